@@ -20,11 +20,12 @@ from transformers.trainer_utils import get_last_checkpoint
 from trl import SFTConfig, SFTTrainer
 
 from rookworld_trl.config import RecipeError, bad_input, parse_recipe
-from rookworld_trl.data.supervised import supervised_rows
+from rookworld_trl.data.supervised import ROWS_VERSION, supervised_rows
 from rookworld_trl.modeling.loading import load_model, load_tokenizer
-from rookworld_trl.modeling.tokenizer import build_nano_tokenizer
+from rookworld_trl.modeling.tokenizer import MEN, SQUARES, build_nano_tokenizer, square_token
 from rookworld_trl.training.optimizers import MuonFactory
 
+EMBEDDING_STD = 0.05
 LONGEST_POLICY_ROW = 120  # tokens; P: rows of the nano tokenizer have about 90, A: rows about 170
 
 
@@ -34,7 +35,7 @@ class SFTRecipe:
 
     positions: str = "data/positions"
     max_shards: int | None = None
-    environment_share: float = 0.45  # A: rows for each P: row
+    environment_share: float = 1.0  # A: rows for each P: row
     init_from: str | None = None  # a checkpoint to start from; none: a new model of the size below
     n_layer: int = 4
     n_embd: int = 128
@@ -62,7 +63,8 @@ def load_rows(recipe: SFTRecipe, tokenizer: PreTrainedTokenizerFast, seed: int) 
     shards = sorted(directory.glob("positions-*.parquet"))[: recipe.max_shards]
     if not shards:
         raise RecipeError(f"positions: {directory} holds no positions-*.parquet; make some with generate_data.py")
-    digest = hashlib.sha256(f"{seed} {recipe.environment_share} {tokenizer.backend_tokenizer.to_str()}".encode())
+    settings = f"{ROWS_VERSION} {seed} {recipe.environment_share} {tokenizer.backend_tokenizer.to_str()}"
+    digest = hashlib.sha256(settings.encode())
     for shard in shards:
         digest.update(hashlib.sha256(shard.read_bytes()).digest())
     cache = directory / f"rows-{digest.hexdigest()[:16]}"
@@ -99,8 +101,9 @@ def _columns(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
 
 
 def new_model(recipe: SFTRecipe, tokenizer: PreTrainedTokenizerFast) -> GPT2LMHeadModel:
-    """A GPT-2 with small initial weights: 0.5/sqrt(fan_in), the two residual projections a fifth of it, and
-    sinusoidal positions to start from (squares stand at fixed offsets, so offsets should be readable at once)."""
+    """A GPT-2 with small initial weights: 0.5/sqrt(fan_in), the two residual projections a fifth of it; sinusoidal
+    positions to start from (squares stand at fixed offsets, so offsets should be readable at once); and embeddings
+    that start from what a token names: see `_name_embeddings`."""
     model = GPT2LMHeadModel(
         GPT2Config(
             vocab_size=len(tokenizer),
@@ -121,12 +124,28 @@ def new_model(recipe: SFTRecipe, tokenizer: PreTrainedTokenizerFast) -> GPT2LMHe
             if parameter.ndim == 2 and ".h." in name:
                 residual = name.endswith("c_proj.weight")
                 parameter.normal_(0.0, (0.1 if residual else 0.5) / math.sqrt(parameter.shape[0]))
-        model.transformer.wte.weight.normal_(0.0, 0.05)
+        model.transformer.wte.weight.normal_(0.0, EMBEDDING_STD)
+        _name_embeddings(model.transformer.wte.weight, tokenizer.get_vocab())
         position = torch.arange(recipe.n_positions)[:, None]
         rate = torch.exp(torch.arange(0, recipe.n_embd, 2) * (-math.log(10_000.0) / recipe.n_embd))
         waves = torch.cat([torch.sin(position * rate), torch.cos(position * rate)], dim=1)
-        model.transformer.wpe.weight.copy_(0.05 * math.sqrt(2) * waves)
+        model.transformer.wpe.weight.copy_(EMBEDDING_STD * math.sqrt(2) * waves)
     return model
+
+
+def _name_embeddings(embedding: torch.Tensor, vocabulary: dict[str, int]) -> None:
+    """Start the embedding of each square token as the mean direction of its parts: the square and what stands on it,
+    or the square and its place in a move. "⟨e4⟩P", "⟨e4⟩·", " e4" and "e4" have the square in common from the first
+    step, so that looking a square up or copying it is learned once and not for each of 960 tokens."""
+    squares = dict(zip(SQUARES, torch.randn(len(SQUARES), embedding.shape[1]), strict=True))
+    men = dict(zip(MEN, torch.randn(len(MEN), embedding.shape[1]), strict=True))
+    origin, target = torch.randn(2, embedding.shape[1])
+    scale = EMBEDDING_STD / math.sqrt(2)
+    for square, where in squares.items():
+        embedding[vocabulary[f" {square}"]] = scale * (where + origin)
+        embedding[vocabulary[square]] = scale * (where + target)
+        for man, what in men.items():
+            embedding[vocabulary[square_token(square, man)]] = scale * (where + what)
 
 
 def main() -> None:

@@ -12,12 +12,20 @@ from rookworld_trl.data.splits import split_of
 from rookworld_trl.data.strata import illegal_move, rare_move
 from rookworld_trl.tasks import environment, policy, position_key
 
+ROWS_VERSION = 2  # of what `supervised_rows` makes of the same positions; part of the hash of cached rows
+
 
 def policy_completion(moves: list[str], centipawns: list[int]) -> str:
-    """The gold `P:` completion from moves and their values: the five best, best first; equals stay in their order."""
+    """The gold `P:` completion from moves and their values: of the five best, the best first, the others in UCI order.
+
+    The order is one that a small model can follow. In order of value, what comes next hardly depends on what was
+    written before, and the likeliest completion is one move five times; after the best move, each of these is past
+    the one before it.
+    """
     ranked = sorted(zip(moves, centipawns, strict=True), key=lambda pair: -pair[1])[: policy.MAX_CANDIDATES]
-    top = [move for move, _ in ranked]
-    return policy.format_completion(top, [policy.format_eval(cp) for _, cp in ranked], top[0])
+    ranked[1:] = sorted(ranked[1:])
+    candidates = [move for move, _ in ranked]
+    return policy.format_completion(candidates, [policy.format_eval(cp) for _, cp in ranked], candidates[0])
 
 
 def environment_row(
@@ -46,8 +54,8 @@ def supervised_rows(
     shards: Iterable[Path],
     seed: int,
     environment_share: float,
-    illegal_share: float = 0.08,
-    rare_share: float = 0.3,
+    illegal_share: float = 0.12,
+    rare_share: float = 0.35,
 ) -> Iterator[dict[str, str]]:
     """Train-split rows with the columns `prompt` and `completion`, in the order of the shards.
 

@@ -46,7 +46,7 @@ def build_nano_tokenizer() -> PreTrainedTokenizerFast:
     words = [
         *("P: ", "A: ", " M:", " E:", " B:"),
         *("+-1.0", "+0.001", "+0.5", "+1.0", "+0", "+1"),
-        *(_square_token(square, man) for square in SQUARES for man in MEN),
+        *(square_token(square, man) for square in SQUARES for man in MEN),
         *SQUARES,
         *(f" {square}" for square in SQUARES),
         *(" w", " b", " -"),
@@ -94,7 +94,8 @@ def build_nano_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def _square_token(square: str, man: str) -> str:
+def square_token(square: str, man: str) -> str:
+    """The token of what stands on a square, with the slash before it where a rank of the FEN begins."""
     slash = "/" if square[0] == "a" and square != "a8" else ""
     return f"{slash}⟨{square}⟩{man}"
 

@@ -1,11 +1,10 @@
 """GRPO on TRL's trainer, with the numbers checked: every change goes through `super()` at a seam of TRL's.
 
+In three layers, each with one idea: `KLTrainer` (the loss), `RolloutTrainer` (sampling and the gates) and the trainer
+itself (set-up, advantages, monitors, checkpoints).
 `tests/training/test_trl_seams.py` pins each of those seams, so that an upgrade of TRL fails there, by name.
 """
 
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,30 +14,25 @@ from torch import nn
 from torch.optim import Optimizer
 from transformers import PreTrainedModel
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
-from trl import GRPOTrainer
 
 from rookworld_trl.modeling.positions import install_position_hook
-from rookworld_trl.modeling.rollout import rollout
-from rookworld_trl.training import gates, kl, learning
 from rookworld_trl.training.advantages import Baseline, combine_rewards, scale_advantages, useful_share
 from rookworld_trl.training.config import RookWorldGRPOConfig
 from rookworld_trl.training.monitor import HealthMonitor, TruthProbe, truth_rows
 from rookworld_trl.training.preparation import (
-    check_context,
     check_tokenizer,
     check_weights,
-    choose_rollout_backend,
     reference_from,
     widen_to_float32,
 )
+from rookworld_trl.training.rollout_trainer import RolloutTrainer
 from rookworld_trl.training.schedules import advanced_scheduler
 from rookworld_trl.training.state import Stateful, load_state, save_state
-from rookworld_trl.training.stops import KLStop, StopCallback
 from rookworld_trl.training.throughput import Throughput, peak_flops
 from rookworld_trl.training.value import ValueHead
 
 
-class RookWorldGRPOTrainer(GRPOTrainer):
+class RookWorldGRPOTrainer(RolloutTrainer):
     """TRL's `GRPOTrainer`, made right for left-padded GPT-2 and refusing to train on wrong numbers.
 
     * position ids follow the attention mask, in policy and reference;
@@ -58,8 +52,6 @@ class RookWorldGRPOTrainer(GRPOTrainer):
     """
 
     args: RookWorldGRPOConfig
-    beta: float
-    _buffered_inputs: Any
     lr_scheduler: Any
 
     def __init__(
@@ -84,29 +76,13 @@ class RookWorldGRPOTrainer(GRPOTrainer):
             if each is not None:
                 install_position_hook(each)
                 check_weights(each)
-        self.rollout_backend = choose_rollout_backend(args, self.model, self.eos_token_ids)
-        self._gates_pending = True
-        self._sampled: gates.Sampled | None = None  # the last batch as it was sampled, for the gates
-        self._loss_logps: list[torch.Tensor] | None = None  # collects the loss's own forward pass while it runs
-        self.share_prefixes = learning.can_share(self.model, args, self.accelerator)
-        self._kl_meter = kl.KLMeter()
-        self.kl_controller = kl.KLController(**args.kl_controller_options())
-        self.reference_reset = kl.ReferenceReset(args.reference_reset_steps, args.reference_reset_stall)
-        self._reference_was_reset = False
         self.baseline = Baseline(args.advantage_baseline, args.baseline_decay)
         self.value_head: ValueHead | None = None
         if args.use_gae:
             width = self.model.config.hidden_size
             options = (args.value_hidden_size, args.value_learning_rate, args.value_epochs, args.seed)
             self.value_head = ValueHead(width, *options, device=self.accelerator.device)
-        self.kl_stop = KLStop(args.kl_stop_threshold)
-        self.add_callback(StopCallback(self.kl_stop))
         self._add_monitors()
-        if self.ref_model is None and (self.reference_reset.every or self.reference_reset.stall_window):
-            raise ValueError(
-                "`reference_reset_steps` and `reference_reset_stall` replace a reference model, but adapters have "
-                "none: their reference is the base model. Set both to 0, or train without adapters"
-            )
 
     def _add_monitors(self) -> None:
         """Throughput, the truth's log-prob and health bands; they record into the same metrics as TRL."""
@@ -126,91 +102,16 @@ class RookWorldGRPOTrainer(GRPOTrainer):
         for callback in (self.throughput, self.truth_probe, self.health):
             self.add_callback(callback)
 
-    @property
-    def _mode(self) -> str:
-        """The key of TRL's metrics: it tells training from evaluation by the model's mode."""
-        return "train" if self.model.training else "eval"
-
-    # Sampling
-
-    def _generate_single_turn(
-        self,
-        prompt_ids: list[list[int]],
-        images: Any,
-        multimodal_fields: dict[str, Any],
-        num_generations: int,
-        has_tool_images: bool = False,
-    ) -> tuple[list[list[int]], list[list[float]] | None]:
-        """Sample one completion for each prompt (TRL has repeated them already) with the chosen backend."""
-        check_context(self.model.config, max(map(len, prompt_ids)), self.max_completion_length)
-        started = time.perf_counter()
-        if self.rollout_backend == "native":
-            completion_ids, logps = self._native_rollout(prompt_ids)
-            recorded: list[Any] = list(logps)
-        else:
-            recording = self._gates_pending and self._mode == "train" and not self.use_vllm
-            with gates.record_generate(self.model) if recording else nullcontext() as logps_of:
-                completion_ids, logps = super()._generate_single_turn(
-                    prompt_ids, images, multimodal_fields, num_generations, has_tool_images
-                )
-            recorded = logps_of(completion_ids, self.temperature) if logps_of else list(logps or [])
-        if self._gates_pending:
-            recorded += [None] * (len(completion_ids) - len(recorded))
-            self._sampled = gates.Sampled(prompt_ids, completion_ids, recorded)
-        seconds = time.perf_counter() - started
-        self._metrics[self._mode]["rollout/seconds_per_sample"].append(seconds / len(completion_ids))
-        return completion_ids, logps
-
-    def _native_rollout(self, prompt_ids: list[list[int]]) -> tuple[list[list[int]], list[list[float]]]:
-        """Decode with this package's GPT-2, which prefills equal prompts once and numbers their samples through.
-
-        The seed comes from torch's generator, which TRL seeds for each process and checkpoints keep.
-        """
-        with self.accelerator.autocast():  # the precision that the loss scores in
-            result = rollout(
-                self.accelerator.unwrap_model(self.model_wrapped),
-                prompt_ids,
-                max_new_tokens=self.max_completion_length,
-                eos_token_id=self.eos_token_ids[0],
-                temperature=self.temperature,
-                seed=int(torch.randint(2**31 - 1, ())),
-            )
-        return result.completion_ids, result.logps
+    # Advantages
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        """A new generation batch; the reference may be renewed before it, the gates look at the first one."""
-        training = self.model.training
-        if training and self.reference_reset.due:
-            self._reset_reference()
+        """A new generation batch, with the advantages of the baseline or value head in place of TRL's."""
         batch = super()._generate_and_score_completions(inputs)
-        if training:
+        if self.model.training:
             self.throughput.sampled(batch, self.num_generations)
-        if training and (self.value_head is not None or self.baseline.kind != "group_mean"):
-            batch["advantages"] = self._advantages(inputs, batch)
-        if self._gates_pending and training:
-            self._check_gates(batch)
-            self._gates_pending, self._sampled = False, None
+            if self.value_head is not None or self.baseline.kind != "group_mean":
+                batch["advantages"] = self._advantages(inputs, batch)
         return batch
-
-    def _check_gates(self, batch: dict[str, Any]) -> None:
-        """Measure every gate on the first batch; all processes decide alike, so none waits for another that raised."""
-
-        def score(model: nn.Module, ids: torch.Tensor, mask: torch.Tensor, keep: int) -> torch.Tensor:
-            return self._get_per_token_logps_and_entropies(model, ids, mask, keep)[0]
-
-        bounds = gates.Bounds.for_precision(mixed=self.accelerator.mixed_precision != "no")
-        mask = batch["completion_mask"] * batch.get("tool_mask", 1)
-        results = [gates.padding_gate(score, self.model, batch, self.temperature, bounds)]
-        with torch.no_grad():
-            logps = gates.loss_logps(score, self.model, batch, self.args.per_device_train_batch_size)
-        if "ref_per_token_logps" in batch and self.state.global_step == 0:
-            results.append(gates.reference_gate(logps, batch["ref_per_token_logps"], mask, bounds))
-        if self._sampled is not None and self.rollout_func is None and not self.tools:
-            results.append(gates.sampled_ids_gate(self._sampled, batch))
-            results.append(gates.sampler_gate(self._sampled, logps, mask, bounds))
-        gates.enforce(gates.worst_of_all(results, self.accelerator))
-
-    # Advantages
 
     def _calculate_rewards(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Keep the rewards (N, functions) of all processes for the baselines."""
@@ -238,122 +139,6 @@ class RookWorldGRPOTrainer(GRPOTrainer):
         advantages = scale_advantages(advantages, rewards, self.num_generations, self.args.scale_rewards)
         self._logs["advantages"].extend(advantages.tolist())  # pushes out TRL's, which are as many
         return advantages[mine]
-
-    def _hidden_states(self, model: nn.Module, batch: dict[str, Any]) -> torch.Tensor:
-        """Last hidden states (B, C, H) that predict the completion's tokens."""
-        ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
-        mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)
-        keep = batch["completion_ids"].shape[1]
-        with kl.capture_hidden(model) as states:
-            rows = self.args.per_device_train_batch_size
-            super()._get_per_token_logps_and_entropies(model, ids, mask, keep, batch_size=rows)
-        return torch.cat(states)[:, -keep - 1 : -1]
-
-    # Loss and KL
-
-    def _prepare_inputs(self, generation_batch: Any) -> Any:
-        """Once TRL has dealt a new generation batch to its micro-batches, bring the rows of each group together."""
-        dealt = self._buffered_inputs
-        inputs = super()._prepare_inputs(generation_batch)
-        if not self.share_prefixes or self._buffered_inputs is dealt:
-            return inputs
-        self._buffered_inputs = learning.regroup(self._buffered_inputs, self.args)
-        return self._buffered_inputs[self._step % self.args.steps_per_generation]
-
-    def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> Any:
-        if self.share_prefixes:
-            with self.accelerator.autocast():
-                result: Any = learning.score(self.temperature, *args, **kwargs)
-        else:
-            result = super()._get_per_token_logps_and_entropies(*args, **kwargs)
-        if self._loss_logps is not None:
-            self._loss_logps.append(result[0])
-        return result
-
-    def _compute_loss(self, model: nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
-        """TRL's loss without its KL term, plus ours at the coefficient in force.
-
-        TRL loads a reference and scores it only while `self.beta` is not 0, and reads `self.beta` again in the loss;
-        so it is 0 for the length of this call alone.
-        """
-        if self.model.training:
-            self.throughput.trained(inputs)
-        if self.beta == 0:
-            return super()._compute_loss(model, inputs)
-        exact = self.args.kl_estimator == "exact"
-        beta, self.beta, self._loss_logps = self.beta, 0.0, []
-        try:
-            capture: Any = kl.capture_hidden(self.model) if exact else nullcontext([])
-            with capture as hidden:
-                loss = super()._compute_loss(model, inputs)
-            logps = self._loss_logps[0]
-        finally:
-            self.beta, self._loss_logps = beta, None
-        mask = inputs["completion_mask"] * inputs.get("tool_mask", 1)
-        if exact:
-            keep = inputs["completion_ids"].shape[1]
-            per_token_kl = self._exact_kl(hidden[0][:, -keep - 1 : -1], inputs, mask)
-        else:
-            options = (self.args.kl_type, self.args.kl_estimator, self.args.use_bias_correction_kl)
-            per_token_kl = kl.estimate_kl(logps, inputs["ref_per_token_logps"], *options)
-        if self.args.use_bias_correction_kl and "old_per_token_logps" in inputs:
-            per_token_kl = per_token_kl * (logps.detach() - inputs["old_per_token_logps"]).exp()
-        self._kl_meter.add(per_token_kl, (logps - inputs["ref_per_token_logps"]), mask)
-        accumulation = self.current_gradient_accumulation_steps if self.model.training else 1
-        tokens = inputs["num_items_in_batch"].clamp(min=1) / self.accelerator.num_processes
-        if self.model.training:  # `num_items_in_batch` counts the generation batch; an update sees a part of it
-            tokens = tokens * accumulation / self.args.steps_per_generation
-        penalty = kl.aggregate(per_token_kl, mask, self.loss_type, self.max_completion_length, accumulation, tokens)
-        loss = loss + self.kl_controller.coefficient * penalty
-        if self.accelerator.sync_gradients:
-            self._finish_kl_step()
-        return loss
-
-    def _exact_kl(self, hidden: torch.Tensor, inputs: dict[str, Any], mask: torch.Tensor) -> torch.Tensor:
-        """KL (B, C) over the whole vocabulary, from the loss's hidden states and one more pass of the reference."""
-        with torch.no_grad(), self._reference() as reference:
-            ref_hidden = self._hidden_states(reference, inputs)
-        return kl.exact_kl(
-            hidden,
-            self.accelerator.unwrap_model(self.model).get_output_embeddings(),
-            ref_hidden,
-            self.accelerator.unwrap_model(reference).get_output_embeddings(),
-            mask,
-            self.args.kl_type,
-            self.temperature,
-        )
-
-    @contextmanager
-    def _reference(self) -> Iterator[nn.Module]:
-        """The reference model; with adapters, the policy while they are switched off."""
-        if self.ref_model is not None:
-            yield self.ref_model
-        else:
-            with self.accelerator.unwrap_model(self.model).disable_adapter():
-                yield self.model
-
-    def _finish_kl_step(self) -> None:
-        """After the last micro-batch: reduce over processes, log, adapt the coefficient, judge the stop."""
-        mean, sequences = self._kl_meter.reduce(self.accelerator)
-        metrics = self._metrics[self._mode]
-        metrics["kl"].append(mean)
-        metrics["kl/sequence_mean"].append(sequences.mean().item())
-        if not self.model.training:
-            return
-        metrics["kl/coefficient"].append(self.kl_controller.coefficient)
-        metrics["kl/sequence_p95"].append(self.kl_stop.observe(sequences)[1])
-        self.kl_controller.update(mean, len(sequences))
-        self.reference_reset.observe(mean)
-
-    def _reset_reference(self) -> None:
-        """Make the current policy the reference and, as ProRL does, let the optimizer forget the old one's pull."""
-        policy = self.accelerator.unwrap_model(self.model)
-        self.accelerator.unwrap_model(self.ref_model).load_state_dict(policy.state_dict())
-        if self.args.reference_reset_optimizer:
-            self.optimizer.state.clear()
-        self.reference_reset.done()
-        self._reference_was_reset = True
-        self.state.log_history.append({"step": self.state.global_step, "reference_reset": True})
 
     # Schedule and checkpoints
 

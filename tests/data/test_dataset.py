@@ -54,7 +54,7 @@ def test_held_out_rows_belong_to_their_split_by_hash(shipped):
             assert split_of(fen) == split
 
 
-def test_every_legal_move_has_a_value_and_the_target_lists_the_best(shipped):
+def test_every_legal_move_has_a_value_and_the_target_lists_the_five_best(shipped):
     for row in shipped["test"]:
         if row["task"] == "environment":
             assert row["legal_moves"] == row["legal_cp"] == []
@@ -65,7 +65,15 @@ def test_every_legal_move_has_a_value_and_the_target_lists_the_best(shipped):
         target = policy.parse(row["target"])
         assert len(target.moves) == min(5, len(values)) == len(set(target.moves))
         assert values[target.best] == max(values.values())
-        assert [values[move] for move in target.moves] == sorted(values.values(), reverse=True)[: len(target.moves)]
+        assert (
+            sorted((values[move] for move in target.moves), reverse=True)
+            == (sorted(values.values(), reverse=True)[: len(target.moves)])
+        )
+        assert target.moves[0] == target.best
+        assert list(target.moves[1:]) == sorted(target.moves[1:])
+        assert list(target.evals) == [
+            policy.parse(f" M: a1a2 E: {policy.format_eval(values[move])} B: a1a2").evals[0] for move in target.moves
+        ]
 
 
 def test_every_stratum_and_both_colours_are_there(shipped):

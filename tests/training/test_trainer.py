@@ -116,7 +116,7 @@ def test_native_rollout_gets_the_trainers_settings(make_trainer: Make, monkeypat
         rows = range(len(prompt_ids))
         return SimpleNamespace(completion_ids=[[row] for row in rows], logps=[[-float(row)] for row in rows])
 
-    monkeypatch.setattr("rookworld_trl.training.trainer.rollout", rollout)
+    monkeypatch.setattr("rookworld_trl.training.rollout_trainer.rollout", rollout)
     trainer = make_trainer(rollout_backend="native", temperature=0.7)
     prompts = [[3, 4]] * 4 + [[5]] * 4
     completions, logps = trainer._generate_single_turn(prompts, None, {}, 4)
