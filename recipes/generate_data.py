@@ -3,17 +3,27 @@
     python recipes/generate_data.py positions --output data/positions --shards 160 --openings openings.tsv
     python recipes/generate_data.py dataset --positions data/positions --output rookworld_trl/assets/data
 
-Deterministic from --seed, game by game; run the same command again to resume. Needs Stockfish.
+Deterministic from --seed, game by game; run the same command again to resume. Needs Stockfish. On a cluster the same
+shards are written by datatrove (extra `scale`), here by 64 tasks of a Slurm array job:
+
+    python recipes/generate_data.py positions --output /shared/positions --shards 100000 \\
+        --executor slurm --tasks 64 --partition cpu --time 12:00:00
 """
 
 import argparse
 import os
 import sys
+from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
 
-from rookworld_trl.data.generation import GameSettings, generate_positions
+from rookworld_trl.data.generation import (
+    GameSettings,
+    generate_positions,
+    missing_shards,
+    write_shards_of_rank,
+)
 from rookworld_trl.data.shipping import POLICY_ROWS, build_shipped, counts
 
 
@@ -22,12 +32,37 @@ def positions(args: argparse.Namespace) -> None:
         seed=args.seed, nodes=args.nodes, games_per_shard=args.games_per_shard, openings=args.openings
     )
     shards = range(args.first_shard, args.first_shard + args.shards)
+    if args.executor != "processes":
+        return positions_by_datatrove(args, shards, settings)
     total = 0
     with tqdm(total=args.shards, unit="shard") as bar:
         for _, rows in generate_positions(args.output, shards, settings, args.workers, args.engine):
             total += rows
             bar.update()
             bar.set_postfix(positions=total)
+
+
+def positions_by_datatrove(args: argparse.Namespace, shards: range, settings: GameSettings) -> None:
+    """The missing shards as a datatrove pipeline: on this machine, or as a Slurm array job."""
+    try:
+        from datatrove.executor import LocalPipelineExecutor, SlurmPipelineExecutor
+    except ImportError as error:
+        raise ValueError(f"--executor {args.executor} needs datatrove: pip install 'rookworld-trl[scale]'") from error
+    output = args.output.resolve()
+    missing = missing_shards(output, shards, settings)
+    if not missing:
+        return
+    step = partial(write_shards_of_rank, shards=missing, directory=output, settings=settings, engine_path=args.engine)
+    tasks = min(args.tasks or args.workers, len(missing))
+    # What is done is told by the shards, not by datatrove's marks.
+    common = {"pipeline": [step], "tasks": tasks, "logging_dir": str(output / "logs"), "skip_completed": False}
+    if args.executor == "datatrove":
+        LocalPipelineExecutor(**common, workers=args.workers).run()
+    else:
+        if not args.partition:
+            raise ValueError("--partition: give the Slurm partition that --executor slurm submits to")
+        slurm = {"time": args.time, "partition": args.partition, "job_name": "positions", "venv_path": sys.prefix}
+        SlurmPipelineExecutor(**common, **slurm).run()
 
 
 def dataset(args: argparse.Namespace) -> None:
@@ -53,6 +88,11 @@ def main() -> None:
     play.add_argument("--nodes", type=int, default=1000, help="engine nodes a position")
     play.add_argument("--openings", help="TSV of opening lines (lichess-org/chess-openings); none: random openings")
     play.add_argument("--workers", type=int, default=os.cpu_count())
+    executors = ("processes", "datatrove", "slurm")
+    play.add_argument("--executor", choices=executors, default="processes", help="who runs the workers")
+    play.add_argument("--tasks", type=int, help="tasks of datatrove and slurm; default: --workers")
+    play.add_argument("--partition", help="of slurm")
+    play.add_argument("--time", default="12:00:00", help="limit of a slurm task")
     play.add_argument("--engine", help="path of the engine; default: Stockfish on PATH")
     build = commands.add_parser("dataset", help="the data set for GRPO and evaluation, every legal move valued")
     build.set_defaults(run=dataset)

@@ -160,10 +160,8 @@ def shard_path(directory: Path, shard: int) -> Path:
     return directory / f"positions-{shard:05d}.parquet"
 
 
-def generate_positions(
-    directory: Path, shards: range, settings: GameSettings, workers: int, engine_path: str | None = None
-) -> Iterator[tuple[int, int]]:
-    """Write the missing shards in parallel and yield `(shard, positions)` as they finish; run again to resume.
+def missing_shards(directory: Path, shards: range, settings: GameSettings) -> list[int]:
+    """The shards still to be written; makes the directory and its `settings.json`.
 
     Raises:
         ValueError: the directory holds shards that were made with other settings.
@@ -174,8 +172,38 @@ def generate_positions(
     if stamp.exists() and stamp.read_text() != described:
         raise ValueError(f"{stamp} was made with other settings; choose another directory or the same settings")
     stamp.write_text(described)
-    missing = [shard for shard in shards if not shard_path(directory, shard).exists()]
+    return [shard for shard in shards if not shard_path(directory, shard).exists()]
+
+
+def generate_positions(
+    directory: Path, shards: range, settings: GameSettings, workers: int, engine_path: str | None = None
+) -> Iterator[tuple[int, int]]:
+    """Write the missing shards in parallel and yield `(shard, positions)` as they finish; run again to resume.
+
+    Raises:
+        ValueError: the directory holds shards that were made with other settings.
+    """
+    missing = missing_shards(directory, shards, settings)
     with ProcessPoolExecutor(max_workers=workers) as pool:
         jobs = {pool.submit(write_shard, shard, directory, settings, engine_path): shard for shard in missing}
         for job in as_completed(jobs):
             yield jobs[job], job.result()
+
+
+def write_shards_of_rank(
+    data: Any,
+    rank: int = 0,
+    world_size: int = 1,
+    *,
+    shards: Sequence[int],
+    directory: Path,
+    settings: GameSettings,
+    engine_path: str | None,
+) -> None:
+    """One task of `world_size` in a datatrove pipeline: every `world_size`-th shard that is not there yet.
+
+    `data` is what the step before yields in a pipeline; there is none.
+    """
+    for shard in shards[rank::world_size]:
+        if not shard_path(directory, shard).exists():
+            write_shard(shard, directory, settings, engine_path)
