@@ -24,7 +24,7 @@ from rookworld_trl import rewards
 from rookworld_trl.config import bad_input, blame, parse_recipe
 from rookworld_trl.data import load_shipped
 from rookworld_trl.data.mixing import mix
-from rookworld_trl.data.sources import check_lengths, first_of_each, load_prompts, without
+from rookworld_trl.data.sources import DataOptions, check_lengths, first_of_each, load_prompts, without
 from rookworld_trl.evaluation import Evaluation, compare, comparison_table, evaluate
 from rookworld_trl.modeling.loading import load
 from rookworld_trl.reports import plot_run, read_run
@@ -51,12 +51,12 @@ REPORTED = (
 
 
 @dataclass
-class RunConfig:
+class RunConfig(DataOptions):
     """What to train, on which prompts, for how long, and what to measure; the rest is RookWorldGRPOConfig's."""
 
     model: str = "nano"  # comes with the package; or a folder, or owner/name on the Hub
     model_revision: str | None = None
-    dataset: str = "shipped"  # comes with the package; or a .parquet, .jsonl or .csv file, or owner/name on the Hub
+    dataset: str = "shipped"  # with the package; or a .parquet, .jsonl, .csv or .pgn file, or owner/name on the Hub
     dataset_split: str = "train"
     mix_env_ratio: float = 0.2  # share of A: prompts, exactly this in every batch
     reward: Literal["graduated", "continuous"] = "graduated"
@@ -69,7 +69,7 @@ class RunConfig:
 
 def training_prompts(run: RunConfig, args: RookWorldGRPOConfig, held_out: Dataset) -> Dataset:
     """Prompts in the order they are trained on: every generation batch holds exactly `mix_env_ratio` of `A:`."""
-    dataset = load_shipped("train") if run.dataset == "shipped" else load_prompts(run.dataset, run.dataset_split)
+    dataset = load_shipped("train") if run.dataset == "shipped" else load_prompts(run.dataset, run.dataset_split, run)
     dataset, dropped = without(dataset, held_out)
     if dropped:
         print(f"dropped {dropped} training prompts whose positions are held out")

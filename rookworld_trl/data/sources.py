@@ -1,20 +1,29 @@
-"""Prompts from a user's own data set: a Parquet, JSON Lines or CSV file, or a name on the Hub, checked row by row.
+"""Prompts from a user's own data: a Parquet, JSON Lines or CSV file, a PGN file, or a name on the Hub.
 
-Checking costs about 0.1 ms a row, once, before anything trains; a bad row found in hour three costs more.
+Rows with the column `prompt` are checked one by one (about 0.1 ms each, once, before anything trains; a bad row found
+in hour three costs more) and the first bad one is an error. Rows with the column `text`, as `jrahn/rookworld_7m` has
+them, go through `rookworld_trl.data.rookworld`, which leaves bad ones out and counts them.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 import chess
-from datasets import Dataset, Features, List, Value, load_dataset
+from datasets import Dataset, Features, IterableDataset, List, Value, load_dataset
 
+from rookworld_trl.data.pgn import GamesReport, rows_of_games
+from rookworld_trl.data.rookworld import TEXT_COLUMN, BestMove, Illegal, Report, convert_rows, engine_for
+from rookworld_trl.data.splits import positions_of
 from rookworld_trl.data.strata import phase, stratum
-from rookworld_trl.tasks import ParseError, environment, policy, position_key, task_of
+from rookworld_trl.tasks import ParseError, environment, policy, task_of
 from rookworld_trl.tasks.formats import board_from_fen
 
 READERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv"}
+PGN = ".pgn"
+SHUFFLE_BUFFER = 10_000  # rows of a stream held back at a time to be drawn from
 FEATURES = Features(
     {
         "prompt": Value("string"),
@@ -27,16 +36,36 @@ FEATURES = Features(
 )
 
 
-def load_prompts(source: str, split: str = "train") -> Dataset:
+@dataclass
+class DataOptions:
+    """How rows are read and repaired; the defaults fit `jrahn/rookworld_7m`."""
+
+    best_move: BestMove = "evals"  # where `B:` of rows with a `text` column comes from; see data/rookworld.py
+    illegal: Illegal = "fix"  # `A:` rows with a `text` column, an illegal move and the label of a legal one
+    engine_nodes: int = 8000  # per position, where best_move is engine
+    streaming: bool = False  # read a data set of the Hub row by row instead of downloading all of it first
+    max_rows: int | None = None  # rows to read; a stream needs it, and reads them from a shuffled buffer
+
+    def __post_init__(self) -> None:
+        if self.max_rows is not None and self.max_rows < 1:
+            raise ValueError(f"`max_rows` is {self.max_rows}: no rows would be read. Set it to 1 or more, or leave it")
+        if self.streaming and self.max_rows is None:
+            raise ValueError("`streaming` is true, but a stream is read up to `max_rows`: set that, to 100000 say")
+
+
+def load_prompts(source: str, split: str = "train", options: DataOptions | None = None) -> Dataset:
     """Read prompts and check every row.
 
-    Needed are `prompt` and, for `P:` rows, `legal_moves` (every legal move, UCI) and `legal_cp` (the value of each in
-    centipawns, mover's view, mates as +-(10000 - plies)). The rest is filled in where it is missing: `task` and
-    `stratum` from the prompt, `target` of `A:` rows by python-chess.
+    A file or a data set of the Hub with the column `prompt` also needs, for `P:` rows, `legal_moves` (every legal
+    move, UCI) and `legal_cp` (the value of each in centipawns, mover's view, mates as +-(10000 - plies)). The rest is
+    filled in where it is missing: `task` and `stratum` from the prompt, `target` of `A:` rows by python-chess.
+    With the column `text` instead, rows are taken as `jrahn/rookworld_7m` writes them. A PGN file gives `A:` rows and,
+    with `best_move="engine"`, `P:` rows. What was left out or repaired of these two is printed.
 
     Args:
         source: a file, or a data set's name on the Hub.
         split: of a data set on the Hub; a file is one split.
+        options: defaults: those of `DataOptions`.
 
     Returns:
         A data set with the columns `FEATURES`.
@@ -44,12 +73,37 @@ def load_prompts(source: str, split: str = "train") -> Dataset:
     Raises:
         ValueError: naming source, row and field, and what to do about it.
     """
-    dataset = _read(source, split)
-    if "prompt" not in dataset.column_names:
-        raise ValueError(
-            f"{source}: column 'prompt' is missing (found: {', '.join(dataset.column_names)}). "
-            "Add it, with texts like 'P: <FEN>' or 'A: <FEN>+<move>+<last moves>+'"
-        )
+    options = options or DataOptions()
+    if Path(source).suffix == PGN:
+        rows = _rows_of_pgn(source, options)
+    else:
+        dataset = _read(source, split, options)
+        stream, columns = _columns(dataset)
+        if "prompt" in columns:
+            rows = _checked_rows(source, islice(stream, options.max_rows))
+        elif TEXT_COLUMN in columns:
+            rows = _rows_of_text(source, islice(stream, options.max_rows), options)
+        else:
+            raise ValueError(
+                f"{source}: column 'prompt' is missing (found: {', '.join(columns)}). "
+                "Add it, with texts like 'P: <FEN>' or 'A: <FEN>+<move>+<last moves>+'; or give whole rows in a column "
+                f"'{TEXT_COLUMN}'"
+            )
+    if not rows:
+        raise ValueError(f"{source}: has no rows that can be used. Give a data set with at least one prompt")
+    return Dataset.from_list(rows, features=FEATURES)
+
+
+def _columns(dataset: Dataset | IterableDataset) -> tuple[Iterator[Mapping[str, Any]], list[str]]:
+    """The rows and their columns; a stream knows its columns by its first row only."""
+    rows = iter(dataset)
+    if dataset.column_names is not None:
+        return rows, list(dataset.column_names)
+    first = next(rows, None)
+    return (iter(()), []) if first is None else (chain([first], rows), list(first))
+
+
+def _checked_rows(source: str, dataset: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     rows = []
     for number, row in enumerate(dataset):
         try:
@@ -58,37 +112,62 @@ def load_prompts(source: str, split: str = "train") -> Dataset:
             raise ValueError(f"{source} row {number}, column 'prompt': {error}") from error
         except ValueError as error:
             raise ValueError(f"{source} row {number}, {error}") from error
-    if not rows:
-        raise ValueError(f"{source}: has no rows. Give a data set with at least one prompt")
-    return Dataset.from_list(rows, features=FEATURES)
+    return rows
 
 
-def _read(source: str, split: str) -> Dataset:
+def _rows_of_text(source: str, dataset: Iterable[Mapping[str, Any]], options: DataOptions) -> list[dict[str, Any]]:
+    report = Report()
+    with engine_for(options.best_move, options.engine_nodes) as engine:
+        rows = list(convert_rows(dataset, report, options.best_move, options.illegal, engine))
+    print(f"{source}: {report}")
+    return rows
+
+
+def _rows_of_pgn(source: str, options: DataOptions) -> list[dict[str, Any]]:
+    if not Path(source).is_file():
+        raise ValueError(f"{source}: no such file. Check `dataset`")
+    report = GamesReport()
+    with engine_for(options.best_move, options.engine_nodes) as engine:
+        rows = list(islice(rows_of_games(Path(source), report, engine), options.max_rows))
+    print(f"{source}: {report}")
+    if rows and options.best_move != "engine":
+        print(f"{source}: no P: rows, for games carry no values of moves; `best_move: engine` makes them, by Stockfish")
+    return rows
+
+
+def _read(source: str, split: str, options: DataOptions) -> Dataset | IterableDataset:
     path = Path(source)
     if path.suffix in READERS:
         if not path.is_file():
             raise ValueError(f"{source}: no such file. Check `dataset`")
+        reader, kept = READERS[path.suffix], not options.streaming
         try:
             # No cache outside of memory: a file that changed must be read anew.
-            return load_dataset(READERS[path.suffix], data_files=str(path), split="train", keep_in_memory=True)
+            dataset = load_dataset(
+                reader, data_files=str(path), split="train", keep_in_memory=kept or None, streaming=options.streaming
+            )
         except Exception as error:  # the readers raise a dozen unrelated classes
             reason = str(error.__cause__ or error).strip().splitlines()[0]
-            raise ValueError(
-                f"{source}: cannot be read as {READERS[path.suffix]} ({reason}). Write it again"
-            ) from error
+            raise ValueError(f"{source}: cannot be read as {reader} ({reason}). Write it again") from error
+        return _shuffled(dataset, options)
     if path.exists():
-        raise ValueError(f"{source}: is no data file. Give `dataset` a file ending in {', '.join(READERS)}")
+        raise ValueError(f"{source}: is no data file. Give `dataset` a file ending in {', '.join([*READERS, PGN])}")
     try:
-        return load_dataset(source, split=split)
+        return _shuffled(load_dataset(source, split=split, streaming=options.streaming), options)
     except Exception as error:  # as above, and the Hub's
         reason = str(error).strip().splitlines()[0]
         raise ValueError(
             f"`dataset` is '{source}': neither a file here nor split '{split}' of a data set that the Hub gives "
-            f"({reason}). Check the name, or give a file ending in {', '.join(READERS)}"
+            f"({reason}). Check the name, or give a file ending in {', '.join([*READERS, PGN])}"
         ) from error
 
 
-def _checked(row: dict[str, Any]) -> dict[str, Any]:
+def _shuffled(dataset: Dataset | IterableDataset, options: DataOptions) -> Dataset | IterableDataset:
+    """The first rows of a stream are often all of one kind: draw from a buffer, and from the files in any order."""
+    return dataset.shuffle(seed=0, buffer_size=SHUFFLE_BUFFER) if options.streaming else dataset
+
+
+def _checked(row: Mapping[str, Any]) -> dict[str, Any]:
     """The row with all columns of `FEATURES`.
 
     Raises:
@@ -121,7 +200,7 @@ def _checked(row: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _legal_values(row: dict[str, Any], board: chess.Board) -> tuple[list[str], list[int]]:
+def _legal_values(row: Mapping[str, Any], board: chess.Board) -> tuple[list[str], list[int]]:
     moves, values = row.get("legal_moves"), row.get("legal_cp")
     if not isinstance(moves, list) or not isinstance(values, list):
         name = "legal_cp" if isinstance(moves, list) else "legal_moves"
@@ -153,18 +232,15 @@ def first_of_each(dataset: Dataset, limits: Mapping[str, int | None]) -> Dataset
 
 
 def without(dataset: Dataset, held_out: Dataset) -> tuple[Dataset, int]:
-    """Drop the rows whose position (clocks don't count) is held out.
+    """Drop the rows that show a held-out position (clocks don't count), in their prompt or in their answer.
 
     Returns:
         What is left, and how many rows were dropped.
     """
-    keys = {_position(prompt) for prompt in held_out["prompt"]}
-    kept = [number for number, prompt in enumerate(dataset["prompt"]) if _position(prompt) not in keys]
+    keys = {positions_of(prompt)[0] for prompt in held_out["prompt"]}
+    rows = enumerate(zip(dataset["prompt"], dataset["target"], strict=True))
+    kept = [number for number, (prompt, target) in rows if keys.isdisjoint(positions_of(prompt, target))]
     return dataset.select(kept), len(dataset) - len(kept)
-
-
-def _position(prompt: str) -> str:
-    return position_key(policy.parse_prompt(prompt) if task_of(prompt) == "policy" else prompt[3:].split("+", 1)[0])
 
 
 def check_lengths(dataset: Dataset, tokenizer: Any, context: int, max_completion_length: int) -> None:

@@ -3,7 +3,9 @@
 import hashlib
 from typing import Literal
 
-from rookworld_trl.tasks import position_key
+from datasets import Dataset
+
+from rookworld_trl.tasks import ParseError, environment, policy, position_key, task_of
 
 SplitName = Literal["train", "dev", "test"]
 SPLITS: tuple[SplitName, ...] = ("train", "dev", "test")
@@ -17,3 +19,28 @@ def split_of(fen: str) -> SplitName:
     if permille < HELD_OUT_PERMILLE:
         return "test"
     return "dev" if permille < 2 * HELD_OUT_PERMILLE else "train"
+
+
+def positions_of(prompt: str, target: str | None = None) -> list[str]:
+    """The positions that a row shows, by `position_key`: the prompt's and, for `A:`, the one its target leads to."""
+    if task_of(prompt) == "policy":
+        return [position_key(policy.parse_prompt(prompt))]
+    shown = [position_key(environment.parse_prompt(prompt).fen)]
+    try:
+        after = environment.parse(target or "").fen
+    except ParseError:  # a target of another spelling: nothing to compare
+        return shown
+    return [*shown, position_key(after)]
+
+
+def split_dataset(dataset: Dataset) -> dict[SplitName, Dataset]:
+    """Rows with `prompt` and `target` in three splits of which no two show the same position, clocks aside.
+
+    A row goes where its positions go; an `A:` row whose two positions belong to different splits goes nowhere.
+    """
+    rows: dict[SplitName, list[int]] = {split: [] for split in SPLITS}
+    for number, (prompt, target) in enumerate(zip(dataset["prompt"], dataset["target"], strict=True)):
+        splits = {split_of(position) for position in positions_of(prompt, target)}
+        if len(splits) == 1:
+            rows[splits.pop()].append(number)
+    return {split: dataset.select(numbers) for split, numbers in rows.items()}

@@ -72,8 +72,10 @@ def test_a_bad_row_is_named(jsonl, case):
 
 
 def test_without_the_prompt_column(jsonl):
-    with pytest.raises(ValueError, match=r"column 'prompt' is missing \(found: text\). Add it"):
-        load_prompts(write(jsonl, {"text": "P: x"}))
+    with pytest.raises(
+        ValueError, match=r"column 'prompt' is missing \(found: row\). Add it.*or give whole rows in a column 'text'"
+    ):
+        load_prompts(write(jsonl, {"row": "P: x"}))
 
 
 @pytest.mark.parametrize(
@@ -113,6 +115,12 @@ def test_held_out_positions_are_dropped_whatever_their_clocks_and_task(jsonl, tm
     kept, dropped = without(load_prompts(write(tmp_path / "train.jsonl", ENVIRONMENT, late, elsewhere)), mixed)
     assert dropped == 2
     assert list(kept["prompt"]) == [elsewhere["prompt"]]
+
+
+def test_rows_that_lead_to_a_held_out_position_are_dropped_too(jsonl, tmp_path):
+    after = {"prompt": "A: 8/8/8/8/8/P1k5/8/K7 b - - 3 9+c3b3+c3b3+"}  # where a2a3 leads, other clocks
+    held_out = load_prompts(write(jsonl, after))
+    assert without(load_prompts(write(tmp_path / "train.jsonl", ENVIRONMENT, POLICY)), held_out)[1] == 1
 
 
 def test_prompts_that_leave_no_room_are_named(mixed, tiny_tokenizer):
