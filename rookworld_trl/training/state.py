@@ -1,15 +1,20 @@
-"""The trainer's own state inside a checkpoint: one JSON file, and the reference's weights once they have been reset."""
+"""The trainer's own state inside a checkpoint: JSON for values, safetensors for tensors, nothing that is unpickled."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from safetensors.torch import load_model, save_model
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import nn
 
 STATE_FILE = "rookworld_state.json"
 REFERENCE_FILE = "reference.safetensors"
+
+_TENSOR = "__tensor__"
+_REMEDY = "resume from a checkpoint that this trainer wrote with the same controls switched on"
 
 
 class Stateful(Protocol):
@@ -38,16 +43,78 @@ def load_state(folder: Path, controls: Mapping[str, Stateful], reference: nn.Mod
         ValueError: the file is missing, unreadable, or lacks a control that this run uses.
     """
     path = folder / STATE_FILE
-    remedy = "resume from a checkpoint that this trainer wrote with the same controls switched on"
-    try:
-        states = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path}: cannot be read ({error}); {remedy}") from error
+    states = _read_json(path)
     for name, control in controls.items():
         if name not in states:
-            raise ValueError(f"{path}: field '{name}' is missing; {remedy}")
+            raise ValueError(f"{path}: field '{name}' is missing; {_REMEDY}")
         control.load_state_dict(states[name])
     if reference is None or not (folder / REFERENCE_FILE).exists():
         return False
     load_model(reference, str(folder / REFERENCE_FILE))
     return True
+
+
+def save_tree(folder: Path, name: str, tree: Any, other: Callable[[Any], Any] | None = None) -> None:
+    """Write nested dicts and lists of JSON values and tensors as `<name>.json` and `<name>.safetensors`.
+
+    Keys become strings and tuples lists. Floats come back bit by bit, NaN and Inf too.
+
+    Args:
+        other: turns any other value into one of these, `str` for instance.
+
+    Raises:
+        TypeError: another value, and no `other`.
+    """
+    tensors: dict[str, torch.Tensor] = {}
+
+    def replace(value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            key = str(len(tensors))
+            tensors[key] = value.detach().cpu().contiguous().clone()  # safetensors takes no views of one storage
+            return {_TENSOR: key}
+        if isinstance(value, Mapping):
+            return {str(key): replace(each) for key, each in value.items()}
+        if isinstance(value, list | tuple):
+            return [replace(each) for each in value]
+        if value is None or isinstance(value, str | bool | int | float):
+            return value
+        if other is not None:
+            return replace(other(value))
+        raise TypeError(f"{folder / name}: a {type(value).__name__} has no place in a checkpoint's state")
+
+    text = json.dumps(replace(tree), indent=1)
+    (folder / f"{name}.json").write_text(text + "\n", encoding="utf-8")
+    if tensors:
+        save_file(tensors, str(folder / f"{name}.safetensors"))
+
+
+def load_tree(folder: Path, name: str, device: torch.device | str = "cpu") -> Any:
+    """What `save_tree` wrote, tensors on `device`.
+
+    Raises:
+        ValueError: a file is missing or unreadable.
+    """
+    tree = _read_json(folder / f"{name}.json")
+    path = folder / f"{name}.safetensors"
+    try:
+        tensors = load_file(str(path), device=str(device)) if path.exists() else {}
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{path}: cannot be read ({error}); {_REMEDY}") from error
+
+    def restore(value: Any) -> Any:
+        if isinstance(value, dict):
+            if value.keys() == {_TENSOR}:
+                if value[_TENSOR] not in tensors:
+                    raise ValueError(f"{path}: tensor {value[_TENSOR]} is missing; {_REMEDY}")
+                return tensors[value[_TENSOR]]
+            return {key: restore(each) for key, each in value.items()}
+        return [restore(each) for each in value] if isinstance(value, list) else value
+
+    return restore(tree)
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: cannot be read ({error}); {_REMEDY}") from error

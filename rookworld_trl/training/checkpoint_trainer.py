@@ -1,0 +1,342 @@
+"""The trainer's checkpoints: whole or not there, and resumed exactly, at any step, by the run that wrote them."""
+
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.utils import logging
+from trl.trainer.utils import RepeatSampler
+
+from rookworld_trl.training import checkpoints, identity, resume
+from rookworld_trl.training.checkpoints import CheckpointError, Kind
+from rookworld_trl.training.preemption import Preemption
+from rookworld_trl.training.rollout_trainer import RolloutTrainer
+from rookworld_trl.training.state import Stateful, load_state, load_tree, save_state, save_tree
+
+logger = logging.get_logger(__name__)
+
+EXTRA_FILE = "extra"  # .json, .safetensors: what `save_special` was given
+MAX_FAILED_SAVES = 3
+
+
+class EpochSampler(RepeatSampler):
+    """TRL's sampler, with the shuffle of each epoch drawn from seed and epoch alone.
+
+    TRL's draws on and on from one generator, so a resumed run would see the first epoch's order again. In epoch 0 both
+    give the same order.
+    """
+
+    epoch = 0
+
+    def __iter__(self) -> Iterator[int]:
+        if self.shuffle:
+            self.generator.manual_seed((self.seed or 0) + self.epoch)
+        return super().__iter__()
+
+
+class CheckpointTrainer(RolloutTrainer):
+    """Writes checkpoints by `rookworld_trl.training.checkpoints` and resumes from them bit for bit on the same device.
+
+    Beyond what transformers keeps (weights, optimizer, schedule, generators of each process), a checkpoint holds the
+    place in TRL's generation cycle with its completions, metrics not yet logged, every control, and the run's identity.
+
+    Attributes:
+        identity: id, start and fingerprint of the run.
+        preemption: its `signal` says whether a SIGTERM or SIGINT ended training.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.identity = identity.RunIdentity(run_name=self.args.run_name)
+        self.preemption = Preemption()
+        self._staging: Path | None = None  # stands in for the output folder while a checkpoint is written
+        self._failed_saves = 0
+        self._unproven: list[Path] = []  # regular checkpoints that healthy steps may yet make stable
+        self._restored: dict[str, Any] = {}  # this process's progress, where the loop will not overwrite it
+        self._learning_rate_factor = 1.0  # applied once, when optimizer and schedule have been restored
+        self._epoch_sampler: EpochSampler | None = None
+        self._fingerprint: dict[str, Any] | None = None
+        self.add_callback(_StepEnd(self))
+
+    # Writing
+
+    def _controls(self) -> dict[str, Stateful]:
+        """What carries state from step to step; layers above add theirs."""
+        return {"kl_controller": self.kl_controller, "reference_reset": self.reference_reset}
+
+    def save_special(
+        self, kind: Literal["stable", "recovery", "debug"], extra: Mapping[str, Any] | None = None
+    ) -> Path:
+        """Write the present state as `<kind>-<step>`, outside of the rotation; every process must call this.
+
+        Args:
+            extra: nested dicts and lists of values and tensors, kept beside the state in extra.json and
+                extra.safetensors; of all processes, the first one's.
+
+        Raises:
+            CheckpointError: it could not be written.
+        """
+        folder = self._write(kind, None, extra)
+        if self.args.should_save:
+            limit = self.args.stable_total_limit if kind == "stable" else self.args.debug_total_limit
+            checkpoints.prune(folder.parent, kind, max(1, limit))
+        return folder
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """A regular checkpoint. A full disk costs this one, not the run, unless it fails again and again or at the end.
+
+        Raises:
+            CheckpointError: the last checkpoint of the run, or several in a row, could not be written.
+        """
+        try:
+            folder = self._write("checkpoint", trial)
+        except CheckpointError as error:
+            self._failed_saves += 1
+            if self.control.should_training_stop or self._failed_saves >= MAX_FAILED_SAVES:
+                raise
+            logger.error(f"{error}. Training goes on; {MAX_FAILED_SAVES} failures in a row would end it.")
+            return
+        self._failed_saves = 0
+        self._unproven.append(folder)
+        if self.args.should_save:
+            best = self.state.best_model_checkpoint
+            keep = [*self._unproven[:1], *([Path(best)] if best else [])]
+            checkpoints.prune(folder.parent, "checkpoint", self.args.save_total_limit, keep)
+        if self.args.push_to_hub:
+            super()._push_from_checkpoint(str(folder))
+
+    def _write(self, kind: Kind, trial: Any, extra: Mapping[str, Any] | None = None) -> Path:
+        """Write the present state as `<kind>-<step>` in the output folder."""
+        output_dir = Path(super()._get_output_dir(trial))
+        final = output_dir / f"{kind}-{self.state.global_step}"
+        staging = output_dir / f"{checkpoints.STAGING}{final.name}"
+        folder = staging / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"  # transformers appends this name
+        with self._all_or_none(final):
+            if self.args.should_save:
+                shutil.rmtree(staging, ignore_errors=True)
+                staging.mkdir(parents=True)
+        try:
+            with self._all_or_none(final):
+                self._staging = staging
+                super()._save_checkpoint(self.model, trial)
+                self._staging = None
+                self._save_own_state(folder, staging, extra)
+            with self._all_or_none(final):
+                if self.args.should_save:
+                    checkpoints.commit(folder, final)
+        finally:
+            self._staging = None
+            if self.args.should_save:
+                shutil.rmtree(staging, ignore_errors=True)
+        return final
+
+    @contextmanager
+    def _all_or_none(self, final: Path) -> Iterator[None]:
+        """Run the block in every process, wait for all, and fail in all if it failed in one.
+
+        Raises:
+            CheckpointError: with the cause where it happened.
+        """
+        cause: Exception | None = None
+        try:
+            yield
+        except (OSError, RuntimeError, ValueError, TypeError, SafetensorError) as error:
+            cause = error
+        if self._any(cause is not None):
+            raise CheckpointError(
+                f"{final} could not be written: {cause or 'another process failed'}; earlier checkpoints are "
+                "untouched. Make room, or make `output_dir` writable"
+            ) from cause
+
+    def _any(self, flag: bool) -> bool:
+        """Whether the flag is set in any process; waits for all of them."""
+        if self.accelerator.num_processes == 1:
+            return flag
+        total = self.accelerator.reduce(torch.tensor(float(flag), device=self.accelerator.device), reduction="sum")
+        return total.item() > 0
+
+    def _get_output_dir(self, trial: Any = None) -> str:
+        return super()._get_output_dir(trial) if self._staging is None else str(self._staging)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Not while staging: the upload would outlive the folder's name. `_save_checkpoint` asks again afterwards."""
+
+    def _save_own_state(self, folder: Path, staging: Path, extra: Mapping[str, Any] | None) -> None:
+        save_tree(folder, f"progress_{self.args.process_index}", self._progress())
+        if not self.args.should_save:
+            return
+        reference = self.accelerator.unwrap_model(self.ref_model) if self._reference_was_reset else None
+        save_state(folder, self._controls(), reference)
+        save_tree(folder, resume.RUN_FILE, self.identity.state_dict())
+        if extra is not None:
+            save_tree(folder, EXTRA_FILE, dict(extra), other=str)
+        best = self.state.best_model_checkpoint
+        if best is not None and Path(best).is_relative_to(staging):  # this one: name the place it is going to
+            self.state.best_model_checkpoint = str(staging.parent / Path(best).name)
+            self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
+        # A pickle of arbitrary objects that nobody needs: the arguments are in run.json.
+        (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)
+
+    def _progress(self) -> dict[str, Any]:
+        """Where this process stands between two steps, and in TRL's generation cycle."""
+        cycle = self.args.steps_per_generation * self.num_iterations
+        loss = getattr(self, "_tr_loss", None)  # since the last log; neither exists before training starts
+        return {
+            "step": self._step,
+            "buffered_inputs": self._buffered_inputs if self._step % cycle else None,
+            "metrics": dict(self._metrics["train"]),
+            "entropy_window_stats": self._entropy_window_stats,
+            "loss_since_log": loss,
+            "last_logged_step": getattr(self, "_globalstep_last_logged", 0),
+            "logs": {
+                "rows": {name: list(self._logs[name]) for name in ("prompt", "completion", "advantages")},
+                "rewards": {name: list(values) for name, values in self._logs["rewards"].items()},
+                "extra": {name: list(values) for name, values in self._logs["extra"].items()},
+            }
+            if self.log_completions
+            else None,
+        }
+
+    # Resuming
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Train from the beginning, from a checkpoint, or (True) from the newest in `output_dir` that verifies.
+
+        A run that had reached its last step takes none. Checkpoints of `output_dir` that the start leaves behind are
+        renamed to `superseded-...`.
+
+        Raises:
+            ResumeError: the checkpoint does not verify, or belongs to a run with other settings.
+        """
+        start = resume.on_main_process(
+            self.accelerator.is_main_process, lambda: self._choose_start(resume_from_checkpoint)
+        )
+        checkpoint, state, self._learning_rate_factor = start
+        self.identity = identity.RunIdentity.from_state(state)
+        self._unproven = [] if checkpoint is None else [checkpoint]
+        os.environ.setdefault("WANDB_RUN_ID", self.identity.run_id)  # one curve in the tracker, restarts included
+        os.environ.setdefault("WANDB_RESUME", "allow")
+        with self.preemption.watching():
+            return super().train(None if checkpoint is None else str(checkpoint), *args, **kwargs)
+
+    def _choose_start(self, wanted: str | bool | None) -> tuple[Path | None, dict[str, Any], float]:
+        """Checkpoint, identity and learning rate factor of the start; in the main process alone."""
+        output_dir = Path(self.args.output_dir)
+        checkpoint = checkpoints.newest_valid(output_dir) if wanted is True else Path(wanted) if wanted else None
+        if wanted is True and checkpoint is None:
+            raise resume.ResumeError(f"{output_dir} holds no checkpoint that verifies; train without one")
+        if self._fingerprint is None:  # of the reference as it is before training
+            reference = None if self.ref_model is None else self.accelerator.unwrap_model(self.ref_model)
+            parts = (self.args, self.train_dataset, reference, self.reward_func_names)
+            self._fingerprint = identity.fingerprint(*parts, self.accelerator.num_processes)
+        if checkpoint is None:
+            self.identity = identity.RunIdentity(run_name=self.args.run_name, fingerprint=self._fingerprint)
+            factor = 1.0
+        else:
+            resume.check_whole(checkpoint)
+            self.identity, factor = resume.admit(checkpoint, self._fingerprint, self.args.recovery_mode)
+        resume.set_aside_others(output_dir, checkpoint)
+        return checkpoint, self.identity.state_dict(), factor
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """Everything that a checkpoint holds but weights and generators, which transformers restores by itself."""
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is None:
+            return
+        folder = Path(checkpoint)
+        reference = None if self.ref_model is None else self.accelerator.unwrap_model(self.ref_model)
+        self._reference_was_reset = load_state(folder, self._controls(), reference)
+        progress = load_tree(folder, f"progress_{self.args.process_index}", self.accelerator.device)
+        self._step, self._buffered_inputs = progress["step"], progress["buffered_inputs"]
+        self._entropy_window_stats = progress["entropy_window_stats"]
+        self._metrics["train"].clear()
+        self._metrics["train"].update(progress["metrics"])
+        if progress["logs"] is not None and self.log_completions:
+            for name, values in progress["logs"]["rows"].items():
+                self._logs[name].extend(values)
+            for part in ("rewards", "extra"):
+                for name, values in progress["logs"][part].items():
+                    self._logs[part][name].extend(values)
+        self._restored = progress
+        resume.scale_learning_rate(self.optimizer, self.lr_scheduler, self._learning_rate_factor)
+        if self.args.recovery_mode:
+            resume.tighten_kl(self.kl_controller, self.args.beta_max)
+        self.kl_controller.target = self.args.kl_target * resume.RECOVERY_KL_TARGET**self.identity.recoveries
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """Raises:
+        ResumeError: the checkpoint's weights are not this model's. transformers would only warn.
+        """
+        state = self.model.state_dict()
+        loaded = {tensor.data_ptr() for name, tensor in state.items() if name not in load_result.missing_keys}
+        missing = [name for name in load_result.missing_keys if state[name].data_ptr() not in loaded]  # not tied to one
+        if missing or load_result.unexpected_keys:
+            raise resume.ResumeError(
+                f"the checkpoint's weights are another model's: missing {missing}, unexpected "
+                f"{list(load_result.unexpected_keys)}; resume with the `model` that the run started from"
+            )
+
+    def _get_train_sampler(self, dataset: Any = None) -> Any:
+        sampler = super()._get_train_sampler(dataset)
+        if type(sampler) is not RepeatSampler:
+            return sampler
+        names = ("data_source", "mini_repeat_count", "batch_size", "repeat_count", "shuffle", "seed")
+        self._epoch_sampler = EpochSampler(**{name: getattr(sampler, name) for name in names})
+        return self._epoch_sampler
+
+    def _run_epoch(self, **kwargs: Any) -> None:
+        """One epoch, of a finished run none, after what the loop's own preparation has overwritten is put back."""
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return
+        if self._restored:
+            if self._restored["loss_since_log"] is not None:
+                self._tr_loss = self._restored["loss_since_log"]
+                self._globalstep_last_logged = self._restored["last_logged_step"]
+            self.state.compute_steps(self.args, self.state.max_steps)  # the intervals asked for now, not then
+            self._restored = {}
+        if self._epoch_sampler is not None:
+            self._epoch_sampler.epoch = kwargs["epoch"]
+        super()._run_epoch(**kwargs)
+
+    # At the end of each step
+
+    def _promote(self) -> None:
+        """Make the newest checkpoint stable that enough healthy steps have followed."""
+        healthy, step = getattr(self, "healthy_steps", 0), self.state.global_step
+        after = self.args.stable_after_steps
+        proven = [f for f in self._unproven if after <= step - checkpoints.step_of(f) <= healthy]
+        if not proven or not after:
+            return
+        self._unproven = self._unproven[self._unproven.index(proven[-1]) + 1 :]
+        if self.args.should_save and proven[-1].name.startswith("checkpoint-"):
+            try:
+                checkpoints.promote(proven[-1], self.args.stable_total_limit)
+            except (CheckpointError, OSError) as error:
+                logger.error(f"{proven[-1]} is not made stable: {error}")
+
+
+class _StepEnd(TrainerCallback):
+    """Promotes stable checkpoints, and turns a signal to any process into a checkpoint and the end of training."""
+
+    def __init__(self, trainer: CheckpointTrainer):
+        self.trainer = trainer
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> TrainerControl:
+        trainer = self.trainer
+        trainer._promote()
+        if trainer._any(bool(trainer.preemption.signal)):
+            trainer.preemption.signal = trainer.preemption.signal or "a signal to another process"
+            logger.warning(f"stopping at step {state.global_step}: {trainer.preemption.signal}")
+            control.should_save = control.should_training_stop = True
+        return control

@@ -1,0 +1,112 @@
+"""What makes a run this run: an id, a start, and a fingerprint that a resumed run is held against, field by field.
+
+A changed field is one of three things. Free: it does not touch what is learned (`logging_steps`, `output_dir`).
+Applied: it takes effect from the resumed step on, and that is logged (`learning_rate`, `max_steps`). Everything else
+is refused: the result would be neither the old run nor a new one.
+"""
+
+import hashlib
+import json
+import uuid
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import nn
+
+# Patterns of argument names.
+FREE = (
+    *("output_dir", "run_name", "project", "report_to", "disable_tqdm", "resume_from_checkpoint", "auto_resume"),
+    *("recovery_mode", "logging_*", "log_*", "save_*", "eval_*", "do_*", "hub_*", "push_to_hub*", "trackio*", "ddp_*"),
+    *("dataloader_*", "health_bands", "peak_tflops", "local_rank", "stable_*", "debug_*", "skip_memory_metrics"),
+    *("include_*", "num_completions_to_print", "restore_callback_states_from_checkpoint", "enable_jit_checkpoint"),
+)
+APPLIED = (
+    *("learning_rate", "max_steps", "num_train_epochs", "kl_stop_threshold", "kl_target", "kl_factor", "kl_horizon"),
+    *("kl_interval", "beta_min", "beta_max", "max_grad_norm", "recovery_*"),
+)
+
+
+@dataclass
+class RunIdentity:
+    """Who the run is; travels with every checkpoint.
+
+    Attributes:
+        run_id: the same for the run's whole life, restarts included.
+        started: first start, UTC, ISO 8601.
+        run_name: the tracker's name for it.
+        recoveries: how often `--recovery_mode` restarted it.
+        fingerprint: see `fingerprint`.
+    """
+
+    run_id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    started: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+    run_name: str | None = None
+    recoveries: int = 0
+    fingerprint: dict[str, Any] = field(default_factory=dict)
+
+    def state_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> "RunIdentity":
+        return cls(**state)
+
+
+def fingerprint(
+    args: Any, dataset: Any, reference: nn.Module | None, reward_names: list[str], processes: int
+) -> dict[str, Any]:
+    """All that decides what the run computes, as JSON values: its arguments, data, rewards and reference."""
+    return {
+        **args.to_dict(),
+        "processes": processes,
+        "rewards": list(reward_names),
+        "train_dataset": dataset_digest(dataset),
+        "reference": None if reference is None else weights_digest(reference),
+    }
+
+
+def dataset_digest(dataset: Any) -> str | None:
+    """SHA-256 of a dataset's rows in their order; None for a stream, which cannot be read twice."""
+    if not isinstance(dataset, Dataset):
+        return None
+    digest = hashlib.sha256()
+    # By value: the bytes of Arrow buffers differ between a file and a selection of its rows.
+    for table in dataset.with_format("arrow").iter(batch_size=1000):
+        digest.update(json.dumps(table.to_pydict(), default=str).encode())
+    return digest.hexdigest()
+
+
+def weights_digest(model: nn.Module) -> str:
+    """SHA-256 of a model's weights and buffers, names included."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Changes:
+    """Fields that differ between a checkpoint and the run that resumes from it, as name: (then, now)."""
+
+    applied: dict[str, tuple[Any, Any]]
+    refused: dict[str, tuple[Any, Any]]
+
+
+def compare(before: Mapping[str, Any], now: Mapping[str, Any]) -> Changes:
+    """Sort changed fields; fields that only one side knows come from another version and are applied."""
+    applied: dict[str, tuple[Any, Any]] = {}
+    refused: dict[str, tuple[Any, Any]] = {}
+    for name in sorted(before.keys() | now.keys()):
+        then, value = before.get(name), now.get(name)
+        if then == value or any(fnmatchcase(name, pattern) for pattern in FREE):
+            continue
+        known = name in before and name in now
+        accepted = not known or any(fnmatchcase(name, pattern) for pattern in APPLIED)
+        (applied if accepted else refused)[name] = (then, value)
+    return Changes(applied, refused)

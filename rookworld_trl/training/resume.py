@@ -1,0 +1,215 @@
+"""Where a run starts from: nowhere, a checkpoint that was named, or the newest that can be trusted.
+
+--resume_from_checkpoint PATH  exactly there; it must verify
+--auto_resume                  the newest that verifies; what does not is set aside; a finished run is a no-op;
+                               with no checkpoint at all, the beginning
+--recovery_mode                the newest stable checkpoint, at half the learning rate and twice the KL penalty
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from accelerate.utils import broadcast_object_list
+from transformers.utils import logging
+
+from rookworld_trl.training import checkpoints
+from rookworld_trl.training.identity import RunIdentity, compare
+from rookworld_trl.training.state import load_tree
+
+logger = logging.get_logger(__name__)
+
+RUN_FILE = "run"  # .json in a checkpoint: who wrote it
+FINISHED_FILE = "finished.json"  # in the output folder, once everything is done
+
+# What `--recovery_mode` does, each time it is given.
+RECOVERY_LEARNING_RATE = 0.5
+RECOVERY_BETA = 2.0
+RECOVERY_KL_TARGET = 0.5
+
+
+class ResumeError(ValueError):
+    """A checkpoint that cannot be resumed from, by these settings or at all; the message names field and remedy."""
+
+
+class NothingToResumeError(ResumeError):
+    """Checkpoints there are, but none that may be trusted: starting anew would throw the run away in silence."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where to start from.
+
+    Attributes:
+        checkpoint: None for the beginning.
+        finished: there is nothing left to do.
+    """
+
+    checkpoint: Path | None = None
+    finished: bool = False
+
+
+def on_main_process(main: bool, decide: Callable[[], Any]) -> Any:
+    """Run `decide` in the main process alone and give its result to all; what it raises is raised in all.
+
+    Raises:
+        ResumeError, OSError: by `decide`.
+    """
+    outcome: list[Any] = [None, None]
+    if main:
+        try:
+            outcome[0] = decide()
+        except (ResumeError, OSError) as error:
+            outcome[1] = error
+    broadcast_object_list(outcome)
+    if outcome[1] is not None:
+        raise outcome[1]
+    return outcome[0]
+
+
+def choose_start(args: Any) -> Start:
+    """Read the three flags of `args` (a `RookWorldGRPOConfig`) against what lies in its output folder.
+
+    Sets aside what does not verify, in the main process. Every process must call this.
+
+    Raises:
+        ResumeError: the named checkpoint does not verify, or no stable one does.
+        NothingToResumeError: `auto_resume`, and none of the checkpoints verifies.
+    """
+    return on_main_process(args.process_index == 0, lambda: _choose_start(args, Path(args.output_dir)))
+
+
+def _choose_start(args: Any, output_dir: Path) -> Start:
+    if args.resume_from_checkpoint:
+        checkpoint = Path(args.resume_from_checkpoint)
+        check_whole(checkpoint)
+        return Start(checkpoint)
+    if not (args.auto_resume or args.recovery_mode):
+        return Start()
+    checkpoints.sweep(output_dir)
+    if args.recovery_mode:
+        stable = checkpoints.newest_valid(output_dir, ("stable",))
+        if stable is None:
+            raise ResumeError(
+                f"`recovery_mode` starts from a stable checkpoint, and {output_dir} holds none that verifies. Give "
+                "one by `resume_from_checkpoint`, or start anew with other settings"
+            )
+        return Start(stable)
+    if is_finished(output_dir, args):
+        logger.warning(f"{output_dir}: the run is finished; nothing to do. Raise `max_steps` to go on with it")
+        return Start(finished=True)
+    for folder in checkpoints.list_checkpoints(output_dir):
+        problems = checkpoints.verify(folder, finite=True)
+        if not problems:
+            return Start(folder)
+        checkpoints.quarantine(folder, "; ".join(problems))
+    quarantined = sorted(path.name for path in output_dir.glob("quarantined-*"))
+    if quarantined:
+        raise NothingToResumeError(
+            f"{output_dir} holds no checkpoint that verifies ({', '.join(quarantined)}: the reasons are in their "
+            f"{checkpoints.REASON_FILE}). Move them away to start from the beginning"
+        )
+    return Start()
+
+
+def check_whole(checkpoint: Path) -> None:
+    """Raises:
+    ResumeError: the folder is missing or does not verify.
+    """
+    if not checkpoint.is_dir():
+        raise ResumeError(f"{checkpoint}: there is no such folder; give `resume_from_checkpoint` a checkpoint")
+    problems = checkpoints.verify(checkpoint, finite=True)
+    if problems:
+        newest = checkpoints.newest_valid(checkpoint.parent)
+        remedy = f"resume from {newest}, which verifies" if newest else "no other checkpoint beside it verifies"
+        raise ResumeError(f"{checkpoint} cannot be resumed from: {'; '.join(problems)}. Remedy: {remedy}")
+
+
+def admit(checkpoint: Path, now: dict[str, Any], recovering: bool) -> tuple[RunIdentity, float]:
+    """Hold the run that starts against the one that wrote `checkpoint`.
+
+    Args:
+        now: fingerprint of the run that starts.
+        recovering: count a recovery and lower the learning rate.
+
+    Returns:
+        The run's identity, continued, and the factor that the checkpoint's learning rates are to be multiplied by.
+
+    Raises:
+        ResumeError: fields that cannot change within a run have changed; the message names each.
+    """
+    try:
+        identity = RunIdentity.from_state(load_tree(checkpoint, RUN_FILE))
+    except (TypeError, ValueError) as error:
+        raise ResumeError(f"{checkpoint / RUN_FILE}.json: {error}") from error
+    changes = compare(identity.fingerprint, now)
+    if changes.refused:
+        listed = "; ".join(f"`{name}` was {then!r} and is {value!r}" for name, (then, value) in changes.refused.items())
+        raise ResumeError(
+            f"{checkpoint} belongs to a run with other settings: {listed}. Restore them to go on with that run, or "
+            f"start a new one in another `output_dir` with {checkpoint} as its `model`"
+        )
+    for name, (then, value) in changes.applied.items():
+        logger.warning(f"resuming from {checkpoint} with a change: `{name}` was {then!r} and is {value!r} from here on")
+    factor = 1.0
+    if "learning_rate" in changes.applied:
+        then, value = changes.applied["learning_rate"]
+        factor = value / then
+    if recovering:
+        identity.recoveries += 1
+        factor *= RECOVERY_LEARNING_RATE
+        logger.warning(
+            f"recovery {identity.recoveries} from {checkpoint}: learning rate x {RECOVERY_LEARNING_RATE}, KL "
+            f"coefficient x {RECOVERY_BETA}, KL target x {RECOVERY_KL_TARGET}"
+        )
+    identity.fingerprint = now
+    return identity, factor
+
+
+def set_aside_others(output_dir: Path, checkpoint: Path | None) -> None:
+    """Rename checkpoints that the run starting from `checkpoint` (None: from nothing) leaves behind.
+
+    Later steps of another course of training must not be what the next `auto_resume` finds.
+    """
+    after = -1 if checkpoint is None else checkpoints.step_of(checkpoint)
+    if checkpoint is not None and checkpoint.resolve().parent != output_dir.resolve():
+        after = -1
+    for folder in checkpoints.list_checkpoints(output_dir):
+        if checkpoints.step_of(folder) > after:
+            origin = "the beginning" if checkpoint is None else str(checkpoint)
+            checkpoints.set_aside(folder, f"a run started again from {origin}", prefix="superseded")
+
+
+def scale_learning_rate(optimizer: Any, scheduler: Any, factor: float) -> None:
+    """Multiply the rates that a schedule starts from and the rates in force; call it after both are loaded."""
+    inner = getattr(scheduler, "scheduler", scheduler)  # accelerate wraps it
+    inner.base_lrs = [rate * factor for rate in inner.base_lrs]
+    inner._last_lr = [rate * factor for rate in inner._last_lr]
+    for group in optimizer.param_groups:
+        for name in ("lr", "initial_lr"):
+            if name in group:
+                group[name] = group[name] * factor
+
+
+def tighten_kl(controller: Any, beta_max: float) -> None:
+    """Double the coefficient of a `KLController`, within its bounds if it moves by itself."""
+    controller.beta *= RECOVERY_BETA
+    if controller.control != "fixed":
+        controller.beta = min(beta_max, controller.beta)
+
+
+def mark_finished(output_dir: Path, args: Any, step: int) -> None:
+    """Note that everything, evaluation included, is done; `choose_start` reads it."""
+    text = json.dumps({"step": step, "max_steps": args.max_steps, "num_train_epochs": args.num_train_epochs})
+    (output_dir / FINISHED_FILE).write_text(text + "\n", encoding="utf-8")
+
+
+def is_finished(output_dir: Path, args: Any) -> bool:
+    """Whether the run came to its end, by `mark_finished`, with no more steps asked for than then."""
+    try:
+        done = json.loads((output_dir / FINISHED_FILE).read_text(encoding="utf-8"))
+        return (done["max_steps"], done["num_train_epochs"]) == (args.max_steps, args.num_train_epochs)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
