@@ -103,6 +103,13 @@ class Engine:
     ) -> None:
         self._kill()
 
+    @property
+    def name(self) -> str:
+        """What the running engine calls itself, with its version."""
+        if self._process is None:
+            raise RuntimeError("the engine is not running; open it with 'with Engine(...) as engine:'")
+        return self._process.id.get("name", self.path)
+
     def analyse(self, board: chess.Board, multipv: int = 5, game: object = None) -> list[MoveValue] | None:
         """Values of the best `multipv` legal moves, best first; every legal move when there are fewer.
 
