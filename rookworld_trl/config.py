@@ -2,6 +2,9 @@
 
 Every key must be a field of one of the dataclasses and every value must have the field's type. An error names the
 file and line (or the command line), the key and what to write instead.
+
+A file may start from others: `extends: ../../presets/standard.yaml` (or a list, later ones winning), relative to
+itself; its own keys win over theirs.
 """
 
 import difflib
@@ -18,6 +21,7 @@ from typing import Any
 import yaml
 
 EXIT_BAD_INPUT = 2
+EXTENDS = "extends"
 
 
 class RecipeError(ValueError):
@@ -60,7 +64,9 @@ def parse_recipe(types_: Sequence[type], argv: Sequence[str] | None = None) -> t
     overrides = _read_command_line(argv)
     config = overrides.pop("config", None)
     if config is not None:
-        settings |= _read_file(Path(config.text or ""))
+        settings |= _read_recipe(Path(config.text or ""))
+    if EXTENDS in overrides:
+        raise RecipeError(f"command line: '{EXTENDS}' belongs in a file; write one that begins with it, for --config")
     settings |= overrides
 
     values: dict[str, Any] = {}
@@ -104,12 +110,35 @@ def _init_hints(cls: type) -> dict[str, Any]:
     return {field.name: resolved[field.name] for field in fields(cls) if field.init}
 
 
-def _read_file(path: Path) -> dict[str, _Setting]:
-    """The top-level mapping of a YAML file, with the line of each key."""
+def _read_recipe(path: Path, whence: str = "", above: tuple[Path, ...] = ()) -> dict[str, _Setting]:
+    """A file's settings laid over those of the files it extends.
+
+    Args:
+        whence: the place that names this file; empty for the command line.
+        above: the files that led here, resolved.
+    """
+    if path.resolve() in above:
+        raise RecipeError(f"{whence}: '{EXTENDS}' leads back to {path}; remove one of the links")
+    own = _read_file(path, whence)
+    extends = own.pop(EXTENDS, None)
+    if extends is None:
+        return own
+    bases = extends.value if isinstance(extends.value, list) else [extends.value]
+    if not all(isinstance(base, str) for base in bases):
+        raise RecipeError(f"{extends.source}: key '{EXTENDS}' is {extends.value!r}; write a path or a list of paths")
+    settings: dict[str, _Setting] = {}
+    for base in bases:
+        settings |= _read_recipe(path.parent / base, extends.source, (*above, path.resolve()))
+    return settings | own
+
+
+def _read_file(path: Path, whence: str = "") -> dict[str, _Setting]:
+    """The top-level mapping of a YAML file, with the line of each key; `whence` as in `_read_recipe`."""
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
-        raise RecipeError(f"{path}: cannot be read ({error.strerror}); give --config an existing YAML file") from error
+        remedy = f"correct '{EXTENDS}' in {whence}" if whence else "give --config an existing YAML file"
+        raise RecipeError(f"{path}: cannot be read ({error.strerror}); {remedy}") from error
     try:
         node, document = yaml.compose(text, Loader=yaml.SafeLoader), yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -242,7 +271,7 @@ def _build(cls: type, values: dict[str, Any], settings: dict[str, _Setting], sou
 
 
 def _usage(types_: Sequence[type], hints: dict[type, dict[str, Any]]) -> str:
-    lines = ["--config FILE and any of these keys, as --key value or in the file:"]
+    lines = [f"--config FILE, which may start from others ({EXTENDS}: PATH), and any of these keys, as --key value:"]
     for cls in types_:
         lines.append(f"\n{cls.__name__}")
         for field in fields(cls):

@@ -32,7 +32,7 @@ def per_token_logps(
     prompt_mask: Tensor,
     completion_ids: Tensor,
     completion_mask: Tensor,
-    temperature: float = 1.0,
+    temperature: float | Tensor = 1.0,
     compute_entropy: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     """Log-prob of each completion token after its prompt, differentiable in the weights that `gpt2` shares.
@@ -40,14 +40,15 @@ def per_token_logps(
     Args:
         prompt_ids, prompt_mask: (B, P), 1 for tokens and 0 for padding; positions are counted over the ones.
         completion_ids, completion_mask: (B, C), likewise.
-        temperature: logits are divided by it.
+        temperature: logits are divided by it; one for all rows, or (B,) of each. Rows of one prompt share theirs.
         compute_entropy: also return the entropy (nats) of each distribution that a token was drawn from.
 
     Returns:
         Log-probs and entropies (or None), both (B, C) in float32, 0 where the completion is masked.
 
     Raises:
-        ValueError: a completion follows an empty prompt, so nothing predicts its first token.
+        ValueError: a completion follows an empty prompt, so nothing predicts its first token; or rows of one prompt
+            have different temperatures, so that what they share has no single distribution.
     """
     arrays = (x.cpu().numpy() for x in (prompt_ids, prompt_mask.bool(), completion_ids, completion_mask.bool()))
     trie = _Trie(*arrays)
@@ -62,9 +63,13 @@ def per_token_logps(
     attend = _attention([tile.to(device) for tile in trie.tiles], place(trie.slot_of_token))
     hidden = gpt2.hidden_states(place(trie.tokens), place(trie.positions), attend)
     hidden = hidden.index_select(0, place(trie.predicting))
+    if isinstance(temperature, Tensor):
+        divisors = place(trie.of_nodes(temperature.float().cpu().numpy(), shape[1]))[:, None]
+    else:
+        divisors = torch.full((len(hidden), 1), temperature, device=device)
 
-    def score(states: Tensor, source: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        logps = torch.log_softmax(gpt2.logits(states).float() / temperature, dim=-1)
+    def score(states: Tensor, divisors: Tensor, source: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        logps = torch.log_softmax(gpt2.logits(states).float() / divisors, dim=-1)
         entropies = -(logps.exp() * logps).sum(-1) if compute_entropy else logps.new_empty(0)
         return logps[source, target], entropies.index_select(0, source) if compute_entropy else entropies
 
@@ -73,10 +78,10 @@ def per_token_logps(
     cuts = np.searchsorted(trie.source, [*starts, len(hidden)])
     pieces = []
     for start, first, last in zip(starts, cuts[:-1], cuts[1:], strict=True):
-        states = hidden[start : start + size]
+        states = hidden[start : start + size], divisors[start : start + size]
         pair = place(trie.source[first:last] - start), place(trie.target[first:last])
         whole = len(starts) == 1 or not torch.is_grad_enabled()
-        pieces.append(score(states, *pair) if whole else checkpoint(score, states, *pair, use_reentrant=False))
+        pieces.append(score(*states, *pair) if whole else checkpoint(score, *states, *pair, use_reentrant=False))
     logps, entropies = (torch.cat(values) for values in zip(*pieces, strict=True))
 
     cells = place(trie.cell)
@@ -190,6 +195,19 @@ class _Trie:
             bias = None if inside.all() else torch.from_numpy(np.where(inside, 0.0, -np.inf)[:, None].astype("float32"))
             index = np.concatenate([index, path_index.reshape(len(chosen), -1)], axis=1)
             self.tiles.append(_Tile(torch.from_numpy(index), bias, size, width, length))
+
+    def of_nodes(self, values: np.ndarray, columns: int) -> np.ndarray:
+        """The rows' values (B,) as values (M,) of the predicting tokens; `columns` is C.
+
+        Raises:
+            ValueError: rows that share a token have different values.
+        """
+        of_targets = values[self.cell // columns]
+        result = np.empty(len(self.predicting), dtype=values.dtype)
+        result[self.source] = of_targets
+        if (result[self.source] != of_targets).any():
+            raise ValueError("rows of one prompt have different temperatures: give all samples of a prompt one")
+        return result
 
 
 def _left_aligned(ids: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -21,7 +21,7 @@ class RookWorldGRPOConfig(GRPOConfig):
         ValueError: one message naming the field, its value, the contradiction and the remedy.
     """
 
-    _VALID_DICT_FIELDS: ClassVar[list[str]] = [*GRPOConfig._VALID_DICT_FIELDS, "health_bands"]
+    _VALID_DICT_FIELDS: ClassVar[list[str]] = [*GRPOConfig._VALID_DICT_FIELDS, "health_bands", "task_sampling"]
 
     # TRL keeps GPT-2's dropout of 0.1 in training: the same tokens under the same weights then score differently in
     # sampling, reference and loss, which looks like KL and is noise.
@@ -55,6 +55,10 @@ class RookWorldGRPOConfig(GRPOConfig):
     logging_steps: float = field(default=1, metadata={"help": "Log every so many optimizer steps."})
     # The filter replaces a NaN loss by 0 in the log, which hides the moment a run breaks.
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Hide NaN and Inf losses from the log."})
+    # Completions go to Parquet files; the terminal is for the steps.
+    num_completions_to_print: int | None = field(
+        default=0, metadata={"help": "Completions to print at each log, with `log_completions`; default: none."}
+    )
     # Batches are lists of Python rows: there is nothing to pin.
     dataloader_pin_memory: bool = field(default=False, metadata={"help": "Pin the loader's memory."})
 
@@ -71,6 +75,56 @@ class RookWorldGRPOConfig(GRPOConfig):
             "help": "Score each distinct prefix of a micro-batch once, forward and backward, where that is possible: "
             "GPT-2 without adapters, in one process, without gradient checkpointing or the exact KL estimator."
         },
+    )
+
+    # Sampling by task. Rows name their task in `task_column`.
+    task_sampling: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={
+            "help": "Settings of single tasks in place of `temperature` and `max_completion_length`, for example "
+            "{environment: {temperature: 0.7, max_completion_length: 80}}. The loss scores each row at its temperature."
+        },
+    )
+    truth_task: str = field(
+        default="environment",
+        metadata={"help": "Task whose prompts have one right completion, the text in `truth_column`."},
+    )
+    draft_rollouts: bool = field(
+        default=True,
+        metadata={
+            "help": "Native rollouts of `truth_task` draft the right completion: the same samples in fewer passes."
+        },
+    )
+
+    # Prompt mining; what it does is in `rookworld_trl.training.mining`.
+    mining: bool = field(
+        default=False, metadata={"help": "Sample other prompts of the same task where all rewards of a group agree."}
+    )
+    mining_ordinary: float = field(
+        default=0.2, metadata={"help": "Share of each task's prompts in a batch that are trained on as they come."}
+    )
+    mining_rounds: int = field(
+        default=1, metadata={"help": "How often groups that agree are sampled again from other prompts, at most."}
+    )
+    mining_candidates: int = field(
+        default=4, metadata={"help": "Prompts looked at, by what is known of them, for each one that is sampled."}
+    )
+    mining_decay: float = field(
+        default=0.5, metadata={"help": "Share of the old average that a prompt's pass rate keeps at a new observation."}
+    )
+    mining_pass_reward: float = field(
+        default=1.0, metadata={"help": "The reward from which on a completion counts as passed."}
+    )
+
+    # Adapters (LoRA, arXiv 2106.09685, by peft): the base stays frozen and is the reference.
+    use_peft: bool = field(default=False, metadata={"help": "Train low-rank adapters instead of the model's weights."})
+    lora_r: int = field(default=16, metadata={"help": "Rank of the adapters."})
+    lora_alpha: int = field(default=32, metadata={"help": "Their output is scaled by lora_alpha / lora_r."})
+    lora_dropout: float = field(
+        default=0.0, metadata={"help": "Always 0: dropout makes log-probs under equal weights differ."}
+    )
+    lora_target_modules: list[str] | None = field(
+        default=None, metadata={"help": "Names of the layers that get adapters; default: every linear layer."}
     )
 
     # Advantages; definitions and sources in `rookworld_trl.training.advantages`.
@@ -118,6 +172,27 @@ class RookWorldGRPOConfig(GRPOConfig):
     truth_every: int = field(default=10, metadata={"help": "Optimizer steps between two looks at it."})
     peak_tflops: float | None = field(
         default=None, metadata={"help": "Peak of one device, for MFU; by default known for common GPUs only."}
+    )
+
+    # Checkpoints and restarts; see `rookworld_trl.training.checkpoints` and `resume`.
+    auto_resume: bool = field(
+        default=False,
+        metadata={"help": "Go on from the newest checkpoint in `output_dir` that verifies; a finished run is a no-op."},
+    )
+    recovery_mode: bool = field(
+        default=False,
+        metadata={
+            "help": "Go on from the newest stable checkpoint at half the learning rate and twice the KL penalty; give "
+            "it once, after a run has diverged, and `auto_resume` from then on."
+        },
+    )
+    stable_after_steps: int = field(
+        default=10,
+        metadata={"help": "Healthy optimizer steps that must follow a checkpoint to make it stable; 0: never."},
+    )
+    stable_total_limit: int = field(default=2, metadata={"help": "Stable checkpoints to keep, the newest."})
+    debug_total_limit: int = field(
+        default=3, metadata={"help": "Recovery and debug checkpoints to keep, the newest of each."}
     )
 
     # KL to the reference; formulas, biases and sources in `rookworld_trl.training.kl`.

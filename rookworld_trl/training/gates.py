@@ -6,7 +6,8 @@
 * `sampler`: log-probs in the loss equal those recorded while sampling, so the log-ratio starts at 0.
 
 Each gate measures one number against one bound. Nothing here knows a trainer; callers pass the scoring function of
-the loss, `score(model, input_ids, attention_mask, logits_to_keep) -> (B, logits_to_keep)` log-probs.
+the loss, `score(model, input_ids, attention_mask, logits_to_keep) -> (B, logits_to_keep)` log-probs. Where rows have
+temperatures of their own, the batch holds them as `temperatures` (B,), and `score` gets them as a fifth argument.
 """
 
 import math
@@ -18,7 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
-Score = Callable[[nn.Module, torch.Tensor, torch.Tensor, int], torch.Tensor]
+Score = Callable[..., torch.Tensor]
 Batch = dict[str, torch.Tensor]
 
 
@@ -131,8 +132,9 @@ def loss_logps(score: Score, model: nn.Module, batch: Batch, rows_at_a_time: int
     ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
     mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)
     keep = batch["completion_ids"].shape[1]
-    chunks = zip(ids.split(rows_at_a_time), mask.split(rows_at_a_time), strict=True)
-    return torch.cat([score(model, rows, row_mask, keep) for rows, row_mask in chunks])
+    own = (batch["temperatures"].split(rows_at_a_time),) if "temperatures" in batch else ()
+    chunks = zip(ids.split(rows_at_a_time), mask.split(rows_at_a_time), *own, strict=True)
+    return torch.cat([score(model, rows, row_mask, keep, *rest) for rows, row_mask, *rest in chunks])
 
 
 def _telling_rows(batch: Batch, count: int) -> list[int]:
@@ -149,7 +151,8 @@ def padding_gate(score: Score, model: nn.Module, batch: Batch, temperature: floa
     A batch that happens to hold no padding gets some columns of it, so the gate never passes for want of a case.
     """
     rows = _telling_rows(batch, count=4)
-    part = {key: batch[key][rows] for key in ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")}
+    keys = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask", "temperatures")
+    part = {key: batch[key][rows] for key in keys if key in batch}
     if bool(part["prompt_mask"].all()):
         columns = torch.zeros_like(part["prompt_mask"][:, :1]).repeat(1, 3)
         part["prompt_mask"] = torch.cat([columns, part["prompt_mask"]], dim=1)
@@ -160,7 +163,8 @@ def padding_gate(score: Score, model: nn.Module, batch: Batch, temperature: floa
         for row in range(len(rows)):
             prompt = part["prompt_ids"][row][part["prompt_mask"][row].bool()]
             tokens = part["completion_mask"][row].bool()
-            alone = score_alone(model, prompt, part["completion_ids"][row][tokens], temperature)
+            own = part["temperatures"][row].item() if "temperatures" in part else temperature
+            alone = score_alone(model, prompt, part["completion_ids"][row][tokens], own)
             deviations.append((padded[row][tokens] - alone).abs())
     return GateResult(
         "padding",

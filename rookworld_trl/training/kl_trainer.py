@@ -15,7 +15,7 @@ from rookworld_trl.training.throughput import Throughput
 
 
 class KLTrainer(GRPOTrainer):
-    """`GRPOTrainer` with the KL term of `rookworld_trl.training.kl`, and log-probs that share prefixes where possible."""
+    """`GRPOTrainer` with the KL term of `rookworld_trl.training.kl`; log-probs share prefixes where possible."""
 
     args: RookWorldGRPOConfig
     beta: float
@@ -26,6 +26,7 @@ class KLTrainer(GRPOTrainer):
         super().__init__(*args, **kwargs)
         self.share_prefixes = learning.can_share(self.model, self.args, self.accelerator)
         self._loss_logps: list[torch.Tensor] | None = None  # collects the loss's own forward pass while it runs
+        self._row_temperatures: torch.Tensor | None = None  # (B,) of the rows being scored; None: all `temperature`
         self._kl_meter = kl.KLMeter()
         self.kl_controller = kl.KLController(**self.args.kl_controller_options())
         self.kl_stop = KLStop(self.args.kl_stop_threshold)
@@ -58,17 +59,36 @@ class KLTrainer(GRPOTrainer):
             self._reset_reference()
         return super()._generate_and_score_completions(inputs)
 
-    def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> Any:
+    @contextmanager
+    def _scoring_at(self, temperatures: torch.Tensor | None) -> Iterator[None]:
+        """Score the rows of each batch at these temperatures (B,); None: all at `self.temperature`."""
+        outer, self._row_temperatures = self._row_temperatures, temperatures
+        try:
+            yield
+        finally:
+            self._row_temperatures = outer
+
+    def _get_per_token_logps_and_entropies(self, model: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        temperatures = self._row_temperatures
         if self.share_prefixes:
+            temperature = self.temperature if temperatures is None else temperatures
             with self.accelerator.autocast():
-                result: Any = learning.score(self.temperature, *args, **kwargs)
+                result: Any = learning.score(temperature, model, *args, **kwargs)
         else:
-            result = super()._get_per_token_logps_and_entropies(*args, **kwargs)
+            scaled: Any = nullcontext()
+            if temperatures is not None:
+                scaled = learning.at_temperatures(self.accelerator.unwrap_model(model), temperatures, self.temperature)
+            with scaled:
+                result = super()._get_per_token_logps_and_entropies(model, *args, **kwargs)
         if self._loss_logps is not None:
             self._loss_logps.append(result[0])
         return result
 
     def _compute_loss(self, model: nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
+        with self._scoring_at(inputs.get("temperatures")):
+            return self._loss_with_kl(model, inputs)
+
+    def _loss_with_kl(self, model: nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
         """TRL's loss without its KL term, plus ours at the coefficient in force.
 
         TRL loads a reference and scores it only while `self.beta` is not 0, and reads `self.beta` again in the loss;
@@ -111,6 +131,9 @@ class KLTrainer(GRPOTrainer):
         """KL (B, C) over the whole vocabulary, from the loss's hidden states and one more pass of the reference."""
         with torch.no_grad(), self._reference() as reference:
             ref_hidden = self._hidden_states(reference, inputs)
+        if self._row_temperatures is not None:  # both are captured before they are scaled
+            factors = (self.temperature / self._row_temperatures)[:, None, None]
+            hidden, ref_hidden = hidden * factors, ref_hidden * factors
         return kl.exact_kl(
             hidden,
             self.accelerator.unwrap_model(self.model).get_output_embeddings(),

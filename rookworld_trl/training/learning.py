@@ -5,6 +5,8 @@ instead of `num_generations` times, if its rows are in one micro-batch. TRL shuf
 it; here each optimizer step still consumes the rows that TRL gave it, with those of a group next to each other.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import chain
 from typing import Any
 
@@ -37,8 +39,42 @@ def can_share(model: nn.Module, args: RookWorldGRPOConfig, accelerator: Accelera
     return True
 
 
+@contextmanager
+def at_temperatures(model: nn.Module, temperatures: torch.Tensor, temperature: float) -> Iterator[None]:
+    """Let a model whose head divides logits by `temperature` score row r of a batch at `temperatures[r]` instead.
+
+    Logits are linear in the hidden states, so these are multiplied by `temperature / temperatures[r]`. Rows are counted
+    over successive forward passes: together they must be the rows that the temperatures (B,) stand for.
+
+    Raises:
+        ValueError: the head has a bias or caps its logits, so that they are not linear.
+    """
+    inner: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+    bias = getattr(inner.get_output_embeddings(), "bias", None)
+    if bias is not None or getattr(inner.config, "final_logit_softcapping", None):
+        raise ValueError(
+            "`task_sampling` sets temperatures that differ by task, and this model's logits are not linear in its "
+            "hidden states (its head has a bias or caps them). Use one temperature for all tasks"
+        )
+    done = 0
+
+    def scale(_: nn.Module, __: Any, output: Any) -> Any:
+        nonlocal done
+        states = output.last_hidden_state
+        rows = temperatures[done : done + len(states)]
+        done += len(states)
+        output.last_hidden_state = states * (temperature / rows)[:, None, None]
+        return output
+
+    handle = inner.base_model.register_forward_hook(scale)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
 def score(
-    temperature: float,
+    temperature: float | torch.Tensor,
     model: nn.Module,
     input_ids: torch.Tensor,
     attention_mask: torch.Tensor,
@@ -49,18 +85,23 @@ def score(
 ) -> tuple[torch.Tensor, torch.Tensor | None, None]:
     """What TRL's `_get_per_token_logps_and_entropies` returns for its arguments; those for images do not apply.
 
+    Args:
+        temperature: of all rows, or (B,) of each.
+
     Returns:
         Log-probs and entropies (or None), both (B, logits_to_keep), 0 at padding; no auxiliary loss.
     """
     gpt2 = GPT2.sharing(model)
     prompt = input_ids.shape[1] - logits_to_keep
     rows = batch_size or max(1, len(input_ids))
-    results = [
-        per_token_logps(
-            gpt2, ids[:, :prompt], mask[:, :prompt], ids[:, prompt:], mask[:, prompt:], temperature, compute_entropy
-        )
-        for ids, mask in zip(input_ids.split(rows), attention_mask.split(rows), strict=True)
-    ]
+    parts = zip(input_ids.split(rows), attention_mask.split(rows), strict=True)
+    results = []
+    for number, (ids, mask) in enumerate(parts):
+        mine = temperature
+        if isinstance(temperature, torch.Tensor):
+            mine = temperature[number * rows : (number + 1) * rows]
+        sides = (ids[:, :prompt], mask[:, :prompt], ids[:, prompt:], mask[:, prompt:])
+        results.append(per_token_logps(gpt2, *sides, mine, compute_entropy))
     logps, entropies = zip(*results, strict=True)
     return torch.cat(logps), torch.cat(entropies) if compute_entropy else None, None
 

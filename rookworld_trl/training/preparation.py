@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_model
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from rookworld_trl.training.config import RookWorldGRPOConfig
 
@@ -38,6 +39,22 @@ def reference_from(model: str | nn.Module, args: RookWorldGRPOConfig, adapter: b
             yield
         finally:
             model.config._name_or_path = name
+
+
+def lora_config(args: RookWorldGRPOConfig, model: Any) -> Any:
+    """peft's configuration of the adapters that `args` ask for."""
+    from peft import LoraConfig  # needed for adapters alone
+
+    layers = args.lora_target_modules or "all-linear"
+    transposed = isinstance(model, nn.Module) and any(isinstance(module, Conv1D) for module in model.modules())
+    return LoraConfig(
+        r=args.lora_r,
+        lora_alpha=args.lora_alpha,
+        lora_dropout=args.lora_dropout,
+        target_modules=layers,
+        fan_in_fan_out=transposed,  # GPT-2 keeps its weights the other way round
+        task_type="CAUSAL_LM",
+    )
 
 
 def check_tokenizer(tokenizer: Any) -> None:

@@ -86,11 +86,20 @@ class Throughput(TrainerCallback):
         self.flops = 0
         self.started = 0.0
 
-    def sampled(self, batch: dict[str, torch.Tensor], num_generations: int) -> None:
-        """Count a sampled batch, and the reference's pass over it if it had one."""
+    def sampled(
+        self, batch: dict[str, torch.Tensor], num_generations: int, drafted: Sequence[bool] | None = None
+    ) -> None:
+        """Count a sampled batch, and the reference's pass over it if it had one.
+
+        Args:
+            drafted: rows whose completions were drawn along a draft; of these, what samples share may have been
+                computed once, and counts once.
+        """
         if self.counts:
-            prompts, completions = _lengths(batch)
-            self.flops += sampling_flops(self.config, prompts, completions, num_generations)
+            along = torch.tensor(drafted or [False] * len(batch["prompt_ids"]), dtype=torch.bool)
+            alone = {key: batch[key][~along.to(batch[key].device)] for key in _SIDES}
+            self.flops += sampling_flops(self.config, *_lengths(alone), num_generations)
+            self.flops += self._distinct({key: batch[key][along.to(batch[key].device)] for key in _SIDES})
             if "ref_per_token_logps" in batch:
                 self.flops += self._scoring(batch)
 
@@ -100,8 +109,9 @@ class Throughput(TrainerCallback):
             self.flops += 3 * self._scoring(batch)
 
     def _scoring(self, batch: dict[str, torch.Tensor]) -> int:
-        if not self.shared:
-            return scoring_flops(self.config, *_lengths(batch))
+        return self._distinct(batch) if self.shared else scoring_flops(self.config, *_lengths(batch))
+
+    def _distinct(self, batch: dict[str, torch.Tensor]) -> int:
         sides = zip(_tokens(batch, "prompt"), _tokens(batch, "completion"), strict=True)
         return shared_scoring_flops(self.config, list(sides))
 
@@ -115,6 +125,9 @@ class Throughput(TrainerCallback):
             if self.peak:
                 self.record("perf/mfu", self.flops / seconds / self.peak)
         self.record("perf/memory_gb", memory_gb())
+
+
+_SIDES = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
 
 
 def _lengths(batch: dict[str, torch.Tensor]) -> tuple[list[int], list[int]]:

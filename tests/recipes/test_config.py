@@ -1,5 +1,6 @@
 """The parser of recipes: what it takes, and that everything else is refused by file, line, key and remedy."""
 
+import re
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -80,6 +81,36 @@ def test_text_on_the_command_line_stays_text():
 
 def test_negative_numbers_are_values():
     assert parse_recipe((Run,), ["--model", "m", "--steps", "-1"])[0].steps == -1
+
+
+def test_a_file_starts_from_others(tmp_path):
+    """Base, then the later base, then the file itself, then the command line; paths are relative to the file."""
+    (tmp_path / "presets").mkdir()
+    (tmp_path / "presets/base.yaml").write_text("model: base\nrate: 1\nsteps: 1\nnames: [base]\n")
+    (tmp_path / "presets/calm.yaml").write_text("extends: base.yaml\nrate: 2\nsteps: 2\n")
+    (tmp_path / "other.yaml").write_text("steps: 3\n")
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("extends: [presets/calm.yaml, other.yaml]\nlimit: 4\n")
+    run, _ = parse_recipe((Run, Other), ["--config", str(recipe), "--quiet", "true"])
+    assert run == Run("base", 2.0, steps=3, quiet=True, limit=4, names=["base"])
+
+
+def test_what_a_file_starts_from_is_named_in_errors(tmp_path):
+    (tmp_path / "base.yaml").write_text("model: a\nsteps: ten\n")
+    recipe = tmp_path / "recipe.yaml"
+
+    def message(text, *overrides):
+        recipe.write_text(text)
+        with pytest.raises(RecipeError) as error:
+            parse_recipe((Run, Other), ["--config", str(recipe), *overrides])
+        return str(error.value)
+
+    assert re.search(r"base.yaml line 2: key 'steps' is 'ten'", message("extends: base.yaml\n"))
+    missing = message("model: a\nextends: bse.yaml\n")
+    assert re.search(r"bse.yaml: cannot be read .*; correct 'extends' in .*recipe.yaml line 2", missing)
+    assert "'extends' leads back to" in message("extends: recipe.yaml\n")
+    assert "key 'extends' is 3; write a path" in message("extends: 3\n")
+    assert "'extends' belongs in a file" in message("model: a\n", "--extends", "base.yaml")
 
 
 BAD = {

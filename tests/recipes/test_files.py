@@ -18,6 +18,7 @@ from rookworld_trl.training import RookWorldGRPOConfig
 ROOT = Path(__file__).parents[2]
 GRPO = sorted(ROOT.glob("recipes/*/grpo/*.yaml"))
 SFT = sorted(ROOT.glob("recipes/*/sft/*.yaml"))
+PRESETS = sorted(ROOT.glob("recipes/presets/*.yaml"))
 ACCELERATE = sorted(ROOT.glob("accelerate_configs/*.yaml"))
 
 
@@ -32,7 +33,8 @@ def on_this_machine(path: Path) -> list[str]:
 
 def test_there_are_recipes():
     assert {path.parts[-3] for path in GRPO} >= {"nano", "rookworld-lm-124m"}
-    assert set(GRPO) | set(SFT) == set(ROOT.glob("recipes/**/*.yaml"))
+    assert {path.stem for path in PRESETS} == {"conservative", "standard", "emergency"}
+    assert set(GRPO) | set(SFT) | set(PRESETS) == set(ROOT.glob("recipes/**/*.yaml"))
 
 
 @pytest.mark.parametrize("path", GRPO, ids=name)
@@ -46,13 +48,31 @@ def test_grpo_recipes_parse_and_their_ratio_is_possible(path, tmp_path):
     assert args.output_dir.startswith("runs/")
 
 
+def test_presets_hold_what_their_names_say(tmp_path):
+    """The stricter the preset, the smaller the steps, the clip and the drift at which it stops."""
+
+    def parsed(stem: str) -> RookWorldGRPOConfig:
+        recipe = tmp_path / f"{stem}.yaml"
+        recipe.write_text(
+            f"extends: {ROOT / 'recipes/presets' / stem}.yaml\noutput_dir: {tmp_path}\nmax_grad_norm: 0.3\n"
+        )
+        return parse_recipe((RookWorldGRPOConfig,), on_this_machine(recipe))[0]
+
+    standard, conservative, emergency = map(parsed, ("standard", "conservative", "emergency"))
+    for key in ("learning_rate", "epsilon", "epsilon_high", "kl_stop_threshold"):
+        assert getattr(standard, key) > getattr(conservative, key) > getattr(emergency, key), key
+    assert standard.beta < conservative.beta < emergency.beta
+    assert (standard.kl_stop_threshold, conservative.kl_stop_threshold) == (50, 5)
+    assert {standard.max_grad_norm, emergency.max_grad_norm} == {0.3}  # the recipe's own key wins
+
+
 @pytest.mark.parametrize("path", SFT, ids=name)
 def test_sft_recipes_parse(path):
     (recipe, _) = parse_recipe((sft.SFTRecipe, SFTConfig), on_this_machine(path))
     assert recipe.n_embd % recipe.n_head == 0
 
 
-@pytest.mark.parametrize("path", GRPO + SFT + ACCELERATE, ids=name)
+@pytest.mark.parametrize("path", GRPO + SFT + ACCELERATE + PRESETS, ids=name)
 def test_each_file_says_at_its_top_what_it_is_for(path):
     assert path.read_text().startswith("# ")
 

@@ -1,0 +1,166 @@
+"""Prompt mining: spend samples on prompts whose completions earn different rewards.
+
+A group whose rewards all agree teaches a group baseline nothing, so such groups are dropped and other prompts of the
+same task are sampled in their place (dynamic sampling, DAPO, arXiv 2503.14476), a bounded number of times. Which
+prompts are tried is not left to chance: the miner remembers how each prompt fared, as exponential averages of its pass
+rate and of how often its group was useful; and where a prompt has one right completion, one forward pass over it gives
+the exact pass rate p, and a group of n is useful by pass or fail with probability 1 - p^n - (1 - p)^n.
+
+A part of every task's prompts stays ordinary: it is trained on as it comes, so that what has become easy is not
+forgotten, and its useful share says what the run would have had without mining. Nothing here knows a trainer.
+"""
+
+import hashlib
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+# Gives the weight, 0 or more, of trying a prompt: called with the row of the data set and the prompt's pass rate so
+# far, or None. It multiplies the chance that the prompt's group will be useful.
+Curriculum = Callable[[Mapping[str, Any], float | None], float]
+
+
+def prompt_key(prompt: str) -> str:
+    """A short name of a prompt that stays the same between runs and data sets."""
+    return hashlib.blake2b(prompt.encode(), digest_size=8).hexdigest()
+
+
+def useful_chance(pass_rate: float, samples: int) -> float:
+    """Probability that of so many independent samples some pass and some fail: 1 - p^n - (1 - p)^n."""
+    return 1.0 - pass_rate**samples - (1.0 - pass_rate) ** samples
+
+
+def useful_groups(rewards: np.ndarray, samples: int) -> np.ndarray:
+    """Which groups (N / samples,) hold different rewards (N,); NaN do not count."""
+    groups = rewards.reshape(-1, samples)
+    highest = np.where(np.isnan(groups), -np.inf, groups).max(axis=1)
+    lowest = np.where(np.isnan(groups), np.inf, groups).min(axis=1)
+    return highest - lowest > 1e-6
+
+
+class PromptMiner:
+    """What is known of every prompt, and which prompts to try next.
+
+    Args:
+        prompts, tasks: of each row of the data set; a prompt that occurs again counts once.
+        samples: completions of a group.
+        decay: share of the old average kept at a new observation.
+        pass_reward: the reward from which on a completion passes.
+        ordinary: share of each task's prompts that are not mined.
+        candidates: prompts looked at for each one that is sampled.
+        seed: of the draws.
+        curriculum: weighs prompts beside their chance to be useful; see `Curriculum`.
+
+    Attributes:
+        records: pass rate and useful share by prompt key, exponential averages.
+        priors: by task, the useful share of prompts at their first observation: what to expect of an unknown one.
+        draws: random decisions taken so far; each has its own generator, so that a resumed run goes on alike.
+    """
+
+    def __init__(
+        self,
+        prompts: Sequence[str],
+        tasks: Sequence[str],
+        *,
+        samples: int,
+        decay: float = 0.5,
+        pass_reward: float = 1.0,
+        ordinary: float = 0.2,
+        candidates: int = 4,
+        seed: int = 0,
+        curriculum: Curriculum | None = None,
+    ):
+        self.samples, self.decay, self.pass_reward, self.ordinary = samples, decay, pass_reward, ordinary
+        self.candidates, self.seed, self.curriculum = candidates, seed, curriculum
+        self.keys = [prompt_key(prompt) for prompt in prompts]
+        self.row_of: dict[str, int] = {}
+        for row, key in enumerate(self.keys):
+            self.row_of.setdefault(key, row)
+        self.rows: dict[str, list[int]] = {}  # distinct prompts by task
+        for row in self.row_of.values():
+            self.rows.setdefault(tasks[row], []).append(row)
+        self.records: dict[str, list[float]] = {}
+        self.priors: dict[str, float] = {}
+        self.draws = 0
+
+    def observe(self, prompts: Sequence[str], tasks: Sequence[str], rewards: np.ndarray) -> None:
+        """Remember how groups fared: G prompts with their tasks, and their rewards (G * samples,), NaN for none."""
+        useful = useful_groups(rewards, self.samples)
+        for prompt, task, group, differs in zip(
+            prompts, tasks, rewards.reshape(-1, self.samples), useful.tolist(), strict=True
+        ):
+            scored = group[~np.isnan(group)]
+            if not len(scored):
+                continue
+            fresh = [float((scored >= self.pass_reward - 1e-6).mean()), float(differs)]
+            key = prompt_key(prompt)
+            known = self.records.get(key)
+            if known is None:
+                self.priors[task] = 0.95 * self.priors.get(task, 1.0) + 0.05 * fresh[1]
+            self.records[key] = fresh if known is None else self._average(known, fresh)
+
+    def _average(self, old: list[float], new: list[float]) -> list[float]:
+        return [self.decay * a + (1 - self.decay) * b for a, b in zip(old, new, strict=True)]
+
+    def set_pass_rate(self, row: int, pass_rate: float) -> None:
+        """Replace what is known of a row's prompt by its exact pass rate."""
+        self.records[self.keys[row]] = [pass_rate, useful_chance(pass_rate, self.samples)]
+
+    def weight(self, row: int, task: str, content: Mapping[str, Any] | None = None) -> float:
+        """How much a row is worth trying: its chance to be useful, times what the curriculum says of `content`."""
+        record = self.records.get(self.keys[row])
+        chance = self.priors.get(task, 1.0) if record is None else record[1]
+        if self.curriculum is not None and content is not None:
+            factor = self.curriculum(content, None if record is None else record[0])
+            if not (math.isfinite(factor) and factor >= 0):
+                raise ValueError(f"the curriculum weighs row {row} with {factor}: return a finite number, 0 or more")
+            chance *= factor
+        return max(chance, 1e-6)  # never nothing: the policy changes, and what is known of a prompt gets old
+
+    def split(self, tasks: Sequence[str]) -> list[int]:
+        """Of groups with these tasks, which may be mined; of each task, the ordinary share (rounded) may not."""
+        rng = self._rng()
+        mined: list[int] = []
+        for task in sorted(set(tasks)):
+            groups = [number for number, name in enumerate(tasks) if name == task]
+            mined += rng.permutation(groups).tolist()[round(self.ordinary * len(groups)) :]
+        return sorted(mined)
+
+    def draw(self, task: str, count: int, exclude: set[str]) -> list[int]:
+        """Rows of a task to look at: half of them seen before, drawn by their weights, half of them new.
+
+        Args:
+            exclude: keys of prompts not to draw; fewer than `count` rows come back if there are no others.
+        """
+        rng = self._rng()
+        free = [row for row in self.rows.get(task, []) if self.keys[row] not in exclude]
+        seen = [row for row in free if self.keys[row] in self.records]
+        new = [row for row in free if self.keys[row] not in self.records]
+        from_seen = min(len(seen), max(count // 2, count - len(new)))
+        drawn = _weighted(seen, [self.weight(row, task) for row in seen], from_seen, rng)
+        return drawn + [new[i] for i in rng.permutation(len(new))[: count - len(drawn)]]
+
+    def pick(self, rows: Sequence[int], weights: Sequence[float], count: int) -> list[int]:
+        """`count` of these distinct rows, drawn by their weights."""
+        return _weighted(rows, weights, count, self._rng())
+
+    def _rng(self) -> np.random.Generator:
+        self.draws += 1
+        return np.random.default_rng([self.seed, self.draws])
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"records": self.records, "priors": self.priors, "draws": self.draws}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.records, self.priors, self.draws = state["records"], state["priors"], state["draws"]
+
+
+def _weighted(rows: Sequence[int], weights: Sequence[float], count: int, rng: np.random.Generator) -> list[int]:
+    """Draw `count` rows without replacement, each time in proportion to the weights of those left.
+
+    By the exponential clocks of Efraimidis and Spirakis 2006: the smallest of E / w, E ~ Exp(1).
+    """
+    clocks = rng.exponential(size=len(rows)) / np.asarray(weights, dtype=float)
+    return [rows[i] for i in np.argsort(clocks)[:count]]
