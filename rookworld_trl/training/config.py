@@ -147,6 +147,31 @@ class RookWorldGRPOConfig(GRPOConfig):
     value_learning_rate: float = field(default=1e-3, metadata={"help": "Learning rate of the value head's Adam."})
     value_epochs: int = field(default=4, metadata={"help": "Full-batch steps of the value head at each batch."})
 
+    # Recovery from NaN and Inf, and rewards that are none; see `rookworld_trl.training.recovery_trainer`.
+    recovery: bool = field(
+        default=True, metadata={"help": "Refuse steps with NaN or Inf, go back to the last good state and go on."}
+    )
+    recovery_max_attempts: int = field(
+        default=3,
+        metadata={"help": "Faults in a row, over restarts too, that are recovered from; the next ends the run."},
+    )
+    recovery_good_steps: int = field(
+        default=3, metadata={"help": "Healthy steps after which faults are counted from 0 again."}
+    )
+    recovery_lr_factor: float = field(
+        default=0.5,
+        metadata={
+            "help": "Learning rate after a fault over that before; `recovery_max_attempts` times at most in a run."
+        },
+    )
+    recovery_snapshot_steps: int = field(
+        default=5,
+        metadata={"help": "Optimizer steps between copies of the state in memory (3 times weights and optimizer)."},
+    )
+    reward_limit: float = field(
+        default=1e4, metadata={"help": "Rewards beyond +-reward_limit are cut to it; NaN and Inf are left out."}
+    )
+
     # Learning rate.
     lr_schedule: str = field(
         default="transformers",

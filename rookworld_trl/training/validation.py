@@ -39,6 +39,7 @@ def check(config: "RookWorldGRPOConfig") -> None:
     check_adapters(config)
     for part in (check_precision, check_kl, check_advantages, check_schedule, check_monitoring, check_checkpoints):
         part(config)
+    check_recovery(config)
 
 
 def check_choice(config: "RookWorldGRPOConfig", name: str, choices: tuple[str, ...]) -> None:
@@ -361,6 +362,16 @@ def check_checkpoints(config: "RookWorldGRPOConfig") -> None:
         "`auto_resume` starts from the newest checkpoint and this from a stable one",
         "give `recovery_mode` once, and `auto_resume` when starting again after that",
     )
+
+
+def check_recovery(config: "RookWorldGRPOConfig") -> None:
+    factor, limit = config.recovery_lr_factor, config.reward_limit
+    require(0 < factor <= 1, "recovery_lr_factor", factor, "it cuts the learning rate", "set it to something like 0.5")
+    require(0 < limit < float("inf"), "reward_limit", limit, "larger rewards are cut to it", "set it above all of them")
+    least = {"recovery_max_attempts": 0, "recovery_snapshot_steps": 1, "recovery_good_steps": 2}
+    for name, bound in least.items():
+        value = getattr(config, name)
+        require(value >= bound, name, value, f"it is a count of at least {bound}", f"set it to {bound} or more")
 
 
 def check_monitoring(config: "RookWorldGRPOConfig") -> None:

@@ -1,0 +1,48 @@
+"""The trainer's rewards: screened before anything learns from them, and failing on all processes if on one."""
+
+from typing import Any
+
+import torch
+from accelerate.utils import gather
+
+from rookworld_trl.training.reward_screen import RewardScreen, screened, share_outcome
+from rookworld_trl.training.rollout_trainer import RolloutTrainer
+
+
+class RewardTrainer(RolloutTrainer):
+    """Rewards are finite and within `args.reward_limit`, or None.
+
+    Attributes:
+        rewards_unusable: the last batch's functions gave numbers, and not one of them was finite.
+    """
+
+    reward_funcs: list[Any]
+    rewards_unusable = False
+
+    def _calculate_rewards(
+        self, inputs: list[dict[str, Any]], prompts: list[Any], completions: list[Any], completion_ids_list: Any
+    ) -> torch.Tensor:
+        """Rewards (N, functions) of all processes; NaN where a function does not apply or gave no usable number.
+
+        Raises:
+            Exception: what a reward function raised, on its own process; the others raise a RuntimeError with its
+                traceback at the same time.
+        """
+        screen = RewardScreen(self.args.reward_limit)
+        functions, error = self.reward_funcs, None
+        self.reward_funcs = screened(functions, self.reward_func_names, screen)
+        try:
+            rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        except Exception as raised:
+            # TRL gathers the rewards at its end: there the others are waiting.
+            error = raised
+            blank = torch.full((len(prompts), len(functions)), torch.nan, device=self.accelerator.device)
+            rewards = gather(blank)
+        finally:
+            self.reward_funcs = functions
+        numbers, not_finite, clamped = share_outcome(screen, error)
+        for name, count in (("not_finite", not_finite), ("clamped", clamped)):
+            if count:
+                self._metrics[self._mode][f"rewards/{name}"].append(count)
+        self.rewards_unusable = 0 < numbers == not_finite
+        return screen.screen_tensor(rewards)
