@@ -1,5 +1,8 @@
 """The model card of a trained checkpoint, written from the run's summary: what it is, what it reached, how to use."""
 
+import hashlib
+import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +11,25 @@ from rookworld_trl.reports.summary import read_summary
 USAGE = """```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-model, tokenizer = AutoModelForCausalLM.from_pretrained("."), AutoTokenizer.from_pretrained(".")
-prompt = tokenizer("P: rnbqkbnr/pppppppp/8/8/8/8/PPPPPPPP/RNBQKBNR w KQkq - 0 1", return_tensors="pt")
-print(tokenizer.decode(model.generate(**prompt, max_new_tokens=64, do_sample=False)[0], skip_special_tokens=True))
+name = "."  # this folder, or its name on the Hub
+model, tokenizer = AutoModelForCausalLM.from_pretrained(name), AutoTokenizer.from_pretrained(name)
+
+
+def ask(prompt: str) -> str:
+    inputs = tokenizer(prompt, return_tensors="pt")
+    output = model.generate(**inputs, max_new_tokens=144, do_sample=False, pad_token_id=tokenizer.pad_token_id)
+    return tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+
+
+start = "rnbqkbnr/pppppppp/8/8/8/8/PPPPPPPP/RNBQKBNR w KQkq - 0 1"
+print(ask(f"P: {start}"))  # M: up to five moves  E: an eval each, in pawns for the side to move  B: the best move
+print(ask(f"A: {start}+e2e4+e2e4+"))  # <next FEN>+<reward>+<terminated>+<truncated>
 ```"""
+
+REWARDS = {
+    "graduated": "six levels from -0.3 (unparsable) to 1.0 (the best move; the exact answer)",
+    "continuous": "from -0.3 (unparsable) to 1.0, by win chance lost, candidates and evals, or by the FEN's similarity",
+}
 
 
 def write_card(run: Path, checkpoint: Path) -> Path:
@@ -22,44 +40,79 @@ def write_card(run: Path, checkpoint: Path) -> Path:
     return path
 
 
+def fingerprint(identity: dict[str, Any]) -> str:
+    """Twelve digits of the SHA-256 of all that decides what a run computes: arguments, data, rewards, reference."""
+    return hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()[:12]
+
+
 def _card(summary: dict[str, Any]) -> str:
+    return (
+        "\n\n".join([_metadata(summary), _head(summary), _use(), _results(summary), _training(summary), _limits()])
+        + "\n"
+    )
+
+
+def _metadata(summary: dict[str, Any]) -> str:
+    """The YAML block that the Hub reads; a base model is named where it is one of the Hub's."""
+    lines = ["library_name: transformers", "pipeline_tag: text-generation", "tags: [chess, grpo, trl, rookworld]"]
+    model = str(summary["model"])
+    if re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", model) and not Path(model).exists():
+        lines.append(f"base_model: {model}")
+    return "\n".join(["---", *lines, "---"])
+
+
+def _head(summary: dict[str, Any]) -> str:
+    return f"""# {Path(str(summary["model"])).name}, trained with GRPO
+
+A chess language model with two tasks, chosen by the prompt's first letter. `P: <FEN>` asks for up to five candidate
+moves, their evaluations and the best move; `A: <FEN>+<move>+<last moves, this one included>+` asks for the next
+position, the reward and whether the game is over."""
+
+
+def _use() -> str:
+    return f"## Use\n\n{USAGE}"
+
+
+def _results(summary: dict[str, Any]) -> str:
     rows = [
         f"| {row['task']} | {row['metric']} | {row['mode']} | {_share(row['before'])} | {_share(row['after'])} "
         f"| {_share(row['difference'], '+')} [{_share(row['ci_low'], '+')}, {_share(row['ci_high'], '+')}] "
         f"| {row['items']} |"
         for row in summary["headline"]
     ]
-    return "\n".join(
-        [
-            "---",
-            "library_name: transformers",
-            "pipeline_tag: text-generation",
-            "tags: [chess, grpo, trl, rookworld]",
-            "---",
-            "",
-            f"# {summary['model']}, trained with GRPO",
-            "",
-            "A chess language model with two tasks. `P: <FEN>` asks for up to five candidate moves, their evaluations",
-            "and the best move; `A: <FEN>+<move>+<last moves>+` asks for the next position, the reward and whether the",
-            f"game is over. Trained from `{summary['model']}` on `{summary['dataset']}` for {summary['steps']} steps",
-            f"with verifiable rewards ({summary['reward']}); {summary['mix_env_ratio']:.0%} of the prompts were `A:`.",
-            "",
-            f"Held-out items ({summary['eval_split']} split), percent, paired 95 % intervals of the change:",
-            "",
-            "| task | metric | decoding | before | after | change | items |",
-            "|---|---|---|---|---|---|---|",
-            *rows,
-            "",
-            f"Command: `{summary['command']}`, seed {summary['seed']}, "
-            + ", ".join(f"{name} {number}" for name, number in summary["versions"].items())
-            + ".",
-            "",
-            USAGE,
-            "",
-            "Limits: it knows nothing but these two text formats, plays far below any engine, writes illegal moves.",
-            "",
-        ]
+    table = ["| task | metric | decoding | before | after | change | items |", "|---|---|---|---|---|---|---|", *rows]
+    return (
+        f"## Results\n\nHeld-out items ({summary['eval_split']} split, none of whose positions this run trained on), "
+        "percent, paired 95 % intervals of the change:\n\n" + "\n".join(table)
     )
+
+
+def _training(summary: dict[str, Any]) -> str:
+    reward, identity = summary["reward"], summary.get("identity")
+    data = f"`{summary['dataset']}`" + ("" if summary["dataset"] != "shipped" else " (comes with rookworld-trl)")
+    if identity and identity.get("train_dataset"):
+        data += f", SHA-256 of the prompts in their order `{identity['train_dataset'][:12]}`"
+    items = [
+        f"start: `{summary['model']}`" + (f" at {summary['model_revision']}" if summary.get("model_revision") else ""),
+        f"data: {data}; {summary['mix_env_ratio']:.0%} of the prompts of each batch were `A:`",
+        f"rewards: {reward}, {REWARDS.get(reward, 'by python-chess and stored engine values')}; no judge, no engine "
+        "during training",
+        f"steps: {summary['steps']}" + (f", stopped: {summary['stop_reason']}" if summary.get("stop_reason") else ""),
+        f"command: `{summary['command']}`",
+        f"seed: {summary['seed']}",
+    ]
+    if identity:
+        items.append(f"config fingerprint: `{fingerprint(identity)}` (arguments, data, rewards, reference)")
+    items.append("versions: " + ", ".join(f"{name} {number}" for name, number in summary["versions"].items()))
+    return "## Training\n\n" + "\n".join(f"- {item}" for item in items)
+
+
+def _limits() -> str:
+    return """## Limits
+
+It knows nothing but these two text formats. It plays far below any engine, proposes illegal moves, and its evals are
+guesses. Answers to `A:` prompts are predictions, not a rules engine: check them where it matters. Prompts of another
+spelling (moves in SAN, FENs without clocks) give arbitrary text."""
 
 
 def _share(value: float | None, sign: str = "") -> str:

@@ -1,11 +1,9 @@
 """Loading: strict about every file, one clear error each; the Hub is a small server on loopback."""
 
-import hashlib
+import io
 import json
 import shutil
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import huggingface_hub.constants
@@ -22,9 +20,9 @@ from rookworld_trl.modeling.loading import (
     load_tokenizer,
     parameter_count,
 )
+from tests.hub import Hub, serve
 
 IDS = torch.tensor([[3, 5, 8, 13]])
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 def edit_config(folder: Path, **fields: object) -> None:
@@ -180,70 +178,12 @@ def test_model_and_tokenizer_must_fit(tiny_checkpoint: Path) -> None:
         load(tiny_checkpoint)
 
 
-class Hub(ThreadingHTTPServer):
-    """The part of the Hub's protocol that a download speaks: revision, tree, resolve, and its error codes."""
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self.folder, self.fetched, self.tokens = folder, list[str](), set[str | None]()
-        self.failure: tuple[int, str] | None = None
-        self.endpoint = f"http://127.0.0.1:{self.server_port}"
-
-
-class _Handler(BaseHTTPRequestHandler):
-    server: Hub
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
-
-    def reply(self, body: bytes, status: int = 200, **headers: str) -> None:
-        self.send_response(status)
-        for name, value in {"Content-Length": str(len(body)), **headers}.items():
-            self.send_header(name.replace("_", "-"), value)
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(body)
-
-    def do_GET(self) -> None:
-        self.server.tokens.add(self.headers.get("Authorization"))
-        path = self.path.split("?")[0]
-        files = {f.name: f.read_bytes() for f in self.server.folder.iterdir()}
-        json_type = {"Content_Type": "application/json"}
-        if self.server.failure is not None:
-            status, code = self.server.failure
-            self.reply(b"{}", status, X_Error_Code=code, X_Error_Message=code)
-        elif path.startswith("/api/models/me/rook/revision/"):
-            if path.endswith(("/main", COMMIT)):
-                self.reply(json.dumps({"id": "me/rook", "sha": COMMIT, "siblings": []}).encode(), **json_type)
-            else:
-                self.reply(b"{}", 404, X_Error_Code="RevisionNotFound")
-        elif path == f"/api/models/me/rook/tree/{COMMIT}":
-            tree = [
-                {"type": "file", "path": n, "size": len(b), "oid": hashlib.sha1(b).hexdigest()}
-                for n, b in files.items()
-            ]
-            self.reply(json.dumps(tree).encode(), **json_type)
-        elif path.startswith(f"/me/rook/resolve/{COMMIT}/"):
-            name = path.rpartition("/")[2]
-            self.server.fetched += [name] * (self.command == "GET")
-            self.reply(files[name], ETag=f'"{hashlib.sha1(files[name]).hexdigest()}"', X_Repo_Commit=COMMIT)
-        else:
-            self.reply(b"{}", 404, X_Error_Code="RepoNotFound")
-
-    do_HEAD = do_GET  # noqa: N815
-
-
 @pytest.fixture
 def hub(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     (tiny_checkpoint / "optimizer.pt").write_bytes(b"large")
-    server = Hub(tiny_checkpoint)
-    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
-    thread.start()
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with serve(monkeypatch) as server:
+        server.add("me/rook", tiny_checkpoint)
+        yield server
 
 
 def test_a_repository_is_downloaded_once_and_found_again(hub: Hub, tiny_model: GPT2LMHeadModel, tmp_path: Path) -> None:
@@ -253,17 +193,21 @@ def test_a_repository_is_downloaded_once_and_found_again(hub: Hub, tiny_model: G
         assert torch.equal(model(IDS).logits, tiny_model.eval()(IDS).logits)
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= set(hub.fetched)
     assert "optimizer.pt" not in hub.fetched
-    assert hub.tokens == {"Bearer hf_secret"}
+    assert hub.tokens == {"Bearer hf_secret", None}  # the storage of large files gets no token
     hub.fetched.clear()
-    folder = checkpoint_folder("me/rook", revision=COMMIT, **where)
-    assert folder.name == COMMIT
+    commit = hub.repositories["me/rook"].sha("main")
+    folder = checkpoint_folder("me/rook", revision=commit, **where)
+    assert folder.name == commit
     assert checkpoint_folder("me/rook", local_files_only=True, **where) == folder
     assert not hub.fetched
 
 
 def test_pickled_weights_of_a_repository_only_on_request(hub: Hub, tiny_model: GPT2LMHeadModel, tmp_path: Path) -> None:
-    (hub.folder / "model.safetensors").unlink()
-    torch.save(tiny_model.state_dict(), hub.folder / "pytorch_model.bin")
+    weights = io.BytesIO()
+    torch.save(tiny_model.state_dict(), weights)
+    files = hub.repositories["me/rook"].branches["main"]
+    del files["model.safetensors"]
+    files["pytorch_model.bin"] = weights.getvalue()
     where = {"cache_dir": tmp_path / "cache", "endpoint": hub.endpoint}
     with pytest.raises(LoadingError, match=r"has no model\.safetensors.*allow_pickle=True"):
         load("me/rook", **where)
@@ -285,7 +229,8 @@ def test_pickled_weights_of_a_repository_only_on_request(hub: Hub, tiny_model: G
 def test_the_hubs_refusals_say_what_to_do(
     hub: Hub, tmp_path: Path, name: str, revision: str | None, failure: tuple[int, str] | None, message: str
 ) -> None:
-    hub.failure = failure
+    if failure is not None:
+        hub.fail("/me/rook", *failure)
     with pytest.raises(LoadingError, match=message):
         checkpoint_folder(name, revision=revision, cache_dir=tmp_path / "cache", endpoint=hub.endpoint)
 

@@ -1,0 +1,99 @@
+"""Pushing: what arrives, what must not, and what each refusal says. The Hub is a server on loopback."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import huggingface_hub.constants
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2LMHeadModel
+
+from rookworld_trl.modeling.hub import PushError, push_folder
+from rookworld_trl.modeling.loading import load
+from tests.hub import TOKEN, Hub, serve
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    # Tests need not wait for a server that is not there to recover.
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda _: None)
+    with serve(monkeypatch) as server:
+        yield server
+
+
+def test_what_is_pushed_loads_with_plain_transformers_and_says_the_same(
+    hub: Hub, tiny_model: GPT2LMHeadModel, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    (tiny_checkpoint / "README.md").write_text("---\nlibrary_name: transformers\n---\n# A card\n")
+    (tiny_checkpoint / "training_args.bin").write_bytes(b"the token is in here")
+    push_folder(tiny_checkpoint, "me/trained", token=TOKEN, private=True)
+    files = hub.repositories["me/trained"].branches["main"]
+    assert {"config.json", "model.safetensors", "tokenizer.json", "README.md"} <= set(files)
+    assert "training_args.bin" not in files
+    assert hub.repositories["me/trained"].private
+    assert hub.repositories["me/trained"].commits == ["Trained checkpoint"]
+    assert ("POST", "/me/trained.git/info/lfs/verify") in hub.requests
+
+    model = AutoModelForCausalLM.from_pretrained("me/trained", cache_dir=tmp_path / "cache")
+    tokenizer = AutoTokenizer.from_pretrained("me/trained", cache_dir=tmp_path / "cache")
+    prompt = tokenizer("P: 8/8/8/8/8/2k5/P7/K7 w - - 0 1", return_tensors="pt")
+    with torch.no_grad():
+        for options in ({"do_sample": False}, {"do_sample": True}):
+            said = []
+            for each in (model, tiny_model.eval()):
+                torch.manual_seed(3)
+                said.append(each.generate(**prompt, max_new_tokens=8, **options))
+            assert torch.equal(*said)
+    strict, _ = load("me/trained", cache_dir=tmp_path / "again", token=TOKEN)
+    assert torch.equal(strict.transformer.wte.weight, tiny_model.transformer.wte.weight)
+
+
+def test_a_second_push_sends_only_what_changed(hub: Hub, tiny_checkpoint: Path) -> None:
+    push_folder(tiny_checkpoint, "me/trained", token=TOKEN)
+    hub.requests.clear()
+    (tiny_checkpoint / "README.md").write_text("---\ntags: [chess]\n---\n")
+    push_folder(tiny_checkpoint, "me/trained", token=TOKEN, revision="next", message="Card")
+    assert not [path for method, path in hub.requests if method == "PUT"]
+    repository = hub.repositories["me/trained"]
+    assert "README.md" in repository.branches["next"]
+    assert "README.md" not in repository.branches["main"]
+    assert repository.commits == ["Trained checkpoint", "Card"]
+
+
+@pytest.mark.parametrize("path", ["/preupload/", "/objects/batch", "/storage/"])
+def test_passing_trouble_of_the_hub_is_waited_for(hub: Hub, tiny_checkpoint: Path, path: str) -> None:
+    hub.fail(path, 503, times=2)
+    push_folder(tiny_checkpoint, "me/trained", token=TOKEN)
+    assert "model.safetensors" in hub.repositories["me/trained"].branches["main"]
+    assert hub.failures[0][3] == 0
+
+
+REFUSALS = {
+    "wrong token": ({"token": "hf_read"}, None, "status 401.*run `hf auth login` with a token that may write there"),
+    "no right": ({}, ("/api/repos/create", 403, ""), "status 403.*run `hf auth login` with a token"),
+    "gone": ({}, ("/preupload/", 404, "RepoNotFound"), "status 404.*check `hub_model_id`"),
+    "lasting trouble": ({}, ("/commit/", 500, ""), "status 500.*wait a little"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSALS)
+def test_refusals_say_what_to_do_and_that_nothing_is_lost(hub: Hub, tiny_checkpoint: Path, case: str) -> None:
+    options, failure, message = REFUSALS[case]
+    if failure:
+        hub.fail(*failure)
+    with pytest.raises(PushError, match=rf"(?s)pushing to me/trained failed with {message}") as raised:
+        push_folder(tiny_checkpoint, "me/trained", **{"token": TOKEN, **options})
+    assert f"`hf upload me/trained {tiny_checkpoint}`" in str(raised.value)
+    arrived = hub.repositories["me/trained"].branches["main"] if "me/trained" in hub.repositories else {}
+    assert not arrived
+
+
+def test_without_a_network(hub: Hub, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(PushError, match="check the network and HF_HUB_OFFLINE"):
+        push_folder(tiny_checkpoint, "me/trained", token=TOKEN)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(PushError, match="check the network"):
+        push_folder(tiny_checkpoint, "me/trained", token=TOKEN)

@@ -1,0 +1,90 @@
+"""The model card: every fact of the summary is in it, and its example runs."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rookworld_trl.reports.card import fingerprint, write_card
+
+SUMMARY: dict[str, Any] = {
+    "command": "recipes/grpo.py --config recipes/nano/grpo/config_cpu.yaml --seed 7",
+    "model": "jrahn/RookWorld-LM-124M",
+    "model_revision": "abc123",
+    "dataset": "jrahn/rookworld_7m",
+    "mix_env_ratio": 0.2,
+    "reward": "graduated",
+    "eval_split": "test",
+    "seed": 7,
+    "steps": 80,
+    "stop_reason": "",
+    "versions": {"python": "3.12", "trl": "1.16.0"},
+    "identity": {"learning_rate": 1e-5, "train_dataset": "0123456789abcdef", "rewards": ["policy_reward"]},
+    "headline": [
+        {
+            "task": "policy",
+            "metric": "best_value",
+            "mode": "greedy",
+            "before": 0.7243,
+            "after": 0.7454,
+            "difference": 0.0211,
+            "ci_low": 0.001,
+            "ci_high": -0.0123,
+            "items": 1000,
+        }
+    ],
+}
+
+
+def card(tmp_path: Path, **changes: Any) -> str:
+    (tmp_path / "summary.json").write_text(json.dumps({**SUMMARY, **changes}))
+    (tmp_path / "checkpoint").mkdir(exist_ok=True)
+    return write_card(tmp_path, tmp_path / "checkpoint").read_text()
+
+
+def test_it_says_what_was_done_and_what_came_of_it(tmp_path: Path) -> None:
+    text = card(tmp_path)
+    assert "| policy | best_value | greedy | 72.4 | 74.5 | +2.1 [+0.1, -1.2] | 1000 |" in text
+    for fact in (SUMMARY["command"], "seed: 7", "`jrahn/rookworld_7m`", "20%", "graduated", "steps: 80", "trl 1.16.0"):
+        assert fact in text
+    assert "`jrahn/RookWorld-LM-124M` at abc123" in text
+    assert f"config fingerprint: `{fingerprint(SUMMARY['identity'])}`" in text
+    assert "prompts in their order `0123456789ab`" in text
+    assert "P: {start}" in text
+    assert "A: {start}+e2e4+e2e4+" in text
+    assert "## Limits" in text
+    assert "stopped" not in text
+
+
+def test_its_head_is_what_the_hub_reads(tmp_path: Path) -> None:
+    head = yaml.safe_load(card(tmp_path).split("---\n")[1])
+    assert head["library_name"] == "transformers"
+    assert head["pipeline_tag"] == "text-generation"
+    assert {"chess", "grpo"} <= set(head["tags"])
+    assert head["base_model"] == "jrahn/RookWorld-LM-124M"
+    (tmp_path / "here").mkdir()
+    for model in ("nano", str(tmp_path / "here")):  # nothing that the Hub knows
+        assert "base_model" not in card(tmp_path, model=model)
+
+
+def test_a_stop_and_a_missing_fingerprint_are_said_or_left_out(tmp_path: Path) -> None:
+    text = card(tmp_path, stop_reason="KL over 50", identity=None, dataset="shipped")
+    assert "steps: 80, stopped: KL over 50" in text
+    assert "fingerprint" not in text
+    assert "`shipped` (comes with rookworld-trl)" in text
+
+
+def test_a_fingerprint_follows_every_field() -> None:
+    identity = SUMMARY["identity"]
+    assert fingerprint(identity) == fingerprint(dict(reversed(identity.items())))
+    assert len({fingerprint({**identity, name: "other"}) for name in identity} | {fingerprint(identity)}) == 4
+
+
+def test_its_example_runs_as_it_stands(tiny_checkpoint: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    code = re.search(r"```python\n(.*?)```", card(tmp_path), re.DOTALL)
+    assert code is not None
+    monkeypatch.chdir(tiny_checkpoint)
+    exec(compile(code[1].replace("max_new_tokens=144", "max_new_tokens=4"), "card", "exec"), {})
+    assert capsys.readouterr().out.count("\n") == 2
