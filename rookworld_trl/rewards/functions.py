@@ -13,8 +13,31 @@ from rookworld_trl.tasks import ParseError, TaskName, task_of
 
 Score = TypeVar("Score", PolicyScore, EnvironmentScore)
 
-_POLICY_METRICS = ("parsed", "best_legal", "best_value", "candidates_legal_distinct")
-_ENVIRONMENT_METRICS = ("parsed", "exact", "placement_exact", "copied_input")
+# Fields of the scores whose means say something; logged as `policy/parsed`, `environment/fen_exact` and so on.
+_POLICY_METRICS = (
+    "parsed",
+    "best_legal",
+    "best_value",
+    "candidates_legal_distinct",
+    "best_in_moves",
+    "best_in_top5",
+    "top1",
+    "evals_score",
+)
+_ENVIRONMENT_METRICS = (
+    "parsed",
+    "exact",
+    "fen_exact",
+    "placement_exact",
+    "turn_exact",
+    "castling_exact",
+    "en_passant_exact",
+    "halfmove_exact",
+    "fullmove_exact",
+    "similarity",
+    "reward_exact",
+    "copied_input",
+)
 
 
 def policy_reward(prompts: list[str], completions: list[str], **columns: Any) -> list[float | None]:

@@ -25,29 +25,13 @@ GREEN, YELLOW, RED = LEVELS = ("green", "yellow", "red")
 DEFAULT_BANDS: dict[str, tuple[float, float]] = {
     "kl": (0.1, 0.5),  # nats a token
     "kl/sequence_p95": (10.0, 50.0),  # nats a completion
-    "reward": (0.2, 0.0),
+    "reward": (0.0, -0.2),  # below 0, most completions are unusable
     "*/parsed": (0.9, 0.5),  # structure validity, per task
     "entropy": (0.05, 0.005),  # nats a token; below, all samples of a group are alike
     "groups/useful": (0.3, 0.1),  # share of groups whose rewards differ
     "clip_ratio/region_mean": (0.1, 0.3),
     "grad_norm": (10.0, 100.0),
 }
-
-# Label, metric, format: what a person reads; wildcards show once for each match.
-LINE = (
-    ("reward", "reward", "+.3f"),
-    ("kl", "kl", ".4f"),
-    ("entropy", "entropy", ".3f"),
-    ("useful groups", "groups/useful", ".0%"),
-    ("clipped", "clip_ratio/region_mean", ".1%"),
-    ("grad", "grad_norm", ".2f"),
-    ("{}", "*/parsed", ".0%"),
-    ("{}", "*/best_legal", ".0%"),
-    ("truth gain", "truth/logp_gain", "+.2f"),
-    ("s/sample", "rollout/seconds_per_sample", ".4f"),
-    ("GB", "perf/memory_gb", ".1f"),
-    ("MFU", "perf/mfu", ".1%"),
-)
 
 
 def level_of(value: float, yellow: float, red: float) -> str:
@@ -67,12 +51,17 @@ class HealthMonitor(TrainerCallback):
     Attributes:
         bands: by metric name or pattern; the first pattern that matches judges.
         folder: where the events go; None: nowhere.
-        levels: the present level of each judged metric.
+        patience: a level changes when so many logs in a row lie beyond it, and then only as far as the mildest of
+            them: single batches are noisy. A NaN changes it at once.
+        levels: the present level of each judged metric, green to begin with.
+        recent: the last `patience` judgements of each.
     """
 
     bands: Mapping[str, tuple[float, float]]
     folder: Path | None = None
+    patience: int = 1
     levels: dict[str, str] = field(default_factory=dict)
+    recent: dict[str, list[str]] = field(default_factory=dict)
 
     @property
     def level(self) -> str:
@@ -80,28 +69,45 @@ class HealthMonitor(TrainerCallback):
         return max(self.levels.values(), key=LEVELS.index, default=GREEN)
 
     def observe(self, step: int, logs: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """Judge one log; return an event for each metric whose level changed (green to begin with)."""
+        """Judge one log; return an event for each metric whose level changed."""
         events = []
         for name, value in logs.items():
             band = next((band for pattern, band in self.bands.items() if fnmatchcase(name, pattern)), None)
             if band is None or not isinstance(value, int | float):
                 continue
             before, now = self.levels.get(name, GREEN), level_of(value, *band)
+            times = self.patience if math.isnan(value) else 1
+            self.recent[name] = [*self.recent.get(name, []), *[now] * times][-self.patience :]
+            now = self._lasting(name, before)
             self.levels[name] = now
             if now != before:
                 events.append({"step": step, "metric": name, "value": value, "from": before, "to": now})
         return events
 
-    def line(self, step: int, logs: Mapping[str, Any]) -> str:
-        """One step for a person: `step 12 yellow  reward +0.312  kl 0.0210  useful groups 22% (yellow) ...`."""
+    def _lasting(self, name: str, before: str) -> str:
+        """The level nearest to `before` among the recent ones, if there are enough and all lie on one side of it."""
+        recent = sorted(map(LEVELS.index, self.recent[name]))
+        present = LEVELS.index(before)
+        if len(recent) < self.patience:
+            return before
+        return LEVELS[recent[0] if recent[0] > present else min(present, recent[-1])]
+
+    def line(self, step: int, logs: Mapping[str, Any], events: Sequence[Mapping[str, Any]] = ()) -> str:
+        """What changed, and what else is not green: `step 12 health yellow: kl 0.2 (was green), groups/useful 0.22`."""
+        was = {event["metric"]: f" (was {event['from']})" for event in events}
+        names = [*was, *(name for name, level in self.levels.items() if level != GREEN and name not in was)]
         cells = []
-        for label, pattern, spec in LINE:
-            for name in sorted(key for key in logs if fnmatchcase(key, pattern)):
-                if isinstance(logs[name], int | float):
-                    level = self.levels.get(name, GREEN)
-                    mark = "" if level == GREEN else f" ({level})"
-                    cells.append(f"{label.format(name)} {logs[name]:{spec}}{mark}")
-        return "  ".join([f"step {step} {self.level}", *cells])
+        for name in names:
+            value, level = logs.get(name), self.levels[name]
+            number = f" {value:.3g}" if isinstance(value, int | float) else ""
+            cells.append(f"{name}{number}{'' if level == self.level else ' ' + level}{was.get(name, '')}")
+        return f"step {step} health {self.level}" + (": " + ", ".join(cells) if cells else "")
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"levels": dict(self.levels), "recent": {name: list(last) for name, last in self.recent.items()}}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.levels, self.recent = dict(state["levels"]), dict(state["recent"])
 
     def on_log(
         self,
@@ -116,7 +122,7 @@ class HealthMonitor(TrainerCallback):
         events = self.observe(state.global_step, logs)
         if not events or not state.is_world_process_zero:
             return
-        logger.warning(self.line(state.global_step, logs))
+        logger.warning(self.line(state.global_step, logs, events))
         if self.folder is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
             with (self.folder / EVENTS_FILE).open("a", encoding="utf-8") as file:

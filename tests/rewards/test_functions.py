@@ -115,7 +115,7 @@ def test_means_reach_the_log() -> None:
     rewards.environment_reward(**batch(), log_metric=logged.__setitem__)
     assert logged["policy/parsed"] == 0.5
     assert logged["policy/best_value"] == 0.5
-    assert logged["environment/exact"] == 0.5
+    assert logged["environment/exact"] == logged["environment/fen_exact"] == 0.5
     assert logged["environment/copied_input"] == 0.5
 
 

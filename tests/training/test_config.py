@@ -83,6 +83,27 @@ def test_defaults(tmp_path: Any) -> None:
         ({"truth_every": 0}, r"`truth_every` is 0: .* Set it to 1 or more"),
         ({"peak_tflops": 0.0}, r"`peak_tflops` is 0.0: .* Set the device's peak"),
         ({"max_completion_length": 0}, r"`max_completion_length` is 0: .* Set it"),
+        ({"task_sampling": {"A": {"top_p": 0.9}}}, r"`task_sampling\[A\].top_p` is 0.9: .* Leave it out"),
+        ({"task_sampling": {"A": {"top_k": 5}}}, r"`task_sampling\[A\].top_k` is 5: the loss scores .* Leave it out"),
+        ({"task_sampling": {"A": {"temperature": 0}}}, r"`task_sampling\[A\].temperature` is 0: .* Set it to"),
+        (
+            {"task_sampling": {"A": {"max_completion_length": 999}}},
+            r"`task_sampling\[A\].max_completion_length` is 999: .* Use at most 256",
+        ),
+        ({"task_sampling": {"A": {"heat": 1}}}, r"`task_sampling\[A\].heat` is 1: no such setting. Use temperature"),
+        ({"task_sampling": {"temperature": 1.0}}, r"`task_sampling` is {'temp.* settings stand by task. Write it as"),
+        ({"mining_ordinary": 1.5}, r"`mining_ordinary` is 1.5: it is a share"),
+        ({"mining_rounds": -1}, r"`mining_rounds` is -1: .* Set it to 0 or more"),
+        ({"mining_candidates": 0}, r"`mining_candidates` is 0: .* Set it to 1 or more"),
+        ({"mining_decay": 1.0}, r"`mining_decay` is 1.0: .* Set it to something like 0.5"),
+        ({"mining": True, "use_gae": True}, r"`mining` is True: with `use_gae` .* Set one of them to False"),
+        ({"lora_r": 0}, r"`lora_r` is 0: .* Set it to something like 16"),
+        ({"lora_dropout": 0.1}, r"`lora_dropout` is 0.1: .* Leave it at 0"),
+        ({"use_peft": True, "rollout_backend": "native"}, r"`rollout_backend` is 'native': .* Set it to auto"),
+        (
+            {"use_peft": True, "reference_reset_steps": 5},
+            r"`reference_reset_steps` is 5: with `use_peft` .* Set it to 0",
+        ),
     ],
 )
 def test_contradictions_are_refused(tmp_path: Any, changes: dict[str, Any], message: str) -> None:

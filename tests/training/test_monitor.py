@@ -45,14 +45,42 @@ def test_events_at_changes_only() -> None:
     assert [(event["metric"], event["to"]) for event in events] == [("kl", "green")]
 
 
+def test_a_change_must_last() -> None:
+    """Three in a row beyond the present level, and only as far as the mildest of them; a NaN needs no company."""
+    monitor = HealthMonitor({"kl": (0.1, 0.5)}, patience=3)
+    series = [0.2, 0.2, 0.0, 0.9, 0.2, 0.9, 0.9, 0.9, 0.0, 0.2, 0.0, float("nan")]
+    levels = []
+    for step, value in enumerate(series):
+        monitor.observe(step, {"kl": value})
+        levels.append(monitor.level)
+    green, yellow, red = "green", "yellow", "red"
+    assert levels == [green] * 5 + [yellow] * 2 + [red] * 2 + [red] + [yellow] + [red]
+
+
 def test_the_line() -> None:
     monitor = HealthMonitor(DEFAULT_BANDS)
-    logs = {"reward": 0.3123, "kl": 0.2, "environment/parsed": 1.0, "policy/parsed": 0.97, "groups/useful": 0.22}
-    monitor.observe(12, logs)
-    assert monitor.line(12, logs) == (
-        "step 12 yellow  reward +0.312  kl 0.2000 (yellow)  useful groups 22% (yellow)  "
-        "environment/parsed 100%  policy/parsed 97%"
+    logs = {"reward": 0.3123, "kl": 0.2, "environment/parsed": 0.4, "policy/parsed": 0.97, "groups/useful": 0.22}
+    events = monitor.observe(12, logs)
+    assert monitor.line(12, logs, events) == (
+        "step 12 health red: kl 0.2 yellow (was green), environment/parsed 0.4 (was green), "
+        "groups/useful 0.22 yellow (was green)"
     )
+    logs |= {"environment/parsed": 0.95}
+    events = monitor.observe(13, logs)
+    assert monitor.line(13, logs, events) == (
+        "step 13 health yellow: environment/parsed 0.95 green (was red), kl 0.2, groups/useful 0.22"
+    )
+    monitor.observe(14, {"kl": 0.0, "groups/useful": 1.0})
+    assert monitor.line(14, {}) == "step 14 health green"
+
+
+def test_the_monitor_is_restored() -> None:
+    first, second = (HealthMonitor({"kl": (0.1, 0.5)}, patience=2) for _ in range(2))
+    for value in (0.2, 0.2, 0.9):
+        first.observe(1, {"kl": value})
+    second.load_state_dict(json.loads(json.dumps(first.state_dict())))
+    assert second.level == first.level == "yellow"
+    assert [event["to"] for event in second.observe(2, {"kl": 0.9})] == ["red"]
 
 
 def test_useful_share_by_hand() -> None:
@@ -76,7 +104,7 @@ def test_truth_logps_equal_unpadded_scoring(policy: GPT2LMHeadModel) -> None:
 def test_a_run_records_health_and_truth(make_trainer: Callable[..., Any], options: dict[str, Any]) -> None:
     """A band that the run must leave gives an event; the truth's gain is 0 before the first update moved anything."""
     trainer = make_trainer(
-        health_bands={"entropy": [0.0, 0.001], "kl": None}, learning_rate=1e-2, peak_tflops=1000.0
+        health_bands={"entropy": [0.0, 0.001], "kl": None}, health_patience=1, learning_rate=1e-2, peak_tflops=1000.0
     )  # fmt: skip
     assert "kl" not in trainer.args.bands()
     assert trainer.args.bands()["grad_norm"] == DEFAULT_BANDS["grad_norm"]

@@ -1,0 +1,268 @@
+"""Prompt mining: chances by hand, exact task shares, pass rates that survive a resume, and more useful groups."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
+
+from rookworld_trl.training import RookWorldGRPOConfig, RookWorldGRPOTrainer
+from rookworld_trl.training.mining import PromptMiner, prompt_key, useful_chance, useful_groups
+
+NAN = float("nan")
+
+
+def miner(prompts: str = "abcdefgh", tasks: str = "xxxxyyyy", **options: Any) -> PromptMiner:
+    return PromptMiner(list(prompts), list(tasks), **{"samples": 2, "candidates": 2} | options)
+
+
+def test_useful_chance_by_hand() -> None:
+    assert useful_chance(0.0, 4) == useful_chance(1.0, 4) == 0
+    assert useful_chance(0.5, 2) == 0.5
+    assert useful_chance(0.9, 3) == pytest.approx(1 - 0.729 - 0.001)
+
+
+def test_useful_groups_by_hand() -> None:
+    rewards = np.array([1.0, 1.0, 0.0, 1.0, NAN, NAN, NAN, 1.0])
+    assert useful_groups(rewards, 2).tolist() == [False, True, False, False]
+    assert useful_groups(rewards, 4).tolist() == [True, False]
+
+
+def test_pass_rates_are_exponential_averages() -> None:
+    known = miner(decay=0.75, pass_reward=0.8)
+    known.observe(["a", "b", "c"], ["x", "x", "x"], np.array([1.0, 0.5, 0.8, 0.9, NAN, NAN]))
+    assert known.records == {prompt_key("a"): [0.5, 1.0], prompt_key("b"): [1.0, 1.0]}
+    known.observe(["a"], ["x"], np.array([0.0, 0.0]))
+    assert known.records[prompt_key("a")] == [0.375, 0.75]
+    known.set_pass_rate(0, 0.5)
+    assert known.records[prompt_key("a")] == [0.5, 0.5]
+
+
+def test_unknown_prompts_are_expected_to_be_as_useful_as_others_were() -> None:
+    known = miner()
+    assert known.weight(0, "x") == 1.0
+    known.observe(["a", "b"], ["x", "x"], np.array([1.0, 1.0, 1.0, 1.0]))
+    assert known.weight(2, "x") == pytest.approx(0.95**2)
+    assert known.weight(4, "y") == 1.0
+    assert 0 < known.weight(0, "x") < 1e-5  # known to be useless, and still not forgotten for good
+
+
+def test_the_ordinary_share_is_kept_in_every_task() -> None:
+    known = miner(ordinary=0.25)
+    tasks = ["x"] * 8 + ["y"] * 4
+    mined = known.split(tasks)
+    assert len([group for group in mined if group < 8]) == 6
+    assert len([group for group in mined if group >= 8]) == 3
+    assert mined != known.split(tasks)  # others the next time
+    assert miner(ordinary=1.0).split(tasks) == []
+
+
+def test_half_of_the_candidates_are_new() -> None:
+    known = miner("abcdefghijkl", "x" * 12)
+    known.observe(list("abcdef"), ["x"] * 6, np.array([0.0, 1.0] * 3 + [1.0, 1.0] * 3))
+    for _ in range(20):
+        rows = known.draw("x", 4, exclude={prompt_key("a"), prompt_key("l")})
+        assert len(set(rows)) == 4
+        assert sorted(row < 6 for row in rows) == [False, False, True, True]
+        assert {1, 2} == {row for row in rows if row < 6}, "those known to be useless come last"
+        assert not {0, 11} & set(rows)
+    assert sorted(known.draw("x", 99, set())) == list(range(12))
+    assert known.draw("z", 3, set()) == []
+
+
+def test_a_prompt_that_occurs_twice_counts_once() -> None:
+    known = miner("aabb", "xxxx")
+    assert known.rows == {"x": [0, 2]}
+
+
+def test_picks_follow_the_weights() -> None:
+    """Of weights 8, 1, 1 the first is drawn 80 times in 100; binomial, five standard deviations."""
+    known = miner()
+    drawn = [known.pick([7, 8, 9], [8.0, 1.0, 1.0], 1)[0] for _ in range(2000)]
+    share = drawn.count(7) / len(drawn)
+    assert abs(share - 0.8) < 5 * (0.8 * 0.2 / 2000) ** 0.5
+
+
+def test_the_curriculum_weighs_rows() -> None:
+    seen: list[Any] = []
+
+    def short_first(row: Any, pass_rate: float | None) -> float:
+        seen.append(pass_rate)
+        return 1 / len(row["prompt"])
+
+    known = miner(curriculum=short_first)
+    known.set_pass_rate(0, 0.5)
+    assert known.weight(0, "x", {"prompt": "aaaa"}) == pytest.approx(0.5 / 4)
+    assert known.weight(1, "x", {"prompt": "b"}) == 1.0
+    assert seen == [0.5, None]
+    known.curriculum = lambda row, pass_rate: NAN
+    with pytest.raises(ValueError, match="weighs row 1 with nan: return a finite number"):
+        known.weight(1, "x", {"prompt": "b"})
+
+
+def test_a_restored_miner_goes_on_alike() -> None:
+    first, second = miner(seed=3), miner(seed=3)
+    first.observe(["a", "e"], ["x", "y"], np.array([0.0, 1.0, 1.0, 1.0]))
+    first.draw("x", 2, set())
+    second.load_state_dict(json.loads(json.dumps(first.state_dict())))
+    assert second.records == first.records
+    assert second.draw("y", 3, set()) == first.draw("y", 3, set())
+    assert second.split(["x"] * 9) == first.split(["x"] * 9)
+
+
+# In the trainer. Half of the prompts can be passed, by a completion that begins with a lower-case letter.
+
+LETTERS = "abcdefgh"
+ROWS = [
+    {"prompt": f"{task}: {a}{b}", "task": task, "target": b} for a in LETTERS for b in LETTERS for task in ("P", "A")
+]
+
+
+def right(completions: list[str], target: list[str], **_: Any) -> list[float]:
+    return [float(wanted in "abcd" and text[:1].islower()) for text, wanted in zip(completions, target, strict=True)]
+
+
+@pytest.fixture
+def trainer_of(
+    policy: GPT2LMHeadModel, tiny_tokenizer: PreTrainedTokenizerFast, options: dict[str, Any]
+) -> Callable[..., RookWorldGRPOTrainer]:
+    """A trainer on 64 prompts of each task, four of each a batch."""
+
+    def make(curriculum: Any = None, **changes: Any) -> RookWorldGRPOTrainer:
+        settings: dict[str, Any] = {**options, "rollout_backend": "native", "shuffle_dataset": False}
+        settings |= {"per_device_train_batch_size": 32, "truth_task": "A", "mining": True, "max_completion_length": 3}
+        return RookWorldGRPOTrainer(
+            policy,
+            right,
+            RookWorldGRPOConfig(**settings | changes),
+            Dataset.from_list(ROWS),
+            None,
+            tiny_tokenizer,
+            **({} if curriculum is None else {"curriculum": curriculum}),
+        )
+
+    return make
+
+
+Trainers = Callable[..., RookWorldGRPOTrainer]
+
+
+def test_exact_pass_rates_are_the_models_own(trainer_of: Trainers, policy: GPT2LMHeadModel) -> None:
+    """By whole distributions over unpadded rows, at the task's temperature; what is too long cannot pass."""
+    trainer = trainer_of(task_sampling={"A": {"temperature": 0.7}})
+    contents = [trainer.train_dataset[row] for row in (1, 3, 5)]
+    contents[2] = {**contents[2], "target": "abc"}  # with its end token, four tokens
+    trainer._measure_pass_rates([1, 3, 5], contents)
+    assert trainer.miner is not None
+    tokenizer = trainer.processing_class
+    for row, content in zip((1, 3), contents, strict=False):
+        prompt = tokenizer(content["prompt"])["input_ids"]
+        truth = [*tokenizer(content["target"])["input_ids"], tokenizer.eos_token_id]
+        with torch.no_grad():
+            logps = (policy(torch.tensor([prompt + truth])).logits[0] / 0.7).log_softmax(-1)
+        expected = sum(logps[len(prompt) - 1 + i, token].item() for i, token in enumerate(truth))
+        known = trainer.miner.records[trainer.miner.keys[row]]
+        assert known[0] == pytest.approx(np.exp(expected), rel=1e-4)
+        assert known[1] == pytest.approx(useful_chance(known[0], 4), abs=1e-9)
+    assert trainer.miner.records[trainer.miner.keys[5]][0] == 0
+
+
+@pytest.mark.parametrize("backend", ["native", "transformers"])
+def test_a_mined_batch(trainer_of: Trainers, backend: str) -> None:
+    """Tasks stay where they were, ordinary prompts too; what the loss gets is what was sampled, past the gates."""
+    trainer = trainer_of(rollout_backend=backend, mining_ordinary=0.25, mining_rounds=2)
+    trainer.model.train()
+    planned = next(iter(trainer.get_train_dataloader()))
+    inputs = [dict(row) for row in planned]
+    batch = trainer._generate_and_score_completions(inputs)
+    assert [row["task"] for row in inputs] == [row["task"] for row in planned]
+    groups = [inputs[first : first + 4] for first in range(0, 32, 4)]
+    assert all(row == group[0] for group in groups for row in group)
+    assert len({group[0]["prompt"] for group in groups}) == 8
+    kept = [group[0] == planned[4 * number] for number, group in enumerate(groups)]
+    assert sum(kept) >= 2
+    assert not all(kept)
+    texts = trainer.processing_class.batch_decode(batch["prompt_ids"], skip_special_tokens=True)
+    assert texts == [row["prompt"] for row in inputs]
+    metrics = trainer._metrics["train"]
+    assert {"mining/ordinary_useful", "mining/resampled", "mining/pass_rate", "groups/useful"} <= metrics.keys()
+    assert len(metrics["rewards/right/mean"]) == 1, "probing leaves no trace in TRL's logs"
+    assert not trainer._gates_pending
+    assert (batch.get("sampling_per_token_logps") is not None) == (backend == "native")
+
+
+def test_only_dull_groups_are_sampled_again(trainer_of: Trainers, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rewards by call: first all groups agree but the third and an ordinary one, then all differ."""
+    trainer = trainer_of(mining_rounds=3, mining_candidates=1)  # one candidate: at first, the prompts as planned
+    trainer.model.train()
+    assert trainer.miner is not None
+    monkeypatch.setattr(trainer.miner, "split", lambda tasks: [0, 1, 2, 3, 4, 5])
+    differing = {2, 7}
+    sampled: list[int] = []
+    sample = trainer._native_rollout
+
+    def counting(prompt_ids: Any, *rest: Any) -> Any:
+        sampled.append(len(prompt_ids))
+        return sample(prompt_ids, *rest)
+
+    def rewards(completions: list[str], **_: Any) -> list[float]:
+        values = [float(row % 4 == 0 and row // 4 in differing) for row in range(len(completions))]
+        differing.update(range(8))
+        return values
+
+    rewards.__name__ = "right"
+    monkeypatch.setattr(trainer, "_native_rollout", counting)
+    trainer.reward_funcs = [rewards]
+    planned = next(iter(trainer.get_train_dataloader()))
+    inputs = [dict(row) for row in planned]
+    trainer._generate_and_score_completions(inputs)
+    assert sampled == [32, 20]  # then groups 0, 1, 3, 4 and 5 again; 6 agreed too, but is ordinary
+    changed = [inputs[4 * group]["prompt"] != planned[4 * group]["prompt"] for group in range(8)]
+    assert changed == [True, True, False, True, True, True, False, False]
+    assert trainer._metrics["train"]["mining/resampled"] == [5 / 8]
+    assert trainer._metrics["train"]["mining/ordinary_useful"] == [0.5]
+    assert trainer._metrics["train"]["groups/useful"] == [1.0]
+
+
+def test_mining_raises_the_useful_share_by_half(trainer_of: Trainers) -> None:
+    shares = {}
+    for mining in (False, True):
+        trainer = trainer_of(mining=mining, mining_rounds=3, max_steps=6, learning_rate=1e-9, seed=5)
+        trainer.train()
+        shares[mining] = [row["groups/useful"] for row in trainer.state.log_history if "loss" in row]
+    plain, mined = (sum(shares[mining]) / 6 for mining in (False, True))
+    assert 0.1 < plain < 0.6
+    assert mined >= 1.5 * plain
+
+
+def test_what_the_miner_knows_is_saved_and_resumed(trainer_of: Trainers, options: dict[str, Any]) -> None:
+    settings = {"max_steps": 2, "save_strategy": "steps", "save_steps": 1}
+    trainer = trainer_of(**settings)
+    trainer.train()
+    assert trainer.miner is not None
+    assert trainer.miner.records
+    again = trainer_of(**settings)
+    again.train(resume_from_checkpoint=str(Path(options["output_dir"]) / "checkpoint-2"))
+    assert again.miner is not None
+    assert again.miner.records == trainer.miner.records
+    assert again.miner.draws == trainer.miner.draws
+
+
+def test_a_curriculum_chooses(trainer_of: Trainers) -> None:
+    trainer = trainer_of(
+        curriculum=lambda row, rate: 1.0 if row["target"] in "ab" else 1e-9, mining_ordinary=0.0, mining_candidates=8
+    )
+    trainer.model.train()
+    inputs = list(next(iter(trainer.get_train_dataloader())))
+    trainer._generate_and_score_completions(inputs)
+    assert sum(row["target"] in "ab" for row in inputs) > 24
+
+
+def test_what_cannot_be_mined_is_refused(trainer_of: Trainers) -> None:
+    with pytest.raises(ValueError, match="a `curriculum` weighs mined prompts: set `mining` to True"):
+        trainer_of(curriculum=lambda row, rate: 1.0, mining=False)

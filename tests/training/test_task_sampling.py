@@ -1,0 +1,179 @@
+"""Two tasks sampled differently in one batch, each scored at what it was sampled at; drafts that change no sample."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
+
+from rookworld_trl.modeling.gpt2 import GPT2
+from rookworld_trl.modeling.shared_scoring import per_token_logps
+from rookworld_trl.training import GateError, RookWorldGRPOConfig, RookWorldGRPOTrainer, gates
+
+Make = Callable[..., RookWorldGRPOTrainer]
+
+COOL = {"A": {"temperature": 0.5, "max_completion_length": 3}, "P": {"temperature": 1.5}}
+ROWS = [
+    {"prompt": "P: a", "task": "P", "target": "b"},
+    {"prompt": "A: 1234567890", "task": "A", "target": "ab"},
+    {"prompt": "P: abcdefgh", "task": "P", "target": "h"},
+    {"prompt": "A: e", "task": "A", "target": "e"},
+]
+
+
+def letters(completions: list[str], **_: Any) -> list[float]:
+    return [sum(map(str.islower, text)) / max(1, len(text)) for text in completions]
+
+
+@pytest.fixture
+def make(policy: GPT2LMHeadModel, tiny_tokenizer: PreTrainedTokenizerFast, options: dict[str, Any]) -> Make:
+    """A trainer on two prompts of each task, all in every batch."""
+
+    def build(**changes: Any) -> RookWorldGRPOTrainer:
+        settings = {**options, "per_device_train_batch_size": 16, "truth_task": "A", "task_sampling": COOL, "beta": 0.1}
+        args = RookWorldGRPOConfig(**settings | changes)
+        return RookWorldGRPOTrainer(policy, letters, args, Dataset.from_list(ROWS), None, tiny_tokenizer)
+
+    return build
+
+
+def batch_of(trainer: RookWorldGRPOTrainer) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    trainer.model.train()
+    trainer.current_gradient_accumulation_steps = 1
+    inputs = list(next(iter(trainer.get_train_dataloader())))
+    return inputs, trainer._generate_and_score_completions(inputs)
+
+
+def alone(model: Any, batch: dict[str, Any], row: int, temperature: float) -> torch.Tensor:
+    """Log-probs of a completion, by the plain forward pass over the row without padding."""
+    prompt = batch["prompt_ids"][row][batch["prompt_mask"][row].bool()]
+    completion = batch["completion_ids"][row][batch["completion_mask"][row].bool()]
+    return gates.score_alone(model, prompt, completion, temperature)
+
+
+@pytest.mark.parametrize("backend", ["native", "transformers"])
+@pytest.mark.parametrize("share", [True, False])
+def test_rows_are_sampled_and_scored_at_their_own_temperature(make: Make, backend: str, share: bool) -> None:
+    """Sampling, reference and loss, against each row alone; and no `A` completion is longer than its limit."""
+    trainer = make(rollout_backend=backend, share_prefixes=share)
+    inputs, batch = batch_of(trainer)
+    temperatures = [COOL[row["task"]]["temperature"] for row in inputs]
+    assert batch["temperatures"].tolist() == temperatures
+    assert set(temperatures) == {0.5, 1.5}
+    lengths = batch["completion_mask"].sum(1).tolist()
+    assert max(n for n, row in zip(lengths, inputs, strict=True) if row["task"] == "A") <= 3
+    assert max(n for n, row in zip(lengths, inputs, strict=True) if row["task"] == "P") > 3
+    trainer._loss_logps = []
+    with torch.no_grad(), trainer._scoring_at(batch["temperatures"]):
+        ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1)
+        mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], 1)
+        keep = batch["completion_ids"].shape[1]
+        logps = trainer._get_per_token_logps_and_entropies(trainer.model, ids, mask, keep, batch_size=5)[0]
+    for row, temperature in enumerate(temperatures):
+        with torch.no_grad():
+            expected = alone(trainer.model, batch, row, temperature)
+        for found in (logps, batch["ref_per_token_logps"]):
+            assert torch.allclose(found[row, : len(expected)], expected, atol=1e-5)
+        if backend == "native":
+            assert torch.allclose(batch["sampling_per_token_logps"][row, : len(expected)], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("share", [True, False])
+@pytest.mark.parametrize("estimator", ["k3", "exact"])
+def test_loss_and_kl_use_the_rows_temperatures(make: Make, share: bool, estimator: str) -> None:
+    """The gradient, by hand: advantages times log-probs, and the KL, of rows scored one by one."""
+    trainer = make(share_prefixes=share, kl_estimator=estimator, loss_type="grpo", beta=0.3)
+    _, batch = batch_of(trainer)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in trainer.model.parameters():
+            parameter.add_(0.02 * torch.randn_like(parameter))
+    trainer.model.zero_grad()
+    trainer._compute_loss(trainer.model, batch).backward()
+    found = torch.cat([p.grad.flatten() for p in trainer.model.parameters()])
+
+    trainer.model.zero_grad()
+    total = torch.zeros(())
+    for row, temperature in enumerate(batch["temperatures"].tolist()):
+        prompt = batch["prompt_ids"][row][batch["prompt_mask"][row].bool()]
+        completion = batch["completion_ids"][row][batch["completion_mask"][row].bool()]
+        ids = torch.cat([prompt, completion])[None]
+        policy, reference = (
+            (model(ids).logits[0, len(prompt) - 1 : -1] / temperature).log_softmax(-1)
+            for model in (trainer.model, trainer.ref_model)
+        )
+        logps, ref_logps = (table.gather(-1, completion[:, None])[:, 0] for table in (policy, reference))
+        if estimator == "exact":
+            kl = (policy.exp() * (policy - reference.detach())).sum(-1)
+        else:  # the corrected k3: its gradient is that of the log-ratio times the policy's
+            kl = (logps - ref_logps).detach() * logps
+        ratio = (logps - logps.detach()).exp()
+        total = total + (-ratio * batch["advantages"][row] + 0.3 * kl).mean()
+    (total / len(batch["temperatures"])).backward()
+    expected = torch.cat([p.grad.flatten() for p in trainer.model.parameters()])
+    assert expected.norm() > 1e-3
+    assert (found - expected).norm() < 1e-3 * expected.norm()
+
+
+def test_shared_prefixes_need_one_temperature_a_prompt(policy: GPT2LMHeadModel) -> None:
+    rows = torch.tensor([[5, 6], [5, 6]])
+    ones = torch.ones_like(rows)
+    with pytest.raises(ValueError, match="rows of one prompt have different temperatures"):
+        per_token_logps(GPT2.sharing(policy), rows, ones, rows, ones, torch.tensor([0.5, 1.0]))
+
+
+@pytest.mark.parametrize("backend", ["native", "transformers"])
+def test_a_run_passes_the_gates(make: Make, backend: str) -> None:
+    trainer = make(rollout_backend=backend, learning_rate=1e-2, num_iterations=2, max_steps=3)
+    trainer.train()
+    log = trainer.state.log_history
+    assert log[0]["kl"] == pytest.approx(0, abs=1e-7)
+    assert log[1]["kl"] > 1e-6
+
+
+def test_the_gates_see_a_row_scored_at_anothers_temperature(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = make(rollout_backend="native")
+
+    @contextmanager
+    def forgetful(temperatures: Any) -> Iterator[None]:
+        yield
+
+    monkeypatch.setattr(trainer, "_scoring_at", forgetful)
+    with pytest.raises(GateError, match="gate 'sampler' FAILS") as caught:
+        trainer.train()
+    assert {result.gate for result in caught.value.results if not result.passed} == {"padding", "sampler"}
+
+
+def test_a_cold_task_is_sampled_greedily_and_the_other_is_not(make: Make) -> None:
+    trainer = make(rollout_backend="native", task_sampling={"A": {"temperature": 1e-4}})
+    inputs, batch = batch_of(trainer)
+    distinct: dict[str, set[tuple[int, ...]]] = {}
+    for row, ids in zip(inputs, batch["completion_ids"].tolist(), strict=True):
+        distinct.setdefault(row["prompt"], set()).add(tuple(ids))
+    assert all(len(samples) == 1 for prompt, samples in distinct.items() if prompt.startswith("A"))
+    assert all(len(samples) > 1 for prompt, samples in distinct.items() if prompt.startswith("P"))
+
+
+def test_drafts_change_no_sample(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`A` rows draft their truth with its end token, others nothing; samples are those drawn without drafts."""
+    seen: list[Any] = []
+    original = RookWorldGRPOTrainer._native_rollout
+
+    def watched(self: Any, prompt_ids: Any, requests: Any, seed: int) -> Any:
+        seen.append({tuple(ids): request.draft for ids, request in zip(prompt_ids, requests, strict=True)})
+        return original(self, prompt_ids, requests, seed)
+
+    monkeypatch.setattr(RookWorldGRPOTrainer, "_native_rollout", watched)
+    batches = []
+    for drafted in (False, True):
+        trainer = make(rollout_backend="native", draft_rollouts=drafted, task_sampling=None)
+        batches.append(batch_of(trainer)[1])
+    assert torch.equal(batches[0]["completion_ids"], batches[1]["completion_ids"])
+    assert torch.allclose(batches[0]["sampling_per_token_logps"], batches[1]["sampling_per_token_logps"], atol=1e-5)
+    assert set(seen[0].values()) == {None}
+    encode, eos = trainer.processing_class, trainer.processing_class.eos_token_id
+    drafts = {row["prompt"]: (*encode(row["target"])["input_ids"], eos) for row in ROWS if row["task"] == "A"}
+    assert seen[1] == {tuple(encode(row["prompt"])["input_ids"]): drafts.get(row["prompt"]) for row in ROWS}

@@ -1,0 +1,86 @@
+"""What leaves a run: metrics by task, completions as Parquet, and every number at each tracker."""
+
+import sys
+from collections.abc import Callable
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from typing import Any
+from unittest.mock import MagicMock
+
+import pandas as pd
+import pytest
+from datasets import Dataset
+from transformers.integrations import integration_utils
+
+from rookworld_trl.training import RookWorldGRPOTrainer
+
+Make = Callable[..., RookWorldGRPOTrainer]
+
+
+def by_prompt(prompts: list[str], completions: list[str], log_metric: Any, **_: Any) -> list[float]:
+    """P: prompts earn 1 and 0 in turn, A: prompts 0.5."""
+    log_metric("A/parsed", 0.25)
+    return [float(row % 2) if prompt[0] == "P" else 0.5 for row, prompt in enumerate(prompts)]
+
+
+@pytest.fixture
+def with_tasks(prompts: Dataset) -> Dataset:
+    return prompts.add_column("task", [prompt[0] for prompt in prompts["prompt"]])
+
+
+@pytest.fixture
+def make(make_trainer: Make, prompts: Dataset, with_tasks: Dataset, monkeypatch: pytest.MonkeyPatch) -> Make:
+    def build(**settings: Any) -> RookWorldGRPOTrainer:
+        trainer = make_trainer(
+            _reward=by_prompt, rollout_backend="native", per_device_train_batch_size=32, max_steps=1, **settings
+        )
+        trainer.train_dataset = with_tasks
+        return trainer
+
+    return build
+
+
+def test_metrics_by_task(make: Make) -> None:
+    """All eight prompts are in the batch; groups of A: agree, groups of P: do not."""
+    trainer = make()
+    trainer.train()
+    log = trainer.state.log_history[0]
+    assert log["reward/P"] == log["reward/A"] == 0.5
+    assert (log["groups/useful/P"], log["groups/useful/A"]) == (1.0, 0.0)
+    assert log["groups/useful"] == pytest.approx(5 / 8)
+    assert log["A/parsed"] == 0.25
+    assert log["rewards/by_prompt/mean"] == 0.5
+
+
+def test_completions_are_parquet(make: Make, options: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    make(log_completions=True).train()
+    (file,) = (Path(options["output_dir"]) / "completions").glob("*.parquet")
+    table = pd.read_parquet(file)
+    assert len(table) == 32
+    assert {"step", "prompt", "completion", "by_prompt", "task", "advantage"} <= set(table.columns)
+    assert (table["prompt"].str[0] == table["task"]).all()
+    assert set(table[table["task"] == "A"]["by_prompt"]) == {0.5}
+    assert table["prompt"][0] not in capsys.readouterr().out, "the terminal is for the steps"
+
+
+def test_every_tracker_gets_every_number(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`report_to` with stand-ins for the three packages: what they receive is what the run logs."""
+    fakes = {name: MagicMock(name=name) for name in ("wandb", "trackio", "torch.utils.tensorboard")}
+    for name, fake in fakes.items():
+        fake.__spec__ = ModuleSpec(name, None)
+        monkeypatch.setitem(sys.modules, name, fake)
+    config_util = MagicMock(ConfigError=ValueError)
+    monkeypatch.setitem(sys.modules, "wandb.sdk.lib.config_util", config_util)
+    fakes["trackio"].context_vars.current_space_id.get.return_value = None
+    monkeypatch.setattr(integration_utils, "is_tensorboard_available", lambda: True)
+    trainer = make(report_to=["tensorboard", "wandb", "trackio"])
+    trainer.train()
+    wanted = {f"train/{name}" for name in ("loss", "kl", "reward", "reward/P", "groups/useful/A", "A/parsed")}
+    writer = fakes["torch.utils.tensorboard"].SummaryWriter.return_value
+    scalars = {call.args[0]: call.args[1] for call in writer.add_scalar.call_args_list}
+    assert wanted <= scalars.keys()
+    assert scalars["train/reward/P"] == 0.5
+    for name in ("wandb", "trackio"):
+        logged = fakes[name].log.call_args_list[0].args[0]
+        assert wanted <= logged.keys(), name
+        assert logged["train/groups/useful/A"] == 0.0
