@@ -52,9 +52,13 @@ def inversion_targets(totals: Tensor, uniforms: Tensor) -> Tensor:
 
 
 def draw(cumulative: Tensor, uniforms: Tensor) -> Tensor:
-    """One token for each row by inverting its cumulative distribution (N, V) at its uniform (N,) in [0, 1)."""
+    """One token for each row by inverting its cumulative distribution (N, V) at its uniform (N,) in [0, 1).
+
+    A row of NaN, where nothing can be drawn, gets a token too: its log-prob tells the caller.
+    """
     targets = inversion_targets(cumulative[:, -1:], uniforms[:, None])
-    return torch.searchsorted(cumulative, targets, right=True).squeeze(-1)
+    tokens = torch.searchsorted(cumulative, targets, right=True).squeeze(-1)
+    return tokens.clamp(max=cumulative.shape[-1] - 1)
 
 
 def row_generator(seed: int, prompt_ids: Sequence[int], sample: int) -> np.random.Generator:

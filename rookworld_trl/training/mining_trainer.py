@@ -11,7 +11,7 @@ from accelerate.utils import DistributedType, broadcast_object_list, gather_obje
 from rookworld_trl.training import gates
 from rookworld_trl.training.advantages import combine_rewards
 from rookworld_trl.training.mining import Curriculum, PromptMiner, prompt_key, useful_groups
-from rookworld_trl.training.rollout_trainer import RolloutTrainer
+from rookworld_trl.training.reward_trainer import RewardTrainer
 
 Row = dict[str, Any]
 
@@ -26,7 +26,7 @@ class _Samples:
     recorded: list[Any]
 
 
-class MiningTrainer(RolloutTrainer):
+class MiningTrainer(RewardTrainer):
     """Replaces prompts whose groups teach nothing, before and after sampling them, task by task.
 
     The batch that TRL deals is a plan: it fixes how many groups each task has, and its ordinary share is kept. Every
