@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Literal
 
 from datasets import Dataset
-from huggingface_hub import upload_folder
 from transformers import set_seed
 from transformers.utils import logging
 
@@ -26,28 +25,22 @@ from rookworld_trl.data import load_shipped
 from rookworld_trl.data.mixing import mix
 from rookworld_trl.data.sources import DataOptions, check_lengths, first_of_each, load_prompts, without
 from rookworld_trl.evaluation import Evaluation, compare, comparison_table, evaluate
+from rookworld_trl.modeling.hub import push_folder
 from rookworld_trl.modeling.loading import load
 from rookworld_trl.reports import plot_run, read_run
 from rookworld_trl.reports.card import write_card
 from rookworld_trl.reports.live import report_live
 from rookworld_trl.reports.summary import timed, write_summary
 from rookworld_trl.training import RookWorldGRPOConfig, RookWorldGRPOTrainer
-from rookworld_trl.training.stops import STOPPED_EXIT_CODE
+from rookworld_trl.training.exits import DIVERGED, PREEMPTED, reported
+from rookworld_trl.training.resume import choose_start, mark_finished
 
 NANO = Path(rookworld_trl.__file__).parent / "assets" / "nano"
 REWARDS = {
     "graduated": [rewards.policy_reward, rewards.environment_reward],
     "continuous": [rewards.policy_reward_continuous, rewards.environment_reward_continuous],
 }
-REPORTED = (
-    "seed",
-    "learning_rate",
-    "beta",
-    "temperature",
-    "num_generations",
-    "generation_batch_size",
-    "num_iterations",
-)
+SHOWN = ["seed", "learning_rate", "beta", "temperature", "num_generations", "generation_batch_size", "num_iterations"]
 
 
 @dataclass
@@ -105,7 +98,7 @@ def measure(run: RunConfig, trainer: RookWorldGRPOTrainer, held_out: Dataset, na
     result = None
     if trainer.accelerator.is_main_process:
         print(f"\nheld-out evaluation {name} training: {len(held_out)} items of the {run.eval_split} split")
-        model, tokenizer = trainer.accelerator.unwrap_model(trainer.model), trainer.processing_class
+        model, tokenizer = trainer.merged_model(), trainer.processing_class
         settings = {"temperature": trainer.temperature, "max_new_tokens": trainer.max_completion_length}
         settings |= {"batch_size": run.eval_batch_size, "seed": trainer.args.seed}
         result = evaluate(model, tokenizer, held_out, progress=sys.stderr.isatty(), **settings)
@@ -118,31 +111,38 @@ def measure(run: RunConfig, trainer: RookWorldGRPOTrainer, held_out: Dataset, na
 def main(argv: Sequence[str] | None = None) -> None:
     logging.disable_progress_bar()  # one bar is enough
     seconds: dict[str, float] = {}
-    with bad_input(), timed(seconds, "setup"):
+    with bad_input(), reported(), timed(seconds, "setup"):
         run, args = parse_recipe((RunConfig, RookWorldGRPOConfig), argv)
+        start = choose_start(args)
+        if start.finished:
+            return
         set_seed(args.seed)
         trainer, held_out, folder = build(run, args)
     with timed(seconds, "evaluate_before"):
         before = measure(run, trainer, held_out, "before")
-    with timed(seconds, "train"):
-        trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    with reported(), timed(seconds, "train"):
+        trainer.train(resume_from_checkpoint=start.checkpoint)
+    if trainer.preemption.signal:
+        sys.exit(PREEMPTED)  # after a checkpoint
     with timed(seconds, "evaluate_after"):
         after = measure(run, trainer, held_out, "after")
-    trainer.save_model(str(folder / "checkpoint"))
+    trainer.save_merged(folder / "checkpoint")  # no push yet: the card comes first
     if before is not None and after is not None:  # the main process
         comparison = compare(before, after)
-        settings = {**vars(run), **{name: getattr(args, name) for name in REPORTED}}
+        settings = {**vars(run), **{name: getattr(args, name) for name in SHOWN}}
         settings |= {"steps": trainer.state.global_step, "stop_reason": trainer.stop_reason}
-        write_summary(folder, comparison=comparison, seconds=seconds, **settings)
+        write_summary(folder, comparison=comparison, seconds=seconds, identity=trainer.identity.fingerprint, **settings)
         write_card(folder, folder / "checkpoint")
         plot_run(read_run(folder), folder / "plot.png")
         if args.push_to_hub:
-            upload_folder(repo_id=trainer.hub_model_id, folder_path=folder / "checkpoint", token=args.hub_token)
+            push_folder(folder / "checkpoint", trainer.hub_model_id, args.hub_token, None, args.hub_revision)
         headline = [row for row in comparison if row["headline"]]
         print(f"\n{comparison_table(comparison)}\n\n{comparison_table(headline)}")
         print(f"\nwrote {folder}/: checkpoint, summary.json, metrics.jsonl, plot.png")
     if trainer.stop_reason:
-        sys.exit(STOPPED_EXIT_CODE)  # the reason is in the log and in summary.json
+        sys.exit(DIVERGED)  # the reason is in the log and in summary.json
+    if args.should_save:
+        mark_finished(folder, start)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,8 @@ from trl.trainer.utils import RepeatSampler
 from rookworld_trl.training import checkpoints, identity, resume
 from rookworld_trl.training.checkpoints import CheckpointError, Kind
 from rookworld_trl.training.preemption import Preemption
-from rookworld_trl.training.rollout_trainer import RolloutTrainer
+from rookworld_trl.training.recovery import LearningRateCut
+from rookworld_trl.training.recovery_trainer import RecoveryTrainer
 from rookworld_trl.training.state import Stateful, load_state, load_tree, save_state, save_tree
 
 logger = logging.get_logger(__name__)
@@ -42,7 +43,7 @@ class EpochSampler(RepeatSampler):
         return super().__iter__()
 
 
-class CheckpointTrainer(RolloutTrainer):
+class CheckpointTrainer(RecoveryTrainer):
     """Writes checkpoints by `rookworld_trl.training.checkpoints` and resumes from them bit for bit on the same device.
 
     Beyond what transformers keeps (weights, optimizer, schedule, generators of each process), a checkpoint holds the
@@ -70,7 +71,11 @@ class CheckpointTrainer(RolloutTrainer):
 
     def _controls(self) -> dict[str, Stateful]:
         """What carries state from step to step; layers above add theirs."""
-        return {"kl_controller": self.kl_controller, "reference_reset": self.reference_reset}
+        return {
+            **super()._controls(),
+            "kl_controller": self.kl_controller,
+            "reference_reset": self.reference_reset,
+        }
 
     def save_special(
         self, kind: Literal["stable", "recovery", "debug"], extra: Mapping[str, Any] | None = None
@@ -243,7 +248,7 @@ class CheckpointTrainer(RolloutTrainer):
         else:
             resume.check_whole(checkpoint)
             self.identity, factor = resume.admit(checkpoint, self._fingerprint, self.args.recovery_mode)
-        resume.set_aside_others(output_dir, checkpoint)
+        resume.clear_the_way(output_dir, checkpoint)
         return checkpoint, self.identity.state_dict(), factor
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
@@ -266,7 +271,7 @@ class CheckpointTrainer(RolloutTrainer):
                 for name, values in progress["logs"][part].items():
                     self._logs[part][name].extend(values)
         self._restored = progress
-        resume.scale_learning_rate(self.optimizer, self.lr_scheduler, self._learning_rate_factor)
+        LearningRateCut(self._learning_rate_factor, floor=0.0).cut(self.optimizer, self.lr_scheduler)
         if self.args.recovery_mode:
             resume.tighten_kl(self.kl_controller, self.args.beta_max)
         self.kl_controller.target = self.args.kl_target * resume.RECOVERY_KL_TARGET**self.identity.recoveries
@@ -311,7 +316,7 @@ class CheckpointTrainer(RolloutTrainer):
 
     def _promote(self) -> None:
         """Make the newest checkpoint stable that enough healthy steps have followed."""
-        healthy, step = getattr(self, "healthy_steps", 0), self.state.global_step
+        healthy, step = self.healthy_steps, self.state.global_step
         after = self.args.stable_after_steps
         proven = [f for f in self._unproven if after <= step - checkpoints.step_of(f) <= healthy]
         if not proven or not after:

@@ -27,6 +27,8 @@ from safetensors import SafetensorError, safe_open
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.utils import logging
 
+from rookworld_trl.training.exits import UNRECOVERABLE
+
 logger = logging.get_logger(__name__)
 
 Kind = Literal["checkpoint", "stable", "recovery", "debug"]
@@ -42,7 +44,9 @@ _LOADED_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint that could not be written, or cannot be resumed from; the message names file and remedy."""
+    """A checkpoint that could not be written, or not be made stable; the message names file and remedy."""
+
+    exit_code = UNRECOVERABLE
 
 
 def _sync(path: Path) -> None:

@@ -6,7 +6,14 @@
 3   diverged       stopped by a check of its own (KL): go on with `--recovery_mode`
 4   unrecoverable  attempts exhausted, or no checkpoint that verifies: a person must look
 75  preempted      SIGTERM or SIGINT: saved at the end of a step; start again with `--auto_resume`
+
+An exception class with an attribute `exit_code` says so of itself. `accelerate launch` and `torchrun` report every
+failure of their programs as 1; started by `python`, a program's own code is seen.
 """
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 DONE = 0
 CRASHED = 1
@@ -14,3 +21,16 @@ BAD_INPUT = 2
 DIVERGED = 3
 UNRECOVERABLE = 4
 PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: "the user is invited to retry"
+
+
+@contextmanager
+def reported() -> Iterator[None]:
+    """Turn an exception that has an `exit_code` into one line on stderr and that code; others are bugs and pass."""
+    try:
+        yield
+    except Exception as error:
+        code = getattr(error, "exit_code", None)
+        if code is None:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(code) from error

@@ -16,6 +16,7 @@ from accelerate.utils import broadcast_object_list
 from transformers.utils import logging
 
 from rookworld_trl.training import checkpoints
+from rookworld_trl.training.exits import BAD_INPUT, UNRECOVERABLE
 from rookworld_trl.training.identity import RunIdentity, compare
 from rookworld_trl.training.state import load_tree
 
@@ -33,9 +34,13 @@ RECOVERY_KL_TARGET = 0.5
 class ResumeError(ValueError):
     """A checkpoint that cannot be resumed from, by these settings or at all; the message names field and remedy."""
 
+    exit_code = BAD_INPUT
+
 
 class NothingToResumeError(ResumeError):
     """Checkpoints there are, but none that may be trusted: starting anew would throw the run away in silence."""
+
+    exit_code = UNRECOVERABLE
 
 
 @dataclass(frozen=True)
@@ -45,10 +50,12 @@ class Start:
     Attributes:
         checkpoint: None for the beginning.
         finished: there is nothing left to do.
+        asked: `max_steps` and `num_train_epochs` as the user gave them.
     """
 
     checkpoint: Path | None = None
     finished: bool = False
+    asked: tuple[float, float] = (-1, 0)
 
 
 def on_main_process(main: bool, decide: Callable[[], Any]) -> Any:
@@ -82,12 +89,13 @@ def choose_start(args: Any) -> Start:
 
 
 def _choose_start(args: Any, output_dir: Path) -> Start:
+    asked = (args.max_steps, args.num_train_epochs)
     if args.resume_from_checkpoint:
         checkpoint = Path(args.resume_from_checkpoint)
         check_whole(checkpoint)
-        return Start(checkpoint)
+        return Start(checkpoint, asked=asked)
     if not (args.auto_resume or args.recovery_mode):
-        return Start()
+        return Start(asked=asked)
     checkpoints.sweep(output_dir)
     if args.recovery_mode:
         stable = checkpoints.newest_valid(output_dir, ("stable",))
@@ -96,14 +104,14 @@ def _choose_start(args: Any, output_dir: Path) -> Start:
                 f"`recovery_mode` starts from a stable checkpoint, and {output_dir} holds none that verifies. Give "
                 "one by `resume_from_checkpoint`, or start anew with other settings"
             )
-        return Start(stable)
-    if is_finished(output_dir, args):
+        return Start(stable, asked=asked)
+    if is_finished(output_dir, asked):
         logger.warning(f"{output_dir}: the run is finished; nothing to do. Raise `max_steps` to go on with it")
-        return Start(finished=True)
+        return Start(finished=True, asked=asked)
     for folder in checkpoints.list_checkpoints(output_dir):
         problems = checkpoints.verify(folder, finite=True)
         if not problems:
-            return Start(folder)
+            return Start(folder, asked=asked)
         checkpoints.quarantine(folder, "; ".join(problems))
     quarantined = sorted(path.name for path in output_dir.glob("quarantined-*"))
     if quarantined:
@@ -111,7 +119,7 @@ def _choose_start(args: Any, output_dir: Path) -> Start:
             f"{output_dir} holds no checkpoint that verifies ({', '.join(quarantined)}: the reasons are in their "
             f"{checkpoints.REASON_FILE}). Move them away to start from the beginning"
         )
-    return Start()
+    return Start(asked=asked)
 
 
 def check_whole(checkpoint: Path) -> None:
@@ -168,11 +176,12 @@ def admit(checkpoint: Path, now: dict[str, Any], recovering: bool) -> tuple[RunI
     return identity, factor
 
 
-def set_aside_others(output_dir: Path, checkpoint: Path | None) -> None:
+def clear_the_way(output_dir: Path, checkpoint: Path | None) -> None:
     """Rename checkpoints that the run starting from `checkpoint` (None: from nothing) leaves behind.
 
     Later steps of another course of training must not be what the next `auto_resume` finds.
     """
+    (output_dir / FINISHED_FILE).unlink(missing_ok=True)
     after = -1 if checkpoint is None else checkpoints.step_of(checkpoint)
     if checkpoint is not None and checkpoint.resolve().parent != output_dir.resolve():
         after = -1
@@ -182,17 +191,6 @@ def set_aside_others(output_dir: Path, checkpoint: Path | None) -> None:
             checkpoints.set_aside(folder, f"a run started again from {origin}", prefix="superseded")
 
 
-def scale_learning_rate(optimizer: Any, scheduler: Any, factor: float) -> None:
-    """Multiply the rates that a schedule starts from and the rates in force; call it after both are loaded."""
-    inner = getattr(scheduler, "scheduler", scheduler)  # accelerate wraps it
-    inner.base_lrs = [rate * factor for rate in inner.base_lrs]
-    inner._last_lr = [rate * factor for rate in inner._last_lr]
-    for group in optimizer.param_groups:
-        for name in ("lr", "initial_lr"):
-            if name in group:
-                group[name] = group[name] * factor
-
-
 def tighten_kl(controller: Any, beta_max: float) -> None:
     """Double the coefficient of a `KLController`, within its bounds if it moves by itself."""
     controller.beta *= RECOVERY_BETA
@@ -200,16 +198,14 @@ def tighten_kl(controller: Any, beta_max: float) -> None:
         controller.beta = min(beta_max, controller.beta)
 
 
-def mark_finished(output_dir: Path, args: Any, step: int) -> None:
+def mark_finished(output_dir: Path, start: Start) -> None:
     """Note that everything, evaluation included, is done; `choose_start` reads it."""
-    text = json.dumps({"step": step, "max_steps": args.max_steps, "num_train_epochs": args.num_train_epochs})
-    (output_dir / FINISHED_FILE).write_text(text + "\n", encoding="utf-8")
+    (output_dir / FINISHED_FILE).write_text(json.dumps({"asked": start.asked}) + "\n", encoding="utf-8")
 
 
-def is_finished(output_dir: Path, args: Any) -> bool:
-    """Whether the run came to its end, by `mark_finished`, with no more steps asked for than then."""
+def is_finished(output_dir: Path, asked: tuple[float, float]) -> bool:
+    """Whether the run came to its end, by `mark_finished`, when it was asked for as much as now."""
     try:
-        done = json.loads((output_dir / FINISHED_FILE).read_text(encoding="utf-8"))
-        return (done["max_steps"], done["num_train_epochs"]) == (args.max_steps, args.num_train_epochs)
+        return tuple(json.loads((output_dir / FINISHED_FILE).read_text(encoding="utf-8"))["asked"]) == asked
     except (OSError, ValueError, KeyError, TypeError):
         return False

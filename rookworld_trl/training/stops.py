@@ -9,9 +9,6 @@ from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
 
-# What a recipe exits with after a stop, so that a shell can tell it from success (0) and from a crash (1).
-STOPPED_EXIT_CODE = 3
-
 
 @dataclass
 class KLStop:

@@ -1,10 +1,12 @@
 """GRPO on TRL's trainer, with the numbers checked: every change goes through `super()` at a seam of TRL's.
 
-In three layers, each with one idea: `KLTrainer` (the loss), `RolloutTrainer` (sampling and the gates) and the trainer
-itself (set-up, advantages, monitors, checkpoints).
+In layers, each with one idea: `KLTrainer` (the loss), `RolloutTrainer` (sampling and the gates), `RewardTrainer`
+(screened rewards), `MiningTrainer` (which prompts), `RecoveryTrainer` (NaN and Inf), `CheckpointTrainer` (saving and
+resuming) and the trainer itself (set-up, advantages, monitors).
 `tests/training/test_trl_seams.py` pins each of those seams, so that an upgrade of TRL fails there, by name.
 """
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -13,26 +15,26 @@ from accelerate.utils import gather_object
 from torch import nn
 from torch.optim import Optimizer
 from transformers import PreTrainedModel
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from rookworld_trl.modeling.positions import install_position_hook
 from rookworld_trl.training.advantages import Baseline, combine_rewards, scale_advantages, useful_share
+from rookworld_trl.training.checkpoint_trainer import CheckpointTrainer
 from rookworld_trl.training.config import RookWorldGRPOConfig
 from rookworld_trl.training.monitor import HealthMonitor, TruthProbe, truth_rows
 from rookworld_trl.training.preparation import (
     check_tokenizer,
     check_weights,
+    lora_config,
     reference_from,
     widen_to_float32,
 )
-from rookworld_trl.training.rollout_trainer import RolloutTrainer
 from rookworld_trl.training.schedules import advanced_scheduler
-from rookworld_trl.training.state import Stateful, load_state, save_state
+from rookworld_trl.training.state import Stateful
 from rookworld_trl.training.throughput import Throughput, peak_flops
 from rookworld_trl.training.value import ValueHead
 
 
-class RookWorldGRPOTrainer(RolloutTrainer):
+class RookWorldGRPOTrainer(CheckpointTrainer):
     """TRL's `GRPOTrainer`, made right for left-padded GPT-2 and refusing to train on wrong numbers.
 
     * position ids follow the attention mask, in policy and reference;
@@ -69,6 +71,8 @@ class RookWorldGRPOTrainer(RolloutTrainer):
         check_tokenizer(processing_class)
         if isinstance(model, nn.Module):
             widen_to_float32(model)
+        if args.use_peft and kwargs.get("peft_config") is None:
+            kwargs["peft_config"] = lora_config(args, model)
         with reference_from(model, args, adapter=kwargs.get("peft_config") is not None):
             super().__init__(model, reward_funcs, args, train_dataset, eval_dataset, processing_class, **kwargs)
         check_tokenizer(self.processing_class)
@@ -98,7 +102,7 @@ class RookWorldGRPOTrainer(RolloutTrainer):
         context = getattr(self.model.config, "max_position_embeddings", None)
         rows = truth_rows(self.train_dataset, self.processing_class, args.truth_column, args.truth_rows, context)
         self.truth_probe = TruthProbe(rows, self.processing_class.pad_token_id, record, args.truth_every)
-        self.health = HealthMonitor(args.bands(), Path(args.output_dir))
+        self.health = HealthMonitor(args.bands(), Path(args.output_dir), args.health_patience)
         for callback in (self.throughput, self.truth_probe, self.health):
             self.add_callback(callback)
 
@@ -108,17 +112,25 @@ class RookWorldGRPOTrainer(RolloutTrainer):
         """A new generation batch, with the advantages of the baseline or value head in place of TRL's."""
         batch = super()._generate_and_score_completions(inputs)
         if self.model.training:
-            self.throughput.sampled(batch, self.num_generations)
+            self.throughput.sampled(batch, self.num_generations, batch.pop("drafted", None))
             if self.value_head is not None or self.baseline.kind != "group_mean":
                 batch["advantages"] = self._advantages(inputs, batch)
         return batch
 
-    def _calculate_rewards(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Keep the rewards (N, functions) of all processes for the baselines."""
-        self._rewards: torch.Tensor = super()._calculate_rewards(*args, **kwargs)
+    def _calculate_rewards(self, inputs: list[dict[str, Any]], *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Keep the rewards (N, functions) of all processes for the baselines, and log them by task."""
+        self._rewards: torch.Tensor = super()._calculate_rewards(inputs, *args, **kwargs)
         generations = self.num_generations if self.model.training else self.num_generations_eval
         rewards = combine_rewards(self._rewards, self.reward_weights.to(self._rewards.device))
-        self._metrics[self._mode]["groups/useful"].append(useful_share(rewards, generations))
+        metrics = self._metrics[self._mode]
+        metrics["groups/useful"].append(useful_share(rewards, generations))
+        tasks = [str(row.get(self.args.task_column, "")) for row in inputs]
+        self._log_completion_extra("task", tasks)
+        everyones = gather_object(tasks)
+        for task in sorted(set(everyones) - {""}):
+            own = rewards[torch.tensor([name == task for name in everyones], device=rewards.device)]
+            metrics[f"reward/{task}"].append(own.nanmean().item())
+            metrics[f"groups/useful/{task}"].append(useful_share(own, generations))
         return self._rewards
 
     def _advantages(self, inputs: list[dict[str, Any]], batch: dict[str, Any]) -> torch.Tensor:
@@ -154,6 +166,25 @@ class RookWorldGRPOTrainer(RolloutTrainer):
             self._created_lr_scheduler = True
         return super().create_scheduler(num_training_steps, optimizer)
 
+    # The trained model
+
+    def merged_model(self) -> PreTrainedModel:
+        """The policy as a plain model: itself or, where adapters train, a copy of the base with them merged into it."""
+        model: Any = self.accelerator.unwrap_model(self.model)
+        if not hasattr(model, "merge_and_unload"):
+            return model
+        merged = copy.deepcopy(model).merge_and_unload()
+        merged.__dict__.pop("forward", None)  # TRL's, which is bound to the original
+        return merged
+
+    def save_merged(self, folder: str | Path) -> None:
+        """Save the policy and its tokenizer so that they load without peft. Nothing is pushed."""
+        if not hasattr(self.accelerator.unwrap_model(self.model), "merge_and_unload"):
+            self.save_model(str(folder), _internal_call=True)
+        elif self.args.should_save:
+            self.merged_model().save_pretrained(folder)
+            self.processing_class.save_pretrained(folder)
+
     @property
     def stop_reason(self) -> str:
         """Why training stopped before its last step; empty if it did not."""
@@ -161,25 +192,19 @@ class RookWorldGRPOTrainer(RolloutTrainer):
 
     def _controls(self) -> dict[str, Stateful]:
         return {
-            "kl_controller": self.kl_controller,
-            "reference_reset": self.reference_reset,
+            **super()._controls(),
             "baseline": self.baseline,
             "truth_probe": self.truth_probe,
+            "health": self.health,
+            **({} if self.miner is None else {"miner": self.miner}),
         }
 
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        super()._save_checkpoint(model, trial)
-        if self.args.should_save:
-            folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-            reference = self.accelerator.unwrap_model(self.ref_model) if self._reference_was_reset else None
-            save_state(folder, self._controls(), reference)
-            if self.value_head is not None:
-                self.value_head.save(folder)
+    def _save_own_state(self, folder: Path, *args: Any) -> None:
+        super()._save_own_state(folder, *args)
+        if self.value_head is not None and self.args.should_save:
+            self.value_head.save(folder)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is not None:
-            reference = None if self.ref_model is None else self.accelerator.unwrap_model(self.ref_model)
-            self._reference_was_reset = load_state(Path(checkpoint), self._controls(), reference)
-            if self.value_head is not None:
-                self.value_head.load(Path(checkpoint))
+        if checkpoint is not None and self.value_head is not None:
+            self.value_head.load(Path(checkpoint))
