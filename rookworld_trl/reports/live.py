@@ -11,6 +11,8 @@ from tqdm import tqdm
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
+from rookworld_trl.files import append_line
+
 METRICS_FILE = "metrics.jsonl"
 
 # Label, key in TRL's log, format. A key that a run does not log is left out of the line.
@@ -37,7 +39,8 @@ def live_line(step: int, steps: int, logs: Mapping[str, Any]) -> str:
     """One step for a person: `step  12/110  reward P +0.312  A +0.655  KL 0.0021 ...`."""
     # The continuous form of a reward shows in the same place.
     logs = {key.replace("_reward_continuous/", "_reward/"): value for key, value in logs.items()}
-    cells = [f"{label} {logs[key]:{spec}}" for label, key, spec in COLUMNS if key in logs]
+    # TRL logs None where a step measured nothing but NaN.
+    cells = [f"{label} {logs[key]:{spec}}" for label, key, spec in COLUMNS if isinstance(logs.get(key), int | float)]
     return "  ".join([f"step {step:>{len(str(steps))}}/{steps}", *cells])
 
 
@@ -84,8 +87,10 @@ class LiveReport(TrainerCallback):
         if self.bar is None or not logs or "train_runtime" in logs:
             return
         row = {"step": state.global_step, "seconds": round(time.perf_counter() - self.started, 3), **logs}
-        with self.file.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        try:
+            append_line(self.file, json.dumps(row))
+        except OSError as error:  # a full disk must not cost the run
+            self.bar.write(f"{self.file}: step {state.global_step} is not in it ({error}); make room")
         self.bar.write(live_line(state.global_step, state.max_steps, logs))
 
     def on_train_end(

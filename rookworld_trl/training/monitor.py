@@ -17,6 +17,8 @@ from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.utils import logging
 
+from rookworld_trl.files import append_line
+
 logger = logging.get_logger(__name__)
 
 EVENTS_FILE = "health.jsonl"
@@ -124,11 +126,12 @@ class HealthMonitor(TrainerCallback):
             return
         logger.warning(self.line(state.global_step, logs, events))
         if self.folder is not None:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with (self.folder / EVENTS_FILE).open("a", encoding="utf-8") as file:
-                # JSON has no NaN: its name stands in a string.
-                rows = [{**e, "value": e["value"] if math.isfinite(e["value"]) else str(e["value"])} for e in events]
-                file.writelines(json.dumps(row) + "\n" for row in rows)
+            # JSON has no NaN: its name stands in a string.
+            rows = [{**e, "value": e["value"] if math.isfinite(e["value"]) else str(e["value"])} for e in events]
+            try:
+                append_line(self.folder / EVENTS_FILE, "\n".join(map(json.dumps, rows)))
+            except OSError as error:  # a full disk must not cost the run
+                logger.warning(f"events of step {state.global_step} are in no file: {error}")
 
 
 def truth_logps(

@@ -8,7 +8,6 @@ counter go on, so that the same batch isn't met again.
 import copy
 import json
 import math
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +18,7 @@ from torch import nn
 from torch.nn.utils import get_total_norm
 from transformers.utils import logging
 
+from rookworld_trl.files import append_line, write_atomically
 from rookworld_trl.training.exits import UNRECOVERABLE
 
 logger = logging.get_logger(__name__)
@@ -178,39 +178,6 @@ def _said_not_raised(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         logger.warning(f"{path} cannot be written ({error}): make room or mend its permissions; training goes on")
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replace a file's content so that a reader, or the next process, finds the old or the new one, never a part.
-
-    Raises:
-        OSError: disk full, no permission; the file is as it was.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staged = path.with_name(f".{path.name}.new")
-    try:
-        with staged.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(staged, path)
-    finally:
-        staged.unlink(missing_ok=True)
-
-
-def append_line(path: Path, line: str) -> None:
-    """Append a line; a part of one that a killed process or a full disk left behind is ended first.
-
-    Raises:
-        OSError: disk full, no permission.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+b") as file:
-        torn = False
-        if file.seek(0, os.SEEK_END):
-            file.seek(-1, os.SEEK_END)
-            torn = file.read(1) != b"\n"
-        file.write(b"\n" * torn + line.encode() + b"\n")
 
 
 class LearningRateCut:
