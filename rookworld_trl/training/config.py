@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 import torch
 from trl import GRPOConfig
 
-from rookworld_trl.training import validation
+from rookworld_trl.training import placement, validation
 from rookworld_trl.training.monitor import DEFAULT_BANDS
 
 
@@ -192,6 +192,9 @@ class RookWorldGRPOConfig(GRPOConfig):
             "yellow above red means that smaller is worse."
         },
     )
+    health_patience: int = field(
+        default=3, metadata={"help": "Logs in a row that must agree before a metric changes its colour."}
+    )
     truth_column: str = field(default="target", metadata={"help": "Column that holds the right completion's text."})
     truth_rows: int = field(default=32, metadata={"help": "Rows whose truth's log-prob is followed; 0: none."})
     truth_every: int = field(default=10, metadata={"help": "Optimizer steps between two looks at it."})
@@ -252,6 +255,22 @@ class RookWorldGRPOConfig(GRPOConfig):
         default=True, metadata={"help": "Also clear the optimizer's moments at a reference reset, as ProRL does."}
     )
 
+    # Devices; see `rookworld_trl.training.placement`.
+    ref_device: str = field(
+        default="auto",
+        metadata={"help": "The reference's device: auto (a second GPU of this process, if any), cpu, cuda:1, ..."},
+    )
+    attn_implementation: str = field(
+        default="sdpa", metadata={"help": "Attention of transformers' forward pass: sdpa, eager, flash_attention_2."}
+    )
+    auto_batch_size: bool = field(
+        default=False,
+        metadata={
+            "help": "On a GPU, measure memory and choose the micro-batch; the batch of an update stays as it is."
+        },
+    )
+    memory_share: float = field(default=0.85, metadata={"help": "Share of the GPU that auto_batch_size may fill."})
+
     def __post_init__(self) -> None:
         if self.bf16 is None:
             on_gpu = torch.cuda.is_available() and not self.use_cpu
@@ -259,6 +278,7 @@ class RookWorldGRPOConfig(GRPOConfig):
         validation.check_batch(self)  # before TRL's own check, which names no remedy
         super().__post_init__()
         validation.check(self)
+        placement.settle(self)
 
     def bands(self) -> dict[str, tuple[float, float]]:
         """The health bands in force: the defaults with `health_bands` laid over them, its own first."""

@@ -1,6 +1,7 @@
 """What must be true of model, reference and tokenizer before TRL builds a trainer around them."""
 
 import copy
+import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ import torch
 from safetensors.torch import save_model
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.pytorch_utils import Conv1D
 
 from rookworld_trl.training.config import RookWorldGRPOConfig
@@ -98,11 +100,13 @@ def choose_rollout_backend(args: RookWorldGRPOConfig, model: Any, eos_token_ids:
     Raises:
         ValueError: native was asked for where it cannot work.
     """
-    native = model.config.model_type == "gpt2" and not hasattr(model, "peft_config") and len(eos_token_ids) == 1
+    sharded = os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true" or is_deepspeed_zero3_enabled()
+    whole = model.config.model_type == "gpt2" and not hasattr(model, "peft_config") and not sharded
+    native = whole and len(eos_token_ids) == 1
     if args.rollout_backend == "native" and not native:
         raise ValueError(
-            "`rollout_backend` is 'native', which decodes GPT-2 without adapters and with one eos token, not this "
-            f"{type(model).__name__} with {len(eos_token_ids)}. Set it to transformers"
+            "`rollout_backend` is 'native', which decodes GPT-2 without adapters, unsharded and with one eos token, not "
+            f"this {type(model).__name__} with {len(eos_token_ids)}. Set it to transformers"
         )
     if args.rollout_backend != "auto":
         return args.rollout_backend

@@ -12,7 +12,7 @@ from torch import nn
 
 from rookworld_trl.modeling.rollout import rollout
 from rookworld_trl.training import gates
-from rookworld_trl.training.kl_trainer import KLTrainer
+from rookworld_trl.training.placement_trainer import PlacementTrainer
 from rookworld_trl.training.preparation import check_context, choose_rollout_backend
 
 
@@ -30,7 +30,7 @@ class Request:
     draft: tuple[int, ...] | None = None
 
 
-class RolloutTrainer(KLTrainer):
+class RolloutTrainer(PlacementTrainer):
     """Completions from `args.rollout_backend` with their log-probs; training starts only if the gates pass."""
 
     def __init__(self, *args: Any, **kwargs: Any):

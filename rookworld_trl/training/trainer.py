@@ -16,11 +16,13 @@ from torch import nn
 from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
+from rookworld_trl.modeling.hub import explained
 from rookworld_trl.modeling.positions import install_position_hook
 from rookworld_trl.training.advantages import Baseline, combine_rewards, scale_advantages, useful_share
 from rookworld_trl.training.checkpoint_trainer import CheckpointTrainer
 from rookworld_trl.training.config import RookWorldGRPOConfig
 from rookworld_trl.training.monitor import HealthMonitor, TruthProbe, truth_rows
+from rookworld_trl.training.placement import fit_batch_on_gpu
 from rookworld_trl.training.preparation import (
     check_tokenizer,
     check_weights,
@@ -73,6 +75,7 @@ class RookWorldGRPOTrainer(CheckpointTrainer):
             widen_to_float32(model)
         if args.use_peft and kwargs.get("peft_config") is None:
             kwargs["peft_config"] = lora_config(args, model)
+        fit_batch_on_gpu(args, model, train_dataset, processing_class)
         with reference_from(model, args, adapter=kwargs.get("peft_config") is not None):
             super().__init__(model, reward_funcs, args, train_dataset, eval_dataset, processing_class, **kwargs)
         check_tokenizer(self.processing_class)
@@ -208,3 +211,12 @@ class RookWorldGRPOTrainer(CheckpointTrainer):
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None and self.value_head is not None:
             self.value_head.load(Path(checkpoint))
+
+    # Hub
+
+    def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
+        with explained(self.args.hub_model_id or Path(self.args.output_dir).name, "nothing has been trained yet"):
+            super().init_hf_repo(*args, **kwargs)
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """None from TRL, whose example talks to a chat model: the run writes its own, with what it measured."""
