@@ -1,0 +1,221 @@
+"""Where the frozen reference sits, how large a micro-batch fits, and what compiling cost.
+
+One process may see several GPUs. transformers would then wrap the policy in `nn.DataParallel`, which copies it at every
+forward pass; here the policy keeps one device and a second one takes the reference, so that neither pays for the other.
+"""
+
+import os
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.utils import logging
+
+from rookworld_trl.training.validation import require
+
+if TYPE_CHECKING:
+    from rookworld_trl.training.config import RookWorldGRPOConfig
+
+logger = logging.get_logger(__name__)
+
+COMPILE_BUCKET = 64  # tokens; prompts and completions of compiled models are padded to multiples of it
+ATTENTION = ("sdpa", "eager", "flash_attention_2", "flash_attention_3")
+_DEVICE = re.compile(r"cpu|cuda:\d+")
+
+
+def settle(config: "RookWorldGRPOConfig") -> None:
+    """Check the fields about devices and fill in what follows from them; for the end of the config's `__post_init__`.
+
+    Raises:
+        ValueError: one message naming the field, its value, the contradiction and the remedy.
+    """
+    if config.n_gpu > 1:
+        config._n_gpu = 1  # read by transformers where it would wrap the policy in DataParallel
+    if config.torch_compile and config.pad_to_multiple_of is None:
+        config.pad_to_multiple_of = COMPILE_BUCKET
+    elsewhere = config.ref_device != "auto"
+    require(
+        not elsewhere or _DEVICE.fullmatch(config.ref_device) is not None,
+        "ref_device",
+        config.ref_device,
+        "no such device",
+        "write auto, cpu, or cuda: and a number, such as cuda:1",
+    )
+    for name, clash in (
+        ("beta", config.beta == 0),
+        ("kl_estimator", config.kl_estimator == "exact"),
+        ("sync_ref_model", config.sync_ref_model),
+    ):
+        require(
+            not (elsewhere and clash),
+            "ref_device",
+            config.ref_device,
+            f"with `{name}` {getattr(config, name)} there is no reference, or it must sit beside the policy",
+            f"leave `ref_device` at auto, or change `{name}`",
+        )
+    require(
+        not (config.ref_device.startswith("cuda") and int(os.environ.get("WORLD_SIZE", "1")) > 1),
+        "ref_device",
+        config.ref_device,
+        "every process would put its reference there",
+        "write auto or cpu where several processes train",
+    )
+    require(
+        config.attn_implementation in ATTENTION,
+        "attn_implementation",
+        config.attn_implementation,
+        "no such choice",
+        f"choose one of {', '.join(ATTENTION)}",
+    )
+    require(
+        not (config.tf32 and not config.bf16 and not config.fp16),
+        "tf32",
+        config.tf32,
+        "the gates hold float32 log-probs to 1e-4, and TF32 keeps three digits",
+        "set `bf16` to true as well, or leave `tf32` out",
+    )
+    require(0 < config.memory_share <= 1, "memory_share", config.memory_share, "it is a share", "set it to 0.85, say")
+    require(
+        not config.auto_batch_size or (torch.cuda.is_available() and not config.use_cpu),
+        "auto_batch_size",
+        config.auto_batch_size,
+        "memory is measured on a CUDA GPU only",
+        "set it to false and `per_device_train_batch_size` by hand",
+    )
+
+
+def reference_device(wanted: str, home: torch.device, processes: int, gpus: int, fixed: bool) -> torch.device | None:
+    """The device of the reference; None: beside the policy, as TRL puts it.
+
+    Args:
+        wanted: `ref_device`. `auto` takes the next GPU if this process has two to itself.
+        home: the policy's device.
+        processes: how many train.
+        gpus: how many this process sees.
+        fixed: the reference must stay beside the policy (exact KL, a synchronised reference).
+
+    Raises:
+        ValueError: there is no such GPU.
+    """
+    if wanted == "auto":
+        spare = home.type == "cuda" and processes == 1 and gpus > 1 and not fixed
+        return torch.device("cuda", ((home.index or 0) + 1) % gpus) if spare else None
+    device = torch.device(wanted)
+    require(
+        device.type != "cuda" or (device.index or 0) < gpus,
+        "ref_device",
+        wanted,
+        f"this process sees {gpus} GPU(s)",
+        "write auto or cpu, or make the GPU visible (CUDA_VISIBLE_DEVICES)",
+    )
+    return device
+
+
+def moved(value: Any, device: torch.device) -> Any:
+    """The same arguments or results with every tensor on `device`; tuples, lists and dicts are gone through."""
+    if isinstance(value, torch.Tensor):
+        return value.to(device, non_blocking=device.type == "cuda")
+    if isinstance(value, tuple | list):
+        return type(value)(moved(item, device) for item in value)
+    if isinstance(value, dict):
+        return {name: moved(item, device) for name, item in value.items()}
+    return value
+
+
+@contextmanager
+def precision_of(home: torch.device, device: torch.device, mixed_precision: str) -> Iterator[None]:
+    """The run's autocast on another kind of device: what accelerate switched on holds for the policy's kind alone."""
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(mixed_precision)
+    with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None and device.type != home.type):
+        yield
+
+
+class CompileCounter(TrainerCallback):
+    """Reports how many graphs were compiled so far; padding to buckets keeps the number small, this shows it."""
+
+    def __init__(self, record: Callable[[str, float], None]):
+        self.record = record
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        from torch._dynamo.utils import counters  # imported where something is compiled
+
+        self.record("perf/compiled_graphs", counters["stats"]["unique_graphs"])
+
+
+def fit_batch(config: "RookWorldGRPOConfig", measure: Callable[[int], float], memory: float) -> None:
+    """Set the micro-batch to the largest that fits; completions per optimizer step and per generation stay as they are.
+
+    Memory grows linearly with the rows: two measurements give the line, a third proves the choice.
+
+    Args:
+        config: `per_device_train_batch_size`, `gradient_accumulation_steps` and `steps_per_generation` are changed.
+        measure: rows -> bytes that a micro-batch of them takes at its worst, all else included.
+        memory: bytes of the device.
+
+    Raises:
+        ValueError: not even one row fits.
+    """
+    rows = config.per_device_train_batch_size * config.gradient_accumulation_steps
+    generated = config.per_device_train_batch_size * config.steps_per_generation
+    sizes = [size for size in range(1, rows + 1) if rows % size == 0 and generated % size == 0]
+    budget, one, two = memory * config.memory_share, measure(1), measure(2)
+    slope = max(two - one, 1.0)
+    fitting = [size for size in sizes if one + (size - 1) * slope <= budget]
+    while fitting and len(fitting) > 1 and measure(fitting[-1]) > budget:
+        fitting.pop()
+    require(
+        bool(fitting),
+        "auto_batch_size",
+        True,
+        f"one row takes {one / 1e9:.1f} GB, the share of this device is {budget / 1e9:.1f}",
+        "set `gradient_checkpointing` to true, or take a larger device",
+    )
+    size = fitting[-1]
+    config.per_device_train_batch_size = size
+    config.gradient_accumulation_steps, config.steps_per_generation = rows // size, generated // size
+    logger.warning(f"micro-batches of {size} rows, {rows // size} for each update: what fits {budget / 1e9:.1f} GB")
+
+
+def measured_memory(model: nn.Module, length: int, keep: int, dtype: torch.dtype | None) -> Callable[[int], float]:
+    """`measure` of `fit_batch` on the current GPU: weights, gradients, AdamW's moments, reference, and one real pass.
+
+    Args:
+        model: the policy, float32.
+        length: tokens of the longest row.
+        keep: of its completion.
+        dtype: of autocast, None without.
+    """
+    weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+
+    def measure(rows: int) -> float:
+        home = next(model.parameters()).device
+        model.to("cuda")
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        ids = torch.zeros(rows, length, dtype=torch.long, device="cuda")
+        with torch.autocast("cuda", dtype=dtype or torch.bfloat16, enabled=dtype is not None):
+            logits = model(input_ids=ids, logits_to_keep=keep + 1).logits
+        torch.log_softmax(logits.float(), dim=-1).sum().backward()
+        peak = torch.cuda.max_memory_allocated()
+        model.zero_grad(set_to_none=True)
+        del logits
+        model.to(home)
+        torch.cuda.empty_cache()
+        return float(peak + 3 * weights)  # two moments and the reference come on top of what was measured
+
+    return measure
+
+
+def fit_batch_on_gpu(config: "RookWorldGRPOConfig", model: Any, dataset: Any, tokenizer: Any) -> None:
+    """`fit_batch` for the run at hand, if `auto_batch_size` asks for it."""
+    if not config.auto_batch_size or not isinstance(model, nn.Module):
+        return
+    longest = max(map(len, tokenizer(list(dataset["prompt"]))["input_ids"]))
+    keep = int(config.max_completion_length or 0)
+    dtype = torch.bfloat16 if config.bf16 else torch.float16 if config.fp16 else None
+    measure = measured_memory(model, longest + keep, keep, dtype)
+    fit_batch(config, measure, torch.cuda.get_device_properties(0).total_memory)

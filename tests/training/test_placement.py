@@ -1,0 +1,167 @@
+"""Devices: the reference elsewhere gives the same numbers by the same path, and micro-batches are chosen by memory."""
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from rookworld_trl.training import RookWorldGRPOConfig, RookWorldGRPOTrainer, placement
+
+Make = Callable[..., RookWorldGRPOTrainer]
+CPU = torch.device("cpu")
+
+
+class Moves(TorchFunctionMode):
+    """Counts tensors sent to a device, without a second device being there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shapes: list[tuple[int, ...]] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.Tensor.to and len(args) == 2 and isinstance(args[1], torch.device):
+            self.shapes.append(tuple(args[0].shape))
+        return func(*args, **(kwargs or {}))
+
+
+def trained(make: Make, **changes: Any) -> RookWorldGRPOTrainer:
+    torch.manual_seed(0)
+    trainer = make(beta=0.1, learning_rate=1e-2, max_steps=3, seed=1, **changes)
+    trainer.train()
+    return trainer
+
+
+@pytest.mark.parametrize("share", [True, False], ids=["shared prefixes", "transformers' forward"])
+def test_a_reference_on_another_device_gives_the_same_run(make_trainer: Make, policy: nn.Module, share: bool) -> None:
+    start = {name: tensor.clone() for name, tensor in policy.state_dict().items()}
+    beside = trained(make_trainer, share_prefixes=share)
+    policy.load_state_dict(start)
+    elsewhere = trained(make_trainer, share_prefixes=share, ref_device="cpu")
+    assert (beside.ref_device, elsewhere.ref_device) == (None, CPU)
+    for log, other in zip(beside.state.log_history, elsewhere.state.log_history, strict=True):
+        assert {k: v for k, v in log.items() if k in ("kl", "loss", "reward")} == {
+            k: v for k, v in other.items() if k in ("kl", "loss", "reward")
+        }
+    assert beside.state.log_history[-2]["kl"] > 1e-6
+    for name, tensor in beside.model.state_dict().items():
+        assert torch.equal(tensor, elsewhere.model.state_dict()[name]), name
+
+
+def test_inputs_go_there_and_log_probs_come_back(make_trainer: Make) -> None:
+    trainer = make_trainer(beta=0.1, ref_device="cpu")
+    ids, mask = torch.randint(3, 20, (4, 9)), torch.ones(4, 9, dtype=torch.long)
+    with torch.no_grad():
+        for model, expected in ((trainer.ref_model, [(4, 9), (4, 9), (4, 3)]), (trainer.model, [])):
+            with Moves() as moves:
+                trainer._get_per_token_logps_and_entropies(model, ids, mask, 3)
+            assert [shape for shape in moves.shapes if shape in ((4, 9), (4, 3))] == expected
+
+
+def test_the_policy_is_never_wrapped_in_data_parallel(make_trainer: Make, options: dict[str, Any]) -> None:
+    config = RookWorldGRPOConfig(**options)
+    config._n_gpu = 2  # what transformers finds in one process that sees two
+    placement.settle(config)
+    assert config.n_gpu == 1
+    trainer = make_trainer(max_steps=1)
+    trainer.train()
+    assert not isinstance(trainer.model_wrapped, nn.DataParallel)
+
+
+GPU = torch.device("cuda", 0)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "home", "processes", "gpus", "fixed", "expected"),
+    [
+        ("auto", CPU, 1, 0, False, None),
+        ("auto", GPU, 1, 1, False, None),
+        ("auto", GPU, 1, 2, False, torch.device("cuda", 1)),
+        ("auto", torch.device("cuda", 1), 1, 2, False, GPU),
+        ("auto", GPU, 2, 2, False, None),  # the second GPU has a policy of its own
+        ("auto", GPU, 1, 2, True, None),
+        ("cpu", GPU, 2, 2, False, CPU),
+        ("cuda:1", GPU, 1, 2, False, torch.device("cuda", 1)),
+        ("cuda:0", GPU, 1, 1, False, GPU),
+    ],
+)
+def test_which_device(
+    wanted: str, home: torch.device, processes: int, gpus: int, fixed: bool, expected: torch.device | None
+) -> None:
+    assert placement.reference_device(wanted, home, processes, gpus, fixed) == expected
+
+
+def test_a_gpu_that_is_not_there(make_trainer: Make) -> None:
+    with pytest.raises(ValueError, match=r"`ref_device` is 'cuda:1': this process sees 0 GPU"):
+        make_trainer(beta=0.1, ref_device="cuda:1")
+
+
+BAD = {
+    "ref_device": ({"ref_device": "gpu"}, "`ref_device` is 'gpu': no such device. Write auto, cpu, or cuda:"),
+    "no reference": ({"ref_device": "cpu", "beta": 0.0}, "with `beta` 0.0 there is no reference"),
+    "exact": ({"ref_device": "cpu", "kl_estimator": "exact"}, "with `kl_estimator` exact"),
+    "attention": ({"attn_implementation": "fast"}, "`attn_implementation` is 'fast': no such choice"),
+    "memory_share": ({"memory_share": 1.5}, "`memory_share` is 1.5"),
+    "auto_batch_size": ({"auto_batch_size": True}, "memory is measured on a CUDA GPU only"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_contradictions_are_refused(options: dict[str, Any], case: str) -> None:
+    changes, message = BAD[case]
+    with pytest.raises(ValueError, match=message):
+        RookWorldGRPOConfig(**{**options, "beta": 0.1, **changes})
+
+
+def test_each_process_would_take_the_same_gpu(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    config = RookWorldGRPOConfig(**{**options, "ref_device": "cuda:1"})
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="every process would put its reference there"):
+        placement.settle(config)
+
+
+def test_the_attention_kernel_is_the_one_asked_for(make_trainer: Make) -> None:
+    trainer = make_trainer(beta=0.1, attn_implementation="eager")
+    assert trainer.model.config._attn_implementation == trainer.ref_model.config._attn_implementation == "eager"
+
+
+def test_compiled_shapes_are_padded_to_buckets(options: dict[str, Any]) -> None:
+    config = RookWorldGRPOConfig(**options)
+    assert config.pad_to_multiple_of is None
+    config.torch_compile = True  # not by the constructor, which tells accelerate through the environment
+    for given, expected in ((None, placement.COMPILE_BUCKET), (32, 32)):
+        config.pad_to_multiple_of = given
+        placement.settle(config)
+        assert config.pad_to_multiple_of == expected
+
+
+def batch(rows: int, accumulation: int, share: float = 0.5) -> SimpleNamespace:
+    return SimpleNamespace(
+        per_device_train_batch_size=rows,
+        gradient_accumulation_steps=accumulation,
+        steps_per_generation=accumulation,
+        memory_share=share,
+    )
+
+
+@pytest.mark.parametrize(("memory", "size"), [(1000.0, 80), (100.0, 20), (60.0, 10), (30.0, 2), (24.0, 1)])
+def test_the_largest_micro_batch_that_fits_is_taken(memory: float, size: int) -> None:
+    """A row takes 2 bytes, all else 10, and half of the memory may be used: of 100, 50, so 20 rows of the 80."""
+    config = batch(rows=8, accumulation=10)
+    placement.fit_batch(config, lambda rows: 10.0 + 2.0 * rows, memory)
+    assert config.per_device_train_batch_size == size
+    assert config.gradient_accumulation_steps == config.steps_per_generation == 80 // size
+
+
+def test_a_measurement_off_the_line_is_believed() -> None:
+    config = batch(rows=8, accumulation=10)
+    placement.fit_batch(config, lambda rows: 10.0 + 2.0 * rows + 30.0 * (rows > 8), 100.0)  # 20 rows would need 80
+    assert config.per_device_train_batch_size == 8
+
+
+def test_nothing_fits() -> None:
+    with pytest.raises(ValueError, match="`auto_batch_size` is True: one row takes"):
+        placement.fit_batch(batch(rows=4, accumulation=1), lambda rows: 100.0 * rows, 100.0)
