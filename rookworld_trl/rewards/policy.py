@@ -4,6 +4,7 @@ No engine and no python-chess run here: legality and the value of every legal mo
 compared as win chances, in which a lost pawn weighs most where the game is open.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -96,13 +97,15 @@ def score_policy(completion: str, legal_moves: Sequence[str], legal_cp: Sequence
         legal_cp: the engine's value of each in centipawns from the mover's side; mates are +-(10000 - plies).
 
     Raises:
-        ValueError: no legal moves, or not one value for each; that is an error in the data.
+        ValueError: no legal moves, or not one finite value for each; that is an error in the data.
     """
     if not legal_moves or len(legal_moves) != len(legal_cp):
         raise ValueError(
             f"field 'legal_cp': {len(legal_cp)} values for {len(legal_moves)} legal moves; "
             "a policy row needs at least one legal move and one value for each"
         )
+    if not math.isfinite(sum(legal_cp)):  # a NaN would pass every comparison below and come out as a reward
+        raise ValueError(f"field 'legal_cp': {legal_cp} holds NaN or Inf; write centipawns")
     try:
         parsed = policy.parse(completion)
     except ParseError:

@@ -48,7 +48,7 @@ class KLTrainer(GRPOTrainer):
         """Once TRL has dealt a new generation batch to its micro-batches, bring the rows of each group together."""
         dealt = self._buffered_inputs
         inputs = super()._prepare_inputs(generation_batch)
-        if not self.share_prefixes or self._buffered_inputs is dealt:
+        if not self.share_prefixes or self._buffered_inputs is dealt or self._buffered_inputs is None:
             return inputs
         self._buffered_inputs = learning.regroup(self._buffered_inputs, self.args)
         return self._buffered_inputs[self._step % self.args.steps_per_generation]

@@ -1,0 +1,159 @@
+"""Full disks, folders that cannot be written, clocks that jump: a clear outcome each, and whole files."""
+
+import errno
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from rookworld_trl.files import append_line, write_atomically
+from rookworld_trl.reports.live import LiveReport, live_line
+from rookworld_trl.reports.run import read_run
+from rookworld_trl.training import monitor
+from rookworld_trl.training.checkpoints import newest_valid
+from rookworld_trl.training.monitor import HealthMonitor
+from tests.faults.toy import make_trainer
+
+ROOT = Path(__file__).parents[2]
+
+
+@contextmanager
+def files_end_at(size: int) -> Iterator[None]:
+    """Let the kernel refuse to grow any file of this process beyond `size` bytes: a real, partial write."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("room", [0, 3, 9])
+def test_a_line_is_whole_or_not_there(tmp_path: Path, room: int) -> None:
+    path = tmp_path / "lines.jsonl"
+    append_line(path, '{"a": 1}')
+    with files_end_at(path.stat().st_size + room), pytest.raises(OSError, match=r"large|part"):
+        append_line(path, '{"b": 2, "c": 3}')
+    assert path.read_text() == '{"a": 1}\n'
+    append_line(path, '{"d": 4}')
+    assert path.read_text() == '{"a": 1}\n{"d": 4}\n'
+
+
+def test_a_torn_line_does_not_spoil_the_next(tmp_path: Path) -> None:
+    path = tmp_path / "lines.jsonl"
+    path.write_text('{"a": 1}\n{"b"')  # killed in the middle
+    append_line(path, '{"c": 3}')
+    append_line(path, '{"d": 4}')
+    assert path.read_text() == '{"a": 1}\n{"b"\n{"c": 3}\n{"d": 4}\n'
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "state.json"
+    write_atomically(path, "first")
+    with files_end_at(3), pytest.raises(OSError, match="large"):
+        write_atomically(path, "second")
+    assert path.read_text() == "first"
+    write_atomically(path, "third")
+    assert path.read_text() == "third"
+    assert [each.name for each in path.parent.iterdir()] == ["state.json"]
+
+
+def full(*_: Any) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_full_disk_costs_lines_of_the_log_and_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state: Any = SimpleNamespace(is_world_process_zero=True, global_step=0, max_steps=3)
+    report = LiveReport(tmp_path)
+    report.on_train_begin(None, state, None)  # type: ignore[arg-type]
+    for step in (1, 2, 3):
+        state.global_step = step
+        with monkeypatch.context() as patch:
+            if step == 2:
+                patch.setattr("rookworld_trl.reports.live.append_line", full)
+            report.on_log(None, state, None, logs={"kl": 0.1})  # type: ignore[arg-type]
+    report.on_train_end(None, state, None)  # type: ignore[arg-type]
+    assert [row["step"] for row in read_run(tmp_path).steps] == [1, 3]
+    assert "No space left on device" in capsys.readouterr().out
+
+
+def test_a_step_that_measured_nothing_still_prints() -> None:
+    """TRL logs None for a metric whose values were all NaN."""
+    assert live_line(3, 9, {"kl": None, "entropy": 0.5}) == "step 3/9  entropy 0.500"
+
+
+def test_health_events_and_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    health = HealthMonitor({"kl": (0.1, 0.5)}, tmp_path)
+    state: Any = SimpleNamespace(is_world_process_zero=True, global_step=1)
+    monkeypatch.setattr(monitor, "append_line", full)
+    for step in range(1, 9):
+        state.global_step = step
+        health.on_log(None, state, None, logs={"loss": 0.0, "kl": 2.0})  # type: ignore[arg-type]
+    assert health.level == "red"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_output_folder_that_cannot_be_written_is_named_at_once(tmp_path: Path) -> None:
+    """Below a file: that stops the superuser too."""
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match=r"`output_dir` is '.*file/run': .*Choose"):
+        make_trainer(tmp_path / "file" / "run")
+
+
+def test_a_full_disk_at_the_start_is_named_at_once(tmp_path: Path) -> None:
+    with files_end_at(0), pytest.raises(ValueError, match=r"`output_dir` is .*Choose"):
+        make_trainer(tmp_path / "run")
+
+
+def test_clocks_may_jump(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A day back at every look, and files dated accordingly: training, rotation and resuming go by steps."""
+    now = [time.time()]
+
+    def earlier() -> float:
+        now[0] -= 86_400
+        return now[0]
+
+    monkeypatch.setattr(time, "time", earlier)
+    trainer = make_trainer(tmp_path, max_steps=3, save_total_limit=2)
+
+    trainer.train()
+    for age, folder in enumerate(sorted(tmp_path.glob("checkpoint-*"))):
+        os.utime(folder, (1e9 - age, 1e9 - age))
+    assert trainer.state.global_step == 3
+    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-3"]
+    assert newest_valid(tmp_path) == tmp_path / "checkpoint-3"
+    resumed = make_trainer(tmp_path, max_steps=4, save_total_limit=2)
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.state.global_step == 4
+
+
+PROGRAM = """
+import sys
+from pathlib import Path
+from tests.faults.toy import make_trainer
+make_trainer(Path(sys.argv[1]), max_steps=1).train()
+"""
+
+
+@pytest.mark.slow
+def test_caches_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    nowhere = str(tmp_path / "file" / "cache")
+    caches = ("HOME", "HF_HOME", "XDG_CACHE_HOME", "MPLCONFIGDIR", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
+    environment = {**os.environ, **dict.fromkeys(caches, nowhere), "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-c", PROGRAM, str(tmp_path / "run")]
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=900, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert newest_valid(tmp_path / "run") == tmp_path / "run" / "checkpoint-1"
+    assert json.loads((tmp_path / "run" / "checkpoint-1" / "trainer_state.json").read_text())["global_step"] == 1

@@ -1,0 +1,331 @@
+"""Every fault that passes is recovered from, with the weights finite after every step; one that stays ends the run."""
+
+import errno
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from rookworld_trl.training import RookWorldGRPOTrainer
+from rookworld_trl.training.recovery import (
+    Attempts,
+    Diverged,
+    LearningRateCut,
+    Snapshots,
+    copy_tree,
+    finite,
+    finite_logits,
+    load_optimizer,
+)
+from tests.faults.injection import STATE, Injector, hash_of
+from tests.faults.toy import make_trainer
+
+NAN, INF = math.nan, math.inf
+
+# Kinds, in the order of their steps, with what must be found; further findings of the same step are fine.
+KINDS = {
+    "log-probs": "gates",  # in the first step: gates that measure NaN refuse the step, not the run
+    "loss": "loss",
+    "loss value": "loss",
+    "gradient": "gradient",
+    "late gradient": "weights",
+    "weight": "weights",
+    "unused weight": "weights",
+    "huge weights": "sampling",
+    "moments": "weights",
+    "rewards": "rewards",
+}
+
+
+def run_with(plan: list[tuple[int, int, str]], folder: Path, **options: Any) -> tuple[RookWorldGRPOTrainer, Injector]:
+    last = max(step for _, step, _ in plan) + 3
+    settings = {"max_steps": last, "save_strategy": "no", "lr_scheduler_type": "constant", **options}
+    trainer = make_trainer(folder, **settings)
+    injector = Injector(trainer, plan)
+    trainer.train()
+    return trainer, injector
+
+
+def events(folder: Path) -> list[dict[str, Any]]:
+    path = folder / "recovery.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def spread(kinds: Any, every: int = 4) -> list[tuple[int, int, str]]:
+    return [(0, 1 + every * number, kind) for number, kind in enumerate(kinds)]
+
+
+@pytest.mark.parametrize(
+    ("kinds", "options"),
+    [
+        (KINDS, {}),
+        (
+            {"sampling": "sampling", "reference": "reference", "coefficient": "loss"},
+            {"rollout_backend": "transformers"},
+        ),
+        ({"value head": "loss", "loss": "loss"}, {"use_gae": True, "gradient_accumulation_steps": 2}),
+        ({"loss": "loss", "weight": "weights"}, {"num_iterations": 2, "mining": True}),
+    ],
+    ids=["native", "transformers", "value head", "reused batches"],
+)
+def test_faults_that_pass(kinds: dict[str, str], options: dict[str, Any], tmp_path: Path) -> None:
+    plan = spread(kinds)
+    trainer, injector = run_with(plan, tmp_path, **options)
+    found = events(tmp_path)
+    assert [(event["step"], event["attempt"]) for event in found] == [(step, 1) for _, step, _ in plan]
+    for event, name in zip(found, kinds.values(), strict=True):
+        assert name in event["faults"], event
+        assert event["faults"][name] == [0]
+    assert all(injector.finite.values())
+    assert trainer.state.global_step == len(injector.finite) == plan[-1][1] + 3
+    assert len(set(list(injector.hashes.values())[-3:])) == 3  # it goes on learning
+    moments = list(trainer.optimizer.state_dict()["state"].values())
+    assert all(finite(each.values()) for each in moments)
+    assert finite(trainer.ref_model.parameters())
+    assert trainer.kl_stop.reason == ""
+    assert all(math.isfinite(row["loss"]) for row in trainer.state.log_history if "loss" in row)
+
+
+def test_without_recovery_the_same_fault_poisons(tmp_path: Path) -> None:
+    """The guard of the test above: the faults are real."""
+    trainer = make_trainer(tmp_path, max_steps=1, save_strategy="no", recovery=False)
+    injector = Injector(trainer, [(0, 1, "gradient")])
+    trainer.train()
+    assert injector.finite == {1: False}
+
+
+def test_a_run_without_faults_is_the_same_run(tmp_path: Path) -> None:
+    ends = []
+    for recovery in (True, False):
+        trainer = make_trainer(tmp_path / str(recovery), save_strategy="no", recovery=recovery)
+        trainer.train()
+        ends.append(hash_of(list(trainer.model.state_dict().values())))
+    assert ends[0] == ends[1]
+    assert not (tmp_path / "True" / "recovery.jsonl").exists()
+
+
+def test_back_to_the_last_state_that_had_a_good_step_after_it(tmp_path: Path) -> None:
+    """Step 5 is refused: the state after 4 has proved nothing yet, that after 3 has."""
+    trainer, injector = run_with([(0, 5, "loss")], tmp_path, recovery_snapshot_steps=1, learning_rate=1e-2)
+    hashes = injector.hashes
+    assert hashes[5] == hashes[3]
+    assert len({hashes[step] for step in (1, 2, 3, 4, 6, 7)}) == 6
+    assert injector.rates == pytest.approx({1: 1e-2, 2: 1e-2, 3: 1e-2, 4: 1e-2, 5: 5e-3, 6: 5e-3, 7: 5e-3, 8: 5e-3})
+    assert events(tmp_path)[0]["back_to_step"] == 3
+    assert trainer.healthy_steps == 3
+    assert trainer.learning_rate_cut.state_dict() == {"scale": 0.5}
+
+
+def test_moments_and_controls_go_back_too(tmp_path: Path) -> None:
+    trainer = make_trainer(
+        tmp_path, max_steps=5, save_strategy="no", recovery_snapshot_steps=1, advantage_baseline="ema"
+    )
+    seen: dict[int, Any] = {}
+
+    class Watch(Injector):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            controls = (trainer.kl_controller.state_dict(), trainer.baseline.state_dict())
+            seen[state.global_step] = copy_tree((trainer.optimizer.state_dict()["state"], controls))
+
+    Watch(trainer, [(0, 5, "gradient")])
+    trainer.train()
+    before, after = seen[3], seen[5]
+    assert after[1] == before[1] != seen[4][1]
+    for name, value in before[0].items():
+        assert all(torch.equal(after[0][name][key], tensor) for key, tensor in value.items()), name
+
+
+def test_the_fourth_failure_in_a_row_ends_the_run(tmp_path: Path) -> None:
+    plan = [(0, step, "loss") for step in (2, 3, 4, 5)]
+    trainer = make_trainer(tmp_path, max_steps=9, save_strategy="no")
+    injector = Injector(trainer, plan)
+    with pytest.raises(Diverged, match="training diverged at step 5: loss and gradient not finite") as caught:
+        trainer.train()
+    error = caught.value
+    assert error.exit_code == 4
+    assert error.step == 5
+    assert str(error.debug) in str(error)
+    assert error.debug is not None
+    assert (error.debug / "extra.json").exists()
+    assert "recovery_max_attempts" in str(error)
+    assert finite(trainer.model.parameters())
+    assert [event["attempt"] for event in events(tmp_path)] == [1, 2, 3, 4]
+    assert injector.rates == pytest.approx({1: 1e-2, 2: 5e-3, 3: 2.5e-3, 4: 1.25e-3}, rel=1)
+    assert trainer.learning_rate_cut.scale == 1 / 8  # and no lower
+    assert json.loads((tmp_path / "recovery.json").read_text())["attempts"] == 4
+    # The good state is on disk, the broken one too, the broken ones bounded in number.
+    assert (tmp_path / "recovery-5").is_dir()
+    assert 1 <= len(list(tmp_path.glob("debug-*"))) <= trainer.args.debug_total_limit
+
+
+def test_attempts_survive_a_restart(tmp_path: Path) -> None:
+    first = make_trainer(tmp_path, max_steps=3, save_strategy="no")
+    Injector(first, [(0, 2, "gradient"), (0, 3, "gradient")])
+    first.train()
+    second = make_trainer(tmp_path, max_steps=9, save_strategy="no")
+    Injector(second, [(0, step, "gradient") for step in range(1, 9)])
+    with pytest.raises(Diverged) as caught:
+        second.train()
+    assert caught.value.step == 2  # the third and fourth in a row
+    third = make_trainer(tmp_path, max_steps=4, save_strategy="no")
+    third.train()  # healthy for long enough: counted from 0 again
+    assert json.loads((tmp_path / "recovery.json").read_text()) == {"attempts": 0, "total": 4}
+
+
+def test_a_state_of_no_use_is_refused_at_the_start(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, save_strategy="no")
+    STATE["weight"](trainer)
+    with pytest.raises(Diverged, match=r"weights not finite .* no good state"):
+        trainer.train()
+
+
+def test_weights_broken_behind_the_last_step(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, max_steps=3, save_strategy="no")
+
+    class Late(Injector):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step == 3:
+                STATE["weight"](trainer)
+
+    Late(trainer, [])
+    trainer.train()
+    assert finite(trainer.model.parameters())
+
+
+def test_a_broken_evaluation_is_healed(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, max_steps=6, save_strategy="no")
+
+    class Between(Injector):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            super().on_step_end(args, state, control, **kwargs)
+            if state.global_step == 3:
+                STATE["weight"](trainer)
+                trainer.evaluate(trainer.train_dataset.select(range(8)))
+                trainer.model.train()
+
+    injector = Between(trainer, [])
+    trainer.train()
+    assert all(injector.finite.values())
+    assert finite(trainer.model.parameters())
+
+
+# The parts
+
+
+def test_finite() -> None:
+    ones = [torch.ones(3), torch.ones(2, 2)]
+    assert finite(ones)
+    assert finite([])
+    assert finite([torch.tensor([3e38, 3e38]), torch.tensor([2**31])])
+    for bad in (NAN, INF, -INF):
+        for place in range(4):
+            broken = torch.ones(2, 2)
+            broken.view(-1)[place] = bad
+            assert not finite([*ones, broken])
+            assert not finite([broken, *ones])
+
+
+def test_snapshots_promote_late_and_keep_their_memory() -> None:
+    snapshots, state = Snapshots(), {"a": torch.zeros(2), "b": [1, {"c": torch.ones(1)}]}
+    assert snapshots.good is None
+    addresses = set()
+    for step in range(1, 7):
+        state["a"] += 1
+        snapshots.take(state, step)
+        assert snapshots.step == step - 1
+        snapshots.promote()
+        assert snapshots.step == step
+        assert snapshots.good["a"].tolist() == [step, step]
+        addresses.add(snapshots.good["a"].data_ptr())
+    assert len(addresses) == 2
+    snapshots.take(state, 7)
+    snapshots.drop()
+    snapshots.promote()
+    assert snapshots.step == 6
+    state["b"][1]["c"].zero_()
+    assert snapshots.good["b"][1]["c"].tolist() == [1]
+
+
+def test_a_restored_optimizer_shares_nothing_with_the_snapshot() -> None:
+    weight = nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.AdamW([weight], lr=0.1)
+    weight.grad = torch.ones(2)
+    optimizer.step()
+    kept = copy_tree(optimizer.state_dict())
+    expected = copy_tree(kept["state"][0])
+    for group in optimizer.param_groups:
+        group["lr"] = 0.025
+    for _ in range(2):
+        load_optimizer(optimizer, kept)
+        assert optimizer.param_groups[0]["lr"] == 0.025
+        assert all(torch.equal(optimizer.state[weight][key], value) for key, value in expected.items())
+        weight.grad = torch.ones(2)
+        optimizer.step()
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_the_cut_outlasts_the_schedule(nested: bool) -> None:
+    """Linear from 1 to 0 over 10 steps; halved after 2 of them, and once more, down to the floor, after 4."""
+    weight = nn.Parameter(torch.ones(1))
+    optimizer = torch.optim.SGD([weight], lr=1.0)
+    schedule: Any = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / 10)
+    if nested:
+        schedule = torch.optim.lr_scheduler.SequentialLR(optimizer, [schedule], milestones=[])
+    cut, rates = LearningRateCut(0.5, floor=0.3), []
+    for step in range(1, 7):
+        weight.grad = torch.zeros(1)
+        optimizer.step()
+        if step in (2, 4):
+            cut.cut(optimizer, schedule)
+        schedule.step()
+        rates.append(optimizer.param_groups[0]["lr"])
+    assert rates == pytest.approx([0.9, 0.4, 0.35, 0.18, 0.15, 0.12])
+
+
+def test_logits_that_are_no_distribution_are_mended() -> None:
+    class Toy(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Identity()
+
+        def get_output_embeddings(self) -> nn.Module:
+            return self.head
+
+    model = Toy()
+    good, banned = [0.5, -1.0], [1.0, -INF]
+    with finite_logits(model) as mended:
+        assert model.head(torch.tensor([[good, banned]])).tolist() == [[good, banned]]
+        assert model.head(torch.tensor([[good], [[NAN, 1.0]]])).tolist() == [[good], [[0, 0]]]
+        assert model.head(torch.tensor([[INF, 1.0], [-INF, -INF]])).tolist() == [[0, 0], [0, 0]]
+    assert [bool(each) for each in mended] == [False, True, True]
+    assert torch.isnan(model.head(torch.tensor([NAN]))).all()  # the hook is gone
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"attempts": "many", "total": 1}', '{"attempts": 2}'])
+def test_a_damaged_count_starts_at_zero(content: str, tmp_path: Path) -> None:
+    (tmp_path / "recovery.json").write_text(content)
+    attempts = Attempts(tmp_path)
+    assert attempts.count == 0
+    assert attempts.add() == 1
+    assert Attempts(tmp_path).count == 1
+
+
+def test_a_full_disk_does_not_stop_counting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    attempts = Attempts(tmp_path)
+    attempts.add()
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        assert attempts.add() == 2
+    assert Attempts(tmp_path).count == 1  # the file is as it was, and whole
+    assert [path.name for path in tmp_path.iterdir()] == ["recovery.json"]
+    assert attempts.add() == 3
+    assert Attempts(tmp_path).count == 3

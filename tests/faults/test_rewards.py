@@ -1,0 +1,190 @@
+"""Whatever reward functions return or raise: nothing is poisoned, all is counted, errors keep their traceback."""
+
+import math
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from rookworld_trl.rewards import environment_reward, environment_reward_continuous, policy_reward
+from rookworld_trl.rewards.levels import UNPARSABLE
+from rookworld_trl.training.kl import KL_ESTIMATORS, KL_TYPES
+from rookworld_trl.training.recovery import finite
+from rookworld_trl.training.reward_screen import RewardScreen
+from rookworld_trl.training.rollout_trainer import RolloutTrainer
+from tests.faults.toy import make_trainer
+
+NAN, INF = math.nan, math.inf
+
+
+def test_screening_by_hand() -> None:
+    screen = RewardScreen(100.0)
+    given = [1, None, -0.5, True, np.float32(2), torch.tensor(3.0), NAN, INF, -INF, 101, -1e300, 10**400, "4"]
+    expected = [1, None, -0.5, 1, 2, 3, None, None, None, 100, -100, None, 4]
+    assert screen.screen(given, "f") == expected
+    assert (screen.numbers, screen.not_finite, screen.clamped) == (12, 4, 2)
+    assert screen.example == "'f' gave nan for completion 6"
+    assert screen.screen(np.array([0.5, NAN]), "f") == [0.5, None]
+    assert screen.screen(torch.tensor([0.5, 200.0]), "f") == [0.5, 100.0]
+
+
+@pytest.mark.parametrize("bad", [None, 0.5, [1.0, "high"], [1.0, [2.0]], [object()]])
+def test_what_is_no_list_of_numbers_is_named(bad: Any) -> None:
+    with pytest.raises(TypeError, match=r"reward function 'f' returned .* number, or None"):
+        RewardScreen(1.0).screen(bad, "f")
+
+
+def test_rewards_of_models_are_screened_too() -> None:
+    screened = RewardScreen(10.0).screen_tensor(torch.tensor([[1.0, NAN], [INF, -INF], [11.0, -1e30]]))
+    assert screened.nan_to_num(nan=99.0).tolist() == [[1, 99], [99, 99], [10, -10]]
+
+
+def train_with(folder: Path, reward: Any, **options: Any) -> tuple[Any, list[torch.Tensor]]:
+    """Train two steps; the trainer and the advantages of its batches."""
+    trainer = make_trainer(folder, reward=reward, save_strategy="no", **{"max_steps": 2, **options})
+    advantages, generate = [], trainer._generate_and_score_completions
+
+    def watched(inputs: Any) -> Any:
+        batch = generate(inputs)
+        advantages.append(batch["advantages"])
+        return batch
+
+    trainer._generate_and_score_completions = watched
+    trainer.train()
+    return trainer, advantages
+
+
+@pytest.mark.parametrize("scale", ["none", "batch", "group"])
+@pytest.mark.parametrize("baseline", ["group_mean", "ema"])
+def test_absurd_rewards_in_training(scale: str, baseline: str, tmp_path: Path) -> None:
+    """Groups of two: an infinite reward beside a good one, a NaN beside an infinite one, two huge ones."""
+
+    def reward(completions: list[str], **_: Any) -> list[float]:
+        return [INF, 0.25, NAN, -INF, 1e300, -1e30, 0.5, 0.75]
+
+    options = {"scale_rewards": scale, "advantage_baseline": baseline, "per_device_train_batch_size": 8}
+    trainer, advantages = train_with(tmp_path, reward, reward_limit=10.0, **options)
+    assert finite(trainer.model.parameters())
+    assert not (tmp_path / "recovery.jsonl").exists()
+    for batch in advantages:
+        assert batch.isfinite().all()
+        assert batch[[0, 2, 3]].tolist() == [0, 0, 0]
+        if (scale, baseline) == ("none", "group_mean"):
+            assert batch.tolist() == [0, 0, 0, 0, 10, -10, -0.125, 0.125]
+    first = trainer.state.log_history[0]
+    assert (first["rewards/not_finite"], first["rewards/clamped"]) == (3, 2)
+    assert all(math.isfinite(row["loss"]) for row in trainer.state.log_history if "loss" in row)
+
+
+def test_rows_that_no_function_answers_are_no_fault(tmp_path: Path) -> None:
+    trainer, advantages = train_with(tmp_path, lambda completions, **_: [None] * len(completions))
+    assert not (tmp_path / "recovery.jsonl").exists()
+    assert all(not batch.any() for batch in advantages)
+    assert finite(trainer.model.parameters())
+
+
+def broken(completions: list[str], **_: Any) -> list[float]:
+    raise ZeroDivisionError("on purpose")
+
+
+async def broken_later(completions: list[str], **_: Any) -> list[float]:
+    raise ZeroDivisionError("on purpose")
+
+
+class Broken:
+    __name__ = "object_with_call"
+
+    def __call__(self, completions: list[str], **_: Any) -> list[float]:
+        raise ZeroDivisionError("on purpose")
+
+
+@pytest.mark.parametrize("function", [broken, broken_later, Broken()])
+def test_an_exception_keeps_its_traceback(function: Callable[..., Any], tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, reward=function, save_strategy="no")
+    before = [each.detach().clone() for each in trainer.model.parameters()]
+    with pytest.raises(ZeroDivisionError, match="on purpose") as caught:
+        trainer.train()
+    assert 'raise ZeroDivisionError("on purpose")' in "".join(traceback.format_tb(caught.value.__traceback__))
+    assert all(torch.equal(a, b) for a, b in zip(before, trainer.model.parameters(), strict=True))
+    assert trainer.reward_funcs == [function]  # not the wrapper
+
+
+def test_a_wrong_number_of_rewards_is_named(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, reward=lambda completions, **_: [0.0], save_strategy="no")
+    with pytest.raises(ValueError, match="returned 1 rewards, but 4 were expected"):
+        trainer.train()
+
+
+# The KL where exp overflows (float32: above 88)
+
+
+@pytest.mark.parametrize("kl_type", KL_TYPES)
+def test_a_far_reference_gives_finite_loss_and_gradient(kl_type: str, tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, kl_type=kl_type, beta=0.1, share_prefixes=False, save_strategy="no")
+    trainer.model.train()
+    trainer.current_gradient_accumulation_steps = 1
+    inputs = dict(trainer._prepare_inputs(next(iter(trainer.get_train_dataloader()))))
+    reference = inputs["ref_per_token_logps"].clone()
+    inputs["completion_mask"] = inputs["completion_mask"].clone()
+    inputs["completion_mask"][:, -1] = 0
+    for estimator in KL_ESTIMATORS[:3]:
+        trainer.args.kl_estimator = estimator
+        for corrected in (True, False):
+            trainer.args.use_bias_correction_kl = corrected
+            for place in (slice(None), slice(-1, None)):  # everywhere, and where it is masked
+                for shift in (100.0, -100.0, 1e4, -1e4):
+                    inputs["ref_per_token_logps"] = reference.clone()
+                    inputs["ref_per_token_logps"][:, place] += shift
+                    trainer.model.zero_grad()
+                    loss = trainer._compute_loss(trainer.model, inputs)
+                    loss.backward()
+                    where = (estimator, corrected, place, shift)
+                    assert loss.isfinite(), where
+                    assert finite(each.grad for each in trainer.model.parameters() if each.grad is not None), where
+
+
+# Completions that say nothing
+
+
+def test_empty_and_padding_completions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts: list[list[str]] = []
+
+    def reward(completions: list[str], **_: Any) -> list[float]:
+        texts.append(completions)
+        return [0.0, 1.0, 0.0, 1.0]
+
+    def sample(self: Any, prompt_ids: Any, *_: Any, **__: Any) -> Any:
+        return [[], [0, 0, 0, 0], [1], [5, 6]], [[], [-1.0] * 4, [-1.0], [-1.0, -1.0]]
+
+    monkeypatch.setattr(RolloutTrainer, "_generate_single_turn", sample)
+    monkeypatch.setattr(RolloutTrainer, "_check_gates", lambda *_: None)  # they compare with a real sampler
+    trainer, advantages = train_with(tmp_path, reward)
+    assert texts[0][:3] == ["", "", ""]
+    assert len(texts[0][3]) == 2
+    assert finite(trainer.model.parameters())
+    assert not (tmp_path / "recovery.jsonl").exists()
+    assert all(batch.isfinite().all() and batch.any() for batch in advantages)
+    rows = [row for row in trainer.state.log_history if "loss" in row]
+    assert [row["completions/min_length"] for row in rows] == [1, 1]  # the end token
+    assert all(math.isfinite(row["loss"]) for row in rows)
+
+
+@pytest.mark.parametrize("text", ["", " ", "\x00", "<pad>" * 3, "M:", "+" * 9, "é" * 1000, "9" * 100_000, "M: E: B:"])
+def test_chess_rewards_of_nothing_are_the_bottom(text: str) -> None:
+    fen = "4k3/8/8/8/8/8/8/4K2R w K - 0 1"
+    moves, values = [["e1e2", "h1h8"]], [[10, 300]]
+    assert policy_reward([f"P: {fen}"], [text], legal_moves=moves, legal_cp=values) == [UNPARSABLE]
+    prompt = f"A: {fen}+h1h8+h1h8+"
+    assert environment_reward([prompt], [text], target=[None]) == [UNPARSABLE]
+    assert environment_reward_continuous([prompt], [text], target=[None]) == [UNPARSABLE]
+
+
+@pytest.mark.parametrize("value", [NAN, INF, None, "12"])
+def test_values_in_the_data_that_are_no_numbers_are_named(value: Any) -> None:
+    columns = {"legal_moves": [["e1e2", "h1h8"]], "legal_cp": [[10, value]]}
+    with pytest.raises(ValueError, match=r"legal_cp.*row 0"):
+        policy_reward(["P: 4k3/8/8/8/8/8/8/4K2R w K - 0 1"], [" M: e1e2 h1h8 E: 0.1 3.0 B: h1h8"], **columns)
