@@ -11,7 +11,7 @@ from tqdm import tqdm
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from rookworld_trl.files import append_line
+from rookworld_trl.files import append_line, write_atomically
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -44,12 +44,26 @@ def live_line(step: int, steps: int, logs: Mapping[str, Any]) -> str:
     return "  ".join([f"step {step:>{len(str(steps))}}/{steps}", *cells])
 
 
+def rows_until(file: Path, step: int) -> list[dict[str, Any]]:
+    """The rows of a `metrics.jsonl` up to `step`; a run killed later has written more, the last one perhaps in part."""
+    rows = []
+    for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else ():
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if row["step"] <= step:
+            rows.append(row)
+    return rows
+
+
 class LiveReport(TrainerCallback):
     """Bar, lines and `metrics.jsonl` (one JSON object per logged step, with `step` and `seconds` since the start).
 
     Args:
-        folder: where `metrics.jsonl` goes; a run that resumes adds to it.
-        max_minutes: stop after the step during which this much time is over; None for no limit.
+        folder: where `metrics.jsonl` goes; a run that resumes adds to it, from the checkpoint's step on.
+        max_minutes: stop after the step during which this much time is over, that before restarts included; None for
+            no limit.
     """
 
     def __init__(self, folder: Path, max_minutes: float | None = None):
@@ -62,10 +76,10 @@ class LiveReport(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self.started = time.perf_counter()
-        if state.is_world_process_zero:
-            self.file.parent.mkdir(parents=True, exist_ok=True)
-            if state.global_step == 0:
-                self.file.write_text("")
+        if state.is_world_process_zero:  # whose clock decides
+            rows = rows_until(self.file, state.global_step)
+            self.started -= rows[-1].get("seconds", 0.0) if rows else 0.0
+            write_atomically(self.file, "".join(json.dumps(row) + "\n" for row in rows))
             self.bar = tqdm(total=state.max_steps, initial=state.global_step, unit="step", dynamic_ncols=True)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:

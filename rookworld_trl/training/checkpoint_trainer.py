@@ -212,7 +212,7 @@ class CheckpointTrainer(RecoveryTrainer):
 
     # Resuming
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+    def train(self, resume_from_checkpoint: str | Path | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """Train from the beginning, from a checkpoint, or (True) from the newest in `output_dir` that verifies.
 
         A run that had reached its last step takes none. Checkpoints of `output_dir` that the start leaves behind are
@@ -232,7 +232,7 @@ class CheckpointTrainer(RecoveryTrainer):
         with self.preemption.watching():
             return super().train(None if checkpoint is None else str(checkpoint), *args, **kwargs)
 
-    def _choose_start(self, wanted: str | bool | None) -> tuple[Path | None, dict[str, Any], float]:
+    def _choose_start(self, wanted: str | Path | bool | None) -> tuple[Path | None, dict[str, Any], float]:
         """Checkpoint, identity and learning rate factor of the start; in the main process alone."""
         output_dir = Path(self.args.output_dir)
         checkpoint = checkpoints.newest_valid(output_dir) if wanted is True else Path(wanted) if wanted else None

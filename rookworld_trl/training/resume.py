@@ -15,6 +15,7 @@ from typing import Any
 from accelerate.utils import broadcast_object_list
 from transformers.utils import logging
 
+from rookworld_trl.files import write_atomically
 from rookworld_trl.training import checkpoints
 from rookworld_trl.training.exits import BAD_INPUT, UNRECOVERABLE
 from rookworld_trl.training.identity import RunIdentity, compare
@@ -200,7 +201,7 @@ def tighten_kl(controller: Any, beta_max: float) -> None:
 
 def mark_finished(output_dir: Path, start: Start) -> None:
     """Note that everything, evaluation included, is done; `choose_start` reads it."""
-    (output_dir / FINISHED_FILE).write_text(json.dumps({"asked": start.asked}) + "\n", encoding="utf-8")
+    write_atomically(output_dir / FINISHED_FILE, json.dumps({"asked": start.asked}) + "\n")
 
 
 def is_finished(output_dir: Path, asked: tuple[float, float]) -> bool:

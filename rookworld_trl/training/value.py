@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from rookworld_trl.training.advantages import at_last_token, gae
 
-VALUE_FILE = "value_head.pt"
+VALUE_FILE = "value_head.safetensors"
+VALUE_OPTIMIZER_FILE = "value_head_optimizer.pt"
 
 
 class ValueHead:
@@ -99,7 +102,8 @@ class ValueHead:
         return advantages, error
 
     def save(self, folder: Path) -> None:
-        torch.save({"net": self.net.state_dict(), "optimizer": self.optimizer.state_dict()}, folder / VALUE_FILE)
+        save_file(self.net.state_dict(), str(folder / VALUE_FILE))
+        torch.save(self.optimizer.state_dict(), folder / VALUE_OPTIMIZER_FILE)
 
     def load(self, folder: Path) -> None:
         """Raises:
@@ -107,10 +111,11 @@ class ValueHead:
         """
         path = folder / VALUE_FILE
         try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-            self.net.load_state_dict(state["net"])
-            self.optimizer.load_state_dict(state["optimizer"])
-        except (OSError, RuntimeError, KeyError, ValueError) as error:
+            self.net.load_state_dict(load_file(str(path)))
+            self.optimizer.load_state_dict(
+                torch.load(folder / VALUE_OPTIMIZER_FILE, map_location="cpu", weights_only=True)
+            )
+        except (OSError, RuntimeError, KeyError, ValueError, SafetensorError) as error:
             raise ValueError(
                 f"{path}: the value head cannot be restored ({error}); resume from a checkpoint of a run with the "
                 "same `use_gae` and `value_hidden_size`"

@@ -43,10 +43,15 @@ def test_metrics_file_holds_each_logged_step_and_not_the_final_totals(tmp_path, 
 
 
 def test_a_resumed_run_adds_to_its_file_and_a_new_one_starts_over(tmp_path, state):
-    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
+    killed = '{"step": 1, "seconds": 50}\n{"step": 2, "seconds": 60}\n{"step": 3, "sec'  # after a checkpoint at step 1
+    (tmp_path / "metrics.jsonl").write_text(killed)
     state.global_step = 1
-    LiveReport(tmp_path).on_train_begin(None, state, None)
-    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1}\n'
+    report = LiveReport(tmp_path, max_minutes=49 / 60)
+    report.on_train_begin(None, state, None)
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1, "seconds": 50}\n'
+    control = SimpleNamespace(should_training_stop=False)
+    report.on_step_end(None, state, control)
+    assert control.should_training_stop, "the time before the restart counts"
     state.global_step = 0
     LiveReport(tmp_path).on_train_begin(None, state, None)
     assert (tmp_path / "metrics.jsonl").read_text() == ""

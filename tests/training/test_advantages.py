@@ -141,7 +141,7 @@ def test_value_head_learns_and_survives(tmp_path: object) -> None:
     assert torch.equal(head.values(states), other.values(states))
     assert head.fit(states, returns, mask, ONE_PROCESS) == other.fit(states, returns, mask, ONE_PROCESS)
     assert torch.equal(head.values(states), other.values(states))
-    with pytest.raises(ValueError, match=r"(?s)value_head.pt: the value head cannot be restored .* resume from"):
+    with pytest.raises(ValueError, match=r"(?s)value_head.safetensors: the .* cannot be restored .* resume from"):
         ValueHead(8, 4, 1e-2, 1, seed=1).load(tmp_path)
 
 

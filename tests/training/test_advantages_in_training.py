@@ -1,5 +1,6 @@
 """Baselines and GAE inside a run: what reaches the loss, and what a resume brings back."""
 
+import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from rookworld_trl.training import RookWorldGRPOTrainer
 
@@ -77,21 +79,21 @@ def test_gae_scaled_by_the_root_mean_square(make_trainer: Make) -> None:
 
 
 def test_value_head_is_saved_resumed_and_not_exported(
-    make_trainer: Make, options: dict[str, Any], tmp_path: Path
+    make_trainer: Make, policy: Any, options: dict[str, Any], tmp_path: Path
 ) -> None:
     settings = {"use_gae": True, "save_strategy": "steps", "save_steps": 2}
-    trainer = make_trainer(max_steps=2, **settings)
+    trainer = make_trainer(_model=copy.deepcopy(policy), max_steps=2, **settings)
     trainer.train()
     folder = Path(options["output_dir"]) / "checkpoint-2"
     resumed = make_trainer(max_steps=3, **settings)
     resumed.train(resume_from_checkpoint=str(folder))
     states = torch.randn(2, 3, 32)
-    saved = torch.load(folder / "value_head.pt", weights_only=True)["net"]
+    saved = load_file(folder / "value_head.safetensors")
     assert all(torch.equal(saved[name], tensor) for name, tensor in trainer.value_head.net.state_dict().items())
     assert not torch.equal(trainer.value_head.values(states), resumed.value_head.values(states))
     # The third step of the uninterrupted optimizer: Adam's own count came back too.
     steps = {int(state["step"]) for state in resumed.value_head.optimizer.state_dict()["state"].values()}
     assert steps == {3 * 4}
     trainer.save_model(str(tmp_path / "export"))
-    assert not (tmp_path / "export" / "value_head.pt").exists()
+    assert not (tmp_path / "export" / "value_head.safetensors").exists()
     assert type(trainer.model).from_pretrained(tmp_path / "export").num_parameters() == trainer.model.num_parameters()

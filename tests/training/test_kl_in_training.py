@@ -1,5 +1,6 @@
 """The KL controls act on the loss, on the reference and on the run, and survive a resume."""
 
+import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 import torch
 from trl import GRPOTrainer
 
-from rookworld_trl.training import RookWorldGRPOTrainer
+from rookworld_trl.training import RookWorldGRPOTrainer, checkpoints
 from rookworld_trl.training.stops import KLStop
 
 Make = Callable[..., RookWorldGRPOTrainer]
@@ -151,16 +152,19 @@ def test_state_survives_a_resume(make_trainer: Make, policy: Any, options: dict[
     assert not torch.equal(start["transformer.wte.weight"], second.ref_model.transformer.wte.weight)
 
 
-def test_a_checkpoint_without_our_state_is_refused(make_trainer: Make, options: dict[str, Any]) -> None:
-    make_trainer(save_strategy="steps", save_steps=1, max_steps=1).train()
+def test_a_checkpoint_without_our_state_is_refused(make_trainer: Make, policy: Any, options: dict[str, Any]) -> None:
+    make_trainer(_model=copy.deepcopy(policy), save_strategy="steps", save_steps=1, max_steps=1).train()
     folder = Path(options["output_dir"]) / "checkpoint-1"
     state = json.loads((folder / "rookworld_state.json").read_text())
     del state["kl_controller"]
     (folder / "rookworld_state.json").write_text(json.dumps(state))
+    with pytest.raises(ValueError, match=r"checkpoint-1 cannot be resumed from: rookworld_state.json has \d+ bytes"):
+        make_trainer(max_steps=2).train(resume_from_checkpoint=str(folder))
+    checkpoints.commit(folder.rename(folder.with_name("staged")), folder)  # as if written like that
     with pytest.raises(ValueError, match=r"rookworld_state.json: field 'kl_controller' is missing; resume from"):
         make_trainer(max_steps=2).train(resume_from_checkpoint=str(folder))
     (folder / "rookworld_state.json").unlink()
-    with pytest.raises(ValueError, match=r"rookworld_state.json: cannot be read .*; resume from"):
+    with pytest.raises(ValueError, match=r"cannot be resumed from: rookworld_state.json is missing"):
         make_trainer(max_steps=2).train(resume_from_checkpoint=str(folder))
 
 

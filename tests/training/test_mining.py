@@ -1,5 +1,6 @@
 """Prompt mining: chances by hand, exact task shares, pass rates that survive a resume, and more useful groups."""
 
+import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -137,7 +138,7 @@ def trainer_of(
         settings: dict[str, Any] = {**options, "rollout_backend": "native", "shuffle_dataset": False}
         settings |= {"per_device_train_batch_size": 32, "truth_task": "A", "mining": True, "max_completion_length": 3}
         return RookWorldGRPOTrainer(
-            policy,
+            copy.deepcopy(policy),
             right,
             RookWorldGRPOConfig(**settings | changes),
             Dataset.from_list(ROWS),
@@ -240,12 +241,16 @@ def test_mining_raises_the_useful_share_by_half(trainer_of: Trainers) -> None:
     assert mined >= 1.5 * plain
 
 
-def test_what_the_miner_knows_is_saved_and_resumed(trainer_of: Trainers, options: dict[str, Any]) -> None:
+def test_what_the_miner_knows_is_saved_and_resumed(
+    trainer_of: Trainers, policy: GPT2LMHeadModel, options: dict[str, Any]
+) -> None:
+    start = copy.deepcopy(policy.state_dict())
     settings = {"max_steps": 2, "save_strategy": "steps", "save_steps": 1}
     trainer = trainer_of(**settings)
     trainer.train()
     assert trainer.miner is not None
     assert trainer.miner.records
+    policy.load_state_dict(start)  # a run starts again from the same model
     again = trainer_of(**settings)
     again.train(resume_from_checkpoint=str(Path(options["output_dir"]) / "checkpoint-2"))
     assert again.miner is not None

@@ -1,5 +1,6 @@
 """The advanced curve at its joints, and in a run that is resumed."""
 
+import copy
 import itertools
 import math
 from collections.abc import Callable
@@ -48,13 +49,15 @@ def rates(trainer: Any) -> list[float]:
     return [entry["learning_rate"] for entry in trainer.state.log_history if "learning_rate" in entry]
 
 
-def test_a_run_follows_the_curve_through_a_resume(make_trainer: Callable[..., Any], options: dict[str, Any]) -> None:
+def test_a_run_follows_the_curve_through_a_resume(
+    make_trainer: Callable[..., Any], policy: Any, options: dict[str, Any]
+) -> None:
     settings = {
         "lr_schedule": "advanced", "learning_rate": 1e-3, "warmup_steps": 2, "lr_floor": 0.1, "lr_decay_steps": 0.34,
         "max_steps": 6, "save_strategy": "steps", "save_steps": 3,
     }  # fmt: skip
     expected = [1e-3 * advanced_schedule(step, 6, 2, 3, 0.1) for step in range(6)]  # a third of 6, rounded up: 3
-    trainer = make_trainer(**settings)
+    trainer = make_trainer(_model=copy.deepcopy(policy), **settings)
     trainer.train()
     assert rates(trainer) == pytest.approx(expected)
     resumed = make_trainer(**settings)

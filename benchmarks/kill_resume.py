@@ -1,0 +1,146 @@
+"""Kills a small training run at random moments, restarts it each time, and compares its end with an undisturbed run.
+
+    python benchmarks/kill_resume.py --kills 200
+
+SIGKILL cannot be caught, so nothing gets the chance to tidy up. Half of the kills come at any time, half while a
+checkpoint is being written. A run counts as lost if it cannot be started again, starts from the beginning although it
+had saved, or ends with a last checkpoint that differs in a single bit (times aside). One process imports the libraries
+and never computes; each run is a fork of it.
+"""
+
+import argparse
+import json
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from rookworld_trl.training import checkpoints  # noqa: E402
+from rookworld_trl.training.checkpoint_diff import PLACES, WALL_CLOCK, differences  # noqa: E402
+from rookworld_trl.training.resume import choose_start  # noqa: E402
+from tests.faults.toy import make_trainer  # noqa: E402
+
+RESULTS = ROOT / "benchmarks" / "results" / "kill_resume.json"
+# Mid-cycle steps, two epochs, accumulation, a moving KL coefficient, a checkpoint at every step, few kept.
+OPTIONS: dict[str, Any] = {
+    "rows": 24,
+    "max_steps": 24,
+    "gradient_accumulation_steps": 2,
+    "num_iterations": 2,
+    "shuffle_dataset": True,
+    "kl_control": "multiplicative",
+    "kl_interval": 2,
+    "save_total_limit": 2,
+    "stable_after_steps": 3,
+}
+
+
+def fork(work: Callable[[], None], log: Path) -> int:
+    """Run `work` in a child process whose output goes to `log`; its process id."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    child = os.fork()
+    if child:
+        return child
+    code = 1
+    try:
+        with log.open("a", encoding="utf-8") as file:
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
+        work()
+        code = 0
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+    finally:
+        os._exit(code)
+
+
+def train(output_dir: Path, options: dict[str, Any]) -> None:
+    """What a user's program does: build, find where to start, train."""
+    trainer = make_trainer(output_dir, auto_resume=True, **options)
+    start = choose_start(trainer.args)
+    print(f"starting from {start.checkpoint}", flush=True)
+    trainer.train(resume_from_checkpoint=start.checkpoint)
+
+
+def wait_or_kill(child: int, output_dir: Path, seconds: float, while_saving: bool) -> int | None:
+    """Kill the child after `seconds`, or in a save after that; its exit status, None if it was killed."""
+    deadline = time.monotonic() + seconds
+    while True:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            return status
+        saving = while_saving and any(output_dir.glob(f"{checkpoints.STAGING}*"))
+        if time.monotonic() >= deadline and (saving or not while_saving):
+            time.sleep(random.uniform(0, 0.03) if saving else 0)
+            os.kill(child, signal.SIGKILL)
+            _, status = os.waitpid(child, 0)
+            return None if os.WIFSIGNALED(status) else status
+        time.sleep(0.001)
+
+
+def campaign(kills: int, folder: Path, options: dict[str, Any], seed: int = 0) -> dict[str, Any]:
+    """Runs killed again and again until `kills` is reached and the last of them has come to its end."""
+    random.seed(seed)
+    last = f"checkpoint-{options['max_steps']}"
+    started = time.monotonic()
+    if os.waitpid(fork(lambda: train(folder / "undisturbed", options), folder / "undisturbed.log"), 0)[1]:
+        raise RuntimeError(f"the undisturbed run failed; see {folder / 'undisturbed.log'}")
+    duration = time.monotonic() - started
+    result: dict[str, Any] = {"kills": 0, "kills_while_saving": 0, "runs": 0, "lost": [], "quarantined": 0}
+    while result["kills"] < kills:
+        output_dir = folder / f"run-{result['runs']}"
+        log = output_dir.with_suffix(".log")
+        result["runs"] += 1
+        while True:
+            had = checkpoints.newest_valid(output_dir)
+            if had is None and checkpoints.list_checkpoints(output_dir):
+                result["lost"].append(f"{output_dir.name}: no checkpoint verifies")
+                break
+            while_saving = random.random() < 0.5
+            child = fork(lambda where=output_dir: train(where, options), log)  # type: ignore[misc]
+            # Once there have been enough, the last run may finish.
+            patience = random.uniform(0, duration) if result["kills"] < kills else 1e9
+            status = wait_or_kill(child, output_dir, patience, while_saving)
+            if status is None:
+                result["kills"] += 1
+                result["kills_while_saving"] += while_saving
+                continue
+            if status:
+                result["lost"].append(f"{output_dir.name}: exit status {status}; see {log}")
+            elif found := differences(
+                folder / "undisturbed" / last, output_dir / last, (*WALL_CLOCK, *PLACES, "run_id")
+            ):
+                result["lost"].append(f"{output_dir.name}: {found[0]} and {len(found) - 1} other differences")
+            break
+        result["quarantined"] += len(list(output_dir.glob("quarantined-*")))
+    result |= {"steps_a_run": options["max_steps"], "seconds": round(time.monotonic() - started, 1)}
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", type=Path, default=RESULTS)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="kill-resume-") as folder:
+        result = campaign(arguments.kills, Path(folder), OPTIONS, arguments.seed)
+        print(json.dumps(result, indent=2))
+        arguments.output.parent.mkdir(parents=True, exist_ok=True)
+        arguments.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    sys.exit(bool(result["lost"]))
+
+
+if __name__ == "__main__":
+    main()
