@@ -68,6 +68,7 @@ def read_evaluation(path: Path) -> Evaluation:
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=str(NANO), help="folder or name on the Hub; default: the embedded nano")
+    parser.add_argument("--leading_eos", action="store_true", help="the end token in front of every prompt")
     parser.add_argument("--suite", choices=("held_out", *FILE_SUITES, "selfplay"), default="held_out")
     parser.add_argument("--split", default="test", help="dev or test of the shipped data")
     parser.add_argument("--dataset", help="instead of the shipped data: a file, or a name on the Hub and its --split")
@@ -128,7 +129,7 @@ def common_options(args: argparse.Namespace) -> dict[str, Any]:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Evaluate as told, print the tables, return what --output writes."""
-    model, tokenizer = load(args.model)
+    model, tokenizer = load(args.model, leading_eos=args.leading_eos)
     print(f"{args.model}\n")
     measured = (held_out if args.suite == "held_out" else suite)(args, model.to(args.device), tokenizer)
     return {"command": shlex.join(sys.argv), "model": args.model, "versions": versions(), **measured}

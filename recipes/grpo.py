@@ -80,7 +80,7 @@ def build(run: RunConfig, args: RookWorldGRPOConfig) -> tuple[RookWorldGRPOTrain
     """Model, tokenizer, prompts and rewards put together, every input checked on the way."""
     with blame("model", run.model):
         name = NANO if run.model == "nano" else run.model
-        model, tokenizer = load(name, revision=run.model_revision, token=args.hub_token)
+        model, tokenizer = load(name, run.leading_eos, revision=run.model_revision, token=args.hub_token)
     limits = {"policy": run.eval_policy_items, "environment": run.eval_environment_items}
     held_out = first_of_each(load_shipped(run.eval_split), limits)
     prompts = training_prompts(run, args, held_out)

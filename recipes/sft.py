@@ -10,7 +10,7 @@ import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from trl import SFTConfig, SFTTrainer
 from rookworld_trl.config import RecipeError, bad_input, parse_recipe
 from rookworld_trl.data.supervised import ROWS_VERSION, supervised_rows
 from rookworld_trl.modeling.loading import load_model, load_tokenizer
-from rookworld_trl.modeling.tokenizer import MEN, SQUARES, build_nano_tokenizer, square_token
+from rookworld_trl.modeling.tokenizer import MEN, SQUARES, build_gpt2_tokenizer, build_nano_tokenizer, square_token
 from rookworld_trl.training.optimizers import MuonFactory
 
 EMBEDDING_STD = 0.05
@@ -37,6 +37,7 @@ class SFTRecipe:
     max_shards: int | None = None
     environment_share: float = 1.0  # A: rows for each P: row
     init_from: str | None = None  # a checkpoint to start from; none: a new model of the size below
+    tokenizer: Literal["nano", "gpt2"] = "nano"  # of a new model; gpt2: GPT-2's 50,257 tokens, as RookWorld-LM has them
     n_layer: int = 4
     n_embd: int = 128
     n_head: int = 4
@@ -51,7 +52,7 @@ def encode_shard(shard: str, recipe: SFTRecipe, tokenizer: PreTrainedTokenizerFa
     rows = []
     for row in supervised_rows([Path(shard)], seed, recipe.environment_share):
         prompt = tokenizer(row["prompt"]).input_ids
-        completion = [*tokenizer(row["completion"]).input_ids, tokenizer.eos_token_id]
+        completion = [*tokenizer(row["completion"], add_special_tokens=False).input_ids, tokenizer.eos_token_id]
         ids = prompt + completion
         rows.append({"input_ids": ids, "labels": [-100] * len(prompt) + completion, "length": len(ids)})
     return rows
@@ -125,7 +126,8 @@ def new_model(recipe: SFTRecipe, tokenizer: PreTrainedTokenizerFast) -> GPT2LMHe
                 residual = name.endswith("c_proj.weight")
                 parameter.normal_(0.0, (0.1 if residual else 0.5) / math.sqrt(parameter.shape[0]))
         model.transformer.wte.weight.normal_(0.0, EMBEDDING_STD)
-        _name_embeddings(model.transformer.wte.weight, tokenizer.get_vocab())
+        if recipe.tokenizer == "nano":
+            _name_embeddings(model.transformer.wte.weight, tokenizer.get_vocab())
         position = torch.arange(recipe.n_positions)[:, None]
         rate = torch.exp(torch.arange(0, recipe.n_embd, 2) * (-math.log(10_000.0) / recipe.n_embd))
         waves = torch.cat([torch.sin(position * rate), torch.cos(position * rate)], dim=1)
@@ -155,7 +157,7 @@ def main() -> None:
         if recipe.init_from:
             tokenizer, model = load_tokenizer(recipe.init_from), load_model(recipe.init_from)
         else:
-            tokenizer = build_nano_tokenizer()
+            tokenizer = build_nano_tokenizer() if recipe.tokenizer == "nano" else build_gpt2_tokenizer()
             model = new_model(recipe, tokenizer)
         rows, data_hash = load_rows(recipe, tokenizer, args.seed)
         rows = uniform_batches(rows, args.per_device_train_batch_size, args.seed)

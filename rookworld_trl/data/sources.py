@@ -38,13 +38,14 @@ FEATURES = Features(
 
 @dataclass
 class DataOptions:
-    """How rows are read and repaired; the defaults fit `jrahn/rookworld_7m`."""
+    """How prompts are read, repaired and written; the defaults fit `jrahn/rookworld_7m`."""
 
     best_move: BestMove = "evals"  # where `B:` of rows with a `text` column comes from; see data/rookworld.py
     illegal: Illegal = "fix"  # `A:` rows with a `text` column, an illegal move and the label of a legal one
     engine_nodes: int = 8000  # per position, where best_move is engine
     streaming: bool = False  # read a data set of the Hub row by row instead of downloading all of it first
     max_rows: int | None = None  # rows to read; a stream needs it, and reads them from a shuffled buffer
+    leading_eos: bool = False  # the end token in front of every prompt, as in front of RookWorld-LM's documents
 
     def __post_init__(self) -> None:
         if self.max_rows is not None and self.max_rows < 1:

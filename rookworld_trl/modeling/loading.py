@@ -22,8 +22,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoTokenizer, GenerationConfig, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase
+from transformers.utils import logging
 
 from rookworld_trl.modeling.gpt2 import canonical_weights, check_config, weight_shapes
+from rookworld_trl.modeling.tokens import lead_with_eos
+
+logger = logging.get_logger(__name__)
 
 SAFE_WEIGHTS = "model.safetensors"
 PICKLED_WEIGHTS = "pytorch_model.bin"
@@ -42,6 +46,7 @@ class LoadingError(ValueError):
 
 def load(
     name: str | Path,
+    leading_eos: bool = False,
     *,
     dtype: torch.dtype = torch.float32,
     expected_parameters: int | None = None,
@@ -59,6 +64,7 @@ def load(
 
     Args:
         name: a local folder, or a repository on the Hub such as `jrahn/RookWorld-LM-124M`.
+        leading_eos: see `load_tokenizer`.
         expected_parameters: refuse a model with another number of parameters.
 
     The other arguments are those of `load_model` and `checkpoint_folder`.
@@ -75,7 +81,7 @@ def load(
         allow_pickle=allow_pickle,
         endpoint=endpoint,
     )
-    tokenizer = load_tokenizer(folder)
+    tokenizer = load_tokenizer(folder, leading_eos=leading_eos)
     model = load_model(folder, dtype=dtype, vocab_size=len(tokenizer), allow_pickle=allow_pickle)
     if len(tokenizer) > model.config.vocab_size:
         raise LoadingError(
@@ -205,8 +211,15 @@ def load_model(
     return model.eval()
 
 
-def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of a folder. Where it has no pad token, padding is written with the end token.
+def load_tokenizer(path: str | Path, *, leading_eos: bool = False) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a folder, ready to pad.
+
+    A tokenizer without a pad token, as GPT-2's is, pads with its end token, and that is logged. Nothing is lost by it:
+    padding is masked, and the model still learns its own end tokens, which are told from padding by the mask.
+
+    Args:
+        leading_eos: put the end token in front of every text, as llm.c has it in front of every document that
+            RookWorld-LM was trained on. It stays with the tokenizer when that is saved.
 
     Raises:
         LoadingError: the folder holds no tokenizer, or one without an end token.
@@ -222,6 +235,12 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
         raise LoadingError(f"the tokenizer in {folder} has no end token: set eos_token in tokenizer_config.json")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
+        logger.warning(
+            f"the tokenizer in {folder} has no pad token: padding is written with its end token "
+            f"{tokenizer.eos_token!r} (id {tokenizer.eos_token_id}), and masked"
+        )
+    if leading_eos:
+        lead_with_eos(tokenizer)
     return tokenizer
 
 

