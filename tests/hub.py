@@ -253,6 +253,8 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     """A running hub, which huggingface_hub takes for the real one; large files go the LFS way, not by Xet's client."""
     server = Hub()
     constants = huggingface_hub.constants
+    monkeypatch.setenv("HF_TOKEN", "")  # so that it is as it was afterwards, whatever a run does
+    monkeypatch.delenv("HF_TOKEN")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     monkeypatch.setattr(constants, "ENDPOINT", server.endpoint)

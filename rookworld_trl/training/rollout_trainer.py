@@ -33,6 +33,8 @@ class Request:
 class RolloutTrainer(PlacementTrainer):
     """Completions from `args.rollout_backend` with their log-probs; training starts only if the gates pass."""
 
+    generation_config: Any
+
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.rollout_backend = choose_rollout_backend(self.args, self.model, self.eos_token_ids)
@@ -193,7 +195,10 @@ class RolloutTrainer(PlacementTrainer):
         if self._sampled is not None and self.rollout_func is None and not self.tools:
             results.append(gates.sampled_ids_gate(self._sampled, batch))
             results.append(gates.sampler_gate(self._sampled, logps, mask, bounds))
-        gates.enforce(gates.worst_of_all(results, self.accelerator))
+        results = gates.worst_of_all(results, self.accelerator)
+        for result in results:
+            self._metrics["train"][f"gates/{result.gate}"].append(result.measured)
+        gates.enforce(results)
 
 
 def _alike(requests: Sequence[Request]) -> list[list[int]]:

@@ -7,6 +7,7 @@ resuming) and the trainer itself (set-up, advantages, monitors).
 """
 
 import copy
+import os
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from rookworld_trl.training.config import RookWorldGRPOConfig
 from rookworld_trl.training.monitor import HealthMonitor, TruthProbe, truth_rows
 from rookworld_trl.training.placement import fit_batch_on_gpu
 from rookworld_trl.training.preparation import (
+    check_output_dir,
     check_tokenizer,
     check_weights,
     lora_config,
@@ -51,7 +53,8 @@ class RookWorldGRPOTrainer(CheckpointTrainer):
 
     Raises:
         TypeError: `args` of another class.
-        ValueError: a tokenizer without pad or eos token, weights that are not float32, an impossible backend.
+        ValueError: an output folder that cannot be written, a tokenizer without pad or eos token, weights that are not
+            float32, an impossible backend.
         GateError: during `train()`, when the first batch's numbers are wrong.
     """
 
@@ -70,6 +73,8 @@ class RookWorldGRPOTrainer(CheckpointTrainer):
     ):
         if not isinstance(args, RookWorldGRPOConfig):
             raise TypeError(f"`args` must be a RookWorldGRPOConfig, got {type(args).__name__}")
+        if args.should_save:
+            check_output_dir(args.output_dir)
         check_tokenizer(processing_class)
         if isinstance(model, nn.Module):
             widen_to_float32(model)
@@ -215,8 +220,11 @@ class RookWorldGRPOTrainer(CheckpointTrainer):
     # Hub
 
     def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
+        """Make the repository, and move the token to the environment: every save pickles the arguments, pushes too."""
         with explained(self.args.hub_model_id or Path(self.args.output_dir).name, "nothing has been trained yet"):
             super().init_hf_repo(*args, **kwargs)
+        if self.args.hub_token is not None:
+            os.environ["HF_TOKEN"], self.args.hub_token = self.args.hub_token, None
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """None from TRL, whose example talks to a chat model: the run writes its own, with what it measured."""

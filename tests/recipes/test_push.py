@@ -1,0 +1,82 @@
+"""`push_to_hub` from the recipe: checkpoint and card arrive, and what arrives says what was trained."""
+
+from pathlib import Path
+
+import huggingface_hub.constants
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from recipes import grpo
+from tests.hub import TOKEN, Hub, serve
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    with serve(monkeypatch) as server:
+        yield server
+
+
+@pytest.fixture
+def arguments(tiny_checkpoint, rows_file, held_out, tmp_path, monkeypatch):
+    def by_length(prompts, completions, **columns):  # a random model earns the same for whatever it writes
+        return [float(len(completion)) for completion in completions]
+
+    monkeypatch.setattr(grpo, "load_shipped", lambda split: held_out)
+    monkeypatch.setitem(grpo.REWARDS, "graduated", [by_length])
+    return {
+        "model": tiny_checkpoint,
+        "dataset": rows_file,
+        "output_dir": tmp_path / "run",
+        "max_steps": 2,
+        "num_generations": 2,
+        "per_device_train_batch_size": 10,
+        "max_completion_length": 12,
+        "learning_rate": 1e-3,
+        "report_to": "none",
+        "use_cpu": True,
+        "bf16": False,
+        "push_to_hub": True,
+        "hub_model_id": "me/trained",
+        "hub_token": TOKEN,
+    }
+
+
+def run(arguments: dict) -> None:
+    grpo.main([word for key, value in arguments.items() for word in (f"--{key}", str(value))])
+
+
+@pytest.mark.parametrize("strategy", ["end", "every_save"])
+def test_the_run_ends_on_the_hub(hub: Hub, arguments: dict, tmp_path: Path, strategy: str) -> None:
+    run(arguments | {"hub_strategy": strategy, "save_strategy": "steps", "save_steps": 1})
+    repository = hub.repositories["me/trained"]
+    files = repository.branches["main"]
+    assert repository.commits[-1] == "Trained checkpoint"
+    assert any("Training in progress" in message for message in repository.commits) == (strategy == "every_save")
+    assert not [name for name, data in files.items() if TOKEN.encode() in data]
+    card = files["README.md"].decode()
+    assert "| policy | best_value | greedy |" in card
+    assert "config fingerprint: `" in card
+    assert TOKEN not in card
+
+    here = AutoModelForCausalLM.from_pretrained(arguments["output_dir"] / "checkpoint")
+    there = AutoModelForCausalLM.from_pretrained("me/trained", cache_dir=tmp_path / "cache", token=TOKEN)
+    tokenizer = AutoTokenizer.from_pretrained("me/trained", cache_dir=tmp_path / "cache", token=TOKEN)
+    prompt = tokenizer("P: 8/8/8/8/8/2k5/P7/K7 w - - 0 1", return_tensors="pt")
+    texts = [
+        tokenizer.decode(model.generate(**prompt, max_new_tokens=12, do_sample=False)[0]) for model in (here, there)
+    ]
+    assert texts[0] == texts[1]
+    start = AutoModelForCausalLM.from_pretrained(arguments["model"])
+    assert not torch.equal(there.transformer.wte.weight, start.transformer.wte.weight)
+
+
+def test_a_token_that_may_not_write_is_refused_before_anything_trains(hub: Hub, arguments: dict, capsys) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        run(arguments | {"hub_token": "hf_read"})
+    assert exit_.value.code == 2
+    error = capsys.readouterr().err
+    assert "error: pushing to me/trained failed with status 401" in error
+    assert "`hf auth login`" in error
+    assert not (arguments["output_dir"] / "summary.json").exists()
