@@ -16,7 +16,7 @@ from rookworld_trl.data.mixing import environment_prompts
 from rookworld_trl.training import RookWorldGRPOConfig
 
 ROOT = Path(__file__).parents[2]
-GRPO = sorted(ROOT.glob("recipes/*/grpo/*.yaml"))
+GRPO = sorted([*ROOT.glob("recipes/*/grpo/*.yaml"), *ROOT.glob("recipes/*/verify/*.yaml")])
 SFT = sorted(ROOT.glob("recipes/*/sft/*.yaml"))
 PRESETS = sorted(ROOT.glob("recipes/presets/*.yaml"))
 ACCELERATE = sorted(ROOT.glob("accelerate_configs/*.yaml"))

@@ -1,0 +1,105 @@
+"""The accelerate configurations say what they mean to accelerate itself, and two processes on the CPU really train."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+
+ROOT = Path(__file__).parents[2]
+FILES = sorted((ROOT / "accelerate_configs").glob("*.yaml"))
+EXPECTED = {"cpu", "cpu_x2", "rtx4090", "rtx4090_x2", "multi_gpu", "fsdp2", "deepspeed_zero2", "multi_node"}
+
+
+def launched(path: Path, *more: str):
+    """The arguments that `accelerate launch` goes by once it has read the file."""
+    args = launch_command_parser().parse_args(["--config_file", str(path), *more, "recipes/grpo.py"])
+    return _validate_launch_command(args)[0]
+
+
+def test_they_are_all_there() -> None:
+    assert {path.stem for path in FILES} == EXPECTED
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_every_key_is_accelerates_own(path: Path) -> None:
+    known = {action.dest for action in launch_command_parser()._actions}
+    settings = yaml.safe_load(path.read_text())
+    for section in ("fsdp_config", "deepspeed_config"):
+        unknown = set(settings.get(section, {})) - known
+        assert not unknown, f"{section} holds keys that nobody reads: {unknown}"
+
+
+def test_who_is_launched_how() -> None:
+    args = {path.stem: launched(path) for path in FILES}
+    assert {name for name, each in args.items() if each.multi_gpu} == {"cpu_x2", "multi_gpu", "multi_node"}
+    assert {name for name, each in args.items() if each.use_cpu} == {"cpu", "cpu_x2"}
+    assert {name: each.num_processes for name, each in args.items() if each.num_processes != 1} == {
+        "cpu_x2": 2,
+        "multi_gpu": 2,
+        "fsdp2": 2,
+        "deepspeed_zero2": 2,
+        "multi_node": 16,
+    }
+    assert args["rtx4090_x2"].gpu_ids == "0,1"
+    assert {each.mixed_precision for name, each in args.items() if not each.use_cpu} == {"bf16"}
+
+
+def test_sharding_says_what_it_means() -> None:
+    fsdp = launched(ROOT / "accelerate_configs/fsdp2.yaml")
+    assert fsdp.use_fsdp
+    assert int(fsdp.fsdp_version) == 2
+    assert fsdp.fsdp_transformer_layer_cls_to_wrap == "GPT2Block"
+    assert fsdp.fsdp_state_dict_type == "FULL_STATE_DICT"
+    zero = launched(ROOT / "accelerate_configs/deepspeed_zero2.yaml")
+    assert zero.use_deepspeed
+    assert int(zero.zero_stage) == 2
+    nodes = launched(
+        ROOT / "accelerate_configs/multi_node.yaml", "--machine_rank", "1", "--main_process_ip", "10.0.0.7"
+    )
+    assert (nodes.num_machines, int(nodes.machine_rank), nodes.main_process_ip) == (2, 1, "10.0.0.7")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_two_processes_on_the_cpu_train(tiny_checkpoint: Path, rows_file: Path, tmp_path: Path) -> None:
+    """The README's command with a tiny model: two steps, one summary, a checkpoint that loads."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    output = tmp_path / "run"
+    settings = {
+        "model": tiny_checkpoint,
+        "dataset": rows_file,
+        "output_dir": output,
+        "mix_env_ratio": 0.25,
+        "max_steps": 2,
+        "num_generations": 2,
+        "per_device_train_batch_size": 4,
+        "max_completion_length": 8,
+        "eval_policy_items": 2,
+        "eval_environment_items": 2,
+        "save_strategy": "no",
+        "report_to": "none",
+        "use_cpu": "true",
+        "bf16": "false",
+    }
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "accelerate_configs/cpu_x2.yaml"]
+    command += ["--num_cpu_threads_per_process", "1", "--main_process_port", str(port), "recipes/grpo.py"]
+    command += [word for key, value in settings.items() for word in (f"--{key}", str(value))]
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    summary = json.loads((output / "summary.json").read_text())
+    assert summary["steps"] == 2
+    assert summary["identity"]["processes"] == 2
+    assert done.stdout.count("held-out evaluation before training") == 1, "only one process may evaluate"
+    steps = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in steps] == [1, 2]
+    assert abs(steps[0]["kl"]) < 1e-6
+    assert (output / "checkpoint" / "model.safetensors").exists()

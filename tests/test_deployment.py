@@ -1,0 +1,112 @@
+"""The Dockerfile and the Slurm script, which cannot run here: read by their grammar, and run against stand-ins."""
+
+import os
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+from accelerate.commands.launch import launch_command_parser
+
+from recipes import grpo
+from rookworld_trl.config import parse_recipe
+from rookworld_trl.training import RookWorldGRPOConfig
+
+ROOT = Path(__file__).parents[1]
+SLURM = ROOT / "recipes/rookworld-lm-124m/multi_node.slurm"
+INSTRUCTIONS = {"FROM", "ENV", "RUN", "WORKDIR", "COPY", "ENTRYPOINT", "CMD"}
+
+
+@pytest.fixture(scope="module")
+def instructions() -> list[tuple[str, str]]:
+    """(instruction, arguments) in order, comments gone and continued lines joined."""
+    lines = [line for line in (ROOT / "Dockerfile").read_text().splitlines() if not line.lstrip().startswith("#")]
+    joined = re.sub(r"\\\n\s*", " ", "\n".join(lines))
+    return [tuple(line.split(None, 1)) for line in joined.splitlines() if line.strip()]
+
+
+def test_dockerfile_is_made_of_known_instructions(instructions: list[tuple[str, str]]) -> None:
+    assert {name for name, _ in instructions} <= INSTRUCTIONS
+    assert instructions[0][0] == "FROM"
+    image = instructions[0][1]
+    assert re.fullmatch(r"nvidia/cuda:\d+\.\d+\.\d+-base-ubuntu\d\d\.\d\d", image), "pin the base image's version"
+    assert all(text.startswith("[") for name, text in instructions if name in ("ENTRYPOINT", "CMD")), "use exec form"
+
+
+def test_packages_are_installed_without_leftovers(instructions: list[tuple[str, str]]) -> None:
+    (install,) = [text for name, text in instructions if name == "RUN" and "apt-get" in text]
+    assert install.startswith("apt-get update &&")
+    assert "--no-install-recommends" in install
+    assert "rm -rf /var/lib/apt/lists/*" in install
+    packages = install.split("--no-install-recommends")[1].split("&&")[0].split()
+    assert packages == sorted(packages)
+    assert {"make", "python3", "python3-venv", "stockfish"} <= set(packages)
+
+
+def test_every_step_is_a_target_of_the_makefile(instructions: list[tuple[str, str]]) -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    runs = [text for name, text in instructions if name == "RUN" and "apt-get" not in text]
+    assert runs
+    assert all(re.fullmatch("make ([a-z-]+)", text)[1] in targets for text in runs)
+    assert dict(instructions)["ENTRYPOINT"] == '["make"]'
+    assert dict(instructions)["CMD"].strip('[]"') in targets
+
+
+def test_what_is_copied_exists(instructions: list[tuple[str, str]]) -> None:
+    for name, text in instructions:
+        if name == "COPY":
+            assert all((ROOT / source).exists() for source in text.split()[:-1]), text
+    ignored = (ROOT / ".dockerignore").read_text().split()
+    assert {".venv", ".git", "runs", "data"} <= set(ignored)
+    assert not any((ROOT / "rookworld_trl" / each).exists() for each in ("runs", "build"))
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Path:
+    """A folder with stand-ins for Slurm's commands and for accelerate, which prints its arguments."""
+    scripts = {
+        "bin/scontrol": 'printf "node-a\\nnode-b\\n"',
+        "bin/srun": 'SLURM_NODEID=0 "$@"; SLURM_NODEID=1 "$@"',
+        ".venv/bin/accelerate": 'printf "%q " "$@"; echo',
+    }
+    for name, body in scripts.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"#!/bin/bash\n{body}\n")
+        path.chmod(0o755)
+    return tmp_path
+
+
+def test_slurm_starts_every_machine_with_its_rank(cluster: Path) -> None:
+    environment = {
+        **os.environ,
+        "PATH": f"{cluster / 'bin'}:{os.environ['PATH']}",
+        "SLURM_NNODES": "2",
+        "SLURM_GPUS_ON_NODE": "8",
+        "SLURM_JOB_NODELIST": "node-[a-b]",
+    }
+    command = ["bash", str(SLURM), "--max_steps", "7"]
+    done = subprocess.run(command, cwd=cluster, env=environment, capture_output=True, text=True, check=True)
+    lines = [shlex.split(line) for line in done.stdout.splitlines()]
+    assert len(lines) == 2
+    for rank, words in enumerate(lines):
+        assert words[0] == "launch"
+        args = launch_command_parser().parse_args(words[1:])
+        assert (args.num_machines, args.num_processes, args.machine_rank) == (2, 16, rank)
+        assert (args.main_process_ip, args.main_process_port) == ("node-a", 29500)
+        assert (ROOT / args.config_file).exists()
+        assert (ROOT / args.training_script).exists()
+        given = args.training_script_args
+        given[given.index("--config") + 1] = str(ROOT / given[given.index("--config") + 1])
+        _, config = parse_recipe(
+            (grpo.RunConfig, RookWorldGRPOConfig), [*given, "--bf16", "false", "--use_cpu", "true"]
+        )
+        assert config.max_steps == 7
+        assert 16 * config.per_device_train_batch_size * config.gradient_accumulation_steps == 640
+
+
+def test_slurm_asks_for_what_it_uses() -> None:
+    options = dict(re.findall(r"^#SBATCH --([a-z-]+)=(\S+)", SLURM.read_text(), flags=re.MULTILINE))
+    assert (options["nodes"], options["gpus-per-node"], options["ntasks-per-node"]) == ("2", "8", "1")
+    assert options["signal"].startswith("TERM@"), "the run saves and ends on SIGTERM"
