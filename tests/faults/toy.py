@@ -1,6 +1,7 @@
 """A run of seconds: 2-layer GPT-2, letters for chess, a reward that depends on the text alone. No fixtures, so that
 subprocesses can build it too."""
 
+import random
 from pathlib import Path
 from typing import Any
 
@@ -76,11 +77,12 @@ def make_trainer(
 
 
 class StopAt(TrainerCallback):
-    """Ends training after a step, as an interruption that has been taken care of would."""
+    """Ends training after a step; keeps the state of Python's generator, from which what comes after may draw."""
 
     def __init__(self, step: int):
-        self.step = step
+        self.step, self.generator = step, random.getstate()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.global_step >= self.step:
+            self.generator = random.getstate()
             control.should_training_stop = True

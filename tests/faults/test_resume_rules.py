@@ -1,0 +1,267 @@
+"""Where a run starts from, what may have changed since, and what happens to the checkpoints it leaves behind."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from safetensors.torch import load_file, save_file
+
+from rookworld_trl.training import checkpoints, identity, resume
+from rookworld_trl.training.exits import BAD_INPUT, UNRECOVERABLE, reported
+from rookworld_trl.training.resume import NothingToResumeError, ResumeError, choose_start
+from tests.faults.toy import make_trainer, policy, prompts
+
+Edit = Callable[[Path], None]
+
+
+@pytest.fixture(scope="module")
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three steps, a checkpoint after each, the first two made stable; used by copy."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    make_trainer(folder, max_steps=3, stable_after_steps=1, lr_scheduler_type="constant").train()
+    return folder
+
+
+@pytest.fixture
+def run(finished_run: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(finished_run, tmp_path / "run")
+
+
+def trainer_for(run: Path, **changes: Any) -> Any:
+    return make_trainer(run, **{"max_steps": 3, "stable_after_steps": 1, "lr_scheduler_type": "constant", **changes})
+
+
+def start(run: Path, **flags: Any) -> resume.Start:
+    settings = {"resume_from_checkpoint": None, "auto_resume": False, "recovery_mode": False, **flags}
+    asked = {"max_steps": 3, "num_train_epochs": 3.0}
+    return choose_start(SimpleNamespace(output_dir=str(run), process_index=0, **asked, **settings))
+
+
+def damage(folder: Path, file: str = "optimizer.pt") -> None:
+    with (folder / file).open("r+b") as opened:
+        opened.truncate(10)
+
+
+# Promotion
+
+
+def test_checkpoints_become_stable_after_healthy_steps(finished_run: Path) -> None:
+    names = sorted(path.name for path in finished_run.iterdir() if path.is_dir())
+    assert names == ["checkpoint-1", "checkpoint-2", "checkpoint-3", "stable-1", "stable-2"]
+    assert checkpoints.verify(finished_run / "stable-2", finite=True) == []
+
+
+def test_an_unhealthy_step_delays_promotion(tmp_path: Path) -> None:
+    trainer = trainer_for(tmp_path / "run", stable_after_steps=2)
+    trainer.state.global_step = 5
+    checkpoint = tmp_path / "run" / "checkpoint-3"
+    promoted: list[Path] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoints, "promote", lambda folder, limit: promoted.append(folder))
+        for healthy, step, expected in ((1, 5, 0), (2, 5, 1)):  # a fault in step 4; none since step 3
+            trainer._unproven, trainer.healthy_steps, trainer.state.global_step = [checkpoint], healthy, step
+            trainer._promote()
+            assert len(promoted) == expected
+
+
+def test_special_checkpoints(run: Path) -> None:
+    """Written whole under names of their own, with what they were given, and not more than allowed."""
+    trainer = trainer_for(run, debug_total_limit=2)
+    trainer.train(resume_from_checkpoint=str(run / "checkpoint-2"))
+    for step in (7, 8, 9):
+        trainer.state.global_step = step
+        extra = {"batch": [{"ids": torch.arange(3)}], "texts": ["a"], "where": Path("x"), "loss": float("nan")}
+        folder = trainer.save_special("debug", extra)
+        assert folder == run / f"debug-{step}"
+        assert checkpoints.verify(folder) == []
+    assert sorted(path.name for path in run.glob("debug-*")) == ["debug-8", "debug-9"]
+    kept = json.loads((folder / "extra.json").read_text())
+    assert (kept["texts"], kept["where"]) == (["a"], "x")
+    assert load_file(folder / "extra.safetensors")["0"].tolist() == [0, 1, 2]
+    trainer.save_special("recovery")
+    assert start(run, auto_resume=True).checkpoint == run / "checkpoint-3"  # never from one of these
+
+
+# Where to start
+
+
+def test_auto_resume_starts_at_the_beginning_where_there_is_nothing(tmp_path: Path) -> None:
+    assert start(tmp_path / "nowhere", auto_resume=True) == resume.Start(asked=(3, 3.0))
+    assert start(tmp_path, auto_resume=True).checkpoint is None
+
+
+def test_without_a_flag_nothing_is_resumed(run: Path) -> None:
+    assert start(run).checkpoint is None
+
+
+def test_auto_resume_quarantines_what_does_not_verify(run: Path, caplog: pytest.LogCaptureFixture) -> None:
+    damage(run / "checkpoint-3")
+    (run / "checkpoint-2" / "model.safetensors").unlink()
+    assert start(run, auto_resume=True).checkpoint == run / "stable-2"
+    assert {path.name for path in run.glob("quarantined-*")} == {"quarantined-checkpoint-3", "quarantined-checkpoint-2"}
+    assert "optimizer.pt has 10 bytes" in (run / "quarantined-checkpoint-3" / "reason.txt").read_text()
+    assert "quarantined-checkpoint-3: optimizer.pt has 10 bytes" in caplog.text
+
+
+def test_auto_resume_never_restarts_a_run_in_silence(run: Path) -> None:
+    for folder in checkpoints.list_checkpoints(run):
+        damage(folder)
+    for _ in range(2):  # the second time there are only quarantined ones
+        with pytest.raises(NothingToResumeError, match="holds no checkpoint that verifies"):
+            start(run, auto_resume=True)
+
+
+def test_auto_resume_of_a_finished_run(run: Path) -> None:
+    resume.mark_finished(run, start(run, auto_resume=True))
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    assert start(run, auto_resume=True).finished
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
+
+
+def test_a_named_checkpoint_has_to_verify(run: Path) -> None:
+    assert start(run, resume_from_checkpoint=str(run / "checkpoint-2")).checkpoint == run / "checkpoint-2"
+    damage(run / "checkpoint-3")
+    with pytest.raises(ResumeError, match=r"optimizer\.pt has 10 bytes.*resume from .*checkpoint-2, which verifies"):
+        start(run, resume_from_checkpoint=str(run / "checkpoint-3"))
+    with pytest.raises(ResumeError, match="there is no such folder"):
+        start(run, resume_from_checkpoint=str(run / "checkpoint-77"))
+
+
+def test_recovery_mode_takes_the_last_stable_one(run: Path) -> None:
+    assert start(run, recovery_mode=True).checkpoint == run / "stable-2"
+    damage(run / "stable-2")
+    assert start(run, recovery_mode=True).checkpoint == run / "stable-1"
+    damage(run / "stable-1")
+    with pytest.raises(ResumeError, match="holds none that verifies"):
+        start(run, recovery_mode=True)
+
+
+@pytest.mark.parametrize(("error", "code"), [(ResumeError("x"), BAD_INPUT), (NothingToResumeError("x"), UNRECOVERABLE)])
+def test_exit_codes_of_errors(error: Exception, code: int, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught, reported():
+        raise error
+    assert caught.value.code == code
+    assert capsys.readouterr().err == "error: x\n"
+    with pytest.raises(ZeroDivisionError), reported():
+        raise ZeroDivisionError
+
+
+# What may have changed
+
+
+def test_a_changed_setting_is_refused_by_name(run: Path) -> None:
+    before = {path.name for path in run.iterdir()}
+    trainer = trainer_for(run, temperature=0.5, seed=7)
+    with pytest.raises(ResumeError, match=r"`seed` was 42 and is 7; `temperature` was 1\.0 and is 0\.5.*Restore them"):
+        trainer.train(resume_from_checkpoint=str(run / "checkpoint-2"))
+    assert {path.name for path in run.iterdir()} == before
+
+
+@pytest.mark.parametrize("what", ["rows", "order", "reward", "model"])
+def test_changed_data_rewards_and_model_are_refused(run: Path, what: str) -> None:
+    changes: dict[str, Any] = {}
+    if what == "rows":
+        table = prompts(32).to_dict()
+        table["task"][31] = "x"
+        changes["data"] = Dataset.from_dict(table)
+    elif what == "order":
+        changes["data"] = prompts(32).select([1, 0, *range(2, 32)])
+    elif what == "reward":
+        changes["reward"] = other_reward
+    trainer = trainer_for(run, **changes)
+    if what == "model":  # the reference is made of the weights a run starts from
+        with torch.no_grad():
+            trainer.ref_model.transformer.wte.weight[0, 0] += 1e-6
+    field = {"rows": "train_dataset", "order": "train_dataset", "reward": "rewards", "model": "reference"}[what]
+    with pytest.raises(ResumeError, match=f"`{field}` was"):
+        trainer.train(resume_from_checkpoint=str(run / "checkpoint-2"))
+
+
+def other_reward(completions: list[str], **_: Any) -> list[float]:
+    return [float(len(text)) for text in completions]
+
+
+def test_a_new_learning_rate_is_applied_and_logged(run: Path, caplog: pytest.LogCaptureFixture) -> None:
+    trainer = trainer_for(run, learning_rate=2e-2, logging_steps=1, save_steps=2)
+    trainer.train(resume_from_checkpoint=str(run / "checkpoint-2"))
+    rates = [row["learning_rate"] for row in trainer.state.log_history if "learning_rate" in row]
+    assert rates == pytest.approx([1e-2, 1e-2, 2e-2])
+    assert "`learning_rate` was 0.01 and is 0.02 from here on" in caplog.text
+    assert trainer.state.save_steps == 2
+    again = trainer_for(run, learning_rate=2e-2, max_steps=4)
+    again.train(resume_from_checkpoint=str(run / "checkpoint-3"))  # not applied a second time
+    assert again.state.log_history[-2]["learning_rate"] == pytest.approx(2e-2)
+
+
+def test_recovery_halves_the_rate_and_tightens_the_kl_for_good(run: Path) -> None:
+    trainer = trainer_for(run, recovery_mode=True, kl_target=0.03)
+    trainer.train(resume_from_checkpoint=str(run / "stable-2"))
+    assert trainer.state.log_history[-2]["learning_rate"] == pytest.approx(5e-3)
+    assert (trainer.kl_controller.beta, trainer.kl_controller.target) == pytest.approx((0.02, 0.015))
+    assert not (run / "superseded-stable-1").exists()
+    assert (run / "superseded-checkpoint-3").exists()  # the course that was given up
+    later = trainer_for(run, max_steps=4)  # `--auto_resume`, without the flag
+    later.train(resume_from_checkpoint=True)
+    assert later.state.log_history[-2]["learning_rate"] == pytest.approx(5e-3)
+    assert (later.kl_controller.beta, later.kl_controller.target) == pytest.approx((0.02, 0.015))
+    assert later.identity.recoveries == 1
+
+
+def test_identity_outlives_restarts_and_a_new_run_gets_a_new_one(run: Path) -> None:
+    first = identity.RunIdentity.from_state(json.loads((run / "checkpoint-2" / "run.json").read_text()))
+    trainer = trainer_for(run)
+    trainer.train(resume_from_checkpoint=True)
+    assert (trainer.identity.run_id, trainer.identity.started) == (first.run_id, first.started)
+    anew = trainer_for(run, max_steps=1, save_strategy="no")
+    anew.train()
+    assert anew.identity.run_id != first.run_id
+    assert (
+        checkpoints.list_checkpoints(run) == []
+    )  # nothing that the new run's `--auto_resume` could mistake for its own
+    assert len(list(run.glob("superseded-*"))) == 5
+
+
+def test_weights_of_another_model_are_refused(run: Path) -> None:
+    """transformers loads what fits and warns."""
+    folder = run / "checkpoint-2"
+    weights = load_file(folder / "model.safetensors")
+    del weights["transformer.ln_f.weight"]
+    weights["stranger"] = torch.ones(1)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    checkpoints.commit(folder.rename(run / "staged"), folder)
+    with pytest.raises(ResumeError, match=r"missing \['transformer\.ln_f\.weight'\], unexpected \['stranger'\]"):
+        trainer_for(run).train(resume_from_checkpoint=str(folder))
+
+
+# The fingerprint's parts
+
+
+def test_dataset_digest_goes_by_rows_not_by_layout() -> None:
+    plain = prompts(5)
+    assert identity.dataset_digest(plain) == identity.dataset_digest(prompts(8).select([0, 1, 2, 3, 4]))
+    assert identity.dataset_digest(plain) == identity.dataset_digest(plain.flatten_indices())
+    assert identity.dataset_digest(plain) != identity.dataset_digest(prompts(6))
+    assert identity.dataset_digest(plain) != identity.dataset_digest(plain.rename_column("task", "kind"))
+    assert identity.dataset_digest(iter([1])) is None
+
+
+def test_weights_digest_sees_one_bit() -> None:
+    one, two = policy(), policy()
+    assert identity.weights_digest(one) == identity.weights_digest(two)
+    with torch.no_grad():
+        two.transformer.wpe.weight[3, 3] *= 1 + 2**-23
+    assert identity.weights_digest(one) != identity.weights_digest(two)
+
+
+def test_changes_are_sorted_by_what_they_do() -> None:
+    before = {"seed": 1, "learning_rate": 1.0, "logging_steps": 1, "gone": 3}
+    now = {"seed": 2, "learning_rate": 2.0, "logging_steps": 5, "new": 4}
+    changes = identity.compare(before, now)
+    assert changes.refused == {"seed": (1, 2)}
+    assert changes.applied == {"learning_rate": (1.0, 2.0), "gone": (3, None), "new": (None, 4)}
