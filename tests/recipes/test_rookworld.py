@@ -1,0 +1,85 @@
+"""RookWorld's own data and kind of checkpoint through the recipe: padded rows, a padded vocabulary, a leading end."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from recipes import grpo
+from tests.recipes.conftest import positions
+
+
+@pytest.fixture
+def llmc_checkpoint(tiny_checkpoint: Path) -> Path:
+    """As llm.c exports: embedding and config padded to a multiple of 128; the padding would win every draw."""
+    weights = load_file(tiny_checkpoint / "model.safetensors")
+    words = weights["transformer.wte.weight"]
+    weights["transformer.wte.weight"] = torch.cat([words, torch.full((128 - len(words), words.shape[1]), 9.0)])
+    save_file(weights, tiny_checkpoint / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((tiny_checkpoint / "config.json").read_text())
+    (tiny_checkpoint / "config.json").write_text(json.dumps({**config, "vocab_size": 128}))
+    return tiny_checkpoint
+
+
+@pytest.fixture
+def texts(tmp_path: Path) -> Path:
+    """Rows as rookworld_7m has them: padded `P:` rows of Black with the worst move as the best, and bare `A:` rows."""
+    rows = ["P: nothing"]
+    for board in positions(0, 6):
+        moves = [move.uci() for move in list(board.legal_moves)[:5]]
+        rows.append(f"P: {board.fen():90}M: {' '.join(moves):30}E: {'0.5 0.4 0.3 0.2 0.1':40}B: {moves[4]}")
+        after = board.copy()
+        after.push_uci(moves[0])
+        rows.append(f"{board.fen()}+{moves[0]}+{moves[0]}+{after.fen()}+0.001+0+0")
+    path = tmp_path / "texts.jsonl"
+    path.write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
+    return path
+
+
+def test_rookworlds_rows_and_checkpoint_train(llmc_checkpoint, texts, held_out, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(grpo, "load_shipped", lambda split: held_out)
+    trainers = []
+    build = grpo.build
+
+    def keep(*args):
+        made = build(*args)
+        trainers.append(made[0])
+        return made
+
+    monkeypatch.setattr(grpo, "build", keep)
+    settings = {
+        "model": llmc_checkpoint,
+        "dataset": texts,
+        "leading_eos": True,
+        "output_dir": tmp_path / "run",
+        "mix_env_ratio": 0.25,
+        "max_steps": 1,
+        "num_generations": 2,
+        "per_device_train_batch_size": 8,
+        "max_completion_length": 12,
+        "save_strategy": "no",
+        "report_to": "none",
+        "use_cpu": True,
+        "bf16": False,
+    }
+    grpo.main([word for key, value in settings.items() for word in (f"--{key}", str(value))])
+    shown = capsys.readouterr().out
+    assert "13 rows read: 6 P: and 6 A: kept, 1 malformed" in shown
+    assert "'B:' replaced by a better move of the row in 6" in shown
+
+    # The reference has the words that the policy has, not those of the folder that the config names.
+    (trainer,) = trainers
+    size = len(trainer.processing_class)
+    assert trainer.ref_model.config.vocab_size == trainer.model.config.vocab_size == size < 128
+    assert len(trainer.ref_model.get_input_embeddings().weight) == size
+    step = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])
+    assert abs(step["kl"]) < 1e-6
+    assert max(step["gates/padding"], step["gates/sampler"]) < 1e-4
+
+    # What is saved is plain, and leads with the end token as it was trained.
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "run" / "checkpoint")
+    assert tokenizer("P: a").input_ids[0] == tokenizer.eos_token_id
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "checkpoint").config.vocab_size == size
