@@ -127,7 +127,7 @@ class RolloutTrainer(PlacementTrainer):
         """Decode with this package's GPT-2, which prefills equal prompts once and numbers their samples through."""
         with self.accelerator.autocast():  # the precision that the loss scores in
             result = rollout(
-                self.accelerator.unwrap_model(self.model_wrapped),
+                self.accelerator.unwrap_model(self.model_wrapped, keep_torch_compile=False),
                 prompt_ids,
                 max_new_tokens=requests[0].max_completion_length,
                 eos_token_id=self.eos_token_ids[0],

@@ -65,18 +65,13 @@ def test_sharding_says_what_it_means() -> None:
     assert (nodes.num_machines, int(nodes.machine_rank), nodes.main_process_ip) == (2, 1, "10.0.0.7")
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(1200)
-def test_two_processes_on_the_cpu_train(tiny_checkpoint: Path, rows_file: Path, tmp_path: Path) -> None:
-    """The README's command with a tiny model: two steps, one summary, a checkpoint that loads."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    output = tmp_path / "run"
-    settings = {
+@pytest.fixture
+def settings(tiny_checkpoint: Path, rows_file: Path, tmp_path: Path) -> dict[str, object]:
+    """A run of two steps with a tiny model."""
+    return {
         "model": tiny_checkpoint,
         "dataset": rows_file,
-        "output_dir": output,
+        "output_dir": tmp_path / "run",
         "mix_env_ratio": 0.25,
         "max_steps": 2,
         "num_generations": 2,
@@ -89,17 +84,48 @@ def test_two_processes_on_the_cpu_train(tiny_checkpoint: Path, rows_file: Path, 
         "use_cpu": "true",
         "bf16": "false",
     }
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "accelerate_configs/cpu_x2.yaml"]
-    command += ["--num_cpu_threads_per_process", "1", "--main_process_port", str(port), "recipes/grpo.py"]
-    command += [word for key, value in settings.items() for word in (f"--{key}", str(value))]
+
+
+def run(command: list[str], settings: dict[str, object]) -> tuple[str, list[dict]]:
+    """Run the recipe as a program; what it printed, and the lines of its metrics."""
+    command = [
+        sys.executable,
+        *command,
+        *(word for key, value in settings.items() for word in (f"--{key}", str(value))),
+    ]
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    summary = json.loads((output / "summary.json").read_text())
+    lines = Path(str(settings["output_dir"]), "metrics.jsonl").read_text().splitlines()
+    return done.stdout, [row for row in map(json.loads, lines) if "kl" in row]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_two_processes_on_the_cpu_train(settings: dict[str, object], tmp_path: Path) -> None:
+    """The command at the top of cpu_x2.yaml with a tiny model: one summary, and a checkpoint."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    launcher = ["-m", "accelerate.commands.launch", "--config_file", "accelerate_configs/cpu_x2.yaml"]
+    launcher += ["--num_cpu_threads_per_process", "1", "--main_process_port", str(port), "recipes/grpo.py"]
+    shown, steps = run(launcher, settings)
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["steps"] == 2
     assert summary["identity"]["processes"] == 2
-    assert done.stdout.count("held-out evaluation before training") == 1, "only one process may evaluate"
-    steps = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    assert shown.count("held-out evaluation before training") == 1, "only one process may evaluate"
     assert [row["step"] for row in steps] == [1, 2]
     assert abs(steps[0]["kl"]) < 1e-6
-    assert (output / "checkpoint" / "model.safetensors").exists()
+    assert (tmp_path / "run" / "checkpoint" / "model.safetensors").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_a_compiled_model_trains_with_a_bounded_number_of_graphs(settings: dict[str, object]) -> None:
+    """Dynamo's part, which is where recompiles happen, without a compiler behind it."""
+    compiled = {"torch_compile": "true", "torch_compile_backend": "eager", "max_steps": 6, "max_completion_length": 24}
+    _, steps = run(["recipes/grpo.py"], settings | compiled)
+    graphs = [row["perf/compiled_graphs"] for row in steps]
+    assert graphs[0] > 0, "nothing was compiled"
+    assert graphs[-1] == graphs[2], "it compiles on and on"
+    assert max(steps[0]["gates/padding"], steps[0]["gates/sampler"]) < 1e-4
