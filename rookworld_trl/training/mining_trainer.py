@@ -91,7 +91,7 @@ class MiningTrainer(RewardTrainer):
         assert self.miner is not None
         samples = self.num_generations
         prompts, tasks = self._groups(inputs)
-        minable: list[int] = self._decided(lambda: self.miner.split(tasks))  # type: ignore[union-attr]
+        minable: list[int] = self._decided(lambda: self.miner.split(tasks))
         self._replace(inputs, minable, prompts, tasks, planned=True)
         drawn = self._sample(inputs)
         resampled = 0
@@ -175,17 +175,19 @@ class MiningTrainer(RewardTrainer):
         present = {prompt_key(prompt) for prompt in prompts}
         for task in sorted({tasks[group] for group in groups}):
             mine = [group for group in groups if tasks[group] == task]
-            own = [miner.row_of[prompt_key(prompts[group])] for group in mine] if planned else []
-            own = list(dict.fromkeys(own))
+            own = {miner.row_of[prompt_key(prompts[group])]: group for group in mine} if planned else {}
             wanted = miner.candidates * len(mine) - len(own)
-            candidates = own + miner.draw(task, wanted, present)
+            candidates = [*own, *miner.draw(task, wanted, present)]
             contents = [self.train_dataset[row] for row in candidates]
             if task == self.args.truth_task:
                 self._measure_pass_rates(candidates, contents)
             weights = [miner.weight(row, task, each) for row, each in zip(candidates, contents, strict=True)]
             picked = miner.pick(candidates, weights, len(mine))
             present |= {miner.keys[row] for row in picked}
-            chosen |= dict(zip(mine, picked, strict=False))  # fewer where the data has no other prompts
+            stays = {own[row] for row in picked if row in own}
+            others = [group for group in mine if group not in stays]
+            # There are fewer rows than groups where the data has no other prompts.
+            chosen |= dict(zip(others, (row for row in picked if row not in own), strict=False))
         return [chosen.get(group) for group in groups]
 
     def _measure_pass_rates(self, rows: list[int], contents: list[Row]) -> None:

@@ -96,10 +96,14 @@ class Throughput(TrainerCallback):
                 computed once, and counts once.
         """
         if self.counts:
-            along = torch.tensor(drafted or [False] * len(batch["prompt_ids"]), dtype=torch.bool)
-            alone = {key: batch[key][~along.to(batch[key].device)] for key in _SIDES}
+            alone = batch
+            if drafted is not None:
+                along = torch.tensor(drafted, device=batch["prompt_ids"].device)
+                alone = {key: batch[key][~along] for key in _SIDES}
+                rows = _rows({key: batch[key][along] for key in _SIDES})
+                # What a completion ends with is drawn, and need not be passed.
+                self.flops += shared_scoring_flops(self.config, [(prompt, ids[:-1]) for prompt, ids in rows])
             self.flops += sampling_flops(self.config, *_lengths(alone), num_generations)
-            self.flops += self._distinct({key: batch[key][along.to(batch[key].device)] for key in _SIDES})
             if "ref_per_token_logps" in batch:
                 self.flops += self._scoring(batch)
 
@@ -109,11 +113,9 @@ class Throughput(TrainerCallback):
             self.flops += 3 * self._scoring(batch)
 
     def _scoring(self, batch: dict[str, torch.Tensor]) -> int:
-        return self._distinct(batch) if self.shared else scoring_flops(self.config, *_lengths(batch))
-
-    def _distinct(self, batch: dict[str, torch.Tensor]) -> int:
-        sides = zip(_tokens(batch, "prompt"), _tokens(batch, "completion"), strict=True)
-        return shared_scoring_flops(self.config, list(sides))
+        if not self.shared:
+            return scoring_flops(self.config, *_lengths(batch))
+        return shared_scoring_flops(self.config, _rows(batch))
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.flops, self.started = 0, time.perf_counter()
@@ -132,6 +134,10 @@ _SIDES = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
 
 def _lengths(batch: dict[str, torch.Tensor]) -> tuple[list[int], list[int]]:
     return batch["prompt_mask"].sum(1).tolist(), batch["completion_mask"].sum(1).tolist()
+
+
+def _rows(batch: dict[str, torch.Tensor]) -> list[tuple[list[int], list[int]]]:
+    return list(zip(_tokens(batch, "prompt"), _tokens(batch, "completion"), strict=True))
 
 
 def _tokens(batch: dict[str, torch.Tensor], side: str) -> list[list[int]]:

@@ -153,7 +153,7 @@ def trainer_of(
 Trainers = Callable[..., RookWorldGRPOTrainer]
 
 
-def test_exact_pass_rates_are_the_models_own(trainer_of: Trainers, policy: GPT2LMHeadModel) -> None:
+def test_exact_pass_rates_are_the_models_own(trainer_of: Trainers) -> None:
     """By whole distributions over unpadded rows, at the task's temperature; what is too long cannot pass."""
     trainer = trainer_of(task_sampling={"A": {"temperature": 0.7}})
     contents = [trainer.train_dataset[row] for row in (1, 3, 5)]
@@ -165,7 +165,7 @@ def test_exact_pass_rates_are_the_models_own(trainer_of: Trainers, policy: GPT2L
         prompt = tokenizer(content["prompt"])["input_ids"]
         truth = [*tokenizer(content["target"])["input_ids"], tokenizer.eos_token_id]
         with torch.no_grad():
-            logps = (policy(torch.tensor([prompt + truth])).logits[0] / 0.7).log_softmax(-1)
+            logps = (trainer.model(torch.tensor([prompt + truth])).logits[0] / 0.7).log_softmax(-1)
         expected = sum(logps[len(prompt) - 1 + i, token].item() for i, token in enumerate(truth))
         known = trainer.miner.records[trainer.miner.keys[row]]
         assert known[0] == pytest.approx(np.exp(expected), rel=1e-4)

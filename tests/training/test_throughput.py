@@ -76,6 +76,21 @@ def test_a_step_is_reported_as_a_share_of_the_peak() -> None:
     assert recorded["perf/memory_gb"] > 0
 
 
+def test_drafted_rows_count_what_they_share_once() -> None:
+    """Rows 1 2 | 3 4 9 and 1 2 | 3 5 9 are drafted: 1 2 3 4 and the 5 are passed; the third row is sampled plainly."""
+    config = GPT2Config(n_layer=1, n_embd=8, n_head=1, vocab_size=10)
+    meter = Throughput(config, lambda name, value: None, peak=None)
+    batch = {
+        "prompt_ids": torch.tensor([[1, 2], [1, 2], [0, 7]]),
+        "prompt_mask": torch.tensor([[1, 1], [1, 1], [0, 1]]),
+        "completion_ids": torch.tensor([[3, 4, 9], [3, 5, 9], [8, 9, 0]]),
+        "completion_mask": torch.tensor([[1, 1, 1], [1, 1, 1], [1, 1, 0]]),
+    }
+    meter.sampled(batch, 1, [True, True, False])
+    drafted = forward_flops(config, 0, 4, 2) + forward_flops(config, 3, 4, 1)
+    assert meter.flops == drafted + sampling_flops(config, [1], [2], 1)
+
+
 def test_peaks() -> None:
     assert peak_flops("NVIDIA H200", mixed=True) == 989e12
     assert peak_flops("NVIDIA GeForce RTX 4090", mixed=False) == 82.6e12

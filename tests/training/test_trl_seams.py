@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import GPT2LMHeadModel
+from transformers import GPT2LMHeadModel, TrainerCallback
 from trl import GRPOTrainer
+from trl.trainer.utils import RepeatSampler
 
 Make = Callable[..., GRPOTrainer]
 
@@ -24,9 +25,17 @@ SIGNATURES = {
     "_generate_and_score_completions": ["self", "inputs"],
     "_calculate_rewards": ["self", "inputs", "prompts", "completions", "completion_ids_list"],
     "_compute_loss": ["self", "model", "inputs"],
+    "training_step": ["self", "model", "inputs", "num_items_in_batch"],
+    "_get_grad_norm": ["self", "model", "grad_norm"],
     "create_scheduler": ["self", "num_training_steps", "optimizer"],
     "_save_checkpoint": ["self", "model", "trial"],
     "_load_optimizer_and_scheduler": ["self", "checkpoint"],
+    "_get_output_dir": ["self", "trial"],
+    "_push_from_checkpoint": ["self", "checkpoint_folder"],
+    "_issue_warnings_after_load": ["self", "load_result"],
+    "_get_train_sampler": ["self", "dataset"],
+    "_tokenize_prompts": ["self", "prompts"],
+    "_log_completion_extra": ["self", "column", "values"],
     "_get_per_token_logps_and_entropies": ["self", "model", "input_ids", "attention_mask", "logits_to_keep"],
 }
 
@@ -52,7 +61,16 @@ def test_signature(seam: str) -> None:
         "ref_model",
         "_metrics",
         "_logs",
+        "_step",
+        "_buffered_inputs",
+        "_entropy_window_stats",
+        "num_iterations",
+        "reward_func_names",
         "reward_weights",
+        "reward_funcs",
+        "generation_config",
+        "_pending_metrics",
+        "_pending_extra_logs",
     ],
 )
 def test_attribute(make_stock: Make, attribute: str) -> None:
@@ -167,3 +185,114 @@ def test_metrics_are_averaged_into_the_log(make_stock: Make) -> None:
     logs: dict[str, float] = {}
     trainer.log(logs)
     assert logs["ours"] == 2.0, "seam _metrics: not averaged into logs"
+
+
+def test_metrics_of_reward_functions_wait_until_the_batch_is_logged(make_stock: Make) -> None:
+    """Seams `_pending_metrics`, `_pending_extra_logs`: cleared after `_calculate_rewards`, they leave no trace."""
+    trainer = make_stock()
+    trainer.model.train()
+
+    def reward(completions: list[str], log_metric: Any, log_extra: Any, **_: Any) -> list[float]:
+        log_metric("own", 1.0)
+        log_extra("column", completions)
+        return [0.0] * len(completions)
+
+    trainer.reward_funcs = [reward]
+    before = {name: list(values) for name, values in trainer._metrics["train"].items()}
+    trainer._calculate_rewards([{"prompt": "a"}] * 4, ["a"] * 4, ["b"] * 4, [[5]] * 4)
+    assert trainer._pending_metrics["own"] == [1.0], "seam _pending_metrics: metrics wait elsewhere"
+    assert trainer._pending_extra_logs["column"] == ["b"] * 4, "seam _pending_extra_logs: columns wait elsewhere"
+    after = {name: list(values) for name, values in trainer._metrics["train"].items() if not name.startswith("profil")}
+    assert after == before, "seam _calculate_rewards: it logs by itself"
+
+
+def test_prompts_are_tokenised_as_text(make_stock: Make) -> None:
+    """Seam `_tokenize_prompts`: ids without padding, no images, no fields beside them."""
+    trainer = make_stock()
+    expected = [trainer.processing_class(text)["input_ids"] for text in ("P: a", "A: h1h2")]
+    assert trainer._tokenize_prompts(["P: a", "A: h1h2"]) == (expected, None, {}), "seam _tokenize_prompts"
+
+
+def test_generation_config_is_read_at_each_call(make_stock: Make) -> None:
+    """Seam `generation_config`: temperature and length of the next completions."""
+    trainer = make_stock(disable_dropout=True)
+    trainer.generation_config.max_new_tokens, trainer.generation_config.temperature = 2, 1e-4
+    ids, _ = trainer._generate_single_turn([[5, 6]] * 8, None, {}, 8)
+    assert {tuple(row) for row in ids} == {tuple(ids[0])}, "seam generation_config: temperature is not read"
+    assert len(ids[0]) <= 2, "seam generation_config: max_new_tokens is not read"
+
+
+def test_sampler_of_training_prompts(make_stock: Make) -> None:
+    """Seam `_get_train_sampler`: TRL's `RepeatSampler`, rebuilt from its attributes, gives the same order."""
+    trainer = make_stock()
+    sampler = trainer._get_train_sampler()
+    assert type(sampler) is RepeatSampler, "seam _get_train_sampler: another class"
+    names = ("data_source", "mini_repeat_count", "batch_size", "repeat_count", "shuffle", "seed")
+    again = RepeatSampler(**{name: getattr(sampler, name) for name in names})
+    assert list(again) == list(sampler), "seam RepeatSampler: other attributes"
+
+
+def test_an_epoch_is_one_call_by_keyword(make_stock: Make) -> None:
+    """Seam `_run_epoch`: called once an epoch, its number by keyword, after the loop has set its counters."""
+    trainer = make_stock(max_steps=1)
+    epochs: list[int] = []
+    run = trainer._run_epoch
+
+    def watched(**kwargs: Any) -> None:
+        epochs.append(kwargs["epoch"])
+        assert trainer._tr_loss.item() == 0, "seam _tr_loss: the running loss is kept elsewhere"
+        assert trainer._globalstep_last_logged == 0, "seam _globalstep_last_logged"
+        run(**kwargs)
+
+    trainer._run_epoch = watched
+    trainer.train()
+    assert epochs == [0]
+
+
+def test_calculate_rewards_waits_for_other_processes_once(make_stock: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seam `_calculate_rewards`: one collective, at the end; a process that failed joins it and then tells."""
+    trainer = make_stock()
+    gathered: list[torch.Size] = []
+
+    def counted(rewards: torch.Tensor) -> torch.Tensor:
+        gathered.append(rewards.shape)
+        return rewards
+
+    monkeypatch.setattr("trl.trainer.grpo_trainer.gather", counted)
+    trainer._calculate_rewards([{"prompt": "a"}] * 4, ["a"] * 4, ["b"] * 4, [[5]] * 4)
+    assert gathered == [(4, 1)], "seam _calculate_rewards: other collectives"
+
+
+def test_the_step_is_refused_by_taking_its_gradients_away(make_stock: Make) -> None:
+    """Seam `_get_grad_norm`: asked for before the update, with the loss already in `_tr_loss`; events around it."""
+    order: list[str] = []
+
+    class Watch(TrainerCallback):
+        def on_step_begin(self, *_: Any, **__: Any) -> None:
+            order.append("begin")
+
+        def on_optimizer_step(self, *_: Any, **__: Any) -> None:
+            order.append("updated")
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            order.append("end")
+
+    trainer = make_stock(max_steps=1, learning_rate=0.1, weight_decay=0.1, logging_nan_inf_filter=False)
+    trainer.add_callback(Watch())
+    norm_of = trainer._get_grad_norm
+
+    def refuse(model: Any, grad_norm: Any = None) -> Any:
+        norm = norm_of(model, grad_norm)
+        order.append("norm")
+        assert trainer._tr_loss.item() != 0, "seam _tr_loss: the step's loss is not in it"
+        for parameter in model.parameters():
+            assert parameter.grad is not None
+            parameter.grad = None
+        return norm
+
+    trainer._get_grad_norm = refuse
+    before = [parameter.detach().clone() for parameter in trainer.model.parameters()]
+    trainer.train()
+    assert order == ["begin", "norm", "updated", "end"], "seam training loop: other order"
+    assert all(torch.equal(a, b) for a, b in zip(before, trainer.model.parameters(), strict=True))
+    assert not trainer.optimizer.state_dict()["state"], "seam _get_grad_norm: the optimizer has stepped"

@@ -15,6 +15,7 @@ WORKER = Path(__file__).with_name("two_process_worker.py")
 SETTINGS: list[dict[str, Any]] = [
     {"advantage_baseline": "adaptive", "kl_control": "multiplicative", "kl_target": 1e-4, "kl_interval": 1},
     {"use_gae": True, "kl_estimator": "exact", "gradient_accumulation_steps": 1},
+    {"mining": True, "mining_rounds": 2, "task_sampling": {"a": {"temperature": 0.7}}},
 ]
 
 
@@ -31,7 +32,9 @@ def run(checkpoint: Path, output: Path, settings: dict[str, Any], processes: int
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize("settings", SETTINGS, ids=["baseline and control", "gae and exact"])
+@pytest.mark.parametrize(
+    "settings", SETTINGS, ids=["baseline and control", "gae and exact", "mining and two temperatures"]
+)
 def test_two_processes_equal_one(
     policy: GPT2LMHeadModel, tiny_tokenizer: PreTrainedTokenizerFast, settings: dict[str, Any], tmp_path: Path
 ) -> None:
