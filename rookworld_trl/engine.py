@@ -93,14 +93,19 @@ class Engine:
         self._cache: OrderedDict[tuple[str, int], list[MoveValue]] = OrderedDict()
         self._cache_size = cache_size
         self._process: chess.engine.SimpleEngine | None = None
+        self._open = False
 
     def __enter__(self) -> Self:
+        if self._open:
+            raise RuntimeError("the engine is running already; one 'with' for each engine")
         self._start()
+        self._open = True
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._open = False
         self._kill()
 
     @property
@@ -122,7 +127,7 @@ class Engine:
             None when the position is illegal (an engine would crash on it or make values up), or when the engine
             failed twice. An empty list when the game is over.
         """
-        if self._process is None:
+        if not self._open:
             raise RuntimeError("the engine is not running; open it with 'with Engine(...) as engine:'")
         if not board.is_valid():
             logger.warning("no values for the illegal position %s", board.fen())
@@ -133,12 +138,12 @@ class Engine:
             return list(self._cache[key])
         for attempt in (1, 2):
             try:
+                if self._process is None:  # the last restart failed
+                    self._start()
                 values = self._search(board, multipv, game)
             except Exception as error:  # a dying engine raises anything, concurrent.futures.CancelledError included
                 logger.warning("engine failed on %s (try %d): %s: %s", key[0], attempt, type(error).__name__, error)
-                self._kill()
-                self._start()
-                self.restarts += 1
+                self._restart()
                 continue
             if self._cache_size:
                 self._cache[key] = list(values)  # a copy: the caller may do with its own as it likes
@@ -176,6 +181,15 @@ class Engine:
         except Exception as error:
             self._kill()
             raise RuntimeError(f"'{self.path}' did not start as a UCI engine: {error}") from error
+
+    def _restart(self) -> None:
+        """A new process in place of the broken one; if that fails too (no memory, no file), it is tried again later."""
+        self._kill()
+        self.restarts += 1
+        try:
+            self._start()
+        except RuntimeError as error:
+            logger.warning("%s; trying again at the next position", error)
 
     def _kill(self) -> None:
         """End the process for certain: `quit` would wait for a hung engine, so the transport is closed instead."""

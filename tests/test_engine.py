@@ -1,5 +1,6 @@
 """The engine wrapper with a real Stockfish, and with engines that hang, die, lie or aren't there."""
 
+import contextlib
 import os
 import signal
 import stat
@@ -197,6 +198,59 @@ def test_an_engine_that_always_hangs_costs_a_none_in_time(tmp_path: Path) -> Non
         assert wait_until_gone(hung)
 
 
+def test_an_engine_that_never_stops_talking_costs_a_none_in_time(tmp_path: Path) -> None:
+    flood = "[print('info depth 1 string nonsense', flush=True) for _ in iter(int, 1)]"
+    with Engine(fake_engine(tmp_path / "fake", flood), nodes=10, timeout=0.2) as engine:
+        started = time.monotonic()
+        assert engine.analyse(chess.Board(), multipv=1) is None
+        assert time.monotonic() - started < 20
+
+
+def test_a_restart_that_fails_is_tried_again(tmp_path: Path) -> None:
+    """The file is away for a while: those positions have no values, the next one has."""
+    answer = "print('info depth 1 score cp 5 pv e2e4\\nbestmove e2e4', flush=True)"
+    path = tmp_path / "fake"
+    with Engine(fake_engine(path, answer), nodes=10, timeout=2.0, cache_size=0) as engine:
+        assert engine.analyse(chess.Board(), multipv=1) == [MoveValue("e2e4", 5, None)]
+        path.rename(tmp_path / "away")
+        os.kill(pid_of(engine), signal.SIGKILL)
+        assert engine.analyse(chess.Board(), multipv=1) is None
+        assert engine.analyse(chess.Board(), multipv=1) is None
+        (tmp_path / "away").rename(path)
+        assert engine.analyse(chess.Board(), multipv=1) == [MoveValue("e2e4", 5, None)]
+    with pytest.raises(RuntimeError, match="with Engine"):
+        engine.analyse(chess.Board())
+
+
+def test_an_open_engine_is_not_opened_again(tmp_path: Path) -> None:
+    with Engine(fake_engine(tmp_path / "fake", "pass"), nodes=10) as engine:
+        with pytest.raises(RuntimeError, match="running already"), engine:
+            pass
+        assert pid_of(engine)  # it is still there
+
+
+def children() -> dict[int, str]:
+    """State of each child of this process: Z is a zombie."""
+    found = {}
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError, ValueError):
+            state, parent = (entry / "stat").read_text().rsplit(")", 1)[1].split()[:2]
+            if int(parent) == os.getpid():
+                found[int(entry.name)] = state
+    return found
+
+
+def test_no_zombies(tmp_path: Path) -> None:
+    before = children()
+    for on_go in ("os._exit(1)", "time.sleep(600)", "os.kill(os.getpid(), 19)"):  # crashes, hangs, is stopped
+        with Engine(fake_engine(tmp_path / "fake", on_go), nodes=10, timeout=0.2) as engine:
+            assert engine.analyse(chess.Board(), multipv=1) is None
+    deadline = time.monotonic() + 5
+    while left := children().keys() - before.keys():
+        assert time.monotonic() < deadline, {pid: children().get(pid) for pid in left}
+        time.sleep(0.05)
+
+
 @requires_stockfish
 def test_the_cache_is_used_and_bounded() -> None:
     boards = []
@@ -291,12 +345,14 @@ with Engine(nodes=10) as engine:
         os.kill(engine._process.transport.get_pid(), signal.SIGSTOP)
     if sys.argv[1] == "exit":
         sys.exit(3)
+    if sys.argv[1] == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
     raise ValueError("on purpose")
 """
 
 
 @requires_stockfish
-@pytest.mark.parametrize(("how", "code"), [("raise", 1), ("exit", 3), ("stopped", 1)])
+@pytest.mark.parametrize(("how", "code"), [("raise", 1), ("exit", 3), ("stopped", 1), ("killed", -9)])
 def test_a_failing_program_ends_and_takes_the_engine_along(how: str, code: int) -> None:
     """python-chess's engine thread isn't a daemon: a wrapper that forgets to close would hang here."""
     run = subprocess.run([sys.executable, "-c", PROGRAM, how], capture_output=True, text=True, timeout=60, check=False)
