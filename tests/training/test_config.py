@@ -88,7 +88,7 @@ def test_defaults(tmp_path: Any) -> None:
         ({"task_sampling": {"A": {"temperature": 0}}}, r"`task_sampling\[A\].temperature` is 0: .* Set it to"),
         (
             {"task_sampling": {"A": {"max_completion_length": 999}}},
-            r"`task_sampling\[A\].max_completion_length` is 999: .* Use at most 256",
+            r"`task_sampling\[A\].max_completion_length` is 999: .* Use at most 512",
         ),
         ({"task_sampling": {"A": {"heat": 1}}}, r"`task_sampling\[A\].heat` is 1: no such setting. Use temperature"),
         ({"task_sampling": {"temperature": 1.0}}, r"`task_sampling` is {'temp.* settings stand by task. Write it as"),
