@@ -6,7 +6,8 @@ On: adaptive KL control with warm-up, KL stop, adaptive baseline, the advanced s
 truth's log-prob every ten steps, throughput and MFU. Off: the same trainer with a fixed beta and none of the others.
 Both keep the reference model and the KL term, which are the method, not its control. The learning rate is 0, so that
 both sides sample, score and learn from the same completions. A round is all steps but the first, which runs the gates;
-eleven steps hold one look at the truth's log-prob, as in any run.
+eleven steps hold one look at the truth's log-prob, as in any run. Without a GPU the seconds are those of the CPU, which
+other work on the machine does not stretch.
 """
 
 import argparse
@@ -30,6 +31,7 @@ from rookworld_trl.training import RookWorldGRPOConfig, RookWorldGRPOTrainer
 from rookworld_trl.training.monitor import DEFAULT_BANDS
 
 SHIPPED = Path(rookworld_trl.__file__).parent / "assets" / "nano"
+SECONDS = time.perf_counter if torch.cuda.is_available() else time.process_time
 OUTPUT = Path(__file__).parent / "results" / "controls.json"
 
 ON: dict[str, Any] = {
@@ -56,15 +58,15 @@ class Clock(TrainerCallback):
         self.seconds: list[float] = []
 
     def on_step_begin(self, *_: Any, **__: Any) -> None:
-        self.started = time.perf_counter()
+        self.started = SECONDS()
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
         if self.starts is not None:
-            self.seconds.append(time.perf_counter() - self.starts.started)
+            self.seconds.append(SECONDS() - self.starts.started)
 
 
 def run(arguments: argparse.Namespace, plan: Any, controls: bool) -> float:
-    """Seconds a step over all steps but the first."""
+    """Mean seconds of all steps but the first."""
     set_seed(1)
     model, tokenizer = load(str(SHIPPED))
     with tempfile.TemporaryDirectory() as folder:
