@@ -3,11 +3,11 @@
     python benchmarks/controls.py [--rounds 5] [--steps 11] [--prompts 20] [--samples 16]
 
 On: adaptive KL control with warm-up, KL stop, adaptive baseline, the advanced schedule, health bands with events, the
-truth's log-prob every ten steps, throughput and MFU. Off: the same trainer with a fixed beta and none of the others.
-Both keep the reference model and the KL term, which are the method, not its control. The learning rate is 0, so that
-both sides sample, score and learn from the same completions. A round is all steps but the first, which runs the gates;
-eleven steps hold one look at the truth's log-prob, as in any run. Without a GPU the seconds are those of the CPU, which
-other work on the machine does not stretch.
+truth's log-prob every ten steps, throughput and MFU, recovery from NaN with its snapshots. Off: the same trainer with a
+fixed beta and none of the others. Both keep the reference model and the KL term, which are the method, not its control.
+The learning rate is 0, so that both sides sample, score and learn from the same completions. A round is all steps but
+the first, which runs the gates; eleven steps hold one look at the truth's log-prob, as in any run. Without a GPU the
+seconds are those of the CPU, which other work on the machine does not stretch.
 """
 
 import argparse
@@ -44,6 +44,7 @@ ON: dict[str, Any] = {
 }
 OFF: dict[str, Any] = {
     "kl_stop_threshold": 0.0,
+    "recovery": False,
     "truth_rows": 0,
     "health_bands": dict.fromkeys(DEFAULT_BANDS),
 }
