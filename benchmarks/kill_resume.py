@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from rookworld_trl.training import checkpoints  # noqa: E402
-from rookworld_trl.training.checkpoint_diff import PLACES, WALL_CLOCK, differences  # noqa: E402
+from rookworld_trl.training.checkpoint_diff import IGNORED, differences  # noqa: E402
 from rookworld_trl.training.resume import choose_start  # noqa: E402
 from tests.faults.toy import make_trainer  # noqa: E402
 
@@ -118,9 +118,7 @@ def campaign(kills: int, folder: Path, options: dict[str, Any], seed: int = 0) -
                 continue
             if status:
                 result["lost"].append(f"{output_dir.name}: exit status {status}; see {log}")
-            elif found := differences(
-                folder / "undisturbed" / last, output_dir / last, (*WALL_CLOCK, *PLACES, "run_id")
-            ):
+            elif found := differences(folder / "undisturbed" / last, output_dir / last, (*IGNORED, "run_id")):
                 result["lost"].append(f"{output_dir.name}: {found[0]} and {len(found) - 1} other differences")
             break
         result["quarantined"] += len(list(output_dir.glob("quarantined-*")))

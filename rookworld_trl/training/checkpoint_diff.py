@@ -19,11 +19,15 @@ from rookworld_trl.training.checkpoints import MANIFEST_FILE
 
 # Measurements of time and memory, by key: no two runs agree on them.
 WALL_CLOCK = ("step_time", "*seconds_per_sample", "perf/*", "*runtime", "*_per_second", "started")
+# Measured on the first batch after each start.
+EACH_START = ("gates/*",)
 # Where a run lives and how often it saves; what it computes doesn't depend on them.
 PLACES = ("output_dir", "best_model_checkpoint", "save_steps", "save_total_limit", "resume_from_checkpoint")
 
+IGNORED = WALL_CLOCK + EACH_START + PLACES
 
-def differences(a: Path, b: Path, ignore: tuple[str, ...] = WALL_CLOCK + PLACES) -> list[str]:
+
+def differences(a: Path, b: Path, ignore: tuple[str, ...] = IGNORED) -> list[str]:
     """Every place in which two checkpoints differ: files, keys, types, shapes, bits; empty if they are equal.
 
     Args:

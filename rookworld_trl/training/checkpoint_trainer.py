@@ -1,6 +1,5 @@
 """The trainer's checkpoints: whole or not there, and resumed exactly, at any step, by the run that wrote them."""
 
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -227,9 +226,7 @@ class CheckpointTrainer(RecoveryTrainer):
         checkpoint, state, self._learning_rate_factor = start
         self.identity = identity.RunIdentity.from_state(state)
         self._unproven = [] if checkpoint is None else [checkpoint]
-        os.environ.setdefault("WANDB_RUN_ID", self.identity.run_id)  # one curve in the tracker, restarts included
-        os.environ.setdefault("WANDB_RESUME", "allow")
-        with self.preemption.watching():
+        with self.preemption.watching(), self.identity.tracked():
             return super().train(None if checkpoint is None else str(checkpoint), *args, **kwargs)
 
     def _choose_start(self, wanted: str | Path | bool | None) -> tuple[Path | None, dict[str, Any], float]:
@@ -239,7 +236,9 @@ class CheckpointTrainer(RecoveryTrainer):
         if wanted is True and checkpoint is None:
             raise resume.ResumeError(f"{output_dir} holds no checkpoint that verifies; train without one")
         if self._fingerprint is None:  # of the reference as it is before training
-            reference = None if self.ref_model is None else self.accelerator.unwrap_model(self.ref_model)
+            sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled  # then no process has all of it
+            known = self.ref_model is not None and not sharded
+            reference = self.accelerator.unwrap_model(self.ref_model) if known else None
             parts = (self.args, self.train_dataset, reference, self.reward_func_names)
             self._fingerprint = identity.fingerprint(*parts, self.accelerator.num_processes)
         if checkpoint is None:

@@ -25,7 +25,7 @@ from typing import Literal
 import torch
 from safetensors import SafetensorError, safe_open
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
-from transformers.utils import logging
+from transformers.utils import WEIGHTS_NAME, logging
 
 from rookworld_trl.training.exits import UNRECOVERABLE
 
@@ -36,7 +36,13 @@ RESUMABLE: tuple[Kind, ...] = ("checkpoint", "stable")
 
 MANIFEST_FILE = "manifest.json"
 REASON_FILE = "reason.txt"
-REQUIRED = (TRAINER_STATE_NAME, OPTIMIZER_NAME, SCHEDULER_NAME)
+# What must be there, by the beginning of a name: of one process or replicas; FSDP's; DeepSpeed's.
+REQUIRED = {
+    "trainer state": (TRAINER_STATE_NAME,),
+    "schedule": (SCHEDULER_NAME,),
+    "optimizer state": (OPTIMIZER_NAME, "optimizer_", "optimizer.bin", "global_step"),
+    "weights": ("model", "adapter_model", "pytorch_model_fsdp", "global_step"),
+}
 STAGING, REPLACED, DELETING = ".staging-", ".replaced-", ".deleting-"
 
 # What loading would pick up if it lay in the folder, whoever put it there.
@@ -109,9 +115,12 @@ def verify(folder: Path, finite: bool = False) -> list[str]:
         files = {str(name): (entry["bytes"], entry["sha256"]) for name, entry in _read_manifest(path).items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return [f"{MANIFEST_FILE} is damaged ({error!r})"]
-    problems = [f"{name} is missing from {MANIFEST_FILE}" for name in REQUIRED if name not in files]
-    if not any(name.endswith(".safetensors") and _is_weights(name) for name in files):
-        problems.append("there are no safetensors weights")
+    problems = [
+        f"there is no {part} ({' or '.join(beginnings)})"
+        for part, beginnings in REQUIRED.items()
+        if not any(name.startswith(beginnings) for name in files)
+    ]
+    problems += [f"{name} is a pickle of weights" for name in files if name == WEIGHTS_NAME]
     for name, (size, digest) in files.items():
         file = folder / name
         if not file.resolve().is_relative_to(folder.resolve()):

@@ -7,8 +7,10 @@ is refused: the result would be neither the old run nor a new one.
 
 import hashlib
 import json
+import os
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
@@ -27,7 +29,8 @@ FREE = (
 )
 APPLIED = (
     *("learning_rate", "max_steps", "num_train_epochs", "kl_stop_threshold", "kl_target", "kl_factor", "kl_horizon"),
-    *("kl_interval", "beta_min", "beta_max", "max_grad_norm", "recovery_*"),
+    *("kl_interval", "beta_min", "beta_max", "max_grad_norm", "recovery", "recovery_*", "gradient_checkpointing*"),
+    *("ref_device", "attn_implementation", "torch_compile*", "vllm_*"),  # these round differently, no more
 )
 
 
@@ -52,6 +55,18 @@ class RunIdentity:
     def state_dict(self) -> dict[str, Any]:
         return asdict(self)
 
+    @contextmanager
+    def tracked(self) -> Iterator[None]:
+        """Inside the block, Weights & Biases draws one curve for the whole run, unless the user has named another."""
+        names = {"WANDB_RUN_ID": self.run_id, "WANDB_RESUME": "allow"}
+        ours = {name: value for name, value in names.items() if name not in os.environ}
+        os.environ.update(ours)
+        try:
+            yield
+        finally:
+            for name in ours:
+                os.environ.pop(name, None)
+
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> "RunIdentity":
         return cls(**state)
@@ -61,13 +76,14 @@ def fingerprint(
     args: Any, dataset: Any, reference: nn.Module | None, reward_names: list[str], processes: int
 ) -> dict[str, Any]:
     """All that decides what the run computes, as JSON values: its arguments, data, rewards and reference."""
-    return {
+    parts = {
         **args.to_dict(),
         "processes": processes,
         "rewards": list(reward_names),
         "train_dataset": dataset_digest(dataset),
         "reference": None if reference is None else weights_digest(reference),
     }
+    return json.loads(json.dumps(parts, default=str))  # as it comes back from a checkpoint: no tuples, no dtypes
 
 
 def dataset_digest(dataset: Any) -> str | None:

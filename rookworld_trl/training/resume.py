@@ -178,10 +178,11 @@ def admit(checkpoint: Path, now: dict[str, Any], recovering: bool) -> tuple[RunI
 
 
 def clear_the_way(output_dir: Path, checkpoint: Path | None) -> None:
-    """Rename checkpoints that the run starting from `checkpoint` (None: from nothing) leaves behind.
+    """Clear up, and rename checkpoints that the run starting from `checkpoint` (None: from nothing) leaves behind.
 
     Later steps of another course of training must not be what the next `auto_resume` finds.
     """
+    checkpoints.sweep(output_dir)
     (output_dir / FINISHED_FILE).unlink(missing_ok=True)
     after = -1 if checkpoint is None else checkpoints.step_of(checkpoint)
     if checkpoint is not None and checkpoint.resolve().parent != output_dir.resolve():

@@ -97,7 +97,7 @@ def load_tree(folder: Path, name: str, device: torch.device | str = "cpu") -> An
     tree = _read_json(folder / f"{name}.json")
     path = folder / f"{name}.safetensors"
     try:
-        tensors = load_file(str(path), device=str(device)) if path.exists() else {}
+        tensors = load_file(str(path)) if path.exists() else {}  # it knows no "cpu:0", as gloo's processes are called
     except (OSError, SafetensorError) as error:
         raise ValueError(f"{path}: cannot be read ({error}); {_REMEDY}") from error
 
@@ -106,7 +106,7 @@ def load_tree(folder: Path, name: str, device: torch.device | str = "cpu") -> An
             if value.keys() == {_TENSOR}:
                 if value[_TENSOR] not in tensors:
                     raise ValueError(f"{path}: tensor {value[_TENSOR]} is missing; {_REMEDY}")
-                return tensors[value[_TENSOR]]
+                return tensors[value[_TENSOR]].to(device)
             return {key: restore(each) for key, each in value.items()}
         return [restore(each) for each in value] if isinstance(value, list) else value
 

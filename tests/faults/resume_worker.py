@@ -1,14 +1,18 @@
 """Interrupts a toy run after every step, alone or under torchrun, and says where the resumed run's end differs."""
 
+import errno
 import json
 import sys
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from safetensors.torch import load_file
+from transformers import TrainerCallback
 
 from rookworld_trl.training.checkpoint_diff import differences
+from rookworld_trl.training.checkpoints import CheckpointError
 from tests.faults.toy import make_trainer
 
 # Each adds a way in which a run's state can be lost.
@@ -92,8 +96,46 @@ def moved_on(model: Any, output_dir: Path, checkpoint: Path) -> list[str]:
     return changed + [path.name for path in output_dir.glob("checkpoint-*")]
 
 
+def on_one_process_only(folder: Path, **options: Any) -> dict[str, list[Any]]:
+    """What all processes make of a signal and of a full disk that the second one alone has met."""
+    trainer = make_trainer(folder / "signalled", **{**options, "save_steps": 1000})
+    second = trainer.accelerator.process_index == 1
+    if second:
+        trainer.add_callback(SignalAt(trainer, 1))
+    trainer.train()
+    steps = gather_object([trainer.state.global_step])
+    saved = (folder / "signalled" / "checkpoint-1" / "manifest.json").exists()
+    if second:
+        trainer._progress = full_disk  # type: ignore[method-assign]
+    try:
+        trainer.save_special("debug")
+        outcome = "saved"
+    except CheckpointError:
+        outcome = "failed"
+    outcomes = gather_object([outcome])
+    left = [path.name for path in (folder / "signalled").iterdir() if path.name.startswith((".", "debug"))]
+    return {"signal": [*steps, saved], "full disk": [*outcomes, *left]}
+
+
+def full_disk() -> dict[str, Any]:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+class SignalAt(TrainerCallback):
+    """What the handler of a signal does, in one process."""
+
+    def __init__(self, trainer: Any, step: int):
+        self.trainer, self.step = trainer, step
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step == self.step - 1:
+            self.trainer.preemption.signal = "SIGTERM"
+
+
 if __name__ == "__main__":
     result = interrupted_everywhere(Path(sys.argv[2]), **json.loads(sys.argv[1]))
+    one_only = on_one_process_only(Path(sys.argv[2]), **json.loads(sys.argv[1]))
     if result:
+        result |= one_only
         Path(sys.argv[2], "result.json").write_text(json.dumps(result), encoding="utf-8")
     torch.distributed.destroy_process_group()

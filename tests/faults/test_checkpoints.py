@@ -82,6 +82,8 @@ def test_pickled_weights_slipped_in_are_refused(tmp_path: Path) -> None:
     assert checkpoints.verify(folder) == []
     (folder / "pytorch_model.bin").write_bytes(b"payload")
     assert checkpoints.verify(folder) == ["pytorch_model.bin is not in manifest.json"]
+    checkpoints.commit(folder.rename(tmp_path / "staged"), folder)
+    assert checkpoints.verify(folder) == ["pytorch_model.bin is a pickle of weights"]
 
 
 def test_a_manifest_cannot_point_outside(tmp_path: Path) -> None:
@@ -97,7 +99,11 @@ def test_a_checkpoint_without_optimizer_is_not_one(tmp_path: Path) -> None:
     staged.mkdir()
     save_file({"w": torch.ones(1)}, staged / "model.safetensors")
     checkpoints.commit(staged, tmp_path / "checkpoint-1")
-    assert len(checkpoints.verify(tmp_path / "checkpoint-1")) == 3
+    assert checkpoints.verify(tmp_path / "checkpoint-1") == [
+        "there is no trainer state (trainer_state.json)",
+        "there is no schedule (scheduler.pt)",
+        "there is no optimizer state (optimizer.pt or optimizer_ or optimizer.bin or global_step)",
+    ]
 
 
 def test_newest_by_step_not_by_time_or_text(tmp_path: Path) -> None:

@@ -40,6 +40,8 @@ def test_bit_equal_at_every_step_on_two_processes(name: str, tmp_path: Path) -> 
     done = subprocess.run([*launcher, *worker], env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads((tmp_path / "result.json").read_text())
+    assert found.pop("signal") == [1, 1, True], "a signal to one process stops all at the same step, after a save"
+    assert found.pop("full disk") == ["failed", "failed"], "a save that fails in one process fails in all"
     assert len(found) == options["max_steps"] + 1
     assert {where: lines for where, lines in found.items() if lines} == {}
     assert (tmp_path / "whole" / "checkpoint-1" / "progress_1.json").exists()

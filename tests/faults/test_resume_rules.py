@@ -1,6 +1,7 @@
 """Where a run starts from, what may have changed since, and what happens to the checkpoints it leaves behind."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -237,6 +238,15 @@ def test_weights_of_another_model_are_refused(run: Path) -> None:
     checkpoints.commit(folder.rename(run / "staged"), folder)
     with pytest.raises(ResumeError, match=r"missing \['transformer\.ln_f\.weight'\], unexpected \['stranger'\]"):
         trainer_for(run).train(resume_from_checkpoint=str(folder))
+
+
+def test_one_curve_in_the_tracker(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WANDB_RUN_ID", raising=False)
+    monkeypatch.setenv("WANDB_RESUME", "must")
+    with identity.RunIdentity(run_id="abc").tracked():
+        assert (os.environ["WANDB_RUN_ID"], os.environ["WANDB_RESUME"]) == ("abc", "must")
+    assert "WANDB_RUN_ID" not in os.environ
+    assert os.environ["WANDB_RESUME"] == "must"
 
 
 # The fingerprint's parts

@@ -1,0 +1,68 @@
+"""A checkpoint that cannot be written costs itself: nothing half-written stays, and nothing older is touched."""
+
+import resource
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rookworld_trl.training import checkpoints
+from rookworld_trl.training.checkpoints import CheckpointError
+from tests.faults.toy import make_trainer
+
+
+@contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """A real error from the operating system for each larger file, whoever writes it; `FileNotFoundError`s aside."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def failing_at(trainer: Any, steps: set[int], size: int) -> Callable[..., Path]:
+    """Saves of these steps meet a full disk."""
+    write = trainer._write
+
+    def wrapped(*args: Any, **kwargs: Any) -> Path:
+        if trainer.state.global_step not in steps:
+            return write(*args, **kwargs)
+        with files_of_at_most(size):
+            return write(*args, **kwargs)
+
+    return wrapped
+
+
+# Python's own files, safetensors' and torch's, each with an exception of its own.
+@pytest.mark.parametrize("size", [500, 20_000, 40_000], ids=["config.json", "model.safetensors", "optimizer.pt"])
+def test_a_full_disk_costs_one_checkpoint(tmp_path: Path, size: int, caplog: pytest.LogCaptureFixture) -> None:
+    trainer = make_trainer(tmp_path, max_steps=3)
+    trainer._write = failing_at(trainer, {2}, size)  # type: ignore[method-assign]
+    trainer.train()
+    names = sorted(path.name for path in tmp_path.iterdir() if path.is_dir())
+    assert names == ["checkpoint-1", "checkpoint-3"]
+    assert all(checkpoints.verify(tmp_path / name) == [] for name in names)
+    assert "checkpoint-2 could not be written" in caplog.text
+    assert "Make room" in caplog.text
+
+
+def test_the_last_checkpoint_has_to_be_written(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, max_steps=2)
+    trainer._write = failing_at(trainer, {2}, 500)  # type: ignore[method-assign]
+    with pytest.raises(CheckpointError, match=r"checkpoint-2 could not be written.*earlier checkpoints are untouched"):
+        trainer.train()
+    assert checkpoints.newest_valid(tmp_path) == tmp_path / "checkpoint-1"
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_disk_that_stays_full_ends_the_run(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, max_steps=9)
+    trainer._write = failing_at(trainer, set(range(2, 9)), 500)  # type: ignore[method-assign]
+    with pytest.raises(CheckpointError):
+        trainer.train()
+    assert trainer.state.global_step == 4  # 2, 3 and 4 failed
+    assert checkpoints.newest_valid(tmp_path) == tmp_path / "checkpoint-1"
