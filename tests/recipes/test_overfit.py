@@ -1,4 +1,4 @@
-"""The single-batch check: eight prompts, learned by heart to a reward of 0.95 or more."""
+"""The single-batch check: four prompts, learned by heart to a reward of 0.95 or more."""
 
 import json
 from pathlib import Path
