@@ -194,6 +194,14 @@ def test_a_stream_gives_the_same_rows(texts: str, capsys: pytest.CaptureFixture[
     assert len(load_prompts(texts, options=DataOptions(max_rows=1))) == 1
 
 
+def test_many_rows_are_read_in_chunks(texts: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = load_prompts(texts)
+    monkeypatch.setattr("rookworld_trl.data.sources.CHUNK", 3)
+    chunked = load_prompts(texts)
+    assert chunked.features == FEATURES
+    assert chunked.to_list() == whole.to_list()
+
+
 def test_nothing_usable_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "bad.jsonl"
     path.write_text(json.dumps({"text": "P: nothing"}) + "\n")
