@@ -4,6 +4,7 @@ One process may see several GPUs. transformers would then wrap the policy in `nn
 forward pass; here the policy keeps one device and a second one takes the reference, so that neither pays for the other.
 """
 
+import math
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -153,7 +154,7 @@ def fit_batch(config: "RookWorldGRPOConfig", measure: Callable[[int], float], me
 
     Args:
         config: `per_device_train_batch_size`, `gradient_accumulation_steps` and `steps_per_generation` are changed.
-        measure: rows -> bytes that a micro-batch of them takes at its worst, all else included.
+        measure: rows -> bytes that a micro-batch of them takes at its worst, all else included; infinite: too many.
         memory: bytes of the device.
 
     Raises:
@@ -164,8 +165,8 @@ def fit_batch(config: "RookWorldGRPOConfig", measure: Callable[[int], float], me
     sizes = [size for size in range(1, rows + 1) if rows % size == 0 and generated % size == 0]
     budget, one, two = memory * config.memory_share, measure(1), measure(2)
     slope = max(two - one, 1.0)
-    fitting = [size for size in sizes if one + (size - 1) * slope <= budget]
-    while fitting and len(fitting) > 1 and measure(fitting[-1]) > budget:
+    fitting = [size for size in sizes if (one if size == 1 else one + (size - 1) * slope) <= budget]
+    while len(fitting) > 1 and measure(fitting[-1]) > budget:
         fitting.pop()
     require(
         bool(fitting),
@@ -191,21 +192,25 @@ def measured_memory(model: nn.Module, length: int, keep: int, dtype: torch.dtype
     """
     weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
 
-    def measure(rows: int) -> float:
-        home = next(model.parameters()).device
-        model.to("cuda")
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
+    def one_pass(rows: int) -> None:
         ids = torch.zeros(rows, length, dtype=torch.long, device="cuda")
         with torch.autocast("cuda", dtype=dtype or torch.bfloat16, enabled=dtype is not None):
             logits = model(input_ids=ids, logits_to_keep=keep + 1).logits
         torch.log_softmax(logits.float(), dim=-1).sum().backward()
-        peak = torch.cuda.max_memory_allocated()
-        model.zero_grad(set_to_none=True)
-        del logits
-        model.to(home)
+
+    def measure(rows: int) -> float:
+        model.to("cuda")
         torch.cuda.empty_cache()
-        return float(peak + 3 * weights)  # two moments and the reference come on top of what was measured
+        torch.cuda.reset_peak_memory_stats()
+        try:
+            one_pass(rows)
+        except torch.OutOfMemoryError:
+            return math.inf
+        finally:
+            model.zero_grad(set_to_none=True)
+            torch.cuda.empty_cache()
+        # Two moments and the reference come on top of what was measured.
+        return float(torch.cuda.max_memory_allocated() + 3 * weights)
 
     return measure
 
@@ -218,4 +223,4 @@ def fit_batch_on_gpu(config: "RookWorldGRPOConfig", model: Any, dataset: Any, to
     keep = int(config.max_completion_length or 0)
     dtype = torch.bfloat16 if config.bf16 else torch.float16 if config.fp16 else None
     measure = measured_memory(model, longest + keep, keep, dtype)
-    fit_batch(config, measure, torch.cuda.get_device_properties(0).total_memory)
+    fit_batch(config, measure, torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory)

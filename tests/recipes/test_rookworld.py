@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from recipes import grpo
+from rookworld_trl.training import rollout_trainer
 from tests.recipes.conftest import positions
 
 
@@ -50,6 +51,13 @@ def test_rookworlds_rows_and_checkpoint_train(llmc_checkpoint, texts, held_out, 
         return made
 
     monkeypatch.setattr(grpo, "build", keep)
+    sampled, rollout = [], rollout_trainer.rollout
+
+    def spy(model, prompt_ids, **options):
+        sampled.extend(prompt_ids)
+        return rollout(model, prompt_ids, **options)
+
+    monkeypatch.setattr(rollout_trainer, "rollout", spy)
     settings = {
         "model": llmc_checkpoint,
         "dataset": texts,
@@ -78,6 +86,9 @@ def test_rookworlds_rows_and_checkpoint_train(llmc_checkpoint, texts, held_out, 
     step = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])
     assert abs(step["kl"]) < 1e-6
     assert max(step["gates/padding"], step["gates/sampler"]) < 1e-4
+
+    assert len(sampled) == 8
+    assert all(ids[0] == trainer.processing_class.eos_token_id for ids in sampled)
 
     # What is saved is plain, and leads with the end token as it was trained.
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "run" / "checkpoint")

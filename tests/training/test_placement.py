@@ -162,6 +162,14 @@ def test_a_measurement_off_the_line_is_believed() -> None:
     assert config.per_device_train_batch_size == 8
 
 
+def test_running_out_of_memory_is_a_measurement() -> None:
+    config = batch(rows=8, accumulation=10)
+    placement.fit_batch(config, lambda rows: 40.0 if rows == 1 else float("inf"), 100.0)
+    assert config.per_device_train_batch_size == 1
+    with pytest.raises(ValueError, match="one row takes inf GB"):
+        placement.fit_batch(batch(rows=8, accumulation=10), lambda rows: float("inf"), 100.0)
+
+
 def test_nothing_fits() -> None:
     with pytest.raises(ValueError, match="`auto_batch_size` is True: one row takes"):
         placement.fit_batch(batch(rows=4, accumulation=1), lambda rows: 100.0 * rows, 100.0)
