@@ -1,7 +1,8 @@
 """The trainer's data economy: which prompts of a batch are trained on (see `rookworld_trl.training.mining`)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -43,6 +44,7 @@ class MiningTrainer(RewardTrainer):
         super().__init__(*args, **kwargs)
         self.miner: PromptMiner | None = None
         self._prepared: _Samples | None = None
+        self._ordinary: list[int] = []  # groups of the present batch that are not mined
         if not self.args.mining:
             if curriculum is not None:
                 raise ValueError("a `curriculum` weighs mined prompts: set `mining` to True")
@@ -91,20 +93,17 @@ class MiningTrainer(RewardTrainer):
         assert self.miner is not None
         samples = self.num_generations
         prompts, tasks = self._groups(inputs)
-        minable: list[int] = self._decided(lambda: self.miner.split(tasks))
+        minable: list[int] = self._decided(partial(self.miner.split, tasks))
+        self._ordinary = sorted(set(range(len(tasks))) - set(minable))
         self._replace(inputs, minable, prompts, tasks, planned=True)
         drawn = self._sample(inputs)
         resampled = 0
-        for number in range(self.args.mining_rounds + 1):
+        for _ in range(self.args.mining_rounds):
             prompts, _ = self._groups(inputs)
             rewards = self._probe(inputs, drawn)
             useful = useful_groups(rewards, samples)
-            if number == 0:
-                ordinary = [group for group in range(len(tasks)) if group not in minable]
-                if ordinary:
-                    self._metrics["train"]["mining/ordinary_useful"].append(float(useful[ordinary].mean()))
             dull = [group for group in minable if not useful[group]]
-            if not dull or number == self.args.mining_rounds:
+            if not dull:
                 break
             dropped = np.concatenate([rewards[group * samples : (group + 1) * samples] for group in dull])
             self.miner.observe([prompts[group] for group in dull], [tasks[group] for group in dull], dropped)
@@ -119,9 +118,13 @@ class MiningTrainer(RewardTrainer):
         per_function = super()._calculate_rewards(inputs, *args, **kwargs)
         if self.miner is not None and self.model.training:
             prompts, tasks = self._groups(inputs)
-            self.miner.observe(prompts, tasks, self._combined(per_function))
+            rewards, metrics = self._combined(per_function), self._metrics["train"]
+            self.miner.observe(prompts, tasks, rewards)
             passed = [self.miner.records[key][0] for key in map(prompt_key, prompts) if key in self.miner.records]
-            self._metrics["train"]["mining/pass_rate"].append(sum(passed) / max(1, len(passed)))
+            metrics["mining/pass_rate"].append(sum(passed) / max(1, len(passed)))
+            if self._ordinary:  # what the batch would have been without mining
+                useful = useful_groups(rewards, self.num_generations)[self._ordinary]
+                metrics["mining/ordinary_useful"].append(float(useful.mean()))
         return per_function
 
     def _generate_single_turn(self, prompt_ids: list[list[int]], *args: Any, **kwargs: Any) -> Any:
@@ -144,10 +147,18 @@ class MiningTrainer(RewardTrainer):
         prompts, tasks = zip(*rows[:: self.num_generations], strict=True)
         return list(prompts), list(tasks)
 
-    def _decided(self, decide: Any) -> Any:
-        """What `decide()` returns on the main process."""
-        box = [decide() if self.accelerator.is_main_process else None]
-        return broadcast_object_list(box)[0]
+    def _decided(self, decide: Callable[[], Any]) -> Any:
+        """What `decide()` returns on the main process; what it raises there is raised on every process."""
+        outcome: list[Any] = [None, None]
+        if self.accelerator.is_main_process:
+            try:
+                outcome[0] = decide()
+            except Exception as error:
+                outcome[1] = error
+        decision, failure = broadcast_object_list(outcome)
+        if failure is not None:
+            raise failure
+        return decision
 
     def _my_rows(self, groups: Sequence[int], count: int) -> list[tuple[int, int]]:
         """This process's rows (of `count`) that belong to some of the global groups: (row, place in `groups`)."""

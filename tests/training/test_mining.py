@@ -226,7 +226,7 @@ def test_only_dull_groups_are_sampled_again(trainer_of: Trainers, monkeypatch: p
     changed = [inputs[4 * group]["prompt"] != planned[4 * group]["prompt"] for group in range(8)]
     assert changed == [True, True, False, True, True, True, False, False]
     assert trainer._metrics["train"]["mining/resampled"] == [5 / 8]
-    assert trainer._metrics["train"]["mining/ordinary_useful"] == [0.5]
+    assert trainer._metrics["train"]["mining/ordinary_useful"] == [1.0]  # groups 6 and 7, when they were rewarded last
     assert trainer._metrics["train"]["groups/useful"] == [1.0]
 
 
@@ -266,6 +266,12 @@ def test_a_curriculum_chooses(trainer_of: Trainers) -> None:
     inputs = list(next(iter(trainer.get_train_dataloader())))
     trainer._generate_and_score_completions(inputs)
     assert sum(row["target"] in "ab" for row in inputs) > 24
+
+
+def test_a_curriculum_that_fails_says_so(trainer_of: Trainers) -> None:
+    trainer = trainer_of(curriculum=lambda row, rate: -1.0)
+    with pytest.raises(ValueError, match=r"the curriculum weighs row \d+ with -1.0: return a finite number, 0 or more"):
+        trainer.train()
 
 
 def test_what_cannot_be_mined_is_refused(trainer_of: Trainers) -> None:
