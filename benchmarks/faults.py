@@ -19,6 +19,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+from transformers.trainer_callback import PrinterCallback
+from transformers.utils import logging
+
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
@@ -26,7 +29,15 @@ from tests.faults.injection import STATE, Injector  # noqa: E402
 from tests.faults.toy import make_trainer  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results" / "faults.json"
-KINDS = ["loss", "loss value", "gradient", "late gradient", "log-probs", "rewards", *STATE.keys() - {"value head"}]
+KINDS = [
+    "loss",
+    "loss value",
+    "gradient",
+    "late gradient",
+    "log-probs",
+    "rewards",
+    *STATE.keys() - {"value head", "baseline"},
+]
 GOOD_STEPS = 3
 
 
@@ -46,6 +57,7 @@ def run(seed: int, faults: int, recovery: bool, folder: Path) -> dict[str, Any]:
     trainer = make_trainer(
         folder, max_steps=last, save_strategy="no", recovery=recovery, recovery_good_steps=GOOD_STEPS, seed=seed
     )
+    trainer.remove_callback(PrinterCallback)
     injector, started = Injector(trainer, planned), time.perf_counter()
     try:
         trainer.train()
@@ -79,6 +91,8 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=10)
     parser.add_argument("--faults", type=int, default=10, help="in each run")
     options = parser.parse_args()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
     results: dict[str, Any] = {"machine": platform.processor() or platform.machine(), "kinds": sorted(KINDS)}
     for name, recovery in (("recovery on", True), ("recovery off", False)):
         with tempfile.TemporaryDirectory(prefix="faults-") as folder:

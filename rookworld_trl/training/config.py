@@ -166,7 +166,7 @@ class RookWorldGRPOConfig(GRPOConfig):
     )
     recovery_snapshot_steps: int = field(
         default=5,
-        metadata={"help": "Optimizer steps between copies of the state in memory (3 times weights and optimizer)."},
+        metadata={"help": "Optimizer steps between copies of the state (two are held in memory)."},
     )
     reward_limit: float = field(
         default=1e4, metadata={"help": "Rewards beyond +-reward_limit are cut to it; NaN and Inf are left out."}

@@ -34,6 +34,7 @@ FAULTS = {
     "rewards": "all rewards",
     "gates": "first batch's log-probs",
     "loss": "loss",
+    "controls": "controls",
     "gradient": "gradient",
 }
 
@@ -62,6 +63,21 @@ def finite(tensors: Iterable[torch.Tensor]) -> bool:
     # The largest absolute value: unlike a sum, it cannot overflow by itself.
     norm = get_total_norm([t.detach() for t in tensors if t.is_floating_point() and t.numel()], norm_type=math.inf)
     return bool(norm.isfinite())
+
+
+def numbers_finite(state: Any) -> bool:
+    """Whether nested dicts and lists of JSON values hold neither NaN nor Inf."""
+    if isinstance(state, dict | list | tuple):
+        return all(map(numbers_finite, state.values() if isinstance(state, dict) else state))
+    return not isinstance(state, float) or math.isfinite(state)
+
+
+def described(faults: dict[str, list[int]]) -> str:
+    """`loss and gradient are not finite (process 1)`, with the processes that found it."""
+    names = [FAULTS[name] for name in FAULTS if name in faults]
+    ranks = sorted({rank for found in faults.values() for rank in found})
+    where = f"process{'es' * (len(ranks) > 1)} {', '.join(map(str, ranks))}"
+    return f"{' and '.join(names)} not finite ({where})"
 
 
 def copy_tree(tree: Any, into: Any = None) -> Any:

@@ -4,8 +4,9 @@ Looked at, on every process, with one decision for all of them:
 
     before sampling      weights of policy and reference
     while sampling       the logits that are sampled from
-    before the update    rewards, gates, loss, norm of the gradient: what is bad here never reaches the optimizer
+    before the update    rewards, gates, loss, controls, norm of the gradient: what is bad never reaches the optimizer
     after the update     weights
+    before saving        weights, once more
 
 A refused step ends like any other: the scheduler, the step counter, the data and the random numbers go on. Weights,
 optimizer and controls go back to the last good snapshot, the learning rate is cut, the completions at hand are dropped.
@@ -19,7 +20,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback
 from transformers.utils import logging
 
 from rookworld_trl.training.gates import GateError
@@ -31,10 +32,12 @@ from rookworld_trl.training.recovery import (
     LearningRateCut,
     Snapshots,
     copy_tree,
+    described,
     finite,
     finite_logits,
     load_optimizer,
     load_tensors,
+    numbers_finite,
     trained_tensors,
 )
 from rookworld_trl.training.state import Stateful
@@ -44,6 +47,8 @@ logger = logging.get_logger(__name__)
 
 # Controls that learn from a step's numbers and go back with it; the others move on with the data.
 _ROLLED_BACK = ("kl_controller", "baseline")
+# Faults in which neither the weights nor the learning rate have a part: the step is refused, and that is all.
+_APART = {"rewards", "reference"}
 
 
 class RecoveryTrainer(MiningTrainer):
@@ -99,6 +104,7 @@ class RecoveryTrainer(MiningTrainer):
         self._snapshots.promote()
 
     def begin_step(self) -> None:
+        self._tr_loss.nan_to_num_(0.0, 0.0, 0.0)  # a sum that was broken before would refuse every step to come
         self._loss_before, self._stop_before = self._tr_loss.clone(), self.kl_stop.reason
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -166,6 +172,8 @@ class RecoveryTrainer(MiningTrainer):
         loss_broken, self._loss_broken = self._loss_broken, None
         if (loss_broken is not None and bool(loss_broken)) or not bool(self._tr_loss.isfinite()):
             self._faults.add("loss")
+        if not numbers_finite(self._control_states()):
+            self._faults.add("controls")
         # With float16's loss scaling a gradient that overflows is routine, and the scaler leaves the step out.
         if self.accelerator.scaler is None and norm is not None and not math.isfinite(float(norm)):
             self._faults.add("gradient")
@@ -174,6 +182,12 @@ class RecoveryTrainer(MiningTrainer):
             for parameter in model.parameters():
                 parameter.grad = None
         return norm
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing broken is saved or evaluated; what is found here refuses the coming step."""
+        if self.recovers and (self.control.should_save or self.control.should_evaluate):
+            self._check_weights()
+        super()._maybe_log_save_evaluate(*args, **kwargs)
 
     def after_update(self) -> None:
         """Look at what the update made of the weights; undo whatever a refused update may have changed."""
@@ -197,6 +211,13 @@ class RecoveryTrainer(MiningTrainer):
             if self._loss_before is not None:
                 self._tr_loss.copy_(self._loss_before)
             self._report(event)
+            if event["attempt"] > self.args.recovery_max_attempts:
+                remedy = (
+                    f"That was fault {event['attempt']} in a row and `recovery_max_attempts` is "
+                    f"{self.args.recovery_max_attempts}: resume with `--recovery_mode`, or lower `learning_rate`"
+                )
+                debug = Path(event["debug"]) if event["debug"] else None
+                raise Diverged(event["step"], described(event["faults"]), remedy, debug)
         else:
             self.healthy_steps += 1
             self._snapshots.promote()
@@ -212,6 +233,8 @@ class RecoveryTrainer(MiningTrainer):
     def end_training(self) -> None:
         """Leave finite weights behind, whatever has happened since the last step, and free the snapshots' memory."""
         self._check_weights()
+        if self._event is not None:
+            self._report(self._event)
         self._faults.clear()
         self._event, self._snapshots = None, Snapshots()
 
@@ -241,7 +264,7 @@ class RecoveryTrainer(MiningTrainer):
 
     def _recover(self, faults: dict[str, list[int]], measured: dict[str, float]) -> None:
         """Keep what is broken for inspection, go back to the good state and go on more carefully."""
-        step, what = self.state.global_step + 1, _described(faults)
+        step, what = self.state.global_step + 1, described(faults)
         if self._snapshots.good is None:
             raise Diverged(step, what, "There is no good state to go back to: start from other weights")
         attempt = self._attempts.add()  # before anything else that may fail
@@ -254,7 +277,8 @@ class RecoveryTrainer(MiningTrainer):
         }
         debug = self._save_special("debug", {"event": self._event, "batches": self._step_batches, **self._texts()})
         self._buffered_inputs, back_to = None, None
-        if faults.keys() != {"rewards"}:  # in which the weights have no part
+        self._mend_reference()
+        if faults.keys() - _APART:
             self.learning_rate_cut.cut(self.optimizer, self.lr_scheduler)
             self._go_back()
             back_to = self._snapshots.step
@@ -267,25 +291,20 @@ class RecoveryTrainer(MiningTrainer):
             raise Diverged(step, f"{what}, and so is the state to go back to", "Resume from a stable checkpoint", debug)
 
     def _report(self, event: dict[str, Any]) -> None:
-        """The event's log line, its row in the file, and the end if it was one too many."""
-        attempt, most, what = event["attempt"], self.args.recovery_max_attempts, _described(event["faults"])
-        self._metrics["train"]["recovery/attempt"].append(attempt)
+        """Keep the state that the run goes on from; the event's log line, and its row in the file."""
+        self._metrics["train"]["recovery/attempt"].append(event["attempt"])
         recovery = self._save_special("recovery", {"event": event})
         self._attempts.record({**event, "recovery": recovery and str(recovery)})
-        debug = Path(event["debug"]) if event["debug"] else None
-        if attempt > most:
-            remedy = (
-                f"That was fault {attempt} in a row and `recovery_max_attempts` is {most}: resume with "
-                "`--recovery_mode`, or lower `learning_rate`"
-            )
-            raise Diverged(event["step"], what, remedy, debug)
         if self.accelerator.is_main_process:
             back = "The weights stay as they are"
             if event["back_to_step"] is not None:
                 scale = event["learning_rate_scale"]
                 back = f"Back to the state after step {event['back_to_step']}, learning rate x{scale:g} of its schedule"
-            kept = f"; the broken state is in {debug}" if debug else ""
-            logger.warning(f"step {event['step']} refused: {what}. {back}, attempt {attempt} of {most}{kept}")
+            kept = f"; the broken state is in {event['debug']}" if event["debug"] else ""
+            logger.warning(
+                f"step {event['step']} refused: {described(event['faults'])}. {back}, attempt {event['attempt']} of "
+                f"{self.args.recovery_max_attempts}{kept}"
+            )
 
     def _save_special(self, kind: str, extra: dict[str, Any]) -> Path | None:
         """A checkpoint outside of the rotation, where the layer above can write one and the disk allows it."""
@@ -306,14 +325,16 @@ class RecoveryTrainer(MiningTrainer):
 
     # States
 
+    def _control_states(self) -> dict[str, Any]:
+        return {name: each.state_dict() for name, each in self._controls().items() if name in _ROLLED_BACK}
+
     def _state(self) -> dict[str, Any]:
         """What a rollback restores; tensors in place, not copies."""
-        controls = {name: each.state_dict() for name, each in self._controls().items() if name in _ROLLED_BACK}
         head = getattr(self, "value_head", None)
         return {
             "weights": self._trained(),
             "optimizer": self.optimizer.state_dict(),
-            "controls": controls,
+            "controls": self._control_states(),
             "entropy": (self.entropy_coef, self._last_world_entropy),
             "value_head": None if head is None else (head.net.state_dict(), head.optimizer.state_dict()),
         }
@@ -332,10 +353,12 @@ class RecoveryTrainer(MiningTrainer):
             net, optimizer = good["value_head"]
             self.value_head.net.load_state_dict(net)
             load_optimizer(self.value_head.optimizer, optimizer)
-        if self._reference_copy is not None and not finite(self.ref_model.parameters()):
-            load_tensors(dict(self.ref_model.named_parameters()), self._reference_copy)
         self._snapshots.drop()
         self.kl_stop.reason = self._stop_before  # a stop on numbers that were not real
+
+    def _mend_reference(self) -> None:
+        if self._reference_copy is not None and not finite(self.ref_model.parameters()):
+            load_tensors(dict(self.ref_model.named_parameters()), self._reference_copy)
 
     def _keep_reference(self) -> None:
         """Copy the reference's weights, which nothing but a reset changes."""
@@ -348,39 +371,23 @@ class RecoveryTrainer(MiningTrainer):
             self._keep_reference()
 
 
-def _described(faults: dict[str, list[int]]) -> str:
-    """`loss and gradient are not finite (process 1)`, with the processes that found it."""
-    names = [FAULTS[name] for name in FAULTS if name in faults]
-    ranks = sorted({rank for found in faults.values() for rank in found})
-    where = f"process{'es' * (len(ranks) > 1)} {', '.join(map(str, ranks))}"
-    return f"{' and '.join(names)} not finite ({where})"
-
-
 class _Steps(TrainerCallback):
     """Calls the trainer at the points of its loop that have no method to override."""
 
     def __init__(self, trainer: RecoveryTrainer):
         self.trainer = trainer
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
         self.trainer.begin_training()
 
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_begin(self, *_: Any, **__: Any) -> None:
         self.trainer.begin_step()
 
-    def on_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_optimizer_step(self, *_: Any, **__: Any) -> None:
         self.trainer.after_update()
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_step_end(self, *_: Any, **__: Any) -> None:
         self.trainer.end_step()
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_end(self, *_: Any, **__: Any) -> None:
         self.trainer.end_training()

@@ -41,6 +41,12 @@ def poison_coefficient(trainer: Any) -> None:
     trainer.kl_controller.beta = NAN
 
 
+def poison_baseline(trainer: Any) -> None:
+    """Advantages of NaN would become 0 for good, and nobody would see it."""
+    for moments in trainer.baseline.moments.values():
+        moments.mean = NAN
+
+
 def poison_value_head(trainer: Any) -> None:
     trainer.value_head.net[1].weight.data[0, 0] = NAN
 
@@ -52,6 +58,7 @@ STATE: dict[str, Callable[[Any], None]] = {
     "reference": poison_reference,
     "moments": poison_moments,
     "coefficient": poison_coefficient,
+    "baseline": poison_baseline,
     "value head": poison_value_head,
 }
 

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from rookworld_trl.training import RookWorldGRPOTrainer
+from rookworld_trl.training.checkpoints import newest_valid
 from rookworld_trl.training.recovery import (
     Attempts,
     Diverged,
@@ -69,7 +70,10 @@ def spread(kinds: Any, every: int = 4) -> list[tuple[int, int, str]]:
             {"rollout_backend": "transformers"},
         ),
         ({"value head": "loss", "loss": "loss"}, {"use_gae": True, "gradient_accumulation_steps": 2}),
-        ({"loss": "loss", "weight": "weights"}, {"num_iterations": 2, "mining": True}),
+        (
+            {"loss": "loss", "weight": "weights", "baseline": "controls"},
+            {"num_iterations": 2, "mining": True, "advantage_baseline": "ema"},
+        ),
     ],
     ids=["native", "transformers", "value head", "reused batches"],
 )
@@ -184,8 +188,10 @@ def test_a_state_of_no_use_is_refused_at_the_start(tmp_path: Path) -> None:
         trainer.train()
 
 
-def test_weights_broken_behind_the_last_step(tmp_path: Path) -> None:
-    trainer = make_trainer(tmp_path, max_steps=3, save_strategy="no")
+@pytest.mark.parametrize("save_strategy", ["steps", "no"])
+def test_weights_broken_behind_the_last_step(save_strategy: str, tmp_path: Path) -> None:
+    """Neither the checkpoint of that step nor the model in memory has them."""
+    trainer = make_trainer(tmp_path, max_steps=3, save_strategy=save_strategy)
 
     class Late(Injector):
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -195,6 +201,9 @@ def test_weights_broken_behind_the_last_step(tmp_path: Path) -> None:
     Late(trainer, [])
     trainer.train()
     assert finite(trainer.model.parameters())
+    assert [event["faults"] for event in events(tmp_path)] == [{"weights": [0]}]
+    if save_strategy == "steps":
+        assert newest_valid(tmp_path) == tmp_path / "checkpoint-3"  # which looks at the weights
 
 
 def test_a_broken_evaluation_is_healed(tmp_path: Path) -> None:
