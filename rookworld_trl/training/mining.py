@@ -151,10 +151,14 @@ class PromptMiner:
         return np.random.default_rng([self.seed, self.draws])
 
     def state_dict(self) -> dict[str, Any]:
-        return {"records": self.records, "priors": self.priors, "draws": self.draws}
+        return {"records": _copied(self.records), "priors": dict(self.priors), "draws": self.draws}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.records, self.priors, self.draws = state["records"], state["priors"], state["draws"]
+        self.records, self.priors, self.draws = _copied(state["records"]), dict(state["priors"]), state["draws"]
+
+
+def _copied(records: Mapping[str, Sequence[float]]) -> dict[str, list[float]]:
+    return {key: list(record) for key, record in records.items()}
 
 
 def _weighted(rows: Sequence[int], weights: Sequence[float], count: int, rng: np.random.Generator) -> list[int]:

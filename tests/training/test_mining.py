@@ -112,6 +112,9 @@ def test_a_restored_miner_goes_on_alike() -> None:
     first.draw("x", 2, set())
     second.load_state_dict(json.loads(json.dumps(first.state_dict())))
     assert second.records == first.records
+    kept = first.state_dict()
+    first.observe(["a", "b"], ["x", "x"], np.array([1.0, 1.0, 1.0, 1.0]))
+    assert kept["records"] == second.records  # a state that is held does not move with the run
     assert second.draw("y", 3, set()) == first.draw("y", 3, set())
     assert second.split(["x"] * 9) == first.split(["x"] * 9)
 
