@@ -109,7 +109,8 @@ class CheckpointTrainer(RecoveryTrainer):
             logger.error(f"{error}. Training goes on; {MAX_FAILED_SAVES} failures in a row would end it.")
             return
         self._failed_saves = 0
-        self._unproven.append(folder)
+        if self.args.stable_after_steps:
+            self._unproven.append(folder)
         if self.args.should_save:
             best = self.state.best_model_checkpoint
             keep = [*self._unproven[:1], *([Path(best)] if best else [])]
@@ -225,7 +226,9 @@ class CheckpointTrainer(RecoveryTrainer):
         )
         checkpoint, state, self._learning_rate_factor = start
         self.identity = identity.RunIdentity.from_state(state)
-        self._unproven = [] if checkpoint is None else [checkpoint]
+        self.args.run_name = self.identity.run_name
+        own = checkpoints.list_checkpoints(Path(self.args.output_dir), ("checkpoint",))
+        self._unproven = [checkpoint] if checkpoint in own else []
         with self.preemption.watching(), self.identity.tracked():
             return super().train(None if checkpoint is None else str(checkpoint), *args, **kwargs)
 
@@ -236,10 +239,7 @@ class CheckpointTrainer(RecoveryTrainer):
         if wanted is True and checkpoint is None:
             raise resume.ResumeError(f"{output_dir} holds no checkpoint that verifies; train without one")
         if self._fingerprint is None:  # of the reference as it is before training
-            sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled  # then no process has all of it
-            known = self.ref_model is not None and not sharded
-            reference = self.accelerator.unwrap_model(self.ref_model) if known else None
-            parts = (self.args, self.train_dataset, reference, self.reward_func_names)
+            parts = (self.args, self.train_dataset, self._reference_weights(), self.reward_func_names)
             self._fingerprint = identity.fingerprint(*parts, self.accelerator.num_processes)
         if checkpoint is None:
             self.identity = identity.RunIdentity(run_name=self.args.run_name, fingerprint=self._fingerprint)
@@ -247,8 +247,17 @@ class CheckpointTrainer(RecoveryTrainer):
         else:
             resume.check_whole(checkpoint)
             self.identity, factor = resume.admit(checkpoint, self._fingerprint, self.args.recovery_mode)
+            self.identity.run_name = self.args.run_name or self.identity.run_name
         resume.clear_the_way(output_dir, checkpoint)
         return checkpoint, self.identity.state_dict(), factor
+
+    def _reference_weights(self) -> dict[str, torch.Tensor]:
+        """What the policy is held against: the reference or, with adapters, their base; nothing where it is sharded."""
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            return {}
+        if self.ref_model is not None:
+            return self.accelerator.unwrap_model(self.ref_model).state_dict()
+        return {name: each for name, each in self.model.named_parameters() if not each.requires_grad}
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """Everything that a checkpoint holds but weights and generators, which transformers restores by itself."""
@@ -316,12 +325,14 @@ class CheckpointTrainer(RecoveryTrainer):
     def _promote(self) -> None:
         """Make the newest checkpoint stable that enough healthy steps have followed."""
         healthy, step = self.healthy_steps, self.state.global_step
+        # One that a fault has followed proves nothing any more.
+        self._unproven = [folder for folder in self._unproven if step - checkpoints.step_of(folder) <= healthy]
         after = self.args.stable_after_steps
-        proven = [f for f in self._unproven if after <= step - checkpoints.step_of(f) <= healthy]
-        if not proven or not after:
+        proven = [folder for folder in self._unproven if step - checkpoints.step_of(folder) >= after]
+        if not proven:
             return
         self._unproven = self._unproven[self._unproven.index(proven[-1]) + 1 :]
-        if self.args.should_save and proven[-1].name.startswith("checkpoint-"):
+        if self.args.should_save:
             try:
                 checkpoints.promote(proven[-1], self.args.stable_total_limit)
             except (CheckpointError, OSError) as error:

@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from torch import nn
 
 # Patterns of argument names.
 FREE = (
@@ -73,7 +72,7 @@ class RunIdentity:
 
 
 def fingerprint(
-    args: Any, dataset: Any, reference: nn.Module | None, reward_names: list[str], processes: int
+    args: Any, dataset: Any, reference: Mapping[str, torch.Tensor], reward_names: list[str], processes: int
 ) -> dict[str, Any]:
     """All that decides what the run computes, as JSON values: its arguments, data, rewards and reference."""
     parts = {
@@ -81,7 +80,7 @@ def fingerprint(
         "processes": processes,
         "rewards": list(reward_names),
         "train_dataset": dataset_digest(dataset),
-        "reference": None if reference is None else weights_digest(reference),
+        "reference": weights_digest(reference),
     }
     return json.loads(json.dumps(parts, default=str))  # as it comes back from a checkpoint: no tuples, no dtypes
 
@@ -97,12 +96,12 @@ def dataset_digest(dataset: Any) -> str | None:
     return digest.hexdigest()
 
 
-def weights_digest(model: nn.Module) -> str:
-    """SHA-256 of a model's weights and buffers, names included."""
+def weights_digest(weights: Mapping[str, torch.Tensor]) -> str:
+    """SHA-256 of tensors, names included."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
+    for name, tensor in sorted(weights.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 

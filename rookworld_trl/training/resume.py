@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate.utils import broadcast_object_list
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils import logging
 
 from rookworld_trl.files import write_atomically
@@ -63,13 +64,13 @@ def on_main_process(main: bool, decide: Callable[[], Any]) -> Any:
     """Run `decide` in the main process alone and give its result to all; what it raises is raised in all.
 
     Raises:
-        ResumeError, OSError: by `decide`.
+        ValueError, OSError, RuntimeError: by `decide`.
     """
     outcome: list[Any] = [None, None]
     if main:
         try:
             outcome[0] = decide()
-        except (ResumeError, OSError) as error:
+        except (ValueError, OSError, RuntimeError) as error:
             outcome[1] = error
     broadcast_object_list(outcome)
     if outcome[1] is not None:
@@ -184,9 +185,9 @@ def clear_the_way(output_dir: Path, checkpoint: Path | None) -> None:
     """
     checkpoints.sweep(output_dir)
     (output_dir / FINISHED_FILE).unlink(missing_ok=True)
-    after = -1 if checkpoint is None else checkpoints.step_of(checkpoint)
-    if checkpoint is not None and checkpoint.resolve().parent != output_dir.resolve():
-        after = -1
+    after = -1
+    if checkpoint is not None and checkpoint.resolve().parent == output_dir.resolve():
+        after = json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))["global_step"]
     for folder in checkpoints.list_checkpoints(output_dir):
         if checkpoints.step_of(folder) > after:
             origin = "the beginning" if checkpoint is None else str(checkpoint)

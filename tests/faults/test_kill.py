@@ -51,6 +51,7 @@ def save_and_die(trainer: Any, operation: int, output_dir: Path) -> bool:
         os._exit(7)
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
 def test_sigkill_at_every_file_operation_of_a_save(tmp_path: Path) -> None:
     """Whatever the operation, the newest valid checkpoint is the one before or the new one, and resuming is exact."""

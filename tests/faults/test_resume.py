@@ -20,6 +20,7 @@ from tests.faults.toy import make_trainer
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[] if name == "iterations" else pytest.mark.slow) for name in CONFIGURATIONS]
 )

@@ -1,6 +1,8 @@
 """recipes/grpo.py end to end on a tiny random model, and every bad input refused before anything trains."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -115,6 +117,41 @@ def test_a_stop_is_reported_and_has_its_own_exit_code(arguments, monkeypatch):
     summary = json.loads((arguments["output_dir"] / "summary.json").read_text())
     assert "kl_stop_threshold" in summary["stop_reason"]
     assert summary["steps"] < 20
+
+
+def test_preempted_resumed_finished_and_damaged(arguments, monkeypatch, capsys):
+    """The same command each time, as a scheduler would repeat it; each outcome has its exit code."""
+    calls = []
+
+    def by_length(prompts, completions, **columns):
+        calls.append(len(prompts))
+        if len(calls) == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return [float(len(completion)) for completion in completions]
+
+    monkeypatch.setitem(grpo.REWARDS, "graduated", [by_length])
+    folder, command = arguments["output_dir"], arguments | {"auto_resume": True}
+    with pytest.raises(SystemExit) as exit_:
+        run(command)
+    assert exit_.value.code == 75
+    assert (folder / "checkpoint-1" / "manifest.json").exists()
+    assert not (folder / "summary.json").exists()
+
+    run(command)
+    assert json.loads((folder / "summary.json").read_text())["steps"] == 2
+    steps = [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert (steps, len(calls)) == ([1, 2], 2)
+
+    written = (folder / "summary.json").stat().st_mtime_ns
+    run(command)
+    assert ((folder / "summary.json").stat().st_mtime_ns, len(calls)) == (written, 2)
+
+    (folder / "finished.json").unlink()
+    (folder / "checkpoint-1" / "optimizer.pt").unlink()
+    with pytest.raises(SystemExit) as exit_:
+        run(command)
+    assert exit_.value.code == 4
+    assert "holds no checkpoint that verifies (quarantined-checkpoint-1" in capsys.readouterr().err
 
 
 def test_epochs_become_steps(arguments):
