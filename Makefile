@@ -43,7 +43,8 @@ lint: $(STAMP) ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-parity: $(STAMP) ## log-probs: padded = unpadded, sampler = loss, pure PyTorch = transformers
+parity: $(STAMP) ## pure PyTorch = transformers, as numbers at 124M and nano; then padded = unpadded, sampler = loss
+	$(BIN)/python benchmarks/parity.py
 	$(BIN)/python -m pytest tests/modeling tests/training $(ARGS)
 
 bench: $(STAMP) ## measure rewards and rollouts; writes benchmarks/results/*.json
