@@ -38,7 +38,14 @@ def failing_at(trainer: Any, steps: set[int], size: int) -> Callable[..., Path]:
 
 
 # Python's own files, safetensors' and torch's, each with an exception of its own.
-@pytest.mark.parametrize("size", [500, 20_000, 40_000], ids=["config.json", "model.safetensors", "optimizer.pt"])
+@pytest.mark.parametrize(
+    "size",
+    [
+        pytest.param(500, id="config.json", marks=pytest.mark.slow),
+        pytest.param(20_000, id="model.safetensors"),
+        pytest.param(40_000, id="optimizer.pt", marks=pytest.mark.slow),
+    ],
+)
 def test_a_full_disk_costs_one_checkpoint(tmp_path: Path, size: int, caplog: pytest.LogCaptureFixture) -> None:
     trainer = make_trainer(tmp_path, max_steps=3)
     trainer._write = failing_at(trainer, {2}, size)  # type: ignore[method-assign]
@@ -59,6 +66,7 @@ def test_the_last_checkpoint_has_to_be_written(tmp_path: Path) -> None:
     assert not list(tmp_path.glob(".*"))
 
 
+@pytest.mark.slow
 def test_a_disk_that_stays_full_ends_the_run(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, max_steps=9)
     trainer._write = failing_at(trainer, set(range(2, 9)), 500)  # type: ignore[method-assign]

@@ -27,7 +27,11 @@ def signalling(phase: str, step: int, number: int, trainer: Any) -> None:
 
 @pytest.mark.parametrize(
     ("phase", "number"),
-    [("_prepare_inputs", signal.SIGTERM), ("_calculate_rewards", signal.SIGINT), ("_get_grad_norm", signal.SIGTERM)],
+    [
+        ("_calculate_rewards", signal.SIGINT),
+        pytest.param("_prepare_inputs", signal.SIGTERM, marks=pytest.mark.slow),
+        pytest.param("_get_grad_norm", signal.SIGTERM, marks=pytest.mark.slow),
+    ],
 )
 def test_a_signal_saves_and_the_run_goes_on_exactly(tmp_path: Path, phase: str, number: int) -> None:
     options: dict[str, Any] = {"max_steps": 4, "save_steps": 100}

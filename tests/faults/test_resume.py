@@ -123,6 +123,7 @@ def test_a_forgotten_buffer_would_show(tmp_path: Path) -> None:
     assert any(line.startswith("model.safetensors") for line in found)
 
 
+@pytest.mark.slow
 def test_generators_are_not_merely_seeded_alike(tmp_path: Path) -> None:
     """Guard: the resumed run draws from where the first one stopped, whatever happened to the generators before."""
     make_trainer(tmp_path / "whole", max_steps=2).train()
