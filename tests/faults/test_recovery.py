@@ -65,14 +65,20 @@ def spread(kinds: Any, every: int = 4) -> list[tuple[int, int, str]]:
     ("kinds", "options"),
     [
         (KINDS, {}),
-        (
+        pytest.param(
             {"sampling": "sampling", "reference": "reference", "coefficient": "loss"},
             {"rollout_backend": "transformers"},
+            marks=pytest.mark.slow,
         ),
-        ({"value head": "loss", "loss": "loss"}, {"use_gae": True, "gradient_accumulation_steps": 2}),
-        (
+        pytest.param(
+            {"value head": "loss", "loss": "loss"},
+            {"use_gae": True, "gradient_accumulation_steps": 2},
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
             {"loss": "loss", "weight": "weights", "baseline": "controls"},
             {"num_iterations": 2, "mining": True, "advantage_baseline": "ema"},
+            marks=pytest.mark.slow,
         ),
     ],
     ids=["native", "transformers", "value head", "reused batches"],

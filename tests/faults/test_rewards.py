@@ -58,8 +58,9 @@ def train_with(folder: Path, reward: Any, **options: Any) -> tuple[Any, list[tor
     return trainer, advantages
 
 
-@pytest.mark.parametrize("scale", ["none", "batch", "group"])
-@pytest.mark.parametrize("baseline", ["group_mean", "ema"])
+@pytest.mark.parametrize(
+    ("scale", "baseline"), [("none", "group_mean"), ("batch", "group_mean"), ("group", "group_mean"), ("none", "ema")]
+)
 def test_absurd_rewards_in_training(scale: str, baseline: str, tmp_path: Path) -> None:
     """Groups of two: an infinite reward beside a good one, a NaN beside an infinite one, two huge ones."""
 
@@ -136,7 +137,7 @@ def test_a_far_reference_gives_finite_loss_and_gradient(kl_type: str, tmp_path: 
         for corrected in (True, False):
             trainer.args.use_bias_correction_kl = corrected
             for place in (slice(None), slice(-1, None)):  # everywhere, and where it is masked
-                for shift in (100.0, -100.0, 1e4, -1e4):
+                for shift in (100.0, -1e4):
                     inputs["ref_per_token_logps"] = reference.clone()
                     inputs["ref_per_token_logps"][:, place] += shift
                     trainer.model.zero_grad()
