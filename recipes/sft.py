@@ -7,13 +7,11 @@ Rows come from the positions that `recipes/generate_data.py positions` wrote. Ru
 
 import hashlib
 import json
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from datasets import Dataset, load_from_disk
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast, set_seed
 from transformers.trainer_utils import get_last_checkpoint
@@ -22,10 +20,10 @@ from trl import SFTConfig, SFTTrainer
 from rookworld_trl.config import RecipeError, bad_input, parse_recipe
 from rookworld_trl.data.supervised import ROWS_VERSION, supervised_rows
 from rookworld_trl.modeling.loading import load_model, load_tokenizer
-from rookworld_trl.modeling.tokenizer import MEN, SQUARES, build_gpt2_tokenizer, build_nano_tokenizer, square_token
+from rookworld_trl.modeling.starting_weights import set_starting_weights
+from rookworld_trl.modeling.tokenizer import build_gpt2_tokenizer, build_nano_tokenizer
 from rookworld_trl.training.optimizers import MuonFactory
 
-EMBEDDING_STD = 0.05
 LONGEST_POLICY_ROW = 120  # tokens; P: rows of the nano tokenizer have about 90, A: rows about 170
 
 
@@ -102,9 +100,7 @@ def _columns(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
 
 
 def new_model(recipe: SFTRecipe, tokenizer: PreTrainedTokenizerFast) -> GPT2LMHeadModel:
-    """A GPT-2 with small initial weights: 0.5/sqrt(fan_in), the two residual projections a fifth of it; sinusoidal
-    positions to start from (squares stand at fixed offsets, so offsets should be readable at once); and embeddings
-    that start from what a token names: see `_name_embeddings`."""
+    """A GPT-2 of the recipe's size without dropout; see `rookworld_trl.modeling.starting_weights`."""
     model = GPT2LMHeadModel(
         GPT2Config(
             vocab_size=len(tokenizer),
@@ -120,34 +116,22 @@ def new_model(recipe: SFTRecipe, tokenizer: PreTrainedTokenizerFast) -> GPT2LMHe
             pad_token_id=tokenizer.pad_token_id,
         )
     )
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.ndim == 2 and ".h." in name:
-                residual = name.endswith("c_proj.weight")
-                parameter.normal_(0.0, (0.1 if residual else 0.5) / math.sqrt(parameter.shape[0]))
-        model.transformer.wte.weight.normal_(0.0, EMBEDDING_STD)
-        if recipe.tokenizer == "nano":
-            _name_embeddings(model.transformer.wte.weight, tokenizer.get_vocab())
-        position = torch.arange(recipe.n_positions)[:, None]
-        rate = torch.exp(torch.arange(0, recipe.n_embd, 2) * (-math.log(10_000.0) / recipe.n_embd))
-        waves = torch.cat([torch.sin(position * rate), torch.cos(position * rate)], dim=1)
-        model.transformer.wpe.weight.copy_(EMBEDDING_STD * math.sqrt(2) * waves)
+    set_starting_weights(model, tokenizer, squares_named=recipe.tokenizer == "nano")
     return model
 
 
-def _name_embeddings(embedding: torch.Tensor, vocabulary: dict[str, int]) -> None:
-    """Start the embedding of each square token as the mean direction of its parts: the square and what stands on it,
-    or the square and its place in a move. "⟨e4⟩P", "⟨e4⟩·", " e4" and "e4" have the square in common from the first
-    step, so that looking a square up or copying it is learned once and not for each of 960 tokens."""
-    squares = dict(zip(SQUARES, torch.randn(len(SQUARES), embedding.shape[1]), strict=True))
-    men = dict(zip(MEN, torch.randn(len(MEN), embedding.shape[1]), strict=True))
-    origin, target = torch.randn(2, embedding.shape[1])
-    scale = EMBEDDING_STD / math.sqrt(2)
-    for square, where in squares.items():
-        embedding[vocabulary[f" {square}"]] = scale * (where + origin)
-        embedding[vocabulary[square]] = scale * (where + target)
-        for man, what in men.items():
-            embedding[vocabulary[square_token(square, man)]] = scale * (where + what)
+class RowLossTrainer(SFTTrainer):
+    """`SFTTrainer` whose loss is the mean over completions, not over their tokens: nats a completion / 32.
+
+    An `A:` completion has three times the tokens of a `P:` completion and most are copied, so that a loss per token
+    has gradients a quarter the size, which a momentum over batches of both tasks drowns in `P:`'s noise.
+    """
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        tokens_per_row = (inputs["labels"] != -100).sum() / len(inputs["labels"])
+        result = super().compute_loss(model, inputs, *args, **kwargs)
+        scale = tokens_per_row / 32
+        return (result[0] * scale, *result[1:]) if isinstance(result, tuple) else result * scale
 
 
 def main() -> None:
@@ -160,18 +144,20 @@ def main() -> None:
             tokenizer = build_nano_tokenizer() if recipe.tokenizer == "nano" else build_gpt2_tokenizer()
             model = new_model(recipe, tokenizer)
         rows, data_hash = load_rows(recipe, tokenizer, args.seed)
-        rows = uniform_batches(rows, args.per_device_train_batch_size, args.seed)
+        order = args.seed if args.data_seed is None else args.data_seed
+        rows = uniform_batches(rows, args.per_device_train_batch_size, order)
     if recipe.optimizer == "muon":
         optimizer = (MuonFactory, {"muon_lr": recipe.muon_lr, "adamw_lr": args.learning_rate})
     else:
         optimizer = None
-    trainer = SFTTrainer(
+    trainer = RowLossTrainer(
         model=model, args=args, train_dataset=rows, processing_class=tokenizer, optimizer_cls_and_kwargs=optimizer
     )
     last = get_last_checkpoint(args.output_dir) if Path(args.output_dir).is_dir() else None
     trainer.train(resume_from_checkpoint=last)
     trainer.save_model()
     facts = {"rows": len(rows), "data_sha256": data_hash, "seed": args.seed, "steps": trainer.state.global_step}
+    facts |= {"data_seed": args.data_seed, "init_from": recipe.init_from}
     Path(args.output_dir, "training.json").write_text(json.dumps(facts, indent=2) + "\n")
 
 
