@@ -123,7 +123,8 @@ def test_two_processes_on_the_cpu_train(settings: dict[str, object], tmp_path: P
 @pytest.mark.timeout(1200)
 def test_a_compiled_model_trains_with_a_bounded_number_of_graphs(settings: dict[str, object]) -> None:
     """Dynamo's part, which is where recompiles happen, without a compiler behind it."""
-    compiled = {"torch_compile": "true", "torch_compile_backend": "eager", "max_steps": 6, "max_completion_length": 24}
+    compiled = {"torch_compile": "true", "torch_compile_backend": "eager", "max_steps": 6}
+    compiled |= {"per_device_train_batch_size": 8, "max_completion_length": 24}
     _, steps = run(["recipes/grpo.py"], settings | compiled)
     graphs = [row["perf/compiled_graphs"] for row in steps]
     assert graphs[0] > 0, "nothing was compiled"
