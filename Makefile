@@ -47,8 +47,8 @@ parity: $(STAMP) ## pure PyTorch = transformers, as numbers at 124M and nano; th
 	$(BIN)/python benchmarks/parity.py
 	$(BIN)/python -m pytest tests/modeling tests/training $(ARGS)
 
-bench: $(STAMP) ## measure rewards and rollouts; writes benchmarks/results/*.json
-	set -e; for script in benchmarks/*.py; do $(BIN)/python $$script; done
+bench: $(STAMP) ## measure speed and parity on the CPU; writes benchmarks/results/*.json
+	set -e; for name in scoring rollouts learning step parity; do $(BIN)/python benchmarks/$$name.py; done
 
 data: $(STAMP) ## positions by engine self-play, and the data set for GRPO and evaluation (needs Stockfish)
 	$(BIN)/python recipes/generate_data.py positions --output data/positions $(ARGS)
