@@ -21,6 +21,7 @@ EVENTS = {"open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "shutil.rmtr
 
 def save_and_die(trainer: Any, operation: int, output_dir: Path) -> bool:
     """Save in a child process that kills itself before its n-th file operation; whether it came to the end."""
+    generator = random.getstate()
     child = os.fork()
     if child:
         return os.WEXITSTATUS(os.waitpid(child, 0)[1]) == 7
@@ -43,6 +44,7 @@ def save_and_die(trainer: Any, operation: int, output_dir: Path) -> bool:
         real_fsync(descriptor)
 
     try:
+        random.setstate(generator)  # Python seeds it anew after a fork
         sys.addaudithook(hook)
         os.fsync = fsync  # type: ignore[assignment]
         trainer.args.output_dir = str(output_dir)
