@@ -1,7 +1,6 @@
 """A run of seconds: 2-layer GPT-2, letters for chess, a reward that depends on the text alone. No fixtures, so that
 subprocesses can build it too."""
 
-import random
 from pathlib import Path
 from typing import Any
 
@@ -77,12 +76,11 @@ def make_trainer(
 
 
 class StopAt(TrainerCallback):
-    """Ends training after a step; keeps the state of Python's generator, from which what comes after may draw."""
+    """Ends training after a step, as an interruption that has been taken care of would."""
 
     def __init__(self, step: int):
-        self.step, self.generator = step, random.getstate()
+        self.step = step
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.global_step >= self.step:
-            self.generator = random.getstate()
             control.should_training_stop = True
