@@ -385,6 +385,7 @@ def check_monitoring(config: "RookWorldGRPOConfig") -> None:
             "a band is a pair of two different numbers",
             "write [yellow, red], or null for no band",
         )
+    require(config.health_patience >= 1, "health_patience", config.health_patience, "it is a count", "set it to 1")
     require(config.truth_rows >= 0, "truth_rows", config.truth_rows, "it is a count", "set it to 0 for none")
     require(config.truth_every >= 1, "truth_every", config.truth_every, "it is a count", "set it to 1 or more")
     require(
