@@ -28,7 +28,8 @@ FREE = (
 )
 APPLIED = (
     *("learning_rate", "max_steps", "num_train_epochs", "kl_stop_threshold", "kl_target", "kl_factor", "kl_horizon"),
-    *("kl_interval", "beta_min", "beta_max", "max_grad_norm", "recovery", "recovery_*", "gradient_checkpointing*"),
+    *("kl_interval", "beta_min", "beta_max", "max_grad_norm", "recovery", "recovery_*"),
+    *("gradient_checkpointing*", "activation_checkpointing*"),
     *("ref_device", "attn_implementation", "torch_compile*", "vllm_*"),  # these round differently, no more
 )
 
