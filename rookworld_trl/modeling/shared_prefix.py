@@ -76,6 +76,7 @@ class SharedPrefixDecoder:
         self._arrange(_Layout(prefix_of_item.cpu().numpy()), prefix_of_item)
         self._prefix_of_slot, self._prefix_lengths = prefix_of_item[self.source], prefix_lengths[self.source]
         self._own_lengths = torch.zeros_like(self._prefix_lengths)
+        self._own_before, self._start = self._own_lengths, 0  # own tokens before the last pass, column where it began
         self._used = torch.zeros(len(self.source), capacity, dtype=torch.bool, device=self.source.device)
         self._gapless = True  # every slot uses all columns so far
         self._select_prefixes(self._prefix_of_slot[:: self._width])
@@ -93,6 +94,7 @@ class SharedPrefixDecoder:
             Final hidden states (M, n_embd) of the tokens that slots really have, slot by slot.
         """
         count = tokens.shape[1]
+        self._start, self._own_before = self.length, self._own_lengths
         steps = torch.arange(count, device=tokens.device)
         positions = (self._prefix_lengths + self._own_lengths)[:, None] + steps
         positions = positions.clamp(max=self.gpt2.config.n_positions - 1)  # finished slots may run past the context
@@ -155,16 +157,22 @@ class SharedPrefixDecoder:
         self._gather(live, layout)
         return live
 
-    def select(self, slots: Tensor, own_lengths: Tensor) -> None:
-        """Make items of the given slots (n,), cut to `own_lengths` (n,) own tokens; a slot may be taken repeatedly.
+    def select(self, slots: Tensor, kept: Tensor) -> None:
+        """Make items of the given slots (n,), keeping `kept` (n,) tokens of the last pass and all those before it.
 
-        Slots must come in the order of their prefixes, as a sorted list of slots does.
+        Slots must come in the order of their prefixes, as a sorted list of slots does; one may be taken repeatedly.
         """
-        layout = _Layout(self._prefix_of_slot[slots].cpu().numpy())
-        self._gather(slots, layout)
-        self._own_lengths = own_lengths[self.source]
+        own_lengths = self._own_before[slots] + kept
+        self._gather(slots, _Layout(self._prefix_of_slot[slots].cpu().numpy()))
+        kept, self._own_lengths = kept[self.source], own_lengths[self.source]
+        columns = torch.arange(self._used.shape[1], device=slots.device)
+        # Slots had different numbers of tokens before the last pass, and its columns begin behind the longest.
+        used = self._used & (columns < (self._start + kept)[:, None])
+        order = (~used[:, : self.length]).byte().argsort(dim=1, stable=True).view(self._tiles, 1, self._width, -1, 1)
+        own = self._own[..., : self.length, :]
+        self._own[..., : self.length, :] = own.take_along_dim(order[None, None], -2)
+        self._used = columns < self._own_lengths[:, None]
         self.length = int(own_lengths.max())
-        self._used &= torch.arange(self._used.shape[1], device=slots.device) < self._own_lengths[:, None]
         self._gapless = bool(self._used[:, : self.length].all())
 
     def _gather(self, slots: Tensor, layout: "_Layout") -> None:

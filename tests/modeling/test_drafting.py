@@ -12,6 +12,7 @@ from rookworld_trl.modeling.drafting import usable_draft, verify
 from rookworld_trl.modeling.gpt2 import GPT2
 from rookworld_trl.modeling.rollout import Rollout, rollout
 from rookworld_trl.modeling.sampling import cumulative_probs, draw
+from rookworld_trl.modeling.shared_prefix import SharedPrefixDecoder
 
 GPT2Factory = Callable[..., GPT2LMHeadModel]
 EOS = 18
@@ -69,6 +70,30 @@ def test_samples_are_the_same_with_any_draft(model: GPT2LMHeadModel, kind: str, 
     for ours, theirs in zip(drafted.logps, plain.logps, strict=True):
         torch.testing.assert_close(torch.tensor(ours), torch.tensor(theirs), atol=1e-5, rtol=0)
     assert len(set(map(len, plain.completion_ids))) > 5 or sampling.get("temperature") == 0
+
+
+@pytest.mark.parametrize("temperature", [0.4, 1.0, 2.0])
+def test_rows_that_leave_their_drafts_again_and_again(
+    model: GPT2LMHeadModel, temperature: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Drafts are passed again after every departure, by rows that have kept different numbers of tokens before."""
+    monkeypatch.setattr(sample_batch, "REDRAFT_ABOVE", -1.0)
+    selected: list[int] = []
+    select = SharedPrefixDecoder.select
+
+    def counted(self: SharedPrefixDecoder, slots: torch.Tensor, kept: torch.Tensor) -> None:
+        selected.append(len(set(kept.tolist())))
+        select(self, slots, kept)
+
+    monkeypatch.setattr(SharedPrefixDecoder, "select", counted)
+    settings = {**SETTINGS, "temperature": temperature, "eos_token_id": None}
+    plain = rollout(model, PROMPTS, **settings)
+    drafted = rollout(model, PROMPTS, drafts=[plain.completion_ids[12 * i] for i in range(6)], **settings)
+    assert len(selected) > 3
+    assert max(selected) > 1
+    assert drafted.completion_ids == plain.completion_ids
+    for ours, theirs in zip(drafted.logps, plain.logps, strict=True):
+        torch.testing.assert_close(torch.tensor(ours), torch.tensor(theirs), atol=1e-5, rtol=0)
 
 
 def test_drafts_save_forward_passes(model: GPT2LMHeadModel, monkeypatch: pytest.MonkeyPatch) -> None:
