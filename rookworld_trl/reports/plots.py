@@ -117,8 +117,7 @@ def _draw_from_zero(axes: Axes, run: Run, keys: Sequence[str]) -> None:
 
 
 def _draw_useful(axes: Axes, run: Run, keys: Sequence[str]) -> None:
-    steps, agreeing = run.series(keys[0])
-    _draw_line(axes, steps, 1.0 - agreeing, "#009E73")
+    _draw_line(axes, *run.series(keys[0]), "#009E73")
     axes.set_ylim(0, 1.02)
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
 
@@ -154,7 +153,7 @@ PANELS: list[tuple[str, Sequence[str], Draw]] = [
         _draw_reward,
     ),
     ("Headline metrics on training samples", ["policy/best_value", "environment/exact"], _draw_share),
-    ("Groups whose rewards differ", ["frac_reward_zero_std"], _draw_useful),
+    ("Groups whose rewards differ", ["groups/useful"], _draw_useful),
     ("KL to the reference (nats per token)", ["kl"], _draw_from_zero),
     ("Entropy (nats per token)", ["entropy"], _draw_plain),
     ("Completion length (tokens)", ["completions/mean_length"], _draw_plain),
