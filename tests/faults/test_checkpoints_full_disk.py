@@ -1,8 +1,6 @@
 """A checkpoint that cannot be written costs itself: nothing half-written stays, and nothing older is touched."""
 
-import resource
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +8,8 @@ import pytest
 
 from rookworld_trl.training import checkpoints
 from rookworld_trl.training.checkpoints import CheckpointError
+from tests.faults.disk import files_end_at
 from tests.faults.toy import make_trainer
-
-
-@contextmanager
-def files_of_at_most(size: int) -> Iterator[None]:
-    """A real error from the operating system for each larger file, whoever writes it; `FileNotFoundError`s aside."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def failing_at(trainer: Any, steps: set[int], size: int) -> Callable[..., Path]:
@@ -31,7 +19,7 @@ def failing_at(trainer: Any, steps: set[int], size: int) -> Callable[..., Path]:
     def wrapped(*args: Any, **kwargs: Any) -> Path:
         if trainer.state.global_step not in steps:
             return write(*args, **kwargs)
-        with files_of_at_most(size):
+        with files_end_at(size):
             return write(*args, **kwargs)
 
     return wrapped

@@ -3,12 +3,9 @@
 import errno
 import json
 import os
-import resource
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,20 +18,10 @@ from rookworld_trl.reports.run import read_run
 from rookworld_trl.training import monitor
 from rookworld_trl.training.checkpoints import newest_valid
 from rookworld_trl.training.monitor import HealthMonitor
+from tests.faults.disk import files_end_at
 from tests.faults.toy import make_trainer
 
 ROOT = Path(__file__).parents[2]
-
-
-@contextmanager
-def files_end_at(size: int) -> Iterator[None]:
-    """Let the kernel refuse to grow any file of this process beyond `size` bytes: a real, partial write."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.mark.parametrize("room", [0, 3, 9])
