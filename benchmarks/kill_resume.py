@@ -5,7 +5,7 @@
 SIGKILL cannot be caught, so nothing gets the chance to tidy up. Half of the kills come at any time, half while a
 checkpoint is being written. A run counts as lost if it cannot be started again, starts from the beginning although it
 had saved, or ends with a last checkpoint that differs in a single bit (times aside). One process imports the libraries
-and never computes; each run is a fork of it.
+and never computes (a fork of one that has waits forever for threads it no longer has); each run is a fork of it.
 """
 
 import argparse
@@ -129,11 +129,12 @@ def campaign(kills: int, folder: Path, options: dict[str, Any], seed: int = 0) -
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--steps", type=int, default=OPTIONS["max_steps"], help="of each run")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="kill-resume-") as folder:
-        result = campaign(arguments.kills, Path(folder), OPTIONS, arguments.seed)
+        result = campaign(arguments.kills, Path(folder), OPTIONS | {"max_steps": arguments.steps}, arguments.seed)
         print(json.dumps(result, indent=2))
         arguments.output.parent.mkdir(parents=True, exist_ok=True)
         arguments.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")

@@ -24,7 +24,7 @@ from rookworld_trl.modeling.starting_weights import set_starting_weights
 from rookworld_trl.modeling.tokenizer import build_gpt2_tokenizer, build_nano_tokenizer
 from rookworld_trl.training.optimizers import MuonFactory
 
-LONGEST_POLICY_ROW = 120  # tokens; P: rows of the nano tokenizer have about 90, A: rows about 170
+SORTED_BATCHES = 64  # in as many batches of a task the rows are sorted by length, so that little padding is computed
 
 
 @dataclass
@@ -34,6 +34,7 @@ class SFTRecipe:
     positions: str = "data/positions"
     max_shards: int | None = None
     environment_share: float = 1.0  # A: rows for each P: row
+    listing_share: float = 0.0  # L: rows (all legal moves) for each P: row
     init_from: str | None = None  # a checkpoint to start from; none: a new model of the size below
     tokenizer: Literal["nano", "gpt2"] = "nano"  # of a new model; gpt2: GPT-2's 50,257 tokens, as RookWorld-LM has them
     n_layer: int = 4
@@ -48,11 +49,13 @@ class SFTRecipe:
 def encode_shard(shard: str, recipe: SFTRecipe, tokenizer: PreTrainedTokenizerFast, seed: int) -> list[dict[str, Any]]:
     """Rows of one shard as token ids, with labels on the completion and its end token only."""
     rows = []
-    for row in supervised_rows([Path(shard)], seed, recipe.environment_share):
+    for row in supervised_rows([Path(shard)], seed, recipe.environment_share, recipe.listing_share):
         prompt = tokenizer(row["prompt"]).input_ids
         completion = [*tokenizer(row["completion"], add_special_tokens=False).input_ids, tokenizer.eos_token_id]
         ids = prompt + completion
-        rows.append({"input_ids": ids, "labels": [-100] * len(prompt) + completion, "length": len(ids)})
+        if len(ids) <= recipe.n_positions:  # a position with eighty moves makes a longer L: row
+            labels = [-100] * len(prompt) + completion
+            rows.append({"task": row["task"], "input_ids": ids, "labels": labels, "length": len(ids)})
     return rows
 
 
@@ -62,7 +65,8 @@ def load_rows(recipe: SFTRecipe, tokenizer: PreTrainedTokenizerFast, seed: int) 
     shards = sorted(directory.glob("positions-*.parquet"))[: recipe.max_shards]
     if not shards:
         raise RecipeError(f"positions: {directory} holds no positions-*.parquet; make some with generate_data.py")
-    settings = f"{ROWS_VERSION} {seed} {recipe.environment_share} {tokenizer.backend_tokenizer.to_str()}"
+    shares = f"{recipe.environment_share} {recipe.listing_share} {recipe.n_positions}"
+    settings = f"{ROWS_VERSION} {seed} {shares} {tokenizer.backend_tokenizer.to_str()}"
     digest = hashlib.sha256(settings.encode())
     for shard in shards:
         digest.update(hashlib.sha256(shard.read_bytes()).digest())
@@ -82,21 +86,23 @@ def load_rows(recipe: SFTRecipe, tokenizer: PreTrainedTokenizerFast, seed: int) 
 
 
 def uniform_batches(rows: Dataset, batch_size: int, seed: int) -> Dataset:
-    """The rows in an order in which each batch holds one task only (A: rows are nearly twice as long as P: rows:
-    no padding is computed), both the rows within a task and the batches shuffled. Incomplete batches are left out."""
+    """The rows in an order in which each batch holds one task only, of nearly one length: hardly any padding is
+    computed. The rows within a task and the batches are shuffled; incomplete batches are left out."""
     generator = np.random.default_rng(seed)
-    lengths = np.asarray(rows["length"])
-    is_long = lengths > LONGEST_POLICY_ROW
+    tasks, lengths = np.asarray(rows["task"]), np.asarray(rows["length"])
     batches: list[np.ndarray] = []
-    for group in (np.flatnonzero(is_long), np.flatnonzero(~is_long)):
-        group = generator.permutation(group)[: len(group) // batch_size * batch_size]
-        batches.extend(group.reshape(-1, batch_size))
+    for task in np.unique(tasks):
+        group = generator.permutation(np.flatnonzero(tasks == task))
+        group = group[: len(group) // batch_size * batch_size]
+        for start in range(0, len(group), SORTED_BATCHES * batch_size):
+            chunk = group[start : start + SORTED_BATCHES * batch_size]
+            batches.extend(chunk[np.argsort(lengths[chunk], kind="stable")].reshape(-1, batch_size))
     order = generator.permutation(len(batches))
     return rows.select(np.concatenate([batches[i] for i in order]))
 
 
 def _columns(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
-    return {key: [row[key] for row in rows] for key in ("input_ids", "labels", "length")}
+    return {key: [row[key] for row in rows] for key in ("task", "input_ids", "labels", "length")}
 
 
 def new_model(recipe: SFTRecipe, tokenizer: PreTrainedTokenizerFast) -> GPT2LMHeadModel:
@@ -145,7 +151,7 @@ def main() -> None:
             model = new_model(recipe, tokenizer)
         rows, data_hash = load_rows(recipe, tokenizer, args.seed)
         order = args.seed if args.data_seed is None else args.data_seed
-        rows = uniform_batches(rows, args.per_device_train_batch_size, order)
+        rows = uniform_batches(rows, args.per_device_train_batch_size, order).remove_columns(["task", "length"])
     if recipe.optimizer == "muon":
         optimizer = (MuonFactory, {"muon_lr": recipe.muon_lr, "adamw_lr": args.learning_rate})
     else:

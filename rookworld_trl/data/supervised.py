@@ -12,7 +12,8 @@ from rookworld_trl.data.splits import split_of
 from rookworld_trl.data.strata import illegal_move, rare_move
 from rookworld_trl.tasks import environment, policy, position_key
 
-ROWS_VERSION = 2  # of what `supervised_rows` makes of the same positions; part of the hash of cached rows
+ROWS_VERSION = 3  # of what `supervised_rows` makes of the same positions; part of the hash of cached rows
+LISTING_PREFIX = "L: "
 
 
 def policy_completion(moves: list[str], centipawns: list[int]) -> str:
@@ -26,6 +27,24 @@ def policy_completion(moves: list[str], centipawns: list[int]) -> str:
     ranked[1:] = sorted(ranked[1:])
     candidates = [move for move, _ in ranked]
     return policy.format_completion(candidates, [policy.format_eval(cp) for _, cp in ranked], candidates[0])
+
+
+def listing_row(record: dict[str, Any], rng: random.Random) -> dict[str, str]:
+    """An `L:` row: all legal moves in UCI order, of the position or of the one after a random move.
+
+    Only supervised training has these. A `P:` row says of five moves that they are legal and leaves open which of the
+    others are; here each of some thirty moves has one right answer, and legality is learned from far fewer positions.
+    """
+    board = chess.Board(record["fen"])
+    if rng.random() < 0.5:
+        board.push(rng.choice(list(board.legal_moves)))
+    moves = sorted(move.uci() for move in board.legal_moves)
+    return {
+        "task": "listing",
+        "prompt": f"{LISTING_PREFIX}{board.fen()}",
+        "completion": f" M: {' '.join(moves)}" if moves else " M:",
+        "after": board.fen(),
+    }
 
 
 def environment_row(
@@ -44,6 +63,7 @@ def environment_row(
         move = record["played"]
     output = environment.transition(record["fen"], move)
     return {
+        "task": "environment",
         "prompt": environment.prompt(record["fen"], move, record["history"].split()),
         "completion": environment.format_completion(output),
         "after": output.fen,
@@ -54,14 +74,15 @@ def supervised_rows(
     shards: Iterable[Path],
     seed: int,
     environment_share: float,
+    listing_share: float = 0.0,
     illegal_share: float = 0.12,
     rare_share: float = 0.35,
 ) -> Iterator[dict[str, str]]:
-    """Train-split rows with the columns `prompt` and `completion`, in the order of the shards.
+    """Train-split rows with the columns `task`, `prompt` and `completion`, in the order of the shards.
 
     A position met before in the same shard is skipped (openings repeat). Every position gives a `P:` row and, with
-    probability `environment_share`, an `A:` row. An `A:` row whose next position belongs to dev or test is dropped: no
-    held-out position is seen in training, not even as an answer.
+    probability `environment_share`, an `A:` row and, with `listing_share`, an `L:` row. One whose next position belongs
+    to dev or test is dropped: no held-out position is seen in training, not even as an answer.
     """
     for shard in shards:
         rng = random.Random(f"{seed}:{shard.name}")
@@ -72,10 +93,13 @@ def supervised_rows(
                 continue
             seen.add(key)
             yield {
+                "task": "policy",
                 "prompt": policy.prompt(record["fen"]),
                 "completion": policy_completion(record["moves"], record["cp"]),
             }
+            others = []
             if rng.random() < environment_share:
-                row = environment_row(record, rng, illegal_share, rare_share)
-                if split_of(row.pop("after")) == "train":
-                    yield row
+                others.append(environment_row(record, rng, illegal_share, rare_share))
+            if rng.random() < listing_share:
+                others.append(listing_row(record, rng))
+            yield from (row for row in others if split_of(row.pop("after")) == "train")

@@ -3,8 +3,8 @@
 What an `A:` row asks is mostly looking up: the man on the square a move starts from, the same square of the old board.
 A random start takes thousands of steps to find such look-ups. Here they are near from the first step:
 
-* the first half of an embedding says which square a token names, and is the same for "⟨e4⟩P", " e4" and "e4"; the
-  second half says what stands there or which end of a move it is, and holds the positions, as sinusoids;
+* the first half of an embedding says which square a token names (half of it that square, a quarter its file, a quarter
+  its rank), and is the same for "⟨e4⟩P", " e4" and "e4"; the second half says what stands there or which end of a move it is, and holds the positions, as sinusoids;
 * in half of the heads queries and keys start as the same projection of the first half, so that a token attends to
   tokens of its own square: the mimetic initialization of Trockman and Kolter (2023, arXiv 2305.09828) in a subspace.
 
@@ -56,8 +56,9 @@ def set_starting_weights(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerF
 def _name_squares(tokens: torch.Tensor, vocabulary: dict[str, int], half: int) -> None:
     what = {man: torch.randn(tokens.shape[1] - half) for man in MEN}
     origin, target = torch.randn(2, tokens.shape[1] - half)
+    files, ranks = torch.randn(2, 8, half // 4)
     for square in SQUARES:
-        where = torch.randn(half)
+        where = torch.cat([torch.randn(half - 2 * (half // 4)), files[ord(square[0]) - 97], ranks[int(square[1]) - 1]])
         names = {f" {square}": origin, square: target, **{square_token(square, man): what[man] for man in MEN}}
         for name, second in names.items():
             tokens[vocabulary[name]] = EMBEDDING_STD * torch.cat([where, second])

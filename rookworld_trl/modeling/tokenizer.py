@@ -26,7 +26,7 @@ _LAST_RANK_END = rf"{_REST_OF_RANK} [wb] "
 # Pieces of text that are one token when they are in the vocabulary; in this order, anything else is single characters.
 _SPLIT = "|".join(
     (
-        r"[PA]: ",
+        r"[PAL]: ",
         r" [MEB]:",
         r"\+(?:-1\.0|0\.001|0\.5|1\.0|0|1)(?=\+|$)",
         rf"/?⟨[a-h][1-8]⟩[{MEN}]",
@@ -56,6 +56,7 @@ def build_nano_tokenizer() -> PreTrainedTokenizerFast:
         *(f" {number}" for number in tenths + whole),
     ]
     characters = ["\n", *map(chr, range(32, 127)), EMPTY, *"⟨⟩"]
+    words.append("L: ")  # of supervised training only
     vocabulary = [EOS_TOKEN, PAD_TOKEN, UNK_TOKEN, *dict.fromkeys(characters + words)]
     # A BPE without merges: a whole piece if the vocabulary has it, else its characters.
     tokenizer = Tokenizer(

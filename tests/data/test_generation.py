@@ -56,18 +56,24 @@ def test_records_are_true(tmp_path):
 @requires_stockfish
 def test_supervised_rows_parse_and_hold_no_held_out_position(tmp_path):
     run(tmp_path, range(1), GameSettings(seed=1, nodes=100, max_plies=60, games_per_shard=4))
-    rows = list(supervised_rows([generation.shard_path(tmp_path, 0)], seed=0, environment_share=1.0))
+    rows = list(supervised_rows([generation.shard_path(tmp_path, 0)], seed=0, environment_share=1.0, listing_share=0.5))
     for row in rows:
         if row["prompt"].startswith("P: "):
             assert split_of(policy.parse_prompt(row["prompt"])) == "train"
             output = policy.parse(row["completion"])
             assert output.best == output.moves[0]
+            assert row["task"] == "policy"
+        elif row["prompt"].startswith("L: "):
+            board = chess.Board(row["prompt"].removeprefix("L: "))
+            assert split_of(board.fen()) == "train"
+            assert row["completion"].split() == ["M:", *sorted(move.uci() for move in board.legal_moves)]
+            assert row["task"] == "listing"
         else:
             given = environment.parse_prompt(row["prompt"])
             truth = environment.transition(given.fen, given.move)
             assert environment.parse(row["completion"]) == truth
             assert split_of(given.fen) == split_of(truth.fen) == "train"
-    assert {row["prompt"][0] for row in rows} == {"P", "A"}
+    assert {row["prompt"][0] for row in rows} == {"P", "A", "L"}
 
 
 def test_openings_are_read_as_moves_and_errors_name_the_line(tmp_path):

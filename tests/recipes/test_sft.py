@@ -1,12 +1,19 @@
 """Supervised training: what is learned from, in which batches, and by which optimizer."""
 
+import itertools
+from pathlib import Path
+
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from datasets import Dataset
 from transformers import GPT2LMHeadModel
 
-from recipes.sft import LONGEST_POLICY_ROW, SFTRecipe, new_model, uniform_batches
+from recipes.sft import SFTRecipe, encode_shard, new_model, uniform_batches
 from rookworld_trl.config import parse_recipe
+from rookworld_trl.data.generation import POSITION_SCHEMA
+from rookworld_trl.data.splits import split_of
 from rookworld_trl.modeling.tokenizer import build_nano_tokenizer
 from rookworld_trl.training.optimizers import MuonFactory
 
@@ -17,13 +24,38 @@ def test_the_recipe_parses() -> None:
 
 
 def test_batches_hold_one_task_and_no_row_twice() -> None:
-    lengths = [90] * 11 + [170] * 9
-    rows = Dataset.from_dict({"input_ids": [[i] for i in range(20)], "length": lengths})
+    lengths = [*range(90, 101), *range(170, 188, 2)]
+    tasks = ["policy"] * 11 + ["environment"] * 9
+    rows = Dataset.from_dict({"task": tasks, "input_ids": [[i] for i in range(20)], "length": lengths})
     ordered = uniform_batches(rows, batch_size=4, seed=0)
     ids = [row[0] for row in ordered["input_ids"]]
     assert len(ids) == len(set(ids)) == 16  # two whole batches of each task
-    for batch in np.reshape(ordered["length"], (-1, 4)):
-        assert len(set(batch > LONGEST_POLICY_ROW)) == 1
+    spans = []
+    for tasks_of_batch, lengths_of_batch in zip(
+        np.reshape(ordered["task"], (-1, 4)), np.reshape(ordered["length"], (-1, 4)), strict=True
+    ):
+        assert len(set(tasks_of_batch)) == 1
+        spans.append((tasks_of_batch[0], min(lengths_of_batch), max(lengths_of_batch)))
+    for (task, _, longest), (other, shortest, _) in itertools.pairwise(sorted(spans)):
+        assert task != other or longest < shortest, "within a task the batches are of sorted rows"
+
+
+def test_a_row_beyond_the_models_positions_is_left_out(tmp_path: Path) -> None:
+    """An `L:` row has two tokens a move: five queens make one of more than 256."""
+    queens = "1Q3Q1k/4Q3/8/2Q5/8/Q7/8/1K3Q1Q w - - 0 1"
+    record = {"history": "", "moves": ["e7f8"], "cp": [9999], "played": "e7f8", "game": 0}
+    assert split_of(queens) == "train"
+    rows = [record | {"fen": queens}]
+    pq.write_table(pa.Table.from_pylist(rows, schema=POSITION_SCHEMA), tmp_path / "positions-00000.parquet")
+    recipe = SFTRecipe(positions=str(tmp_path), listing_share=1.0, environment_share=0.0, num_proc=1)
+    longest = {}
+    for positions in (256, 512):
+        recipe.n_positions = positions
+        # Half of the L: rows are of the position after a random move.
+        for seed in range(6):
+            encoded = encode_shard(str(tmp_path / "positions-00000.parquet"), recipe, build_nano_tokenizer(), seed)
+            longest[positions] = max(longest.get(positions, 0), *(row["length"] for row in encoded))
+    assert longest[256] <= 256 < longest[512]
 
 
 def test_muon_takes_the_block_matrices_and_adamw_the_rest() -> None:
