@@ -3,8 +3,9 @@
 What an `A:` row asks is mostly looking up: the man on the square a move starts from, the same square of the old board.
 A random start takes thousands of steps to find such look-ups. Here they are near from the first step:
 
-* the first half of an embedding says which square a token names (half of it that square, a quarter its file, a quarter
-  its rank), and is the same for "⟨e4⟩P", " e4" and "e4"; the second half says what stands there or which end of a move it is, and holds the positions, as sinusoids;
+* the first half of an embedding says which square a token names (half of it the square, a quarter each the file and
+  the rank), and is the same for "⟨e4⟩P", " e4" and "e4"; the second half says what stands there or which end of a
+  move it is, and holds the positions, as sinusoids;
 * in half of the heads queries and keys start as the same projection of the first half, so that a token attends to
   tokens of its own square: the mimetic initialization of Trockman and Kolter (2023, arXiv 2305.09828) in a subspace.
 
