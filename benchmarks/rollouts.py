@@ -1,11 +1,19 @@
-"""How fast are native rollouts beside `transformers.generate`, and what do drafts add?
+"""How fast are native rollouts beside `transformers.generate` and vLLM, and what do drafts add?
 
     python benchmarks/rollouts.py [--model PATH] [--prompts 8] [--samples 8 32] [--repeats 5] [--bf16]
 
 Same weights, prompts and limits, run in turn; medians. With a model (default: the shipped one, where it is installed)
-it samples `A:` completions of the shipped test rows, and the ground truth is the draft. Without one it takes a random
-GPT-2 of rookworld-nano's size, random prompts of 90 to 130 tokens and no end token: both sides do equal work, 40 tokens
-a completion, and there is nothing to draft.
+it samples completions of the shipped test rows. Three kinds of work:
+
+* `environment`: `A:` prompts at temperature 1; the draft is the ground truth.
+* `environment_sure`: the same as a model would have it that is nearly always exact: temperature 0.1, and the draft is
+  the model's own greedy completion, so that nearly every sample is its draft.
+* `policy`: `P:` prompts at temperature 1. Nobody knows the completion beforehand; `self_drafted` samples along the
+  model's own greedy completion, whose decoding is part of the time.
+
+Without a model it takes a random GPT-2 of `--random`, random prompts of 90 to 130 tokens and no end token: all sides do
+equal work, 40 tokens a completion, and there is nothing to draft. `generate` is timed with its dynamic cache, with
+`--static` also with the static one, with `--compiled` also compiled; on a GPU with vLLM installed, that too.
 """
 
 import argparse
@@ -18,7 +26,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import CompileConfig, GPT2Config, GPT2LMHeadModel
 
 import rookworld_trl
 from rookworld_trl.data import load_shipped
@@ -29,19 +37,28 @@ SHIPPED = Path(rookworld_trl.__file__).parent / "assets" / "nano"
 OUTPUT = Path(__file__).parent / "results" / "rollouts.json"
 
 
+KINDS = {"environment": 1.0, "environment_sure": 0.1, "policy": 1.0}  # temperature of each
+
+
 class Work:
     """What is sampled: a model, prompts, their expected completions and where to stop."""
 
-    def __init__(self, model_path: str | None, size: list[int], prompts: int) -> None:
+    def __init__(self, model_path: str | None, kind: str, size: list[int], prompts: int, device: str) -> None:
         self.drafts: list[list[int]] | None = None
         self.eos: int | None = None
+        self.temperature = 1.0
         if model_path is not None:
             self.model, tokenizer = load(model_path)
+            self.model.to(device)
             self.eos, self.pad, self.max_new_tokens = tokenizer.eos_token_id, tokenizer.pad_token_id, 100
-            rows = [row for row in load_shipped("test") if row["task"] == "environment"][:prompts]
+            self.temperature = KINDS[kind]
+            rows = [row for row in load_shipped("test") if row["task"] == kind.removesuffix("_sure")][:prompts]
             self.prompts = [tokenizer(row["prompt"], add_special_tokens=False)["input_ids"] for row in rows]
-            targets = [tokenizer(row["target"], add_special_tokens=False)["input_ids"] for row in rows]
-            self.drafts = [[*ids, tokenizer.eos_token_id] for ids in targets]
+            if kind == "environment":
+                targets = [tokenizer(row["target"], add_special_tokens=False)["input_ids"] for row in rows]
+                self.drafts = [[*ids, tokenizer.eos_token_id] for ids in targets]
+            elif kind == "environment_sure":
+                self.drafts = self.greedy()
             return
         layers, width, heads, vocab_size = size
         torch.manual_seed(0)
@@ -54,17 +71,19 @@ class Work:
             bos_token_id=0,
             eos_token_id=0,
         )
-        self.model, self.pad, self.max_new_tokens = GPT2LMHeadModel(config).eval(), 0, 40
+        self.model, self.pad, self.max_new_tokens = GPT2LMHeadModel(config).eval().to(device), 0, 40
         lengths = torch.randint(90, 131, (prompts,)).tolist()
         self.prompts = [torch.randint(1, vocab_size, (n,)).tolist() for n in lengths]
 
-    def generate(self, samples: int) -> list[list[int]]:
+    def generate(self, samples: int, cache: str = "dynamic", compiled: bool = False) -> list[list[int]]:
         """`transformers.generate` on the left-padded prompts."""
         longest = max(map(len, self.prompts))
-        ids = torch.tensor([[self.pad] * (longest - len(p)) + p for p in self.prompts])
-        mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in self.prompts])
+        ids = torch.tensor([[self.pad] * (longest - len(p)) + p for p in self.prompts], device=self.model.device)
+        mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in self.prompts], device=self.model.device)
         end = {"min_new_tokens": self.max_new_tokens} if self.eos is None else {"eos_token_id": self.eos}
-        settings = {"do_sample": True, "top_k": 0, "max_new_tokens": self.max_new_tokens, "pad_token_id": self.pad}
+        settings = {"do_sample": True, "top_k": 0, "temperature": self.temperature, "pad_token_id": self.pad}
+        settings |= {"max_new_tokens": self.max_new_tokens, "cache_implementation": cache}
+        settings |= {"compile_config": CompileConfig()} if compiled else {"disable_compile": True}
         with torch.no_grad():
             out = self.model.generate(ids, attention_mask=mask, num_return_sequences=samples, **settings, **end)
         completions = out[:, longest:].tolist()
@@ -72,8 +91,31 @@ class Work:
 
     def native(self, samples: int, drafts: list[list[int]] | None = None) -> list[list[int]]:
         settings = {"num_samples": samples, "max_new_tokens": self.max_new_tokens, "eos_token_id": self.eos}
-        result: Rollout = rollout(self.model, self.prompts, drafts=drafts, **settings)
+        result: Rollout = rollout(self.model, self.prompts, drafts=drafts, temperature=self.temperature, **settings)
         return result.completion_ids
+
+    def greedy(self) -> list[list[int]]:
+        settings = {"max_new_tokens": self.max_new_tokens, "eos_token_id": self.eos, "temperature": 0.0}
+        return rollout(self.model, self.prompts, **settings).completion_ids
+
+    def self_drafted(self, samples: int) -> list[list[int]]:
+        return self.native(samples, self.greedy())
+
+
+def vllm_side(model_path: str, work: Work) -> Callable[[int], object] | None:
+    """Sampling by vLLM, prompts prefilled once each as it does by itself; None where it is not installed."""
+    try:
+        from vllm import LLM, SamplingParams
+    except ImportError:
+        return None
+    engine = LLM(model_path, dtype="bfloat16", gpu_memory_utilization=0.3)
+    prompts = [{"prompt_token_ids": ids} for ids in work.prompts]
+
+    def sample(samples: int) -> object:
+        settings = {"temperature": work.temperature, "max_tokens": work.max_new_tokens}
+        return engine.generate(prompts, SamplingParams(n=samples, **settings), use_tqdm=False)
+
+    return sample
 
 
 def compare(sides: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
@@ -83,6 +125,8 @@ def compare(sides: dict[str, Callable[[], object]], repeats: int) -> dict[str, f
         for name, side in sides.items():
             start = time.perf_counter()
             side()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
             if round_:
                 seconds[name].append(time.perf_counter() - start)
     return {name: statistics.median(values) for name, values in seconds.items()}
@@ -95,37 +139,55 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=8)
     parser.add_argument("--samples", type=int, nargs="+", default=[8, 32])
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--bf16", action="store_true", help="all sides under bf16 autocast")
+    parser.add_argument("--static", action="store_true", help="`generate` with the static cache too")
+    parser.add_argument("--compiled", action="store_true", help="`generate` compiled too")
     parser.add_argument("--output", type=Path, default=OUTPUT)
     arguments = parser.parse_args()
-    random_size = arguments.random or [4, 128, 4, 512]
-    work = Work(None if arguments.random else arguments.model, random_size, arguments.prompts)
-    results = []
-    for samples in arguments.samples:
-        sides: dict[str, Callable[[], list[list[int]]]] = {
-            "generate": partial(work.generate, samples),
-            "native": partial(work.native, samples),
-        }
-        if work.drafts is not None:
-            sides["drafted"] = partial(work.native, samples, work.drafts)
-        with torch.autocast("cpu", torch.bfloat16, enabled=arguments.bf16):
-            seconds = compare(sides, arguments.repeats)
-            drawn = work.native(samples)
-        row: dict[str, object] = {"prompts": len(work.prompts), "samples": samples}
-        row["mean_tokens"] = round(statistics.mean(map(len, drawn)), 1)
-        if work.drafts is not None:
-            exact = [ids == work.drafts[i // samples] for i, ids in enumerate(drawn)]
-            row["share_exact"] = round(statistics.mean(exact), 3)
-        row["seconds"] = {name: round(value, 4) for name, value in seconds.items()}
-        row["speedup"] = {name: round(seconds["generate"] / seconds[name], 2) for name in sides if name != "generate"}
-        print(json.dumps(row), flush=True)
-        results.append(row)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model_path = None if arguments.random else arguments.model
+    kinds = arguments.kinds if model_path else ["random"]
+    results, parameters = [], 0
+    for kind in kinds:
+        work = Work(model_path, kind, arguments.random or [4, 128, 4, 512], arguments.prompts, device)
+        parameters = work.model.num_parameters()
+        with_vllm = vllm_side(model_path, work) if model_path and device == "cuda" else None
+        for samples in arguments.samples:
+            sides: dict[str, Callable[[], object]] = {
+                "generate": partial(work.generate, samples),
+                "native": partial(work.native, samples),
+            }
+            if arguments.static:
+                sides["generate_static"] = partial(work.generate, samples, "static")
+            if arguments.compiled:
+                sides["generate_compiled"] = partial(work.generate, samples, "static", compiled=True)
+            if with_vllm:
+                sides["vllm"] = partial(with_vllm, samples)
+            if work.drafts is not None:
+                sides["drafted"] = partial(work.native, samples, work.drafts)
+            elif kind == "policy":
+                sides["self_drafted"] = partial(work.self_drafted, samples)
+            with torch.autocast(device, torch.bfloat16, enabled=arguments.bf16):
+                seconds = compare(sides, arguments.repeats)
+                drawn = work.native(samples)
+            row: dict[str, object] = {"kind": kind, "prompts": len(work.prompts), "samples": samples}
+            row["mean_tokens"] = round(statistics.mean(map(len, drawn)), 1)
+            if work.drafts is not None:
+                exact = [ids == work.drafts[i // samples] for i, ids in enumerate(drawn)]
+                row["share_exact"] = round(statistics.mean(exact), 3)
+            row["seconds"] = {name: round(value, 4) for name, value in seconds.items()}
+            row["speedup"] = {
+                name: round(seconds["generate"] / seconds[name], 2) for name in sides if name != "generate"
+            }
+            print(json.dumps(row), flush=True)
+            results.append(row)
     report = {
-        "parameters": work.model.num_parameters(),
+        "parameters": parameters,
         "threads": torch.get_num_threads(),
         "bf16_autocast": arguments.bf16,
         "torch": torch.__version__,
-        "machine": platform.processor() or platform.machine(),
+        "machine": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
         "results": results,
     }
     arguments.output.parent.mkdir(parents=True, exist_ok=True)

@@ -25,7 +25,7 @@ class ValueCache:
 
     Args:
         path: the file; it and its directory are made.
-        size: answers kept.
+        size: answers kept, to within a hundredth.
 
     Raises:
         ValueError: the file is no cache or cannot be written, or `size` is below 1.
@@ -44,6 +44,7 @@ class ValueCache:
             self._db.execute("PRAGMA synchronous = NORMAL")  # a power cut may lose the last answers, never the file
             self._db.execute("CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, used INTEGER, answer TEXT)")
             self._db.execute("CREATE INDEX IF NOT EXISTS by_use ON answers (used)")
+            self._uncounted = 0  # puts since the answers were counted, which reads the whole index
         except (OSError, sqlite3.Error) as error:
             raise ValueError(
                 f"{path}: cannot be used as a cache of engine values ({error}); give another file"
@@ -63,6 +64,10 @@ class ValueCache:
         text = json.dumps([astuple(value) for value in values], separators=(",", ":"))
         with self._lock:
             self._db.execute("INSERT OR REPLACE INTO answers VALUES (?, ?, ?)", (key, time.time_ns(), text))
+            self._uncounted += 1
+            if self._uncounted * 100 < self.size:
+                return
+            self._uncounted = 0
             (count,) = self._db.execute("SELECT COUNT(*) FROM answers").fetchone()
             if count > self.size:
                 surplus = count - self.size + self.size // 10

@@ -10,8 +10,6 @@ import chess
 import chess.pgn
 
 from rookworld_trl.data.strata import phase, stratum
-from rookworld_trl.data.supervised import policy_completion
-from rookworld_trl.engine import Engine
 from rookworld_trl.tasks import environment, policy, position_key
 
 
@@ -36,15 +34,15 @@ class GamesReport:
         return "\n".join(lines)
 
 
-def rows_of_games(path: Path, report: GamesReport, engine: Engine | None = None) -> Iterator[dict[str, Any]]:
+def rows_of_games(path: Path, report: GamesReport, positions: bool = False) -> Iterator[dict[str, Any]]:
     """Rows in the schema of the shipped data, main lines only; a pair of position and move comes once.
 
     Args:
         path: a PGN file, any number of games.
         report: filled on the way.
-        engine: running; values every legal move of each position, for the `P:` rows. None: `A:` rows only.
+        positions: also a `P:` row for each position, without values: `rookworld_trl.data.values` fills them in.
     """
-    positions: set[str] = set()
+    seen: set[str] = set()
     moves: set[tuple[str, str]] = set()
     with path.open(encoding="utf-8", errors="replace") as file:
         while (game := chess.pgn.read_game(file)) is not None:
@@ -56,12 +54,10 @@ def rows_of_games(path: Path, report: GamesReport, engine: Engine | None = None)
             history: list[str] = []
             for move in game.mainline_moves():
                 fen, key, uci = board.fen(), position_key(board.fen()), move.uci()
-                if engine is not None and key not in positions:
-                    row = _policy_row(board, engine)
-                    if row is not None:
-                        report.kept["policy"] += 1
-                        yield row
-                positions.add(key)
+                if positions and key not in seen:
+                    report.kept["policy"] += 1
+                    yield _policy_row(board)
+                seen.add(key)
                 if (key, uci) in moves:
                     report.repeated += 1
                 else:
@@ -98,18 +94,12 @@ def _start(game: chess.pgn.Game, report: GamesReport) -> chess.Board | None:
     return board
 
 
-def _policy_row(board: chess.Board, engine: Engine) -> dict[str, Any] | None:
-    legal = board.legal_moves.count()
-    found = engine.analyse(board, multipv=legal, game=board.fen())
-    if not found or len(found) != legal:
-        return None
-    values = {value.move: value.centipawns for value in sorted(found, key=lambda value: value.move)}
-    moves, centipawns = list(values), list(values.values())
+def _policy_row(board: chess.Board) -> dict[str, Any]:
     return {
         "prompt": policy.prompt(board.fen()),
         "task": "policy",
-        "target": policy_completion(moves, centipawns),
-        "legal_moves": moves,
-        "legal_cp": centipawns,
+        "target": "",
+        "legal_moves": [],
+        "legal_cp": [],
         "stratum": phase(board),
     }

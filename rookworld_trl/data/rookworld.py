@@ -14,14 +14,13 @@ thousand of them do not pass unseen.
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import chess
 
 from rookworld_trl.data.strata import phase, stratum
-from rookworld_trl.engine import MATE_CENTIPAWNS, Engine
+from rookworld_trl.engine import MATE_CENTIPAWNS
 from rookworld_trl.tasks import PREFIXES, ParseError, environment, policy, split_row
 from rookworld_trl.tasks.formats import board_from_fen
 
@@ -91,7 +90,6 @@ def convert_rows(
     report: Report,
     best_move: BestMove = "evals",
     illegal: Illegal = "fix",
-    engine: Engine | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Rows in the schema of the shipped data, one by one, so that a stream works like a list.
 
@@ -102,15 +100,12 @@ def convert_rows(
         rows: with a column `text`.
         report: filled on the way.
         best_move: where `B:` and the values of moves come from. `evals`: the row's evals, `B:` is the best of them;
-            moves that the row does not list count a pawn less than its worst. `engine`: every legal move is valued
-            by `engine`, and `B:` is the best of the row's moves. `dataset`: values as with `evals`, `B:` as given
-            (only for measuring what the fault costs).
+            moves that the row does not list count a pawn less than its worst. `engine`: rows come without values and
+            with `B:` as given, for `rookworld_trl.data.values` to fill in. `dataset`: values as with `evals`, `B:` as
+            given (only for measuring what the fault costs).
         illegal: what becomes of an `A:` row whose move is illegal but labelled as if it were legal. `fix`: it gets
             the answer of an illegal move; `drop`: it is left out; `keep`: it stays as it is, wrong.
-        engine: running; needed for `best_move="engine"`.
     """
-    if best_move == "engine" and engine is None:
-        raise ValueError("`best_move` is 'engine': pass a running engine")
     for row in rows:
         report.read += 1
         try:
@@ -118,7 +113,7 @@ def convert_rows(
             if not isinstance(text, str):
                 raise RowError("no text", repr(text))
             if text.startswith(PREFIXES["policy"]):
-                converted: dict[str, Any] | None = _policy_row(text, best_move, engine, report)
+                converted: dict[str, Any] | None = _policy_row(text, best_move, report)
             else:
                 converted = _environment_row(text, illegal, report)
         except RowError as error:
@@ -127,11 +122,6 @@ def convert_rows(
         if converted is not None:
             report.kept[converted["task"]] += 1
             yield converted
-
-
-def engine_for(best_move: BestMove, nodes: int) -> AbstractContextManager[Engine | None]:
-    """The engine that `best_move` needs, to be opened with `with`; None where it needs none."""
-    return Engine(nodes=nodes) if best_move == "engine" else nullcontext()
 
 
 def centipawns(pawns: float) -> int:
@@ -148,7 +138,7 @@ def values_of_all_moves(board: chess.Board, listed: Mapping[str, int]) -> dict[s
     return {move: listed.get(move, floor) for move in sorted(legal.uci() for legal in board.legal_moves)}
 
 
-def _policy_row(text: str, best_move: BestMove, engine: Engine | None, report: Report) -> dict[str, Any]:
+def _policy_row(text: str, best_move: BestMove, report: Report) -> dict[str, Any]:
     try:
         prompt, completion = split_row(text)
         board = board_from_fen(policy.parse_prompt(prompt))
@@ -163,19 +153,12 @@ def _policy_row(text: str, best_move: BestMove, engine: Engine | None, report: R
     if len(output.evals) != len(output.moves):
         raise RowError("P: not one eval a move", text)
     listed = dict(zip(output.moves, map(centipawns, output.evals), strict=True))
-    if best_move == "engine":
-        assert engine is not None  # the caller has checked
-        found = engine.analyse(board, multipv=len(legal), game=board.fen())
-        if not found or len(found) != len(legal):
-            raise RowError("P: the engine gave no values", text)
-        values = {value.move: value.centipawns for value in sorted(found, key=lambda value: value.move)}
-    else:
-        values = values_of_all_moves(board, listed)
+    values = values_of_all_moves(board, listed) if best_move != "engine" else {}
     best = output.best
     if best_move == "dataset":
         if best not in legal:
             raise RowError("P: illegal best move", text)
-    elif best not in listed or values[best] < max(values[move] for move in listed):
+    elif best_move == "evals" and (best not in listed or values[best] < max(listed.values())):
         best = max(output.moves, key=values.__getitem__)  # the first of equals, as the row has them
         report.best_repaired += 1
     head = completion[: completion.rindex("B:")]

@@ -5,7 +5,9 @@ in hour three costs more) and the first bad one is an error. Rows with the colum
 them, go through `rookworld_trl.data.rookworld`, which leaves bad ones out and counts them.
 """
 
+import os
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
@@ -15,9 +17,11 @@ import chess
 from datasets import Dataset, Features, IterableDataset, List, Value, concatenate_datasets, load_dataset
 
 from rookworld_trl.data.pgn import GamesReport, rows_of_games
-from rookworld_trl.data.rookworld import TEXT_COLUMN, BestMove, Illegal, Report, convert_rows, engine_for
+from rookworld_trl.data.rookworld import TEXT_COLUMN, BestMove, Illegal, Report, convert_rows
 from rookworld_trl.data.splits import positions_of
 from rookworld_trl.data.strata import phase, stratum
+from rookworld_trl.data.values import ValuesReport, with_values
+from rookworld_trl.engine_pool import EnginePool, ValueCache
 from rookworld_trl.tasks import ParseError, environment, policy, task_of
 from rookworld_trl.tasks.formats import board_from_fen
 
@@ -41,9 +45,11 @@ FEATURES = Features(
 class DataOptions:
     """How prompts are read, repaired and written; the defaults fit `jrahn/rookworld_7m`."""
 
-    best_move: BestMove = "evals"  # where `B:` of rows with a `text` column comes from; see data/rookworld.py
+    best_move: BestMove = "evals"  # where `B:` of rows with a `text` column comes from; engine: and values of `P:` rows
     illegal: Illegal = "fix"  # `A:` rows with a `text` column, an illegal move and the label of a legal one
     engine_nodes: int = 8000  # per position, where best_move is engine
+    engine_workers: int | None = None  # engine processes, where best_move is engine; none: one a core
+    engine_cache: str | None = "~/.cache/rookworld-trl/engine-values.sqlite"  # keeps their answers; none: nothing does
     streaming: bool = False  # read a data set of the Hub row by row instead of downloading all of it first
     max_rows: int | None = None  # rows to read; a stream needs it, and reads them from a shuffled buffer
     leading_eos: bool = False  # the end token in front of every prompt, as in front of RookWorld-LM's documents
@@ -59,8 +65,9 @@ def load_prompts(source: str, split: str = "train", options: DataOptions | None 
     """Read prompts and check every row.
 
     A file or a data set of the Hub with the column `prompt` also needs, for `P:` rows, `legal_moves` (every legal
-    move, UCI) and `legal_cp` (the value of each in centipawns, mover's view, mates as +-(10000 - plies)). The rest is
-    filled in where it is missing: `task` and `stratum` from the prompt, `target` of `A:` rows by python-chess.
+    move, UCI) and `legal_cp` (the value of each in centipawns, mover's view, mates as +-(10000 - plies)); with
+    `best_move="engine"` engines value the rows that have neither. The rest is filled in where it is missing: `task`
+    and `stratum` from the prompt, `target` of `A:` rows by python-chess.
     With the column `text` instead, rows are taken as `jrahn/rookworld_7m` writes them. A PGN file gives `A:` rows and,
     with `best_move="engine"`, `P:` rows. What was left out or repaired of these two is printed.
 
@@ -82,7 +89,8 @@ def load_prompts(source: str, split: str = "train", options: DataOptions | None 
         dataset = _read(source, split, options)
         stream, columns = _columns(dataset)
         if "prompt" in columns:
-            rows = _checked_rows(source, islice(stream, options.max_rows))
+            valued = options.best_move == "engine"
+            rows = _checked_rows(source, islice(stream, options.max_rows), values_follow=valued)
         elif TEXT_COLUMN in columns:
             rows = _rows_of_text(source, islice(stream, options.max_rows), options)
         else:
@@ -91,6 +99,8 @@ def load_prompts(source: str, split: str = "train", options: DataOptions | None 
                 "Add it, with texts like 'P: <FEN>' or 'A: <FEN>+<move>+<last moves>+'; or give whole rows in a column "
                 f"'{TEXT_COLUMN}'"
             )
+    if options.best_move == "engine":
+        rows = _valued(source, rows, options)
     chunks = []
     while chunk := list(islice(rows, CHUNK)):
         chunks.append(Dataset.from_list(chunk, features=FEATURES))
@@ -108,10 +118,10 @@ def _columns(dataset: Dataset | IterableDataset) -> tuple[Iterator[Mapping[str, 
     return (iter(()), []) if first is None else (chain([first], rows), list(first))
 
 
-def _checked_rows(source: str, dataset: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+def _checked_rows(source: str, dataset: Iterable[Mapping[str, Any]], values_follow: bool) -> Iterator[dict[str, Any]]:
     for number, row in enumerate(dataset):
         try:
-            yield _checked(row)
+            yield _checked(row, values_follow)
         except ParseError as error:
             raise ValueError(f"{source} row {number}, column 'prompt': {error}") from error
         except ValueError as error:
@@ -120,8 +130,7 @@ def _checked_rows(source: str, dataset: Iterable[Mapping[str, Any]]) -> Iterator
 
 def _rows_of_text(source: str, dataset: Iterable[Mapping[str, Any]], options: DataOptions) -> Iterator[dict[str, Any]]:
     report = Report()
-    with engine_for(options.best_move, options.engine_nodes) as engine:
-        yield from convert_rows(dataset, report, options.best_move, options.illegal, engine)
+    yield from convert_rows(dataset, report, options.best_move, options.illegal)
     print(f"{source}: {report}")
 
 
@@ -129,11 +138,27 @@ def _rows_of_pgn(source: str, options: DataOptions) -> Iterator[dict[str, Any]]:
     if not Path(source).is_file():
         raise ValueError(f"{source}: no such file. Check `dataset`")
     report = GamesReport()
-    with engine_for(options.best_move, options.engine_nodes) as engine:
-        yield from islice(rows_of_games(Path(source), report, engine), options.max_rows)
+    positions = options.best_move == "engine"
+    yield from islice(rows_of_games(Path(source), report, positions), options.max_rows)
     print(f"{source}: {report}")
-    if report.kept and options.best_move != "engine":
+    if report.kept and not positions:
         print(f"{source}: no P: rows, for games carry no values of moves; `best_move: engine` makes them, by Stockfish")
+
+
+def _valued(source: str, rows: Iterator[dict[str, Any]], options: DataOptions) -> Iterator[dict[str, Any]]:
+    """The rows, those without values valued by engines; they start where there are any rows at all."""
+    first = next(rows, None)
+    if first is None:
+        return
+    report = ValuesReport()
+    workers = options.engine_workers or os.cpu_count() or 1
+    with ExitStack() as stack:
+        cache = None
+        if options.engine_cache:
+            cache = stack.enter_context(closing(ValueCache(Path(options.engine_cache).expanduser())))
+        pool = stack.enter_context(EnginePool(workers, nodes=options.engine_nodes, cache=cache))
+        yield from with_values(chain([first], rows), pool, report)
+    print(f"{source}: {report}")
 
 
 def _read(source: str, split: str, options: DataOptions) -> Dataset | IterableDataset:
@@ -168,8 +193,8 @@ def _shuffled(dataset: Dataset | IterableDataset, options: DataOptions) -> Datas
     return dataset.shuffle(seed=0, buffer_size=SHUFFLE_BUFFER) if options.streaming else dataset
 
 
-def _checked(row: Mapping[str, Any]) -> dict[str, Any]:
-    """The row with all columns of `FEATURES`.
+def _checked(row: Mapping[str, Any], values_follow: bool = False) -> dict[str, Any]:
+    """The row with all columns of `FEATURES`; if `values_follow`, a `P:` row may come without values.
 
     Raises:
         ParseError: the prompt does not parse, or its position is illegal.
@@ -183,7 +208,10 @@ def _checked(row: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError(f"column 'task': {row['task']!r} contradicts the prompt, which is of '{task}'. Remove it")
     if task == "policy":
         board = board_from_fen(policy.parse_prompt(prompt))
-        moves, values = _legal_values(row, board)
+        if not any(board.legal_moves):
+            raise ValueError("column 'prompt': the game is over, there is no move to choose. Remove the row")
+        bare = values_follow and not row.get("legal_moves") and not row.get("legal_cp")
+        moves, values = ([], []) if bare else _legal_values(row, board)
         target, kind = row.get("target") or "", phase(board)
     else:
         given = environment.parse_prompt(prompt)
@@ -207,13 +235,11 @@ def _legal_values(row: Mapping[str, Any], board: chess.Board) -> tuple[list[str]
         name = "legal_cp" if isinstance(moves, list) else "legal_moves"
         raise ValueError(
             f"column '{name}': a 'P:' row needs it, found {row.get(name)!r}. Add every legal move with its engine "
-            "value; recipes/generate_data.py makes such rows"
+            "value (recipes/generate_data.py makes such rows), or set `best_move: engine` and Stockfish finds them"
         )
     if len(moves) != len(values):
         raise ValueError(f"column 'legal_cp': {len(values)} values for {len(moves)} moves. Give one for each")
     truth = {move.uci() for move in board.legal_moves}
-    if not truth:
-        raise ValueError("column 'prompt': the game is over, there is no move to choose. Remove the row")
     if len(set(moves)) != len(moves) or set(moves) != truth:
         wrong = sorted(set(moves) ^ truth) or sorted(move for move in moves if moves.count(move) > 1)
         raise ValueError(

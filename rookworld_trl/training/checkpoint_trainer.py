@@ -10,10 +10,12 @@ import torch
 from safetensors import SafetensorError
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy
 from transformers.utils import logging
+from transformers.utils.hub import PushInProgress
 from trl.trainer.utils import RepeatSampler
 
+from rookworld_trl.modeling.hub import push_in_background
 from rookworld_trl.training import checkpoints, identity, resume
 from rookworld_trl.training.checkpoints import CheckpointError, Kind
 from rookworld_trl.training.preemption import Preemption
@@ -116,7 +118,7 @@ class CheckpointTrainer(RecoveryTrainer):
             keep = [*self._unproven[:1], *([Path(best)] if best else [])]
             checkpoints.prune(folder.parent, "checkpoint", self.args.save_total_limit, keep)
         if self.args.push_to_hub:
-            super()._push_from_checkpoint(str(folder))
+            self._push_from_checkpoint(str(folder))
 
     def _write(self, kind: Kind, trial: Any, extra: Mapping[str, Any] | None = None) -> Path:
         """Write the present state as `<kind>-<step>` in the output folder."""
@@ -172,7 +174,24 @@ class CheckpointTrainer(RecoveryTrainer):
         return super()._get_output_dir(trial) if self._staging is None else str(self._staging)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """Not while staging: the upload would outlive the folder's name. `_save_checkpoint` asks again afterwards."""
+        """Upload a checkpoint on the way, in the background, as `hub_strategy` says; a push still under way goes first.
+
+        In place of transformers', which uploads the output folder: logs and checkpoints of other kinds with it. Not
+        while staging: the upload would outlive the folder's name; `_save_checkpoint` asks again afterwards.
+        """
+        args, pushed = self.args, getattr(self, "push_in_progress", None)
+        if self._staging is not None or not self.is_world_process_zero() or args.hub_strategy == HubStrategy.END:
+            return
+        running = [] if pushed is None or pushed.is_done() else pushed.jobs
+        if running and not args.hub_always_push:
+            return
+        self.callback_handler.on_push_begin(args, self.state, self.control)
+        folder = Path(checkpoint_folder)
+        names = {HubStrategy.CHECKPOINT: "last-checkpoint", HubStrategy.ALL_CHECKPOINTS: folder.name}
+        message = f"Training in progress, step {self.state.global_step}"
+        where = (self.hub_model_id, args.hub_token, args.hub_revision)
+        jobs = push_in_background(folder, *where, message, whole_as=names.get(args.hub_strategy))
+        self.push_in_progress = PushInProgress([*running, *jobs])
 
     def _save_own_state(self, folder: Path, staging: Path, extra: Mapping[str, Any] | None) -> None:
         save_tree(folder, f"progress_{self.args.process_index}", self._progress())

@@ -27,6 +27,7 @@ from safetensors import SafetensorError, safe_open
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.utils import WEIGHTS_NAME, logging
 
+from rookworld_trl.modeling.hub import PUSHING
 from rookworld_trl.training.exits import UNRECOVERABLE
 
 logger = logging.get_logger(__name__)
@@ -221,7 +222,7 @@ def sweep(output_dir: Path) -> None:
     Only for the process that is going to write here: it would take away the staging folder of a run in progress.
     """
     for folder in output_dir.iterdir() if output_dir.is_dir() else ():
-        if folder.name.startswith((STAGING, DELETING)):
+        if folder.name.startswith((STAGING, DELETING, PUSHING)):
             shutil.rmtree(folder, ignore_errors=True)
         elif folder.name.startswith(REPLACED):
             original = folder.with_name(folder.name.removeprefix(REPLACED))

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -31,8 +32,10 @@ def peak_flops(device_name: str, mixed: bool) -> float | None:
     return next((peaks[mixed] for name, peaks in PEAKS.items() if name in device_name), None)
 
 
-def forward_flops(config: Any, start: int, end: int, head: int) -> int:
+def forward_flops(config: Any, start: Any, end: Any, head: Any) -> Any:
     """Forward pass of GPT-2 over positions `start` to `end` (exclusive) of one row, whose earlier ones are cached.
+
+    Of several rows at once when `start`, `end` and `head` are arrays of whole numbers.
 
     Args:
         config: `GPT2Config`: d = n_embd, inner = n_inner or 4 d, L = n_layer, V = vocab_size.
@@ -58,16 +61,23 @@ def scoring_flops(config: Any, prompts: Sequence[int], completions: Sequence[int
     return sum(forward_flops(config, 0, p + c, c) for p, c in zip(prompts, completions, strict=True))
 
 
-def shared_scoring_flops(config: Any, rows: Sequence[tuple[list[int], list[int]]]) -> int:
-    """As `scoring_flops`, when a prefix that several rows (prompt and completion ids) begin with is computed once."""
-    total, previous = 0, [-1]
-    for prompt, completion in sorted(rows, key=lambda row: row[0] + row[1]):
-        ids = prompt + completion
-        same = next((i for i, (a, b) in enumerate(zip(ids, previous, strict=False)) if a != b), None)
-        start = min(len(ids), len(previous)) if same is None else same
-        total += forward_flops(config, start, len(ids), min(len(completion), len(ids) - start))
-        previous = ids
-    return total
+def shared_scoring_flops(config: Any, ids: np.ndarray, mask: np.ndarray, completions: np.ndarray) -> int:
+    """As `scoring_flops`, when a prefix that several rows begin with is computed once.
+
+    Args:
+        ids: (N, T) tokens of prompts and completions.
+        mask: (N, T) bool, which of them are there.
+        completions: (N,) tokens of each row's completion.
+    """
+    order = np.argsort(~mask, axis=1, kind="stable")
+    lengths = mask.sum(1)
+    tokens = np.where(np.arange(ids.shape[1]) < lengths[:, None], np.take_along_axis(ids, order, 1), -1)
+    keys = [row.tobytes() for row in tokens]
+    ranked = np.array(sorted(range(len(keys)), key=keys.__getitem__))  # rows with a common prefix stand together
+    tokens, lengths, completions = tokens[ranked], lengths[ranked], completions[ranked]
+    differs = np.pad(tokens[1:] != tokens[:-1], ((1, 0), (0, 1)), constant_values=True)
+    starts = np.minimum(differs.argmax(1), lengths)
+    return int(forward_flops(config, starts, lengths, np.minimum(completions, lengths - starts)).sum())
 
 
 class Throughput(TrainerCallback):
@@ -100,9 +110,8 @@ class Throughput(TrainerCallback):
             if drafted is not None:
                 along = torch.tensor(drafted, device=batch["prompt_ids"].device)
                 alone = {key: batch[key][~along] for key in _SIDES}
-                rows = _rows({key: batch[key][along] for key in _SIDES})
                 # What a completion ends with is drawn, and need not be passed.
-                self.flops += shared_scoring_flops(self.config, [(prompt, ids[:-1]) for prompt, ids in rows])
+                self.flops += self._shared({key: batch[key][along] for key in _SIDES}, drawn_last=True)
             self.flops += sampling_flops(self.config, *_lengths(alone), num_generations)
             if "ref_per_token_logps" in batch:
                 self.flops += self._scoring(batch)
@@ -115,7 +124,16 @@ class Throughput(TrainerCallback):
     def _scoring(self, batch: dict[str, torch.Tensor]) -> int:
         if not self.shared:
             return scoring_flops(self.config, *_lengths(batch))
-        return shared_scoring_flops(self.config, _rows(batch))
+        return self._shared(batch)
+
+    def _shared(self, batch: dict[str, torch.Tensor], drawn_last: bool = False) -> int:
+        ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1).cpu().numpy()
+        completion = batch["completion_mask"].bool().cpu().numpy().copy()
+        if drawn_last:
+            last = completion.shape[1] - 1 - completion[:, ::-1].argmax(1)
+            completion[np.arange(len(completion)), last] = False
+        mask = np.concatenate([batch["prompt_mask"].bool().cpu().numpy(), completion], axis=1)
+        return shared_scoring_flops(self.config, ids, mask, completion.sum(1))
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.flops, self.started = 0, time.perf_counter()
@@ -134,15 +152,6 @@ _SIDES = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
 
 def _lengths(batch: dict[str, torch.Tensor]) -> tuple[list[int], list[int]]:
     return batch["prompt_mask"].sum(1).tolist(), batch["completion_mask"].sum(1).tolist()
-
-
-def _rows(batch: dict[str, torch.Tensor]) -> list[tuple[list[int], list[int]]]:
-    return list(zip(_tokens(batch, "prompt"), _tokens(batch, "completion"), strict=True))
-
-
-def _tokens(batch: dict[str, torch.Tensor], side: str) -> list[list[int]]:
-    ids, mask = batch[f"{side}_ids"].cpu(), batch[f"{side}_mask"].bool().cpu()
-    return [row[kept].tolist() for row, kept in zip(ids, mask, strict=True)]
 
 
 def memory_gb() -> float:

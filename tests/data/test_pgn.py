@@ -7,7 +7,6 @@ import pytest
 
 from rookworld_trl.data.pgn import GamesReport, rows_of_games
 from rookworld_trl.data.sources import FEATURES, load_prompts
-from rookworld_trl.engine import MoveValue
 
 GAMES = """[Event "Fool's mate"]
 
@@ -45,22 +44,12 @@ def test_each_move_is_a_row(pgn: Path) -> None:
     assert report.skipped == {"a chess variant": 1, "no moves": 1}
 
 
-class FixedEngine:
-    def analyse(self, board: chess.Board, multipv: int, game: object) -> list[MoveValue] | None:
-        if board.fullmove_number > 1:
-            return None  # a search that failed
-        return [
-            MoveValue(move, -rank, None) for rank, move in enumerate(sorted(map(chess.Move.uci, board.legal_moves)))
-        ]
-
-
-def test_with_an_engine_each_position_is_a_row_too(pgn: Path) -> None:
+def test_each_position_is_a_row_too_for_an_engine_to_value(pgn: Path) -> None:
     report = GamesReport()
-    rows = [row for row in rows_of_games(pgn, report, FixedEngine()) if row["task"] == "policy"]
-    assert [len(row["legal_moves"]) for row in rows] == [20, 20]
+    rows = [row for row in rows_of_games(pgn, report, positions=True) if row["task"] == "policy"]
     assert rows[0]["prompt"] == f"P: {chess.STARTING_FEN}"
-    assert rows[0]["target"].endswith("B: a2a3")
-    assert report.kept["policy"] == 2
+    assert len({row["prompt"] for row in rows}) == len(rows) == report.kept["policy"] == 4
+    assert all((row["target"], row["legal_moves"]) == ("", []) for row in rows)
 
 
 def test_a_pgn_is_a_data_set(pgn: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,7 +12,6 @@ from datasets import Dataset
 from rookworld_trl.data.rookworld import Report, centipawns, convert_rows
 from rookworld_trl.data.sources import FEATURES, DataOptions, load_prompts
 from rookworld_trl.data.splits import SPLITS, positions_of, split_dataset, split_of
-from rookworld_trl.engine import MoveValue
 from rookworld_trl.rewards.environment import score_environment
 from rookworld_trl.rewards.policy import score_policy
 
@@ -88,23 +87,11 @@ def test_mates_stand_as_a_thousand_pawns(pawns: float, expected: int) -> None:
     assert centipawns(pawns) == expected
 
 
-class FixedEngine:
-    """Values every legal move: the later in the alphabet, the better."""
-
-    def analyse(self, board: chess.Board, multipv: int, game: object) -> list[MoveValue]:
-        moves = sorted((move.uci() for move in board.legal_moves), reverse=True)[:multipv]
-        return [MoveValue(move, 50 - 10 * rank, None) for rank, move in enumerate(moves)]
-
-
-def test_an_engine_values_every_move_and_chooses_among_the_rows() -> None:
-    (row,), report = convert(
-        padded(START, "e2e4 d2d4", "0.3 0.2", "d2d4"), WHITE, best_move="engine", engine=FixedEngine()
-    )
-    assert row["legal_cp"][row["legal_moves"].index("h2h4")] == 50  # the best, but not the row's
-    assert row["target"].endswith("B: e2e4")
-    assert report.best_repaired == 1
-    with pytest.raises(ValueError, match="pass a running engine"):
-        convert(WHITE_ROW, best_move="engine")
+def test_for_an_engine_rows_come_without_values_and_as_they_are() -> None:
+    (row,), report = convert(padded(START, "e2e4 d2d4", "0.3 0.2", "d2d4"), best_move="engine")
+    assert row["legal_moves"] == row["legal_cp"] == []
+    assert row["target"].endswith("B: d2d4")
+    assert report.best_repaired == 0
 
 
 def test_rows_without_prefix_are_environment_rows() -> None:

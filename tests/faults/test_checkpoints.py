@@ -212,6 +212,7 @@ def test_a_kill_at_any_file_operation_leaves_a_whole_checkpoint(
         operation += 1
         output_dir = tmp_path / str(operation)
         old = write(output_dir, "checkpoint-1")
+        (output_dir / ".pushing-checkpoint-1").mkdir()  # an upload that an earlier kill cut off
         if work == "commit":
             done = killed_at(operation, monkeypatch, lambda d=output_dir: write(d, "checkpoint-2"))  # type: ignore[misc]
             allowed = {"checkpoint-1", "checkpoint-2"}

@@ -47,13 +47,19 @@ def run(arguments: dict) -> None:
     grpo.main([word for key, value in arguments.items() for word in (f"--{key}", str(value))])
 
 
-@pytest.mark.parametrize("strategy", ["end", "every_save"])
+@pytest.mark.parametrize("strategy", ["end", "every_save", "checkpoint"])
 def test_the_run_ends_on_the_hub(hub: Hub, arguments: dict, tmp_path: Path, strategy: str) -> None:
-    run(arguments | {"hub_strategy": strategy, "save_strategy": "steps", "save_steps": 1})
+    saving = {"save_strategy": "steps", "save_steps": 1, "stable_after_steps": 1, "hub_always_push": True}
+    run(arguments | {"hub_strategy": strategy} | saving)
     repository = hub.repositories["me/trained"]
     files = repository.branches["main"]
     assert repository.commits[-1] == "Trained checkpoint"
-    assert any("Training in progress" in message for message in repository.commits) == (strategy == "every_save")
+    assert any("Training in progress" in message for message in repository.commits) == (strategy != "end")
+    folders = {name.partition("/")[0] for name in files if "/" in name}
+    assert folders == ({"last-checkpoint"} if strategy == "checkpoint" else set())
+    assert ("last-checkpoint/optimizer.pt" in files) == (strategy == "checkpoint")
+    assert "metrics.jsonl" not in files
+    assert not list(arguments["output_dir"].glob(".pushing-*"))
     assert not [name for name, data in files.items() if TOKEN.encode() in data]
     card = files["README.md"].decode()
     assert "| policy | best_value | greedy |" in card

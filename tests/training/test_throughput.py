@@ -1,5 +1,6 @@
 """Operations of GPT-2 against a count made by others, and against a counter that watches the matrix products."""
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -54,11 +55,25 @@ def test_a_groups_prompt_is_counted_once() -> None:
 def test_shared_prefixes_are_counted_once_by_hand() -> None:
     """Prompt 1 2 with completions 3 4, 3 5 and 3, and a row 7 8: what is new is 1 2 3 4, the 5, and 7 8."""
     config = GPT2Config(n_layer=1, n_embd=8, n_head=1, vocab_size=10)
-    rows = [([1, 2], [3, 4]), ([1, 2], [3, 5]), ([7], [8]), ([1, 2], [3])]
+    ids = np.array([[1, 2, 3, 4], [1, 2, 3, 5], [0, 7, 8, 0], [1, 2, 3, 0]])
     expected = forward_flops(config, 0, 4, 2) + forward_flops(config, 3, 4, 1) + forward_flops(config, 0, 2, 1)
-    assert shared_scoring_flops(config, rows) == expected
-    distinct = [([1, 2], [3, 4]), ([2, 2, 2], [5])]
-    assert shared_scoring_flops(config, distinct) == scoring_flops(config, [2, 3], [2, 1])
+    assert shared_scoring_flops(config, ids, ids > 0, np.array([2, 2, 1, 1])) == expected
+    distinct = np.array([[0, 1, 2, 3, 4], [2, 2, 2, 5, 0]])
+    assert shared_scoring_flops(config, distinct, distinct > 0, np.array([2, 1])) == scoring_flops(
+        config, [2, 3], [2, 1]
+    )
+
+
+def test_shared_prefixes_against_a_set_of_prefixes() -> None:
+    """Every distinct prefix is one position that is computed, whatever the order of the rows."""
+    config = GPT2Config(n_layer=1, n_embd=8, n_head=1, vocab_size=10)
+    generator = np.random.default_rng(0)
+    lengths = generator.integers(1, 8, 50)
+    mask = np.arange(8) < lengths[:, None]
+    ids = generator.integers(1, 3, (50, 8)) * mask
+    prefixes = {tuple(row[: n + 1]) for row, length in zip(ids, lengths, strict=True) for n in range(length)}
+    expected = sum(forward_flops(config, len(prefix) - 1, len(prefix), 0) for prefix in prefixes)
+    assert shared_scoring_flops(config, ids, mask, np.zeros(50, dtype=int)) == expected
 
 
 def test_a_step_is_reported_as_a_share_of_the_peak() -> None:
