@@ -11,7 +11,7 @@ from trl import GRPOTrainer
 from rookworld_trl.training import kl, learning
 from rookworld_trl.training.config import RookWorldGRPOConfig
 from rookworld_trl.training.stops import KLStop, StopCallback
-from rookworld_trl.training.throughput import Throughput
+from rookworld_trl.training.throughput import SIDES, Throughput
 
 
 class KLTrainer(GRPOTrainer):
@@ -26,6 +26,7 @@ class KLTrainer(GRPOTrainer):
         super().__init__(*args, **kwargs)
         self.share_prefixes = learning.can_share(self.model, self.args, self.accelerator)
         self._loss_logps: list[torch.Tensor] | None = None  # collects the loss's own forward pass while it runs
+        self._only: tuple[torch.Tensor, torch.Tensor | None] | None = None  # of `learning.score_some`; None: all rows
         self._row_temperatures: torch.Tensor | None = None  # (B,) of the rows being scored; None: all `temperature`
         self._kl_meter = kl.KLMeter()
         self.kl_controller = kl.KLController(**self.args.kl_controller_options())
@@ -73,7 +74,10 @@ class KLTrainer(GRPOTrainer):
         if self.share_prefixes:
             temperature = self.temperature if temperatures is None else temperatures
             with self.accelerator.autocast():
-                result: Any = learning.score(temperature, model, *args, **kwargs)
+                if self._only is None:
+                    result: Any = learning.score(temperature, model, *args, **kwargs)
+                else:
+                    result = learning.score_some(*self._only, temperature, model, *args, **kwargs)
         else:
             scaled: Any = nullcontext()
             if temperatures is not None:
@@ -94,10 +98,15 @@ class KLTrainer(GRPOTrainer):
         TRL loads a reference and scores it only while `self.beta` is not 0, and reads `self.beta` again in the loss;
         so it is 0 for the length of this call alone.
         """
+        learns = learning.rows_that_learn(inputs, self.args) if self.beta == 0 and self.share_prefixes else None
         if self.model.training:
-            self.throughput.trained(inputs)
+            self.throughput.trained(inputs if learns is None else {key: inputs[key][learns] for key in SIDES})
         if self.beta == 0:
-            return super()._compute_loss(model, inputs)
+            self._only = None if learns is None else (learns, inputs.get("old_per_token_logps"))
+            try:
+                return super()._compute_loss(model, inputs)
+            finally:
+                self._only = None
         exact = self.args.kl_estimator == "exact"
         beta, self.beta, self._loss_logps = self.beta, 0.0, []
         try:

@@ -106,6 +106,48 @@ def score(
     return torch.cat(logps), torch.cat(entropies) if compute_entropy else None, None
 
 
+def rows_that_learn(inputs: Batch, args: RookWorldGRPOConfig) -> torch.Tensor | None:
+    """The rows (B,) bool of a micro-batch that the loss without a KL term has a gradient for, or None for all.
+
+    Each of the losses here is a sum over rows, its terms multiples of the row's advantage: of a group whose rewards all
+    agree nothing is learned, and its rows need no forward pass. Where entropies enter the loss, all rows do.
+    """
+    entropies = args.entropy_coef or args.use_adaptive_entropy or args.top_entropy_quantile < 1
+    if entropies or args.loss_type not in ("grpo", "dr_grpo", "dapo", "bnpo", "cispo"):
+        return None
+    learns = (inputs["advantages"].reshape(len(inputs["advantages"]), -1) != 0).any(1)  # (B,), or (B, C) by GAE
+    if learns.all():
+        return None
+    learns[0] |= ~learns.any()  # a loss needs a graph, if only for a gradient of 0
+    return learns
+
+
+def score_some(
+    learns: torch.Tensor,
+    others: torch.Tensor | None,
+    temperature: float | torch.Tensor,
+    model: nn.Module,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor,
+    logits_to_keep: int,
+    **options: Any,
+) -> tuple[torch.Tensor, torch.Tensor | None, None]:
+    """`score`, computed for the rows of `learns` only.
+
+    The other rows get `others` (B, logits_to_keep; None: 0) as log-probs, which their advantage of 0 cancels, and as
+    entropy the mean over the tokens of the rows computed, so that what is logged is the entropy of these.
+    """
+    mine = temperature[learns] if isinstance(temperature, torch.Tensor) else temperature
+    logps, entropies, _ = score(mine, model, input_ids[learns], attention_mask[learns], logits_to_keep, **options)
+    filled = torch.zeros(len(learns), logits_to_keep, device=logps.device) if others is None else others.clone()
+    filled = filled.to(logps.dtype).index_put((learns,), logps)
+    if entropies is None:
+        return filled, None, None
+    mask = attention_mask[:, -logits_to_keep:]
+    mean = entropies.sum() / mask[learns].sum().clamp(min=1)
+    return filled, (mean * mask.to(entropies.dtype)).index_put((learns,), entropies), None
+
+
 def regroup(batches: list[Batch], args: RookWorldGRPOConfig) -> list[Batch]:
     """Micro-batches of one generation batch, with the rows of each optimizer step ordered by prompt.
 

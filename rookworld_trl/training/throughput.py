@@ -109,9 +109,9 @@ class Throughput(TrainerCallback):
             alone = batch
             if drafted is not None:
                 along = torch.tensor(drafted, device=batch["prompt_ids"].device)
-                alone = {key: batch[key][~along] for key in _SIDES}
+                alone = {key: batch[key][~along] for key in SIDES}
                 # What a completion ends with is drawn, and need not be passed.
-                self.flops += self._shared({key: batch[key][along] for key in _SIDES}, drawn_last=True)
+                self.flops += self._shared({key: batch[key][along] for key in SIDES}, drawn_last=True)
             self.flops += sampling_flops(self.config, *_lengths(alone), num_generations)
             if "ref_per_token_logps" in batch:
                 self.flops += self._scoring(batch)
@@ -147,7 +147,7 @@ class Throughput(TrainerCallback):
         self.record("perf/memory_gb", memory_gb())
 
 
-_SIDES = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
+SIDES = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
 
 
 def _lengths(batch: dict[str, torch.Tensor]) -> tuple[list[int], list[int]]:
