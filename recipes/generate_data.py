@@ -81,7 +81,7 @@ def main() -> None:
     play = commands.add_parser("positions", help="positions with values of the best five moves, from self-play")
     play.set_defaults(run=positions)
     play.add_argument("--output", type=Path, required=True, help="directory for the shards")
-    play.add_argument("--shards", type=int, default=100)
+    play.add_argument("--shards", type=int, default=160)
     play.add_argument("--first_shard", type=int, default=0)
     play.add_argument("--games_per_shard", type=int, default=20)
     play.add_argument("--seed", type=int, default=0)

@@ -32,9 +32,11 @@ class SFTRecipe:
     """What to train, on what, and with which optimizer."""
 
     positions: str = "data/positions"
+    first_shard: int = 0
     max_shards: int | None = None
     environment_share: float = 1.0  # A: rows for each P: row
     listing_share: float = 0.0  # L: rows (all legal moves) for each P: row
+    scarce_share: float = 0.0  # of the positions that offer a mate, a promotion or the like: one more A: row of it
     init_from: str | None = None  # a checkpoint to start from; none: a new model of the size below
     tokenizer: Literal["nano", "gpt2"] = "nano"  # of a new model; gpt2: GPT-2's 50,257 tokens, as RookWorld-LM has them
     n_layer: int = 4
@@ -49,7 +51,8 @@ class SFTRecipe:
 def encode_shard(shard: str, recipe: SFTRecipe, tokenizer: PreTrainedTokenizerFast, seed: int) -> list[dict[str, Any]]:
     """Rows of one shard as token ids, with labels on the completion and its end token only."""
     rows = []
-    for row in supervised_rows([Path(shard)], seed, recipe.environment_share, recipe.listing_share):
+    shares = (recipe.environment_share, recipe.listing_share, recipe.scarce_share)
+    for row in supervised_rows([Path(shard)], seed, *shares):
         prompt = tokenizer(row["prompt"]).input_ids
         completion = [*tokenizer(row["completion"], add_special_tokens=False).input_ids, tokenizer.eos_token_id]
         ids = prompt + completion
@@ -62,10 +65,13 @@ def encode_shard(shard: str, recipe: SFTRecipe, tokenizer: PreTrainedTokenizerFa
 def load_rows(recipe: SFTRecipe, tokenizer: PreTrainedTokenizerFast, seed: int) -> tuple[Dataset, str]:
     """The training rows (cached beside the shards) and a hash of what they were made from."""
     directory = Path(recipe.positions)
-    shards = sorted(directory.glob("positions-*.parquet"))[: recipe.max_shards]
+    shards = sorted(directory.glob("positions-*.parquet"))[recipe.first_shard :][: recipe.max_shards]
     if not shards:
-        raise RecipeError(f"positions: {directory} holds no positions-*.parquet; make some with generate_data.py")
-    shares = f"{recipe.environment_share} {recipe.listing_share} {recipe.n_positions}"
+        raise RecipeError(
+            f"positions: {directory} holds no positions-*.parquet from number {recipe.first_shard} on; make some with "
+            "generate_data.py"
+        )
+    shares = f"{recipe.environment_share} {recipe.listing_share} {recipe.scarce_share} {recipe.n_positions}"
     settings = f"{ROWS_VERSION} {seed} {shares} {tokenizer.backend_tokenizer.to_str()}"
     digest = hashlib.sha256(settings.encode())
     for shard in shards:

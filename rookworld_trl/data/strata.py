@@ -17,6 +17,7 @@ ENVIRONMENT_STRATA = (
     "capture",
     "quiet",
 )
+SCARCE = ("mate", "stalemate", "draw", "promotion", "en_passant", "castle_queen")
 
 
 def phase(board: chess.Board) -> str:
@@ -57,6 +58,15 @@ def rare_move(board: chess.Board, rng: random.Random) -> str:
     for move in board.legal_moves:
         kinds.setdefault(stratum(board, move.uci()), []).append(move.uci())
     return rng.choice(kinds[rng.choice(sorted(kinds))])
+
+
+def scarce_move(board: chess.Board, rng: random.Random) -> str | None:
+    """A legal move of a kind that few positions offer (SCARCE), the kind drawn first; None where there is none."""
+    kinds: dict[str, list[str]] = {}
+    for move in board.legal_moves:
+        if (kind := stratum(board, move.uci())) in SCARCE:
+            kinds.setdefault(kind, []).append(move.uci())
+    return rng.choice(kinds[rng.choice(sorted(kinds))]) if kinds else None
 
 
 def illegal_move(board: chess.Board, rng: random.Random) -> str:

@@ -9,7 +9,7 @@ import chess
 import pyarrow.parquet as pq
 
 from rookworld_trl.data.splits import split_of
-from rookworld_trl.data.strata import illegal_move, rare_move
+from rookworld_trl.data.strata import illegal_move, rare_move, scarce_move
 from rookworld_trl.tasks import environment, policy, position_key
 
 ROWS_VERSION = 3  # of what `supervised_rows` makes of the same positions; part of the hash of cached rows
@@ -47,20 +47,21 @@ def listing_row(record: dict[str, Any], rng: random.Random) -> dict[str, str]:
     }
 
 
-def environment_row(
-    record: dict[str, Any], rng: random.Random, illegal_share: float, rare_share: float
-) -> dict[str, str]:
-    """An `A:` row: the move played, a random legal one, a rare one, or an illegal one."""
+def choose_move(record: dict[str, Any], rng: random.Random, illegal_share: float, rare_share: float) -> str:
+    """The move of an `A:` row: the one played, a random legal one, a rare one, or an illegal one."""
     board = chess.Board(record["fen"])
     draw = rng.random()
     if draw < illegal_share:
-        move = illegal_move(board, rng)
-    elif draw < illegal_share + rare_share:
-        move = rare_move(board, rng)
-    elif draw < illegal_share + rare_share + (1 - illegal_share - rare_share) / 2:
-        move = rng.choice([legal.uci() for legal in board.legal_moves])
-    else:
-        move = record["played"]
+        return illegal_move(board, rng)
+    if draw < illegal_share + rare_share:
+        return rare_move(board, rng)
+    if draw < illegal_share + rare_share + (1 - illegal_share - rare_share) / 2:
+        return rng.choice([legal.uci() for legal in board.legal_moves])
+    return str(record["played"])
+
+
+def environment_row(record: dict[str, Any], move: str) -> dict[str, str]:
+    """An `A:` row, with the FEN after the move beside it."""
     output = environment.transition(record["fen"], move)
     return {
         "task": "environment",
@@ -75,14 +76,16 @@ def supervised_rows(
     seed: int,
     environment_share: float,
     listing_share: float = 0.0,
+    scarce_share: float = 0.0,
     illegal_share: float = 0.12,
     rare_share: float = 0.35,
 ) -> Iterator[dict[str, str]]:
     """Train-split rows with the columns `task`, `prompt` and `completion`, in the order of the shards.
 
     A position met before in the same shard is skipped (openings repeat). Every position gives a `P:` row and, with
-    probability `environment_share`, an `A:` row and, with `listing_share`, an `L:` row. One whose next position belongs
-    to dev or test is dropped: no held-out position is seen in training, not even as an answer.
+    probability `environment_share`, an `A:` row and, with `listing_share`, an `L:` row; with `scarce_share` one that
+    offers a mate, a promotion or another scarce kind of move gives one more `A:` row, of that move. A row whose next
+    position belongs to dev or test is dropped: no held-out position is seen in training, not even as an answer.
     """
     for shard in shards:
         rng = random.Random(f"{seed}:{shard.name}")
@@ -99,7 +102,10 @@ def supervised_rows(
             }
             others = []
             if rng.random() < environment_share:
-                others.append(environment_row(record, rng, illegal_share, rare_share))
+                others.append(environment_row(record, choose_move(record, rng, illegal_share, rare_share)))
             if rng.random() < listing_share:
                 others.append(listing_row(record, rng))
+            if scarce_share and rng.random() < scarce_share:
+                move = scarce_move(chess.Board(record["fen"]), rng)
+                others += [] if move is None else [environment_row(record, move)]
             yield from (row for row in others if split_of(row.pop("after")) == "train")

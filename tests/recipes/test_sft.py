@@ -6,14 +6,16 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 import torch
 from datasets import Dataset
 from transformers import GPT2LMHeadModel
 
-from recipes.sft import SFTRecipe, encode_shard, new_model, uniform_batches
-from rookworld_trl.config import parse_recipe
+from recipes.sft import SFTRecipe, encode_shard, load_rows, new_model, uniform_batches
+from rookworld_trl.config import RecipeError, parse_recipe
 from rookworld_trl.data.generation import POSITION_SCHEMA
 from rookworld_trl.data.splits import split_of
+from rookworld_trl.data.supervised import supervised_rows
 from rookworld_trl.modeling.tokenizer import build_nano_tokenizer
 from rookworld_trl.training.optimizers import MuonFactory
 
@@ -56,6 +58,26 @@ def test_a_row_beyond_the_models_positions_is_left_out(tmp_path: Path) -> None:
             encoded = encode_shard(str(tmp_path / "positions-00000.parquet"), recipe, build_nano_tokenizer(), seed)
             longest[positions] = max(longest.get(positions, 0), *(row["length"] for row in encoded))
     assert longest[256] <= 256 < longest[512]
+
+
+def test_scarce_moves_give_rows_of_their_own(tmp_path: Path) -> None:
+    """Two positions, of which the second offers a mate: with a share of 1 it gives one more `A:` row, of the mate."""
+    record = {"history": "", "moves": ["a2a3"], "cp": [0], "played": "a2a3", "game": 0}
+    fens = ["6k1/8/8/8/8/8/PPP5/1K6 w - - 0 1", "6k1/5ppp/8/8/8/8/5PPP/R5K1 w - - 0 1"]
+    assert {split_of(fen) for fen in fens} == {"train"}
+    path = tmp_path / "positions-00000.parquet"
+    pq.write_table(pa.Table.from_pylist([record | {"fen": fen} for fen in fens], schema=POSITION_SCHEMA), path)
+    plain = list(supervised_rows([path], 0, environment_share=0.0))
+    scarce = list(supervised_rows([path], 0, environment_share=0.0, scarce_share=1.0))
+    assert [row["task"] for row in plain] == ["policy", "policy"]
+    (extra,) = [row for row in scarce if row not in plain]
+    assert "+a1a8+" in extra["prompt"]
+    assert extra["completion"].endswith("+1.0+1+0")
+
+
+def test_shards_are_chosen_by_number(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"no positions-.* from number 3 on"):
+        load_rows(SFTRecipe(positions=str(tmp_path), first_shard=3), build_nano_tokenizer(), 0)
 
 
 def test_muon_takes_the_block_matrices_and_adamw_the_rest() -> None:
