@@ -54,9 +54,8 @@ data: $(STAMP) ## positions by engine self-play, and the data set for GRPO and e
 	$(BIN)/python recipes/generate_data.py positions --output data/positions $(ARGS)
 	$(BIN)/python recipes/generate_data.py dataset --positions data/positions --output data/shipped
 
-sft: $(STAMP) ## train rookworld-nano from scratch, in two parts (needs the positions of `make data`)
-	$(LAUNCH) recipes/sft.py --config recipes/nano/sft/config_cpu.yaml $(ARGS)
-	$(LAUNCH) recipes/sft.py --config recipes/nano/sft/config_cpu_2.yaml $(ARGS)
+sft: $(STAMP) ## train rookworld-nano from scratch, in three parts (needs the positions of `make data`)
+	set -e; for part in "" _2 _3; do $(LAUNCH) recipes/sft.py --config recipes/nano/sft/config_cpu$$part.yaml $(ARGS); done
 
 clean: ## remove what runs and builds wrote, but not .venv
 	rm -rf runs build dist .pytest_cache .mypy_cache .ruff_cache

@@ -37,6 +37,8 @@ class SFTRecipe:
     environment_share: float = 1.0  # A: rows for each P: row
     listing_share: float = 0.0  # L: rows (all legal moves) for each P: row
     scarce_share: float = 0.0  # of the positions that offer a mate, a promotion or the like: one more A: row of it
+    check_share: float = 0.0  # of the positions in check, or before one: one more L: row, and the P: row three times
+    best_first: bool = False  # P: candidates begin with the best; else all are in UCI order
     init_from: str | None = None  # a checkpoint to start from; none: a new model of the size below
     tokenizer: Literal["nano", "gpt2"] = "nano"  # of a new model; gpt2: GPT-2's 50,257 tokens, as RookWorld-LM has them
     n_layer: int = 4
@@ -47,12 +49,15 @@ class SFTRecipe:
     muon_lr: float = 0.02
     num_proc: int = 2
 
+    def row_options(self) -> tuple[Any, ...]:
+        """What `supervised_rows` takes behind the seed, in its order."""
+        return self.environment_share, self.listing_share, self.scarce_share, self.check_share, self.best_first
+
 
 def encode_shard(shard: str, recipe: SFTRecipe, tokenizer: PreTrainedTokenizerFast, seed: int) -> list[dict[str, Any]]:
     """Rows of one shard as token ids, with labels on the completion and its end token only."""
     rows = []
-    shares = (recipe.environment_share, recipe.listing_share, recipe.scarce_share)
-    for row in supervised_rows([Path(shard)], seed, *shares):
+    for row in supervised_rows([Path(shard)], seed, *recipe.row_options()):
         prompt = tokenizer(row["prompt"]).input_ids
         completion = [*tokenizer(row["completion"], add_special_tokens=False).input_ids, tokenizer.eos_token_id]
         ids = prompt + completion
@@ -71,8 +76,8 @@ def load_rows(recipe: SFTRecipe, tokenizer: PreTrainedTokenizerFast, seed: int) 
             f"positions: {directory} holds no positions-*.parquet from number {recipe.first_shard} on; make some with "
             "generate_data.py"
         )
-    shares = f"{recipe.environment_share} {recipe.listing_share} {recipe.scarce_share} {recipe.n_positions}"
-    settings = f"{ROWS_VERSION} {seed} {shares} {tokenizer.backend_tokenizer.to_str()}"
+    options = " ".join(map(str, (*recipe.row_options(), recipe.n_positions)))
+    settings = f"{ROWS_VERSION} {seed} {options} {tokenizer.backend_tokenizer.to_str()}"
     digest = hashlib.sha256(settings.encode())
     for shard in shards:
         digest.update(hashlib.sha256(shard.read_bytes()).digest())

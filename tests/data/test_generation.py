@@ -9,7 +9,7 @@ import pytest
 from rookworld_trl.data import generation, strata
 from rookworld_trl.data.generation import GameSettings, generate_positions, read_openings
 from rookworld_trl.data.splits import split_of
-from rookworld_trl.data.supervised import supervised_rows
+from rookworld_trl.data.supervised import policy_completion, supervised_rows
 from rookworld_trl.tasks import environment, policy
 from tests.stockfish import requires_stockfish
 
@@ -56,12 +56,17 @@ def test_records_are_true(tmp_path):
 @requires_stockfish
 def test_supervised_rows_parse_and_hold_no_held_out_position(tmp_path):
     run(tmp_path, range(1), GameSettings(seed=1, nodes=100, max_plies=60, games_per_shard=4))
-    rows = list(supervised_rows([generation.shard_path(tmp_path, 0)], seed=0, environment_share=1.0, listing_share=0.5))
+    rows = list(
+        supervised_rows(
+            [generation.shard_path(tmp_path, 0)], seed=0, environment_share=1.0, listing_share=0.5, check_share=1.0
+        )
+    )
     for row in rows:
         if row["prompt"].startswith("P: "):
             assert split_of(policy.parse_prompt(row["prompt"])) == "train"
             output = policy.parse(row["completion"])
-            assert output.best == output.moves[0]
+            assert output.best in output.moves
+            assert list(output.moves) == sorted(output.moves)
             assert row["task"] == "policy"
         elif row["prompt"].startswith("L: "):
             board = chess.Board(row["prompt"].removeprefix("L: "))
@@ -74,6 +79,17 @@ def test_supervised_rows_parse_and_hold_no_held_out_position(tmp_path):
             assert environment.parse(row["completion"]) == truth
             assert split_of(given.fen) == split_of(truth.fen) == "train"
     assert {row["prompt"][0] for row in rows} == {"P", "A", "L"}
+
+
+def test_candidates_stand_in_uci_order_or_the_best_first():
+    moves, values = ["g1f3", "e2e4", "b1c3", "d2d4", "c2c4", "a2a3"], [30, 25, -5, 40, 20, -100]
+    completion = policy_completion(moves, values)
+    assert completion.split()[1:6] == ["b1c3", "c2c4", "d2d4", "e2e4", "g1f3"]
+    assert completion.split()[7:12] == list(map(policy.format_eval, (-5, 20, 40, 25, 30)))
+    assert completion.endswith(" B: d2d4")
+    first = policy_completion(moves, values, best_first=True)
+    assert first.split()[1:6] == ["d2d4", "b1c3", "c2c4", "e2e4", "g1f3"]
+    assert first.split()[7:12] == list(map(policy.format_eval, (40, -5, 20, 25, 30)))
 
 
 def test_openings_are_read_as_moves_and_errors_name_the_line(tmp_path):

@@ -75,6 +75,22 @@ def test_scarce_moves_give_rows_of_their_own(tmp_path: Path) -> None:
     assert extra["completion"].endswith("+1.0+1+0")
 
 
+def test_positions_in_check_give_more_rows(tmp_path: Path) -> None:
+    """A position in check: its `P:` row three times and its evasions as an `L:` row; before a check: those after it."""
+    checked, before = "4k3/8/8/8/8/8/4r3/4K3 w - - 0 1", "4k3/8/8/8/8/8/7r/K7 b - - 0 1"
+    assert split_of(checked) == split_of(before) == "train"
+    record = {"history": "", "moves": ["e1e2"], "cp": [0], "played": "e1e2", "game": 0}
+    path = tmp_path / "positions-00000.parquet"
+    pq.write_table(
+        pa.Table.from_pylist([record | {"fen": fen} for fen in (checked, before)], schema=POSITION_SCHEMA), path
+    )
+    rows = list(supervised_rows([path], 0, environment_share=0.0, check_share=1.0))
+    assert [row["prompt"] for row in rows if row["task"] == "policy"] == [f"P: {checked}"] * 3 + [f"P: {before}"]
+    first, second = (row for row in rows if row["task"] == "listing")
+    assert (first["prompt"], first["completion"]) == (f"L: {checked}", " M: e1d1 e1e2 e1f1")
+    assert second["completion"] in (" M: a1a2 a1b1", " M: a1a2 a1b2")  # after Ra2+ or Rh1+
+
+
 def test_shards_are_chosen_by_number(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"no positions-.* from number 3 on"):
         load_rows(SFTRecipe(positions=str(tmp_path), first_shard=3), build_nano_tokenizer(), 0)
