@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, RepositoryNotFoundError, RevisionNotFoundError
@@ -117,7 +118,7 @@ def push_in_background(
     shutil.rmtree(copy, ignore_errors=True)
     shutil.copytree(checkpoint, copy, copy_function=_link)
     api = HfApi(token=token)
-    common = {"repo_id": repo_id, "folder_path": copy, "revision": revision, "run_as_future": True}
+    common: dict[str, Any] = {"repo_id": repo_id, "folder_path": copy, "revision": revision, "run_as_future": True}
     jobs = [api.upload_folder(commit_message=message, allow_patterns=PUSHED, ignore_patterns=NOT_PUSHED, **common)]
     if whole_as is not None:
         message += ", checkpoint"
@@ -125,7 +126,7 @@ def push_in_background(
             api.upload_folder(commit_message=message, path_in_repo=whole_as, ignore_patterns=HOLDS_TOKEN, **common)
         )
 
-    def tidy(_: Future) -> None:
+    def tidy(_: object) -> None:
         if all(job.done() for job in jobs):
             shutil.rmtree(copy, ignore_errors=True)
 
