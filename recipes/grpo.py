@@ -32,7 +32,7 @@ from rookworld_trl.reports.card import write_card
 from rookworld_trl.reports.live import report_live
 from rookworld_trl.reports.summary import timed, write_summary
 from rookworld_trl.training import RookWorldGRPOConfig, RookWorldGRPOTrainer
-from rookworld_trl.training.exits import DIVERGED, PREEMPTED, reported
+from rookworld_trl.training.exits import DIVERGED, DONE, PREEMPTED, close_process_group, reported
 from rookworld_trl.training.resume import choose_start, mark_finished
 
 NANO = Path(rookworld_trl.__file__).parent / "assets" / "nano"
@@ -108,14 +108,15 @@ def measure(run: RunConfig, trainer: RookWorldGRPOTrainer, held_out: Dataset, na
     return result
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def run_recipe(argv: Sequence[str] | None) -> int:
+    """Everything, and the exit code."""
     logging.disable_progress_bar()  # one bar is enough
     seconds: dict[str, float] = {}
     with bad_input(), reported(), timed(seconds, "setup"):
         run, args = parse_recipe((RunConfig, RookWorldGRPOConfig), argv)
         start = choose_start(args)
         if start.finished:
-            return
+            return DONE
         set_seed(args.seed)
         trainer, held_out, folder = build(run, args)
     with timed(seconds, "evaluate_before"):
@@ -123,7 +124,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with reported(), timed(seconds, "train"):
         trainer.train(resume_from_checkpoint=start.checkpoint)
     if trainer.preemption.signal:
-        sys.exit(PREEMPTED)  # after a checkpoint
+        return PREEMPTED  # after a checkpoint
     with timed(seconds, "evaluate_after"):
         after = measure(run, trainer, held_out, "after")
     trainer.save_merged(folder / "checkpoint")  # no push yet: the card comes first
@@ -140,9 +141,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"\n{comparison_table(comparison)}\n\n{comparison_table(headline)}")
         print(f"\nwrote {folder}/: checkpoint, summary.json, metrics.jsonl, plot.png")
     if trainer.stop_reason:
-        sys.exit(DIVERGED)  # the reason is in the log and in summary.json
+        return DIVERGED  # the reason is in the log and in summary.json
     if args.should_save:
         mark_finished(folder, start)
+    return DONE
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    code = run_recipe(argv)
+    close_process_group()
+    if code != DONE:
+        sys.exit(code)
 
 
 if __name__ == "__main__":

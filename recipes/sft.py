@@ -22,6 +22,7 @@ from rookworld_trl.data.supervised import ROWS_VERSION, supervised_rows
 from rookworld_trl.modeling.loading import load_model, load_tokenizer
 from rookworld_trl.modeling.starting_weights import set_starting_weights
 from rookworld_trl.modeling.tokenizer import build_gpt2_tokenizer, build_nano_tokenizer
+from rookworld_trl.training.exits import close_process_group
 from rookworld_trl.training.optimizers import MuonFactory
 
 SORTED_BATCHES = 64  # in as many batches of a task the rows are sorted by length, so that little padding is computed
@@ -151,7 +152,7 @@ class RowLossTrainer(SFTTrainer):
         return (result[0] * scale, *result[1:]) if isinstance(result, tuple) else result * scale
 
 
-def main() -> None:
+def train() -> None:
     with bad_input():
         recipe, args = parse_recipe((SFTRecipe, SFTConfig))
         set_seed(args.seed)
@@ -176,6 +177,11 @@ def main() -> None:
     facts = {"rows": len(rows), "data_sha256": data_hash, "seed": args.seed, "steps": trainer.state.global_step}
     facts |= {"data_seed": args.data_seed, "init_from": recipe.init_from}
     Path(args.output_dir, "training.json").write_text(json.dumps(facts, indent=2) + "\n")
+
+
+def main() -> None:
+    train()
+    close_process_group()
 
 
 if __name__ == "__main__":

@@ -11,9 +11,12 @@ An exception class with an attribute `exit_code` says so of itself. `accelerate 
 failure of their programs as 1; started by `python`, a program's own code is seen.
 """
 
+import gc
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+from torch import distributed
 
 DONE = 0
 CRASHED = 1
@@ -34,3 +37,14 @@ def reported() -> Iterator[None]:
             raise
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(code) from error
+
+
+def close_process_group() -> None:
+    """Leave the process group for good, once no trainer is in use any more. Without a group: nothing happens.
+
+    A trainer is a cycle of references that holds the group, and gloo's threads live as long as it does. One that still
+    waits for the interpreter's lock while the interpreter ends aborts the process: -6, after everything went well.
+    """
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
+        gc.collect()

@@ -6,8 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch.distributed
-
+from tests.faults.gloo import leave
 from tests.faults.injection import Injector
 from tests.faults.toy import make_trainer
 
@@ -29,8 +28,8 @@ def main(folder: Path, plan: list[tuple[int, int, str]], options: dict[str, Any]
     }
     (folder / f"rank-{trainer.args.process_index}.json").write_text(json.dumps(result), encoding="utf-8")
     trainer.accelerator.wait_for_everyone()
-    torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]), json.loads(sys.argv[2]), json.loads(sys.argv[3]))
+    leave()

@@ -13,6 +13,7 @@ from datasets import Dataset
 from transformers import AutoTokenizer, GPT2LMHeadModel
 
 from rookworld_trl.training import RookWorldGRPOConfig, RookWorldGRPOTrainer
+from rookworld_trl.training.exits import close_process_group
 
 PROMPTS = ["P: a", "P: abcdefgh", "A: e", "P: aa bb cc dd", "A: 1234567890", "P: b", "A: h1h2", "P: kqr"]
 
@@ -72,3 +73,4 @@ def main(checkpoint: str, output: str, options: str) -> None:
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
+    close_process_group()
