@@ -52,6 +52,7 @@ class RunConfig(DataOptions):
     dataset: str = "shipped"  # with the package; or a .parquet, .jsonl, .csv or .pgn file, or owner/name on the Hub
     dataset_split: str = "train"
     mix_env_ratio: float = 0.2  # share of A: prompts, exactly this in every batch
+    policy_strata: dict[str, float] | None = None  # shares of the P: prompts by stratum, such as {check: 0.25}
     reward: Literal["graduated", "continuous"] = "graduated"
     max_train_minutes: float | None = None  # stop training after the step in which this time is over
     eval_split: Literal["dev", "test"] = "test"
@@ -73,7 +74,8 @@ def training_prompts(run: RunConfig, args: RookWorldGRPOConfig, held_out: Datase
         args.max_steps = math.ceil(args.num_train_epochs * len(dataset) / prompts_per_batch * steps_per_batch)
     batches = math.ceil(args.max_steps / steps_per_batch)
     args.shuffle_dataset = False  # the order is made here
-    return mix(dataset, run.mix_env_ratio, prompts_per_batch=prompts_per_batch, batches=batches, seed=args.seed)
+    sizes = {"prompts_per_batch": prompts_per_batch, "batches": batches}
+    return mix(dataset, run.mix_env_ratio, **sizes, seed=args.seed, policy_strata=run.policy_strata)
 
 
 def build(run: RunConfig, args: RookWorldGRPOConfig) -> tuple[RookWorldGRPOTrainer, Dataset, Path]:

@@ -1,4 +1,4 @@
-"""Exact mixing of the two tasks: every batch of prompts holds the same number of `A:` prompts.
+"""Exact mixing of the two tasks: every batch of prompts holds the same number of `A:` prompts (and of rare strata).
 
 Drawing each row at random would only keep the ratio on average; at 64 prompts and 20 % the standard deviation of the
 count is 3.2, and the tasks' reward levels differ, so the batch mean and deviation would wander with it.
@@ -8,39 +8,50 @@ TRL's `RepeatSampler` without shuffling cuts the data set, in order, into runs o
 `shuffle_dataset: false`.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from datasets import Dataset
 
-from rookworld_trl.tasks import TaskName
+from rookworld_trl.tasks.formats import board_from_fen
+from rookworld_trl.tasks.policy import parse_prompt
 
 
-def environment_prompts(mix_env_ratio: float, prompts_per_batch: int) -> int:
-    """How many of a batch's prompts are `A:` prompts.
+def prompts_of(share: float, prompts: int, field: str) -> int:
+    """How many of `prompts` a share makes.
 
     Raises:
-        ValueError: the ratio is outside [0, 1], or is no whole number of prompts; the message gives the nearest ones.
+        ValueError: the share is outside [0, 1], or is no whole number of prompts; the message names `field` and gives
+            the nearest ones.
     """
-    if not 0.0 <= mix_env_ratio <= 1.0:
-        raise ValueError(f"`mix_env_ratio` is {mix_env_ratio}: it is a share. Write a number from 0 to 1")
-    exact = mix_env_ratio * prompts_per_batch
+    if not 0.0 <= share <= 1.0:
+        raise ValueError(f"`{field}` is {share}: it is a share. Write a number from 0 to 1")
+    exact = share * prompts
     count = round(exact)
-    if abs(exact - count) > 1e-6 * prompts_per_batch:
+    if abs(exact - count) > 1e-6 * prompts:
         below, above = int(exact), int(exact) + 1
         raise ValueError(
-            f"`mix_env_ratio` is {mix_env_ratio}: {exact:g} of {prompts_per_batch} prompts a batch is no whole number. "
-            f"Write {below / prompts_per_batch:g} ({below} prompts) or {above / prompts_per_batch:g} ({above}), "
+            f"`{field}` is {share}: {exact:g} of {prompts} prompts a batch is no whole number. "
+            f"Write {below / prompts:g} ({below} prompts) or {above / prompts:g} ({above}), "
             "or change the number of prompts (generation_batch_size / num_generations)"
         )
     return count
 
 
-def mix(dataset: Dataset, mix_env_ratio: float, *, prompts_per_batch: int, batches: int, seed: int) -> Dataset:
+def mix(
+    dataset: Dataset,
+    mix_env_ratio: float,
+    *,
+    prompts_per_batch: int,
+    batches: int,
+    seed: int,
+    policy_strata: Mapping[str, float] | None = None,
+) -> Dataset:
     """Order rows so that each run of `prompts_per_batch` rows holds exactly the ratio of `A:` rows.
 
-    Each task goes through all of its rows in a random order before any row comes again, then through another order,
-    independently of the other task. Within a batch no row occurs twice, and the tasks alternate evenly.
+    Each part (`A:`, each stratum that has a share, the other `P:` rows) goes through all of its rows in a random order
+    before any row comes again, then through another order, independently of the others. Within a batch no row occurs
+    twice, and the parts alternate evenly.
 
     Args:
         dataset: rows of both tasks with a `task` column. Nothing is copied; the result is a view by index.
@@ -48,30 +59,55 @@ def mix(dataset: Dataset, mix_env_ratio: float, *, prompts_per_batch: int, batch
         prompts_per_batch: distinct prompts in a generation batch.
         batches: how many batches to lay out.
         seed: the same seed gives the same order.
+        policy_strata: shares of a batch's `P:` prompts by stratum, for what is rare and too hard to be learned in
+            passing: "check", the side to move being in check, or a name in the column `stratum`. What is not named
+            fills the rest as it occurs.
 
     Returns:
         A data set of `batches * prompts_per_batch` rows.
 
     Raises:
-        ValueError: the ratio is impossible for the batch, or a task has fewer rows than a batch takes of it.
+        ValueError: a share is impossible for the batch, or a part has fewer rows than a batch takes of it.
     """
-    counts: dict[TaskName, int] = {"environment": environment_prompts(mix_env_ratio, prompts_per_batch)}
-    counts["policy"] = prompts_per_batch - counts["environment"]
+    shares = dict(policy_strata or {})
+    environment = prompts_of(mix_env_ratio, prompts_per_batch, "mix_env_ratio")
+    policy = prompts_per_batch - environment
+    counts = {name: prompts_of(share, policy, f"policy_strata: {name}") for name, share in shares.items()}
+    if sum(counts.values()) > policy:
+        raise ValueError(f"`policy_strata` is {shares}: its shares exceed 1. They are shares of the `P:` prompts")
     tasks = np.asarray(dataset["task"])
-    draws: dict[TaskName, Iterator[list[int]]] = {}
-    for number, (task, count) in enumerate(sorted(counts.items())):
-        rows = np.flatnonzero(tasks == task)
+    strata = _strata(dataset) if shares else np.full(len(tasks), "")
+    listed = np.isin(strata, list(shares))
+    parts = [("task 'environment'", tasks == "environment", environment)]
+    parts += [("task 'policy'", (tasks == "policy") & ~listed, policy - sum(counts.values()))]
+    parts += [(f"stratum '{name}'", (tasks == "policy") & (strata == name), count) for name, count in counts.items()]
+    draws: list[Iterator[list[int]]] = []
+    for number, (name, mask, count) in enumerate(parts):
+        rows = np.flatnonzero(mask)
         if len(rows) < count:
             raise ValueError(
-                f"the data set has {len(rows)} rows of task '{task}', a batch takes {count}. Change `mix_env_ratio` "
-                f"({mix_env_ratio}), use fewer prompts a batch ({prompts_per_batch}), or add rows"
+                f"the data set has {len(rows)} rows of {name}, a batch takes {count}. Change `mix_env_ratio` "
+                f"({mix_env_ratio}) or `policy_strata`, use fewer prompts a batch ({prompts_per_batch}), or add rows"
             )
-        # Its own generator for each task: changing the ratio leaves the order of either task as it was.
-        draws[task] = _endless(rows, count, np.random.default_rng([seed, number]))
+        # Its own generator for each part: changing a share leaves the order within every part as it was.
+        draws.append(_endless(rows, count, np.random.default_rng([seed, number])))
     order: list[int] = []
     for _ in range(batches):
-        order += _spread(next(draws["policy"]), next(draws["environment"]))
+        drawn = [next(draw) for draw in draws]
+        order += _spread(drawn[1:] + drawn[:1])
     return dataset.select(order)
+
+
+def _strata(dataset: Dataset) -> np.ndarray:
+    """Each row's stratum: "check" for a `P:` prompt whose side to move is in check, else what the column says."""
+    columns = dataset.column_names
+    named = dataset["stratum"] if "stratum" in columns else [None] * len(dataset)
+    return np.asarray(
+        [
+            "check" if task == "policy" and board_from_fen(parse_prompt(prompt)).is_check() else str(name)
+            for task, prompt, name in zip(dataset["task"], dataset["prompt"], named, strict=True)
+        ]
+    )
 
 
 def _endless(rows: np.ndarray, count: int, rng: np.random.Generator) -> Iterator[list[int]]:
@@ -91,7 +127,7 @@ def _endless(rows: np.ndarray, count: int, rng: np.random.Generator) -> Iterator
         yield batch
 
 
-def _spread(first: Sequence[int], second: Sequence[int]) -> list[int]:
-    """Both sequences merged, each in its order and spread evenly over the result."""
-    places = [((i + 0.5) / len(part), part[i]) for part in (first, second) for i in range(len(part))]
+def _spread(parts: Sequence[Sequence[int]]) -> list[int]:
+    """The parts merged, each in its order and spread evenly over the result."""
+    places = [((i + 0.5) / len(part), part[i]) for part in parts for i in range(len(part))]
     return [row for _, row in sorted(places, key=lambda place: place[0])]

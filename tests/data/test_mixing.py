@@ -6,7 +6,7 @@ import pytest
 from datasets import Dataset
 from trl.trainer.utils import RepeatSampler
 
-from rookworld_trl.data.mixing import environment_prompts, mix
+from rookworld_trl.data.mixing import mix, prompts_of
 
 
 def rows(policy: int, environment: int) -> Dataset:
@@ -23,20 +23,20 @@ def batches_of(dataset: Dataset, size: int, column: str) -> list[list]:
     ("ratio", "size", "expected"), [(0.2, 10, 2), (0.25, 64, 16), (0.0, 7, 0), (1.0, 7, 7), (0.1, 30, 3)]
 )
 def test_a_possible_ratio_gives_whole_prompts(ratio, size, expected):
-    assert environment_prompts(ratio, size) == expected
+    assert prompts_of(ratio, size, "mix_env_ratio") == expected
 
 
 def test_an_impossible_ratio_is_refused_with_the_nearest_possible_ones():
     with pytest.raises(
         ValueError, match=r"`mix_env_ratio` is 0.2: 12.8 of 64 .* 0.1875 \(12 prompts\) or 0.203125 \(13\)"
     ):
-        environment_prompts(0.2, 64)
+        prompts_of(0.2, 64, "mix_env_ratio")
 
 
 @pytest.mark.parametrize("ratio", [-0.1, 1.5])
 def test_a_ratio_outside_0_to_1_is_refused(ratio):
     with pytest.raises(ValueError, match="Write a number from 0 to 1"):
-        environment_prompts(ratio, 10)
+        prompts_of(ratio, 10, "mix_env_ratio")
 
 
 def test_every_batch_holds_exactly_the_ratio_through_the_sampler_of_trl():
@@ -95,3 +95,46 @@ def test_a_task_with_too_few_rows_is_refused():
 
 def test_a_single_task_needs_no_rows_of_the_other():
     assert len(mix(rows(5, 0), mix_env_ratio=0.0, prompts_per_batch=5, batches=2, seed=0)) == 10
+
+
+IN_CHECK = "P: 4k3/8/8/8/8/8/4r3/4K3 w - - 0 1"
+QUIET = "P: 4k3/8/8/8/8/8/3r4/4K3 w - - 0 1"
+
+
+def with_strata() -> Dataset:
+    """30 `P:` rows, of which 4 are in check, 6 have no stratum and 20 are endgames; 10 `A:` rows."""
+    dataset = rows(30, 10).add_column("prompt", [IN_CHECK] * 4 + [QUIET] * 26 + ["A: whatever"] * 10)
+    return dataset.add_column("stratum", ["endgame"] * 4 + [None] * 6 + ["endgame"] * 20 + ["quiet"] * 10)
+
+
+def test_every_batch_holds_exactly_the_share_of_a_stratum():
+    dataset = with_strata()
+    plain = mix(dataset, 0.2, prompts_per_batch=10, batches=12, seed=3)
+    strata = {"check": 0.25, "endgame": 0.5}
+    mixed = mix(dataset, 0.2, prompts_per_batch=10, batches=12, seed=3, policy_strata=strata)
+    for batch in batches_of(mixed, 10, "id"):
+        assert sum(row >= 30 for row in batch) == 2
+        assert sum(row < 4 for row in batch) == 2  # a quarter of eight
+        assert sum(10 <= row < 30 for row in batch) == 4  # those in check don't count as endgames
+        assert len(set(batch)) == 10
+    assert {row for row in mixed["id"] if row < 30} == set(range(30))  # rows without a stratum take part
+    assert [row for row in mixed["id"] if row >= 30] == [row for row in plain["id"] if row >= 30]
+
+
+@pytest.mark.parametrize(
+    ("strata", "message"),
+    [
+        ({"check": 0.3}, r"`policy_strata: check` is 0.3: 2.4 of 8 prompts"),
+        ({"check": 0.5, "endgame": 0.75}, "shares exceed 1"),
+        ({"chekc": 0.25}, "0 rows of stratum 'chekc', a batch takes 2"),
+    ],
+)
+def test_impossible_strata_are_refused(strata, message):
+    with pytest.raises(ValueError, match=message):
+        mix(with_strata(), 0.2, prompts_per_batch=10, batches=2, seed=0, policy_strata=strata)
+
+
+def test_check_needs_no_column():
+    dataset = with_strata().remove_columns("stratum")
+    mixed = mix(dataset, 0.2, prompts_per_batch=10, batches=3, seed=0, policy_strata={"check": 0.25})
+    assert all(sum(row < 4 for row in batch) == 2 for batch in batches_of(mixed, 10, "id"))

@@ -12,7 +12,7 @@ from trl import SFTConfig
 
 from recipes import grpo, sft
 from rookworld_trl.config import parse_recipe
-from rookworld_trl.data.mixing import environment_prompts
+from rookworld_trl.data.mixing import prompts_of
 from rookworld_trl.training import RookWorldGRPOConfig
 
 ROOT = Path(__file__).parents[2]
@@ -41,7 +41,7 @@ def test_there_are_recipes():
 def test_grpo_recipes_parse_and_their_ratio_is_possible(path, tmp_path):
     run, args = parse_recipe((grpo.RunConfig, RookWorldGRPOConfig), on_this_machine(path))
     prompts = args.generation_batch_size // args.num_generations
-    assert environment_prompts(run.mix_env_ratio, prompts) == pytest.approx(run.mix_env_ratio * prompts)
+    assert prompts_of(run.mix_env_ratio, prompts, "mix_env_ratio") == pytest.approx(run.mix_env_ratio * prompts)
     # One update a batch: what is sampled together is learned from together, so the optimizer sees the ratio too.
     assert args.steps_per_generation == args.gradient_accumulation_steps
     assert args.max_steps > 0
