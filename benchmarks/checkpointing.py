@@ -112,7 +112,7 @@ def build(size: str, output_dir: Path, arguments: argparse.Namespace, **changes:
         stable_after_steps=1,
         **changes,
     )
-    prompts = mix(load_shipped("train"), 0.2, **order)
+    prompts = mix(load_shipped("train"), 0.25, **order)
     functions = [rewards.policy_reward_continuous, rewards.environment_reward_continuous]
     return RookWorldGRPOTrainer(model, functions, args, prompts, processing_class=tokenizer)
 

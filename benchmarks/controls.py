@@ -1,22 +1,30 @@
-"""What do the trainer's controls cost? One step with all of them beside the same step without, in turn, medians.
+"""What do the trainer's controls cost? One step with all of them beside the same step without, medians.
 
-    python benchmarks/controls.py [--rounds 5] [--steps 11] [--prompts 20] [--samples 16]
+    python benchmarks/controls.py [--rounds 4] [--steps 10] [--prompts 60] [--samples 16] [--micro-batches 8]
 
 On: adaptive KL control with warm-up, KL stop, adaptive baseline, the advanced schedule, health bands with events, the
 truth's log-prob every ten steps, throughput and MFU, recovery from NaN with its snapshots. Off: the same trainer with a
 fixed beta and none of the others. Both keep the reference model and the KL term, which are the method, not its control.
-The learning rate is 0, so that both sides sample, score and learn from the same completions. A round is all steps but
-the first, which runs the gates; eleven steps hold one look at the truth's log-prob, as in any run. Without a GPU the
-seconds are those of the CPU, which other work on the machine does not stretch.
+The learning rate is 0, so that both sides sample, score and learn from the same completions.
+
+Each side is a process of its own, and the two take their steps in turn: what slows the machine for a while slows both.
+A process can be a few per cent slower than its twin for all of its life; so each round starts new ones. A step is
+everything from its beginning to the next one's. Ten steps hold one look at the truth's log-prob, as in any run; the
+first step, which runs the gates, is left out. Without a GPU the seconds are those of the CPU, which other work on the
+machine does not stretch.
 """
 
 import argparse
 import json
+import os
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 from transformers import TrainerCallback, set_seed
@@ -50,76 +58,111 @@ OFF: dict[str, Any] = {
 }
 
 
-class Clock(TrainerCallback):
-    """Starts each step's time, or, given the one that started it, takes it."""
+class Baton(TrainerCallback):
+    """Before each step, says how many seconds have gone by and waits for its turn."""
 
-    def __init__(self, starts: "Clock | None" = None) -> None:
-        self.starts = starts
-        self.started = 0.0
-        self.seconds: list[float] = []
+    def __init__(self, channel: TextIO):
+        self.channel = channel
 
     def on_step_begin(self, *_: Any, **__: Any) -> None:
-        self.started = SECONDS()
-
-    def on_step_end(self, *_: Any, **__: Any) -> None:
-        if self.starts is not None:
-            self.seconds.append(SECONDS() - self.starts.started)
+        print(SECONDS(), file=self.channel, flush=True)
+        if not sys.stdin.readline():
+            sys.exit("the other side is gone")
 
 
-def run(arguments: argparse.Namespace, plan: Any, controls: bool) -> float:
-    """Mean seconds of all steps but the first."""
+def train(arguments: argparse.Namespace) -> None:
+    """One side, in its own process."""
+    channel = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+    sys.stdout = sys.stderr  # what the trainer prints
+    logging.set_verbosity_error()
+    steps = arguments.steps + 2  # the first runs the gates, the last only ends the one before it
+    plan = mix(load_shipped("train"), 0.2, prompts_per_batch=arguments.prompts, batches=steps, seed=1)
     set_seed(1)
     model, tokenizer = load(str(SHIPPED))
     with tempfile.TemporaryDirectory() as folder:
         args = RookWorldGRPOConfig(
             output_dir=folder,
             num_generations=arguments.samples,
-            per_device_train_batch_size=arguments.prompts * arguments.samples,
+            per_device_train_batch_size=arguments.prompts * arguments.samples // arguments.micro_batches,
+            gradient_accumulation_steps=arguments.micro_batches,
             max_completion_length=80,
             learning_rate=0.0,
-            max_steps=arguments.steps,
+            max_steps=steps,
             shuffle_dataset=False,
             save_strategy="no",
             report_to="none",
-            use_cpu=True,
+            use_cpu=not torch.cuda.is_available(),
             bf16=False,
             disable_tqdm=True,
             seed=1,
-            **(ON if controls else OFF),
+            **(ON if arguments.side == "on" else OFF),
         )
         functions = [rewards.policy_reward_continuous, rewards.environment_reward_continuous]
         trainer = RookWorldGRPOTrainer(model, functions, args, plan, None, tokenizer)
-        if not controls:
+        if arguments.side == "off":
             for callback in (trainer.health, trainer.truth_probe, trainer.throughput):
                 trainer.remove_callback(callback)
             trainer.throughput.counts = False
-        first = Clock()
-        trainer.callback_handler.callbacks.insert(0, first)  # starts before all others ...
-        last = Clock(first)
-        trainer.add_callback(last)  # ... which end before this one
+        trainer.callback_handler.callbacks.insert(0, Baton(channel))  # before all others
         trainer.train()
-    return statistics.mean(last.seconds[1:])
+
+
+def measure(arguments: argparse.Namespace) -> dict[str, list[float]]:
+    """Seconds of each step of one round of both sides, which take their steps in turn."""
+    sides: dict[str, subprocess.Popen[str]] = {}
+    try:
+        for side in ("off", "on"):
+            command = [sys.executable, __file__, "--side", side]
+            for name in ("steps", "prompts", "samples", "micro_batches"):
+                command += [f"--{name.replace('_', '-')}", str(getattr(arguments, name))]
+            sides[side] = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        clocks = {side: [_clock(process)] for side, process in sides.items()}
+        for number in range(arguments.steps + 1):
+            for side in sorted(sides, reverse=number % 2 == 0):
+                stdin = sides[side].stdin
+                assert stdin is not None
+                print("go", file=stdin, flush=True)
+                clocks[side].append(_clock(sides[side]))
+    finally:
+        for process in sides.values():
+            process.kill()
+            process.wait()
+    # The first step runs the gates.
+    return {side: [after - before for before, after in pairwise(c[1:])] for side, c in clocks.items()}
+
+
+def _clock(process: "subprocess.Popen[str]") -> float:
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    if not line:
+        raise RuntimeError("a side ended early: see its message above")
+    return float(line)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=11)
-    parser.add_argument("--prompts", type=int, default=20)
+    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=10, help="timed ones of a round")
+    parser.add_argument("--prompts", type=int, default=60)
     parser.add_argument("--samples", type=int, default=16)
+    parser.add_argument("--micro-batches", type=int, default=8)
     parser.add_argument("--output", type=Path, default=OUTPUT)
+    parser.add_argument("--side", choices=("off", "on"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    logging.set_verbosity_error()
-    plan = mix(load_shipped("train"), 0.2, prompts_per_batch=arguments.prompts, batches=arguments.steps, seed=1)
-    seconds: dict[bool, list[float]] = {False: [], True: []}
-    for number in range(arguments.rounds):
-        for controls in (False, True) if number % 2 == 0 else (True, False):
-            seconds[controls].append(run(arguments, plan, controls))
-    ratios = [on / off for off, on in zip(seconds[False], seconds[True], strict=True)]
+    if arguments.side:
+        train(arguments)
+        return
+    rounds = []
+    for _ in range(arguments.rounds):
+        seconds = measure(arguments)
+        rounds.append({side: statistics.mean(values) for side, values in seconds.items()})
+        print(json.dumps(rounds[-1]), flush=True)
+    ratios = [both["on"] / both["off"] for both in rounds]
     report = {
-        "seconds_per_step": {"off": statistics.median(seconds[False]), "on": statistics.median(seconds[True])},
+        "seconds_per_step": {side: round(statistics.median(both[side] for both in rounds), 4) for side in rounds[0]},
         "overhead": round(statistics.median(ratios) - 1, 4),
         "overhead_of_each_round": [round(ratio - 1, 4) for ratio in ratios],
+        "steps_a_round": arguments.steps,
         "prompts": arguments.prompts,
         "samples": arguments.samples,
         "threads": torch.get_num_threads(),

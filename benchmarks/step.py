@@ -1,6 +1,6 @@
 """How fast is an entire GRPO step beside stock TRL's? Same model, prompts, batch, rewards; in turn, medians.
 
-    python benchmarks/step.py [--prompts 16] [--samples 16] [--env-ratio 0.2] [--rounds 3]
+    python benchmarks/step.py [--prompts 16] [--samples 16] [--env-ratio 0.25] [--rounds 3]
 
 Three sides: `stock`, TRL's trainer as it is; `stock_positions`, the same with the position ids that left padding needs;
 `ours`. Each trains on the CPU in float32, sampling, rewards, reference, loss with KL, backward pass and optimizer
