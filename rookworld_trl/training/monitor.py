@@ -139,21 +139,29 @@ def truth_logps(
 ) -> torch.Tensor:
     """Log-prob (N,), nats, of each row's second token list after its first, without gradients.
 
-    Rows are padded on the right, where causal attention makes padding harmless.
+    Rows are padded on the right, where causal attention makes padding harmless, and taken in the order of their
+    lengths, so that there is little of it. What comes before all targets of a batch doesn't go through the head.
     """
     device = next(model.parameters()).device
-    totals = []
+    order = sorted(range(len(rows)), key=lambda row: sum(map(len, rows[row])))
+    totals = torch.zeros(len(rows), device=device)
     for start in range(0, len(rows), batch_size):
-        part = rows[start : start + batch_size]
-        width = max(len(prompt) + len(target) for prompt, target in part)
-        ids = torch.tensor([[*p, *t, *[pad_token_id] * (width - len(p) - len(t))] for p, t in part], device=device)
-        tokens = torch.tensor([[0] * len(p) + [1] * len(t) + [0] * (width - len(p) - len(t)) for p, t in part])
-        attention = torch.tensor([[1] * (len(p) + len(t)) + [0] * (width - len(p) - len(t)) for p, t in part])
+        part = order[start : start + batch_size]
+        lengths = [(len(rows[row][0]), sum(map(len, rows[row]))) for row in part]
+        width = max(length for _, length in lengths)
+        padded = [[*rows[row][0], *rows[row][1]] + [pad_token_id] * width for row in part]
+        ids = torch.tensor([row[:width] for row in padded], device=device)
+        place = torch.arange(width, device=device)
+        begins, ends = torch.tensor(lengths, device=device)[:, :, None].unbind(1)
+        target = ((begins <= place) & (place < ends))[:, 1:]
+        keep = width - int(begins.min()) + 1  # the last positions, from the one that predicts the first target on
         with torch.no_grad():
-            logits = model(input_ids=ids, attention_mask=attention.to(device), use_cache=False).logits
-        logps = torch.log_softmax(logits[:, :-1].float(), dim=-1).gather(-1, ids[:, 1:, None])[..., 0]
-        totals.append((logps * tokens[:, 1:].to(device)).sum(dim=1))
-    return torch.cat(totals) if totals else torch.zeros(0)
+            attention = (place < ends).long()
+            logits = model(input_ids=ids, attention_mask=attention, use_cache=False, logits_to_keep=keep).logits[:, :-1]
+        kept = logits.shape[1]  # fewer than `keep` where a target begins the row: nothing predicts its first token
+        logps = torch.log_softmax(logits.float(), dim=-1).gather(-1, ids[:, -kept:, None])[..., 0]
+        totals[torch.tensor(part, device=device)] = (logps * target[:, -kept:]).sum(dim=1)
+    return totals
 
 
 class TruthProbe(TrainerCallback):

@@ -92,7 +92,7 @@ def test_useful_share_by_hand() -> None:
 
 def test_truth_logps_equal_unpadded_scoring(policy: GPT2LMHeadModel) -> None:
     policy.eval()
-    rows = [([5, 6, 7], [8, 9]), ([4], [11, 12, 13, 14]), ([20, 21, 22, 23, 24], [3])]
+    rows = [([20, 21, 22, 23, 24], [3]), ([5, 6, 7], [8]), ([4], [11, 12, 13, 14])]  # not in the order of lengths
     expected = []
     for prompt, target in rows:
         with torch.no_grad():
