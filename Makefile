@@ -52,10 +52,11 @@ bench: $(STAMP) ## measure speed and parity on the CPU; writes benchmarks/result
 
 data: $(STAMP) ## positions by engine self-play, and the data set for GRPO and evaluation (needs Stockfish)
 	$(BIN)/python recipes/generate_data.py positions --output data/positions $(ARGS)
+	$(BIN)/python recipes/generate_data.py positions --output data/positions-checks --shards 16 --seed 1 --check_share 0.5 $(ARGS)
 	$(BIN)/python recipes/generate_data.py dataset --positions data/positions --output data/shipped
 
-sft: $(STAMP) ## train rookworld-nano from scratch, in three parts (needs the positions of `make data`)
-	set -e; for part in "" _2 _3; do $(LAUNCH) recipes/sft.py --config recipes/nano/sft/config_cpu$$part.yaml $(ARGS); done
+sft: $(STAMP) ## train rookworld-nano from scratch, in five parts (needs the positions of `make data`)
+	set -e; for part in "" _2 _3 _4 _5; do $(LAUNCH) recipes/sft.py --config recipes/nano/sft/config_cpu$$part.yaml $(ARGS); done
 
 clean: ## remove what runs and builds wrote, but not .venv
 	rm -rf runs build dist .pytest_cache .mypy_cache .ruff_cache

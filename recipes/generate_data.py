@@ -29,7 +29,11 @@ from rookworld_trl.data.shipping import POLICY_ROWS, build_shipped, counts
 
 def positions(args: argparse.Namespace) -> None:
     settings = GameSettings(
-        seed=args.seed, nodes=args.nodes, games_per_shard=args.games_per_shard, openings=args.openings
+        seed=args.seed,
+        nodes=args.nodes,
+        games_per_shard=args.games_per_shard,
+        openings=args.openings,
+        check_share=args.check_share,
     )
     shards = range(args.first_shard, args.first_shard + args.shards)
     if args.executor != "processes":
@@ -87,6 +91,7 @@ def main() -> None:
     play.add_argument("--seed", type=int, default=0)
     play.add_argument("--nodes", type=int, default=1000, help="engine nodes a position")
     play.add_argument("--openings", help="TSV of opening lines (lichess-org/chess-openings); none: random openings")
+    play.add_argument("--check_share", type=float, default=0.0, help="of the moves where check can be given: give it")
     play.add_argument("--workers", type=int, default=os.cpu_count())
     executors = ("processes", "datatrove", "slurm")
     play.add_argument("--executor", choices=executors, default="processes", help="who runs the workers")

@@ -7,11 +7,13 @@ Rows come from the positions that `recipes/generate_data.py positions` wrote. Ru
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from datasets import Dataset, load_from_disk
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast, set_seed
 from transformers.trainer_utils import get_last_checkpoint
@@ -41,6 +43,7 @@ class SFTRecipe:
     check_share: float = 0.0  # of the positions in check, or before one: one more L: row, and the P: row three times
     best_first: bool = False  # P: candidates begin with the best; else all are in UCI order
     init_from: str | None = None  # a checkpoint to start from; none: a new model of the size below
+    average_with: list[str] = field(default_factory=list)  # the mean of these and the trained model is saved
     tokenizer: Literal["nano", "gpt2"] = "nano"  # of a new model; gpt2: GPT-2's 50,257 tokens, as RookWorld-LM has them
     n_layer: int = 4
     n_embd: int = 128
@@ -152,6 +155,27 @@ class RowLossTrainer(SFTTrainer):
         return (result[0] * scale, *result[1:]) if isinstance(result, tuple) else result * scale
 
 
+def load_others(model: GPT2LMHeadModel, folders: Sequence[str]) -> list[GPT2LMHeadModel]:
+    """The checkpoints to average with, of the model's own size."""
+    sizes = {name: weight.shape for name, weight in model.named_parameters()}
+    others = [load_model(folder) for folder in folders]
+    for folder, other in zip(folders, others, strict=True):
+        if {name: weight.shape for name, weight in other.named_parameters()} != sizes:
+            raise RecipeError(f"average_with: {folder} holds a model of another size than the one to train")
+    return others
+
+
+def average(model: GPT2LMHeadModel, others: Sequence[GPT2LMHeadModel]) -> None:
+    """Make the model's weights the mean of its own and the others': a "model soup", https://arxiv.org/abs/2203.05482.
+
+    Each part of a training favours what it has much of; of parts that began where another ended, the mean is better at
+    all of it than any of them.
+    """
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            weight.copy_(torch.stack([weight.cpu(), *(other.get_parameter(name) for other in others)]).mean(0))
+
+
 def train() -> None:
     with bad_input():
         recipe, args = parse_recipe((SFTRecipe, SFTConfig))
@@ -161,6 +185,7 @@ def train() -> None:
         else:
             tokenizer = build_nano_tokenizer() if recipe.tokenizer == "nano" else build_gpt2_tokenizer()
             model = new_model(recipe, tokenizer)
+        others = load_others(model, recipe.average_with)
         rows, data_hash = load_rows(recipe, tokenizer, args.seed)
         order = args.seed if args.data_seed is None else args.data_seed
         rows = uniform_batches(rows, args.per_device_train_batch_size, order).remove_columns(["task", "length"])
@@ -173,9 +198,10 @@ def train() -> None:
     )
     last = get_last_checkpoint(args.output_dir) if Path(args.output_dir).is_dir() else None
     trainer.train(resume_from_checkpoint=last)
+    average(model, others)
     trainer.save_model()
     facts = {"rows": len(rows), "data_sha256": data_hash, "seed": args.seed, "steps": trainer.state.global_step}
-    facts |= {"data_seed": args.data_seed, "init_from": recipe.init_from}
+    facts |= {"data_seed": args.data_seed, "init_from": recipe.init_from, "average_with": recipe.average_with}
     Path(args.output_dir, "training.json").write_text(json.dumps(facts, indent=2) + "\n")
 
 

@@ -47,6 +47,7 @@ class GameSettings:
     max_plies: int = 180
     games_per_shard: int = 20
     openings: str | None = None
+    check_share: float = 0.0  # of the moves played where check can be given: one that gives it
 
 
 def read_openings(path: str | Path) -> list[tuple[str, ...]]:
@@ -107,6 +108,10 @@ def opening_position(rng: random.Random, openings: Sequence[tuple[str, ...]]) ->
     return board
 
 
+def _checks(board: chess.Board) -> list[str]:
+    return [move.uci() for move in board.legal_moves if board.gives_check(move)]
+
+
 def play_game(
     engine: Engine, index: int, settings: GameSettings, openings: Sequence[tuple[str, ...]]
 ) -> Iterator[dict[str, Any]]:
@@ -120,7 +125,10 @@ def play_game(
         values = engine.analyse(board, multipv=settings.multipv, game=index)
         if not values:
             return
-        if rng.random() < random_share:
+        checks = _checks(board) if settings.check_share and rng.random() < settings.check_share else []
+        if checks:
+            played = rng.choice(checks)
+        elif rng.random() < random_share:
             played = rng.choice([move.uci() for move in board.legal_moves])
         else:
             best = win_chance(values[0].centipawns)
@@ -168,10 +176,10 @@ def missing_shards(directory: Path, shards: range, settings: GameSettings) -> li
     """
     directory.mkdir(parents=True, exist_ok=True)
     stamp = directory / "settings.json"
-    described = json.dumps(asdict(settings), indent=2, sort_keys=True)
-    if stamp.exists() and stamp.read_text() != described:
+    described = asdict(settings)
+    if stamp.exists() and asdict(GameSettings()) | json.loads(stamp.read_text()) != described:
         raise ValueError(f"{stamp} was made with other settings; choose another directory or the same settings")
-    stamp.write_text(described)
+    stamp.write_text(json.dumps(described, indent=2, sort_keys=True))
     return [shard for shard in shards if not shard_path(directory, shard).exists()]
 
 

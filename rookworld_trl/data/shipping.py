@@ -18,7 +18,7 @@ from rookworld_trl.data.strata import illegal_move, phase, stratum
 from rookworld_trl.engine import Engine
 from rookworld_trl.tasks import environment, position_key
 
-POLICY_ROWS: dict[SplitName, int] = {"train": 12_000, "dev": 800, "test": 1_000}
+POLICY_ROWS: dict[SplitName, int] = {"train": 12_000, "dev": 2_000, "test": 3_000}
 ENVIRONMENT_ROWS: dict[SplitName, int] = {"train": 9_000, "dev": 1_000, "test": 1_500}
 
 # Shares of the strata; a stratum that has too few rows gives its place to quiet moves.

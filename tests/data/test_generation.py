@@ -1,5 +1,6 @@
 """Positions by self-play and rows made from them."""
 
+import json
 import random
 
 import chess
@@ -39,6 +40,21 @@ def test_resuming_leaves_finished_shards_alone_and_refuses_other_settings(tmp_pa
     assert generation.shard_path(tmp_path, 0).stat().st_mtime_ns == before
     with pytest.raises(ValueError, match="made with other settings"):
         run(tmp_path, range(1), GameSettings(seed=4))
+    stamp = tmp_path / "settings.json"  # as one that was written before a setting existed
+    stamp.write_text(json.dumps({k: v for k, v in json.loads(stamp.read_text()).items() if k != "check_share"}))
+    assert run(tmp_path, range(1)) == {}
+
+
+@requires_stockfish
+def test_check_share_makes_positions_in_check(tmp_path):
+    def in_check(check_share):
+        directory = tmp_path / str(check_share)
+        settings = GameSettings(seed=1, nodes=50, max_plies=60, games_per_shard=6, check_share=check_share)
+        run(directory, range(1), settings)
+        fens = pq.read_table(generation.shard_path(directory, 0))["fen"].to_pylist()
+        return sum(chess.Board(fen).is_check() for fen in fens) / len(fens)
+
+    assert in_check(1.0) > 2 * in_check(0.0)
 
 
 @requires_stockfish

@@ -11,7 +11,7 @@ import torch
 from datasets import Dataset
 from transformers import GPT2LMHeadModel
 
-from recipes.sft import SFTRecipe, encode_shard, load_rows, new_model, uniform_batches
+from recipes.sft import SFTRecipe, average, encode_shard, load_others, load_rows, new_model, uniform_batches
 from rookworld_trl.config import RecipeError, parse_recipe
 from rookworld_trl.data.generation import POSITION_SCHEMA
 from rookworld_trl.data.splits import split_of
@@ -109,3 +109,18 @@ def test_muon_takes_the_block_matrices_and_adamw_the_rest() -> None:
     model(input_ids=torch.tensor([[1, 2, 3]]), labels=torch.tensor([[1, 2, 3]])).loss.backward()
     optimizer.step()
     assert all(not torch.equal(before[name], model.get_parameter(name)) for name in matrices)
+
+
+def test_the_mean_of_three_models(tmp_path: Path) -> None:
+    models = [new_model(SFTRecipe(n_layer=1, n_embd=16, n_head=2), build_nano_tokenizer()) for _ in range(3)]
+    expected = {k: sum(m.state_dict()[k].double() for m in models) / 3 for k in models[0].state_dict()}
+    folders = [str(tmp_path / str(i)) for i in range(3)]
+    for model, folder in zip(models, folders, strict=True):
+        model.save_pretrained(folder)
+    average(models[0], load_others(models[0], folders[1:]))
+    for name, weight in models[0].state_dict().items():
+        torch.testing.assert_close(weight.double(), expected[name], atol=1e-6, rtol=0)
+    assert models[0].lm_head.weight is models[0].transformer.wte.weight
+    wider = new_model(SFTRecipe(n_layer=1, n_embd=32, n_head=2), build_nano_tokenizer())
+    with pytest.raises(RecipeError, match=f"average_with: {folders[1]} holds a model of another size"):
+        load_others(wider, folders[1:])
