@@ -13,7 +13,8 @@ it samples completions of the shipped test rows. Three kinds of work:
 
 Without a model it takes a random GPT-2 of `--random`, random prompts of 90 to 130 tokens and no end token: all sides do
 equal work, 40 tokens a completion, and there is nothing to draft. `generate` is timed with its dynamic cache, with
-`--static` also with the static one, with `--compiled` also compiled; on a GPU with vLLM installed, that too.
+`--static` also with the static one, with `--compiled` also compiled; on a GPU ours is timed
+with CUDA graphs too, and vLLM where it is installed.
 """
 
 import argparse
@@ -89,9 +90,10 @@ class Work:
         completions = out[:, longest:].tolist()
         return [ids[: ids.index(self.eos) + 1] if self.eos in ids else ids for ids in completions]
 
-    def native(self, samples: int, drafts: list[list[int]] | None = None) -> list[list[int]]:
+    def native(self, samples: int, drafts: list[list[int]] | None = None, graphs: bool = False) -> list[list[int]]:
         settings = {"num_samples": samples, "max_new_tokens": self.max_new_tokens, "eos_token_id": self.eos}
-        result: Rollout = rollout(self.model, self.prompts, drafts=drafts, temperature=self.temperature, **settings)
+        settings |= {"drafts": drafts, "temperature": self.temperature, "cuda_graphs": graphs}
+        result: Rollout = rollout(self.model, self.prompts, **settings)
         return result.completion_ids
 
     def greedy(self) -> list[list[int]]:
@@ -158,6 +160,8 @@ def main() -> None:
                 "generate": partial(work.generate, samples),
                 "native": partial(work.native, samples),
             }
+            if device == "cuda":
+                sides["native_graphs"] = partial(work.native, samples, graphs=True)
             if arguments.static:
                 sides["generate_static"] = partial(work.generate, samples, "static")
             if arguments.compiled:

@@ -49,6 +49,7 @@ def rollout(
     seed: int = 0,
     batch_size: int | None = None,
     drafts: Sequence[Sequence[int] | None] | None = None,
+    cuda_graphs: bool = False,
 ) -> Rollout:
     """Sample `num_samples` completions of each prompt.
 
@@ -68,6 +69,8 @@ def rollout(
         batch_size: samples drawn at the same time; None: all.
         drafts: for each prompt the completion to expect, its end token included, or None. The samples are the same with
             any draft; the better it is, the sooner they are there.
+        cuda_graphs: record the decoding step as a CUDA graph for each shape it takes. On other devices the same step
+            runs unrecorded, which changes nothing but its time.
 
     Raises:
         ValueError: an unsupported model, a prompt that is empty or leaves no room for `max_new_tokens`, or a sampling
@@ -83,7 +86,7 @@ def rollout(
     for what, sequences in (("prompt", prompt_ids), ("draft", drafts or [])):
         _check_tokens(what, sequences, gpt2.config.vocab_size)
     _check_lengths(prompt_ids, gpt2.config.n_positions - max_new_tokens)
-    settings = Settings(max_new_tokens, eos_token_id, temperature, top_k, top_p, seed)
+    settings = Settings(max_new_tokens, eos_token_id, temperature, top_k, top_p, seed, cuda_graphs)
     rows = len(prompt_ids) * num_samples
     result = Rollout([[]] * rows, [[]] * rows, [0.0] * len(prompt_ids))
     usable = [usable_draft(draft or (), eos_token_id, max_new_tokens) for draft in drafts or [()] * len(prompt_ids)]

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rookworld_trl.modeling.cuda_graphs import Repeated
 from rookworld_trl.modeling.drafting import verify
 from rookworld_trl.modeling.gpt2 import GPT2
 from rookworld_trl.modeling.sampling import cumulative_probs, draw, row_generator, sampling_log_probs
@@ -28,6 +29,7 @@ class Settings:
     top_k: int
     top_p: float
     seed: int
+    cuda_graphs: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,27 +190,48 @@ class SampleBatch:
 
     def _decode(self, decoder: SharedPrefixDecoder, rows: Tensor) -> None:
         """Draw the decoder's items, which are these rows (n,), token by token."""
-        limit, eos = self.settings.max_new_tokens, self.settings.eos_token_id
         rows = rows[decoder.source].where(decoder.filled, self.spare)
         while True:
-            last = self.tokens[rows, self.lengths[rows] - 1]
-            log_probs = self._log_probs(decoder.forward(last[:, None]))
-            done, lengths = self.done[rows], self.lengths[rows]
-            columns = lengths.where(~done, limit)
-            cumulative = cumulative_probs(log_probs, self.settings.temperature == 0)
-            tokens = draw(cumulative, self.uniforms[rows, columns])
-            self.tokens[rows, columns] = tokens
-            self.logps[rows, columns] = log_probs.gather(-1, tokens[:, None]).squeeze(-1)
-            self.lengths[rows] = lengths = lengths + ~done
-            done |= lengths == limit
-            if eos is not None:
-                done |= tokens == eos
-            self.done[rows] = done
-            if done.all():
-                return
-            live = decoder.compact(~done)
-            if live is not None:
-                rows = rows[live][decoder.source].where(decoder.filled, self.spare)
+            for _ in self._steps(decoder, rows):
+                done = self.done[rows]
+                if done.all():
+                    return
+                live = decoder.compact(~done)
+                if live is not None:
+                    rows = rows[live][decoder.source].where(decoder.filled, self.spare)
+                    break
+
+    def _steps(self, decoder: SharedPrefixDecoder, rows: Tensor) -> Iterator[None]:
+        """Draw one token of each row (N,) after the other; ends where the steps' shapes have to change."""
+        if not self.settings.cuda_graphs:
+            while True:
+                self._draw_next(rows, decoder.forward(self._last(rows)[:, None]))
+                yield
+        stop = decoder.begin_steps()
+        step = Repeated(lambda: self._draw_next(rows, decoder.step(self._last(rows))), self.device)
+        while decoder.length < stop:
+            step()
+            decoder.length += 1
+            yield
+
+    def _last(self, rows: Tensor) -> Tensor:
+        return self.tokens[rows, self.lengths[rows] - 1]
+
+    def _draw_next(self, rows: Tensor, hidden: Tensor) -> None:
+        """One token more of rows (N,), from the final hidden states (N, n_embd) of what they have; in place."""
+        limit, eos = self.settings.max_new_tokens, self.settings.eos_token_id
+        log_probs = self._log_probs(hidden)
+        done, lengths = self.done[rows], self.lengths[rows]
+        columns = lengths.masked_fill(done, limit)
+        cumulative = cumulative_probs(log_probs, self.settings.temperature == 0)
+        tokens = draw(cumulative, self.uniforms[rows, columns])
+        self.tokens[rows, columns] = tokens
+        self.logps[rows, columns] = log_probs.gather(-1, tokens[:, None]).squeeze(-1)
+        self.lengths[rows] = lengths = lengths + ~done
+        done |= lengths == limit
+        if eos is not None:
+            done |= tokens == eos
+        self.done[rows] = done
 
     def _log_probs(self, hidden: Tensor) -> Tensor:
         settings = self.settings

@@ -20,6 +20,8 @@ from rookworld_trl.modeling.gpt2 import GPT2
 TILE_COST = 2
 # Gathering copies caches: worth it when this share of the cost or less is left.
 COMPACT_BELOW = 0.85
+# Steps of one shape attend to all columns up to the next multiple of this.
+COLUMNS_AT_ONCE = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,29 +110,67 @@ class SharedPrefixDecoder:
             self._gapless = False
         prefix_bias, own_bias = self._prefix_bias(count), self._own_bias(count)
 
+        stop = self.length + count
+        columns = slice(self.length, stop)
+
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
             if real is None:
-                return self._attend(layer, q, k, v, scale, prefix_bias, own_bias)
+                return self._attend(layer, q, k, v, scale, prefix_bias, own_bias, columns, stop)
             padded = q.new_zeros(3, len(self.source) * count, *q.shape[1:])
             padded[0, real], padded[1, real], padded[2, real] = q, k, v
             q, k, v = padded.unflatten(1, (-1, count))
-            return self._attend(layer, q, k, v, scale, prefix_bias, own_bias).flatten(0, 1)[real]
+            return self._attend(layer, q, k, v, scale, prefix_bias, own_bias, columns, stop).flatten(0, 1)[real]
 
         hidden = self.gpt2.hidden_states(tokens, positions, attend)
         self._own_lengths = self._own_lengths + (count if lengths is None else lengths)
         self.length += count
         return hidden.view(-1, hidden.shape[-1])
 
+    def begin_steps(self) -> int:
+        """Prepare for `step`; returns the `length` up to which its shapes hold. Afterwards begin again."""
+        self._column = torch.tensor([self.length], device=self.source.device)
+        self._own_lengths = self._own_lengths.clone()  # `step` counts in place
+        self._stop = min(self._used.shape[1], (self.length // COLUMNS_AT_ONCE + 1) * COLUMNS_AT_ONCE)
+        return self._stop
+
+    def step(self, tokens: Tensor) -> Tensor:
+        """As `forward` of one token (N,) a slot, but of the same shapes and Python values every time.
+
+        So a CUDA graph of one step does for all: which column is written only the device knows. The caller counts
+        `length` up, since a replayed graph runs no Python.
+        """
+        positions = (self._prefix_lengths + self._own_lengths).clamp(max=self.gpt2.config.n_positions - 1)
+        self._used.index_fill_(1, self._column, True)
+        own_bias = self._spread_bias(~self._used[:, None, : self._stop])
+
+        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+            return self._attend(layer, q, k, v, scale, self._bias, own_bias, self._column, self._stop)
+
+        hidden = self.gpt2.hidden_states(tokens[:, None], positions[:, None], attend)
+        self._own_lengths += 1
+        self._column += 1
+        return hidden.view(-1, hidden.shape[-1])
+
     def _attend(
-        self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float, prefix_bias: Tensor, own_bias: Tensor | None
+        self,
+        layer: int,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        scale: float,
+        prefix_bias: Tensor,
+        own_bias: Tensor | None,
+        columns: slice | Tensor,
+        stop: int,
     ) -> Tensor:
-        """Attention of (N, C, heads, head_dim) to the prefix and, causally, to the slot's own tokens."""
-        tiles, width, count, stop = self._tiles, self._width, q.shape[1], self.length + q.shape[1]
+        """Attention of (N, C, heads, head_dim) to the prefix and, as far as the bias lets them, to the slot's own first
+        `stop` columns, of which these tokens take `columns`."""
+        tiles, width, count = self._tiles, self._width, q.shape[1]
         heads, dim = q.shape[2:]
         split = (tiles, width, count, heads, dim)
         q, k, v = (x.view(split).permute(0, 3, 1, 2, 4) for x in (q, k, v))  # (tiles, heads, width, count, dim)
         own_keys, own_values = self._own[layer]
-        own_keys[..., self.length : stop, :], own_values[..., self.length : stop, :] = k, v
+        own_keys[..., columns, :], own_values[..., columns, :] = k, v
         own_keys, own_values = (x.flatten(0, 2)[:, :stop] for x in (own_keys, own_values))
         prefix_keys, prefix_values = self._prefix[layer].flatten(1, 2)
         # One softmax over both parts: a tile's queries against its prefix, a slot's against its own tokens.
@@ -218,7 +258,11 @@ class SharedPrefixDecoder:
         if not self._gapless:
             itself = torch.eye(count, stop, dtype=torch.bool, device=device).roll(self.length, 1)
             hidden = (hidden | ~self._used[:, None, :stop]) & ~itself  # no softmax over nothing, even in empty slots
-        bias = torch.zeros(hidden.shape, dtype=self._own.dtype, device=device).masked_fill(hidden, -torch.inf)
+        return self._spread_bias(hidden)
+
+    def _spread_bias(self, hidden: Tensor) -> Tensor:
+        """(N * heads, count, stop): -inf where `hidden` (N or 1, count, stop) says so, in the order of the own keys."""
+        bias = torch.zeros(hidden.shape, dtype=self._own.dtype, device=hidden.device).masked_fill(hidden, -torch.inf)
         bias = bias.expand(len(self.source), -1, -1).unflatten(0, (self._tiles, 1, self._width))
         return bias.expand(-1, self.gpt2.config.n_head, -1, -1, -1).flatten(0, 2)
 

@@ -30,7 +30,8 @@ APPLIED = (
     *("learning_rate", "max_steps", "num_train_epochs", "kl_stop_threshold", "kl_target", "kl_factor", "kl_horizon"),
     *("kl_interval", "beta_min", "beta_max", "max_grad_norm", "recovery", "recovery_*"),
     *("gradient_checkpointing*", "activation_checkpointing*"),
-    *("ref_device", "attn_implementation", "torch_compile*", "vllm_*"),  # these round differently, no more
+    # These round differently, no more.
+    *("ref_device", "attn_implementation", "torch_compile*", "vllm_*", "rollout_cuda_graphs"),
 )
 
 

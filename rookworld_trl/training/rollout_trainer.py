@@ -134,6 +134,7 @@ class RolloutTrainer(PlacementTrainer):
                 temperature=requests[0].temperature,
                 seed=seed,
                 drafts=[request.draft for request in requests],
+                cuda_graphs=self.args.rollout_cuda_graphs,
             )
         return result.completion_ids, result.logps
 

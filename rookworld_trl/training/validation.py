@@ -99,6 +99,13 @@ def check_sampling(config: "RookWorldGRPOConfig") -> None:
         "`use_vllm` and `use_transformers_continuous_batching` choose the sampler too",
         "unset them, or set `rollout_backend` to transformers",
     )
+    require(
+        not (config.rollout_cuda_graphs and (other or config.rollout_backend == "transformers")),
+        "rollout_cuda_graphs",
+        True,
+        "only this package's own decoding has a step to record",
+        "unset it, or set `rollout_backend` to native",
+    )
 
 
 def check_task_sampling(config: "RookWorldGRPOConfig") -> None:

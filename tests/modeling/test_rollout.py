@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable
 from itertools import product
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +11,8 @@ import torch
 from torch import Tensor
 from transformers import GPT2LMHeadModel
 
+from rookworld_trl.modeling import shared_prefix
+from rookworld_trl.modeling.cuda_graphs import Repeated
 from rookworld_trl.modeling.rollout import rollout
 
 GPT2Factory = Callable[..., GPT2LMHeadModel]
@@ -185,6 +188,35 @@ def test_a_sample_does_not_depend_on_how_many_there_are_or_how_long_they_may_get
     many = rollout(model, prompts, num_samples=9, max_new_tokens=25, eos_token_id=None)
     for prompt, sample in product(range(2), range(2)):
         assert many.completion_ids[9 * prompt + sample][:6] == few.completion_ids[2 * prompt + sample]
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize("drafted", [False, True])
+def test_steps_of_fixed_shape_draw_the_same(make_gpt2: GPT2Factory, drafted: bool, device: str) -> None:
+    """More columns than `COLUMNS_AT_ONCE`, rows that are compacted away, drafts that are left half-way."""
+    model = make_gpt2(n_positions=160).to(device)
+    prompts = random_prompts(3, 17, 5, 40)
+    settings = {"num_samples": 5, "max_new_tokens": 80, "eos_token_id": EOS, "seed": 4, "temperature": 0.9}
+    plain = rollout(model, prompts, **settings)
+    lengths = [len(ids) for ids in plain.completion_ids]
+    assert min(lengths) < 20
+    assert max(lengths) > 2 * shared_prefix.COLUMNS_AT_ONCE
+    if drafted:
+        settings["drafts"] = [plain.completion_ids[5 * i][: 3 + 10 * i] for i in range(4)]
+    fixed = rollout(model, prompts, cuda_graphs=True, **settings)
+    assert fixed.completion_ids == plain.completion_ids
+    for ours, theirs in zip(fixed.logps, plain.logps, strict=True):
+        assert np.allclose(ours, theirs, atol=1e-5)
+
+
+def test_a_step_is_recorded_at_its_second_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What CUDA would do, by a stand-in that records by calling."""
+    done: list[str] = []
+    step = Repeated(lambda: done.append("step"), torch.device("cuda"))
+    monkeypatch.setattr(step, "_record", lambda: SimpleNamespace(replay=lambda: done.append("replay")))
+    for _ in range(3):
+        step()
+    assert done == ["step", "replay", "replay"]
 
 
 def test_mode_gradients_and_parameters_are_left_alone(make_gpt2: GPT2Factory) -> None:

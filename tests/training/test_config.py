@@ -40,6 +40,10 @@ def test_defaults(tmp_path: Any) -> None:
         ({"model_init_kwargs": {"dtype": "bfloat16"}}, r"`model_init_kwargs.dtype` is 'bfloat16': .* float32"),
         ({"beta": -0.1}, r"`beta` is -0.1: .* Set it to 0 or more"),
         ({"epsilon": 0.0}, r"`epsilon` is \(0.0, 0.28\): .* Use something like 0.2 and 0.28"),
+        (
+            {"rollout_backend": "transformers", "rollout_cuda_graphs": True},
+            r"`rollout_cuda_graphs` is True: .* set `rollout_backend` to native",
+        ),
         ({"rollout_backend": "vllm"}, r"`rollout_backend` is 'vllm': no such choice. Choose one of auto, native"),
         (
             {"kl_type": "backward"},
