@@ -13,8 +13,9 @@ it samples completions of the shipped test rows. Three kinds of work:
 
 Without a model it takes a random GPT-2 of `--random`, random prompts of 90 to 130 tokens and no end token: all sides do
 equal work, 40 tokens a completion, and there is nothing to draft. `generate` is timed with its dynamic cache, with
-`--static` also with the static one, with `--compiled` also compiled; on a GPU ours is timed
-with CUDA graphs too, and vLLM where it is installed.
+`--static` also with the static one, with `--compiled` also compiled; on a GPU ours is timed with CUDA graphs too, and
+vLLM where it is installed. `bandwidth_share` is the time in which memory, at the speed of a copy, gives the weights and
+the keys and values once a step, over the time taken.
 """
 
 import argparse
@@ -104,6 +105,37 @@ class Work:
         return self.native(samples, self.greedy())
 
 
+def copy_bandwidth(device: str) -> float:
+    """Bytes a second, read and written, when a large tensor is copied: the limit that decoding runs against."""
+    source = torch.ones(1 << (28 if device == "cuda" else 26), device=device)  # 1 GiB, 256 MiB
+    target = torch.empty_like(source)
+    seconds = []
+    for _ in range(6):
+        start = time.perf_counter()
+        target.copy_(source)
+        if device == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - start)
+    return 2 * source.nbytes / min(seconds[1:])
+
+
+def least_bytes(work: Work, drawn: list[list[int]], bf16: bool) -> int:
+    """What plain native decoding must read: the weights once a pass, and in each the keys and values of live rows.
+
+    A prompt's are read once for all of its samples, a sample's own once each. The prefill is one pass more.
+    """
+    config, size = work.model.config, 2 if bf16 else 4
+    weights = (work.model.num_parameters() - work.model.transformer.wpe.weight.numel()) * size
+    token = 2 * config.n_layer * config.n_embd * size  # a key and a value in each layer
+    samples = len(drawn) // len(work.prompts)
+    total = weights
+    for step in range(1, max(map(len, drawn))):  # the prefill predicts the first token
+        live = [sum(len(ids) > step for ids in drawn[i : i + samples]) for i in range(0, len(drawn), samples)]
+        prefixes = sum(len(ids) for ids, rows in zip(work.prompts, live, strict=True) if rows)
+        total += weights + token * (prefixes + step * sum(live))
+    return total
+
+
 def vllm_side(model_path: str, work: Work) -> Callable[[int], object] | None:
     """Sampling by vLLM, prompts prefilled once each as it does by itself; None where it is not installed."""
     try:
@@ -150,7 +182,7 @@ def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model_path = None if arguments.random else arguments.model
     kinds = arguments.kinds if model_path else ["random"]
-    results, parameters = [], 0
+    results, parameters, bandwidth = [], 0, copy_bandwidth(device)
     for kind in kinds:
         work = Work(model_path, kind, arguments.random or [4, 128, 4, 512], arguments.prompts, device)
         parameters = work.model.num_parameters()
@@ -184,12 +216,17 @@ def main() -> None:
             row["speedup"] = {
                 name: round(seconds["generate"] / seconds[name], 2) for name in sides if name != "generate"
             }
+            floor = least_bytes(work, drawn, arguments.bf16) / bandwidth
+            row["bandwidth_share"] = {
+                name: round(floor / seconds[name], 3) for name in ("native", "native_graphs") if name in seconds
+            }
             print(json.dumps(row), flush=True)
             results.append(row)
     report = {
         "parameters": parameters,
         "threads": torch.get_num_threads(),
         "bf16_autocast": arguments.bf16,
+        "copy_gb_per_second": round(bandwidth / 1e9, 1),
         "torch": torch.__version__,
         "machine": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
         "results": results,
