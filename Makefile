@@ -32,7 +32,7 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP) ## evaluate rookworld-nano, train it with GRPO on the CPU, evaluate again (about 10 minutes)
 	$(LAUNCH) recipes/grpo.py --config $(DEMO) $(ARGS)
 
-demo-long: $(STAMP) ## the same with both tasks, about an hour
+demo-long: $(STAMP) ## the same with both tasks, forty minutes or more
 	$(LAUNCH) recipes/grpo.py --config recipes/nano/grpo/config_cpu_long.yaml $(ARGS)
 
 test: $(STAMP) ## run the tests
