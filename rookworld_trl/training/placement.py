@@ -16,7 +16,7 @@ from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.utils import logging
 
-from rookworld_trl.training.validation import require
+from rookworld_trl.training.refusal import require
 
 if TYPE_CHECKING:
     from rookworld_trl.training.config import RookWorldGRPOConfig

@@ -1,0 +1,121 @@
+"""Checks of what is sampled, by whom and from which prompts; part of `validation`."""
+
+from typing import TYPE_CHECKING, Any
+
+from rookworld_trl.training.refusal import check_choice, require
+
+if TYPE_CHECKING:
+    from rookworld_trl.training.config import RookWorldGRPOConfig
+
+ROLLOUT_BACKENDS = ("auto", "native", "transformers")
+
+# `generation_kwargs` reach `generate` behind the loss's back; only those that cannot change what is sampled may pass.
+_HARMLESS_GENERATION_KWARGS = {"use_cache", "cache_implementation", "prefill_chunk_size"}
+
+_SCORED = "the loss scores tokens under the untruncated distribution, so this one would be scored wrongly"
+_WITHOUT_TRUNCATION: dict[str, Any] = {"top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
+
+
+def check_sampling(config: "RookWorldGRPOConfig") -> None:
+    require(
+        config.temperature > 0,
+        "temperature",
+        config.temperature,
+        "sampling needs a positive temperature",
+        "set it to 1.0; greedy decoding belongs to evaluation",
+    )
+    require(config.top_p == 1.0, "top_p", config.top_p, _SCORED, "set it to 1.0")
+    require(config.top_k in (0, None), "top_k", config.top_k, _SCORED, "set it to 0")
+    require(config.min_p in (0.0, None), "min_p", config.min_p, _SCORED, "leave it unset")
+    require(config.repetition_penalty == 1.0, "repetition_penalty", config.repetition_penalty, _SCORED, "set it to 1.0")
+    extra = set(config.generation_kwargs or {}) - _HARMLESS_GENERATION_KWARGS
+    require(not extra, "generation_kwargs", sorted(extra), _SCORED, "remove these keys")
+    check_choice(config, "rollout_backend", ROLLOUT_BACKENDS)
+    other = config.use_vllm or config.use_transformers_continuous_batching
+    require(
+        not (other and config.rollout_backend == "native"),
+        "rollout_backend",
+        config.rollout_backend,
+        "`use_vllm` and `use_transformers_continuous_batching` choose the sampler too",
+        "unset them, or set `rollout_backend` to transformers",
+    )
+    require(
+        not (config.rollout_cuda_graphs and (other or config.rollout_backend == "transformers")),
+        "rollout_cuda_graphs",
+        True,
+        "only this package's own decoding has a step to record",
+        "unset it, or set `rollout_backend` to native",
+    )
+
+
+def check_task_sampling(config: "RookWorldGRPOConfig") -> None:
+    by_task = config.task_sampling or {}
+    require(
+        isinstance(by_task, dict) and all(isinstance(own, dict) for own in by_task.values()),
+        "task_sampling",
+        by_task,
+        "settings stand by task",
+        "write it as {environment: {temperature: 0.7}}",
+    )
+    require(
+        not by_task or not (config.use_vllm or config.use_transformers_continuous_batching),
+        "task_sampling",
+        by_task,
+        "vLLM and continuous batching take one setting for all rows",
+        "unset `use_vllm` and `use_transformers_continuous_batching`, or leave it out",
+    )
+    for task, own in dict(by_task).items():  # type: ignore[arg-type]
+        for name, value in own.items():
+            field = f"task_sampling[{task}].{name}"
+            if name == "temperature":
+                positive = isinstance(value, int | float) and value > 0
+                require(positive, field, value, "sampling needs a positive temperature", "set it to something like 1.0")
+            elif name == "max_completion_length":
+                limit = config.max_completion_length or 0
+                fits = isinstance(value, int) and 1 <= value <= limit
+                require(fits, field, value, "it lies outside 1 to `max_completion_length`", f"use at most {limit}")
+            elif name in _WITHOUT_TRUNCATION:
+                # Renormalising over what a truncated sampler kept would make the loss exact for the sampling policy
+                # only: after an update, tokens that were sampled may lie outside the new policy's cut, at ratio 0.
+                require(value == _WITHOUT_TRUNCATION[name], field, value, _SCORED, "leave it out")
+            else:
+                require(False, field, value, "no such setting", "use temperature or max_completion_length")
+
+
+def check_mining(config: "RookWorldGRPOConfig") -> None:
+    require(
+        0 <= config.mining_ordinary <= 1,
+        "mining_ordinary",
+        config.mining_ordinary,
+        "it is a share",
+        "set it between 0 and 1, 0.1 to 0.2 is common",
+    )
+    require(config.mining_rounds >= 0, "mining_rounds", config.mining_rounds, "it is a count", "set it to 0 or more")
+    require(
+        config.mining_candidates >= 1,
+        "mining_candidates",
+        config.mining_candidates,
+        "a prompt cannot be chosen from none",
+        "set it to 1 or more",
+    )
+    require(
+        0 <= config.mining_decay < 1,
+        "mining_decay",
+        config.mining_decay,
+        "the average would never move",
+        "set it to something like 0.5",
+    )
+    require(
+        not (config.mining and config.use_gae),
+        "mining",
+        True,
+        "with `use_gae` the value head is the baseline, and a group whose rewards agree still teaches",
+        "set one of them to False",
+    )
+    require(
+        not (config.mining and (config.use_vllm or config.use_transformers_continuous_batching)),
+        "mining",
+        True,
+        "it samples parts of a batch, which vLLM and continuous batching here do not",
+        "unset `use_vllm` and `use_transformers_continuous_batching`, or set `mining` to False",
+    )
