@@ -131,6 +131,7 @@ class SharedPrefixDecoder:
         self._column = torch.tensor([self.length], device=self.source.device)
         self._own_lengths = self._own_lengths.clone()  # `step` counts in place
         self._stop = min(self._used.shape[1], (self.length // COLUMNS_AT_ONCE + 1) * COLUMNS_AT_ONCE)
+        self._own[..., self.length : self._stop, :] = 0  # steps attend to these before they are written, and NaN stays
         return self._stop
 
     def step(self, tokens: Tensor) -> Tensor:
