@@ -29,10 +29,10 @@ from rookworld_trl.modeling.hub import push_folder
 from rookworld_trl.modeling.loading import load
 from rookworld_trl.reports import plot_run, read_run
 from rookworld_trl.reports.card import write_card
-from rookworld_trl.reports.live import report_live
 from rookworld_trl.reports.summary import timed, write_summary
 from rookworld_trl.training import RookWorldGRPOConfig, RookWorldGRPOTrainer
 from rookworld_trl.training.exits import DIVERGED, DONE, PREEMPTED, close_process_group, reported
+from rookworld_trl.training.live import report_live
 from rookworld_trl.training.resume import choose_start, mark_finished
 
 NANO = Path(rookworld_trl.__file__).parent / "assets" / "nano"

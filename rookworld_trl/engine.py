@@ -175,7 +175,7 @@ class Engine:
 
     def _start(self) -> None:
         try:
-            self._process = chess.engine.SimpleEngine.popen_uci(self.path, timeout=max(self.timeout, 5.0))
+            self._process = chess.engine.SimpleEngine.popen(_FirstMoves, self.path, timeout=max(self.timeout, 5.0))
             self._process.configure(dict(self._options))
             self._process.timeout = self.timeout  # grace behind `Limit.time`: a hung search ends after twice that
         except Exception as error:
@@ -203,6 +203,18 @@ class Engine:
         with contextlib.suppress(ProcessLookupError):  # so has the process
             process.transport.kill()
         process.close()
+
+
+class _FirstMoves(chess.engine.UciProtocol):
+    """Cuts lines of play to their first move, the only one read here.
+
+    python-chess plays each line out on a board to check it, at every depth: more work than a short search itself, and
+    all engines of a process share one interpreter for it.
+    """
+
+    def _line_received(self, line: str) -> None:
+        head, mark, moves = line.partition(" pv ")
+        super()._line_received(head + mark + moves.split(" ", 1)[0])
 
 
 def _forget_commands(protocol: chess.engine.Protocol) -> None:

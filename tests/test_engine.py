@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import chess
+import chess.engine
 import pytest
 
 from rookworld_trl.engine import Engine, MoveValue, find_engine
@@ -46,6 +47,24 @@ def wait_until_gone(pid: int, seconds: float = 5.0) -> bool:
     while is_running(pid) and time.monotonic() < deadline:
         time.sleep(0.02)
     return not is_running(pid)
+
+
+@requires_stockfish
+def test_lines_of_play_are_read_to_their_first_move_with_the_values_that_python_chess_reads() -> None:
+    board = chess.Board("r1bqkbnr/pppp1ppp/2n5/4p3/4P3/5N2/PPPP1PPP/RNBQKB1R w KQkq - 2 3")
+    with Engine(depth=9) as engine:
+        values = engine.analyse(board, multipv=5)
+        assert engine._process is not None
+        lines = engine._process.analyse(board, engine.limit, multipv=5)
+    with chess.engine.SimpleEngine.popen_uci(find_engine()) as plain:
+        plain.configure({"Threads": 1, "Hash": 16})
+        whole = plain.analyse(board, chess.engine.Limit(depth=9), multipv=5)
+    assert values is not None
+    assert [(v.move, v.centipawns) for v in values] == [
+        (line["pv"][0].uci(), line["score"].relative.score(mate_score=10_000)) for line in whole
+    ]
+    assert max(len(line["pv"]) for line in whole) > 2
+    assert {len(line["pv"]) for line in lines} == {1}
 
 
 @requires_stockfish

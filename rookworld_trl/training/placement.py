@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
+from datasets import Dataset
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.utils import logging
@@ -81,7 +82,7 @@ def settle(config: "RookWorldGRPOConfig") -> None:
     )
     require(0 < config.memory_share <= 1, "memory_share", config.memory_share, "it is a share", "set it to 0.85, say")
     require(
-        not config.auto_batch_size or (torch.cuda.is_available() and not config.use_cpu),
+        not config.auto_batch_size or _on_gpu(config),
         "auto_batch_size",
         config.auto_batch_size,
         "memory is measured on a CUDA GPU only",
@@ -215,12 +216,41 @@ def measured_memory(model: nn.Module, length: int, keep: int, dtype: torch.dtype
     return measure
 
 
-def fit_batch_on_gpu(config: "RookWorldGRPOConfig", model: Any, dataset: Any, tokenizer: Any) -> None:
-    """`fit_batch` for the run at hand, if `auto_batch_size` asks for it."""
-    if not config.auto_batch_size or not isinstance(model, nn.Module):
+def fit_to_gpu(config: "RookWorldGRPOConfig", model: Any, dataset: Any, tokenizer: Any) -> None:
+    """Settle what depends on the prompts and the GPU: the micro-batch (`auto_batch_size`) and how to compile.
+
+    torch.compile's `reduce-overhead` records CUDA graphs, one for each shape. So it is taken where there is one shape,
+    all prompts and all completions padded to one bucket, and the user chose no mode; else the default mode stands.
+
+    Raises:
+        ValueError: `auto_batch_size` where prompts are streamed, or where not even one row fits.
+    """
+    if not _on_gpu(config) or not (config.auto_batch_size or config.torch_compile):
         return
-    longest = max(map(len, tokenizer(list(dataset["prompt"]))["input_ids"]))
-    keep = int(config.max_completion_length or 0)
-    dtype = torch.bfloat16 if config.bf16 else torch.float16 if config.fp16 else None
-    measure = measured_memory(model, longest + keep, keep, dtype)
-    fit_batch(config, measure, torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory)
+    longest, keep = _longest_prompt(dataset, tokenizer), int(config.max_completion_length or 0)
+    if config.auto_batch_size and isinstance(model, nn.Module):
+        require(
+            longest is not None,
+            "auto_batch_size",
+            True,
+            "the longest of streamed prompts is not known beforehand",
+            "give a data set with a length, or set `per_device_train_batch_size` by hand",
+        )
+        dtype = torch.bfloat16 if config.bf16 else torch.float16 if config.fp16 else None
+        measure = measured_memory(model, (longest or 0) + keep, keep, dtype)
+        fit_batch(config, measure, torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory)
+    one_shape = longest is not None and 0 < keep <= (config.pad_to_multiple_of or 0) >= longest
+    inductor = config.torch_compile and config.torch_compile_backend == "inductor"
+    if one_shape and inductor and config.torch_compile_mode is None:
+        config.torch_compile_mode = "reduce-overhead"
+
+
+def _on_gpu(config: "RookWorldGRPOConfig") -> bool:
+    return torch.cuda.is_available() and not config.use_cpu
+
+
+def _longest_prompt(dataset: Any, tokenizer: Any) -> int | None:
+    """In tokens; None where prompts cannot be counted beforehand."""
+    if not isinstance(dataset, Dataset) or not len(dataset):
+        return None
+    return max(map(len, tokenizer(list(dataset["prompt"]))["input_ids"]))

@@ -23,7 +23,7 @@ from rookworld_trl.training.advantages import Baseline, combine_rewards, scale_a
 from rookworld_trl.training.checkpoint_trainer import CheckpointTrainer
 from rookworld_trl.training.config import RookWorldGRPOConfig
 from rookworld_trl.training.monitor import HealthMonitor, TruthProbe, truth_rows
-from rookworld_trl.training.placement import fit_batch_on_gpu
+from rookworld_trl.training.placement import fit_to_gpu
 from rookworld_trl.training.preparation import (
     check_output_dir,
     check_tokenizer,
@@ -80,7 +80,7 @@ class RookWorldGRPOTrainer(CheckpointTrainer):
             widen_to_float32(model)
         if args.use_peft and kwargs.get("peft_config") is None:
             kwargs["peft_config"] = lora_config(args, model)
-        fit_batch_on_gpu(args, model, train_dataset, processing_class)
+        fit_to_gpu(args, model, train_dataset, processing_class)
         with reference_from(model, args, adapter=kwargs.get("peft_config") is not None):
             super().__init__(model, reward_funcs, args, train_dataset, eval_dataset, processing_class, **kwargs)
         check_tokenizer(self.processing_class)

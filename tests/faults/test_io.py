@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 from rookworld_trl.files import append_line, write_atomically
-from rookworld_trl.reports.live import LiveReport, live_line
 from rookworld_trl.reports.run import read_run
 from rookworld_trl.training import monitor
 from rookworld_trl.training.checkpoints import newest_valid
+from rookworld_trl.training.live import LiveReport, live_line
 from rookworld_trl.training.monitor import HealthMonitor
 from tests.faults.disk import files_end_at
 from tests.faults.toy import make_trainer
@@ -68,7 +68,7 @@ def test_a_full_disk_costs_lines_of_the_log_and_no_more(
         state.global_step = step
         with monkeypatch.context() as patch:
             if step == 2:
-                patch.setattr("rookworld_trl.reports.live.append_line", full)
+                patch.setattr("rookworld_trl.training.live.append_line", full)
             report.on_log(None, state, None, logs={"kl": 0.1})  # type: ignore[arg-type]
     report.on_train_end(None, state, None)  # type: ignore[arg-type]
     assert [row["step"] for row in read_run(tmp_path).steps] == [1, 3]

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from datasets import Dataset
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
@@ -136,6 +137,38 @@ def test_compiled_shapes_are_padded_to_buckets(options: dict[str, Any]) -> None:
         config.pad_to_multiple_of = given
         placement.settle(config)
         assert config.pad_to_multiple_of == expected
+
+
+@pytest.mark.parametrize(
+    ("changes", "mode"),
+    [
+        ({"pad_to_multiple_of": 64}, "reduce-overhead"),
+        ({"pad_to_multiple_of": 4}, "default"),  # completions of up to 6 tokens take one bucket or two
+        ({"pad_to_multiple_of": 8, "max_completion_length": 16}, "default"),
+        ({"pad_to_multiple_of": 64, "torch_compile_mode": "max-autotune"}, "max-autotune"),
+        ({"pad_to_multiple_of": 64, "torch_compile_backend": "eager"}, "default"),
+        ({"pad_to_multiple_of": 64, "use_cpu": True}, "default"),
+    ],
+)
+def test_where_all_batches_have_one_shape_graphs_are_recorded(
+    make_trainer: Make, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], mode: str
+) -> None:
+    """As on a GPU, which the choice alone believes in."""
+    monkeypatch.setattr(placement, "_on_gpu", lambda config: not changes.get("use_cpu"))
+    trainer = make_trainer(torch_compile=True, **changes)
+    assert trainer.accelerator.state.dynamo_plugin.mode == mode
+
+
+def test_prompts_longer_than_the_bucket_have_more_than_one_shape(
+    options: dict[str, Any], prompts: Dataset, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(placement, "_on_gpu", lambda config: True)
+    longest = max(len(ids) for ids in tiny_tokenizer(list(prompts["prompt"]))["input_ids"])
+    for bucket, mode in ((longest, "reduce-overhead"), (longest - 1, None)):
+        config = RookWorldGRPOConfig(**options | {"max_completion_length": 2})
+        config.torch_compile, config.torch_compile_backend, config.pad_to_multiple_of = True, "inductor", bucket
+        placement.fit_to_gpu(config, None, prompts, tiny_tokenizer)
+        assert config.torch_compile_mode == mode
 
 
 def batch(rows: int, accumulation: int, share: float = 0.5) -> SimpleNamespace:

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from rookworld_trl.reports.live import LiveReport, live_line
+from rookworld_trl.training.live import LiveReport, live_line
 
 LOGS = {"rewards/policy_reward/mean": 0.3124, "kl": 0.0021, "policy/best_legal": 0.61, "groups/useful": 0.94, "x": 1.0}
 
