@@ -1,6 +1,6 @@
 """What do the trainer's controls cost? One step with all of them beside the same step without, medians.
 
-    python benchmarks/controls.py [--rounds 4] [--steps 10] [--prompts 60] [--samples 16] [--micro-batches 8]
+    python benchmarks/controls.py [--rounds 6] [--steps 10] [--prompts 60] [--samples 16] [--micro-batches 8]
 
 On: adaptive KL control with warm-up, KL stop, adaptive baseline, the advanced schedule, health bands with events, the
 truth's log-prob every ten steps, throughput and MFU, recovery from NaN with its snapshots. Off: the same trainer with a
@@ -11,12 +11,14 @@ Each side is a process of its own, and the two take their steps in turn: what sl
 A process can be a few per cent slower than its twin for all of its life; so each round starts new ones. A step is
 everything from its beginning to the next one's. Ten steps hold one look at the truth's log-prob, as in any run; the
 first step, which runs the gates, is left out. Without a GPU the seconds are those of the CPU, which other work on the
-machine does not stretch.
+machine does not stretch, with one thread a side, for a thread that waits for others counts as busy. The interval of the
+overhead comes from drawing the rounds again.
 """
 
 import argparse
 import json
 import os
+import platform
 import statistics
 import subprocess
 import sys
@@ -26,6 +28,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, TextIO
 
+import numpy as np
 import torch
 from transformers import TrainerCallback, set_seed
 from transformers.utils import logging
@@ -34,11 +37,14 @@ import rookworld_trl
 from rookworld_trl import rewards
 from rookworld_trl.data import load_shipped
 from rookworld_trl.data.mixing import mix
+from rookworld_trl.evaluation.intervals import bootstrap_ratios, percentile_interval
 from rookworld_trl.modeling.loading import load
 from rookworld_trl.training import RookWorldGRPOConfig, RookWorldGRPOTrainer
 from rookworld_trl.training.monitor import DEFAULT_BANDS
 
 SHIPPED = Path(rookworld_trl.__file__).parent / "assets" / "nano"
+# Of each side; None: as many as torch takes.
+THREADS = None if torch.cuda.is_available() else 1
 SECONDS = time.perf_counter if torch.cuda.is_available() else time.process_time
 OUTPUT = Path(__file__).parent / "results" / "controls.json"
 
@@ -115,7 +121,10 @@ def measure(arguments: argparse.Namespace) -> dict[str, list[float]]:
             command = [sys.executable, __file__, "--side", side]
             for name in ("steps", "prompts", "samples", "micro_batches"):
                 command += [f"--{name.replace('_', '-')}", str(getattr(arguments, name))]
-            sides[side] = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            environment = os.environ | ({"OMP_NUM_THREADS": str(THREADS)} if THREADS else {})
+            sides[side] = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+            )
         clocks = {side: [_clock(process)] for side, process in sides.items()}
         for number in range(arguments.steps + 1):
             for side in sorted(sides, reverse=number % 2 == 0):
@@ -141,7 +150,7 @@ def _clock(process: "subprocess.Popen[str]") -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--steps", type=int, default=10, help="timed ones of a round")
     parser.add_argument("--prompts", type=int, default=60)
     parser.add_argument("--samples", type=int, default=16)
@@ -152,24 +161,30 @@ def main() -> None:
     if arguments.side:
         train(arguments)
         return
-    rounds = []
+    rounds: list[dict[str, float]] = []
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
     for _ in range(arguments.rounds):
         seconds = measure(arguments)
         rounds.append({side: statistics.mean(values) for side, values in seconds.items()})
         print(json.dumps(rounds[-1]), flush=True)
-    ratios = [both["on"] / both["off"] for both in rounds]
-    report = {
-        "seconds_per_step": {side: round(statistics.median(both[side] for both in rounds), 4) for side in rounds[0]},
-        "overhead": round(statistics.median(ratios) - 1, 4),
-        "overhead_of_each_round": [round(ratio - 1, 4) for ratio in ratios],
+        arguments.output.write_text(json.dumps(report(rounds, arguments), indent=1) + "\n")
+    print(arguments.output.read_text())
+
+
+def report(rounds: list[dict[str, float]], arguments: argparse.Namespace) -> dict[str, Any]:
+    on, off = (np.array([[both[side]] for both in rounds]) for side in ("on", "off"))
+    low, high = percentile_interval(bootstrap_ratios(on, off)[:, 0])
+    return {
+        "seconds_per_step": {"off": round(float(np.median(off)), 4), "on": round(float(np.median(on)), 4)},
+        "overhead": round(float(on.sum() / off.sum()) - 1, 4),
+        "overhead_95": [round(low - 1, 4), round(high - 1, 4)],
+        "overhead_of_each_round": [round(both["on"] / both["off"] - 1, 4) for both in rounds],
         "steps_a_round": arguments.steps,
         "prompts": arguments.prompts,
         "samples": arguments.samples,
-        "threads": torch.get_num_threads(),
+        "threads": THREADS or torch.get_num_threads(),
+        "machine": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
     }
-    print(json.dumps(report))
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(json.dumps(report, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,8 @@ from rookworld_trl.modeling.shared_prefix import Prefix, SharedPrefixDecoder, pr
 
 # Logits computed at once along drafts: bounds memory (four tensors of this size, 256 MiB each in fp32).
 LOGITS_AT_ONCE = 1 << 26
-# Pass the rests of drafts again when rows have just followed more than this share of what was passed.
+# Pass the rests of drafts again when rows have just followed more than this share of what was passed. On a CPU 0.1
+# and 1.1 are up to 18 and 11 % slower.
 REDRAFT_ABOVE = 0.5
 
 

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from rookworld_trl.modeling.gpt2 import GPT2
 
-# What a tile costs beside its slots, in slots: it owns a copy of the prefix.
+# What a tile costs beside its slots, in slots: it owns a copy of the prefix. On a CPU 0 is 15-60 % slower, and all from
+# 0.5 to 8 is alike.
 TILE_COST = 2
 # Gathering copies caches: worth it when this share of the cost or less is left.
 COMPACT_BELOW = 0.85
