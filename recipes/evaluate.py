@@ -12,7 +12,6 @@ Prints a table with 95 % intervals; --output keeps every item's result as JSON.
 import argparse
 import hashlib
 import json
-import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -40,7 +39,7 @@ from rookworld_trl.evaluation import (
     suite_table,
 )
 from rookworld_trl.modeling.loading import load
-from rookworld_trl.reports.summary import versions
+from rookworld_trl.reports.summary import command, versions
 from rookworld_trl.tasks import PREFIXES
 
 # Reader of the suite's file, and the suite.
@@ -132,7 +131,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     model, tokenizer = load(args.model, leading_eos=args.leading_eos)
     print(f"{args.model}\n")
     measured = (held_out if args.suite == "held_out" else suite)(args, model.to(args.device), tokenizer)
-    return {"command": shlex.join(sys.argv), "model": args.model, "versions": versions(), **measured}
+    return {"command": command(), "model": args.model, "versions": versions(), **measured}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

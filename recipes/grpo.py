@@ -12,10 +12,10 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from datasets import Dataset
-from transformers import set_seed
+from datasets import Dataset, concatenate_datasets
+from transformers import PreTrainedModel, set_seed
 from transformers.utils import logging
 
 import rookworld_trl
@@ -24,14 +24,14 @@ from rookworld_trl.config import bad_input, blame, parse_recipe
 from rookworld_trl.data import load_shipped
 from rookworld_trl.data.mixing import mix
 from rookworld_trl.data.sources import DataOptions, check_lengths, first_of_each, load_prompts, without
-from rookworld_trl.evaluation import Evaluation, compare, comparison_table, evaluate
-from rookworld_trl.modeling.hub import push_folder
+from rookworld_trl.evaluation import Evaluation, compare, compare_strata, comparison_table, evaluate
+from rookworld_trl.modeling.hub import PushError, push_folder
 from rookworld_trl.modeling.loading import load
 from rookworld_trl.reports import plot_run, read_run
 from rookworld_trl.reports.card import write_card
 from rookworld_trl.reports.summary import timed, write_summary
 from rookworld_trl.training import RookWorldGRPOConfig, RookWorldGRPOTrainer
-from rookworld_trl.training.exits import DIVERGED, DONE, PREEMPTED, close_process_group, reported
+from rookworld_trl.training.exits import BAD_INPUT, DIVERGED, DONE, PREEMPTED, close_process_group, reported
 from rookworld_trl.training.live import report_live
 from rookworld_trl.training.resume import choose_start, mark_finished
 
@@ -60,10 +60,18 @@ class RunConfig(DataOptions):
     eval_environment_items: int | None = None
     eval_batch_size: int = 128
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("eval_policy_items", "eval_environment_items", "eval_batch_size"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"`{name}` is {value}: nothing would be measured. Set it to 1 or more")
 
-def training_prompts(run: RunConfig, args: RookWorldGRPOConfig, held_out: Dataset) -> Dataset:
+
+def training_prompts(run: RunConfig, args: RookWorldGRPOConfig) -> Dataset:
     """Prompts in the order they are trained on: every generation batch holds exactly `mix_env_ratio` of `A:`."""
     dataset = load_shipped("train") if run.dataset == "shipped" else load_prompts(run.dataset, run.dataset_split, run)
+    # All of both splits, whichever this run is measured on and however much of it.
+    held_out = concatenate_datasets([load_shipped(split) for split in ("dev", "test")])
     dataset, dropped = without(dataset, held_out)
     if dropped:
         print(f"dropped {dropped} training prompts whose positions are held out")
@@ -78,14 +86,19 @@ def training_prompts(run: RunConfig, args: RookWorldGRPOConfig, held_out: Datase
     return mix(dataset, run.mix_env_ratio, **sizes, seed=args.seed, policy_strata=run.policy_strata)
 
 
-def build(run: RunConfig, args: RookWorldGRPOConfig) -> tuple[RookWorldGRPOTrainer, Dataset, Path]:
-    """Model, tokenizer, prompts and rewards put together, every input checked on the way."""
+def load_start(run: RunConfig, args: RookWorldGRPOConfig) -> tuple[PreTrainedModel, Any]:
+    """Model and tokenizer that training starts from."""
     with blame("model", run.model):
         name = NANO if run.model == "nano" else run.model
-        model, tokenizer = load(name, run.leading_eos, revision=run.model_revision, token=args.hub_token)
+        return load(name, run.leading_eos, revision=run.model_revision, token=args.hub_token)
+
+
+def build(run: RunConfig, args: RookWorldGRPOConfig) -> tuple[RookWorldGRPOTrainer, Dataset, Path]:
+    """Model, tokenizer, prompts and rewards put together, every input checked on the way."""
+    model, tokenizer = load_start(run, args)
     limits = {"policy": run.eval_policy_items, "environment": run.eval_environment_items}
     held_out = first_of_each(load_shipped(run.eval_split), limits)
-    prompts = training_prompts(run, args, held_out)
+    prompts = training_prompts(run, args)
     for dataset in (prompts, held_out):
         check_lengths(dataset, tokenizer, model.config.n_positions, args.max_completion_length)
     trainer = RookWorldGRPOTrainer(model, REWARDS[run.reward], args, prompts, processing_class=tokenizer)
@@ -101,6 +114,10 @@ def measure(run: RunConfig, trainer: RookWorldGRPOTrainer, held_out: Dataset, na
     if trainer.accelerator.is_main_process:
         print(f"\nheld-out evaluation {name} training: {len(held_out)} items of the {run.eval_split} split")
         model, tokenizer = trainer.merged_model(), trainer.processing_class
+        if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:  # in shards, or still on the CPU: the one on disk
+            folder = Path(trainer.args.output_dir, "checkpoint")
+            model, _ = load_start(run, trainer.args) if name == "before" else load(folder)
+            model.to(trainer.accelerator.device)
         settings = {"temperature": trainer.temperature, "max_new_tokens": trainer.max_completion_length}
         settings |= {"batch_size": run.eval_batch_size, "seed": trainer.args.seed}
         result = evaluate(model, tokenizer, held_out, progress=sys.stderr.isatty(), **settings)
@@ -108,6 +125,16 @@ def measure(run: RunConfig, trainer: RookWorldGRPOTrainer, held_out: Dataset, na
         Path(trainer.args.output_dir, f"evaluation_{name}.json").write_text(text + "\n", encoding="utf-8")
     trainer.accelerator.wait_for_everyone()
     return result
+
+
+def push(checkpoint: Path, repo_id: str, args: RookWorldGRPOConfig) -> bool:
+    """Push; if that fails, say so and how to do it again: the run itself is done."""
+    try:
+        push_folder(checkpoint, repo_id, args.hub_token, None, args.hub_revision)
+    except PushError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return False
+    return True
 
 
 def run_recipe(argv: Sequence[str] | None) -> int:
@@ -127,26 +154,28 @@ def run_recipe(argv: Sequence[str] | None) -> int:
         trainer.train(resume_from_checkpoint=start.checkpoint)
     if trainer.preemption.signal:
         return PREEMPTED  # after a checkpoint
+    trainer.save_merged(folder / "checkpoint")  # no push yet: the card comes first
     with timed(seconds, "evaluate_after"):
         after = measure(run, trainer, held_out, "after")
-    trainer.save_merged(folder / "checkpoint")  # no push yet: the card comes first
+    pushed = True
     if before is not None and after is not None:  # the main process
         comparison = compare(before, after)
         settings = {**vars(run), **{name: getattr(args, name) for name in SHOWN}}
         settings |= {"steps": trainer.state.global_step, "stop_reason": trainer.stop_reason}
-        write_summary(folder, comparison=comparison, seconds=seconds, identity=trainer.identity.fingerprint, **settings)
+        settings |= {"identity": trainer.identity.fingerprint, "strata": compare_strata(before, after)}
+        write_summary(folder, comparison=comparison, seconds=seconds, **settings)
         write_card(folder, folder / "checkpoint")
         plot_run(read_run(folder), folder / "plot.png")
-        if args.push_to_hub:
-            push_folder(folder / "checkpoint", trainer.hub_model_id, args.hub_token, None, args.hub_revision)
         headline = [row for row in comparison if row["headline"]]
         print(f"\n{comparison_table(comparison)}\n\n{comparison_table(headline)}")
         print(f"\nwrote {folder}/: checkpoint, summary.json, metrics.jsonl, plot.png")
+        if args.push_to_hub:
+            pushed = push(folder / "checkpoint", trainer.hub_model_id, args)
     if trainer.stop_reason:
         return DIVERGED  # the reason is in the log and in summary.json
     if args.should_save:
         mark_finished(folder, start)
-    return DONE
+    return DONE if pushed else BAD_INPUT
 
 
 def main(argv: Sequence[str] | None = None) -> None:

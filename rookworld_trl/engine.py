@@ -175,7 +175,7 @@ class Engine:
 
     def _start(self) -> None:
         try:
-            self._process = chess.engine.SimpleEngine.popen(_FirstMoves, self.path, timeout=max(self.timeout, 5.0))
+            self._process = chess.engine.SimpleEngine.popen(_LastLines, self.path, timeout=max(self.timeout, 5.0))
             self._process.configure(dict(self._options))
             self._process.timeout = self.timeout  # grace behind `Limit.time`: a hung search ends after twice that
         except Exception as error:
@@ -205,16 +205,28 @@ class Engine:
         process.close()
 
 
-class _FirstMoves(chess.engine.UciProtocol):
-    """Cuts lines of play to their first move, the only one read here.
+class _LastLines(chess.engine.UciProtocol):
+    """Passes on an engine's last line for each move, cut to that move, once the search has ended.
 
-    python-chess plays each line out on a board to check it, at every depth: more work than a short search itself, and
-    all engines of a process share one interpreter for it.
+    python-chess reads every line at every depth and plays it out on a board: more work than a short search itself, and
+    all engines of a process share one interpreter for it. What `analyse` returns comes from the last lines alone.
     """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._lines: dict[str, str] = {}  # by the number of the line
 
     def _line_received(self, line: str) -> None:
         head, mark, moves = line.partition(" pv ")
-        super()._line_received(head + mark + moves.split(" ", 1)[0])
+        if mark and " multipv " in head:
+            number = head.partition(" multipv ")[2].partition(" ")[0]
+            self._lines[number] = head + mark + moves.partition(" ")[0]
+            return
+        if line.startswith("bestmove"):
+            for kept in self._lines.values():
+                super()._line_received(kept)
+            self._lines.clear()
+        super()._line_received(line)
 
 
 def _forget_commands(protocol: chess.engine.Protocol) -> None:

@@ -50,7 +50,7 @@ def wait_until_gone(pid: int, seconds: float = 5.0) -> bool:
 
 
 @requires_stockfish
-def test_lines_of_play_are_read_to_their_first_move_with_the_values_that_python_chess_reads() -> None:
+def test_an_engines_last_lines_are_read_to_their_first_move_with_the_values_that_python_chess_reads() -> None:
     board = chess.Board("r1bqkbnr/pppp1ppp/2n5/4p3/4P3/5N2/PPPP1PPP/RNBQKB1R w KQkq - 2 3")
     with Engine(depth=9) as engine:
         values = engine.analyse(board, multipv=5)

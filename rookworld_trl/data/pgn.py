@@ -30,7 +30,7 @@ class GamesReport:
             *(f"skipped {count} games: {reason}" for reason, count in self.skipped.most_common()),
         ]
         if self.cut:
-            lines.append(f"{self.cut} games are used up to their first illegal or unreadable move")
+            lines.append(f"{self.cut} games are used up to their first null, illegal or unreadable move")
         return "\n".join(lines)
 
 
@@ -53,6 +53,9 @@ def rows_of_games(path: Path, report: GamesReport, positions: bool = False) -> I
             report.cut += bool(game.errors)
             history: list[str] = []
             for move in game.mainline_moves():
+                if not move:  # a null move, as annotators write it, is none of chess
+                    report.cut += not game.errors
+                    break
                 fen, key, uci = board.fen(), position_key(board.fen()), move.uci()
                 if positions and key not in seen:
                     report.kept["policy"] += 1

@@ -12,6 +12,7 @@ A row that is malformed is left out and counted under its reason: one bad row in
 thousand of them do not pass unseen.
 """
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -28,9 +29,10 @@ BestMove = Literal["evals", "engine", "dataset"]
 Illegal = Literal["keep", "fix", "drop"]
 
 TEXT_COLUMN = "text"
-# A row's five moves are the engine's best five; how much worse the others are it does not say. A pawn below the
-# fifth is taken: less would pay a move outside of the five like one of them.
+# A row's five moves are the engine's best five; how much worse the others are it does not say. A pawn below the fifth
+# is taken, and five points of win chance at least: less would pay a move outside of the five like one of them.
 UNLISTED_LOSS_CP = 100
+UNLISTED_LOSS = 0.05
 _MATE_PAWNS_FROM = policy.MATE_CP / 100
 
 
@@ -100,9 +102,9 @@ def convert_rows(
         rows: with a column `text`.
         report: filled on the way.
         best_move: where `B:` and the values of moves come from. `evals`: the row's evals, `B:` is the best of them;
-            moves that the row does not list count a pawn less than its worst. `engine`: rows come without values and
-            with `B:` as given, for `rookworld_trl.data.values` to fill in. `dataset`: values as with `evals`, `B:` as
-            given (only for measuring what the fault costs).
+            moves that the row does not list count a pawn less than its worst, or 5 points of win chance if that is
+            more. `engine`: rows come without values and with `B:` as given, for `rookworld_trl.data.values` to fill in.
+            `dataset`: values as with `evals`, `B:` as given (only for measuring what the fault costs).
         illegal: what becomes of an `A:` row whose move is illegal but labelled as if it were legal. `fix`: it gets
             the answer of an illegal move; `drop`: it is left out; `keep`: it stays as it is, wrong.
     """
@@ -133,8 +135,11 @@ def centipawns(pawns: float) -> int:
 
 
 def values_of_all_moves(board: chess.Board, listed: Mapping[str, int]) -> dict[str, int]:
-    """Centipawns of every legal move in UCI order: those listed, and the others `UNLISTED_LOSS_CP` below the worst."""
-    floor = max(-MATE_CENTIPAWNS, min(listed.values()) - UNLISTED_LOSS_CP)
+    """Centipawns of every legal move in UCI order: those listed, and the others some way below the worst."""
+    worst = min(listed.values())
+    chance = policy.win_chance(worst) - UNLISTED_LOSS
+    lower = policy.value_of_chance(chance) if chance > 0 else -MATE_CENTIPAWNS
+    floor = max(-MATE_CENTIPAWNS, min(worst - UNLISTED_LOSS_CP, math.floor(lower)))
     return {move: listed.get(move, floor) for move in sorted(legal.uci() for legal in board.legal_moves)}
 
 

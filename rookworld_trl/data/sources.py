@@ -5,6 +5,7 @@ in hour three costs more) and the first bad one is an error. Rows with the colum
 them, go through `rookworld_trl.data.rookworld`, which leaves bad ones out and counts them.
 """
 
+import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing
@@ -67,7 +68,7 @@ def load_prompts(source: str, split: str = "train", options: DataOptions | None 
     A file or a data set of the Hub with the column `prompt` also needs, for `P:` rows, `legal_moves` (every legal
     move, UCI) and `legal_cp` (the value of each in centipawns, mover's view, mates as +-(10000 - plies)); with
     `best_move="engine"` engines value the rows that have neither. The rest is filled in where it is missing: `task`
-    and `stratum` from the prompt, `target` of `A:` rows by python-chess.
+    and `stratum` from the prompt, `target` of `A:` rows by python-chess. Lists in a CSV file are JSON texts.
     With the column `text` instead, rows are taken as `jrahn/rookworld_7m` writes them. A PGN file gives `A:` rows and,
     with `best_move="engine"`, `P:` rows. What was left out or repaired of these two is printed.
 
@@ -217,7 +218,9 @@ def _checked(row: Mapping[str, Any], values_follow: bool = False) -> dict[str, A
         given = environment.parse_prompt(prompt)
         board = board_from_fen(given.fen)
         moves, values = [], []
-        target = row.get("target") or environment.format_completion(environment.transition(given.fen, given.move))
+        target = environment.format_completion(environment.transition(given.fen, given.move))
+        if (row.get("target") or target).rstrip() != target.rstrip():
+            raise ValueError(f"column 'target': {row['target']!r}, but python-chess says {target!r}. Remove the column")
         kind = stratum(board, given.move)
     return {
         "prompt": prompt,
@@ -229,8 +232,18 @@ def _checked(row: Mapping[str, Any], values_follow: bool = False) -> dict[str, A
     }
 
 
+def _listed(cell: Any) -> Any:
+    """A list, which CSV can hold as JSON text only."""
+    if not isinstance(cell, str):
+        return cell
+    try:
+        return json.loads(cell)
+    except json.JSONDecodeError:
+        return cell
+
+
 def _legal_values(row: Mapping[str, Any], board: chess.Board) -> tuple[list[str], list[int]]:
-    moves, values = row.get("legal_moves"), row.get("legal_cp")
+    moves, values = (_listed(row.get(name)) for name in ("legal_moves", "legal_cp"))
     if not isinstance(moves, list) or not isinstance(values, list):
         name = "legal_cp" if isinstance(moves, list) else "legal_moves"
         raise ValueError(

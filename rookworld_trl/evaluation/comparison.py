@@ -1,6 +1,7 @@
 """Before against after on the same items: paired differences with intervals."""
 
-from typing import TypedDict
+import dataclasses
+from typing import Any, TypedDict
 
 import numpy as np
 
@@ -43,7 +44,7 @@ def compare(before: Evaluation, after: Evaluation, seed: int = 0) -> list[Compar
     Raises:
         ValueError: the two differ in their items, modes, temperature or max_new_tokens. (Their seeds may differ.)
     """
-    _check_pairs(before, after)
+    after = _paired(before, after)
     rows: list[Comparison] = []
     for task, mode in before.tasks_and_modes():
         metrics = METRICS[task]
@@ -82,7 +83,21 @@ def compare(before: Evaluation, after: Evaluation, seed: int = 0) -> list[Compar
     return rows
 
 
-def _check_pairs(before: Evaluation, after: Evaluation) -> None:
+def compare_strata(before: Evaluation, after: Evaluation) -> list[dict[str, Any]]:
+    """`compare` within each stratum of positions, each row with its `stratum`; headline metrics and legality only."""
+    rows: list[dict[str, Any]] = []
+    for name in sorted({item.stratum for item in before.items}):
+        then, now = (
+            dataclasses.replace(run, items=[item for item in run.items if item.stratum == name])
+            for run in (before, after)
+        )
+        found = compare(then, now)
+        rows += [{"stratum": name, **row} for row in found if row["headline"] or row["metric"] == "best_legal"]
+    return rows
+
+
+def _paired(before: Evaluation, after: Evaluation) -> Evaluation:
+    """`after` with its items in the order of `before`."""
     for name in ("temperature", "max_new_tokens"):
         if before.settings.get(name) != after.settings.get(name):
             raise ValueError(
@@ -90,9 +105,12 @@ def _check_pairs(before: Evaluation, after: Evaluation) -> None:
                 "evaluate both with the same settings"
             )
     old, new = ([(item.mode, item.key) for item in run.items] for run in (before, after))
-    if old != new:
+    if sorted(old) != sorted(new):
         missing, extra = len(set(old) - set(new)), len(set(new) - set(old))
         raise ValueError(
-            f"the two evaluations are not of the same items ({missing} only before, {extra} only after, or in another "
-            "order), so nothing can be paired; evaluate both on the same data set, limit and modes"
+            f"the two evaluations are not of the same items ({missing} only before, {extra} only after, or some more "
+            "than once), so nothing can be paired; evaluate both on the same data set, limit and modes"
         )
+    order = sorted(range(len(old)), key=old.__getitem__)
+    place = dict(zip(order, sorted(range(len(new)), key=new.__getitem__), strict=True))
+    return dataclasses.replace(after, items=[after.items[place[number]] for number in range(len(old))])

@@ -8,6 +8,10 @@ from collections.abc import Callable
 
 import torch
 
+# One memory for all records of a device, for as long as the process lives: a record that is dropped leaves its memory
+# to the next one. With a pool each, dropped pools would pile up, since nothing frees them while another record is made.
+_POOLS: dict[torch.device, tuple[torch.cuda.MemPool, torch.cuda.Stream]] = {}
+
 
 class Repeated:
     """Calls `step`: plainly the first time, then, on a GPU, by recording it and replaying the record.
@@ -36,10 +40,12 @@ class Repeated:
 
     def _record(self) -> torch.cuda.CUDAGraph:
         # Not `with torch.cuda.graph(...)`: that also empties the allocator's cache, which is dear at every recording.
-        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream(self._device)
+        if self._device not in _POOLS:
+            _POOLS[self._device] = torch.cuda.MemPool(), torch.cuda.Stream(self._device)
+        graph, (pool, stream) = torch.cuda.CUDAGraph(), _POOLS[self._device]
         stream.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(stream):
-            graph.capture_begin(capture_error_mode="thread_local")
+            graph.capture_begin(pool=torch.cuda._POOL_HANDLE(pool.id), capture_error_mode="thread_local")
             try:
                 self._step()
             finally:

@@ -192,14 +192,19 @@ class SampleBatch:
     def _decode(self, decoder: SharedPrefixDecoder, rows: Tensor) -> None:
         """Draw the decoder's items, which are these rows (n,), token by token."""
         rows = rows[decoder.source].where(decoder.filled, self.spare)
+        before = -1
         while True:
             for _ in self._steps(decoder, rows):
                 done = self.done[rows]
-                if done.all():
+                finished = int(done.sum())  # the one wait for the device where nothing has finished
+                if finished == len(rows):
                     return
+                if finished == before:
+                    continue
+                before = finished
                 live = decoder.compact(~done)
                 if live is not None:
-                    rows = rows[live][decoder.source].where(decoder.filled, self.spare)
+                    rows, before = rows[live][decoder.source].where(decoder.filled, self.spare), -1
                     break
 
     def _steps(self, decoder: SharedPrefixDecoder, rows: Tensor) -> Iterator[None]:

@@ -91,7 +91,7 @@ def _training(summary: dict[str, Any]) -> str:
     reward, identity = summary["reward"], summary.get("identity")
     data = f"`{summary['dataset']}`" + ("" if summary["dataset"] != "shipped" else " (comes with rookworld-trl)")
     if identity and identity.get("train_dataset"):
-        data += f", SHA-256 of the prompts in their order `{identity['train_dataset'][:12]}`"
+        data += f", SHA-256 of the prompts in their order `{_whole(identity['train_dataset'])}`"
     items = [
         f"start: `{summary['model']}`" + (f" at {summary['model_revision']}" if summary.get("model_revision") else ""),
         f"data: {data}; {summary['mix_env_ratio']:.0%} of the prompts of each batch were `A:`",
@@ -117,3 +117,8 @@ spelling (moves in SAN, FENs without clocks) give arbitrary text."""
 
 def _share(value: float | None, sign: str = "") -> str:
     return "n/a" if value is None else f"{100 * value:{sign}.1f}"
+
+
+def _whole(digests: dict[str, str]) -> str:
+    """Of a data set's digests by number of rows, that of all rows."""
+    return digests[max(digests, key=int)]

@@ -2,6 +2,7 @@
 
 import json
 import platform
+import re
 import shlex
 import sys
 import time
@@ -13,6 +14,14 @@ from typing import Any
 
 SUMMARY_FILE = "summary.json"
 PACKAGES = ("rookworld-trl", "torch", "transformers", "trl", "accelerate", "datasets", "chess")
+
+# An option that takes a token, and what follows it; a token of the Hub, wherever it stands.
+_SECRET = re.compile(r"(?<=--)([\w-]*token)([= ])\S+|\bhf_\w{8,}")
+
+
+def command() -> str:
+    """The program's command line, without the values of tokens: what quotes it is published."""
+    return _SECRET.sub(lambda found: f"{found[1] or ''}{found[2] or ''}***", shlex.join(sys.argv))
 
 
 @contextmanager
@@ -46,7 +55,7 @@ def write_summary(
     """
     rows = [dict(row) for row in comparison]
     summary = {
-        "command": shlex.join(sys.argv),
+        "command": command(),
         **facts,
         "versions": versions(),
         "seconds": {phase: round(value, 2) for phase, value in seconds.items()},

@@ -73,5 +73,12 @@ def board_from_fen(fen: str) -> chess.Board:
 
 
 def position_key(fen: str) -> str:
-    """The position without its clocks: the first four FEN fields. Splits and duplicates go by this key."""
-    return " ".join(fen.split(" ", 4)[:4])
+    """The position without its clocks: the first four FEN fields. Splits and duplicates go by this key.
+
+    Many programs write an en passant square after every double step; only one that can be taken on makes a position
+    of its own.
+    """
+    fields = fen.split(" ", 4)[:4]
+    if fields[-1] != "-" and not chess.Board(fen).has_legal_en_passant():
+        fields[-1] = "-"
+    return " ".join(fields)

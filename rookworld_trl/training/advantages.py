@@ -22,6 +22,7 @@ import torch
 
 BASELINES = ("group_mean", "leave_one_out", "ema", "adaptive")
 _EPSILON = 1e-4  # TRL's, in the same place
+_AGREED = 1e-6  # rewards that deviate less are equal up to rounding
 
 
 def combine_rewards(per_function: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
@@ -134,7 +135,8 @@ def scale_advantages(advantages: torch.Tensor, rewards: torch.Tensor, num_genera
     else:
         deviation = _nanstd(rewards[None]).expand_as(rewards)
     if scale != "none":
-        advantages = advantages / (deviation + _EPSILON)
+        # Where all rewards agree there is nothing to divide by, and a running mean may still differ from them.
+        advantages = advantages / (deviation + _EPSILON).where(~(deviation < _AGREED), 1.0)
     return advantages.nan_to_num(nan=0.0)
 
 

@@ -197,8 +197,8 @@ class CheckpointTrainer(RecoveryTrainer):
         save_tree(folder, f"progress_{self.args.process_index}", self._progress())
         if not self.args.should_save:
             return
-        reference = self.accelerator.unwrap_model(self.ref_model) if self._reference_was_reset else None
-        save_state(folder, self._controls(), reference)
+        moved = self._reference_was_reset or (self.args.sync_ref_model and self.ref_model is not None)
+        save_state(folder, self._controls(), self._plain_reference() if moved else None)
         save_tree(folder, resume.RUN_FILE, self.identity.state_dict())
         if extra is not None:
             save_tree(folder, EXTRA_FILE, dict(extra), other=str)
@@ -274,9 +274,15 @@ class CheckpointTrainer(RecoveryTrainer):
         """What the policy is held against: the reference or, with adapters, their base; nothing where it is sharded."""
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             return {}
-        if self.ref_model is not None:
-            return self.accelerator.unwrap_model(self.ref_model).state_dict()
+        if (reference := self._plain_reference()) is not None:
+            return reference.state_dict()
         return {name: each for name, each in self.model.named_parameters() if not each.requires_grad}
+
+    def _plain_reference(self) -> Any:
+        """The reference without wrappers, whose names are those of its weights; None where there is none."""
+        if self.ref_model is None:
+            return None
+        return self.accelerator.unwrap_model(self.ref_model, keep_torch_compile=False)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """Everything that a checkpoint holds but weights and generators, which transformers restores by itself."""
@@ -284,8 +290,7 @@ class CheckpointTrainer(RecoveryTrainer):
         if checkpoint is None:
             return
         folder = Path(checkpoint)
-        reference = None if self.ref_model is None else self.accelerator.unwrap_model(self.ref_model)
-        self._reference_was_reset = load_state(folder, self._controls(), reference)
+        self._reference_was_reset = load_state(folder, self._controls(), self._plain_reference())
         progress = load_tree(folder, f"progress_{self.args.process_index}", self.accelerator.device)
         self._step, self._buffered_inputs = progress["step"], progress["buffered_inputs"]
         self._entropy_window_stats = progress["entropy_window_stats"]
@@ -368,6 +373,8 @@ class _StepEnd(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
         trainer = self.trainer
+        if not trainer.recovers:  # then nothing looks for faults, and each step passes for a healthy one
+            trainer.healthy_steps += 1
         trainer._promote()
         if trainer._any(bool(trainer.preemption.signal)):
             trainer.preemption.signal = trainer.preemption.signal or "a signal to another process"

@@ -53,6 +53,8 @@ class RookWorldGRPOConfig(GRPOConfig):
         default=None, metadata={"help": "bf16 autocast over float32 weights; default: on a GPU that has it, else off."}
     )
     logging_steps: float = field(default=1, metadata={"help": "Log every so many optimizer steps."})
+    # `every_save` would publish each checkpoint on the way.
+    hub_strategy: str = field(default="end", metadata={"help": "What is pushed when; see transformers."})
     # The filter replaces a NaN loss by 0 in the log, which hides the moment a run breaks.
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Hide NaN and Inf losses from the log."})
     # Completions go to Parquet files; the terminal is for the steps.

@@ -31,7 +31,15 @@ APPLIED = (
     *("kl_interval", "beta_min", "beta_max", "max_grad_norm", "recovery", "recovery_*"),
     *("gradient_checkpointing*", "activation_checkpointing*"),
     # These round differently, no more.
-    *("ref_device", "attn_implementation", "torch_compile*", "vllm_*", "rollout_cuda_graphs"),
+    *(
+        "ref_device",
+        "attn_implementation",
+        "torch_compile*",
+        "pad_to_multiple_of",
+        "vllm_*",
+        "rollout_cuda_graphs",
+        "share_prefixes",
+    ),
 )
 
 
@@ -81,21 +89,39 @@ def fingerprint(
         **args.to_dict(),
         "processes": processes,
         "rewards": list(reward_names),
-        "train_dataset": dataset_digest(dataset),
+        "train_dataset": dataset_digests(dataset, ordered=not args.shuffle_dataset),
         "reference": weights_digest(reference),
     }
     return json.loads(json.dumps(parts, default=str))  # as it comes back from a checkpoint: no tuples, no dtypes
 
 
-def dataset_digest(dataset: Any) -> str | None:
-    """SHA-256 of a dataset's rows in their order; None for a stream, which cannot be read twice."""
+def dataset_digests(dataset: Any, ordered: bool) -> dict[str, str] | None:
+    """SHA-256 of a dataset's rows in their order, by how many rows; None for a stream, which cannot be read twice.
+
+    Args:
+        ordered: the rows are trained on as they stand. Then the first 1, 2, 4, 8, ... rows have digests too: a run that
+            is to take more steps has more rows, and is the same run if it begins with the same ones.
+    """
     if not isinstance(dataset, Dataset):
         return None
-    digest = hashlib.sha256()
+    digest, digests = hashlib.sha256(), {}
+    number = 0
     # By value: the bytes of Arrow buffers differ between a file and a selection of its rows.
     for table in dataset.with_format("arrow").iter(batch_size=1000):
-        digest.update(json.dumps(table.to_pydict(), default=str).encode())
-    return digest.hexdigest()
+        for row in table.to_pylist():
+            digest.update(json.dumps(row, default=str).encode())
+            number += 1
+            if number == len(dataset) or (ordered and number.bit_count() == 1):
+                digests[str(number)] = digest.hexdigest()[:16]
+    return digests
+
+
+def _same_start(then: Any, now: Any) -> bool:
+    """Whether two `dataset_digests` are of rows of which the one begins with (at least half of) the other."""
+    if not isinstance(then, dict) or not isinstance(now, dict):
+        return False
+    common = then.keys() & now.keys()
+    return bool(common) and then[(most := max(common, key=int))] == now[most]
 
 
 def weights_digest(weights: Mapping[str, torch.Tensor]) -> str:
@@ -122,6 +148,8 @@ def compare(before: Mapping[str, Any], now: Mapping[str, Any]) -> Changes:
     for name in sorted(before.keys() | now.keys()):
         then, value = before.get(name), now.get(name)
         if then == value or any(fnmatchcase(name, pattern) for pattern in FREE):
+            continue
+        if name == "train_dataset" and _same_start(then, value):
             continue
         known = name in before and name in now
         accepted = not known or any(fnmatchcase(name, pattern) for pattern in APPLIED)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 from trl import GRPOTrainer
+from trl.trainer.utils import use_adapter
 
 from rookworld_trl.training import kl, learning
 from rookworld_trl.training.config import RookWorldGRPOConfig
@@ -159,7 +160,9 @@ class KLTrainer(GRPOTrainer):
         if self.ref_model is not None:
             yield self.ref_model
         else:
-            with self.accelerator.unwrap_model(self.model).disable_adapter():
+            policy = self.accelerator.unwrap_model(self.model)
+            # As TRL does: an adapter that came with the model has a frozen copy of its start beside it.
+            with use_adapter(policy, "ref" if "ref" in policy.peft_config else None):
                 yield self.model
 
     def _finish_kl_step(self) -> None:
@@ -177,8 +180,10 @@ class KLTrainer(GRPOTrainer):
 
     def _reset_reference(self) -> None:
         """Make the current policy the reference and, as ProRL does, let the optimizer forget the old one's pull."""
-        policy = self.accelerator.unwrap_model(self.model)
-        self.accelerator.unwrap_model(self.ref_model).load_state_dict(policy.state_dict())
+        policy, reference = (
+            self.accelerator.unwrap_model(model, keep_torch_compile=False) for model in (self.model, self.ref_model)
+        )
+        reference.load_state_dict(policy.state_dict())
         if self.args.reference_reset_optimizer:
             self.optimizer.state.clear()
         self.reference_reset.done()

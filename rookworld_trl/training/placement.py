@@ -39,6 +39,17 @@ def settle(config: "RookWorldGRPOConfig") -> None:
         config._n_gpu = 1  # read by transformers where it would wrap the policy in DataParallel
     if config.torch_compile and config.pad_to_multiple_of is None:
         config.pad_to_multiple_of = COMPILE_BUCKET
+    # CUDA graphs give their memory to the next call, and with it the gradients that are being summed up. Nor are shapes
+    # fixed: on a GPU TRL's head takes the valid tokens of a batch only. So torch's default mode stands unless changed.
+    graphs = config.torch_compile and config.torch_compile_mode in ("reduce-overhead", "max-autotune")
+    require(
+        not (graphs and config.gradient_accumulation_steps > 1),
+        "torch_compile_mode",
+        config.torch_compile_mode,
+        "its CUDA graphs overwrite gradients that are accumulated (`gradient_accumulation_steps` is "
+        f"{config.gradient_accumulation_steps})",
+        "leave it out, or set it to max-autotune-no-cudagraphs",
+    )
     elsewhere = config.ref_device != "auto"
     require(
         not elsewhere or _DEVICE.fullmatch(config.ref_device) is not None,
@@ -217,40 +228,27 @@ def measured_memory(model: nn.Module, length: int, keep: int, dtype: torch.dtype
 
 
 def fit_to_gpu(config: "RookWorldGRPOConfig", model: Any, dataset: Any, tokenizer: Any) -> None:
-    """Settle what depends on the prompts and the GPU: the micro-batch (`auto_batch_size`) and how to compile.
-
-    torch.compile's `reduce-overhead` records CUDA graphs, one for each shape. So it is taken where there is one shape,
-    all prompts and all completions padded to one bucket, and the user chose no mode; else the default mode stands.
+    """`fit_batch` for the run at hand, if `auto_batch_size` asks for it.
 
     Raises:
-        ValueError: `auto_batch_size` where prompts are streamed, or where not even one row fits.
+        ValueError: the model is only named, its prompts are streamed, or not even one row fits.
     """
-    if not _on_gpu(config) or not (config.auto_batch_size or config.torch_compile):
+    if not config.auto_batch_size or not _on_gpu(config):
         return
-    longest, keep = _longest_prompt(dataset, tokenizer), int(config.max_completion_length or 0)
-    if config.auto_batch_size and isinstance(model, nn.Module):
-        require(
-            longest is not None,
-            "auto_batch_size",
-            True,
-            "the longest of streamed prompts is not known beforehand",
-            "give a data set with a length, or set `per_device_train_batch_size` by hand",
-        )
-        dtype = torch.bfloat16 if config.bf16 else torch.float16 if config.fp16 else None
-        measure = measured_memory(model, (longest or 0) + keep, keep, dtype)
-        fit_batch(config, measure, torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory)
-    one_shape = longest is not None and 0 < keep <= (config.pad_to_multiple_of or 0) >= longest
-    inductor = config.torch_compile and config.torch_compile_backend == "inductor"
-    if one_shape and inductor and config.torch_compile_mode is None:
-        config.torch_compile_mode = "reduce-overhead"
+    known = isinstance(model, nn.Module) and isinstance(dataset, Dataset)
+    require(
+        known,
+        "auto_batch_size",
+        True,
+        "it measures a model that is loaded on a data set with a length",
+        "give the trainer both as objects, or set `per_device_train_batch_size` by hand",
+    )
+    longest = max(map(len, tokenizer(list(dataset["prompt"]))["input_ids"]))
+    keep = int(config.max_completion_length or 0)
+    dtype = torch.bfloat16 if config.bf16 else torch.float16 if config.fp16 else None
+    measure = measured_memory(model, longest + keep, keep, dtype)
+    fit_batch(config, measure, torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory)
 
 
 def _on_gpu(config: "RookWorldGRPOConfig") -> bool:
     return torch.cuda.is_available() and not config.use_cpu
-
-
-def _longest_prompt(dataset: Any, tokenizer: Any) -> int | None:
-    """In tokens; None where prompts cannot be counted beforehand."""
-    if not isinstance(dataset, Dataset) or not len(dataset):
-        return None
-    return max(map(len, tokenizer(list(dataset["prompt"]))["input_ids"]))

@@ -1,5 +1,6 @@
 """The trainer's devices: a reference that may sit elsewhere, the attention kernel, and what compiling cost."""
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -48,6 +49,8 @@ class PlacementTrainer(KLTrainer):
         args, kwargs = placement.moved((args, kwargs), device)
         temperatures = placement.moved(self._row_temperatures, device)
         precision = placement.precision_of(home, device, self.accelerator.mixed_precision)
-        with self._scoring_at(temperatures), precision:
+        # Triton launches on the current device, whichever its arguments are on.
+        current = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+        with self._scoring_at(temperatures), precision, current:
             result = super()._get_per_token_logps_and_entropies(model, *args, **kwargs)
         return placement.moved(result, home)

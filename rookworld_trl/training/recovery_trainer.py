@@ -221,6 +221,8 @@ class RecoveryTrainer(MiningTrainer):
         else:
             self.healthy_steps += 1
             self._snapshots.promote()
+            if self.args.sync_ref_model and step % self.args.ref_model_sync_steps == 0:
+                self._keep_reference()
             if self._attempts.count and self.healthy_steps >= self.args.recovery_good_steps:
                 self._attempts.reset()
             # The first healthy state is taken in any case: progress since a fault must not wait for the interval.
@@ -361,7 +363,7 @@ class RecoveryTrainer(MiningTrainer):
             load_tensors(dict(self.ref_model.named_parameters()), self._reference_copy)
 
     def _keep_reference(self) -> None:
-        """Copy the reference's weights, which nothing but a reset changes."""
+        """Copy the reference's weights, which nothing but a reset and `sync_ref_model` changes."""
         if self.ref_model is not None:
             self._reference_copy = copy_tree(dict(self.ref_model.named_parameters()), self._reference_copy)
 

@@ -38,6 +38,11 @@ class RolloutTrainer(PlacementTrainer):
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.rollout_backend = choose_rollout_backend(self.args, self.model, self.eos_token_ids)
+        if self.args.rollout_cuda_graphs and self.rollout_backend != "native":
+            raise ValueError(
+                f"`rollout_cuda_graphs` is True: this run samples with {self.rollout_backend}, and only this package's "
+                "own decoding has a step to record. Unset it"
+            )
         self._requests: list[Request] | None = None  # of the rows being sampled and scored; None: the defaults
         self._gates_pending = True
         self._sampled: gates.Sampled | None = None  # the last batch as it was sampled, for the gates
@@ -149,7 +154,10 @@ class RolloutTrainer(PlacementTrainer):
             self.generation_config.temperature = request.temperature
             self.generation_config.max_new_tokens = request.max_completion_length
         try:
-            with gates.record_generate(self.model) if recording else nullcontext() as logps_of:
+            # Autocast, the precision that the loss scores in: only the model's own `forward` is wrapped by accelerate,
+            # and `generate` of a model with adapters goes past it.
+            recorder = gates.record_generate(self.model) if recording else nullcontext()
+            with self.accelerator.autocast(), recorder as logps_of:
                 ids, logps = super()._generate_single_turn(prompt_ids, *others)
         finally:
             if defaults is not None:

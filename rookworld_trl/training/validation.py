@@ -110,6 +110,13 @@ def check_precision(config: "RookWorldGRPOConfig") -> None:
         "the ratio is clipped to [1 - epsilon, 1 + epsilon_high]",
         "use something like 0.2 and 0.28",
     )
+    require(
+        config.loss_type != "cispo" or high >= 1,
+        "epsilon_high",
+        high,
+        "the loss cispo weights every token by its ratio, cut at `epsilon_high`: below 1 all of them are cut",
+        "set it to 5, say",
+    )
 
 
 def check_kl(config: "RookWorldGRPOConfig") -> None:
@@ -184,6 +191,14 @@ def check_advantages(config: "RookWorldGRPOConfig") -> None:
         config.baseline_decay,
         "the average would never move",
         "set it to something like 0.9",
+    )
+    # Where a group agrees its deviation is 0, and its distance to a running mean is not.
+    require(
+        not (config.advantage_baseline in ("ema", "adaptive") and config.scale_rewards == "group"),
+        "advantage_baseline",
+        config.advantage_baseline,
+        "`scale_rewards` is group, and a group's own deviation is no measure of its distance to a running mean",
+        "set `scale_rewards` to batch or none, or `advantage_baseline` to group_mean or leave_one_out",
     )
     if not config.use_gae:
         return

@@ -33,7 +33,7 @@ class ValueHead:
         self, width: int, hidden: int, learning_rate: float, epochs: int, seed: int, device: torch.device | str = "cpu"
     ):
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)  # `torch.manual_seed` would seed the GPUs too
             output = nn.Linear(hidden, 1)
             self.net = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, hidden), nn.Tanh(), output)
         nn.init.zeros_(output.weight)

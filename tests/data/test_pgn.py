@@ -44,6 +44,15 @@ def test_each_move_is_a_row(pgn: Path) -> None:
     assert report.skipped == {"a chess variant": 1, "no moves": 1}
 
 
+@pytest.mark.parametrize("null", ["--", "Z0"])
+def test_a_game_ends_before_a_null_move(tmp_path: Path, null: str) -> None:
+    path = tmp_path / "annotated.pgn"
+    path.write_text(f"1. e4 e5 2. {null} Nc6 3. Nf3 *\n")
+    report = GamesReport()
+    assert [row["prompt"].split("+")[1] for row in rows_of_games(path, report)] == ["e2e4", "e7e5"]
+    assert report.cut == 1
+
+
 def test_each_position_is_a_row_too_for_an_engine_to_value(pgn: Path) -> None:
     report = GamesReport()
     rows = [row for row in rows_of_games(pgn, report, positions=True) if row["task"] == "policy"]

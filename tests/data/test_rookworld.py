@@ -14,6 +14,7 @@ from rookworld_trl.data.sources import FEATURES, DataOptions, load_prompts
 from rookworld_trl.data.splits import SPLITS, positions_of, split_dataset, split_of
 from rookworld_trl.rewards.environment import score_environment
 from rookworld_trl.rewards.policy import score_policy
+from rookworld_trl.tasks import policy
 
 START = chess.STARTING_FEN
 # King and pawn against king; by hand, White has Kb1, a3, a4, and Black in the mirrored position Kb8, a6, a5.
@@ -77,6 +78,23 @@ def test_moves_that_the_row_does_not_list_are_worth_a_pawn_less_than_its_worst()
     assert len(values) == 20
     assert (values["e2e4"], values["e2e3"], values["a2a3"]) == (36, 20, -80)
     assert row["legal_moves"] == sorted(row["legal_moves"])
+
+
+@pytest.mark.parametrize(
+    ("evals", "unlisted"),
+    [
+        ("999.98 999.97 999.97 999.96 999.96", 799),  # win chance 0.95: no mate, and no small loss
+        ("15.0 14.0 13.0 12.0 11.0", 714),  # 0.93287, of 0.98287
+        ("-11.0 -12.0 -13.0 -14.0 -15.0", -10_000),  # nothing left to lose
+    ],
+)
+def test_such_moves_lose_five_points_of_win_chance_at_least(evals: str, unlisted: int) -> None:
+    (row,), _ = convert(padded(START, "e2e4 d2d4 g1f3 c2c4 e2e3", evals, "e2e4"))
+    values = dict(zip(row["legal_moves"], row["legal_cp"], strict=True))
+    assert values["a2a3"] == unlisted
+    completion = policy.format_completion(["a2a3", "e2e4", "d2d4", "g1f3", "c2c4"], evals.split(), "a2a3")
+    score = score_policy(completion, row["legal_moves"], row["legal_cp"])
+    assert score.level <= 3 or unlisted == -10_000
 
 
 @pytest.mark.parametrize(

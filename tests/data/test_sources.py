@@ -1,5 +1,6 @@
 """A user's own data set: what is filled in, and that each bad row is named with its field and remedy."""
 
+import csv
 import json
 from pathlib import Path
 
@@ -34,8 +35,26 @@ def test_missing_columns_are_filled_in(jsonl):
 
 
 def test_what_is_given_stays(jsonl):
-    dataset = load_prompts(write(jsonl, ENVIRONMENT | {"target": "mine", "stratum": "odd", "task": "environment"}))
+    dataset = load_prompts(write(jsonl, POLICY | {"target": "mine", "stratum": "odd", "task": "policy"}))
     assert (dataset[0]["target"], dataset[0]["stratum"]) == ("mine", "odd")
+
+
+def test_padding_behind_an_answer_is_no_fault(jsonl):
+    answer = "8/8/8/8/8/P1k5/8/K7 b - - 0 1+0.001+0+0"
+    dataset = load_prompts(write(jsonl, ENVIRONMENT | {"target": f"{answer}   "}))
+    assert dataset[0]["target"] == answer
+
+
+def test_lists_in_csv_are_json(tmp_path):
+    path = tmp_path / "mine.csv"
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(POLICY))
+        writer.writeheader()
+        writer.writerow(
+            {name: json.dumps(value) if isinstance(value, list) else value for name, value in POLICY.items()}
+        )
+    (row,) = load_prompts(str(path))
+    assert {name: row[name] for name in POLICY} == POLICY
 
 
 def test_parquet_is_read_too(tmp_path, jsonl):
@@ -51,6 +70,10 @@ BAD_ROWS = {
     "illegal position": (POLICY | {"prompt": "P: 8/8/8/8/8/8/P7/K7 w - - 0 1"}, r"'fen'.*illegal \(no_black_king"),
     "A: without history": ({"prompt": f"A: {FEN}+a2a3"}, r"field 'prompt'.*write 'A: <FEN>"),
     "other task": (POLICY | {"task": "environment"}, r"column 'task': 'environment' contradicts"),
+    "another answer": (
+        ENVIRONMENT | {"target": "8/8/8/8/8/P1k5/8/K7 w - - 0 1+0.001+0+0"},
+        r"column 'target': '8/8/8/8/8/P1k5/8/K7 w .* but python-chess says '8/8/8/8/8/P1k5/8/K7 b ",
+    ),
     "no values": ({"prompt": f"P: {FEN}"}, r"column 'legal_moves': a 'P:' row needs it.*generate_data"),
     "one value short": (POLICY | {"legal_cp": [1, 2]}, r"column 'legal_cp': 2 values for 3 moves"),
     "a move missing": (

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from rookworld_trl.evaluation import Comparison, Evaluation, compare, comparison_table, score
+from rookworld_trl.evaluation import Comparison, Evaluation, compare, compare_strata, comparison_table, score
 
 SETTINGS = {"temperature": 1.0, "max_new_tokens": 99, "seed": 0}
 
@@ -59,13 +59,28 @@ def test_different_items_are_refused(rows: list[dict[str, Any]]) -> None:
     before = evaluation(rows, right)
     changed = [{**row, "legal_cp": [value + 1 for value in row["legal_cp"]]} for row in rows]
     for other in (
-        evaluation(rows[::-1], right),
         evaluation(rows[:4], right[:4]),
         evaluation(changed, right),  # same prompts, other values
         evaluation(rows, right, "sampled"),
+        evaluation([*rows[:4], rows[0]], right),
     ):
         with pytest.raises(ValueError, match="same items"):
             compare(before, other)
+
+
+def test_items_are_paired_in_whatever_order_they_come(rows: list[dict[str, Any]]) -> None:
+    right, later = [True, False, True, False, False], [False, True, True, False, True]
+    before, after = evaluation(rows, right), evaluation(rows, later)
+    turned = evaluation(rows[::-1], later[::-1])
+    assert compare(before, turned) == compare(before, after)
+    assert compare(before, turned) != compare(before, evaluation(rows, later[::-1]))
+
+
+def test_strata_are_compared_each_by_itself(rows: list[dict[str, Any]]) -> None:
+    data = [rows[0] | {"stratum": name} for name in ("quiet", "quiet", "mate", "quiet")]
+    before, after = evaluation(data, [True, False, False, False]), evaluation(data, [True, True, True, False])
+    found = {row["stratum"]: (row["items"], row["before"], row["after"]) for row in compare_strata(before, after)}
+    assert found == {"mate": (1, 0.0, 1.0), "quiet": (3, pytest.approx(1 / 3), pytest.approx(2 / 3))}
 
 
 def test_different_settings_are_refused(rows: list[dict[str, Any]]) -> None:

@@ -253,13 +253,29 @@ def test_one_curve_in_the_tracker(monkeypatch: pytest.MonkeyPatch) -> None:
 # The fingerprint's parts
 
 
-def test_dataset_digest_goes_by_rows_not_by_layout() -> None:
+def test_dataset_digests_go_by_rows_not_by_layout() -> None:
+    def digests(dataset: Any) -> Any:
+        return identity.dataset_digests(dataset, ordered=False)
+
     plain = prompts(5)
-    assert identity.dataset_digest(plain) == identity.dataset_digest(prompts(8).select([0, 1, 2, 3, 4]))
-    assert identity.dataset_digest(plain) == identity.dataset_digest(plain.flatten_indices())
-    assert identity.dataset_digest(plain) != identity.dataset_digest(prompts(6))
-    assert identity.dataset_digest(plain) != identity.dataset_digest(plain.rename_column("task", "kind"))
-    assert identity.dataset_digest(iter([1])) is None
+    assert digests(plain) == digests(prompts(8).select([0, 1, 2, 3, 4]))
+    assert digests(plain) == digests(plain.flatten_indices())
+    assert digests(plain) != digests(prompts(6))
+    assert digests(plain) != digests(plain.rename_column("task", "kind"))
+    assert digests(iter([1])) is None
+
+
+@pytest.mark.parametrize(("ordered", "rows", "same"), [(True, 9, True), (True, 3, True), (False, 9, False)])
+def test_rows_in_order_may_become_more_or_fewer(ordered: bool, rows: int, same: bool) -> None:
+    before, now = (identity.dataset_digests(prompts(n), ordered) for n in (5, rows))
+    changes = identity.compare({"train_dataset": before}, {"train_dataset": now})
+    assert (list(changes.refused) == []) == same
+    assert not changes.applied
+
+
+def test_other_rows_are_another_run() -> None:
+    before, now = (identity.dataset_digests(prompts(12).select(range(k, k + 6)), ordered=True) for k in (0, 1))
+    assert list(identity.compare({"train_dataset": before}, {"train_dataset": now}).refused) == ["train_dataset"]
 
 
 def test_weights_digest_sees_one_bit() -> None:

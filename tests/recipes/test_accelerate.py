@@ -10,8 +10,12 @@ from pathlib import Path
 import pytest
 import yaml
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from safetensors.torch import load_file
+
+import rookworld_trl
 
 ROOT = Path(__file__).parents[2]
+NANO = Path(rookworld_trl.__file__).parent / "assets" / "nano"
 FILES = sorted((ROOT / "accelerate_configs").glob("*.yaml"))
 EXPECTED = {"cpu", "cpu_x2", "rtx4090", "rtx4090_x2", "multi_gpu", "fsdp2", "deepspeed_zero2", "multi_node"}
 
@@ -100,16 +104,21 @@ def run(command: list[str], settings: dict[str, object]) -> tuple[str, list[dict
     return done.stdout, [row for row in map(json.loads, lines) if "kl" in row]
 
 
+def launcher(config: str, *program: str) -> list[str]:
+    """Two processes of one thread each by a file of `accelerate_configs`, in float32."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = ["-m", "accelerate.commands.launch", "--config_file", f"accelerate_configs/{config}.yaml"]
+    command += ["--num_cpu_threads_per_process", "1", "--main_process_port", str(port), "--mixed_precision", "no"]
+    return [*command, *program]
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_two_processes_on_the_cpu_train(settings: dict[str, object], tmp_path: Path) -> None:
     """The command at the top of cpu_x2.yaml with a tiny model: one summary, and a checkpoint."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    launcher = ["-m", "accelerate.commands.launch", "--config_file", "accelerate_configs/cpu_x2.yaml"]
-    launcher += ["--num_cpu_threads_per_process", "1", "--main_process_port", str(port), "recipes/grpo.py"]
-    shown, steps = run(launcher, settings)
+    shown, steps = run(launcher("cpu_x2", "recipes/grpo.py"), settings)
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["steps"] == 2
     assert summary["identity"]["processes"] == 2
@@ -117,6 +126,35 @@ def test_two_processes_on_the_cpu_train(settings: dict[str, object], tmp_path: P
     assert [row["step"] for row in steps] == [1, 2]
     assert abs(steps[0]["kl"]) < 1e-6
     assert (tmp_path / "run" / "checkpoint" / "model.safetensors").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_a_sharded_run_learns_what_a_plain_one_does(settings: dict[str, object], tmp_path: Path) -> None:
+    """fsdp2.yaml's own settings over two CPU processes: FSDP2 itself, samples, checkpoint, evaluation, going on."""
+    learning = {"model": "nano", "dataset": "shipped", "mix_env_ratio": 0.5, "max_completion_length": 60}
+    learning |= {"learning_rate": 1e-3, "rollout_backend": "transformers", "num_generations": 4}
+    learning |= {"per_device_train_batch_size": 8, "save_strategy": "steps", "save_steps": 1}
+    runs = {name: settings | learning | {"output_dir": tmp_path / name} for name in ("plain", "sharded")}
+    del runs["sharded"]["use_cpu"]  # accelerate would shard nothing
+    sharded = launcher("fsdp2", "-m", "tests.sharded_on_cpu")
+    _, plain_steps = run(launcher("cpu_x2", "recipes/grpo.py"), runs["plain"])
+    _, steps = run(sharded, runs["sharded"])
+    for name in ("reward", "kl", "loss", "grad_norm"):
+        assert [row[name] for row in steps] == pytest.approx([row[name] for row in plain_steps], rel=1e-3, abs=1e-6), (
+            name
+        )
+    start, plain, trained = (
+        load_file(folder / "model.safetensors")
+        for folder in (NANO, tmp_path / "plain" / "checkpoint", tmp_path / "sharded" / "checkpoint")
+    )
+    moved = max((trained[name] - start[name]).abs().max() for name in start)
+    apart = max((trained[name] - plain[name]).abs().max() for name in start)
+    assert moved > 1e-3 > 20 * apart
+    summary = json.loads((tmp_path / "sharded" / "summary.json").read_text())
+    assert {row["items"] for row in summary["metrics"]} == {2}
+    _, steps = run(sharded, runs["sharded"] | {"max_steps": 3, "auto_resume": "true"})
+    assert [row["step"] for row in steps] == [1, 2, 3]
 
 
 @pytest.mark.slow

@@ -100,6 +100,15 @@ def test_held_out_positions_never_train(arguments, rows_file, held_out, capsys):
     assert "dropped 2 training prompts whose positions are held out" in capsys.readouterr().out
 
 
+def test_a_finished_run_goes_on_where_it_is_asked_for_more(arguments, caplog):
+    run(arguments | {"save_strategy": "steps", "save_steps": 1})
+    again = arguments | {"save_strategy": "steps", "save_steps": 1, "auto_resume": True, "max_steps": 3}
+    run(again)
+    rows = (arguments["output_dir"] / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(row)["step"] for row in rows] == [1, 2, 3]
+    assert json.loads((arguments["output_dir"] / "summary.json").read_text())["steps"] == 3
+
+
 def test_a_time_limit_stops_early(arguments):
     run(arguments | {"max_steps": 50, "max_train_minutes": 1e-6})
     assert json.loads((arguments["output_dir"] / "summary.json").read_text())["steps"] == 1
@@ -168,6 +177,7 @@ BAD = {
     "group cut in two": ({"num_generations": 3}, "`num_generations` is 3: it does not divide the 10 completions"),
     "impossible ratio": ({"mix_env_ratio": 0.3}, "`mix_env_ratio` is 0.3: 1.5 of 5 prompts"),
     "too long": ({"max_completion_length": 300}, "`max_completion_length` is 300: with the longest prompt"),
+    "nothing measured": ({"eval_batch_size": 0}, "`eval_batch_size` is 0: nothing would be measured"),
     "truncated sampling": ({"top_p": 0.9}, "`top_p` is 0.9"),
     "no such config": ({"config": "nowhere.yaml"}, "nowhere.yaml: cannot be read"),
 }

@@ -1,6 +1,8 @@
 """`push_to_hub` from the recipe: checkpoint and card arrive, and what arrives says what was trained."""
 
+import sys
 from pathlib import Path
+from unittest.mock import patch
 
 import huggingface_hub.constants
 import pytest
@@ -8,6 +10,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from recipes import grpo
+from rookworld_trl.modeling.hub import PushError
+from rookworld_trl.training.resume import FINISHED_FILE
 from tests.hub import TOKEN, Hub, serve
 
 
@@ -44,7 +48,9 @@ def arguments(tiny_checkpoint, rows_file, held_out, tmp_path, monkeypatch):
 
 
 def run(arguments: dict) -> None:
-    grpo.main([word for key, value in arguments.items() for word in (f"--{key}", str(value))])
+    words = [word for key, value in arguments.items() for word in (f"--{key}", str(value))]
+    with patch.object(sys, "argv", ["recipes/grpo.py", *words]):  # what the card quotes
+        grpo.main()
 
 
 @pytest.mark.parametrize("strategy", ["end", "every_save", "checkpoint"])
@@ -64,7 +70,9 @@ def test_the_run_ends_on_the_hub(hub: Hub, arguments: dict, tmp_path: Path, stra
     card = files["README.md"].decode()
     assert "| policy | best_value | greedy |" in card
     assert "config fingerprint: `" in card
-    assert TOKEN not in card
+    assert "--hub_token ***" in card
+    written = [path for path in arguments["output_dir"].rglob("*") if path.is_file()]
+    assert not [path for path in written if TOKEN.encode() in path.read_bytes()]
 
     here = AutoModelForCausalLM.from_pretrained(arguments["output_dir"] / "checkpoint")
     there = AutoModelForCausalLM.from_pretrained("me/trained", cache_dir=tmp_path / "cache", token=TOKEN)
@@ -76,6 +84,20 @@ def test_the_run_ends_on_the_hub(hub: Hub, arguments: dict, tmp_path: Path, stra
     assert texts[0] == texts[1]
     start = AutoModelForCausalLM.from_pretrained(arguments["model"])
     assert not torch.equal(there.transformer.wte.weight, start.transformer.wte.weight)
+
+
+def test_a_push_that_fails_costs_nothing_but_the_push(arguments: dict, hub: Hub, monkeypatch, capsys) -> None:
+    def broken(*args: object) -> None:
+        raise PushError("pushing to me/trained failed: `hf upload` it")
+
+    monkeypatch.setattr(grpo, "push_folder", broken)
+    with pytest.raises(SystemExit) as exit_:
+        run(arguments)
+    assert exit_.value.code == 2
+    shown = capsys.readouterr()
+    assert shown.err.strip().splitlines()[-1] == "error: pushing to me/trained failed: `hf upload` it"
+    assert "before    after" in shown.out
+    assert {"summary.json", "checkpoint", FINISHED_FILE} <= {path.name for path in arguments["output_dir"].iterdir()}
 
 
 def test_a_token_that_may_not_write_is_refused_before_anything_trains(hub: Hub, arguments: dict, capsys) -> None:

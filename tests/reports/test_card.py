@@ -21,7 +21,11 @@ SUMMARY: dict[str, Any] = {
     "steps": 80,
     "stop_reason": "",
     "versions": {"python": "3.12", "trl": "1.16.0"},
-    "identity": {"learning_rate": 1e-5, "train_dataset": "0123456789abcdef", "rewards": ["policy_reward"]},
+    "identity": {
+        "learning_rate": 1e-5,
+        "train_dataset": {"1": "0a1b", "12": "0123456789abcdef"},
+        "rewards": ["policy_reward"],
+    },
     "headline": [
         {
             "task": "policy",

@@ -146,5 +146,18 @@ def test_rows_without_a_prompt(text: str, field: str) -> None:
     assert caught.value.field == field
 
 
+@pytest.mark.parametrize(
+    ("before", "square"),
+    [
+        ("rnbqkbnr/pppppppp/8/8/4P3/8/PPPP1PPP/RNBQKBNR b KQkq e3 0 1", "-"),  # no pawn stands beside e4
+        ("rnbqkbnr/ppp1pppp/8/8/3pP3/8/PPPP1PPP/RNBQKBNR b KQkq e3 0 3", "e3"),
+        ("4k3/8/8/8/r2pP2K/8/8/8 b - e3 0 1", "e3"),
+        ("8/8/8/8/k2pP2R/8/8/4K3 b - e3 0 1", "-"),  # taking would open the fourth rank to the rook
+    ],
+)
+def test_position_key_names_an_en_passant_square_that_can_be_taken_on(before: str, square: str) -> None:
+    assert position_key(before).split()[3] == square
+
+
 def test_position_key_drops_the_clocks_only() -> None:
     assert position_key("4k3/8/8/8/8/8/8/4K2R w K - 3 17") == "4k3/8/8/8/8/8/8/4K2R w K -"

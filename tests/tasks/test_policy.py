@@ -121,6 +121,12 @@ def test_evals_by_hand(centipawns: int, text: str) -> None:
     assert policy.format_eval(centipawns) == text
 
 
+def test_value_of_a_chance_by_hand() -> None:
+    assert policy.value_of_chance(0.5) == 0
+    assert policy.value_of_chance(0.95) == pytest.approx(799.67, abs=0.01)  # ln 19 / 0.00368208
+    assert policy.value_of_chance(policy.win_chance(-345)) == pytest.approx(-345)
+
+
 def test_win_chance_by_hand() -> None:
     assert policy.win_chance(0) == 0.5
     assert policy.win_chance(100) == pytest.approx(0.591026, abs=1e-6)  # 1 / (1 + e^-0.368208)

@@ -1,6 +1,8 @@
 """Devices: the reference elsewhere gives the same numbers by the same path, and micro-batches are chosen by memory."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -140,35 +142,38 @@ def test_compiled_shapes_are_padded_to_buckets(options: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "mode"),
-    [
-        ({"pad_to_multiple_of": 64}, "reduce-overhead"),
-        ({"pad_to_multiple_of": 4}, "default"),  # completions of up to 6 tokens take one bucket or two
-        ({"pad_to_multiple_of": 8, "max_completion_length": 16}, "default"),
-        ({"pad_to_multiple_of": 64, "torch_compile_mode": "max-autotune"}, "max-autotune"),
-        ({"pad_to_multiple_of": 64, "torch_compile_backend": "eager"}, "default"),
-        ({"pad_to_multiple_of": 64, "use_cpu": True}, "default"),
-    ],
+    ("mode", "accumulation", "refused"),
+    [("reduce-overhead", 2, True), ("max-autotune", 2, True), ("reduce-overhead", 1, False), ("default", 2, False)],
 )
-def test_where_all_batches_have_one_shape_graphs_are_recorded(
-    make_trainer: Make, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], mode: str
+def test_cuda_graphs_would_overwrite_accumulated_gradients(
+    options: dict[str, Any], mode: str, accumulation: int, refused: bool
 ) -> None:
-    """As on a GPU, which the choice alone believes in."""
-    monkeypatch.setattr(placement, "_on_gpu", lambda config: not changes.get("use_cpu"))
-    trainer = make_trainer(torch_compile=True, **changes)
-    assert trainer.accelerator.state.dynamo_plugin.mode == mode
+    config = RookWorldGRPOConfig(**options)
+    config.torch_compile, config.torch_compile_mode = True, mode
+    config.gradient_accumulation_steps = accumulation
+    with pytest.raises(ValueError, match="torch_compile_mode") if refused else nullcontext():
+        placement.settle(config)
 
 
-def test_prompts_longer_than_the_bucket_have_more_than_one_shape(
-    options: dict[str, Any], prompts: Dataset, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+def test_a_compiled_reference_is_reset_and_kept(make_trainer: Make, policy: nn.Module) -> None:
+    start = {name: tensor.clone() for name, tensor in policy.state_dict().items()}
+    compiled = {"torch_compile": True, "torch_compile_backend": "eager", "share_prefixes": False}
+    trainer = trained(make_trainer, reference_reset_steps=2, save_strategy="steps", save_steps=3, **compiled)
+    plain = trainer.accelerator.unwrap_model(trainer.ref_model, keep_torch_compile=False)
+    assert plain is not trainer.ref_model
+    policy.load_state_dict(start)
+    again = make_trainer(beta=0.1, learning_rate=1e-2, max_steps=4, seed=1, reference_reset_steps=2, save_strategy="no")
+    again.train(resume_from_checkpoint=str(Path(trainer.args.output_dir) / "checkpoint-3"))  # not compiled any more
+    assert "kl" in again.state.log_history[-2]
+
+
+def test_a_batch_size_cannot_be_measured_for_a_model_that_is_only_named(
+    options: dict[str, Any], prompts: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(placement, "_on_gpu", lambda config: True)
-    longest = max(len(ids) for ids in tiny_tokenizer(list(prompts["prompt"]))["input_ids"])
-    for bucket, mode in ((longest, "reduce-overhead"), (longest - 1, None)):
-        config = RookWorldGRPOConfig(**options | {"max_completion_length": 2})
-        config.torch_compile, config.torch_compile_backend, config.pad_to_multiple_of = True, "inductor", bucket
-        placement.fit_to_gpu(config, None, prompts, tiny_tokenizer)
-        assert config.torch_compile_mode == mode
+    config = RookWorldGRPOConfig(**options, auto_batch_size=True)
+    with pytest.raises(ValueError, match="`auto_batch_size` is True: it measures a model that is loaded"):
+        placement.fit_to_gpu(config, "gpt2", prompts, None)
 
 
 def batch(rows: int, accumulation: int, share: float = 0.5) -> SimpleNamespace:
