@@ -40,6 +40,17 @@ REWARDS = {
     "graduated": [rewards.policy_reward, rewards.environment_reward],
     "continuous": [rewards.policy_reward_continuous, rewards.environment_reward_continuous],
 }
+# Of each step's line; a run logs one of the two forms of a reward.
+COLUMNS = [
+    *(
+        (label, f"rewards/{task}_reward{form}/mean", "+.3f")
+        for form in ("", "_continuous")
+        for label, task in (("reward P", "policy"), ("A", "environment"))
+    ),
+    ("value of B", "policy/best_value", ".3f"),
+    ("B legal", "policy/best_legal", ".0%"),
+    ("A exact", "environment/exact", ".0%"),
+]
 SHOWN = ["seed", "learning_rate", "beta", "temperature", "num_generations", "generation_batch_size", "num_iterations"]
 
 
@@ -104,7 +115,7 @@ def build(run: RunConfig, args: RookWorldGRPOConfig) -> tuple[RookWorldGRPOTrain
     trainer = RookWorldGRPOTrainer(model, REWARDS[run.reward], args, prompts, processing_class=tokenizer)
     folder = Path(args.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    report_live(trainer, folder, run.max_train_minutes)
+    report_live(trainer, folder, COLUMNS, run.max_train_minutes)
     return trainer, held_out, folder
 
 

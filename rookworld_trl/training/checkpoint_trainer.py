@@ -45,7 +45,7 @@ class EpochSampler(RepeatSampler):
 
 
 class CheckpointTrainer(RecoveryTrainer):
-    """Writes checkpoints by `rookworld_trl.training.checkpoints` and resumes from them bit for bit on the same device.
+    """Writes checkpoints by `rookworld_trl.training.checkpoints` and resumes from them bit for bit on the same CPU.
 
     Beyond what transformers keeps (weights, optimizer, schedule, generators of each process), a checkpoint holds the
     place in TRL's generation cycle with its completions, metrics not yet logged, every control, and the run's identity.

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,31 +16,21 @@ from rookworld_trl.files import append_line, write_atomically
 METRICS_FILE = "metrics.jsonl"
 
 # Label, key in TRL's log, format. A key that a run does not log is left out of the line.
-COLUMNS = (
-    ("reward P", "rewards/policy_reward/mean", "+.3f"),
-    ("A", "rewards/environment_reward/mean", "+.3f"),
-    ("value of B", "policy/best_value", ".3f"),
-    ("B legal", "policy/best_legal", ".0%"),
-    ("A exact", "environment/exact", ".0%"),
-    ("KL", "kl", ".4f"),
-    ("entropy", "entropy", ".3f"),
-    ("useful groups", "groups/useful", ".0%"),
-)
+Columns = Sequence[tuple[str, str, str]]
+COLUMNS: Columns = (("KL", "kl", ".4f"), ("entropy", "entropy", ".3f"), ("useful groups", "groups/useful", ".0%"))
 
 
-def report_live(trainer: Trainer, folder: Path, max_minutes: float | None = None) -> None:
+def report_live(trainer: Trainer, folder: Path, columns: Columns = (), max_minutes: float | None = None) -> None:
     """Put a `LiveReport` in place of the trainer's own bar and printed dictionaries."""
     for callback in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(callback)
-    trainer.add_callback(LiveReport(folder, max_minutes))
+    trainer.add_callback(LiveReport(folder, columns, max_minutes))
 
 
-def live_line(step: int, steps: int, logs: Mapping[str, Any]) -> str:
+def live_line(step: int, steps: int, logs: Mapping[str, Any], columns: Columns = COLUMNS) -> str:
     """One step for a person: `step  12/110  reward P +0.312  A +0.655  KL 0.0021 ...`."""
-    # The continuous form of a reward shows in the same place.
-    logs = {key.replace("_reward_continuous/", "_reward/"): value for key, value in logs.items()}
     # TRL logs None where a step measured nothing but NaN.
-    cells = [f"{label} {logs[key]:{spec}}" for label, key, spec in COLUMNS if isinstance(logs.get(key), int | float)]
+    cells = [f"{label} {logs[key]:{spec}}" for label, key, spec in columns if isinstance(logs.get(key), int | float)]
     return "  ".join([f"step {step:>{len(str(steps))}}/{steps}", *cells])
 
 
@@ -62,11 +52,13 @@ class LiveReport(TrainerCallback):
 
     Args:
         folder: where `metrics.jsonl` goes; a run that resumes adds to it, from the checkpoint's step on.
+        columns: what a line shows before `COLUMNS`.
         max_minutes: stop after the step during which this much time is over, that before restarts included; None for
             no limit.
     """
 
-    def __init__(self, folder: Path, max_minutes: float | None = None):
+    def __init__(self, folder: Path, columns: Columns = (), max_minutes: float | None = None):
+        self.columns = (*columns, *COLUMNS)
         self.file = folder / METRICS_FILE
         self.max_seconds = None if max_minutes is None else 60 * max_minutes
         self.started = 0.0
@@ -105,7 +97,7 @@ class LiveReport(TrainerCallback):
             append_line(self.file, json.dumps(row))
         except OSError as error:  # a full disk must not cost the run
             self.bar.write(f"{self.file}: step {state.global_step} is not in it ({error}); make room")
-        self.bar.write(live_line(state.global_step, state.max_steps, logs))
+        self.bar.write(live_line(state.global_step, state.max_steps, logs, self.columns))
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

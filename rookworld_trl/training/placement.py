@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from datasets import Dataset
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.utils import logging
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 logger = logging.get_logger(__name__)
 
 COMPILE_BUCKET = 64  # tokens; prompts and completions of compiled models are padded to multiples of it
+HEAD_ROWS = 4096  # tokens whose logits are there at once, about what TRL's head and the shared passes take
 ATTENTION = ("sdpa", "eager", "flash_attention_2", "flash_attention_3")
 _DEVICE = re.compile(r"cpu|cuda:\d+")
 
@@ -193,33 +195,55 @@ def fit_batch(config: "RookWorldGRPOConfig", measure: Callable[[int], float], me
     logger.warning(f"micro-batches of {size} rows, {rows // size} for each update: what fits {budget / 1e9:.1f} GB")
 
 
-def measured_memory(model: nn.Module, length: int, keep: int, dtype: torch.dtype | None) -> Callable[[int], float]:
-    """`measure` of `fit_batch` on the current GPU: weights, gradients, AdamW's moments, reference, and one real pass.
+def worst_pass(
+    model: Any, rows: int, length: int, keep: int, dtype: torch.dtype | None = None, checkpointing: bool = False
+) -> None:
+    """Forward and backward of rows that are as long as can be, the head's logits in pieces as in training.
 
     Args:
-        model: the policy, float32.
-        length: tokens of the longest row.
-        keep: of its completion.
+        length: tokens of a row.
+        keep: of its completion, the last ones.
         dtype: of autocast, None without.
+        checkpointing: with `gradient_checkpointing`.
     """
-    weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    device, training = next(model.parameters()).device, model.training
+    ids = torch.zeros(rows, length, dtype=torch.long, device=device)
+    head = model.get_output_embeddings()
 
-    def one_pass(rows: int) -> None:
-        ids = torch.zeros(rows, length, dtype=torch.long, device="cuda")
-        with torch.autocast("cuda", dtype=dtype or torch.bfloat16, enabled=dtype is not None):
-            logits = model(input_ids=ids, logits_to_keep=keep + 1).logits
-        torch.log_softmax(logits.float(), dim=-1).sum().backward()
+    def loss(hidden: torch.Tensor) -> torch.Tensor:
+        return torch.log_softmax(head(hidden).float(), dim=-1).sum()
+
+    if checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.train()
+    try:
+        with torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None):
+            hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state[:, -keep - 1 : -1]
+            pieces = hidden.flatten(0, 1).split(HEAD_ROWS)
+            total = torch.stack([checkpoint(loss, piece, use_reentrant=False) for piece in pieces]).sum()
+        total.backward()
+    finally:
+        if checkpointing:
+            model.gradient_checkpointing_disable()
+            model.train(training)
+        model.zero_grad(set_to_none=True)
+
+
+def measured_memory(
+    model: nn.Module, length: int, keep: int, dtype: torch.dtype | None, checkpointing: bool
+) -> Callable[[int], float]:
+    """`measure` of `fit_batch` on the current GPU: weights, gradients, AdamW's moments, reference, a `worst_pass`."""
+    weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
 
     def measure(rows: int) -> float:
         model.to("cuda")
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         try:
-            one_pass(rows)
+            worst_pass(model, rows, length, keep, dtype, checkpointing)
         except torch.OutOfMemoryError:
             return math.inf
         finally:
-            model.zero_grad(set_to_none=True)
             torch.cuda.empty_cache()
         # Two moments and the reference come on top of what was measured.
         return float(torch.cuda.max_memory_allocated() + 3 * weights)
@@ -246,7 +270,7 @@ def fit_to_gpu(config: "RookWorldGRPOConfig", model: Any, dataset: Any, tokenize
     longest = max(map(len, tokenizer(list(dataset["prompt"]))["input_ids"]))
     keep = int(config.max_completion_length or 0)
     dtype = torch.bfloat16 if config.bf16 else torch.float16 if config.fp16 else None
-    measure = measured_memory(model, longest + keep, keep, dtype)
+    measure = measured_memory(model, longest + keep, keep, dtype, config.gradient_checkpointing)
     fit_batch(config, measure, torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory)
 
 

@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from rookworld_trl.training.refusal import check_choice, require
 
 if TYPE_CHECKING:
@@ -38,6 +40,14 @@ def check_sampling(config: "RookWorldGRPOConfig") -> None:
         config.rollout_backend,
         "`use_vllm` and `use_transformers_continuous_batching` choose the sampler too",
         "unset them, or set `rollout_backend` to transformers",
+    )
+    require(
+        not (config.full_determinism and config.rollout_backend != "transformers" and not config.use_cpu)
+        or not torch.cuda.is_available(),
+        "full_determinism",
+        True,
+        "this package's own decoding adds up probabilities, which CUDA has no deterministic kernel for",
+        "set `rollout_backend` to transformers, or leave it out: the seed decides the samples in any case",
     )
     require(
         not (config.rollout_cuda_graphs and (other or config.rollout_backend == "transformers")),

@@ -34,6 +34,29 @@ def run(finished_run: Path, tmp_path: Path) -> Path:
     return shutil.copytree(finished_run, tmp_path / "run")
 
 
+def test_without_recovery_checkpoints_become_stable_too(tmp_path: Path) -> None:
+    make_trainer(tmp_path / "run", max_steps=3, stable_after_steps=1, recovery=False).train()
+    assert sorted(path.name for path in (tmp_path / "run").glob("stable-*")) == ["stable-1", "stable-2"]
+
+
+def test_a_reference_that_follows_the_policy_is_resumed_as_it_was(tmp_path: Path) -> None:
+    follows = {
+        "sync_ref_model": True,
+        "ref_model_sync_steps": 1,
+        "ref_model_mixup_alpha": 0.5,
+        "save_total_limit": None,
+    }
+    whole = make_trainer(tmp_path / "run", max_steps=4, **follows)
+    whole.train()
+    again = make_trainer(tmp_path / "run", max_steps=4, **follows)
+    shutil.rmtree(tmp_path / "run" / "checkpoint-4")
+    shutil.rmtree(tmp_path / "run" / "checkpoint-3")
+    again.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2"))
+    for (name, ours), theirs in zip(again.ref_model.named_parameters(), whole.ref_model.parameters(), strict=True):
+        assert torch.equal(ours, theirs), name
+    assert again.state.log_history[-2]["kl"] == whole.state.log_history[-2]["kl"] > 0
+
+
 def trainer_for(run: Path, **changes: Any) -> Any:
     return make_trainer(run, **{"max_steps": 3, "stable_after_steps": 1, "lr_scheduler_type": "constant", **changes})
 

@@ -55,7 +55,7 @@ def test_it_says_what_was_done_and_what_came_of_it(tmp_path: Path) -> None:
         assert fact in text
     assert "`jrahn/RookWorld-LM-124M` at abc123" in text
     assert f"config fingerprint: `{fingerprint(SUMMARY['identity'])}`" in text
-    assert "prompts in their order `0123456789ab`" in text
+    assert "prompts in their order `0123456789abcdef`" in text
     assert "P: {start}" in text
     assert "A: {start}+e2e4+e2e4+" in text
     assert "## Limits" in text

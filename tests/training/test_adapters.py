@@ -75,3 +75,24 @@ def test_the_gates_watch_adapters_too(make_trainer: Make) -> None:
     trainer.model.get_base_model().transformer._forward_pre_hooks.clear()
     with pytest.raises(GateError, match="gate 'padding' FAILS"):
         trainer.train()
+
+
+def test_adapters_sample_in_the_precision_that_the_loss_scores_in(make_trainer: Make, monkeypatch: Any) -> None:
+    """`generate` goes past the wrapper by which accelerate switches autocast on."""
+    seen: list[bool] = []
+    trainer = make_trainer(**LORA, bf16=True, max_steps=1)
+    forward = trainer.model.base_model.model.transformer.forward
+
+    def spy(*args: Any, **kwargs: Any) -> Any:
+        seen.append(torch.is_autocast_enabled("cpu"))
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(trainer.model.base_model.model.transformer, "forward", spy)
+    trainer.train()
+    assert len(seen) > 4
+    assert all(seen)
+
+
+def test_a_step_of_decoding_cannot_be_recorded_where_generate_samples(make_trainer: Make) -> None:
+    with pytest.raises(ValueError, match="`rollout_cuda_graphs` is True: this run samples with transformers"):
+        make_trainer(**LORA, rollout_cuda_graphs=True)

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from rookworld_trl.training import RookWorldGRPOTrainer
+from rookworld_trl.training.advantages import scale_advantages
 
 Make = Callable[..., RookWorldGRPOTrainer]
 
@@ -40,6 +41,13 @@ def test_leave_one_out_reaches_the_batch(make_trainer: Make) -> None:
         assert batch["advantages"][row].item() == pytest.approx(rewards[row].item() - sum(others) / 3, abs=1e-6)
 
 
+def test_where_all_rewards_agree_their_distance_to_the_running_mean_stays_what_it_is() -> None:
+    rewards = torch.full((4,), 0.7)
+    for scale in ("batch", "group"):
+        scaled = scale_advantages(rewards - 0.4, rewards, 2, scale)
+        assert torch.allclose(scaled, torch.full((4,), 0.3))
+
+
 def test_ema_goes_by_the_task_column_and_survives_a_resume(make_trainer: Make, options: dict[str, Any]) -> None:
     settings = {"advantage_baseline": "ema", "save_strategy": "steps", "save_steps": 1}
     trainer = make_trainer(max_steps=2, **settings)
@@ -57,7 +65,7 @@ def test_ema_goes_by_the_task_column_and_survives_a_resume(make_trainer: Make, o
 
 @pytest.mark.parametrize("loss_type", ["dapo", "grpo", "bnpo", "dr_grpo", "sapo", "cispo"])
 def test_gae_trains_with_each_token_loss(make_trainer: Make, loss_type: str) -> None:
-    trainer = make_trainer(use_gae=True, loss_type=loss_type, learning_rate=1e-2)
+    trainer = make_trainer(use_gae=True, loss_type=loss_type, epsilon_high=5.0, learning_rate=1e-2)
     trainer.train()
     assert all(entry["value/error"] >= 0 for entry in trainer.state.log_history if "value/error" in entry)
 

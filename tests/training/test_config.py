@@ -72,6 +72,11 @@ def test_defaults(tmp_path: Any) -> None:
             r"`multi_objective_aggregation` is 'normalize_then_sum': .* Set it to sum_then_normalize",
         ),
         (
+            {"advantage_baseline": "ema", "scale_rewards": "group"},
+            r"`advantage_baseline` is 'ema': .* Set `scale_rewards`",
+        ),
+        ({"loss_type": "cispo"}, r"`epsilon_high` is 0.28: .* below 1 all of them are cut. Set it to 5"),
+        (
             {"use_gae": True, "importance_sampling_level": "sequence"},
             r"`use_gae` is True: .* take one .* Set `use_gae`",
         ),

@@ -41,7 +41,13 @@ def loss_and_gradient(compute: Callable[..., Any], trainer: Any, inputs: Any) ->
 def test_reverse_k3_is_trls_own_penalty(make_trainer: Make, loss_type: str, corrected: bool, off_policy: bool) -> None:
     """Value and gradient, with an accumulation of 2, so that every normalisation is TRL's own."""
     trainer, inputs = ready(
-        make_trainer(beta=0.7, use_bias_correction_kl=corrected, loss_type=loss_type, gradient_accumulation_steps=2)
+        make_trainer(
+            beta=0.7,
+            use_bias_correction_kl=corrected,
+            loss_type=loss_type,
+            epsilon_high=5.0 if loss_type == "cispo" else 0.28,
+            gradient_accumulation_steps=2,
+        )
     )
     if off_policy:  # as if the samples came from the reference
         inputs["old_per_token_logps"] = inputs["ref_per_token_logps"]

@@ -5,19 +5,22 @@ from types import SimpleNamespace
 
 import pytest
 
-from rookworld_trl.training.live import LiveReport, live_line
+from recipes import grpo
+from rookworld_trl.training.live import COLUMNS, LiveReport, live_line
 
 LOGS = {"rewards/policy_reward/mean": 0.3124, "kl": 0.0021, "policy/best_legal": 0.61, "groups/useful": 0.94, "x": 1.0}
 
 
 def test_a_line_shows_what_was_logged_and_nothing_else():
-    line = live_line(7, 110, LOGS)
+    own = [("reward P", "rewards/policy_reward/mean", "+.3f"), ("B legal", "policy/best_legal", ".0%"), ("y", "y", "")]
+    line = live_line(7, 110, LOGS, [*own, *COLUMNS])
     assert line == "step   7/110  reward P +0.312  B legal 61%  KL 0.0021  useful groups 94%"
 
 
-def test_the_continuous_reward_stands_in_the_same_place():
-    line = live_line(1, 2, {"rewards/environment_reward_continuous/mean": -0.3})
-    assert line == "step 1/2  A -0.300"
+@pytest.mark.parametrize("form", ["", "_continuous"])
+def test_either_form_of_a_reward_is_shown(form):
+    logs = {f"rewards/environment_reward{form}/mean": -0.3, f"rewards/policy_reward{form}/mean": 0.2}
+    assert live_line(1, 2, logs, grpo.COLUMNS) == "step 1/2  reward P +0.200  A -0.300"
 
 
 @pytest.fixture
@@ -59,7 +62,7 @@ def test_a_resumed_run_adds_to_its_file_and_a_new_one_starts_over(tmp_path, stat
 
 @pytest.mark.parametrize(("minutes", "stops"), [(0.0, True), (5.0, False), (None, False)])
 def test_the_time_limit(tmp_path, state, minutes, stops):
-    report = LiveReport(tmp_path, minutes)
+    report = LiveReport(tmp_path, max_minutes=minutes)
     control = SimpleNamespace(should_training_stop=False)
     report.on_train_begin(None, state, control)
     report.on_step_end(None, state, control)

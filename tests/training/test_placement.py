@@ -167,6 +167,18 @@ def test_a_compiled_reference_is_reset_and_kept(make_trainer: Make, policy: nn.M
     assert "kl" in again.state.log_history[-2]
 
 
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_the_pass_that_memory_is_measured_by_leaves_the_model_as_it_was(policy: nn.Module, checkpointing: bool) -> None:
+    policy.eval()
+    calls: list[int] = []
+    policy.transformer.h[0].mlp.register_forward_pre_hook(lambda *_: calls.append(1))
+    placement.worst_pass(policy, 3, length=12, keep=5, dtype=torch.bfloat16, checkpointing=checkpointing)
+    assert len(calls) == 1 + checkpointing, "checkpointing computes a block twice"
+    assert all(parameter.grad is None for parameter in policy.parameters())
+    assert not policy.training
+    assert not policy.is_gradient_checkpointing
+
+
 def test_a_batch_size_cannot_be_measured_for_a_model_that_is_only_named(
     options: dict[str, Any], prompts: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
