@@ -19,6 +19,8 @@ class PlacementTrainer(KLTrainer):
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
+        if self.accelerator.device.type == "cpu":
+            placement.keep_freed_memory()
         for model in (self.model, self.ref_model):
             if model is not None and self.args.attn_implementation != model.config._attn_implementation:
                 self.accelerator.unwrap_model(model).set_attn_implementation(self.args.attn_implementation)

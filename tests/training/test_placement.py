@@ -1,5 +1,8 @@
 """Devices: the reference elsewhere gives the same numbers by the same path, and micro-batches are chosen by memory."""
 
+import platform
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -223,3 +226,24 @@ def test_running_out_of_memory_is_a_measurement() -> None:
 def test_nothing_fits() -> None:
     with pytest.raises(ValueError, match="`auto_batch_size` is True: one row takes"):
         placement.fit_batch(batch(rows=4, accumulation=1), lambda rows: 100.0 * rows, 100.0)
+
+
+FREED = """
+import resource, torch
+from rookworld_trl.training.placement import keep_freed_memory
+kept = keep_freed_memory()
+torch.ones(1 << 24)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(5):
+    torch.ones(1 << 24)
+print(kept, (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) * resource.getpagesize() // 2**20)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
+def test_memory_once_freed_is_used_again() -> None:
+    """Five tensors of 64 MiB after one of that size: without it, each is of fresh pages, 320 MiB in all."""
+    done = subprocess.run([sys.executable, "-c", FREED], capture_output=True, text=True, check=True)
+    kept, fresh = done.stdout.split()
+    assert kept == "True"
+    assert int(fresh) < 128
