@@ -22,8 +22,10 @@ class PlacementTrainer(KLTrainer):
         if self.accelerator.device.type == "cpu":
             placement.keep_freed_memory()
         for model in (self.model, self.ref_model):
-            if model is not None and self.args.attn_implementation != model.config._attn_implementation:
-                self.accelerator.unwrap_model(model).set_attn_implementation(self.args.attn_implementation)
+            # Unwrapped: the `config` of DeepSpeed's engine is its own.
+            plain = None if model is None else self.accelerator.unwrap_model(model)
+            if plain is not None and self.args.attn_implementation != plain.config._attn_implementation:
+                plain.set_attn_implementation(self.args.attn_implementation)
         self.ref_device = self._place_reference()
         if self.args.torch_compile:
             self.add_callback(placement.CompileCounter(lambda name, value: self._metrics["train"][name].append(value)))
