@@ -10,6 +10,7 @@ import json
 import math
 import sys
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -159,34 +160,35 @@ def run_recipe(argv: Sequence[str] | None) -> int:
             return DONE
         set_seed(args.seed)
         trainer, held_out, folder = build(run, args)
-    with timed(seconds, "evaluate_before"):
-        before = measure(run, trainer, held_out, "before")
-    with reported(), timed(seconds, "train"):
-        trainer.train(resume_from_checkpoint=start.checkpoint)
-    if trainer.preemption.signal:
-        return PREEMPTED  # after a checkpoint
-    trainer.save_merged(folder / "checkpoint")  # no push yet: the card comes first
-    with timed(seconds, "evaluate_after"):
-        after = measure(run, trainer, held_out, "after")
-    pushed = True
-    if before is not None and after is not None:  # the main process
-        comparison = compare(before, after)
-        settings = {**vars(run), **{name: getattr(args, name) for name in SHOWN}}
-        settings |= {"steps": trainer.state.global_step, "stop_reason": trainer.stop_reason}
-        settings |= {"identity": trainer.identity.fingerprint, "strata": compare_strata(before, after)}
-        write_summary(folder, comparison=comparison, seconds=seconds, **settings)
-        write_card(folder, folder / "checkpoint")
-        plot_run(read_run(folder), folder / "plot.png")
-        headline = [row for row in comparison if row["headline"]]
-        print(f"\n{comparison_table(comparison)}\n\n{comparison_table(headline)}")
-        print(f"\nwrote {folder}/: checkpoint, summary.json, metrics.jsonl, plot.png")
-        if args.push_to_hub:
-            pushed = push(folder / "checkpoint", trainer.hub_model_id, args)
-    if trainer.stop_reason:
-        return DIVERGED  # the reason is in the log and in summary.json
-    if args.should_save:
-        mark_finished(folder, start)
-    return DONE if pushed else BAD_INPUT
+    with closing(trainer):
+        with timed(seconds, "evaluate_before"):
+            before = measure(run, trainer, held_out, "before")
+        with reported(), timed(seconds, "train"):
+            trainer.train(resume_from_checkpoint=start.checkpoint)
+        if trainer.preemption.signal:
+            return PREEMPTED  # after a checkpoint
+        trainer.save_merged(folder / "checkpoint")  # no push yet: the card comes first
+        with timed(seconds, "evaluate_after"):
+            after = measure(run, trainer, held_out, "after")
+        pushed = True
+        if before is not None and after is not None:  # the main process
+            comparison = compare(before, after)
+            settings = {**vars(run), **{name: getattr(args, name) for name in SHOWN}}
+            settings |= {"steps": trainer.state.global_step, "stop_reason": trainer.stop_reason}
+            settings |= {"identity": trainer.identity.fingerprint, "strata": compare_strata(before, after)}
+            write_summary(folder, comparison=comparison, seconds=seconds, **settings)
+            write_card(folder, folder / "checkpoint")
+            plot_run(read_run(folder), folder / "plot.png")
+            headline = [row for row in comparison if row["headline"]]
+            print(f"\n{comparison_table(comparison)}\n\n{comparison_table(headline)}")
+            print(f"\nwrote {folder}/: checkpoint, summary.json, metrics.jsonl, plot.png")
+            if args.push_to_hub:
+                pushed = push(folder / "checkpoint", trainer.hub_model_id, args)
+        if trainer.stop_reason:
+            return DIVERGED  # the reason is in the log and in summary.json
+        if args.should_save:
+            mark_finished(folder, start)
+        return DONE if pushed else BAD_INPUT
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -68,7 +68,8 @@ class RookWorldGRPOConfig(GRPOConfig):
         default="auto",
         metadata={
             "help": "Who samples: `native` (this package's GPT-2 decoding; each prompt is prefilled once per group), "
-            "`transformers` (generate), or `auto`: native for GPT-2 without adapters, else transformers."
+            "`transformers` (generate), `vllm` (the same as `use_vllm`; see `vllm_mode`), or `auto`: native for GPT-2 "
+            "without adapters, else transformers."
         },
     )
     rollout_cuda_graphs: bool = field(
@@ -284,6 +285,7 @@ class RookWorldGRPOConfig(GRPOConfig):
         if self.bf16 is None:
             on_gpu = torch.cuda.is_available() and not self.use_cpu
             self.bf16 = on_gpu and not self.fp16 and torch.cuda.is_bf16_supported()
+        self.use_vllm = self.use_vllm or self.rollout_backend == "vllm"
         validation.check_batch(self)  # before TRL's own check, which names no remedy
         super().__post_init__()
         validation.check(self)

@@ -33,6 +33,7 @@ DEFAULT_BANDS: dict[str, tuple[float, float]] = {
     "groups/useful": (0.3, 0.1),  # share of groups whose rewards differ
     "clip_ratio/region_mean": (0.1, 0.3),
     "grad_norm": (10.0, 100.0),
+    "sampling/sampling_logp_difference/mean": (0.03, 0.1),  # nats; red: the gate's bound. A sampler with old weights
 }
 
 

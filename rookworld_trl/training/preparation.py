@@ -9,38 +9,47 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_model
+from safetensors.torch import save_file
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.pytorch_utils import Conv1D
+from trl.import_utils import is_vllm_available
 
 from rookworld_trl.training.config import RookWorldGRPOConfig
 
 
 @contextmanager
-def reference_from(model: str | nn.Module, args: RookWorldGRPOConfig, adapter: bool) -> Iterator[None]:
+def weights_on_disk(model: str | nn.Module, args: RookWorldGRPOConfig, adapter: bool, tokenizer: Any) -> Iterator[None]:
     """Give the starting weights of a model object a name for as long as TRL needs one.
 
-    TRL loads the reference from `config._name_or_path`. For an object that name may not exist, or may hold other
-    weights than the object does (a fine-tuned model keeps its base's name); so the weights are saved to a temporary
-    folder and the name points there until the reference is built. Adapters need no reference: TRL switches them off.
+    TRL loads the reference from `config._name_or_path`, and a vLLM engine in this process from `name_or_path`. For an
+    object that name may not exist, or may hold other weights than the object does (a fine-tuned model keeps its base's
+    name, a padded vocabulary is cut when it is loaded); so the weights are saved to a temporary folder and the names
+    point there until both are built. Adapters need no reference: TRL switches them off.
     """
-    if not isinstance(model, PreTrainedModel) or args.beta == 0 or adapter:
+    engine = args.use_vllm and args.vllm_mode == "colocate"
+    if not isinstance(model, PreTrainedModel) or not (engine or (args.beta and not adapter)):
         yield
         return
-    name = model.config._name_or_path
-    with tempfile.TemporaryDirectory(prefix="reference-") as folder:
+    names = model.config._name_or_path, model.name_or_path
+    with tempfile.TemporaryDirectory(prefix="weights-") as folder:
         # Not `save_pretrained`: in a distributed run it writes on the first process only, and each has its own folder.
         config = copy.deepcopy(model.config)
         config.architectures = [type(model).__name__]
         config.to_json_file(Path(folder, "config.json"), use_diff=False)
-        save_model(model, str(Path(folder, "model.safetensors")), metadata={"format": "pt"})
-        model.config._name_or_path = folder
+        # Tied weights under the first of their names: a folder with `lm_head.weight` alone is untied to vLLM, whose head
+        # would then keep the starting weights, since TRL sends tied weights once.
+        twice = dict(model.named_parameters(remove_duplicate=False)).keys() - dict(model.named_parameters()).keys()
+        weights = {name: weight.contiguous() for name, weight in model.state_dict().items() if name not in twice}
+        save_file(weights, Path(folder, "model.safetensors"), metadata={"format": "pt"})
+        if engine:
+            tokenizer.save_pretrained(folder)
+        model.config._name_or_path = model.name_or_path = folder
         try:
             yield
         finally:
-            model.config._name_or_path = name
+            model.config._name_or_path, model.name_or_path = names
 
 
 def lora_config(args: RookWorldGRPOConfig, model: Any) -> Any:
@@ -115,8 +124,19 @@ def check_weights(model: nn.Module) -> None:
             )
 
 
+def check_vllm_installed(args: RookWorldGRPOConfig) -> None:
+    """Raises:
+    ValueError: vLLM is to sample and is not there.
+    """
+    if args.use_vllm and not is_vllm_available():
+        raise ValueError(
+            "`use_vllm` is True: vLLM is not installed. Install it with `pip install 'rookworld-trl[vllm]'`, or leave "
+            "`use_vllm` and `rollout_backend` out"
+        )
+
+
 def choose_rollout_backend(args: RookWorldGRPOConfig, model: Any, eos_token_ids: list[int]) -> str:
-    """Resolve `rollout_backend` auto to native or transformers.
+    """Resolve `rollout_backend` auto to native, transformers or vllm.
 
     Raises:
         ValueError: native was asked for where it cannot work.
@@ -131,7 +151,9 @@ def choose_rollout_backend(args: RookWorldGRPOConfig, model: Any, eos_token_ids:
         )
     if args.rollout_backend != "auto":
         return args.rollout_backend
-    return "native" if native and not (args.use_vllm or args.use_transformers_continuous_batching) else "transformers"
+    if args.use_vllm:
+        return "vllm"
+    return "native" if native and not args.use_transformers_continuous_batching else "transformers"
 
 
 def check_context(config: Any, longest_prompt: int, max_completion_length: int) -> None:

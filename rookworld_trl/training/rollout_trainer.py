@@ -47,6 +47,12 @@ class RolloutTrainer(PlacementTrainer):
         self._gates_pending = True
         self._sampled: gates.Sampled | None = None  # the last batch as it was sampled, for the gates
 
+    def close(self) -> None:
+        """End a vLLM engine in this process; left to the interpreter, it ends after the process group that it needs."""
+        engine = getattr(getattr(self, "vllm_generation", None), "llm", None)
+        if engine is not None:
+            engine.llm_engine.engine_core.shutdown()
+
     # What each row asks for
 
     def _request(self, row: dict[str, Any]) -> Request:
@@ -155,9 +161,10 @@ class RolloutTrainer(PlacementTrainer):
             self.generation_config.max_new_tokens = request.max_completion_length
         try:
             # Autocast, the precision that the loss scores in: only the model's own `forward` is wrapped by accelerate,
-            # and `generate` of a model with adapters goes past it.
+            # and `generate` of a model with adapters goes past it. vLLM has a dtype of its own.
+            precision = nullcontext() if self.use_vllm else self.accelerator.autocast()
             recorder = gates.record_generate(self.model) if recording else nullcontext()
-            with self.accelerator.autocast(), recorder as logps_of:
+            with precision, recorder as logps_of:
                 ids, logps = super()._generate_single_turn(prompt_ids, *others)
         finally:
             if defaults is not None:

@@ -27,9 +27,10 @@ from rookworld_trl.training.placement import fit_to_gpu
 from rookworld_trl.training.preparation import (
     check_output_dir,
     check_tokenizer,
+    check_vllm_installed,
     check_weights,
     lora_config,
-    reference_from,
+    weights_on_disk,
     widen_to_float32,
 )
 from rookworld_trl.training.schedules import advanced_scheduler
@@ -76,12 +77,13 @@ class RookWorldGRPOTrainer(CheckpointTrainer):
         if args.should_save:
             check_output_dir(args.output_dir)
         check_tokenizer(processing_class)
+        check_vllm_installed(args)
         if isinstance(model, nn.Module):
             widen_to_float32(model)
         if args.use_peft and kwargs.get("peft_config") is None:
             kwargs["peft_config"] = lora_config(args, model)
         fit_to_gpu(args, model, train_dataset, processing_class)
-        with reference_from(model, args, adapter=kwargs.get("peft_config") is not None):
+        with weights_on_disk(model, args, kwargs.get("peft_config") is not None, processing_class):
             super().__init__(model, reward_funcs, args, train_dataset, eval_dataset, processing_class, **kwargs)
         check_tokenizer(self.processing_class)
         for each in (self.model, self.ref_model):

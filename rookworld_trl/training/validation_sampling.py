@@ -9,7 +9,7 @@ from rookworld_trl.training.refusal import check_choice, require
 if TYPE_CHECKING:
     from rookworld_trl.training.config import RookWorldGRPOConfig
 
-ROLLOUT_BACKENDS = ("auto", "native", "transformers")
+ROLLOUT_BACKENDS = ("auto", "native", "transformers", "vllm")
 
 # `generation_kwargs` reach `generate` behind the loss's back; only those that cannot change what is sampled may pass.
 _HARMLESS_GENERATION_KWARGS = {"use_cache", "cache_implementation", "prefill_chunk_size"}
@@ -35,11 +35,26 @@ def check_sampling(config: "RookWorldGRPOConfig") -> None:
     check_choice(config, "rollout_backend", ROLLOUT_BACKENDS)
     other = config.use_vllm or config.use_transformers_continuous_batching
     require(
-        not (other and config.rollout_backend == "native"),
+        not (config.use_vllm and config.use_transformers_continuous_batching),
+        "use_transformers_continuous_batching",
+        True,
+        "vLLM would sample, and this do nothing",
+        "leave it or `use_vllm` out",
+    )
+    chosen = {"auto"} | ({"vllm"} if config.use_vllm else {"transformers"})
+    require(
+        not other or config.rollout_backend in chosen,
         "rollout_backend",
         config.rollout_backend,
         "`use_vllm` and `use_transformers_continuous_batching` choose the sampler too",
-        "unset them, or set `rollout_backend` to transformers",
+        "unset them, or leave `rollout_backend` out",
+    )
+    require(
+        not (config.use_vllm and config.vllm_mode == "colocate") or config.bf16 or config.fp16,
+        "vllm_mode",
+        "colocate",
+        "TRL starts that engine in the dtype of vLLM's choice, bfloat16, and the loss would be scored in float32",
+        "set `bf16` to true, or use a server (`vllm_mode: server`) started with `--dtype float32`",
     )
     require(
         not (config.full_determinism and config.rollout_backend != "transformers" and not config.use_cpu)

@@ -27,8 +27,8 @@ def name(path: Path) -> str:
 
 
 def on_this_machine(path: Path) -> list[str]:
-    """bf16 autocast is refused where there is no GPU that has it; everything else is parsed as it stands."""
-    return ["--config", str(path), "--bf16", "false", "--use_cpu", "true"]
+    """What a GPU alone has is refused where there is none; everything else is parsed as it stands."""
+    return ["--config", str(path), "--use_cpu", "true"]
 
 
 def test_there_are_recipes():

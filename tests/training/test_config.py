@@ -44,7 +44,23 @@ def test_defaults(tmp_path: Any) -> None:
             {"rollout_backend": "transformers", "rollout_cuda_graphs": True},
             r"`rollout_cuda_graphs` is True: .* set `rollout_backend` to native",
         ),
-        ({"rollout_backend": "vllm"}, r"`rollout_backend` is 'vllm': no such choice. Choose one of auto, native"),
+        ({"rollout_backend": "sglang"}, r"`rollout_backend` is 'sglang': no such choice. Choose one of auto, native"),
+        (
+            {"rollout_backend": "native", "use_vllm": True},
+            r"`rollout_backend` is 'native': `use_vllm` and .* leave `rollout_backend` out",
+        ),
+        (
+            {"rollout_backend": "transformers", "use_vllm": True},
+            r"`rollout_backend` is 'transformers': `use_vllm` and .* leave `rollout_backend` out",
+        ),
+        (
+            {"rollout_backend": "vllm", "use_transformers_continuous_batching": True, "vllm_mode": "server"},
+            r"`use_transformers_continuous_batching` is True: .* Leave it or `use_vllm` out",
+        ),
+        (
+            {"rollout_backend": "vllm", "vllm_mode": "colocate", "bf16": False},
+            r"`vllm_mode` is 'colocate': .* bfloat16, .* Set `bf16` to true, or use a server",
+        ),
         (
             {"kl_type": "backward"},
             r"`kl_type` is 'backward': no such choice. Choose one of reverse, for",
