@@ -13,9 +13,9 @@ it samples completions of the shipped test rows. Three kinds of work:
 
 Without a model it takes a random GPT-2 of `--random`, random prompts of 90 to 130 tokens and no end token: all sides do
 equal work, 40 tokens a completion, and there is nothing to draft. `generate` is timed with its dynamic cache, with
-`--static` also with the static one, with `--compiled` also compiled; on a GPU ours is timed with CUDA graphs too, and
-vLLM where it is installed. `bandwidth_share` is the time in which memory, at the speed of a copy, gives the weights and
-the keys and values once a step, over the time taken.
+`--static` also with the static one, with `--compiled` also compiled; on a GPU ours is timed with CUDA graphs too. vLLM
+is timed where it is installed and a model is given, in the same precision, with log-probs. `bandwidth_share` is the
+time in which memory, at the speed of a copy, gives the weights and the keys and values once a step, over the time taken.
 """
 
 import argparse
@@ -25,7 +25,9 @@ import statistics
 import time
 from collections.abc import Callable
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import CompileConfig, GPT2Config, GPT2LMHeadModel
@@ -136,20 +138,23 @@ def least_bytes(work: Work, drawn: list[list[int]], bf16: bool) -> int:
     return total
 
 
-def vllm_side(model_path: str, work: Work) -> Callable[[int], object] | None:
-    """Sampling by vLLM, prompts prefilled once each as it does by itself; None where it is not installed."""
-    try:
-        from vllm import LLM, SamplingParams
-    except ImportError:
+def vllm_engine(model_path: str | None, dtype: str) -> Any | None:
+    """vLLM with the model; None where it is not installed, or there is no folder to start it from."""
+    if model_path is None or find_spec("vllm") is None:
         return None
-    engine = LLM(model_path, dtype="bfloat16", gpu_memory_utilization=0.3)
+    from vllm import LLM
+
+    return LLM(model_path, dtype=dtype, gpu_memory_utilization=0.3, seed=0)
+
+
+def with_vllm(engine: Any, work: Work, samples: int) -> object:
+    """Sampling as TRL asks for it: with log-probs, and nothing kept of the last batch, whose weights were others."""
+    from vllm import SamplingParams
+
+    engine.reset_prefix_cache()
+    settings = {"temperature": work.temperature, "max_tokens": work.max_new_tokens, "logprobs": 0, "detokenize": False}
     prompts = [{"prompt_token_ids": ids} for ids in work.prompts]
-
-    def sample(samples: int) -> object:
-        settings = {"temperature": work.temperature, "max_tokens": work.max_new_tokens}
-        return engine.generate(prompts, SamplingParams(n=samples, **settings), use_tqdm=False)
-
-    return sample
+    return engine.generate(prompts, SamplingParams(n=samples, **settings), use_tqdm=False)
 
 
 def compare(sides: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
@@ -183,10 +188,10 @@ def main() -> None:
     model_path = None if arguments.random else arguments.model
     kinds = arguments.kinds if model_path else ["random"]
     results, parameters, bandwidth = [], 0, copy_bandwidth(device)
+    engine = vllm_engine(model_path, "bfloat16" if arguments.bf16 else "float32")
     for kind in kinds:
         work = Work(model_path, kind, arguments.random or [4, 128, 4, 512], arguments.prompts, device)
         parameters = work.model.num_parameters()
-        with_vllm = vllm_side(model_path, work) if model_path and device == "cuda" else None
         for samples in arguments.samples:
             sides: dict[str, Callable[[], object]] = {
                 "generate": partial(work.generate, samples),
@@ -198,8 +203,8 @@ def main() -> None:
                 sides["generate_static"] = partial(work.generate, samples, "static")
             if arguments.compiled:
                 sides["generate_compiled"] = partial(work.generate, samples, "static", compiled=True)
-            if with_vllm:
-                sides["vllm"] = partial(with_vllm, samples)
+            if engine is not None:
+                sides["vllm"] = partial(with_vllm, engine, work, samples)
             if work.drafts is not None:
                 sides["drafted"] = partial(work.native, samples, work.drafts)
             elif kind == "policy":

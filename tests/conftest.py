@@ -1,6 +1,7 @@
 """Fixtures that several test folders share: tiny, random, made on the spot; no Hub, no GPU, no engine."""
 
 import os
+from importlib.util import find_spec
 
 # Before any library reads them.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -13,6 +14,9 @@ import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+
+collect_ignore = [] if find_spec("vllm") else ["serving"]  # `make test-vllm` has an environment of its own
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
