@@ -15,7 +15,7 @@ Without a model it takes a random GPT-2 of `--random`, random prompts of 90 to 1
 equal work, 40 tokens a completion, and there is nothing to draft. `generate` is timed with its dynamic cache, with
 `--static` also with the static one, with `--compiled` also compiled; on a GPU ours is timed with CUDA graphs too. vLLM
 is timed where it is installed and a model is given, in the same precision, with log-probs. `bandwidth_share` is the
-time in which memory, at the speed of a copy, gives the weights and the keys and values once a step, over the time taken.
+time in which memory, at the speed of a copy, gives the weights and the keys and values once a step, over that taken.
 """
 
 import argparse
@@ -36,6 +36,7 @@ import rookworld_trl
 from rookworld_trl.data import load_shipped
 from rookworld_trl.modeling.loading import load
 from rookworld_trl.modeling.rollout import Rollout, rollout
+from rookworld_trl.training.placement import keep_freed_memory
 
 SHIPPED = Path(rookworld_trl.__file__).parent / "assets" / "nano"
 OUTPUT = Path(__file__).parent / "results" / "rollouts.json"
@@ -185,6 +186,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=OUTPUT)
     arguments = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cpu":
+        keep_freed_memory()  # as the trainer does, for all sides
     model_path = None if arguments.random else arguments.model
     kinds = arguments.kinds if model_path else ["random"]
     results, parameters, bandwidth = [], 0, copy_bandwidth(device)

@@ -15,7 +15,6 @@ import torch
 from tokenizers import Tokenizer, decoders, models
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-
 collect_ignore = [] if find_spec("vllm") else ["serving"]  # `make test-vllm` has an environment of its own
 
 

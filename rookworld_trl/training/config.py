@@ -285,7 +285,8 @@ class RookWorldGRPOConfig(GRPOConfig):
         if self.bf16 is None:
             on_gpu = torch.cuda.is_available() and not self.use_cpu
             self.bf16 = on_gpu and not self.fp16 and torch.cuda.is_bf16_supported()
-        self.use_vllm = self.use_vllm or self.rollout_backend == "vllm"
+        if self.rollout_backend == "vllm":
+            self.use_vllm = True
         validation.check_batch(self)  # before TRL's own check, which names no remedy
         super().__post_init__()
         validation.check(self)

@@ -38,8 +38,8 @@ def weights_on_disk(model: str | nn.Module, args: RookWorldGRPOConfig, adapter: 
         config = copy.deepcopy(model.config)
         config.architectures = [type(model).__name__]
         config.to_json_file(Path(folder, "config.json"), use_diff=False)
-        # Tied weights under the first of their names: a folder with `lm_head.weight` alone is untied to vLLM, whose head
-        # would then keep the starting weights, since TRL sends tied weights once.
+        # Tied weights under the first of their names: a folder with `lm_head.weight` alone is untied to vLLM, and its
+        # head would then keep the starting weights, since TRL sends tied weights once.
         twice = dict(model.named_parameters(remove_duplicate=False)).keys() - dict(model.named_parameters()).keys()
         weights = {name: weight.contiguous() for name, weight in model.state_dict().items() if name not in twice}
         save_file(weights, Path(folder, "model.safetensors"), metadata={"format": "pt"})

@@ -66,7 +66,9 @@ def test_the_stand_in_looks_like_trls_own() -> None:
     for name in ("sync_weights", "generate"):
         assert hasattr(VLLMGeneration, name), f"TRL seam VLLMGeneration.{name} is gone"
     source = Path(VLLMGeneration._init_vllm.__code__.co_filename).read_text(encoding="utf-8")
-    assert "self.llm = LLM(\n                model=model.name_or_path," in source, "TRL seam: where vLLM's weights come from"
+    assert "self.llm = LLM(\n                model=model.name_or_path," in source, (
+        "TRL seam: where vLLM's weights come from"
+    )
 
 
 def test_vllm_samples_with_the_newest_weights(make_trainer: Make, engine: type[Engine]) -> None:
@@ -107,7 +109,7 @@ def test_a_server_in_float32_is_held_to_float32(make_trainer: Make, engine: type
     trainer.train()
     assert trainer.state.log_history[0]["gates/sampler"] < 1e-4
     engine.error = 1e-3
-    with pytest.raises(GateError, match="gate 'sampler' FAILS: measured 0.001"):
+    with pytest.raises(GateError, match=r"gate 'sampler' FAILS: measured 0\.001"):
         make_trainer(_model=policy, **settings).train()
 
 
