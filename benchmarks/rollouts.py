@@ -36,7 +36,6 @@ import rookworld_trl
 from rookworld_trl.data import load_shipped
 from rookworld_trl.modeling.loading import load
 from rookworld_trl.modeling.rollout import Rollout, rollout
-from rookworld_trl.training.placement import keep_freed_memory
 
 SHIPPED = Path(rookworld_trl.__file__).parent / "assets" / "nano"
 OUTPUT = Path(__file__).parent / "results" / "rollouts.json"
@@ -186,8 +185,6 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=OUTPUT)
     arguments = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cpu":
-        keep_freed_memory()  # as the trainer does, for all sides
     model_path = None if arguments.random else arguments.model
     kinds = arguments.kinds if model_path else ["random"]
     results, parameters, bandwidth = [], 0, copy_bandwidth(device)
