@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -90,18 +91,34 @@ def settings(tiny_checkpoint: Path, rows_file: Path, tmp_path: Path) -> dict[str
     }
 
 
-def run(command: list[str], settings: dict[str, object]) -> tuple[str, list[dict]]:
-    """Run the recipe as a program; what it printed, and the lines of its metrics."""
-    command = [
-        sys.executable,
-        *command,
-        *(word for key, value in settings.items() for word in (f"--{key}", str(value))),
-    ]
+def run(command: list[str], settings: dict[str, object], *machines: list[str]) -> tuple[str, list[dict]]:
+    """Run the recipe as a program, on several machines at once with what each adds to the command before its program.
+
+    Returns:
+        What was printed, and the lines of the metrics.
+    """
+    words = [word for key, value in settings.items() for word in (f"--{key}", str(value))]
+    place = command.index("recipes/grpo.py") if machines else 0
+    commands = [[*command[:place], *own, *command[place:]] for own in machines or [[]]]
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    programs = [
+        subprocess.Popen(
+            [sys.executable, *each, *words],
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for each in commands
+    ]
+    with ThreadPoolExecutor() as pool:
+        outputs = list(pool.map(lambda program: program.communicate(), programs))
+    for program, (_, errors) in zip(programs, outputs, strict=True):
+        assert program.returncode == 0, errors[-3000:]
     lines = Path(str(settings["output_dir"]), "metrics.jsonl").read_text().splitlines()
-    return done.stdout, [row for row in map(json.loads, lines) if "kl" in row]
+    shown = "".join(output for output, _ in outputs)
+    return shown, [row for row in map(json.loads, lines) if "kl" in row]
 
 
 def launcher(config: str, *program: str) -> list[str]:
@@ -126,6 +143,23 @@ def test_two_processes_on_the_cpu_train(settings: dict[str, object], tmp_path: P
     assert [row["step"] for row in steps] == [1, 2]
     assert abs(steps[0]["kl"]) < 1e-6
     assert (tmp_path / "run" / "checkpoint" / "model.safetensors").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_two_machines_train_what_two_processes_do(settings: dict[str, object], tmp_path: Path) -> None:
+    """multi_node.yaml by its own command, twice on this machine: they find each other and share every batch."""
+    learning = {"model": "nano", "dataset": "shipped", "mix_env_ratio": 0.5, "max_completion_length": 60}
+    learning |= {"learning_rate": 1e-3, "num_generations": 4, "per_device_train_batch_size": 8}
+    runs = {name: settings | learning | {"output_dir": tmp_path / name} for name in ("processes", "machines")}
+    _, expected = run(launcher("cpu_x2", "recipes/grpo.py"), runs["processes"])
+    ranks = [["--num_processes", "2", "--main_process_ip", "127.0.0.1", "--machine_rank", rank] for rank in "01"]
+    shown, steps = run(launcher("multi_node", "recipes/grpo.py"), runs["machines"], *ranks)
+    assert shown.count("held-out evaluation before training") == 1, "only one process may evaluate"
+    assert len(steps) == 2
+    for name in ("reward", "kl", "loss", "grad_norm"):
+        assert [row[name] for row in steps] == pytest.approx([row[name] for row in expected], rel=1e-3, abs=1e-6), name
+    assert json.loads((tmp_path / "machines" / "summary.json").read_text())["identity"]["processes"] == 2
 
 
 @pytest.mark.slow
