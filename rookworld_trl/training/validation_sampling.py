@@ -57,7 +57,7 @@ def check_sampling(config: "RookWorldGRPOConfig") -> None:
         "set `bf16` to true, or use a server (`vllm_mode: server`) started with `--dtype float32`",
     )
     require(
-        not (config.full_determinism and config.rollout_backend != "transformers" and not config.use_cpu)
+        not (config.full_determinism and not other and config.rollout_backend != "transformers" and not config.use_cpu)
         or not torch.cuda.is_available(),
         "full_determinism",
         True,
