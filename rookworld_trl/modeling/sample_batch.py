@@ -177,7 +177,7 @@ class SampleBatch:
             draft_logps.append(logps.masked_fill(steps[:-1] >= sizes[nodes, None], 0).sum(-1))
             # What was followed and the token behind it, at the row's next columns; all else goes to the spare one.
             place = followed[mine, None]
-            ended = ends[node, None] & (place == sizes[nodes][node, None])
+            ended = ends[nodes][node, None] & (place == sizes[nodes][node, None])
             columns = columns.where(steps < place + ~ended, limit)
             spare = logps.new_zeros(len(row), 1)
             tokens = torch.cat([padded[nodes][node], spare.long()], 1).scatter(1, place, drawn[:, None])

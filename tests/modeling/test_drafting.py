@@ -136,6 +136,29 @@ def test_batches_and_small_memory_change_nothing(
     assert whole.completion_ids == plain.completion_ids
 
 
+def test_drafts_that_end_beside_drafts_that_are_cut_at_the_real_vocabulary(make_gpt2: GPT2Factory) -> None:
+    """GPT-2's 50,257 tokens, so that logits along drafts are computed in several chunks by the real limit."""
+    model = make_gpt2(vocab_size=50_257, seed=1)
+    with torch.no_grad():  # 60 tokens have all the mass: among 50,257 alike, rounding alone moves a draw to a neighbour
+        model.transformer.ln_f.weight[0], model.transformer.ln_f.bias[0] = 0.0, 4.0
+        model.transformer.wte.weight[60:, 0] = -10.0
+    prompts = [[1 + (7 * i + j * j) % 59 for j in range(3 + i % 5)] for i in range(40)]
+    settings = {"num_samples": 3, "max_new_tokens": 47, "seed": 1}
+    endless = rollout(model, prompts, eos_token_id=None, **settings).completion_ids
+    seen = Counter(token for ids in endless for token in set(ids))
+    end = min(seen, key=lambda token: (abs(seen[token] - 80), token))  # some rows reach it and others do not
+    plain = rollout(model, prompts, eos_token_id=end, **settings)
+    samples = [plain.completion_ids[3 * i] for i in range(40)]
+    drafts = [ids[: len(ids) // 2] if i % 3 == 0 else ids for i, ids in enumerate(samples)]
+    assert 10 < sum(ids[-1] == end for ids in drafts) < 30
+    longest = max(map(len, drafts)) + 1
+    assert sample_batch.LOGITS_AT_ONCE // (longest * 50_257) < 30, "one chunk takes all: the test is blind"
+    drafted = rollout(model, prompts, drafts=drafts, eos_token_id=end, **settings)
+    assert drafted.completion_ids == plain.completion_ids
+    for ours, theirs in zip(drafted.logps, plain.logps, strict=True):
+        torch.testing.assert_close(torch.tensor(ours), torch.tensor(theirs), atol=1e-5, rtol=0)
+
+
 def test_probability_of_the_draft_is_exact(model: GPT2LMHeadModel) -> None:
     """Against transformers, and against the share of samples that are the draft."""
     prompts = PROMPTS[:3]
