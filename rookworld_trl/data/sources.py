@@ -22,12 +22,15 @@ from rookworld_trl.data.rookworld import TEXT_COLUMN, BestMove, Illegal, Report,
 from rookworld_trl.data.splits import positions_of
 from rookworld_trl.data.strata import phase, stratum
 from rookworld_trl.data.values import ValuesReport, with_values
+from rookworld_trl.engine import MATE_CENTIPAWNS
 from rookworld_trl.engine_pool import EnginePool, ValueCache
 from rookworld_trl.tasks import ParseError, environment, policy, task_of
 from rookworld_trl.tasks.formats import board_from_fen
 
-READERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv"}
-PGN = ".pgn"
+PGN = "pgn"
+READERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv", ".txt": "text", ".pgn": PGN}
+KINDS = f"{', '.join(READERS)}, or one of them gzipped (.gz)"
+NO_ROWS = "has no rows that can be used. Give a data set with at least one prompt"
 SHUFFLE_BUFFER = 10_000  # rows of a stream held back at a time to be drawn from
 CHUNK = 50_000  # rows that are Python objects at a time; as Arrow they take a tenth of the memory
 FEATURES = Features(
@@ -56,8 +59,9 @@ class DataOptions:
     leading_eos: bool = False  # the end token in front of every prompt, as in front of RookWorld-LM's documents
 
     def __post_init__(self) -> None:
-        if self.max_rows is not None and self.max_rows < 1:
-            raise ValueError(f"`max_rows` is {self.max_rows}: no rows would be read. Set it to 1 or more, or leave it")
+        for name in ("max_rows", "engine_nodes", "engine_workers"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"`{name}` is {value}: nothing would be read. Set it to 1 or more, or leave it out")
         if self.streaming and self.max_rows is None:
             raise ValueError("`streaming` is true, but a stream is read up to `max_rows`: set that, to 100000 say")
 
@@ -84,11 +88,11 @@ def load_prompts(source: str, split: str = "train", options: DataOptions | None 
         ValueError: naming source, row and field, and what to do about it.
     """
     options = options or DataOptions()
-    if Path(source).suffix == PGN:
+    if _reader(Path(source)) == PGN:
         rows = _rows_of_pgn(source, options)
     else:
         dataset = _read(source, split, options)
-        stream, columns = _columns(dataset)
+        stream, columns = _columns(source, dataset)
         if "prompt" in columns:
             valued = options.best_move == "engine"
             rows = _checked_rows(source, islice(stream, options.max_rows), values_follow=valued)
@@ -106,17 +110,32 @@ def load_prompts(source: str, split: str = "train", options: DataOptions | None 
     while chunk := list(islice(rows, CHUNK)):
         chunks.append(Dataset.from_list(chunk, features=FEATURES))
     if not chunks:
-        raise ValueError(f"{source}: has no rows that can be used. Give a data set with at least one prompt")
+        raise ValueError(f"{source}: {NO_ROWS}")
     return concatenate_datasets(chunks)
 
 
-def _columns(dataset: Dataset | IterableDataset) -> tuple[Iterator[Mapping[str, Any]], list[str]]:
+def _columns(source: str, dataset: Dataset | IterableDataset) -> tuple[Iterator[Mapping[str, Any]], list[str]]:
     """The rows and their columns; a stream knows its columns by its first row only."""
-    rows = iter(dataset)
+    rows = _rows(source, dataset)
     if dataset.column_names is not None:
         return rows, list(dataset.column_names)
     first = next(rows, None)
     return (iter(()), []) if first is None else (chain([first], rows), list(first))
+
+
+def _rows(source: str, dataset: Dataset | IterableDataset) -> Iterator[Mapping[str, Any]]:
+    """The rows; a stream is read only here."""
+    try:
+        yield from dataset
+    except Exception as error:  # the readers raise a dozen unrelated classes
+        raise _unreadable(source, "a data set", error) from error
+
+
+def _unreadable(source: str, kind: str, error: Exception) -> ValueError:
+    reason = str(error.__cause__ or error).strip().splitlines()[:1]
+    if reason and "corresponds to no data" in reason[0]:  # a table with a head alone
+        return ValueError(f"{source}: {NO_ROWS}")
+    return ValueError(f"{source}: cannot be read as {kind} ({reason[0] if reason else error!r}). Write it again")
 
 
 def _checked_rows(source: str, dataset: Iterable[Mapping[str, Any]], values_follow: bool) -> Iterator[dict[str, Any]]:
@@ -136,8 +155,7 @@ def _rows_of_text(source: str, dataset: Iterable[Mapping[str, Any]], options: Da
 
 
 def _rows_of_pgn(source: str, options: DataOptions) -> Iterator[dict[str, Any]]:
-    if not Path(source).is_file():
-        raise ValueError(f"{source}: no such file. Check `dataset`")
+    _check_file(Path(source))
     report = GamesReport()
     positions = options.best_move == "engine"
     yield from islice(rows_of_games(Path(source), report, positions), options.max_rows)
@@ -162,30 +180,41 @@ def _valued(source: str, rows: Iterator[dict[str, Any]], options: DataOptions) -
     print(f"{source}: {report}")
 
 
+def _reader(path: Path) -> str | None:
+    """What reads a file of this name; None: nothing does."""
+    name = path.name.lower().removesuffix(".gz")
+    return READERS.get(Path(name).suffix)
+
+
+def _check_file(path: Path) -> None:
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file. Check `dataset`")
+    if not path.stat().st_size:
+        raise ValueError(f"{path}: is empty. Give `dataset` a file with at least one row")
+
+
 def _read(source: str, split: str, options: DataOptions) -> Dataset | IterableDataset:
     path = Path(source)
-    if path.suffix in READERS:
-        if not path.is_file():
-            raise ValueError(f"{source}: no such file. Check `dataset`")
-        reader, kept = READERS[path.suffix], not options.streaming
+    reader, kept = _reader(path), not options.streaming
+    if reader:
+        _check_file(path)
         try:
             # No cache outside of memory: a file that changed must be read anew.
             dataset = load_dataset(
                 reader, data_files=str(path), split="train", keep_in_memory=kept or None, streaming=options.streaming
             )
-        except Exception as error:  # the readers raise a dozen unrelated classes
-            reason = str(error.__cause__ or error).strip().splitlines()[0]
-            raise ValueError(f"{source}: cannot be read as {reader} ({reason}). Write it again") from error
+        except Exception as error:
+            raise _unreadable(source, reader, error) from error
         return _shuffled(dataset, options)
     if path.exists():
-        raise ValueError(f"{source}: is no data file. Give `dataset` a file ending in {', '.join([*READERS, PGN])}")
+        raise ValueError(f"{source}: is no data file. Give `dataset` a file ending in {KINDS}")
     try:
         return _shuffled(load_dataset(source, split=split, streaming=options.streaming), options)
     except Exception as error:  # as above, and the Hub's
-        reason = str(error).strip().splitlines()[0]
+        reason = str(error).strip().partition("\n")[0]
         raise ValueError(
             f"`dataset` is '{source}': neither a file here nor split '{split}' of a data set that the Hub gives "
-            f"({reason}). Check the name, or give a file ending in {', '.join([*READERS, PGN])}"
+            f"({reason}). Check the name, or give a file ending in {KINDS}"
         ) from error
 
 
@@ -252,6 +281,7 @@ def _legal_values(row: Mapping[str, Any], board: chess.Board) -> tuple[list[str]
         )
     if len(moves) != len(values):
         raise ValueError(f"column 'legal_cp': {len(values)} values for {len(moves)} moves. Give one for each")
+    moves = [str(move) for move in moves]
     truth = {move.uci() for move in board.legal_moves}
     if len(set(moves)) != len(moves) or set(moves) != truth:
         wrong = sorted(set(moves) ^ truth) or sorted(move for move in moves if moves.count(move) > 1)
@@ -259,9 +289,19 @@ def _legal_values(row: Mapping[str, Any], board: chess.Board) -> tuple[list[str]
             f"column 'legal_moves': not the {len(truth)} legal moves of the position (look at {', '.join(wrong[:3])}). "
             "Give each legal move once, in UCI"
         )
-    if not all(isinstance(value, int) for value in values):
-        raise ValueError("column 'legal_cp': not all whole numbers. Give centipawns from the mover's side")
-    return list(moves), list(values)
+    return moves, [_centipawns(value) for value in values]
+
+
+def _centipawns(value: Any) -> int:
+    """A value of `legal_cp`; 12.0 is 12, as pandas writes a column with gaps."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or value != value // 1:
+        raise ValueError(f"column 'legal_cp': {value!r} is no whole number. Give centipawns from the mover's side")
+    if abs(value) > MATE_CENTIPAWNS:
+        raise ValueError(
+            f"column 'legal_cp': {value!r} is beyond a mate. Give centipawns, and a mate in n plies as "
+            f"+-({MATE_CENTIPAWNS} - n)"
+        )
+    return int(value)
 
 
 def first_of_each(dataset: Dataset, limits: Mapping[str, int | None]) -> Dataset:

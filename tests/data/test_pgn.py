@@ -1,5 +1,7 @@
 """A user's games: one `A:` row a move, `P:` rows by an engine, and games that cannot be used counted."""
 
+import gzip
+import random
 from pathlib import Path
 
 import chess
@@ -70,6 +72,108 @@ def test_a_pgn_is_a_data_set(pgn: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert "`best_move: engine` makes them" in shown
     with pytest.raises(ValueError, match=r"gone\.pgn: no such file"):
         load_prompts(str(pgn.with_name("gone.pgn")))
-    pgn.write_text("")
+    pgn.write_text("\n")
     with pytest.raises(ValueError, match="has no rows that can be used"):
         load_prompts(str(pgn))
+
+
+# As chess.com's export has them: no empty line between a game and the next one's tags.
+RUN_TOGETHER = """[Event "Live Chess"]
+[Site "Chess.com (rapid :)"]
+
+1. e4 {[%clk 0:09:58.1]} e5 {[%clk
+0:09:57]} 2. Nf3 1-0
+[Event "Live Chess"]
+[Variant "Chess960"]
+[FEN "bbqnnrkr/pppppppp/8/8/8/8/PPPPPPPP/BBQNNRKR w HFhf - 0 1"]
+
+1. e4 e5 0-1
+[Event "From a position"]
+[SetUp "1"]
+[FEN "8/8/8/8/8/2k5/P7/K7 w - - 0 1"]
+
+1. a4 Kc4 *
+[Event "Two empty lines behind the tags"]
+[FEN "8/8/8/8/8/2k5/P7/K7 w - - 0 1"]
+
+
+1. a3
+
+1... Kd3 *
+"""
+
+
+def read(path: Path, text: str) -> tuple[list[str], GamesReport]:
+    """Moves and report of a file with this text; a move from any position but those by hand is a phantom."""
+    path.write_text(text)
+    report = GamesReport()
+    return [row["prompt"].split("+")[1] for row in rows_of_games(path, report)], report
+
+
+def test_games_without_an_empty_line_between_them(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    moves, report = read(tmp_path / "chess_com.pgn", RUN_TOGETHER)
+    assert moves == ["e2e4", "e7e5", "g1f3", "a2a4", "c3c4", "a2a3", "c3d3"]
+    assert (report.games, report.cut, report.skipped) == (4, 0, {"a chess variant": 1})
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "moves"),
+    [
+        ("1. e4 e5 *\n\n1. d4 d5 *\n", ["e2e4", "e7e5", "d2d4", "d7d5"]),
+        ("1. e4 e5 1-0\n1. d4 d5\n\n1. c4 *\n", ["e2e4", "e7e5", "d2d4", "d7d5", "c2c4"]),
+        # Wrapped before the number of a variation's first move, as python-chess's own exporter may.
+        ("1. e4 (\n1. d4 d5) e5 *\n", ["e2e4", "e7e5"]),
+        # In a comment, a tag is text.
+        ('1. e4 {so:\n[Site "x"]\n} e5 ; and {\n2. Nf3 *\n', ["e2e4", "e7e5", "g1f3"]),
+        # A comment that nobody closed ends with its game.
+        ('[Event "a"]\n\n1. e4 {open\n[Event "b"]\n\n1. d4 *\n', ["e2e4", "d2d4"]),
+        ('[Event "a"]\n[Result "*"]\n\n[Event "b"]\n\n1. d4 *\n', ["d2d4"]),
+        # Escaped lines, and Windows' line ends.
+        ('[Event "a"]\r\n\r\n1. e4\r\n% nothing\r\ne5 *\r\n', ["e2e4", "e7e5"]),
+    ],
+)
+def test_where_a_game_ends(tmp_path: Path, text: str, moves: list[str]) -> None:
+    assert read(tmp_path / "games.pgn", text)[0] == moves
+
+
+def test_nothing_is_read_behind_an_unreadable_move(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """A bracket behind it once led back to the main line, and what followed was played from the wrong position."""
+    moves, report = read(tmp_path / "cut.pgn", "1. e4 Ke5 2. d4 (x)) d5 2... a6 *\n\n1. c4 Qxh8 *\n")
+    assert moves == ["e2e4", "c2c4"]
+    assert report.cut == 2
+    assert "2 games are used up to their first null, illegal or unreadable move (first: game 1, illegal san: 'Ke5'" in (
+        str(report)
+    )
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("variant", ["Crazyhouse", "Antichess", "Chess960", "No such chess"])
+def test_a_variant_is_never_played_by_the_rules_of_chess(tmp_path: Path, variant: str) -> None:
+    moves, report = read(tmp_path / "variant.pgn", f'[Variant "{variant}"]\n\n1. e4 e5 *\n')
+    assert (moves, report.skipped) == ([], {"a chess variant": 1})
+
+
+def test_a_variation_left_open_hides_no_move_in_silence(tmp_path: Path) -> None:
+    moves, report = read(tmp_path / "open.pgn", "1. e4 (1. d4 d5 e5 2. Nf3 *\n\n1. c4 *\n")
+    assert (moves, report.cut) == (["e2e4", "c2c4"], 1)
+    assert "a variation that never ends" in str(report)
+
+
+def test_random_bytes_are_no_games(tmp_path: Path) -> None:
+    path = tmp_path / "binary.pgn"
+    for seed in range(20):
+        path.write_bytes(random.Random(seed).randbytes(5000))
+        with pytest.raises(ValueError, match=r"binary\.pgn line \d+: is no text"):
+            load_prompts(str(path))
+    for seed in range(50):  # and no text whatever ends in a traceback
+        text = "".join(random.Random(seed).choices('[]{}();"$%*.?! \n01-/=+#OKQRBNPabcdefgh12345678xEvent²', k=2000))
+        read(path, text)
+
+
+@pytest.mark.parametrize("name", ["GAMES.PGN", "games.pgn.gz"])
+def test_names_a_user_may_give(tmp_path: Path, name: str) -> None:
+    opened = gzip.open if name.endswith(".gz") else open
+    with opened(tmp_path / name, "wt") as file:
+        file.write(GAMES)
+    assert len(load_prompts(str(tmp_path / name))) == 4

@@ -1,12 +1,13 @@
 """A user's own data set: what is filled in, and that each bad row is named with its field and remedy."""
 
 import csv
+import gzip
 import json
 from pathlib import Path
 
 import pytest
 
-from rookworld_trl.data.sources import FEATURES, check_lengths, first_of_each, load_prompts, without
+from rookworld_trl.data.sources import FEATURES, DataOptions, check_lengths, first_of_each, load_prompts, without
 
 # White: king a1, pawn a2; black: king c3 keeps b2 and, with Kc3, b1 stays free. Moves of White by hand: Kb1, a3, a4.
 FEN = "8/8/8/8/8/2k5/P7/K7 w - - 0 1"
@@ -81,7 +82,14 @@ BAD_ROWS = {
         r"column 'legal_moves': not the 3 legal moves of the position \(look at a2a4\)",
     ),
     "an illegal move": (POLICY | {"legal_moves": ["a1b1", "a2a3", "a2a5"]}, r"'legal_moves'.*look at a2a4, a2a5"),
-    "values in words": (POLICY | {"legal_cp": ["a", "b", "c"]}, r"column 'legal_cp': not all whole numbers"),
+    "values in words": (POLICY | {"legal_cp": ["a", "b", "c"]}, r"column 'legal_cp': 'a' is no whole number"),
+    "values half a centipawn": (POLICY | {"legal_cp": [1.5, 2, 3]}, r"column 'legal_cp': 1.5 is no whole number"),
+    "values as truth": (POLICY | {"legal_cp": [True, False, True]}, r"column 'legal_cp': True is no whole number"),
+    "values beyond mate": (POLICY | {"legal_cp": [10**12, 2, 3]}, r"column 'legal_cp': 1000000000000 is beyond a mate"),
+    "a value missing": (POLICY | {"legal_cp": [None, 2, 3]}, r"column 'legal_cp': None is no whole number"),
+    "moves as a text": (POLICY | {"legal_moves": "a1b1 a2a3 a2a4"}, r"column 'legal_moves': .*needs it, found 'a1b1"),
+    "moves as numbers": (POLICY | {"legal_moves": [1, 2, 3]}, r"column 'legal_moves': not the 3 legal moves"),
+    "moves in lists": (POLICY | {"legal_moves": [["a1b1"], ["a2a3"], ["a2a4"]]}, r"column 'legal_moves': not the 3"),
     "game over": ({"prompt": "P: k7/1Q6/1K6/8/8/8/8/8 b - - 0 1", "legal_moves": ["a8b8"], "legal_cp": [0]}, "is over"),
 }
 
@@ -106,7 +114,20 @@ def test_without_the_prompt_column(jsonl):
     [
         ("gone.parquet", None, "no such file"),
         ("torn.parquet", b"PAR1 and then nothing", "cannot be read as parquet"),
-        ("rows.txt", b"x", "is no data file. Give `dataset` a file ending in .parquet"),
+        ("rows.doc", b"x", "is no data file. Give `dataset` a file ending in .parquet"),
+        ("empty.jsonl", b"", r"empty\.jsonl: is empty. Give `dataset`"),
+        ("blank.jsonl", b"\n\n", "blank.jsonl: .*(has no rows|cannot be read as json)"),
+        ("array.json", b"[]", "array.json: .*(has no rows|cannot be read as json)"),
+        ("numbers.jsonl", b"1\n2\n", "numbers.jsonl: .*cannot be read as json"),
+        ("torn.jsonl", b'{"prompt": "P: 8/', "torn.jsonl: .*cannot be read as json"),
+        ("header.csv", b"prompt,legal_moves,legal_cp\n", "header.csv: has no rows that can be used"),
+        ("binary.csv", bytes(range(256)) * 8, "binary.csv: .*cannot be read as csv"),
+        ("binary.jsonl", bytes(range(256)) * 8, "binary.jsonl: .*cannot be read as json"),
+        ("binary.parquet", bytes(range(256)) * 8, "binary.parquet: .*cannot be read as parquet"),
+        ("binary.jsonl.gz", bytes(range(256)) * 8, "binary.jsonl.gz: .*cannot be read as json"),
+        ("binary.pgn.gz", bytes(range(256)) * 8, "binary.pgn.gz: .*cannot be read as pgn"),
+        ("binary.txt", bytes(range(256)) * 8, "binary.txt: .*cannot be read as text"),
+        ("wrong.txt", b"1. e4 e5 *\n", "wrong.txt: has no rows that can be used"),
     ],
 )
 def test_an_unreadable_file(tmp_path, name, content, message):
@@ -151,3 +172,36 @@ def test_prompts_that_leave_no_room_are_named(mixed, tiny_tokenizer):
     check_lengths(mixed, tiny_tokenizer, context=longest + 10, max_completion_length=10)
     with pytest.raises(ValueError, match=rf"`max_completion_length` is 11: .*{longest} tokens.* Write 10 or less"):
         check_lengths(mixed, tiny_tokenizer, context=longest + 10, max_completion_length=11)
+
+
+def test_a_stream_that_breaks_names_its_file(tmp_path):
+    path = tmp_path / "binary.csv"
+    path.write_bytes(b"text\n" + bytes(range(256)) * 8)
+    with pytest.raises(ValueError, match=r"binary\.csv: cannot be read"):
+        load_prompts(str(path), options=DataOptions(streaming=True, max_rows=10))
+
+
+@pytest.mark.parametrize("name", ["MINE.JSONL", "mine.jsonl.gz", "mine.JSON"])
+def test_names_a_user_may_give(tmp_path, name):
+    text = json.dumps(POLICY) + "\n"
+    path = tmp_path / name
+    path.write_bytes(gzip.compress(text.encode()) if name.endswith(".gz") else text.encode())
+    assert load_prompts(str(path))[0]["prompt"] == POLICY["prompt"]
+
+
+def test_a_text_file_holds_whole_rows(tmp_path):
+    path = tmp_path / "rows.txt"
+    path.write_text(f"{FEN}+a2a3+a2a3+8/8/8/8/8/P1k5/8/K7 b - - 0 1+0.001+0+0\n")
+    assert load_prompts(str(path))[0]["prompt"] == ENVIRONMENT["prompt"]
+
+
+def test_whole_numbers_may_have_a_point(jsonl):
+    """As pandas writes a column with a gap in it."""
+    (row,) = load_prompts(write(jsonl, POLICY | {"legal_cp": [-10.0, 0.0, 5.0]}))
+    assert row["legal_cp"] == [-10, 0, 5]
+
+
+@pytest.mark.parametrize(("name", "value"), [("engine_nodes", 0), ("engine_workers", 0), ("max_rows", 0)])
+def test_options_that_would_read_nothing(name, value):
+    with pytest.raises(ValueError, match=rf"`{name}` is {value}: .*Set it to 1 or more"):
+        DataOptions(**{name: value})
