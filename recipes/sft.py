@@ -28,6 +28,7 @@ from rookworld_trl.training.exits import close_process_group
 from rookworld_trl.training.optimizers import MuonFactory
 
 SORTED_BATCHES = 64  # in as many batches of a task the rows are sorted by length, so that little padding is computed
+NATS_SCALE = 32  # the loss is nats a completion divided by this, about the tokens of rookworld-nano's `A:` completion
 
 
 @dataclass
@@ -142,17 +143,21 @@ def new_model(recipe: SFTRecipe, tokenizer: PreTrainedTokenizerFast) -> GPT2LMHe
 
 
 class RowLossTrainer(SFTTrainer):
-    """`SFTTrainer` whose loss is the mean over completions, not over their tokens: nats a completion / 32.
+    """`SFTTrainer` whose loss is the mean over a step's completions, not over their tokens: nats a completion / 32.
 
     An `A:` completion has three times the tokens of a `P:` completion and most are copied, so that a loss per token
     has gradients a quarter the size, which a momentum over batches of both tasks drowns in `P:`'s noise.
     """
 
-    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        tokens_per_row = (inputs["labels"] != -100).sum() / len(inputs["labels"])
-        result = super().compute_loss(model, inputs, *args, **kwargs)
-        scale = tokens_per_row / 32
-        return (result[0] * scale, *result[1:]) if isinstance(result, tuple) else result * scale
+    def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> torch.Tensor:
+        """What the sum of a step's nats is divided by: its completions, of all micro-batches and processes, times 32.
+
+        transformers counts tokens here, in which accumulated batches of few tokens would weigh little.
+        """
+        rows = torch.tensor(sum(len(batch["labels"]) for batch in batch_samples), device=device)
+        if self.args.average_tokens_across_devices:
+            rows = self.accelerator.gather(rows).sum()
+        return rows * NATS_SCALE
 
 
 def load_others(model: GPT2LMHeadModel, folders: Sequence[str]) -> list[GPT2LMHeadModel]:
@@ -179,6 +184,10 @@ def average(model: GPT2LMHeadModel, others: Sequence[GPT2LMHeadModel]) -> None:
 def train() -> None:
     with bad_input():
         recipe, args = parse_recipe((SFTRecipe, SFTConfig))
+        if args.packing or args.padding_free:
+            raise RecipeError(
+                "packing, padding_free: the loss is a mean over rows, and these join them. Leave both out"
+            )
         set_seed(args.seed)
         if recipe.init_from:
             tokenizer, model = load_tokenizer(recipe.init_from), load_model(recipe.init_from)

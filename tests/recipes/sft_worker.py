@@ -1,0 +1,49 @@
+"""Takes one supervised step, alone or under torchrun, and writes what came out; see test_sft_loss.py."""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+from transformers import AutoTokenizer, GPT2LMHeadModel
+from trl import SFTConfig
+
+from recipes.sft import RowLossTrainer
+from rookworld_trl.training.exits import close_process_group
+
+
+def main(checkpoint: str, rows: str, output: str, options: str) -> None:
+    args = SFTConfig(
+        output_dir=f"{output}-run",
+        use_cpu=True,
+        bf16=False,
+        max_steps=1,
+        learning_rate=1.0,
+        optim="sgd",  # the step is the gradient
+        max_grad_norm=0.0,
+        lr_scheduler_type="constant",
+        train_sampling_strategy="sequential",
+        dataset_kwargs={"skip_prepare_dataset": True},
+        activation_checkpointing=False,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        logging_steps=1,
+        **json.loads(options),
+    )
+    trainer = RowLossTrainer(
+        model=GPT2LMHeadModel.from_pretrained(checkpoint),
+        args=args,
+        train_dataset=Dataset.from_list(json.loads(rows)),
+        processing_class=AutoTokenizer.from_pretrained(checkpoint),
+    )
+    trainer.train()
+    if trainer.accelerator.is_main_process:
+        weights = trainer.accelerator.unwrap_model(trainer.model).state_dict()
+        torch.save({"weights": weights, "loss": trainer.state.log_history[0]["loss"]}, Path(output))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
+    close_process_group()
