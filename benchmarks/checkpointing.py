@@ -102,7 +102,7 @@ def build(size: str, output_dir: Path, arguments: argparse.Namespace, **changes:
         max_completion_length=64,
         max_steps=arguments.steps,
         kl_stop_threshold=0,
-        gradient_checkpointing=False,
+        activation_checkpointing=False,
         shuffle_dataset=False,
         disable_tqdm=True,
         report_to="none",

@@ -72,7 +72,7 @@ def run(side: str, arguments: argparse.Namespace, seed: int) -> tuple[list[float
             loss_type="dapo",
             scale_rewards="batch",
             disable_dropout=True,
-            gradient_checkpointing=False,
+            activation_checkpointing=False,
             dataloader_pin_memory=False,
             max_steps=arguments.steps + 1,
             shuffle_dataset=False,

@@ -44,9 +44,10 @@ class RookWorldGRPOConfig(GRPOConfig):
     # What is sampled is what is scored: no truncation, no reshaping, no temperature.
     temperature: float = field(default=1.0, metadata={"help": "Sampling temperature; the loss uses the same."})
     learning_rate: float = field(default=1e-5, metadata={"help": "Initial learning rate of AdamW."})
-    # These models are small; recomputing activations costs a third of the step and saves memory nobody needs.
-    gradient_checkpointing: bool = field(
-        default=False, metadata={"help": "Recompute activations in the backward pass to save memory."}
+    # TRL's default is True under this old name, of which transformers warns. These models are small: recomputing
+    # activations costs a third of the step and saves memory nobody needs.
+    gradient_checkpointing: bool | None = field(
+        default=None, metadata={"help": "Old name of `activation_checkpointing`, which is off by default."}
     )
     # TRL turns bf16 on wherever fp16 is off, CPU included, where autocast is slower and the gates looser.
     bf16: bool | None = field(

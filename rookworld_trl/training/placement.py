@@ -201,7 +201,7 @@ def fit_batch(config: "RookWorldGRPOConfig", measure: Callable[[int], float], me
         "auto_batch_size",
         True,
         f"one row takes {one / 1e9:.1f} GB, the share of this device is {budget / 1e9:.1f}",
-        "set `gradient_checkpointing` to true, or take a larger device",
+        "set `activation_checkpointing` to true, or take a larger device",
     )
     size = fitting[-1]
     config.per_device_train_batch_size = size
@@ -218,7 +218,7 @@ def worst_pass(
         length: tokens of a row.
         keep: of its completion, the last ones.
         dtype: of autocast, None without.
-        checkpointing: with `gradient_checkpointing`.
+        checkpointing: with `activation_checkpointing`.
     """
     device, training = next(model.parameters()).device, model.training
     ids = torch.zeros(rows, length, dtype=torch.long, device=device)

@@ -65,7 +65,7 @@ def make_trainer(
         "save_steps": 1,
         "report_to": "none",
         "disable_tqdm": True,
-        "gradient_checkpointing": False,
+        "activation_checkpointing": False,
         "kl_stop_threshold": 0.0,
         "health_bands": dict.fromkeys(DEFAULT_BANDS),
         **changes,

@@ -58,7 +58,7 @@ def options(tmp_path: Path) -> dict[str, Any]:
         "report_to": "none",
         "disable_tqdm": True,
         "dataloader_pin_memory": False,
-        "gradient_checkpointing": False,
+        "activation_checkpointing": False,
     }
 
 

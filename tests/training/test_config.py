@@ -1,5 +1,6 @@
 """Defaults set on purpose; contradictions refused with field, value and remedy."""
 
+import warnings
 from typing import Any
 
 import pytest
@@ -20,6 +21,19 @@ def test_defaults(tmp_path: Any) -> None:
     assert config.scale_rewards == "batch"
     assert config.loss_type == "dapo"
     assert config.logging_nan_inf_filter is False
+
+
+def test_nothing_warns_of_what_the_user_did_not_set(tmp_path: Any) -> None:
+    """transformers warns of the old name `gradient_checkpointing` wherever it has a value, TRL's default included."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)
+        config = RookWorldGRPOConfig(output_dir=str(tmp_path), use_cpu=True)
+        asked = RookWorldGRPOConfig(output_dir=str(tmp_path), use_cpu=True, activation_checkpointing=True)
+    assert (config.gradient_checkpointing, config.activation_checkpointing) == (False, False)
+    assert (asked.gradient_checkpointing, asked.activation_checkpointing) == (True, True)
+    with pytest.warns(FutureWarning, match="Use `activation_checkpointing`"):
+        old = RookWorldGRPOConfig(output_dir=str(tmp_path), use_cpu=True, gradient_checkpointing=True)
+    assert old.activation_checkpointing
 
 
 @pytest.mark.parametrize(

@@ -173,7 +173,7 @@ def test_stock_deals_groups_over_micro_batches(make_stock: Callable[..., GRPOTra
 
 @pytest.mark.parametrize(
     "option",
-    [{"gradient_checkpointing": True}, {"kl_estimator": "exact"}],
+    [{"activation_checkpointing": True}, {"kl_estimator": "exact"}],
     ids=str,
 )
 def test_what_needs_the_models_own_forward_gets_it(make_trainer: Make, option: dict[str, Any]) -> None:
