@@ -284,7 +284,7 @@ def fit_to_gpu(config: "RookWorldGRPOConfig", model: Any, dataset: Any, tokenize
     longest = max(map(len, tokenizer(list(dataset["prompt"]))["input_ids"]))
     keep = int(config.max_completion_length or 0)
     dtype = torch.bfloat16 if config.bf16 else torch.float16 if config.fp16 else None
-    measure = measured_memory(model, longest + keep, keep, dtype, config.gradient_checkpointing)
+    measure = measured_memory(model, longest + keep, keep, dtype, bool(config.activation_checkpointing))
     fit_batch(config, measure, torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory)
 
 
