@@ -27,12 +27,13 @@ from transformers import GPT2Config, GPT2LMHeadModel, TrainerCallback
 
 import rookworld_trl
 from rookworld_trl import rewards
+from rookworld_trl.checkpointing import store
+from rookworld_trl.checkpointing.resume import choose_start
 from rookworld_trl.data import load_shipped
 from rookworld_trl.data.mixing import mix
 from rookworld_trl.modeling.loading import load
-from rookworld_trl.training import RookWorldGRPOConfig, RookWorldGRPOTrainer, checkpoints
+from rookworld_trl.training import RookWorldGRPOConfig, RookWorldGRPOTrainer
 from rookworld_trl.training.recovery import Snapshots
-from rookworld_trl.training.resume import choose_start
 
 NANO = Path(rookworld_trl.__file__).parent / "assets" / "nano"
 RESULTS = Path(__file__).parent / "results" / "checkpointing.json"
@@ -121,9 +122,9 @@ def measure(size: str, arguments: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
         output_dir = Path(name)
         trainer, clock = build(size, output_dir, arguments), Clock()
-        originals = (checkpoints.promote, Snapshots.take)
+        originals = (store.promote, Snapshots.take)
         clock.watch(trainer, "_write")
-        clock.watch(checkpoints, "promote")
+        clock.watch(store, "promote")
         clock.watch(Snapshots, "take")
         memory = Memory(trainer)
         for callback in (clock, memory):
@@ -131,12 +132,12 @@ def measure(size: str, arguments: argparse.Namespace) -> dict[str, Any]:
         try:
             trainer.train()
         finally:
-            checkpoints.promote, Snapshots.take = originals  # type: ignore[method-assign]
+            store.promote, Snapshots.take = originals  # type: ignore[method-assign]
         parameters = trainer.model.num_parameters()
-        newest = checkpoints.list_checkpoints(output_dir)[0]
+        newest = store.list_checkpoints(output_dir)[0]
         disk = sum(path.stat().st_size for path in newest.rglob("*") if path.is_file())
         started = time.perf_counter()
-        assert checkpoints.verify(newest, finite=True) == []
+        assert store.verify(newest, finite=True) == []
         verifying = time.perf_counter() - started
         del trainer
 

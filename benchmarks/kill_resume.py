@@ -23,10 +23,10 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from rookworld_trl.training import checkpoints  # noqa: E402
-from rookworld_trl.training.checkpoint_diff import IGNORED, differences  # noqa: E402
-from rookworld_trl.training.resume import choose_start  # noqa: E402
+from rookworld_trl.checkpointing import store  # noqa: E402
+from rookworld_trl.checkpointing.resume import choose_start  # noqa: E402
 from tests.faults.toy import make_trainer  # noqa: E402
+from tests.support.checkpoint_diff import IGNORED, differences  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results" / "kill_resume.json"
 # Mid-cycle steps, two epochs, accumulation, a moving KL coefficient, a checkpoint at every step, few kept.
@@ -80,7 +80,7 @@ def wait_or_kill(child: int, output_dir: Path, seconds: float, while_saving: boo
         done, status = os.waitpid(child, os.WNOHANG)
         if done:
             return status
-        saving = while_saving and any(output_dir.glob(f"{checkpoints.STAGING}*"))
+        saving = while_saving and any(output_dir.glob(f"{store.STAGING}*"))
         if time.monotonic() >= deadline and (saving or not while_saving):
             time.sleep(random.uniform(0, 0.03) if saving else 0)
             os.kill(child, signal.SIGKILL)
@@ -103,8 +103,8 @@ def campaign(kills: int, folder: Path, options: dict[str, Any], seed: int = 0) -
         log = output_dir.with_suffix(".log")
         result["runs"] += 1
         while True:
-            had = checkpoints.newest_valid(output_dir)
-            if had is None and checkpoints.list_checkpoints(output_dir):
+            had = store.newest_valid(output_dir)
+            if had is None and store.list_checkpoints(output_dir):
                 result["lost"].append(f"{output_dir.name}: no checkpoint verifies")
                 break
             while_saving = random.random() < 0.5

@@ -21,6 +21,8 @@ from transformers.utils import logging
 
 import rookworld_trl
 from rookworld_trl import rewards
+from rookworld_trl.checkpointing.exits import BAD_INPUT, DIVERGED, DONE, PREEMPTED, close_process_group, reported
+from rookworld_trl.checkpointing.resume import choose_start, mark_finished
 from rookworld_trl.config import bad_input, blame, parse_recipe
 from rookworld_trl.data import load_shipped
 from rookworld_trl.data.mixing import mix
@@ -32,9 +34,7 @@ from rookworld_trl.reports import plot_run, read_run
 from rookworld_trl.reports.card import write_card
 from rookworld_trl.reports.summary import timed, write_summary
 from rookworld_trl.training import RookWorldGRPOConfig, RookWorldGRPOTrainer
-from rookworld_trl.training.exits import BAD_INPUT, DIVERGED, DONE, PREEMPTED, close_process_group, reported
 from rookworld_trl.training.live import report_live
-from rookworld_trl.training.resume import choose_start, mark_finished
 
 NANO = Path(rookworld_trl.__file__).parent / "assets" / "nano"
 REWARDS = {

@@ -19,12 +19,12 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast, s
 from transformers.trainer_utils import get_last_checkpoint
 from trl import SFTConfig, SFTTrainer
 
+from rookworld_trl.checkpointing.exits import close_process_group
 from rookworld_trl.config import RecipeError, bad_input, parse_recipe
 from rookworld_trl.data.supervised import ROWS_VERSION, supervised_rows
 from rookworld_trl.modeling.loading import load_model, load_tokenizer
 from rookworld_trl.modeling.starting_weights import set_starting_weights
 from rookworld_trl.modeling.tokenizer import build_gpt2_tokenizer, build_nano_tokenizer
-from rookworld_trl.training.exits import close_process_group
 from rookworld_trl.training.optimizers import MuonFactory
 
 SORTED_BATCHES = 64  # in as many batches of a task the rows are sorted by length, so that little padding is computed

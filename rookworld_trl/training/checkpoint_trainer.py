@@ -15,13 +15,13 @@ from transformers.utils import logging
 from transformers.utils.hub import PushInProgress
 from trl.trainer.utils import RepeatSampler
 
+from rookworld_trl.checkpointing import identity, resume, store
+from rookworld_trl.checkpointing.preemption import Preemption
+from rookworld_trl.checkpointing.state import Stateful, load_state, load_tree, save_state, save_tree
+from rookworld_trl.checkpointing.store import CheckpointError, Kind
 from rookworld_trl.modeling.hub import push_in_background
-from rookworld_trl.training import checkpoints, identity, resume
-from rookworld_trl.training.checkpoints import CheckpointError, Kind
-from rookworld_trl.training.preemption import Preemption
 from rookworld_trl.training.recovery import LearningRateCut
 from rookworld_trl.training.recovery_trainer import RecoveryTrainer
-from rookworld_trl.training.state import Stateful, load_state, load_tree, save_state, save_tree
 
 logger = logging.get_logger(__name__)
 
@@ -45,7 +45,7 @@ class EpochSampler(RepeatSampler):
 
 
 class CheckpointTrainer(RecoveryTrainer):
-    """Writes checkpoints by `rookworld_trl.training.checkpoints` and resumes from them bit for bit on the same CPU.
+    """Writes checkpoints by `rookworld_trl.checkpointing.store` and resumes from them bit for bit on the same CPU.
 
     Beyond what transformers keeps (weights, optimizer, schedule, generators of each process), a checkpoint holds the
     place in TRL's generation cycle with its completions, metrics not yet logged, every control, and the run's identity.
@@ -93,7 +93,7 @@ class CheckpointTrainer(RecoveryTrainer):
         folder = self._write(kind, None, extra)
         if self.args.should_save:
             limit = self.args.stable_total_limit if kind == "stable" else self.args.debug_total_limit
-            checkpoints.prune(folder.parent, kind, max(1, limit))
+            store.prune(folder.parent, kind, max(1, limit))
         return folder
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
@@ -116,7 +116,7 @@ class CheckpointTrainer(RecoveryTrainer):
         if self.args.should_save:
             best = self.state.best_model_checkpoint
             keep = [*self._unproven[:1], *([Path(best)] if best else [])]
-            checkpoints.prune(folder.parent, "checkpoint", self.args.save_total_limit, keep)
+            store.prune(folder.parent, "checkpoint", self.args.save_total_limit, keep)
         if self.args.push_to_hub:
             self._push_from_checkpoint(str(folder))
 
@@ -124,7 +124,7 @@ class CheckpointTrainer(RecoveryTrainer):
         """Write the present state as `<kind>-<step>` in the output folder."""
         output_dir = Path(super()._get_output_dir(trial))
         final = output_dir / f"{kind}-{self.state.global_step}"
-        staging = output_dir / f"{checkpoints.STAGING}{final.name}"
+        staging = output_dir / f"{store.STAGING}{final.name}"
         folder = staging / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"  # transformers appends this name
         with self._all_or_none(final):
             if self.args.should_save:
@@ -138,7 +138,7 @@ class CheckpointTrainer(RecoveryTrainer):
                 self._save_own_state(folder, staging, extra)
             with self._all_or_none(final):
                 if self.args.should_save:
-                    checkpoints.commit(folder, final)
+                    store.commit(folder, final)
         finally:
             self._staging = None
             if self.args.should_save:
@@ -246,7 +246,7 @@ class CheckpointTrainer(RecoveryTrainer):
         checkpoint, state, self._learning_rate_factor = start
         self.identity = identity.RunIdentity.from_state(state)
         self.args.run_name = self.identity.run_name
-        own = checkpoints.list_checkpoints(Path(self.args.output_dir), ("checkpoint",))
+        own = store.list_checkpoints(Path(self.args.output_dir), ("checkpoint",))
         self._unproven = [checkpoint] if checkpoint in own else []
         with self.preemption.watching(), self.identity.tracked():
             return super().train(None if checkpoint is None else str(checkpoint), *args, **kwargs)
@@ -254,7 +254,7 @@ class CheckpointTrainer(RecoveryTrainer):
     def _choose_start(self, wanted: str | Path | bool | None) -> tuple[Path | None, dict[str, Any], float]:
         """Checkpoint, identity and learning rate factor of the start; in the main process alone."""
         output_dir = Path(self.args.output_dir)
-        checkpoint = checkpoints.newest_valid(output_dir) if wanted is True else Path(wanted) if wanted else None
+        checkpoint = store.newest_valid(output_dir) if wanted is True else Path(wanted) if wanted else None
         if wanted is True and checkpoint is None:
             raise resume.ResumeError(f"{output_dir} holds no checkpoint that verifies; train without one")
         if self._fingerprint is None:  # of the reference as it is before training
@@ -350,15 +350,15 @@ class CheckpointTrainer(RecoveryTrainer):
         """Make the newest checkpoint stable that enough healthy steps have followed."""
         healthy, step = self.healthy_steps, self.state.global_step
         # One that a fault has followed proves nothing any more.
-        self._unproven = [folder for folder in self._unproven if step - checkpoints.step_of(folder) <= healthy]
+        self._unproven = [folder for folder in self._unproven if step - store.step_of(folder) <= healthy]
         after = self.args.stable_after_steps
-        proven = [folder for folder in self._unproven if step - checkpoints.step_of(folder) >= after]
+        proven = [folder for folder in self._unproven if step - store.step_of(folder) >= after]
         if not proven:
             return
         self._unproven = self._unproven[self._unproven.index(proven[-1]) + 1 :]
         if self.args.should_save:
             try:
-                checkpoints.promote(proven[-1], self.args.stable_total_limit)
+                store.promote(proven[-1], self.args.stable_total_limit)
             except (CheckpointError, OSError) as error:
                 logger.error(f"{proven[-1]} is not made stable: {error}")
 

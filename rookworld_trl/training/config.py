@@ -213,7 +213,7 @@ class RookWorldGRPOConfig(GRPOConfig):
         default=None, metadata={"help": "Peak of one device, for MFU; by default known for common GPUs only."}
     )
 
-    # Checkpoints and restarts; see `rookworld_trl.training.checkpoints` and `resume`.
+    # Checkpoints and restarts; see `rookworld_trl.checkpointing.store` and `resume`.
     auto_resume: bool = field(
         default=False,
         metadata={"help": "Go on from the newest checkpoint in `output_dir` that verifies; a finished run is a no-op."},

@@ -18,8 +18,8 @@ from torch import nn
 from torch.nn.utils import get_total_norm
 from transformers.utils import logging
 
+from rookworld_trl.checkpointing.exits import UNRECOVERABLE
 from rookworld_trl.files import append_line, write_atomically
-from rookworld_trl.training.exits import UNRECOVERABLE
 
 logger = logging.get_logger(__name__)
 

@@ -23,6 +23,7 @@ from torch import nn
 from transformers import TrainerCallback
 from transformers.utils import logging
 
+from rookworld_trl.checkpointing.state import Stateful
 from rookworld_trl.training.gates import GateError
 from rookworld_trl.training.mining_trainer import MiningTrainer
 from rookworld_trl.training.recovery import (
@@ -40,7 +41,6 @@ from rookworld_trl.training.recovery import (
     numbers_finite,
     trained_tensors,
 )
-from rookworld_trl.training.state import Stateful
 from rookworld_trl.training.value import ValueHead
 
 logger = logging.get_logger(__name__)

@@ -17,6 +17,7 @@ from torch import nn
 from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
+from rookworld_trl.checkpointing.state import Stateful
 from rookworld_trl.modeling.hub import explained
 from rookworld_trl.modeling.positions import install_position_hook
 from rookworld_trl.training.advantages import Baseline, combine_rewards, scale_advantages, useful_share
@@ -34,7 +35,6 @@ from rookworld_trl.training.preparation import (
     widen_to_float32,
 )
 from rookworld_trl.training.schedules import advanced_scheduler
-from rookworld_trl.training.state import Stateful
 from rookworld_trl.training.throughput import Throughput, peak_flops
 from rookworld_trl.training.value import ValueHead
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from rookworld_trl.training.exits import close_process_group
+from rookworld_trl.checkpointing.exits import close_process_group
 
 
 def leave() -> None:

@@ -11,10 +11,10 @@ from accelerate.utils import gather_object
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
-from rookworld_trl.training.checkpoint_diff import differences
-from rookworld_trl.training.checkpoints import CheckpointError
+from rookworld_trl.checkpointing.store import CheckpointError
 from tests.faults.gloo import leave
 from tests.faults.toy import make_trainer
+from tests.support.checkpoint_diff import differences
 
 # Each adds a way in which a run's state can be lost.
 CONFIGURATIONS: dict[str, dict[str, Any]] = {

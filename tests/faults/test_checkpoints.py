@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from rookworld_trl.training import checkpoints
-from rookworld_trl.training.checkpoints import CheckpointError
+from rookworld_trl.checkpointing import store
+from rookworld_trl.checkpointing.store import CheckpointError
 
 SHA256_OF_OPTIMIZER = "94d1a3287212297dad9539489e07c029ae6336c91ae27b2b2b7028a1ccc9c501"
 FILES = ("trainer_state.json", "optimizer.pt", "scheduler.pt", "model.safetensors", "tokenizer/vocab.json")
@@ -24,7 +24,7 @@ def write(output_dir: Path, name: str, weight: float = 1.0) -> Path:
     for file in FILES:
         (staged / file).write_text(f"{file} of {name}, long enough to be cut short\n")
     save_file({"w": torch.full((4,), weight)}, staged / "model.safetensors")
-    checkpoints.commit(staged, output_dir / name)
+    store.commit(staged, output_dir / name)
     return output_dir / name
 
 
@@ -46,18 +46,18 @@ def delete(path: Path) -> None:
     path.unlink()
 
 
-@pytest.mark.parametrize("file", [*FILES, checkpoints.MANIFEST_FILE])
+@pytest.mark.parametrize("file", [*FILES, store.MANIFEST_FILE])
 @pytest.mark.parametrize("damage", [truncate, empty, flip, delete])
 def test_damage_to_any_file_is_found_and_named(tmp_path: Path, file: str, damage: Callable[[Path], None]) -> None:
     good, bad = write(tmp_path, "checkpoint-1"), write(tmp_path, "checkpoint-2")
-    assert checkpoints.verify(bad, finite=True) == []
-    assert checkpoints.newest_valid(tmp_path) == bad
+    assert store.verify(bad, finite=True) == []
+    assert store.newest_valid(tmp_path) == bad
     damage(bad / file)
-    if file == checkpoints.MANIFEST_FILE and damage is flip:  # one bit of JSON: a name, a size, a hash or the syntax
-        assert checkpoints.verify(bad)
+    if file == store.MANIFEST_FILE and damage is flip:  # one bit of JSON: a name, a size, a hash or the syntax
+        assert store.verify(bad)
     else:
-        assert any(file in problem for problem in checkpoints.verify(bad))
-    assert checkpoints.newest_valid(tmp_path) == good
+        assert any(file in problem for problem in store.verify(bad))
+    assert store.newest_valid(tmp_path) == good
 
 
 def test_manifest_against_an_independent_hash(tmp_path: Path) -> None:
@@ -71,19 +71,19 @@ def test_manifest_against_an_independent_hash(tmp_path: Path) -> None:
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_weights_that_are_not_finite_do_not_verify(tmp_path: Path, value: float) -> None:
     good, bad = write(tmp_path, "checkpoint-1"), write(tmp_path, "checkpoint-2", weight=value)
-    assert checkpoints.verify(bad) == []  # undamaged
-    assert checkpoints.verify(bad, finite=True) == ["model.safetensors holds NaN or Inf in w"]
-    assert checkpoints.newest_valid(tmp_path) == good
+    assert store.verify(bad) == []  # undamaged
+    assert store.verify(bad, finite=True) == ["model.safetensors holds NaN or Inf in w"]
+    assert store.newest_valid(tmp_path) == good
 
 
 def test_pickled_weights_slipped_in_are_refused(tmp_path: Path) -> None:
     folder = write(tmp_path, "checkpoint-1")
     (folder / "notes.txt").write_text("a person's notes are harmless")
-    assert checkpoints.verify(folder) == []
+    assert store.verify(folder) == []
     (folder / "pytorch_model.bin").write_bytes(b"payload")
-    assert checkpoints.verify(folder) == ["pytorch_model.bin is not in manifest.json"]
-    checkpoints.commit(folder.rename(tmp_path / "staged"), folder)
-    assert checkpoints.verify(folder) == ["pytorch_model.bin is a pickle of weights"]
+    assert store.verify(folder) == ["pytorch_model.bin is not in manifest.json"]
+    store.commit(folder.rename(tmp_path / "staged"), folder)
+    assert store.verify(folder) == ["pytorch_model.bin is a pickle of weights"]
 
 
 def test_a_manifest_cannot_point_outside(tmp_path: Path) -> None:
@@ -91,15 +91,15 @@ def test_a_manifest_cannot_point_outside(tmp_path: Path) -> None:
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["files"]["../secret"] = {"bytes": 0, "sha256": ""}
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    assert checkpoints.verify(folder) == ["../secret lies outside of the checkpoint"]
+    assert store.verify(folder) == ["../secret lies outside of the checkpoint"]
 
 
 def test_a_checkpoint_without_optimizer_is_not_one(tmp_path: Path) -> None:
     staged = tmp_path / ".staging-checkpoint-1"
     staged.mkdir()
     save_file({"w": torch.ones(1)}, staged / "model.safetensors")
-    checkpoints.commit(staged, tmp_path / "checkpoint-1")
-    assert checkpoints.verify(tmp_path / "checkpoint-1") == [
+    store.commit(staged, tmp_path / "checkpoint-1")
+    assert store.verify(tmp_path / "checkpoint-1") == [
         "there is no trainer state (trainer_state.json)",
         "there is no schedule (scheduler.pt)",
         "there is no optimizer state (optimizer.pt or optimizer_ or optimizer.bin or global_step)",
@@ -113,24 +113,24 @@ def test_newest_by_step_not_by_time_or_text(tmp_path: Path) -> None:
         write(tmp_path, name)
     (tmp_path / "checkpoint-final").mkdir()
     os.utime(tmp_path / "checkpoint-9", (4e9, 4e9))  # a clock that jumped
-    names = [folder.name for folder in checkpoints.list_checkpoints(tmp_path)]
+    names = [folder.name for folder in store.list_checkpoints(tmp_path)]
     assert names == ["checkpoint-10", "checkpoint-9", "stable-9", "stable-2"]
     for name in ("checkpoint-10", "checkpoint-9"):
         delete(tmp_path / name / "optimizer.pt")
-    assert checkpoints.newest_valid(tmp_path) == tmp_path / "stable-9"
-    assert checkpoints.newest_valid(tmp_path, ("checkpoint",)) is None
-    assert checkpoints.newest_valid(tmp_path / "nowhere") is None
+    assert store.newest_valid(tmp_path) == tmp_path / "stable-9"
+    assert store.newest_valid(tmp_path, ("checkpoint",)) is None
+    assert store.newest_valid(tmp_path / "nowhere") is None
 
 
 def test_quarantine_keeps_everything_and_says_why(tmp_path: Path) -> None:
     for expected in ("quarantined-checkpoint-1", "quarantined-checkpoint-1-2"):
         folder = write(tmp_path, "checkpoint-1")
-        moved = checkpoints.quarantine(folder, "a bit flipped")
+        moved = store.quarantine(folder, "a bit flipped")
         assert moved.name == expected
         assert not folder.exists()
         assert (moved / "reason.txt").read_text() == "a bit flipped\n"
         assert (moved / "model.safetensors").exists()
-    assert checkpoints.list_checkpoints(tmp_path) == []
+    assert store.list_checkpoints(tmp_path) == []
     assert not list(tmp_path.glob("checkpoint-*"))
 
 
@@ -138,9 +138,9 @@ def test_retention_by_kind(tmp_path: Path) -> None:
     for step in range(1, 6):
         for kind in ("checkpoint", "debug", "stable"):
             write(tmp_path, f"{kind}-{step}")
-    checkpoints.prune(tmp_path, "checkpoint", 2, keep=[tmp_path / "checkpoint-1"])
-    checkpoints.prune(tmp_path, "debug", 3)
-    checkpoints.prune(tmp_path, "stable", None)
+    store.prune(tmp_path, "checkpoint", 2, keep=[tmp_path / "checkpoint-1"])
+    store.prune(tmp_path, "debug", 3)
+    store.prune(tmp_path, "stable", None)
     names = {folder.name for folder in tmp_path.iterdir()}
     assert {n for n in names if n.startswith("checkpoint")} == {"checkpoint-1", "checkpoint-4", "checkpoint-5"}
     assert {n for n in names if n.startswith("debug")} == {"debug-3", "debug-4", "debug-5"}
@@ -151,23 +151,23 @@ def test_retention_by_kind(tmp_path: Path) -> None:
 def test_a_stable_checkpoint_is_a_copy_of_its_own(tmp_path: Path) -> None:
     for step in (1, 2, 3):
         source = write(tmp_path, f"checkpoint-{step}")
-        stable = checkpoints.promote(source, limit=2)
+        stable = store.promote(source, limit=2)
         assert stable == tmp_path / f"stable-{step}"
         assert (stable / "manifest.json").read_bytes() == (source / "manifest.json").read_bytes()
-    assert [folder.name for folder in checkpoints.list_checkpoints(tmp_path, ("stable",))] == ["stable-3", "stable-2"]
+    assert [folder.name for folder in store.list_checkpoints(tmp_path, ("stable",))] == ["stable-3", "stable-2"]
     flip(source / "model.safetensors")
-    assert checkpoints.verify(source)
-    assert checkpoints.verify(stable) == []
+    assert store.verify(source)
+    assert store.verify(stable) == []
     with pytest.raises(CheckpointError, match=r"model\.safetensors is damaged"):
-        checkpoints.promote(source, limit=2)
-    assert checkpoints.verify(stable) == []
+        store.promote(source, limit=2)
+    assert store.verify(stable) == []
     assert not list(tmp_path.glob(".*"))
 
 
 def test_replacing_a_checkpoint_of_the_same_step(tmp_path: Path) -> None:
     write(tmp_path, "checkpoint-1", weight=1.0)
     write(tmp_path, "checkpoint-1", weight=2.0)
-    assert checkpoints.verify(tmp_path / "checkpoint-1") == []
+    assert store.verify(tmp_path / "checkpoint-1") == []
     assert [folder.name for folder in tmp_path.iterdir()] == ["checkpoint-1"]
 
 
@@ -220,16 +220,16 @@ def test_a_kill_at_any_file_operation_leaves_a_whole_checkpoint(
             done = killed_at(operation, monkeypatch, lambda d=output_dir: write(d, "checkpoint-1", 2.0))  # type: ignore[misc]
             allowed = {"checkpoint-1"}
         elif work == "promote":
-            done = killed_at(operation, monkeypatch, lambda o=old: checkpoints.promote(o, 2))  # type: ignore[misc]
+            done = killed_at(operation, monkeypatch, lambda o=old: store.promote(o, 2))  # type: ignore[misc]
             allowed = {"checkpoint-1", "stable-1"}
         else:
             write(output_dir, "checkpoint-2")
-            done = killed_at(operation, monkeypatch, lambda d=output_dir: checkpoints.prune(d, "checkpoint", 1))  # type: ignore[misc]
+            done = killed_at(operation, monkeypatch, lambda d=output_dir: store.prune(d, "checkpoint", 1))  # type: ignore[misc]
             allowed = {"checkpoint-1", "checkpoint-2"}
-        checkpoints.sweep(output_dir)
-        newest = checkpoints.newest_valid(output_dir)
+        store.sweep(output_dir)
+        newest = store.newest_valid(output_dir)
         assert newest is not None, f"{work} killed at operation {operation}"
         assert {folder.name for folder in output_dir.iterdir()} <= allowed
-        for folder in checkpoints.list_checkpoints(output_dir):
-            assert checkpoints.verify(folder) == [], f"{work} killed at operation {operation}: {folder.name}"
+        for folder in store.list_checkpoints(output_dir):
+            assert store.verify(folder) == [], f"{work} killed at operation {operation}: {folder.name}"
     assert operation > 2

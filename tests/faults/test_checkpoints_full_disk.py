@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from rookworld_trl.training import checkpoints
-from rookworld_trl.training.checkpoints import CheckpointError
+from rookworld_trl.checkpointing import store
+from rookworld_trl.checkpointing.store import CheckpointError
 from tests.faults.disk import files_end_at
 from tests.faults.toy import make_trainer
 
@@ -40,7 +40,7 @@ def test_a_full_disk_costs_one_checkpoint(tmp_path: Path, size: int, caplog: pyt
     trainer.train()
     names = sorted(path.name for path in tmp_path.iterdir() if path.is_dir())
     assert names == ["checkpoint-1", "checkpoint-3"]
-    assert all(checkpoints.verify(tmp_path / name) == [] for name in names)
+    assert all(store.verify(tmp_path / name) == [] for name in names)
     assert "checkpoint-2 could not be written" in caplog.text
     assert "Make room" in caplog.text
 
@@ -50,7 +50,7 @@ def test_the_last_checkpoint_has_to_be_written(tmp_path: Path) -> None:
     trainer._write = failing_at(trainer, {2}, 500)  # type: ignore[method-assign]
     with pytest.raises(CheckpointError, match=r"checkpoint-2 could not be written.*earlier checkpoints are untouched"):
         trainer.train()
-    assert checkpoints.newest_valid(tmp_path) == tmp_path / "checkpoint-1"
+    assert store.newest_valid(tmp_path) == tmp_path / "checkpoint-1"
     assert not list(tmp_path.glob(".*"))
 
 
@@ -61,4 +61,4 @@ def test_a_disk_that_stays_full_ends_the_run(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError):
         trainer.train()
     assert trainer.state.global_step == 4  # 2, 3 and 4 failed
-    assert checkpoints.newest_valid(tmp_path) == tmp_path / "checkpoint-1"
+    assert store.newest_valid(tmp_path) == tmp_path / "checkpoint-1"

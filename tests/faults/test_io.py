@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
+from rookworld_trl.checkpointing.store import newest_valid
 from rookworld_trl.files import append_line, write_atomically
 from rookworld_trl.reports.run import read_run
 from rookworld_trl.training import monitor
-from rookworld_trl.training.checkpoints import newest_valid
 from rookworld_trl.training.live import LiveReport, live_line
 from rookworld_trl.training.monitor import HealthMonitor
 from tests.faults.disk import files_end_at

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from rookworld_trl.training import checkpoints
-from rookworld_trl.training.checkpoint_diff import differences
+from rookworld_trl.checkpointing import store
 from tests.faults.toy import StopAt, make_trainer
+from tests.support.checkpoint_diff import differences
 
 ROOT = Path(__file__).parents[2]
 # What a save does to the disk, by its audit event; fsync has none and is wrapped.
@@ -65,18 +65,18 @@ def test_sigkill_at_every_file_operation_of_a_save(tmp_path: Path) -> None:
     trainer.add_callback(StopAt(3))
     trainer.train()  # holds the state after step 3, has saved after step 2
     trainer.state.log_history.pop()  # the summary of a run that has ended
-    assert [f.name for f in checkpoints.list_checkpoints(tmp_path / "short")] == ["checkpoint-2"]
+    assert [f.name for f in store.list_checkpoints(tmp_path / "short")] == ["checkpoint-2"]
     operation, done, outcomes = 0, False, []
     while not done:
         operation += 1
         output_dir = tmp_path / f"killed-{operation}"
         shutil.copytree(tmp_path / "short", output_dir)
         done = save_and_die(trainer, operation, output_dir)
-        newest = checkpoints.newest_valid(output_dir)
+        newest = store.newest_valid(output_dir)
         assert newest is not None, f"nothing to resume from after a kill at operation {operation}"
         outcomes.append(newest.name)
-        checkpoints.sweep(output_dir)
-        assert checkpoints.newest_valid(output_dir) == newest
+        store.sweep(output_dir)
+        assert store.newest_valid(output_dir) == newest
         assert not [path.name for path in output_dir.iterdir() if path.name.startswith(".")]
     assert operation > 30, "too few operations were seen for a save of a dozen files"
     assert outcomes == sorted(outcomes), "once the new checkpoint is there it stays"

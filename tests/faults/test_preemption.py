@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from rookworld_trl.training.checkpoint_diff import differences
-from rookworld_trl.training.preemption import Preemption
+from rookworld_trl.checkpointing.preemption import Preemption
 from tests.faults.toy import make_trainer
+from tests.support.checkpoint_diff import differences
 
 
 def signalling(phase: str, step: int, number: int, trainer: Any) -> None:

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import nn
 
+from rookworld_trl.checkpointing.store import newest_valid
 from rookworld_trl.training import RookWorldGRPOTrainer
-from rookworld_trl.training.checkpoints import newest_valid
 from rookworld_trl.training.recovery import (
     Attempts,
     Diverged,

@@ -13,9 +13,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from rookworld_trl.training.checkpoint_diff import differences
 from tests.faults.resume_worker import CONFIGURATIONS, interrupted_everywhere
 from tests.faults.toy import make_trainer
+from tests.support.checkpoint_diff import differences
 
 ROOT = Path(__file__).parents[2]
 

@@ -13,9 +13,9 @@ import torch
 from datasets import Dataset
 from safetensors.torch import load_file, save_file
 
-from rookworld_trl.training import checkpoints, identity, resume
-from rookworld_trl.training.exits import BAD_INPUT, UNRECOVERABLE, reported
-from rookworld_trl.training.resume import NothingToResumeError, ResumeError, choose_start
+from rookworld_trl.checkpointing import identity, resume, store
+from rookworld_trl.checkpointing.exits import BAD_INPUT, UNRECOVERABLE, reported
+from rookworld_trl.checkpointing.resume import NothingToResumeError, ResumeError, choose_start
 from tests.faults.toy import make_trainer, policy, prompts
 
 Edit = Callable[[Path], None]
@@ -78,7 +78,7 @@ def damage(folder: Path, file: str = "optimizer.pt") -> None:
 def test_checkpoints_become_stable_after_healthy_steps(finished_run: Path) -> None:
     names = sorted(path.name for path in finished_run.iterdir() if path.is_dir())
     assert names == ["checkpoint-1", "checkpoint-2", "checkpoint-3", "stable-1", "stable-2"]
-    assert checkpoints.verify(finished_run / "stable-2", finite=True) == []
+    assert store.verify(finished_run / "stable-2", finite=True) == []
 
 
 def test_an_unhealthy_step_delays_promotion(tmp_path: Path) -> None:
@@ -87,7 +87,7 @@ def test_an_unhealthy_step_delays_promotion(tmp_path: Path) -> None:
     checkpoint = tmp_path / "run" / "checkpoint-3"
     promoted: list[Path] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checkpoints, "promote", lambda folder, limit: promoted.append(folder))
+        patch.setattr(store, "promote", lambda folder, limit: promoted.append(folder))
         for healthy, step, expected in ((1, 5, 0), (2, 5, 1)):  # a fault in step 4; none since step 3
             trainer._unproven, trainer.healthy_steps, trainer.state.global_step = [checkpoint], healthy, step
             trainer._promote()
@@ -104,7 +104,7 @@ def test_special_checkpoints(run: Path) -> None:
         extra = {"batch": [{"ids": torch.arange(3)}], "texts": ["a"], "where": Path("x"), "loss": float("nan")}
         folder = trainer.save_special("debug", extra)
         assert folder == run / f"debug-{step}"
-        assert checkpoints.verify(folder) == []
+        assert store.verify(folder) == []
     assert sorted(path.name for path in run.glob("debug-*")) == ["debug-8", "debug-9"]
     kept = json.loads((folder / "extra.json").read_text())
     assert (kept["texts"], kept["where"]) == (["a"], "x")
@@ -135,7 +135,7 @@ def test_auto_resume_quarantines_what_does_not_verify(run: Path, caplog: pytest.
 
 
 def test_auto_resume_never_restarts_a_run_in_silence(run: Path) -> None:
-    for folder in checkpoints.list_checkpoints(run):
+    for folder in store.list_checkpoints(run):
         damage(folder)
     for _ in range(2):  # the second time there are only quarantined ones
         with pytest.raises(NothingToResumeError, match="holds no checkpoint that verifies"):
@@ -246,9 +246,7 @@ def test_identity_outlives_restarts_and_a_new_run_gets_a_new_one(run: Path) -> N
     anew = trainer_for(run, max_steps=1, save_strategy="no")
     anew.train()
     assert anew.identity.run_id != first.run_id
-    assert (
-        checkpoints.list_checkpoints(run) == []
-    )  # nothing that the new run's `--auto_resume` could mistake for its own
+    assert store.list_checkpoints(run) == []  # nothing that the new run's `--auto_resume` could mistake for its own
     assert len(list(run.glob("superseded-*"))) == 5
 
 
@@ -259,7 +257,7 @@ def test_weights_of_another_model_are_refused(run: Path) -> None:
     del weights["transformer.ln_f.weight"]
     weights["stranger"] = torch.ones(1)
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    checkpoints.commit(folder.rename(run / "staged"), folder)
+    store.commit(folder.rename(run / "staged"), folder)
     with pytest.raises(ResumeError, match=r"missing \['transformer\.ln_f\.weight'\], unexpected \['stranger'\]"):
         trainer_for(run).train(resume_from_checkpoint=str(folder))
 

@@ -10,8 +10,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from recipes import grpo
+from rookworld_trl.checkpointing.resume import FINISHED_FILE
 from rookworld_trl.modeling.hub import PushError
-from rookworld_trl.training.resume import FINISHED_FILE
 from tests.hub import TOKEN, Hub, serve
 
 

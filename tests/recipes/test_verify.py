@@ -14,7 +14,7 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM
 
 from recipes import grpo
-from rookworld_trl.training.exits import DIVERGED
+from rookworld_trl.checkpointing.exits import DIVERGED
 from rookworld_trl.training.gates import Bounds
 
 VERIFY = Path(__file__).parents[2] / "recipes/rookworld-lm-124m/verify"

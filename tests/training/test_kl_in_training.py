@@ -10,7 +10,8 @@ import pytest
 import torch
 from trl import GRPOTrainer
 
-from rookworld_trl.training import RookWorldGRPOTrainer, checkpoints
+from rookworld_trl.checkpointing import store
+from rookworld_trl.training import RookWorldGRPOTrainer
 from rookworld_trl.training.stops import KLStop
 
 Make = Callable[..., RookWorldGRPOTrainer]
@@ -166,7 +167,7 @@ def test_a_checkpoint_without_our_state_is_refused(make_trainer: Make, policy: A
     (folder / "rookworld_state.json").write_text(json.dumps(state))
     with pytest.raises(ValueError, match=r"checkpoint-1 cannot be resumed from: rookworld_state.json has \d+ bytes"):
         make_trainer(max_steps=2).train(resume_from_checkpoint=str(folder))
-    checkpoints.commit(folder.rename(folder.with_name("staged")), folder)  # as if written like that
+    store.commit(folder.rename(folder.with_name("staged")), folder)  # as if written like that
     with pytest.raises(ValueError, match=r"rookworld_state.json: field 'kl_controller' is missing; resume from"):
         make_trainer(max_steps=2).train(resume_from_checkpoint=str(folder))
     (folder / "rookworld_state.json").unlink()

@@ -12,8 +12,8 @@ import torch
 from datasets import Dataset
 from transformers import AutoTokenizer, GPT2LMHeadModel
 
+from rookworld_trl.checkpointing.exits import close_process_group
 from rookworld_trl.training import RookWorldGRPOConfig, RookWorldGRPOTrainer
-from rookworld_trl.training.exits import close_process_group
 
 PROMPTS = ["P: a", "P: abcdefgh", "A: e", "P: aa bb cc dd", "A: 1234567890", "P: b", "A: h1h2", "P: kqr"]
 

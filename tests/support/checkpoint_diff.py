@@ -1,6 +1,6 @@
 """Two checkpoints compared value by value, tolerance zero: the test of an exact resume.
 
-python -m rookworld_trl.training.checkpoint_diff runs/a/checkpoint-100 runs/b/checkpoint-100
+python -m tests.support.checkpoint_diff runs/a/checkpoint-100 runs/b/checkpoint-100
 """
 
 import json
@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 from transformers.trainer_pt_utils import safe_globals
 
-from rookworld_trl.training.checkpoints import MANIFEST_FILE
+from rookworld_trl.checkpointing.store import MANIFEST_FILE
 
 # Measurements of time and memory, by key: no two runs agree on them.
 WALL_CLOCK = ("step_time", "*seconds_per_sample", "perf/*", "*runtime", "*_per_second", "started")
@@ -36,7 +36,7 @@ def differences(a: Path, b: Path, ignore: tuple[str, ...] = IGNORED) -> list[str
     names_a, names_b = _names(a), _names(b)
     found = [f"{name}: only in one" for name in sorted(names_a ^ names_b)]
     for name in sorted(names_a & names_b):
-        found += [f"{name}{place}" for place in _compare(_read(a / name), _read(b / name), "", ignore)]
+        found += [f"{name}{place}" for place in compare(_read(a / name), _read(b / name), "", ignore)]
     return found
 
 
@@ -57,7 +57,7 @@ def _read(path: Path) -> Any:
     return path.read_bytes()
 
 
-def _compare(a: Any, b: Any, place: str, ignore: tuple[str, ...]) -> Iterator[str]:
+def compare(a: Any, b: Any, place: str, ignore: tuple[str, ...]) -> Iterator[str]:
     if type(a) is not type(b):
         yield f"{place}: {type(a).__name__} and {type(b).__name__}"
     elif isinstance(a, Mapping):
@@ -65,14 +65,14 @@ def _compare(a: Any, b: Any, place: str, ignore: tuple[str, ...]) -> Iterator[st
             if any(fnmatchcase(str(key), pattern) for pattern in ignore):
                 continue
             if key in a and key in b:
-                yield from _compare(a[key], b[key], f"{place}[{key!r}]", ignore)
+                yield from compare(a[key], b[key], f"{place}[{key!r}]", ignore)
             else:
                 yield f"{place}[{key!r}]: only in one"
     elif isinstance(a, list | tuple):
         if len(a) != len(b):
             yield f"{place}: {len(a)} and {len(b)} items"
         for index, (x, y) in enumerate(zip(a, b, strict=False)):
-            yield from _compare(x, y, f"{place}[{index}]", ignore)
+            yield from compare(x, y, f"{place}[{index}]", ignore)
     elif isinstance(a, torch.Tensor):
         if a.dtype != b.dtype or a.shape != b.shape:
             yield f"{place}: {a.dtype} {tuple(a.shape)} and {b.dtype} {tuple(b.shape)}"

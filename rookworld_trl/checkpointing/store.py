@@ -27,8 +27,8 @@ from safetensors import SafetensorError, safe_open
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.utils import WEIGHTS_NAME, logging
 
+from rookworld_trl.checkpointing.exits import UNRECOVERABLE
 from rookworld_trl.modeling.hub import PUSHING
-from rookworld_trl.training.exits import UNRECOVERABLE
 
 logger = logging.get_logger(__name__)
 

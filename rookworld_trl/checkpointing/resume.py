@@ -16,11 +16,11 @@ from accelerate.utils import broadcast_object_list
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils import logging
 
+from rookworld_trl.checkpointing import store
+from rookworld_trl.checkpointing.exits import BAD_INPUT, UNRECOVERABLE
+from rookworld_trl.checkpointing.identity import RunIdentity, compare
+from rookworld_trl.checkpointing.state import load_tree
 from rookworld_trl.files import write_atomically
-from rookworld_trl.training import checkpoints
-from rookworld_trl.training.exits import BAD_INPUT, UNRECOVERABLE
-from rookworld_trl.training.identity import RunIdentity, compare
-from rookworld_trl.training.state import load_tree
 
 logger = logging.get_logger(__name__)
 
@@ -98,9 +98,9 @@ def _choose_start(args: Any, output_dir: Path) -> Start:
         return Start(checkpoint, asked=asked)
     if not (args.auto_resume or args.recovery_mode):
         return Start(asked=asked)
-    checkpoints.sweep(output_dir)
+    store.sweep(output_dir)
     if args.recovery_mode:
-        stable = checkpoints.newest_valid(output_dir, ("stable",))
+        stable = store.newest_valid(output_dir, ("stable",))
         if stable is None:
             raise ResumeError(
                 f"`recovery_mode` starts from a stable checkpoint, and {output_dir} holds none that verifies. Give "
@@ -110,16 +110,16 @@ def _choose_start(args: Any, output_dir: Path) -> Start:
     if is_finished(output_dir, asked):
         logger.warning(f"{output_dir}: the run is finished; nothing to do. Raise `max_steps` to go on with it")
         return Start(finished=True, asked=asked)
-    for folder in checkpoints.list_checkpoints(output_dir):
-        problems = checkpoints.verify(folder, finite=True)
+    for folder in store.list_checkpoints(output_dir):
+        problems = store.verify(folder, finite=True)
         if not problems:
             return Start(folder, asked=asked)
-        checkpoints.quarantine(folder, "; ".join(problems))
+        store.quarantine(folder, "; ".join(problems))
     quarantined = sorted(path.name for path in output_dir.glob("quarantined-*"))
     if quarantined:
         raise NothingToResumeError(
             f"{output_dir} holds no checkpoint that verifies ({', '.join(quarantined)}: the reasons are in their "
-            f"{checkpoints.REASON_FILE}). Move them away to start from the beginning"
+            f"{store.REASON_FILE}). Move them away to start from the beginning"
         )
     return Start(asked=asked)
 
@@ -130,9 +130,9 @@ def check_whole(checkpoint: Path) -> None:
     """
     if not checkpoint.is_dir():
         raise ResumeError(f"{checkpoint}: there is no such folder; give `resume_from_checkpoint` a checkpoint")
-    problems = checkpoints.verify(checkpoint, finite=True)
+    problems = store.verify(checkpoint, finite=True)
     if problems:
-        newest = checkpoints.newest_valid(checkpoint.parent)
+        newest = store.newest_valid(checkpoint.parent)
         remedy = f"resume from {newest}, which verifies" if newest else "no other checkpoint beside it verifies"
         raise ResumeError(f"{checkpoint} cannot be resumed from: {'; '.join(problems)}. Remedy: {remedy}")
 
@@ -183,15 +183,15 @@ def clear_the_way(output_dir: Path, checkpoint: Path | None) -> None:
 
     Later steps of another course of training must not be what the next `auto_resume` finds.
     """
-    checkpoints.sweep(output_dir)
+    store.sweep(output_dir)
     (output_dir / FINISHED_FILE).unlink(missing_ok=True)
     after = -1
     if checkpoint is not None and checkpoint.resolve().parent == output_dir.resolve():
         after = json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))["global_step"]
-    for folder in checkpoints.list_checkpoints(output_dir):
-        if checkpoints.step_of(folder) > after:
+    for folder in store.list_checkpoints(output_dir):
+        if store.step_of(folder) > after:
             origin = "the beginning" if checkpoint is None else str(checkpoint)
-            checkpoints.set_aside(folder, f"a run started again from {origin}", prefix="superseded")
+            store.set_aside(folder, f"a run started again from {origin}", prefix="superseded")
 
 
 def tighten_kl(controller: Any, beta_max: float) -> None:
