@@ -1,6 +1,7 @@
 """Several engines at work on a list of positions, and a cache of their answers that outlives the run."""
 
 import json
+import logging
 import sqlite3
 import threading
 import time
@@ -17,11 +18,16 @@ import chess
 
 from rookworld_trl.engine import Engine, MoveValue
 
+logger = logging.getLogger(__name__)
+
 BUSY_SECONDS = 30.0  # how long a process waits for another one that is writing to the same cache
 
 
 class ValueCache:
     """Engine answers on disk, in one SQLite file that processes can share; bounded, least recently used out first.
+
+    A damaged answer or page is a miss, and so is a file that another process locks for too long: what cannot be read is
+    asked of the engine again, and what cannot be written is not kept.
 
     Args:
         path: the file; it and its directory are made.
@@ -36,6 +42,7 @@ class ValueCache:
             raise ValueError(f"the size of {path} is {size}: keep at least one answer, or use no cache")
         self.path, self.size = Path(path), size
         self._lock = threading.Lock()
+        self._complained = False
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             # Autocommit: each statement is a transaction of its own.
@@ -51,37 +58,55 @@ class ValueCache:
             ) from error
 
     def get(self, key: str) -> list[MoveValue] | None:
-        """The answer, now the most recently used one; None if it isn't there."""
-        with self._lock:
-            row = self._db.execute("SELECT answer FROM answers WHERE key = ?", (key,)).fetchone()
-            if row is None:
-                return None
-            self._db.execute("UPDATE answers SET used = ? WHERE key = ?", (time.time_ns(), key))
-        return [MoveValue(*fields) for fields in json.loads(row[0])]
+        """The answer, now the most recently used one; None if it isn't there or damaged."""
+        row = self._row("SELECT answer FROM answers WHERE key = ?", key)
+        values = None if row is None else _read_answer(row[0])
+        if values is not None:
+            self._row("UPDATE answers SET used = ? WHERE key = ?", time.time_ns(), key)
+        return values
 
     def put(self, key: str, values: Sequence[MoveValue]) -> None:
         """Keep an answer; where there are more than `size`, a tenth of them goes, so that it is seldom done."""
         text = json.dumps([astuple(value) for value in values], separators=(",", ":"))
-        with self._lock:
-            self._db.execute("INSERT OR REPLACE INTO answers VALUES (?, ?, ?)", (key, time.time_ns(), text))
-            self._uncounted += 1
-            if self._uncounted * 100 < self.size:
-                return
-            self._uncounted = 0
-            (count,) = self._db.execute("SELECT COUNT(*) FROM answers").fetchone()
-            if count > self.size:
-                surplus = count - self.size + self.size // 10
-                self._db.execute(
-                    "DELETE FROM answers WHERE key IN (SELECT key FROM answers ORDER BY used LIMIT ?)", (surplus,)
-                )
+        self._row("INSERT OR REPLACE INTO answers VALUES (?, ?, ?)", key, time.time_ns(), text)
+        self._uncounted += 1
+        if self._uncounted * 100 < self.size:
+            return
+        self._uncounted = 0
+        surplus = len(self) - self.size
+        if surplus > 0:
+            oldest = "SELECT key FROM answers ORDER BY used LIMIT ?"
+            self._row(f"DELETE FROM answers WHERE key IN ({oldest})", surplus + self.size // 10)
 
     def __len__(self) -> int:
+        return int((self._row("SELECT COUNT(*) FROM answers") or (0,))[0])
+
+    def _row(self, statement: str, *values: Any) -> Any:
+        """A statement's first row; None where there is none or the database cannot do it, which is said once."""
         with self._lock:
-            (count,) = self._db.execute("SELECT COUNT(*) FROM answers").fetchone()
-        return int(count)
+            try:
+                return self._db.execute(statement, values).fetchone()
+            except sqlite3.Error as error:
+                if not self._complained:
+                    logger.warning(
+                        f"{self.path}: damaged, locked or full ({error}): the engine is asked instead. Delete the file "
+                        "if this comes again"
+                    )
+                self._complained = True
+                return None
 
     def close(self) -> None:
         self._db.close()
+
+
+def _read_answer(text: Any) -> list[MoveValue] | None:
+    """None unless it is a list of [move, centipawns, mate or None]."""
+    try:
+        values = [MoveValue(*fields) for fields in json.loads(text)]
+    except (ValueError, TypeError):
+        return None
+    sound = (type(v.move) is str and type(v.centipawns) is int and type(v.mate) in (int, type(None)) for v in values)
+    return values if all(sound) else None
 
 
 class EnginePool:

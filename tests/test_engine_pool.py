@@ -1,5 +1,6 @@
 """Several engines give what one gives, in order; their cache is bounded, shared and survives."""
 
+import sqlite3
 import threading
 from pathlib import Path
 
@@ -100,6 +101,47 @@ def test_a_file_that_is_no_cache_is_refused_by_name(tmp_path: Path) -> None:
         ValueCache(tmp_path / "file" / "values.sqlite")
     with pytest.raises(ValueError, match="keep at least one"):
         ValueCache(tmp_path / "values.sqlite", size=0)
+
+
+DAMAGED = ["", "{", "7", "null", "[7]", '[["e2e4"]]', '[["e2e4", "31", null]]', '[["e2e4", 31, null, 5]]', b"[[\xff]]"]
+
+
+@pytest.mark.parametrize("answer", DAMAGED)
+def test_a_damaged_answer_is_a_miss_and_is_replaced(tmp_path: Path, answer: object) -> None:
+    path = tmp_path / "values.sqlite"
+    cache = ValueCache(path)
+    cache.put("a", VALUES)
+    with sqlite3.connect(path) as database:
+        database.execute("UPDATE answers SET answer = ?", (answer,))
+    assert cache.get("a") is None
+    cache.put("a", VALUES)
+    assert cache.get("a") == VALUES
+
+
+def test_damaged_pages_are_misses_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "values.sqlite"
+    cache = ValueCache(path, size=100)
+    for i in range(2000):
+        cache.put(str(i), VALUES)
+    cache.close()
+    whole = path.read_bytes()
+    pages = range(4096, len(whole), 4096)  # all but the first, which says that this is a database
+    assert len(pages) > 2
+    for page in pages:
+        path.write_bytes(whole[:page] + b"\x5a" * 4096 + whole[page + 4096 :])
+        damaged = ValueCache(path, size=100)
+        caplog.clear()
+        for i in range(1900, 2000):
+            assert damaged.get(str(i)) in (None, VALUES)
+            damaged.put(str(i), VALUES)
+        said = [each for each in caplog.messages if f"{path}: damaged" in each]
+        assert len(said) <= 1
+        damaged.close()
+    path.write_bytes(whole[:4096] + b"\x5a" * (len(whole) - 4096))
+    damaged = ValueCache(path)
+    assert damaged.get("1999") is None
+    damaged.put("1999", VALUES)
+    assert f"{path}: damaged" in caplog.text
 
 
 def test_a_pool_needs_a_worker() -> None:

@@ -166,6 +166,11 @@ def admit(checkpoint: Path, now: dict[str, Any], recovering: bool) -> tuple[RunI
     factor = 1.0
     if "learning_rate" in changes.applied:
         then, value = changes.applied["learning_rate"]
+        if not then:
+            raise ResumeError(
+                f"{checkpoint}: `learning_rate` was 0 and is {value!r}: its schedule is all zeros and cannot be "
+                f"scaled. Go on at 0, or start a new run in another `output_dir` with {checkpoint} as its `model`"
+            )
         factor = value / then
     if recovering:
         identity.recoveries += 1

@@ -4,8 +4,10 @@ Nothing is guessed and nothing is initialised at random: every weight of the con
 shape, or loading stops with one error that says what to do.
 """
 
+import hashlib
 import json
 import pickle
+import re
 from pathlib import Path
 
 import torch
@@ -110,7 +112,8 @@ def checkpoint_folder(
 ) -> Path:
     """The local folder of a checkpoint; a repository on the Hub is downloaded first, or found in the cache.
 
-    Only the config, the tokenizer and the final weights are fetched. With HF_HUB_OFFLINE=1 nothing is.
+    Only the config, the tokenizer and the final weights are fetched. With HF_HUB_OFFLINE=1 nothing is. What the
+    cache has is held against the Hub's own hashes: a bit that flipped on the disk would be another weight, unnoticed.
 
     Args:
         revision: branch, tag or commit; a commit hash pins the exact files.
@@ -121,7 +124,8 @@ def checkpoint_folder(
         endpoint: another Hub, such as a mirror.
 
     Raises:
-        LoadingError: the Hub is out of reach, the repository is gated or unknown, or the revision is.
+        LoadingError: the Hub is out of reach, the repository is gated or unknown, or the revision is; a file of the
+            cache is damaged.
     """
     if Path(name).is_dir():
         return Path(name)
@@ -162,7 +166,33 @@ def checkpoint_folder(
         ) from error
     except (HTTPError, OSError) as error:
         raise LoadingError(f"downloading {name} failed ({error}): run it again, it goes on where it stopped") from error
+    for file in folder.iterdir():
+        _check_blob(file)
     return folder
+
+
+def _check_blob(file: Path) -> None:
+    """Hold a file of the Hub's cache against its hash. Caches without links have copies, whose hashes nobody knows.
+
+    The Hub's cache links each file to one that is called after its content: by SHA-256 where it is large (git-LFS), by
+    git's name of a blob, the SHA-1 of a header and the content, where it is not.
+
+    Raises:
+        LoadingError: the content is another one.
+    """
+    blob = file.resolve()
+    if not (file.is_symlink() and re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", blob.name) and blob.is_file()):
+        return
+    with blob.open("rb") as content:
+        if len(blob.name) == 64:
+            digest = hashlib.file_digest(content, "sha256")
+        else:
+            digest = hashlib.sha1(b"blob %d\0" % blob.stat().st_size, usedforsecurity=False)
+            digest.update(content.read())
+    if digest.hexdigest() != blob.name:
+        raise LoadingError(
+            f"{file} is damaged: its content is not the one that the Hub's hash names. Delete {blob} and load it again"
+        )
 
 
 def load_model(

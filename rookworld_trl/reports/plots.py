@@ -48,7 +48,8 @@ def plot_run(run: Run, path: Path | str) -> Path:
         axes.set_xlabel("training step", color=NEUTRAL)
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         axes.margins(x=0.02)
-    figure.suptitle(_title(run), x=0.012, ha="left", fontsize=13, fontweight="bold", color=INK)
+    style: dict[str, Any] = {"fontsize": 13, "fontweight": "bold", "color": INK}
+    figure.suptitle(_title(run), x=0.012, ha="left", parse_math=False, **style)  # names may have dollar signs
     figure.savefig(path)
     return Path(path)
 

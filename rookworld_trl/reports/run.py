@@ -63,14 +63,14 @@ def read_run(folder: Path | str) -> Run:
 
 
 def _read_steps(path: Path) -> list[dict[str, Any]]:
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = path.read_bytes().splitlines()
     rows: dict[float, dict[str, Any]] = {}
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
+        except ValueError as error:
             if number == len(lines):
                 break
             raise RunError(f"{path}, line {number} is no JSON: {error}; mend or remove it") from error
@@ -84,7 +84,7 @@ def _read_steps(path: Path) -> list[dict[str, Any]]:
 def _read_summary(path: Path) -> dict[str, Any]:
     try:
         summary = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+    except ValueError as error:
         raise RunError(
             f"{path} is no JSON: {error}; run again, or remove it to report on metrics.jsonl alone"
         ) from error

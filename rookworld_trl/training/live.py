@@ -1,6 +1,7 @@
 """While a run goes on: a progress bar, one readable line per logged step, and every number in `metrics.jsonl`."""
 
 import json
+import math
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,8 +11,11 @@ from accelerate.utils import broadcast_object_list
 from tqdm import tqdm
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.utils import logging
 
 from rookworld_trl.files import append_line, write_atomically
+
+logger = logging.get_logger(__name__)
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -35,15 +39,24 @@ def live_line(step: int, steps: int, logs: Mapping[str, Any], columns: Columns =
 
 
 def rows_until(file: Path, step: int) -> list[dict[str, Any]]:
-    """The rows of a `metrics.jsonl` up to `step`; a run killed later has written more, the last one perhaps in part."""
-    rows = []
-    for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else ():
+    """The rows of a `metrics.jsonl` up to `step`; a run killed later has written more, the last one perhaps in part.
+
+    Other damaged lines are left out too, and counted in a warning: no line of a log decides whether a run can go on.
+    """
+    rows, damaged = [], 0
+    lines = file.read_bytes().splitlines() if file.exists() else []
+    for number, line in enumerate(lines, start=1):
         try:
             row = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if row["step"] <= step:
+            whole = type(row["step"]) in (int, float) and math.isfinite(row["step"])
+        except (ValueError, TypeError, KeyError):
+            whole = False
+        if not whole:
+            damaged += number < len(lines)
+        elif row["step"] <= step:
             rows.append(row)
+    if damaged:
+        logger.warning(f"{file}: {damaged} damaged line{'s are' if damaged > 1 else ' is'} left out")
     return rows
 
 
@@ -70,7 +83,9 @@ class LiveReport(TrainerCallback):
         self.started = time.perf_counter()
         if state.is_world_process_zero:  # whose clock decides
             rows = rows_until(self.file, state.global_step)
-            self.started -= rows[-1].get("seconds", 0.0) if rows else 0.0
+            self.started -= max(
+                (row["seconds"] for row in rows if type(row.get("seconds")) in (int, float)), default=0.0
+            )
             write_atomically(self.file, "".join(json.dumps(row) + "\n" for row in rows))
             self.bar = tqdm(total=state.max_steps, initial=state.global_step, unit="step", dynamic_ncols=True)
 

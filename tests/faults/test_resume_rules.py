@@ -313,3 +313,14 @@ def test_changes_are_sorted_by_what_they_do() -> None:
     changes = identity.compare(before, now)
     assert changes.refused == {"seed": (1, 2)}
     assert changes.applied == {"learning_rate": (1.0, 2.0), "gone": (3, None), "new": (None, 4)}
+
+
+def test_a_learning_rate_of_zero_can_be_resumed_and_never_be_raised(tmp_path: Path) -> None:
+    """Schedules are scaled when the rate changes, and nothing that is multiplied makes a rate of zeros."""
+    options: dict[str, Any] = {"learning_rate": 0.0, "lr_scheduler_type": "constant"}
+    make_trainer(tmp_path, max_steps=1, **options).train()
+    again = make_trainer(tmp_path, max_steps=2, **options)
+    again.train(resume_from_checkpoint=True)
+    assert again.state.global_step == 2
+    with pytest.raises(ResumeError, match=r"`learning_rate` was 0 and is 0.01: .* start a new run"):
+        make_trainer(tmp_path, max_steps=3, lr_scheduler_type="constant").train(resume_from_checkpoint=True)

@@ -245,3 +245,19 @@ def test_no_network_says_what_to_do(hub: Hub, tmp_path: Path, monkeypatch: pytes
     with pytest.raises(LoadingError, match="HF_HUB_OFFLINE"):
         checkpoint_folder("me/rook", endpoint=hub.endpoint, **where)
     assert not hub.fetched
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
+def test_a_flipped_bit_in_the_cache_is_found(hub: Hub, tmp_path: Path, name: str) -> None:
+    """A weight with one bit flipped is finite, has its shape, and is another weight."""
+    where = {"cache_dir": tmp_path / "cache", "endpoint": hub.endpoint}
+    file = checkpoint_folder("me/rook", **where) / name
+    data = bytearray(file.read_bytes())
+    data[-9] ^= 4
+    file.resolve().write_bytes(data)
+    for offline in (False, True):
+        with pytest.raises(LoadingError, match=rf"{name} is damaged: .* Delete {file.resolve()} and") as caught:
+            load("me/rook", local_files_only=offline, **where)
+        assert str(file) in str(caught.value)
+    file.resolve().unlink()
+    load("me/rook", **where)

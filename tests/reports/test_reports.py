@@ -118,18 +118,28 @@ def test_nothing_to_draw_is_an_error(tmp_path: Path) -> None:
     ("file", "content", "message"),
     [
         ("metrics.jsonl", '{"step": 1}\n{oops\n{"step": 2}\n', r"metrics\.jsonl, line 2"),
+        ("metrics.jsonl", '{"step": 1}\n{"ö": 1, "step": 1}\n{"step": 2}\n', r"metrics\.jsonl, line 2 is no JSON"),
         ("metrics.jsonl", '{"reward": 1}\n', r"metrics\.jsonl, line 1.*step"),
         ("metrics.jsonl", "[1]\n", r"metrics\.jsonl, line 1"),
         ("summary.json", "{", r"summary\.json is no JSON"),
+        ("summary.json", '{"ö": 1}', r"summary\.json is no JSON"),
         ("summary.json", "[]", r"summary\.json: expected an object"),
         ("summary.json", '{"metrics": {}}', r"summary\.json, field 'metrics'"),
         ("summary.json", '{"metrics": [{"task": "policy"}]}', r"entry 0 lacks mode"),
     ],
 )
 def test_malformed_files_are_named(tmp_path: Path, file: str, content: str, message: str) -> None:
-    (tmp_path / file).write_text(content)
+    (tmp_path / file).write_text(content, encoding="latin-1")
     with pytest.raises(RunError, match=message):
         read_run(tmp_path)
+
+
+def test_a_folder_may_have_any_name(run: Path) -> None:
+    """Two dollar signs would begin and end a formula of matplotlib's, and this one is none."""
+    folder = run.rename(run.with_name(r"run$\frac$_%s {}"))
+    summary = json.loads((folder / "summary.json").read_text())
+    (folder / "summary.json").write_text(json.dumps(summary | {"model": r"models/$^$"}))
+    assert all(path.exists() for path in write_report(folder))
 
 
 def test_missing_runs_are_named(tmp_path: Path) -> None:

@@ -76,3 +76,28 @@ def test_other_processes_stay_silent(tmp_path, state, capsys):
     report.on_log(None, state, None, logs=LOGS)
     assert not (tmp_path / "metrics.jsonl").exists()
     assert capsys.readouterr().out == ""
+
+
+DAMAGED = [
+    b'{"step": 1, "seconds": "long"',
+    b'{"seconds": 5}',
+    b"7",
+    b'"step"',
+    b"null",
+    b'{"step": "2"}',
+    b'{"st\xffep": 2}',
+]
+
+
+@pytest.mark.parametrize("line", [*DAMAGED, b'{"kl": "\xff", "step": 1}', b'{"step": NaN}', b'{"step": true}'])
+def test_a_damaged_line_costs_that_line_and_not_the_run(tmp_path, state, line, caplog):
+    file = tmp_path / "metrics.jsonl"
+    file.write_bytes(b'{"step": 1, "seconds": 50}\n' + line + b'\n{"step": 2, "seconds": "60"}\n')
+    state.global_step = 2
+    report = LiveReport(tmp_path, max_minutes=49 / 60)
+    report.on_train_begin(None, state, None)
+    assert [json.loads(row)["step"] for row in file.read_text().splitlines()] == [1, 2]
+    assert f"{file}: 1 damaged line is left out" in caplog.text
+    control = SimpleNamespace(should_training_stop=False)
+    report.on_step_end(None, state, control)
+    assert control.should_training_stop, "the last time that can be read counts"
