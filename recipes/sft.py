@@ -22,6 +22,7 @@ from trl import SFTConfig, SFTTrainer
 from rookworld_trl.checkpointing.exits import close_process_group
 from rookworld_trl.config import RecipeError, bad_input, parse_recipe
 from rookworld_trl.data.supervised import ROWS_VERSION, supervised_rows
+from rookworld_trl.modeling.hub import hide_token
 from rookworld_trl.modeling.loading import load_model, load_tokenizer
 from rookworld_trl.modeling.starting_weights import set_starting_weights
 from rookworld_trl.modeling.tokenizer import build_gpt2_tokenizer, build_nano_tokenizer
@@ -184,6 +185,7 @@ def average(model: GPT2LMHeadModel, others: Sequence[GPT2LMHeadModel]) -> None:
 def train() -> None:
     with bad_input():
         recipe, args = parse_recipe((SFTRecipe, SFTConfig))
+        hide_token(args)
         if args.packing or args.padding_free:
             raise RecipeError(
                 "packing, padding_free: the loss is a mean over rows, and these join them. Leave both out"

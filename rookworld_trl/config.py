@@ -9,6 +9,7 @@ itself; its own keys win over theirs.
 
 import difflib
 import enum
+import re
 import sys
 import types
 import typing
@@ -22,6 +23,9 @@ import yaml
 
 EXIT_BAD_INPUT = 2
 EXTENDS = "extends"
+
+# An option that takes a token, and what follows it; a token of the Hub, wherever it stands.
+_SECRET = re.compile(r"(?<=--)([\w-]*token)([= ])\S+|\bhf_\w{8,}")
 
 
 class RecipeError(ValueError):
@@ -79,6 +83,11 @@ def parse_recipe(types_: Sequence[type], argv: Sequence[str] | None = None) -> t
     return tuple(_build(cls, {k: v for k, v in values.items() if k in hints[cls]}, settings, source) for cls in types_)
 
 
+def without_secrets(text: str) -> str:
+    """The text with the values of tokens replaced by `***`: what is printed ends in logs, and cards are published."""
+    return _SECRET.sub(lambda found: f"{found[1] or ''}{found[2] or ''}***", text)
+
+
 @contextmanager
 def bad_input() -> Iterator[None]:
     """Turn an error about what the user gave into one line on stderr and exit code 2, without a traceback.
@@ -88,7 +97,7 @@ def bad_input() -> Iterator[None]:
     try:
         yield
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {without_secrets(str(error))}", file=sys.stderr)
         raise SystemExit(EXIT_BAD_INPUT) from error
 
 

@@ -22,6 +22,15 @@ PUSHED = [
 ]
 
 
+def hide_token(args: Any) -> None:
+    """Move `hub_token` from training arguments to the environment, where the client finds it.
+
+    transformers pickles the arguments beside every model that it saves, and people publish those folders.
+    """
+    if args.hub_token is not None:
+        os.environ["HF_TOKEN"], args.hub_token = args.hub_token, None
+
+
 class PushError(ValueError):
     """A checkpoint could not be pushed; it is still on disk. The message says how to push it again."""
 

@@ -2,7 +2,6 @@
 
 import json
 import platform
-import re
 import shlex
 import sys
 import time
@@ -12,16 +11,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from rookworld_trl.config import without_secrets
+
 SUMMARY_FILE = "summary.json"
 PACKAGES = ("rookworld-trl", "torch", "transformers", "trl", "accelerate", "datasets", "chess")
-
-# An option that takes a token, and what follows it; a token of the Hub, wherever it stands.
-_SECRET = re.compile(r"(?<=--)([\w-]*token)([= ])\S+|\bhf_\w{8,}")
 
 
 def command() -> str:
     """The program's command line, without the values of tokens: what quotes it is published."""
-    return _SECRET.sub(lambda found: f"{found[1] or ''}{found[2] or ''}***", shlex.join(sys.argv))
+    return without_secrets(shlex.join(sys.argv))
 
 
 @contextmanager

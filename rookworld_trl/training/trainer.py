@@ -7,7 +7,6 @@ resuming) and the trainer itself (set-up, advantages, monitors).
 """
 
 import copy
-import os
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
 from rookworld_trl.checkpointing.state import Stateful
-from rookworld_trl.modeling.hub import explained
+from rookworld_trl.modeling.hub import explained, hide_token
 from rookworld_trl.modeling.positions import install_position_hook
 from rookworld_trl.training.advantages import Baseline, combine_rewards, scale_advantages, useful_share
 from rookworld_trl.training.checkpoint_trainer import CheckpointTrainer
@@ -76,6 +75,7 @@ class RookWorldGRPOTrainer(CheckpointTrainer):
             raise TypeError(f"`args` must be a RookWorldGRPOConfig, got {type(args).__name__}")
         if args.should_save:
             check_output_dir(args.output_dir)
+        hide_token(args)
         check_tokenizer(processing_class)
         check_vllm_installed(args)
         if isinstance(model, nn.Module):
@@ -222,11 +222,9 @@ class RookWorldGRPOTrainer(CheckpointTrainer):
     # Hub
 
     def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
-        """Make the repository, and move the token to the environment: every save pickles the arguments, pushes too."""
+        """Make the repository, with errors that say what to do."""
         with explained(self.args.hub_model_id or Path(self.args.output_dir).name, "nothing has been trained yet"):
             super().init_hf_repo(*args, **kwargs)
-        if self.args.hub_token is not None:
-            os.environ["HF_TOKEN"], self.args.hub_token = self.args.hub_token, None
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """None from TRL, whose example talks to a chat model: the run writes its own, with what it measured."""

@@ -159,6 +159,22 @@ def test_bad_input_is_one_line_and_exit_code_2(capsys):
     assert capsys.readouterr().err == "error: file: key: remedy\n"
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("model: a\n", ("hf_abcdefgh12345678",)),
+        ("model: a\n", ("--steps", "hf_abcdefgh12345678")),
+        ("model: [hf_abcdefgh12345678\n", ()),
+    ],
+)
+def test_errors_do_not_show_tokens(recipe, capsys, text, words):
+    with pytest.raises(SystemExit), bad_input():
+        recipe(text, *words)
+    shown = capsys.readouterr().err
+    assert "***" in shown
+    assert "abcdefgh" not in shown
+
+
 def test_bugs_keep_their_traceback():
     with pytest.raises(AttributeError), bad_input():
         raise AttributeError("a bug")

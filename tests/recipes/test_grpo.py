@@ -77,6 +77,15 @@ def test_a_run_leaves_everything_behind(arguments, capsys):
     assert trained.config.vocab_size == start.config.vocab_size
 
 
+def test_a_token_is_in_no_file(arguments, monkeypatch):
+    """Without a push too: `checkpoint/` is the folder that people publish."""
+    monkeypatch.setenv("HF_TOKEN", "")  # so that it is as it was afterwards
+    run(arguments | {"hub_token": "hf_abcdefgh12345678", "save_strategy": "steps", "save_steps": 1})
+    assert os.environ["HF_TOKEN"] == "hf_abcdefgh12345678"
+    files = [path for path in arguments["output_dir"].rglob("*") if path.is_file()]
+    assert not [path for path in files if b"abcdefgh" in path.read_bytes()]
+
+
 def test_every_training_batch_holds_the_ratio(arguments, monkeypatch):
     seen = []
 

@@ -1,6 +1,8 @@
 """Supervised training: what is learned from, in which batches, and by which optimizer."""
 
 import itertools
+import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ import torch
 from datasets import Dataset
 from transformers import GPT2LMHeadModel
 
+from recipes import sft
 from recipes.sft import SFTRecipe, average, encode_shard, load_others, load_rows, new_model, uniform_batches
 from rookworld_trl.config import RecipeError, parse_recipe
 from rookworld_trl.data.generation import POSITION_SCHEMA
@@ -23,6 +26,17 @@ from rookworld_trl.training.optimizers import MuonFactory
 def test_the_recipe_parses() -> None:
     (recipe,) = parse_recipe((SFTRecipe,), ["--environment_share", "0.3"])
     assert recipe.environment_share == 0.3
+
+
+def test_a_token_is_hidden_before_anything_could_save_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "")
+    words = ["--output_dir", str(tmp_path), "--positions", str(tmp_path), "--hub_token", "hf_abcdefgh12345678"]
+    monkeypatch.setattr(sys, "argv", ["recipes/sft.py", *words, "--use_cpu", "true", "--bf16", "false"])
+    args = []
+    monkeypatch.setattr(sft, "set_seed", lambda seed: args.append(sys._getframe(1).f_locals["args"]))
+    with pytest.raises(SystemExit):  # there are no positions
+        sft.train()
+    assert (args[0].hub_token, os.environ["HF_TOKEN"]) == (None, "hf_abcdefgh12345678")
 
 
 def test_batches_hold_one_task_and_no_row_twice() -> None:
