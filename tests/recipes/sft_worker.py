@@ -10,7 +10,7 @@ from transformers import AutoTokenizer, GPT2LMHeadModel
 from trl import SFTConfig
 
 from recipes.sft import RowLossTrainer
-from rookworld_trl.training.exits import close_process_group
+from rookworld_trl.checkpointing.exits import close_process_group
 
 
 def main(checkpoint: str, rows: str, output: str, options: str) -> None:
