@@ -54,7 +54,7 @@ def mix(
     twice, and the parts alternate evenly.
 
     Args:
-        dataset: rows of both tasks with a `task` column. Nothing is copied; the result is a view by index.
+        dataset: rows of both tasks with a `task` column. The result is a view by index.
         mix_env_ratio: share of `A:` prompts in every batch.
         prompts_per_batch: distinct prompts in a generation batch.
         batches: how many batches to lay out.
@@ -64,7 +64,8 @@ def mix(
             fills the rest as it occurs.
 
     Returns:
-        A data set of `batches * prompts_per_batch` rows.
+        A data set of `batches * prompts_per_batch` rows; with `policy_strata` it has a column `batch_part`, each row's
+        stratum or task, by which prompt mining keeps the shares.
 
     Raises:
         ValueError: a share is impossible for the batch, or a part has fewer rows than a batch takes of it.
@@ -91,6 +92,9 @@ def mix(
             )
         # Its own generator for each part: changing a share leaves the order within every part as it was.
         draws.append(_endless(rows, count, np.random.default_rng([seed, number])))
+    if shares:
+        names = np.where(listed & (tasks == "policy"), strata, tasks)
+        dataset = dataset.add_column("batch_part", names.tolist())
     order: list[int] = []
     for _ in range(batches):
         drawn = [next(draw) for draw in draws]

@@ -1,15 +1,17 @@
 """Prompt mining: spend samples on prompts whose completions earn different rewards.
 
 A group whose rewards all agree teaches a group baseline nothing, so such groups are dropped and other prompts of the
-same task are sampled in their place (dynamic sampling, DAPO, arXiv 2503.14476), a bounded number of times. Which
-prompts are tried is not left to chance: the miner remembers how each prompt fared, as exponential averages of its pass
-rate and of how often its group was useful; and where a prompt has one right completion, one forward pass over it gives
-the exact pass rate p, and a group of n is useful by pass or fail with probability 1 - p^n - (1 - p)^n.
+same part are sampled in their place (dynamic sampling, DAPO, arXiv 2503.14476), a bounded number of times. Which
+prompts are tried is not left to chance. A group of n differs by pass and fail with probability m = 1 - p^n - (1 - p)^n;
+if all pass or all fail, its rewards may still differ where they are graded, in a share q of such groups. So its chance
+is m + (1 - m) q. The miner remembers p and q of each prompt as exponential averages; where a prompt has one right
+completion, one forward pass over it gives p exactly, and says nothing of q.
 
-A part of every task's prompts stays ordinary: it is trained on as it comes, so that what has become easy is not
+A share of every part's prompts stays ordinary: it is trained on as it comes, so that what has become easy is not
 forgotten, and its useful share says what the run would have had without mining. Nothing here knows a trainer.
 """
 
+import copy
 import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -22,9 +24,18 @@ import numpy as np
 Curriculum = Callable[[Mapping[str, Any], float | None], float]
 
 
+# Names the parts (strata) whose shares of a batch are fixed by the data set's order.
+PART_COLUMN = "batch_part"
+
+
 def prompt_key(prompt: str) -> str:
     """A short name of a prompt that stays the same between runs and data sets."""
     return hashlib.blake2b(prompt.encode(), digest_size=8).hexdigest()
+
+
+def part_of(row: Mapping[str, Any], task_column: str) -> str:
+    """What a row may give way to another of: its task and, where a data set names one in `PART_COLUMN`, its part."""
+    return "/".join(str(row[column]) for column in (task_column, PART_COLUMN) if column in row)
 
 
 def useful_chance(pass_rate: float, samples: int) -> float:
@@ -44,7 +55,8 @@ class PromptMiner:
     """What is known of every prompt, and which prompts to try next.
 
     Args:
-        prompts, tasks: of each row of the data set; a prompt that occurs again counts once.
+        prompts, tasks: of each row of the data set; a prompt that occurs again counts once. A task here, as below, is
+            what `part_of` says: rows of one never give way to rows of another.
         samples: completions of a group.
         decay: share of the old average kept at a new observation.
         pass_reward: the reward from which on a completion passes.
@@ -54,7 +66,10 @@ class PromptMiner:
         curriculum: weighs prompts beside their chance to be useful; see `Curriculum`.
 
     Attributes:
-        records: pass rate and useful share by prompt key, exponential averages.
+        pass_rates: p by prompt key, an exponential average or exact.
+        shares: q by prompt key, an exponential average, of prompts with a group that all passed or all failed.
+        graded: by task, how many of its latest groups of that kind differed and how many there were, discounted: what
+            to expect of a prompt that has shown none.
         priors: by task, the useful share of prompts at their first observation: what to expect of an unknown one.
         draws: random decisions taken so far; each has its own generator, so that a resumed run goes on alike.
     """
@@ -81,7 +96,9 @@ class PromptMiner:
         self.rows: dict[str, list[int]] = {}  # distinct prompts by task
         for row in self.row_of.values():
             self.rows.setdefault(tasks[row], []).append(row)
-        self.records: dict[str, list[float]] = {}
+        self.pass_rates: dict[str, float] = {}
+        self.shares: dict[str, float] = {}
+        self.graded: dict[str, list[float]] = {}
         self.priors: dict[str, float] = {}
         self.draws = 0
 
@@ -94,26 +111,36 @@ class PromptMiner:
             scored = group[~np.isnan(group)]
             if not len(scored):
                 continue
-            fresh = [float((scored >= self.pass_reward - 1e-6).mean()), float(differs)]
-            key = prompt_key(prompt)
-            known = self.records.get(key)
-            if known is None:
-                self.priors[task] = 0.95 * self.priors.get(task, 1.0) + 0.05 * fresh[1]
-            self.records[key] = fresh if known is None else self._average(known, fresh)
+            passed, key = float((scored >= self.pass_reward - 1e-6).mean()), prompt_key(prompt)
+            if key not in self.pass_rates:
+                self.priors[task] = 0.95 * self.priors.get(task, 1.0) + 0.05 * differs
+            self._average(self.pass_rates, key, passed)
+            if passed in (0.0, 1.0):
+                self._average(self.shares, key, float(differs))
+                hits, trials = self.graded.get(task, (0.0, 0.0))
+                self.graded[task] = [0.99 * hits + differs, 0.99 * trials + 1.0]
 
-    def _average(self, old: list[float], new: list[float]) -> list[float]:
-        return [self.decay * a + (1 - self.decay) * b for a, b in zip(old, new, strict=True)]
+    def _average(self, averages: dict[str, float], key: str, new: float) -> None:
+        averages[key] = self.decay * averages.get(key, new) + (1 - self.decay) * new
 
     def set_pass_rate(self, row: int, pass_rate: float) -> None:
-        """Replace what is known of a row's prompt by its exact pass rate."""
-        self.records[self.keys[row]] = [pass_rate, useful_chance(pass_rate, self.samples)]
+        """Replace the pass rate of a row's prompt by its exact one."""
+        self.pass_rates[self.keys[row]] = pass_rate
+
+    def _chance(self, key: str, task: str) -> float:
+        """Probability that a group of this prompt will be useful."""
+        if key not in self.pass_rates:
+            return self.priors.get(task, 1.0)
+        hits, trials = self.graded.get(task, (1.0, 1.0))
+        mixed = useful_chance(self.pass_rates[key], self.samples)
+        return mixed + (1 - mixed) * self.shares.get(key, hits / trials)
 
     def weight(self, row: int, task: str, content: Mapping[str, Any] | None = None) -> float:
         """How much a row is worth trying: its chance to be useful, times what the curriculum says of `content`."""
-        record = self.records.get(self.keys[row])
-        chance = self.priors.get(task, 1.0) if record is None else record[1]
+        key = self.keys[row]
+        chance = self._chance(key, task)
         if self.curriculum is not None and content is not None:
-            factor = self.curriculum(content, None if record is None else record[0])
+            factor = self.curriculum(content, self.pass_rates.get(key))
             if not (math.isfinite(factor) and factor >= 0):
                 raise ValueError(f"the curriculum weighs row {row} with {factor}: return a finite number, 0 or more")
             chance *= factor
@@ -136,8 +163,8 @@ class PromptMiner:
         """
         rng = self._rng()
         free = [row for row in self.rows.get(task, []) if self.keys[row] not in exclude]
-        seen = [row for row in free if self.keys[row] in self.records]
-        new = [row for row in free if self.keys[row] not in self.records]
+        seen = [row for row in free if self.keys[row] in self.pass_rates]
+        new = [row for row in free if self.keys[row] not in self.pass_rates]
         from_seen = min(len(seen), max(count // 2, count - len(new)))
         drawn = _weighted(seen, [self.weight(row, task) for row in seen], from_seen, rng)
         return drawn + [new[i] for i in rng.permutation(len(new))[: count - len(drawn)]]
@@ -151,14 +178,14 @@ class PromptMiner:
         return np.random.default_rng([self.seed, self.draws])
 
     def state_dict(self) -> dict[str, Any]:
-        return {"records": _copied(self.records), "priors": dict(self.priors), "draws": self.draws}
+        return copy.deepcopy({name: getattr(self, name) for name in _STATE})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.records, self.priors, self.draws = _copied(state["records"]), dict(state["priors"]), state["draws"]
+        for name in _STATE:
+            setattr(self, name, copy.deepcopy(state.get(name, getattr(self, name))))
 
 
-def _copied(records: Mapping[str, Sequence[float]]) -> dict[str, list[float]]:
-    return {key: list(record) for key, record in records.items()}
+_STATE = ("pass_rates", "shares", "graded", "priors", "draws")
 
 
 def _weighted(rows: Sequence[int], weights: Sequence[float], count: int, rng: np.random.Generator) -> list[int]:

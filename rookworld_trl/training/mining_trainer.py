@@ -11,7 +11,7 @@ from accelerate.utils import DistributedType, broadcast_object_list, gather_obje
 
 from rookworld_trl.training import gates
 from rookworld_trl.training.advantages import combine_rewards
-from rookworld_trl.training.mining import Curriculum, PromptMiner, prompt_key, useful_groups
+from rookworld_trl.training.mining import PART_COLUMN, Curriculum, PromptMiner, part_of, prompt_key, useful_groups
 from rookworld_trl.training.reward_trainer import RewardTrainer
 
 Row = dict[str, Any]
@@ -51,11 +51,13 @@ class MiningTrainer(RewardTrainer):
             return
         self._check_mining()
         prompts = self.train_dataset["prompt"]
-        named = self.args.task_column in self.train_dataset.column_names
-        tasks = self.train_dataset[self.args.task_column] if named else [""] * len(prompts)
+        columns = self.train_dataset.select_columns(
+            [name for name in (self.args.task_column, PART_COLUMN) if name in self.train_dataset.column_names]
+        )
+        parts = [part_of(row, self.args.task_column) for row in columns] or [""] * len(prompts)
         self.miner = PromptMiner(
             list(prompts),
-            [str(task) for task in tasks],
+            parts,
             samples=self.num_generations,
             decay=self.args.mining_decay,
             pass_reward=self.args.mining_pass_reward,
@@ -120,7 +122,7 @@ class MiningTrainer(RewardTrainer):
             prompts, tasks = self._groups(inputs)
             rewards, metrics = self._combined(per_function), self._metrics["train"]
             self.miner.observe(prompts, tasks, rewards)
-            passed = [self.miner.records[key][0] for key in map(prompt_key, prompts) if key in self.miner.records]
+            passed = [rates[key] for key in map(prompt_key, prompts) if key in (rates := self.miner.pass_rates)]
             metrics["mining/pass_rate"].append(sum(passed) / max(1, len(passed)))
             if self._ordinary:  # what the batch would have been without mining
                 useful = useful_groups(rewards, self.num_generations)[self._ordinary]
@@ -141,9 +143,8 @@ class MiningTrainer(RewardTrainer):
     # Steps of mining
 
     def _groups(self, inputs: Sequence[Row]) -> tuple[list[str], list[str]]:
-        """Prompt and task of every group of the global batch."""
-        column = self.args.task_column
-        rows = gather_object([(row["prompt"], str(row.get(column, ""))) for row in inputs])
+        """Prompt and task (with its part) of every group of the global batch."""
+        rows = gather_object([(row["prompt"], part_of(row, self.args.task_column)) for row in inputs])
         prompts, tasks = zip(*rows[:: self.num_generations], strict=True)
         return list(prompts), list(tasks)
 
@@ -190,7 +191,7 @@ class MiningTrainer(RewardTrainer):
             wanted = miner.candidates * len(mine) - len(own)
             candidates = [*own, *miner.draw(task, wanted, present)]
             contents = [self.train_dataset[row] for row in candidates]
-            if task == self.args.truth_task:
+            if contents and contents[0].get(self.args.task_column) == self.args.truth_task:
                 self._measure_pass_rates(candidates, contents)
             weights = [miner.weight(row, task, each) for row, each in zip(candidates, contents, strict=True)]
             picked = miner.pick(candidates, weights, len(mine))

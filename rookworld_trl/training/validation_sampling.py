@@ -138,6 +138,13 @@ def check_mining(config: "RookWorldGRPOConfig") -> None:
         "set one of them to False",
     )
     require(
+        not (config.mining and config.advantage_baseline in ("ema", "adaptive")),
+        "mining",
+        True,
+        "with `advantage_baseline` ema or adaptive a group whose rewards agree teaches too, and dropping it is a bias",
+        "leave `advantage_baseline` at group_mean or leave_one_out, or set `mining` to False",
+    )
+    require(
         not (config.mining and (config.use_vllm or config.use_transformers_continuous_batching)),
         "mining",
         True,

@@ -117,6 +117,11 @@ def test_every_batch_holds_exactly_the_share_of_a_stratum():
         assert sum(row < 4 for row in batch) == 2  # a quarter of eight
         assert sum(10 <= row < 30 for row in batch) == 4  # those in check don't count as endgames
         assert len(set(batch)) == 10
+    parts = {
+        row: "check" if row < 4 else "policy" if row < 10 else "endgame" if row < 30 else "environment"
+        for row in range(40)
+    }
+    assert mixed["batch_part"] == [parts[row] for row in mixed["id"]]
     assert {row for row in mixed["id"] if row < 30} == set(range(30))  # rows without a stratum take part
     assert [row for row in mixed["id"] if row >= 30] == [row for row in plain["id"] if row >= 30]
 

@@ -67,7 +67,7 @@ def spread(kinds: Any, every: int = 4) -> list[tuple[int, int, str]]:
         (KINDS, {}),
         pytest.param(
             {"sampling": "sampling", "reference": "reference", "coefficient": "loss"},
-            {"rollout_backend": "transformers"},
+            {"rollout_backend": "transformers", "mining": True},
             marks=pytest.mark.slow,
         ),
         pytest.param(
@@ -77,7 +77,7 @@ def spread(kinds: Any, every: int = 4) -> list[tuple[int, int, str]]:
         ),
         pytest.param(
             {"loss": "loss", "weight": "weights", "baseline": "controls"},
-            {"num_iterations": 2, "mining": True, "advantage_baseline": "ema"},
+            {"num_iterations": 2, "advantage_baseline": "ema"},
             marks=pytest.mark.slow,
         ),
     ],

@@ -136,6 +136,8 @@ def test_nothing_warns_of_what_the_user_did_not_set(tmp_path: Any) -> None:
         ({"mining_candidates": 0}, r"`mining_candidates` is 0: .* Set it to 1 or more"),
         ({"mining_decay": 1.0}, r"`mining_decay` is 1.0: .* Set it to something like 0.5"),
         ({"mining": True, "use_gae": True}, r"`mining` is True: with `use_gae` .* Set one of them to False"),
+        ({"mining": True, "advantage_baseline": "ema"}, r"`mining` is True: with `advantage_baseline` .* Leave"),
+        ({"mining": True, "advantage_baseline": "adaptive"}, r"`mining` is True: with `advantage_baseline` .* Leave"),
         ({"lora_r": 0}, r"`lora_r` is 0: .* Set it to something like 16"),
         ({"lora_dropout": 0.1}, r"`lora_dropout` is 0.1: .* Leave it at 0"),
         ({"use_peft": True, "rollout_backend": "native"}, r"`rollout_backend` is 'native': .* Set it to auto"),

@@ -1,7 +1,9 @@
 """Prompt mining: chances by hand, exact task shares, pass rates that survive a resume, and more useful groups."""
 
 import copy
+import itertools
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from datasets import Dataset
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from rookworld_trl.training import RookWorldGRPOConfig, RookWorldGRPOTrainer
+from rookworld_trl.training.advantages import Baseline, _Moments
 from rookworld_trl.training.mining import PromptMiner, prompt_key, useful_chance, useful_groups
 
 NAN = float("nan")
@@ -37,11 +40,36 @@ def test_useful_groups_by_hand() -> None:
 def test_pass_rates_are_exponential_averages() -> None:
     known = miner(decay=0.75, pass_reward=0.8)
     known.observe(["a", "b", "c"], ["x", "x", "x"], np.array([1.0, 0.5, 0.8, 0.9, NAN, NAN]))
-    assert known.records == {prompt_key("a"): [0.5, 1.0], prompt_key("b"): [1.0, 1.0]}
-    known.observe(["a"], ["x"], np.array([0.0, 0.0]))
-    assert known.records[prompt_key("a")] == [0.375, 0.75]
-    known.set_pass_rate(0, 0.5)
-    assert known.records[prompt_key("a")] == [0.5, 0.5]
+    a, b = map(prompt_key, "ab")  # one of a's completions passes; both of b's pass and still differ
+    assert (known.pass_rates, known.shares) == ({a: 0.5, b: 1.0}, {b: 1.0})
+    known.observe(["a", "b"], ["x", "x"], np.array([0.0, 0.0, 1.0, 1.0]))
+    assert (known.pass_rates, known.shares) == ({a: 0.375, b: 1.0}, {a: 0.0, b: 0.75})
+    known.set_pass_rate(1, 0.5)
+    assert (known.pass_rates[b], known.shares[b]) == (0.5, 0.75)
+    assert known.weight(1, "x") == pytest.approx(0.5 + 0.5 * 0.75)
+
+
+def test_an_exact_pass_rate_takes_nothing_from_what_graded_rewards_have_shown() -> None:
+    """Completions that never pass and differ all the same: hard prompts, with a gradient."""
+    known = miner("abcd", "xxxx", samples=4)
+    known.observe(["a", "b"], ["x", "x"], np.array([0.2, 0.4, 0.2, 0.2, -0.3, -0.3, -0.3, -0.3]))
+    for row in range(4):
+        known.set_pass_rate(row, 1e-5)
+    assert known.weight(0, "x") == pytest.approx(1.0)
+    assert known.weight(1, "x") == pytest.approx(useful_chance(1e-5, 4), rel=1e-3)
+    assert known.weight(2, "x") == pytest.approx(
+        0.99 / 1.99, rel=1e-3
+    )  # as often as others of its task: the first of two
+
+
+def test_under_pass_or_fail_the_exact_pass_rate_decides() -> None:
+    """A group that was mixed by luck says nothing beyond its pass rate."""
+    known = miner("abcd", "xxxx", samples=4)
+    known.observe(["a", "b"], ["x", "x"], np.array([0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]))
+    for row in range(4):
+        known.set_pass_rate(row, 1e-5)
+    for row in range(4):
+        assert known.weight(row, "x") == pytest.approx(4e-5, rel=1e-3)
 
 
 def test_unknown_prompts_are_expected_to_be_as_useful_as_others_were() -> None:
@@ -97,8 +125,10 @@ def test_the_curriculum_weighs_rows() -> None:
         return 1 / len(row["prompt"])
 
     known = miner(curriculum=short_first)
+    known.observe(["a"], ["x"], np.array([0.0, 0.0]))
     known.set_pass_rate(0, 0.5)
     assert known.weight(0, "x", {"prompt": "aaaa"}) == pytest.approx(0.5 / 4)
+    known.priors.clear()
     assert known.weight(1, "x", {"prompt": "b"}) == 1.0
     assert seen == [0.5, None]
     known.curriculum = lambda row, pass_rate: NAN
@@ -111,12 +141,29 @@ def test_a_restored_miner_goes_on_alike() -> None:
     first.observe(["a", "e"], ["x", "y"], np.array([0.0, 1.0, 1.0, 1.0]))
     first.draw("x", 2, set())
     second.load_state_dict(json.loads(json.dumps(first.state_dict())))
-    assert second.records == first.records
+    assert vars(second) == vars(first)
     kept = first.state_dict()
     first.observe(["a", "b"], ["x", "x"], np.array([1.0, 1.0, 1.0, 1.0]))
-    assert kept["records"] == second.records  # a state that is held does not move with the run
+    assert kept == second.state_dict()  # a state that is held does not move with the run
     assert second.draw("y", 3, set()) == first.draw("y", 3, set())
     assert second.split(["x"] * 9) == first.split(["x"] * 9)
+
+
+@pytest.mark.parametrize(
+    ("kind", "unharmed"), [("group_mean", True), ("leave_one_out", True), ("ema", False), ("adaptive", False)]
+)
+def test_dropping_groups_that_agree_is_right_for_group_baselines_alone(kind: str, unharmed: bool) -> None:
+    """All 16 groups of four samples that pass with probability 0.2, by their probabilities: does the expected gradient
+    (by the logit of passing) of all groups come from those that stay?"""
+    chance, gradient = 0.2, {True: 0.0, False: 0.0}
+    for outcome in itertools.product((0.0, 1.0), repeat=4):
+        rewards = torch.tensor(outcome, dtype=torch.double)
+        baseline = Baseline(kind, moments={"x": _Moments(mean=0.4, within=0.16, between=0.04)})
+        advantages = rewards - baseline(rewards, 4, ["x"] * 4)
+        probability = math.prod(chance if passed else 1 - chance for passed in outcome)
+        gradient[len(set(outcome)) > 1] += probability * float((advantages * (rewards - chance)).sum())
+    assert sum(gradient.values()) > 0.3  # 4 p (1 - p) = 0.64, less a quarter of it with the group's own mean
+    assert (abs(gradient[False]) < 1e-12) == unharmed
 
 
 # In the trainer. Half of the prompts can be passed, by a completion that begins with a lower-case letter.
@@ -137,14 +184,14 @@ def trainer_of(
 ) -> Callable[..., RookWorldGRPOTrainer]:
     """A trainer on 64 prompts of each task, four of each a batch."""
 
-    def make(curriculum: Any = None, **changes: Any) -> RookWorldGRPOTrainer:
+    def make(curriculum: Any = None, rows: list[dict[str, Any]] = ROWS, **changes: Any) -> RookWorldGRPOTrainer:
         settings: dict[str, Any] = {**options, "rollout_backend": "native", "shuffle_dataset": False}
         settings |= {"per_device_train_batch_size": 32, "truth_task": "A", "mining": True, "max_completion_length": 3}
         return RookWorldGRPOTrainer(
             copy.deepcopy(policy),
             right,
             RookWorldGRPOConfig(**settings | changes),
-            Dataset.from_list(ROWS),
+            Dataset.from_list(rows),
             None,
             tiny_tokenizer,
             **({} if curriculum is None else {"curriculum": curriculum}),
@@ -170,10 +217,8 @@ def test_exact_pass_rates_are_the_models_own(trainer_of: Trainers) -> None:
         with torch.no_grad():
             logps = (trainer.model(torch.tensor([prompt + truth])).logits[0] / 0.7).log_softmax(-1)
         expected = sum(logps[len(prompt) - 1 + i, token].item() for i, token in enumerate(truth))
-        known = trainer.miner.records[trainer.miner.keys[row]]
-        assert known[0] == pytest.approx(np.exp(expected), rel=1e-4)
-        assert known[1] == pytest.approx(useful_chance(known[0], 4), abs=1e-9)
-    assert trainer.miner.records[trainer.miner.keys[5]][0] == 0
+        assert trainer.miner.pass_rates[trainer.miner.keys[row]] == pytest.approx(np.exp(expected), rel=1e-4)
+    assert trainer.miner.pass_rates[trainer.miner.keys[5]] == 0
 
 
 @pytest.mark.parametrize("backend", ["native", "transformers"])
@@ -198,6 +243,19 @@ def test_a_mined_batch(trainer_of: Trainers, backend: str) -> None:
     assert len(metrics["rewards/right/mean"]) == 1, "probing leaves no trace in TRL's logs"
     assert not trainer._gates_pending
     assert (batch.get("sampling_per_token_logps") is not None) == (backend == "native")
+
+
+def test_a_prompt_gives_way_to_one_of_its_part(trainer_of: Trainers) -> None:
+    """The shares of parts that the order of the data set fixes, such as strata, are those of the batch after mining."""
+    rows = [{**row, "batch_part": "rare" if row["target"] == "h" else "common"} for row in ROWS]
+    trainer = trainer_of(rows=rows, mining_ordinary=0.0, mining_rounds=2)
+    trainer.model.train()
+    for planned in itertools.islice(trainer.get_train_dataloader(), 4):
+        inputs = [dict(row) for row in planned]
+        trainer._generate_and_score_completions(inputs)
+        for column in ("task", "batch_part"):
+            assert [row[column] for row in inputs] == [row[column] for row in planned]
+        assert [row["prompt"] for row in inputs] != [row["prompt"] for row in planned]
 
 
 def test_only_dull_groups_are_sampled_again(trainer_of: Trainers, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -252,13 +310,12 @@ def test_what_the_miner_knows_is_saved_and_resumed(
     trainer = trainer_of(**settings)
     trainer.train()
     assert trainer.miner is not None
-    assert trainer.miner.records
+    assert trainer.miner.pass_rates
     policy.load_state_dict(start)  # a run starts again from the same model
     again = trainer_of(**settings)
     again.train(resume_from_checkpoint=str(Path(options["output_dir"]) / "checkpoint-2"))
     assert again.miner is not None
-    assert again.miner.records == trainer.miner.records
-    assert again.miner.draws == trainer.miner.draws
+    assert again.miner.state_dict() == trainer.miner.state_dict()
 
 
 def test_a_curriculum_chooses(trainer_of: Trainers) -> None:
