@@ -1,7 +1,7 @@
 """GPT-2 in plain PyTorch: a function of weights and tokens that owns no parameters.
 
-Used twice: as the independent oracle that the training model's log-probs are checked against, and, on the live
-parameters of that very model, as the decoder that samples rollouts (nothing to synchronise).
+It runs on the live parameters of the model that trains, so there is nothing to synchronise: `shared_prefix` samples
+with it, `shared_scoring` computes the loss's log-probs. Both are held to transformers' own forward pass.
 
 Architecture: Radford et al. 2019, "Language Models are Unsupervised Multitask Learners": pre-norm blocks, learned
 positions, output head tied to the token embedding. Deviation: no dropout anywhere, whatever the config says.
@@ -29,7 +29,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
 }
 
-# How queries meet keys is the one thing that differs between training, cached decoding and rollouts:
+# How queries meet keys is the one thing that differs between prefill, decoding and scoring:
 # (layer, q, k, v, scale) -> output, with q, k, v and the output of shape (batch, length, heads, head_dim).
 Attend = Callable[[int, Tensor, Tensor, Tensor, float], Tensor]
 
@@ -131,11 +131,6 @@ def _first(names: list[str], count: int = 4) -> str:
     return ", ".join(names[:count]) + more if names else "none"
 
 
-def _positions(attention_mask: Tensor) -> Tensor:
-    """Position of each token counted over the real tokens before it, (B, T); padding gets 0 or a repeat."""
-    return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
-
-
 def _affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     if weight.is_mkldnn:
         return packed_affine(x, weight, bias)
@@ -195,10 +190,15 @@ class GPT2:
         return F.layer_norm(x, (width,), self.ln_f_weight, self.ln_f_bias, eps)
 
     def logits(self, hidden_states: Tensor) -> Tensor:
-        """Logits (..., vocab_size) of hidden states (..., n_embd)."""
+        """Logits (..., vocab_size) of hidden states (..., n_embd), in the weights' precision under autocast too.
+
+        In bf16, logits of GPT-2's size move in steps of 1/2, each time to another side: a token's log-prob would
+        differ by what it was batched with.
+        """
         if self._packed_head is not None:
             return packed_affine(hidden_states, self._packed_head, None)
-        return F.linear(hidden_states, self.wte)
+        with torch.autocast(hidden_states.device.type, enabled=False):
+            return F.linear(hidden_states.to(self.wte.dtype), self.wte)
 
     def for_decoding(self, max_new_tokens: int) -> "GPT2":
         """The same function over packed copies of the large weights, where that is faster; else this one.
@@ -215,84 +215,3 @@ class GPT2:
             layer._replace(**{name: packing.pack(getattr(layer, name)) for name in products}) for layer in self.layers
         ]
         return packed
-
-    def __call__(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, cache: "KVCache | None" = None
-    ) -> Tensor:
-        """Logits (B, T, vocab_size) of tokens (B, T).
-
-        Args:
-            input_ids: the tokens; with a cache, those behind the cached ones.
-            attention_mask: (B, T), 1 for tokens and 0 for padding, on either side or in between; positions are
-                counted over the ones. Logits at padding are finite and mean nothing. None: no padding.
-            cache: keys and values seen so far; this call's are appended.
-        """
-        if cache is not None:
-            positions, attend = cache.extend(input_ids, attention_mask)
-        elif attention_mask is None:
-            positions = torch.arange(input_ids.shape[1], device=input_ids.device)
-            attend = causal_attention
-        else:
-            positions = _positions(attention_mask)
-            attend = masked_attention(_visible(attention_mask.bool(), input_ids.shape[1]))
-        return self.logits(self.hidden_states(input_ids, positions, attend))
-
-
-def causal_attention(layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-    """Attention over this call's own tokens, each seeing itself and those before it."""
-    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale).transpose(1, 2)
-
-
-def masked_attention(visible: Tensor) -> Attend:
-    """Attention over this call's own tokens through a boolean mask (B, 1, T, T)."""
-
-    def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=visible, scale=scale).transpose(1, 2)
-
-    return attend
-
-
-def _visible(key_mask: Tensor, queries: int) -> Tensor:
-    """(B, 1, queries, keys): which keys (B, keys) the last `queries` tokens see, causally.
-
-    A token always sees itself, so that the softmax of a padding row is defined.
-    """
-    keys = key_mask.shape[1]
-    causal = torch.ones(queries, keys, dtype=torch.bool, device=key_mask.device).tril(keys - queries)
-    itself = causal & ~causal.tril(keys - queries - 1)
-    return (key_mask[:, None, None, :] & causal) | itself
-
-
-class KVCache:
-    """Preallocated keys and values of up to `capacity` tokens a row; a row's padding is remembered as such."""
-
-    def __init__(self, model: GPT2, batch_size: int, capacity: int, dtype: torch.dtype | None = None) -> None:
-        config, wte = model.config, model.wte
-        shape = (config.n_layer, 2, batch_size, capacity, config.n_head, model.head_dim)
-        self._data = torch.empty(shape, dtype=dtype or wte.dtype, device=wte.device)
-        self._mask = torch.zeros(batch_size, capacity, dtype=torch.bool, device=wte.device)
-        self.length = 0
-
-    def extend(self, input_ids: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Attend]:
-        """Make room for tokens (B, T); returns their positions (B, T) and the attention that stores them.
-
-        Raises:
-            ValueError: the cache is full.
-        """
-        start, stop, capacity = self.length, self.length + input_ids.shape[1], self._mask.shape[1]
-        if stop > capacity:
-            raise ValueError(f"the cache holds {capacity} tokens a row, {stop} are needed: allocate a larger capacity")
-        self._mask[:, start:stop] = True if attention_mask is None else attention_mask.bool()
-        self.length = stop
-        positions = _positions(self._mask[:, :stop])[:, start:]
-        visible = _visible(self._mask[:, :stop], stop - start)
-
-        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-            keys, values = self._data[layer, :, :, :stop]
-            keys[:, start:], values[:, start:] = k, v
-            q, keys, values = (x.transpose(1, 2) for x in (q.to(keys.dtype), keys, values))
-            return F.scaled_dot_product_attention(q, keys, values, attn_mask=visible, scale=scale).transpose(1, 2)
-
-        return positions, attend

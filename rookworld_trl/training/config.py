@@ -3,7 +3,6 @@
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-import torch
 from trl import GRPOConfig
 
 from rookworld_trl.training import placement, validation
@@ -283,9 +282,7 @@ class RookWorldGRPOConfig(GRPOConfig):
     memory_share: float = field(default=0.85, metadata={"help": "Share of the GPU that auto_batch_size may fill."})
 
     def __post_init__(self) -> None:
-        if self.bf16 is None:
-            on_gpu = torch.cuda.is_available() and not self.use_cpu
-            self.bf16 = on_gpu and not self.fp16 and torch.cuda.is_bf16_supported()
+        placement.choose_precision(self)
         if self.rollout_backend == "vllm":
             self.use_vllm = True
         validation.check_batch(self)  # before TRL's own check, which names no remedy

@@ -104,6 +104,16 @@ def settle(config: "RookWorldGRPOConfig") -> None:
     )
 
 
+def choose_precision(config: "RookWorldGRPOConfig") -> None:
+    """Fill in `bf16` and `tf32` where they are left open; for the start of the config's `__post_init__`."""
+    # Without emulation, which is slower than float32 and which a V100 or T4 has.
+    native = _on_gpu(config) and torch.cuda.is_bf16_supported(including_emulation=False)
+    if config.bf16 is None:
+        config.bf16 = native and not config.fp16
+    if config.tf32 is None and native and config.bf16 and torch.version.hip is None:
+        config.tf32 = True  # for the head, which stays float32 under autocast: 11 bits of its inputs, bf16 takes 8
+
+
 def keep_freed_memory() -> bool:
     """Let glibc keep what is freed instead of giving large blocks back to the system, on Linux; whether it does.
 

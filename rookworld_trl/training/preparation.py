@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.pytorch_utils import Conv1D
 from trl.import_utils import is_vllm_available
+from trl.trainer import grpo_trainer
 
 from rookworld_trl.training.config import RookWorldGRPOConfig
 
@@ -50,6 +51,25 @@ def weights_on_disk(model: str | nn.Module, args: RookWorldGRPOConfig, adapter: 
             yield
         finally:
             model.config._name_or_path, model.name_or_path = names
+
+
+@contextmanager
+def float32_head() -> Iterator[None]:
+    """Let TRL build its scoring heads in float32, outside autocast, as `GPT2.logits` is; see there for the reason.
+
+    TRL's own `cast_lm_head_to_fp32` is for untied heads alone. Where weights are float32 already nothing needs casting,
+    and what is left of that option is an argument of `add_fused_lm_head`.
+    """
+    original = grpo_trainer.add_fused_lm_head
+
+    def add(model: nn.Module, *args: Any, **kwargs: Any) -> None:
+        original(model, *args, **{**kwargs, "cast_lm_head_to_fp32": True})
+
+    grpo_trainer.add_fused_lm_head = add
+    try:
+        yield
+    finally:
+        grpo_trainer.add_fused_lm_head = original
 
 
 def lora_config(args: RookWorldGRPOConfig, model: Any) -> Any:

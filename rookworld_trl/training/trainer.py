@@ -29,6 +29,7 @@ from rookworld_trl.training.preparation import (
     check_tokenizer,
     check_vllm_installed,
     check_weights,
+    float32_head,
     lora_config,
     weights_on_disk,
     widen_to_float32,
@@ -83,7 +84,8 @@ class RookWorldGRPOTrainer(CheckpointTrainer):
         if args.use_peft and kwargs.get("peft_config") is None:
             kwargs["peft_config"] = lora_config(args, model)
         fit_to_gpu(args, model, train_dataset, processing_class)
-        with weights_on_disk(model, args, kwargs.get("peft_config") is not None, processing_class):
+        adapter = kwargs.get("peft_config") is not None
+        with weights_on_disk(model, args, adapter, processing_class), float32_head():
             super().__init__(model, reward_funcs, args, train_dataset, eval_dataset, processing_class, **kwargs)
         check_tokenizer(self.processing_class)
         for each in (self.model, self.ref_model):

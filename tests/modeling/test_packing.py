@@ -9,6 +9,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from rookworld_trl.modeling import packing
 from rookworld_trl.modeling.gpt2 import GPT2
 from rookworld_trl.modeling.rollout import rollout
+from rookworld_trl.modeling.shared_prefix import prefill
 
 PROMPTS = [[5, 6, 7], [9], [11, 3, 4, 8, 2]]
 
@@ -51,8 +52,9 @@ def test_the_function_stays_the_same(model: GPT2LMHeadModel, always: list[int]) 
     assert plain._packed_head is None, "the one it was made from stays as it was"
     ids = torch.randint(97, (3, 17))
     with torch.no_grad():
-        torch.testing.assert_close(packed(ids), model(ids).logits, atol=1e-5, rtol=0)
-        torch.testing.assert_close(packed(ids[:1, :1]), model(ids[:1, :1]).logits, atol=1e-5, rtol=0)
+        for rows in (ids, ids[:1, :1]):
+            _, hidden = prefill(packed, rows.tolist())
+            torch.testing.assert_close(packed.logits(hidden), model(rows).logits, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])

@@ -9,6 +9,7 @@ from transformers import GPT2LMHeadModel
 
 from rookworld_trl.modeling import shared_scoring
 from rookworld_trl.modeling.gpt2 import GPT2
+from rookworld_trl.modeling.rollout import rollout
 from rookworld_trl.modeling.shared_scoring import per_token_logps
 
 GPT2Factory = Callable[..., GPT2LMHeadModel]
@@ -186,3 +187,28 @@ def test_bf16_autocast(make_gpt2: GPT2Factory) -> None:
     assert logps.dtype == torch.float32
     assert (logps - exact).abs().mean() < 2 * (usual - exact).abs().mean()
     assert (logps - exact).abs().max() < 2 * (usual - exact).abs().max()
+
+
+def test_the_head_is_float32_under_autocast(make_gpt2: GPT2Factory) -> None:
+    """Without layers the head is all that autocast could round: however rows are packed, log-probs are float32's.
+
+    Logits of up to 100, as GPT-2 has: in bf16 they move in steps of 1/2.
+    """
+    model = make_gpt2(n_layer=0)
+    with torch.no_grad():
+        model.transformer.ln_f.weight.mul_(14)
+    batch = pad(ragged())
+    prompts, ones = [prompt for prompt, _ in ragged()], torch.ones(1, 1, dtype=torch.long)
+    with torch.no_grad():
+        logits = model(torch.arange(61)[:, None]).logits
+        assert 60 < logits.abs().max() < 128
+        exact = plain(model, batch, 1.0)[0]
+        with torch.autocast("cpu", torch.bfloat16):
+            logps, _ = per_token_logps(GPT2.sharing(model), *batch)
+            sampled = rollout(model, prompts, max_new_tokens=5, eos_token_id=None)
+    torch.testing.assert_close(logps, exact, rtol=1e-5, atol=1e-4)
+    for prompt, ids, found in zip(prompts, sampled.completion_ids, sampled.logps, strict=True):
+        row, kept = torch.tensor([prompt]), torch.tensor([ids])
+        with torch.no_grad():
+            expected, _ = per_token_logps(GPT2.sharing(model), row, ones.expand_as(row), kept, ones.expand_as(kept))
+        torch.testing.assert_close(torch.tensor([found]), expected, rtol=1e-5, atol=1e-4)

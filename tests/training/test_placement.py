@@ -129,6 +129,30 @@ def test_each_process_would_take_the_same_gpu(options: dict[str, Any], monkeypat
         placement.settle(config)
 
 
+@pytest.mark.parametrize(
+    ("capability", "given", "expected"),
+    [
+        ((7, 5), {}, {"bf16": False, "tf32": None}),  # a T4: bf16 by emulation only
+        ((8, 6), {}, {"bf16": True, "tf32": True}),
+        ((9, 0), {"tf32": False}, {"bf16": True, "tf32": False}),
+        ((9, 0), {"bf16": False}, {"bf16": False, "tf32": None}),  # the gates hold float32 to 1e-4
+        ((9, 0), {"fp16": True}, {"bf16": False, "tf32": None}),
+        ((9, 0), {"use_cpu": True}, {"bf16": False, "tf32": None}),
+    ],
+)
+def test_precision_by_the_gpu(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], given: dict[str, bool], expected: dict[str, Any]
+) -> None:
+    properties = SimpleNamespace(major=capability[0], minor=capability[1])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    monkeypatch.setattr(torch.cuda, "_check_bf16_tensor_supported", lambda device: True)
+    config = SimpleNamespace(**{"bf16": None, "fp16": False, "tf32": None, "use_cpu": False, **given})
+    placement.choose_precision(config)
+    assert {name: getattr(config, name) for name in expected} == expected
+
+
 def test_the_attention_kernel_is_the_one_asked_for(make_trainer: Make) -> None:
     trainer = make_trainer(beta=0.1, attn_implementation="eager")
     assert trainer.model.config._attn_implementation == trainer.ref_model.config._attn_implementation == "eager"

@@ -1,5 +1,6 @@
 """The trainer's own promises: weights, reference, tokenizer, rollout backend."""
 
+import copy
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -68,6 +69,24 @@ def test_dropout_is_off_in_policy_and_reference(make_trainer: Make) -> None:
     trainer = make_trainer()
     for model in (trainer.model, trainer.ref_model):
         assert {module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)} == {0}
+
+
+def test_the_head_scores_in_float32_under_autocast(make_trainer: Make, policy: GPT2LMHeadModel) -> None:
+    """Without layers only the head could round: TRL's and the shared passes' log-probs are those of float32."""
+    config = copy.deepcopy(policy.config)
+    config.n_layer = 0
+    model = GPT2LMHeadModel(config).eval()
+    with torch.no_grad():
+        model.transformer.ln_f.weight.fill_(30.0)
+        ids = torch.randint(3, config.vocab_size, (4, 10), generator=torch.Generator().manual_seed(1))
+        logps = model(ids).logits.log_softmax(-1)[:, 3:-1].gather(-1, ids[:, 4:, None])[..., 0]
+    for shared in (False, True):
+        trainer = make_trainer(_model=copy.deepcopy(model), bf16=True, share_prefixes=shared)
+        assert trainer.share_prefixes is shared
+        for scored in (trainer.model, trainer.ref_model):
+            with torch.no_grad(), trainer.accelerator.autocast():
+                found, *_ = trainer._get_per_token_logps_and_entropies(scored, ids, torch.ones_like(ids), 6)
+            torch.testing.assert_close(found, logps, rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize("token", ["pad_token", "eos_token"])
