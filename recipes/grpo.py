@@ -27,7 +27,7 @@ from rookworld_trl.config import bad_input, blame, parse_recipe
 from rookworld_trl.data import load_shipped
 from rookworld_trl.data.mixing import mix
 from rookworld_trl.data.sources import DataOptions, check_lengths, first_of_each, load_prompts, without
-from rookworld_trl.evaluation import Evaluation, compare, compare_strata, comparison_table, evaluate
+from rookworld_trl.evaluation import Evaluation, compare, compare_groups, comparison_table, evaluate
 from rookworld_trl.modeling.hub import PushError, push_folder
 from rookworld_trl.modeling.loading import load
 from rookworld_trl.reports import plot_run, read_run
@@ -48,8 +48,8 @@ COLUMNS = [
         for form in ("", "_continuous")
         for label, task in (("reward P", "policy"), ("A", "environment"))
     ),
-    ("value of B", "policy/best_value", ".3f"),
     ("B legal", "policy/best_legal", ".0%"),
+    ("skill", "policy/skill", "+.3f"),
     ("A exact", "environment/exact", ".0%"),
 ]
 SHOWN = ["seed", "learning_rate", "beta", "temperature", "num_generations", "generation_batch_size", "num_iterations"]
@@ -132,6 +132,7 @@ def measure(run: RunConfig, trainer: RookWorldGRPOTrainer, held_out: Dataset, na
             model.to(trainer.accelerator.device)
         settings = {"temperature": trainer.temperature, "max_new_tokens": trainer.max_completion_length}
         settings |= {"batch_size": run.eval_batch_size, "seed": trainer.args.seed}
+        settings |= {"task_sampling": trainer.args.task_sampling}
         result = evaluate(model, tokenizer, held_out, progress=sys.stderr.isatty(), **settings)
         text = json.dumps(result.to_dict())
         Path(trainer.args.output_dir, f"evaluation_{name}.json").write_text(text + "\n", encoding="utf-8")
@@ -175,12 +176,11 @@ def run_recipe(argv: Sequence[str] | None) -> int:
             comparison = compare(before, after)
             settings = {**vars(run), **{name: getattr(args, name) for name in SHOWN}}
             settings |= {"steps": trainer.state.global_step, "stop_reason": trainer.stop_reason}
-            settings |= {"identity": trainer.identity.fingerprint, "strata": compare_strata(before, after)}
+            settings |= {"identity": trainer.identity.fingerprint, "groups": compare_groups(before, after)}
             write_summary(folder, comparison=comparison, seconds=seconds, **settings)
             write_card(folder, folder / "checkpoint")
             plot_run(read_run(folder), folder / "plot.png")
-            headline = [row for row in comparison if row["headline"]]
-            print(f"\n{comparison_table(comparison)}\n\n{comparison_table(headline)}")
+            print(f"\n{comparison_table(comparison)}\n\n{comparison_table(comparison, headlines_only=True)}")
             print(f"\nwrote {folder}/: checkpoint, summary.json, metrics.jsonl, plot.png")
             if args.push_to_hub:
                 pushed = push(folder / "checkpoint", trainer.hub_model_id, args)

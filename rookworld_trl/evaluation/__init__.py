@@ -1,7 +1,7 @@
 """Held-out evaluation: accuracy of both tasks, with intervals and paired comparisons; position suites; self-play."""
 
 from rookworld_trl.evaluation.accuracy import MODES, Evaluation, Item, evaluate, score
-from rookworld_trl.evaluation.comparison import Comparison, compare, compare_strata
+from rookworld_trl.evaluation.comparison import Comparison, compare, compare_groups
 from rookworld_trl.evaluation.mate_in_one import read_puzzles, run_mate_in_one
 from rookworld_trl.evaluation.metrics import HEADLINES, METRICS
 from rookworld_trl.evaluation.selfplay import run_selfplay
@@ -19,7 +19,7 @@ __all__ = [
     "SuiteItem",
     "SuiteResult",
     "compare",
-    "compare_strata",
+    "compare_groups",
     "comparison_table",
     "evaluate",
     "evaluation_table",

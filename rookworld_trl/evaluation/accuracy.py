@@ -12,10 +12,11 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from rookworld_trl.evaluation.completions import complete, fitting_length
+from rookworld_trl.evaluation.baselines import Baselines, baseline_scores, baselines
+from rookworld_trl.evaluation.completions import Completion, complete, fitting_length
 from rookworld_trl.evaluation.metrics import METRICS, Estimate, estimate, numeric
 from rookworld_trl.rewards import score_environment_rows, score_policy_rows
-from rookworld_trl.tasks import ParseError, TaskName, environment, policy, task_of
+from rookworld_trl.tasks import PREFIXES, ParseError, TaskName, environment, policy, task_of
 
 MODES = ("greedy", "sampled")
 COLUMNS = ("prompt", "task", "target", "legal_moves", "legal_cp", "stratum")
@@ -27,7 +28,9 @@ class Item:
 
     Attributes:
         key: hash of the prompt and of what it is scored against; equal keys make items of two evaluations comparable.
-        scores: every field of the scorer as a number, and `tokens` and `finished` (the end token was written).
+        scores: every field of the scorer as a number, `tokens`, `finished` (the end token was written), and what
+            trivial players get on the same row (`baseline_scores`).
+        game: what the position was taken from; items of one game are resampled together. "" if not known.
     """
 
     key: str
@@ -38,6 +41,12 @@ class Item:
     prompt: str
     completion: str
     scores: dict[str, float]
+    game: str = ""
+
+    @property
+    def stake(self) -> str:
+        """Whether the choice of a move makes a difference, of more than one point of win chance; "" for `A:`."""
+        return "" if self.task == "environment" else "something" if self.scores["at_stake"] else "nothing"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +54,7 @@ class Evaluation:
     """The results of all items, and what they were made with.
 
     Attributes:
-        settings: temperature, max_new_tokens, seed: what two evaluations must share to be compared.
+        settings: temperature, max_new_tokens, task_sampling: what two evaluations must share to be compared; seed.
         items: mode-major, in the data set's order.
         seconds: wall time of each mode.
     """
@@ -55,7 +64,7 @@ class Evaluation:
     seconds: dict[str, float] = field(default_factory=dict)
 
     def select(self, task: TaskName, mode: str, **having: str) -> list[Item]:
-        """The items of a task and mode; `stratum` and `color` narrow it further."""
+        """The items of a task and mode; `stratum`, `color` and `stake` narrow it further."""
         return [
             item
             for item in self.items
@@ -68,7 +77,7 @@ class Evaluation:
         return [(task, mode) for task in METRICS for mode in MODES if (task, mode) in present]
 
     def estimates(self, task: TaskName, mode: str, **having: str) -> dict[str, Estimate]:
-        """Every metric of a task with its 95 % interval, over all items or over a stratum or colour.
+        """Every metric of a task with its 95 % interval, over all items or over a stratum, colour or stake.
 
         Raises:
             ValueError: no such items.
@@ -76,12 +85,17 @@ class Evaluation:
         items = self.select(task, mode, **having)
         if not items:
             raise ValueError(f"no items of task '{task}', mode '{mode}' {having or ''}".rstrip())
-        return estimate([item.scores for item in items], METRICS[task])
+        return estimate([item.scores for item in items], METRICS[task], [item.game for item in items])
+
+    def baselines(self, task: TaskName, mode: str, **having: str) -> Baselines:
+        """What trivial players get on the same items, by metric and player."""
+        return baselines(task, [item.scores for item in self.select(task, mode, **having)])
 
     def groups(self, task: TaskName) -> list[tuple[str, str]]:
-        """(field, value) of each colour and each stratum that occurs, for `estimates(..., **{field: value})`."""
+        """(field, value) of each colour, stake and stratum that occurs, for `estimates(..., **{field: value})`."""
         items = [item for item in self.items if item.task == task]
-        return [(name, value) for name in ("color", "stratum") for value in _distinct(getattr(i, name) for i in items)]
+        names = ("color", "stake", "stratum")
+        return [(name, value) for name in names for value in _distinct(getattr(i, name) for i in items)]
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready: settings, seconds, all estimates (`groups` keyed `color=white`, `stratum=mate`), the items."""
@@ -91,10 +105,12 @@ class Evaluation:
                 "mode": mode,
                 "items": len(self.select(task, mode)),
                 "metrics": self.estimates(task, mode),
+                "baselines": self.baselines(task, mode),
                 "groups": {
                     f"{name}={value}": {
                         "items": len(self.select(task, mode, **{name: value})),
                         "metrics": self.estimates(task, mode, **{name: value}),
+                        "baselines": self.baselines(task, mode, **{name: value}),
                     }
                     for name, value in self.groups(task)
                 },
@@ -113,12 +129,17 @@ class Evaluation:
         """Read what `to_dict` wrote; the estimates are computed again from the items.
 
         Raises:
-            ValueError: a part is missing or has unknown fields.
+            ValueError: a part is missing or has unknown fields, or an older version wrote it.
         """
         try:
-            return cls(dict(data["settings"]), [Item(**item) for item in data["items"]], dict(data.get("seconds", {})))
+            items = [Item(**item) for item in data["items"]]
+            evaluation = cls(dict(data["settings"]), items, dict(data.get("seconds", {})))
+            older = any(not {"at_stake", "copy.exact"} & set(item.scores) for item in items)
         except (KeyError, TypeError) as error:
             raise ValueError(f"this is no evaluation written by recipes/evaluate.py: {error}") from error
+        if older:
+            raise ValueError("an older version wrote this evaluation, without the trivial players; evaluate again")
+        return evaluation
 
 
 def evaluate(
@@ -129,6 +150,7 @@ def evaluate(
     modes: Sequence[str] = MODES,
     temperature: float = 1.0,
     max_new_tokens: int,
+    task_sampling: Mapping[str, Mapping[str, Any]] | None = None,
     batch_size: int = 64,
     seed: int = 0,
     progress: bool = False,
@@ -142,6 +164,8 @@ def evaluate(
         modes: of "greedy" and "sampled"; sampled means one sample a prompt at `temperature`.
         max_new_tokens: a completion that has not ended by then is scored as it stands. Cut, for all rows alike, to
             what the model's context leaves behind the longest prompt.
+        task_sampling: by task, its own `temperature` of the sampled mode and `max_completion_length` of both, as the
+            trainer has them.
         batch_size: prompts decoded at a time; changes speed and memory, not the results.
         progress: show a bar.
 
@@ -157,22 +181,28 @@ def evaluate(
     seconds = {}
     for mode in modes:
         start = time.perf_counter()
-        completions = complete(
-            model,
-            tokenizer,
-            prompts,
-            temperature=temperature if mode == "sampled" else 0.0,
-            max_new_tokens=max_new_tokens,
-            batch_size=batch_size,
-            seed=seed,
-            progress=f"evaluate, {mode}" if progress else "",
-        )
-        scored = score(rows, [completion.text for completion in completions], mode)
-        for item, completion in zip(scored, completions, strict=True):
-            item.scores.update(tokens=float(completion.tokens), finished=float(completion.finished))
+        completions: dict[int, Completion] = {}
+        for task in METRICS:
+            own, mine = (task_sampling or {}).get(task, {}), [i for i, row in enumerate(rows) if row["task"] == task]
+            texts = complete(
+                model,
+                tokenizer,
+                [prompts[i] for i in mine],
+                temperature=own.get("temperature", temperature) if mode == "sampled" else 0.0,
+                max_new_tokens=min(max_new_tokens, own.get("max_completion_length", max_new_tokens)),
+                batch_size=batch_size,
+                seed=seed,
+                progress=f"evaluate {PREFIXES[task].strip()} {mode}" if progress else "",
+            )
+            completions |= dict(zip(mine, texts, strict=True))
+        scored = score(rows, [completions[i].text for i in range(len(rows))], mode)
+        for i, item in enumerate(scored):
+            item.scores.update(tokens=float(completions[i].tokens), finished=float(completions[i].finished))
         items += scored
         seconds[mode] = time.perf_counter() - start
-    settings = {"temperature": temperature, "max_new_tokens": max_new_tokens, "seed": seed}
+    settings: dict[str, Any] = {"temperature": temperature, "max_new_tokens": max_new_tokens, "seed": seed}
+    if task_sampling:
+        settings["task_sampling"] = {task: dict(own) for task, own in task_sampling.items()}
     return Evaluation(settings, items, seconds)
 
 
@@ -190,9 +220,11 @@ def score(rows: Sequence[Mapping[str, Any]], completions: Sequence[str], mode: s
     of_environment = score_environment_rows(prompts, list(completions), **columns)
     items = []
     for row, completion, p, a in zip(rows, completions, of_policy, of_environment, strict=True):
-        scores = {**numeric(p if p is not None else a), "tokens": 0.0, "finished": 1.0}
+        scores = {**numeric(p if p is not None else a), "tokens": 0.0, "finished": 1.0, **baseline_scores(row)}
         task, color = task_of(row["prompt"]), _color(row["prompt"])
-        items.append(Item(_key(row), mode, task, row["stratum"], color, row["prompt"], completion, scores))
+        items.append(
+            Item(_key(row), mode, task, row["stratum"], color, row["prompt"], completion, scores, row.get("game") or "")
+        )
     return items
 
 
@@ -227,4 +259,4 @@ def _color(prompt: str) -> str:
 
 
 def _distinct(values: Iterable[str]) -> list[str]:
-    return sorted(set(values))
+    return sorted({value for value in values if value})

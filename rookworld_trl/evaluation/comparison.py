@@ -1,13 +1,20 @@
 """Before against after on the same items: paired differences with intervals."""
 
 import dataclasses
+from collections.abc import Container
 from typing import Any, TypedDict
 
 import numpy as np
 
 from rookworld_trl.evaluation.accuracy import Evaluation
-from rookworld_trl.evaluation.intervals import bootstrap_ratios, mcnemar_exact, percentile_interval, ratios
-from rookworld_trl.evaluation.metrics import HEADLINES, METRICS, terms
+from rookworld_trl.evaluation.intervals import (
+    bootstrap_ratios,
+    mcnemar_exact,
+    percentile_interval,
+    ratios,
+    sums_by_cluster,
+)
+from rookworld_trl.evaluation.metrics import HEADLINES, METRICS, shared, terms
 from rookworld_trl.tasks import TaskName
 
 
@@ -15,11 +22,12 @@ class Comparison(TypedDict):
     """One metric, before and after, over the same items.
 
     A row explains itself, so that reports need nothing but the file it is written to: `label`, `headline` and `format`
-    ("percent", or a format spec) say how to show it.
+    ("percent", or a format spec) say how to show it, `baselines` what trivial players get on the same items.
 
-    `ci_low` and `ci_high` bound the difference (95 %, percentile bootstrap over items); `significant` says that they
-    leave out 0. `p_value` is McNemar's exact test, for proportions over all items, else None. Values are None where
-    undefined (no positives).
+    `ci_low` and `ci_high` bound the difference (95 %, percentile bootstrap over items, or over games where items share
+    one); `significant` says that they leave out 0, `loss` that they do so on the worse side; `better` is 1 or -1, or 0
+    for what is neither gain nor loss. `p_value` is McNemar's exact test, for proportions over all items, else None.
+    Values are None where undefined (no positives).
     """
 
     task: TaskName
@@ -36,10 +44,18 @@ class Comparison(TypedDict):
     p_value: float | None
     items: int
     significant: bool
+    better: int
+    loss: bool
+    baselines: dict[str, float]
 
 
-def compare(before: Evaluation, after: Evaluation, seed: int = 0) -> list[Comparison]:
+def compare(
+    before: Evaluation, after: Evaluation, seed: int = 0, only: Container[str] | None = None
+) -> list[Comparison]:
     """Compare two evaluations metric by metric, pairing item by item.
+
+    Args:
+        only: names of metrics; None for all.
 
     Raises:
         ValueError: the two differ in their items, modes, temperature or max_new_tokens. (Their seeds may differ.)
@@ -47,19 +63,24 @@ def compare(before: Evaluation, after: Evaluation, seed: int = 0) -> list[Compar
     after = _paired(before, after)
     rows: list[Comparison] = []
     for task, mode in before.tasks_and_modes():
-        metrics = METRICS[task]
+        metrics = [metric for metric in METRICS[task] if only is None or metric.name in only]
         k = len(metrics)
+        items = before.select(task, mode)
         tops, bottoms = zip(
             *(terms([item.scores for item in run.select(task, mode)], metrics) for run in (before, after)), strict=True
         )
-        values = ratios(np.hstack(tops), np.hstack(bottoms))
-        draws = bootstrap_ratios(np.hstack(tops), np.hstack(bottoms), seed=seed)
+        top, bottom, games = np.hstack(tops), np.hstack(bottoms), [item.game for item in items]
+        values, by_game, trivial = ratios(top, bottom), shared(games), before.baselines(task, mode)
+        if by_game:
+            top, bottom = sums_by_cluster(top, games), sums_by_cluster(bottom, games)
+        draws = bootstrap_ratios(top, bottom, seed=seed)
         for i, metric in enumerate(metrics):
             old, new = float(values[i]), float(values[k + i])
             defined = not (np.isnan(old) or np.isnan(new))
             low, high = percentile_interval(draws[:, k + i] - draws[:, i])
+            up, down = defined and low > 0, defined and high < 0
             p_value = None
-            if metric.proportion and all((bottom[:, i] == 1).all() for bottom in bottoms):
+            if metric.proportion and not by_game and all((of_run[:, i] == 1).all() for of_run in bottoms):
                 change = tops[1][:, i] - tops[0][:, i]
                 p_value = mcnemar_exact(int((change > 0).sum()), int((change < 0).sum()))
             rows.append(
@@ -68,7 +89,7 @@ def compare(before: Evaluation, after: Evaluation, seed: int = 0) -> list[Compar
                     mode=mode,
                     metric=metric.name,
                     label=metric.label,
-                    headline=metric.name == HEADLINES[task],
+                    headline=metric.name in HEADLINES[task],
                     format=metric.format,
                     before=None if np.isnan(old) else old,
                     after=None if np.isnan(new) else new,
@@ -76,29 +97,34 @@ def compare(before: Evaluation, after: Evaluation, seed: int = 0) -> list[Compar
                     ci_low=low if defined else None,
                     ci_high=high if defined else None,
                     p_value=p_value,
-                    items=len(tops[0]),
-                    significant=defined and (low > 0 or high < 0),
+                    items=len(items),
+                    significant=up or down,
+                    better=metric.better,
+                    loss=(down and metric.better > 0) or (up and metric.better < 0),
+                    baselines=trivial.get(metric.name, {}),
                 )
             )
     return rows
 
 
-def compare_strata(before: Evaluation, after: Evaluation) -> list[dict[str, Any]]:
-    """`compare` within each stratum of positions, each row with its `stratum`; headline metrics and legality only."""
+def compare_groups(before: Evaluation, after: Evaluation) -> list[dict[str, Any]]:
+    """`compare` of the headline metrics within each colour, stake and stratum, each row with its `group`."""
     rows: list[dict[str, Any]] = []
-    for name in sorted({item.stratum for item in before.items}):
-        then, now = (
-            dataclasses.replace(run, items=[item for item in run.items if item.stratum == name])
-            for run in (before, after)
-        )
-        found = compare(then, now)
-        rows += [{"stratum": name, **row} for row in found if row["headline"] or row["metric"] == "best_legal"]
+    for task, headlines in HEADLINES.items():
+        for name, value in before.groups(task):
+            then, now = (
+                dataclasses.replace(
+                    run, items=[item for item in run.items if item.task == task and getattr(item, name) == value]
+                )
+                for run in (before, after)
+            )
+            rows += [{"group": f"{name}={value}", **row} for row in compare(then, now, only=headlines)]
     return rows
 
 
 def _paired(before: Evaluation, after: Evaluation) -> Evaluation:
     """`after` with its items in the order of `before`."""
-    for name in ("temperature", "max_new_tokens"):
+    for name in ("temperature", "max_new_tokens", "task_sampling"):
         if before.settings.get(name) != after.settings.get(name):
             raise ValueError(
                 f"the two evaluations differ in {name} ({before.settings.get(name)} and {after.settings.get(name)}); "

@@ -4,10 +4,12 @@ Every metric here is a ratio of sums over items, sum(numerator) / sum(denominato
 counts the true positives over the positives, F1 is 2 TP over (predicted + actual). So one resampler serves them all,
 and a comparison of two models resamples *items*, keeping each item's two results together.
 
-All intervals are two-sided. They treat items as independent draws from the positions the split was made from.
+All intervals are two-sided. They treat items as independent draws from the positions the split was made from; where
+items come from games, whole games are what is drawn (`sums_by_cluster`), for positions of one game are alike.
 """
 
 import math
+from collections.abc import Sequence
 from statistics import NormalDist
 
 import numpy as np
@@ -74,6 +76,22 @@ def bootstrap_ratios(
         sums.append(counts.astype(np.float64) @ columns)
     top, bottom = np.hsplit(np.concatenate(sums), 2)
     return _divide(top, bottom)
+
+
+def sums_by_cluster(terms: Array, labels: Sequence[str]) -> Array:
+    """Sum the terms (items, k) of each cluster; an item with an empty label is a cluster of its own.
+
+    Resampling the result resamples whole clusters, and leaves every ratio of sums as it is (Cameron, Gelbach and
+    Miller 2008, pairs cluster bootstrap).
+
+    Returns:
+        (clusters, k), in the order in which the clusters first occur.
+    """
+    numbers: dict[object, int] = {}
+    places = [numbers.setdefault(label or i, len(numbers)) for i, label in enumerate(labels)]
+    sums = np.zeros((len(numbers), terms.shape[1]))
+    np.add.at(sums, places, terms)
+    return sums
 
 
 def percentile_interval(draws: Array, confidence: float = 0.95) -> tuple[float, float]:

@@ -10,7 +10,14 @@ from typing import Any, TypedDict
 
 import numpy as np
 
-from rookworld_trl.evaluation.intervals import Array, bootstrap_ratios, percentile_interval, ratios, wilson
+from rookworld_trl.evaluation.intervals import (
+    Array,
+    bootstrap_ratios,
+    percentile_interval,
+    ratios,
+    sums_by_cluster,
+    wilson,
+)
 from rookworld_trl.tasks import TaskName
 
 # Enough for the bounds of single values, of which there are hundreds; comparisons take five times as many.
@@ -30,6 +37,8 @@ class Metric:
         numerator, denominator: an item's terms, from its scores.
         proportion: both terms are 0 or 1 and numerator <= denominator: Wilson's interval and McNemar's test apply.
         format: "percent", or a format spec for what is no share.
+        better: 1 if more is better, -1 if less is, 0 for what only describes the text: a change in the other direction
+            is a loss.
     """
 
     name: str
@@ -38,6 +47,7 @@ class Metric:
     denominator: Term = lambda scores: 1.0
     proportion: bool = True
     format: str = "percent"
+    better: int = 1
 
 
 class Estimate(TypedDict):
@@ -54,16 +64,28 @@ def _field(name: str) -> Term:
     return lambda scores: scores[name]
 
 
-def _share(name: str, label: str) -> Metric:
-    return Metric(name, label, _field(name))
+def _share(name: str, label: str, better: int = 1) -> Metric:
+    return Metric(name, label, _field(name), better=better)
 
 
-def _mean(name: str, label: str, format: str = ".3f") -> Metric:
-    return Metric(name, label, _field(name), proportion=False, format=format)
+def _mean(name: str, label: str, format: str = ".3f", better: int = 1) -> Metric:
+    return Metric(name, label, _field(name), proportion=False, format=format, better=better)
 
 
 def _unparsable(scores: Scores) -> float:
     return 1.0 - scores["parsed"]
+
+
+def _legal_value(scores: Scores) -> float:
+    return scores["best_legal"] * scores["best_value"]
+
+
+def _above_random(scores: Scores) -> float:
+    return scores["best_legal"] * (scores["best_value"] - scores["random.best_value"])
+
+
+def _room_above_random(scores: Scores) -> float:
+    return scores["best_legal"] * (1.0 - scores["random.best_value"])
 
 
 def _detection(flag: str) -> list[Metric]:
@@ -88,20 +110,24 @@ def _detection(flag: str) -> list[Metric]:
 
 _TEXT = [
     _share("finished", "ended by itself"),
-    _mean("tokens", "tokens a completion", format=".1f"),
+    _mean("tokens", "tokens a completion", format=".1f", better=0),
 ]
 
 METRICS: dict[TaskName, list[Metric]] = {
     "policy": [
-        _mean("best_value", "win-chance value of B", format="percent"),
-        _share("parsed", "parsable"),
         _share("best_legal", "B legal"),
+        # Of the answers whose move is legal: (mean value - r) / (1 - r), r that of a random legal move in their
+        # positions; 0 for a random legal mover, 1 for the best moves. The correction is that of Cohen's kappa.
+        Metric("skill", "skill", _above_random, _room_above_random, proportion=False, format=".3f"),
+        Metric("legal_value", "value of the legal moves", _legal_value, _field("best_legal"), proportion=False),
+        _mean("best_value", "value of B, illegal ones 0", format="percent"),
+        _share("parsed", "parsable"),
         _share("candidates_legal_distinct", "all candidates legal and distinct"),
         _share("best_in_moves", "B among the candidates"),
         _share("best_in_top5", "B in the engine's top five"),
         _share("top1", "B is the engine's best"),
         _mean("evals_score", "evals, above the best constant", format="percent"),
-        _mean("n_candidates", "candidates", format=".2f"),
+        _mean("n_candidates", "candidates", format=".2f", better=0),
         _mean("reward", "graduated reward"),
         _mean("continuous", "continuous reward"),
         *_TEXT,
@@ -114,15 +140,17 @@ METRICS: dict[TaskName, list[Metric]] = {
         _share("reward_exact", "reward exact"),
         *_detection("terminated"),
         *_detection("truncated"),
-        Metric("unparsable", "unparsable", _unparsable),
-        _share("copied_input", "input copied"),
+        Metric("unparsable", "unparsable", _unparsable, better=-1),
+        _share("copied_input", "input copied", better=-1),
         _mean("reward", "graduated reward"),
         _mean("continuous", "continuous reward"),
         *_TEXT,
     ],
 }
 
-HEADLINES: dict[TaskName, str] = {"policy": "best_value", "environment": "exact"}
+# Legality, skill and exactness: three numbers, for a gain in one can hide a loss in another. An `A:` answer is exact or
+# not; legality is of `P:` alone.
+HEADLINES: dict[TaskName, tuple[str, ...]] = {"policy": ("best_legal", "skill"), "environment": ("exact",)}
 
 
 def terms(scores: Sequence[Scores], metrics: Sequence[Metric]) -> tuple[Array, Array]:
@@ -133,11 +161,19 @@ def terms(scores: Sequence[Scores], metrics: Sequence[Metric]) -> tuple[Array, A
     return top, bottom
 
 
-def estimate(scores: Sequence[Scores], metrics: Sequence[Metric], seed: int = 0) -> dict[str, Estimate]:
-    """Value and 95 % interval of every metric: Wilson for proportions, percentile bootstrap for the others."""
+def estimate(
+    scores: Sequence[Scores], metrics: Sequence[Metric], games: Sequence[str] = (), seed: int = 0
+) -> dict[str, Estimate]:
+    """Value and 95 % interval of every metric: Wilson for proportions, percentile bootstrap for the others.
+
+    Args:
+        games: of each item, "" for none. Where two items share a game, all intervals are bootstraps over games.
+    """
     top, bottom = terms(scores, metrics)
     values = ratios(top, bottom)
-    others = [i for i, metric in enumerate(metrics) if not metric.proportion]
+    whole = not shared(games)
+    top, bottom = (array if whole else sums_by_cluster(array, games) for array in (top, bottom))
+    others = [i for i, metric in enumerate(metrics) if not (metric.proportion and whole)]
     draws = bootstrap_ratios(top[:, others], bottom[:, others], resamples=DESCRIPTIVE_RESAMPLES, seed=seed)
     result: dict[str, Estimate] = {}
     for i, metric in enumerate(metrics):
@@ -147,9 +183,7 @@ def estimate(scores: Sequence[Scores], metrics: Sequence[Metric], seed: int = 0)
                 value=None, ci_low=None, ci_high=None, numerator=numerator, denominator=denominator
             )
             continue
-        interval = (
-            wilson(numerator, denominator) if metric.proportion else percentile_interval(draws[:, others.index(i)])
-        )
+        interval = percentile_interval(draws[:, others.index(i)]) if i in others else wilson(numerator, denominator)
         result[metric.name] = Estimate(
             value=float(values[i]),
             ci_low=interval[0],
@@ -158,6 +192,12 @@ def estimate(scores: Sequence[Scores], metrics: Sequence[Metric], seed: int = 0)
             denominator=denominator,
         )
     return result
+
+
+def shared(games: Sequence[str]) -> bool:
+    """Whether any two items are of one game, so that they aren't independent."""
+    named = [game for game in games if game]
+    return len(set(named)) < len(named)
 
 
 def numeric(score: Any) -> dict[str, float]:

@@ -1,23 +1,26 @@
 """Evaluations and comparisons as text, at most 100 columns wide."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from rookworld_trl.evaluation.accuracy import Evaluation
+from rookworld_trl.evaluation.baselines import PLAYERS
 from rookworld_trl.evaluation.comparison import Comparison
-from rookworld_trl.evaluation.metrics import HEADLINES, METRICS, Estimate, estimate
+from rookworld_trl.evaluation.metrics import HEADLINES, METRICS, Estimate, estimate, shared
 from rookworld_trl.tasks import PREFIXES, TaskName
 
 _LABEL = 36
+_STAKE = {"nothing": "nothing at stake", "something": "something at stake"}
 
 
 def evaluation_table(evaluation: Evaluation) -> str:
-    """All metrics of each task, modes side by side, then the headline metric by colour and stratum."""
+    """All metrics of each task, modes side by side, trivial players, and the headlines by colour, stake and stratum."""
     lines: list[str] = []
     for task in METRICS:
         modes = [mode for name, mode in evaluation.tasks_and_modes() if name == task]
         if not modes:
             continue
-        temperature = evaluation.settings.get("temperature", 1.0)
+        own = (evaluation.settings.get("task_sampling") or {}).get(task, {})
+        temperature = own.get("temperature", evaluation.settings.get("temperature", 1.0))
         heads = ["greedy" if mode == "greedy" else f"sampled, T={temperature:g}" for mode in modes]
         items = len(evaluation.select(task, modes[0]))
         title = f"{PREFIXES[task].strip()} {task}, {items} items"
@@ -25,34 +28,38 @@ def evaluation_table(evaluation: Evaluation) -> str:
         lines += ["-" * len(lines[-1])]
         results = [evaluation.estimates(task, mode) for mode in modes]
         for metric in METRICS[task]:
-            star = " *" if metric.name == HEADLINES[task] else ""
+            star = " *" if metric.name in HEADLINES[task] else ""
             cells = [_cell(result[metric.name], metric.format) for result in results]
             lines.append(_row(f"  {metric.label}{star}", cells))
-        lines += ["", *_group_lines(evaluation, task, modes), ""]
-    note = "* headline metric. Shares in percent; intervals: Wilson for shares, bootstrap for the rest."
-    return "\n".join([*lines, note])
+        trivial = evaluation.baselines(task, modes[0])
+        of_task = [(m.label, m.format, trivial[m.name]) for m in METRICS[task] if m.name in trivial]
+        lines += ["", *_baseline_lines(task, of_task), "", *_group_lines(evaluation, task, modes), ""]
+    games = {item.game for item in evaluation.items if item.game}
+    intervals = "Wilson for shares, bootstrap for the rest"
+    if shared([item.game for item in evaluation.items if item.mode == evaluation.items[0].mode]):
+        intervals = f"bootstrap over {len(games)} games"
+    return "\n".join([*lines, f"* headline metrics. Shares in percent; intervals: {intervals}."])
 
 
-def comparison_table(rows: Sequence[Comparison]) -> str:
-    """Before -> after with the difference's paired interval; `+` and `-` mark a significant rise or fall."""
+def comparison_table(rows: Sequence[Comparison], headlines_only: bool = False) -> str:
+    """Before -> after with the difference's paired interval; `+` and `-` mark a significant rise or fall.
+
+    Below stand what trivial players get on the same items, and every significant loss among all the rows, also among
+    those that `headlines_only` leaves out.
+    """
     lines: list[str] = []
-    last = None
-    for row in rows:
-        task = row["task"]
-        if last != (task, row["mode"]):
-            last = (task, row["mode"])
-            head = f"{PREFIXES[task].strip()} {task}, {row['mode']}, {row['items']} items"
-            lines += [""] if lines else []
-            lines += [f"{head:{_LABEL}}{'before':>9}{'after':>9}{'change':>9}   95 % interval"]
-            lines += ["-" * 84]
-        label, format = f"  {row['label']}{' *' if row['headline'] else ''}", row["format"]
-        before, after = _number(row["before"], format), _number(row["after"], format)
-        change, low, high = (_number(row[name], format, sign=True) for name in ("difference", "ci_low", "ci_high"))
-        interval = "" if row["difference"] is None else f"[{low}, {high}]"
-        mark = ("+" if change.startswith("+") else "-") if row["significant"] else ""
-        lines.append(f"{label:{_LABEL}}{before:>9}{after:>9}{change:>9}   {interval:<18} {mark}".rstrip())
-    note = "* headline metric; + or - marks a change whose paired 95 % interval leaves out 0."
-    return "\n".join([*lines, "", note])
+    shown = [row for row in rows if row["headline"] or not headlines_only]
+    for task in dict.fromkeys(row["task"] for row in shown):
+        of_task = [row for row in shown if row["task"] == task]
+        for mode in dict.fromkeys(row["mode"] for row in of_task):
+            of_mode = [row for row in of_task if row["mode"] == mode]
+            head = f"{PREFIXES[task].strip()} {task}, {mode}, {of_mode[0]['items']} items"
+            lines += [f"{head:{_LABEL}}{'before':>9}{'after':>9}{'change':>9}   95 % interval", "-" * 84]
+            lines += [*map(_comparison_line, of_mode), ""]
+        trivial = {row["metric"]: (row["label"], row["format"], row["baselines"]) for row in of_task}
+        lines += [*_baseline_lines(task, trivial.values()), ""]
+    note = "* headline metrics; + or - marks a change whose paired 95 % interval leaves out 0."
+    return "\n".join([*lines, *_loss_lines(rows), "", note])
 
 
 def metric_row(label: str, result: Estimate, format: str) -> str:
@@ -60,14 +67,46 @@ def metric_row(label: str, result: Estimate, format: str) -> str:
     return f"  {label:46}{_cell(result, format)}".rstrip()
 
 
+def _comparison_line(row: Comparison) -> str:
+    label, format = f"  {row['label']}{' *' if row['headline'] else ''}", row["format"]
+    before, after = _number(row["before"], format), _number(row["after"], format)
+    change, low, high = (_number(row[name], format, sign=True) for name in ("difference", "ci_low", "ci_high"))
+    interval = "" if row["difference"] is None else f"[{low}, {high}]"
+    mark = ("+" if change.startswith("+") else "-") if row["significant"] else ""
+    return f"{label:{_LABEL}}{before:>9}{after:>9}{change:>9}   {interval:<18} {mark}".rstrip()
+
+
+def _loss_lines(rows: Sequence[Comparison]) -> list[str]:
+    judged = [row for row in rows if row["better"] and row["difference"] is not None]
+    losses = [row for row in judged if row["loss"]]
+    if not losses:
+        return [f"Significant losses: none among {len(judged)} metrics."]
+    lines = [f"Significant losses: {len(losses)} of {len(judged)} metrics"]
+    for row in losses:
+        lines.append(_comparison_line({**row, "label": f"{PREFIXES[row['task']]}{row['label']}"}) + f" {row['mode']}")
+    return lines
+
+
+def _baseline_lines(task: TaskName, metrics: Iterable[tuple[str, str, dict[str, float]]]) -> list[str]:
+    """What trivial players get: a metric (label, format, value by player) a line, a player a column."""
+    players = list(PLAYERS[task].values())
+    lines = ["".join([f"{'  trivial players, same items':{_LABEL}}", *(f"{player:>16}" for player in players)])]
+    for label, format, values in metrics:
+        if values:
+            cells = [f"{_number(values.get(player), format):>16}" for player in players]
+            lines.append("".join([f"    {label:{_LABEL - 4}}", *cells]))
+    return lines
+
+
 def _group_lines(evaluation: Evaluation, task: TaskName, modes: Sequence[str]) -> list[str]:
-    metric = next(m for m in METRICS[task] if m.name == HEADLINES[task])
-    lines = [f"  {metric.label}, by colour and stratum"]
-    for name, value in evaluation.groups(task):
-        members = [[item.scores for item in evaluation.select(task, mode, **{name: value})] for mode in modes]
-        group = [estimate(scores, [metric])[metric.name] for scores in members]
-        count = len(members[0])
-        lines.append(_row(f"    {value:14}{count:6} items", [_cell(e, metric.format) for e in group]))
+    lines = []
+    for metric in (m for m in METRICS[task] if m.name in HEADLINES[task]):
+        lines += [f"  {metric.label}, by colour, stake and stratum"]
+        for name, value in evaluation.groups(task):
+            members = [evaluation.select(task, mode, **{name: value}) for mode in modes]
+            group = [estimate([i.scores for i in items], [metric], [i.game for i in items]) for items in members]
+            label = f"    {_STAKE.get(value, value):18}{len(members[0]):6} items"
+            lines.append(_row(label, [_cell(found[metric.name], metric.format) for found in group]))
     return lines
 
 

@@ -3,9 +3,11 @@
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rookworld_trl.reports.run import change, losses, shown, trivial
 from rookworld_trl.reports.summary import read_summary
 
 USAGE = """```python
@@ -74,17 +76,29 @@ def _use() -> str:
 
 
 def _results(summary: dict[str, Any]) -> str:
-    rows = [
-        f"| {row['task']} | {row['metric']} | {row['mode']} | {_share(row['before'])} | {_share(row['after'])} "
-        f"| {_share(row['difference'], '+')} [{_share(row['ci_low'], '+')}, {_share(row['ci_high'], '+')}] "
-        f"| {row['items']} |"
-        for row in summary["headline"]
+    table = [
+        "| task | metric | decoding | before | after | change | trivial players | items |",
+        "|---|---|---|---|---|---|---|---|",
+        *(f"{_result(row)} {trivial(row) or '-'} | {row['items']} |" for row in summary["headline"]),
     ]
-    table = ["| task | metric | decoding | before | after | change | items |", "|---|---|---|---|---|---|---|", *rows]
+    found, judged = losses(summary.get("metrics", summary["headline"]))
+    lost = [f"None among {judged} metrics."]
+    if found:
+        lost = [f"{len(found)} of {judged} metrics:", "", "| task | metric | decoding | before | after | change |"]
+        lost += ["|---|---|---|---|---|---|", *map(_result, found)]
     return (
         f"## Results\n\nHeld-out items ({summary['eval_split']} split, none of whose positions this run trained on), "
-        "percent, paired 95 % intervals of the change:\n\n" + "\n".join(table)
+        "shares in percent, paired 95 % intervals of the change. Skill is the value of the legal moves chosen, "
+        "corrected for chance: 0 is a random legal mover, 1 the best move.\n\n"
+        + "\n".join(table)
+        + "\n\n### Significant losses\n\n"
+        + "\n".join(lost)
     )
+
+
+def _result(row: Mapping[str, Any]) -> str:
+    before, after = (shown(row[name], row.get("format", ".3f")) for name in ("before", "after"))
+    return f"| {row['task']} | {row['metric']} | {row['mode']} | {before} | {after} | {change(row)} |"
 
 
 def _training(summary: dict[str, Any]) -> str:
@@ -113,10 +127,6 @@ def _limits() -> str:
 It knows nothing but these two text formats. It plays far below any engine, proposes illegal moves, and its evals are
 guesses. Answers to `A:` prompts are predictions, not a rules engine: check them where it matters. Prompts of another
 spelling (moves in SAN, FENs without clocks) give arbitrary text."""
-
-
-def _share(value: float | None, sign: str = "") -> str:
-    return "n/a" if value is None else f"{100 * value:{sign}.1f}"
 
 
 def _whole(digests: dict[str, str]) -> str:

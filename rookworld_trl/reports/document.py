@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rookworld_trl.reports.plots import plot_run
-from rookworld_trl.reports.run import Run, read_run
+from rookworld_trl.reports.run import Run, losses, read_run, shown, trivial
 
 PLOT, MARKDOWN, HTML = "plot.png", "report.md", "report.html"
 
@@ -83,9 +83,16 @@ def _blocks(run: Run) -> Iterator[Block]:
     for row in rows:
         if row.get("headline"):
             yield "", "text", _sentence(row)
+    header = ["metric", "before", "after", "change", "95 % interval", "p (McNemar)", "trivial players"]
+    if rows:
+        found, judged = losses(rows)
+        if found:
+            named = [[f"{row['task']}, {row['mode']}: {_cells(row)[0]}", *_cells(row)[1:]] for row in found]
+            yield f"Significant losses: {len(found)} of {judged} metrics", "table", (header, named)
+        else:
+            yield "Significant losses", "text", f"None among {judged} metrics."
     for task, mode in dict.fromkeys((row["task"], row["mode"]) for row in rows):
         chosen = [row for row in rows if (row["task"], row["mode"]) == (task, mode)]
-        header = ["metric", "before", "after", "change", "95 % interval", "p (McNemar)"]
         yield f"{task}, {mode}, {chosen[0]['items']} items", "table", (header, [_cells(row) for row in chosen])
     if not rows:
         yield "", "text", "The run has no held-out comparison: it did not finish, or was not evaluated."
@@ -95,32 +102,27 @@ def _blocks(run: Run) -> Iterator[Block]:
         yield "Time", "table", (["phase", "seconds"], [*phases, ["all", f"{total:.1f}"]])
     if last := run.steps[-1:]:
         yield "Last logged step", "table", (["quantity", "value"], [[k, _plain(v)] for k, v in last[0].items()])
-    facts = {name: value for name, value in run.summary.items() if name not in ("metrics", "headline", "seconds")}
+    facts = {
+        name: value for name, value in run.summary.items() if name not in ("metrics", "headline", "losses", "seconds")
+    }
     if facts:
         yield "Made with", "code", json.dumps(facts, indent=2, default=str)
 
 
 def _sentence(row: Mapping[str, Any]) -> str:
-    _, before, after, change, interval, _ = _cells(row)
+    _, before, after, change, interval, _, players = _cells(row)
     verdict = "" if row["difference"] is None else f" ({change}, 95 % interval {interval}, {row['items']} items)"
+    verdict += f"; {players}" if players else ""
     return f"{row['task']}, {row['mode']}: {row.get('label', row['metric'])} {before} → {after}{verdict}."
 
 
 def _cells(row: Mapping[str, Any]) -> list[str]:
     spec = row.get("format", ".3f")
-    before, after = (_number(row[name], spec) for name in ("before", "after"))
-    change, low, high = (_number(row[name], spec, "+") for name in ("difference", "ci_low", "ci_high"))
+    before, after = (shown(row[name], spec, unit=" %") for name in ("before", "after"))
+    change, low, high = (shown(row[name], spec, "+") for name in ("difference", "ci_low", "ci_high"))  # in points
     interval = "" if row["difference"] is None else f"[{low}, {high}]"
     p_value = "" if row.get("p_value") is None else f"{row['p_value']:.2g}"
-    return [str(row.get("label", row["metric"])), before, after, change, interval, p_value]
-
-
-def _number(value: float | None, spec: str, sign: str = "") -> str:
-    if value is None:
-        return "n/a"
-    if spec == "percent":
-        return f"{100 * value:{sign}.1f}{'' if sign else ' %'}"  # a change of shares is in points, not in percent
-    return f"{value:{sign}{spec}}"
+    return [str(row.get("label", row["metric"])), before, after, change, interval, p_value, trivial(row)]
 
 
 def _plain(value: Any) -> str:

@@ -12,7 +12,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
-from rookworld_trl.reports.run import Run
+from rookworld_trl.reports.run import Run, change, losses, shown
 
 # Okabe and Ito's palette, told apart by every kind of colour vision; before/after also differ in lightness.
 COLORS = {"policy": "#0072B2", "environment": "#D55E00"}
@@ -20,11 +20,13 @@ NEUTRAL, BEFORE, INK, GRID = "#333333", "#C4C9CF", "#222222", "#E6E6E6"
 PREFIX = {"policy": "P:", "environment": "A:"}
 
 WIDTH, DPI = 11.0, 150
+_LINE_HEIGHT = 0.2  # of text under the bars, in inches
+_TRIVIAL_STYLES = (":", "--", "-.")
 _SMOOTHING = 0.15  # of the steps, the width of the running mean
 
 
 def plot_run(run: Run, path: Path | str) -> Path:
-    """Draw a run as PNG: before/after bars (if it was evaluated), then one panel for each quantity it logged.
+    """Draw a run as PNG: before/after bars and losses (if it was evaluated), then a panel for each quantity it logged.
 
     Raises:
         ValueError: the run logged nothing that can be drawn.
@@ -35,14 +37,18 @@ def plot_run(run: Run, path: Path | str) -> Path:
         raise ValueError(f"run '{run.name}' logged nothing to draw: metrics.jsonl needs 'reward', 'kl', ... by step")
     rows = -(-len(panels) // 3)
     layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1, hspace=0.04, wspace=0.02)
-    height = 3.0 * bool(bars) + 2.5 * rows + 0.45
-    figure = Figure(figsize=(WIDTH, height), dpi=DPI, facecolor="white", layout=layout)
+    lines = _loss_lines(run.comparisons) if bars else []
+    heights = ([3.0, _LINE_HEIGHT * len(lines)] if bars else []) + [2.5] * rows
+    figure = Figure(figsize=(WIDTH, sum(heights) + 0.45), dpi=DPI, facecolor="white", layout=layout)
     FigureCanvasAgg(figure)
-    grid = figure.add_gridspec(rows + bool(bars), 3, height_ratios=[3.0] * bool(bars) + [2.5] * rows)
+    grid = figure.add_gridspec(len(heights), 3, height_ratios=heights)
     if bars:
         _draw_bars(figure.add_subplot(grid[0, :]), bars)
+        text = figure.add_subplot(grid[1, :])
+        text.axis("off")
+        text.text(0, 1, "\n".join(lines), va="top", fontsize=9, color=INK, transform=text.transAxes)
     for i, (title, keys, draw) in enumerate(panels):
-        axes = figure.add_subplot(grid[bool(bars) + i // 3, i % 3])
+        axes = figure.add_subplot(grid[2 * bool(bars) + i // 3, i % 3])
         _style(axes, title)
         draw(axes, run, keys)
         axes.set_xlabel("training step", color=NEUTRAL)
@@ -63,31 +69,48 @@ def smooth(values: NDArray[np.float64], width: int) -> NDArray[np.float64]:
     return (sums[high] - sums[low]) / (high - low)
 
 
+def _loss_lines(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """The significant losses, three a line, or that there are none."""
+    found, judged = losses(rows)
+    if not found:
+        return [f"Significant losses: none among {judged} metrics"]
+    texts = [
+        f"{PREFIX.get(row['task'], '')} {row.get('label', row['metric'])}, {row['mode']} {change(row)}" for row in found
+    ]
+    lines = ["    ".join(texts[first : first + 2]) for first in range(0, len(texts), 2)]
+    return [f"Significant losses: {len(found)} of {judged} metrics", *lines]
+
+
 def _draw_bars(axes: Axes, rows: Sequence[dict[str, Any]]) -> None:
     _style(
         axes, "Held-out result before (grey) and after (colour) training; whisker: 95 % interval of the paired change"
     )
     places = np.arange(len(rows), dtype=np.float64)
+    styles: dict[str, str] = {}
     for place, row in zip(places, rows, strict=True):
-        color = COLORS.get(row["task"], NEUTRAL)
+        color, spec = COLORS.get(row["task"], NEUTRAL), row.get("format", "percent")
         before, after = row["before"], row["after"]
         whisker = [[max(0.0, row["difference"] - row["ci_low"])], [max(0.0, row["ci_high"] - row["difference"])]]
         axes.bar(place - 0.19, before, 0.34, color=BEFORE)
         axes.bar(place + 0.19, after, 0.34, color=color)
         axes.errorbar(place + 0.19, after, yerr=whisker, color=INK, capsize=4, linewidth=1.3)
+        low, high = max(before, 0.0), max(after + whisker[1][0], 0.0)
         axes.annotate(
-            f"{before:.1%}", (place - 0.19, before), (0, 3), textcoords="offset points", ha="center", color="#666666"
+            shown(before, spec), (place - 0.19, low), (0, 3), textcoords="offset points", ha="center", color="#666666"
         )
-        top = after + whisker[1][0]
         axes.annotate(
-            f"{after:.1%}  ({100 * row['difference']:+.1f})",
-            (place + 0.19, top),
+            f"{shown(after, spec)}  ({shown(row['difference'], spec, '+')})",
+            (place + 0.19, high),
             (0, 3),
             textcoords="offset points",
             ha="center",
             color=INK,
             fontweight="bold" if row["significant"] else "normal",
         )
+        for player, value in (row.get("baselines") or {}).items():
+            label = None if player in styles else player
+            style = styles.setdefault(player, _TRIVIAL_STYLES[len(styles) % len(_TRIVIAL_STYLES)])
+            axes.plot([place - 0.42, place + 0.42], [value] * 2, style, color="#9467BD", linewidth=1.5, label=label)
     labels = [
         f"{PREFIX.get(row['task'], '')} {row.get('label', row['metric'])}\n{row['mode']}, {row['items']} items"
         for row in rows
@@ -95,8 +118,12 @@ def _draw_bars(axes: Axes, rows: Sequence[dict[str, Any]]) -> None:
     axes.set_xticks(places, labels)
     axes.tick_params(axis="x", length=0)
     axes.set_xlim(-0.6, len(rows) - 0.4)
-    axes.set_ylim(0, max(max(row["before"], row["after"] + row["ci_high"] - row["difference"]) for row in rows) * 1.13)
+    ends = [max(row["before"], row["after"] + row["ci_high"] - row["difference"]) for row in rows]
+    bottoms = [min(row["before"], row["after"] + row["ci_low"] - row["difference"], 0.0) for row in rows]
+    axes.set_ylim(min(bottoms) * 1.13, max(*ends, 0.01) * 1.13)
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    if styles:
+        axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0), title="played trivially", fontsize=9)
 
 
 def _draw_reward(axes: Axes, run: Run, keys: Sequence[str]) -> None:
@@ -126,9 +153,9 @@ def _draw_useful(axes: Axes, run: Run, keys: Sequence[str]) -> None:
 def _draw_share(axes: Axes, run: Run, keys: Sequence[str]) -> None:
     for key in keys:
         task = key.split("/")[0]
-        label = {"policy/best_value": "P: value of B", "environment/exact": "A: exact"}[key]
+        label = {"best_legal": "P: legal", "skill": "P: skill", "exact": "A: exact"}[key.split("/")[1]]
         if len(run.series(key)[0]):
-            _draw_line(axes, *run.series(key), COLORS[task], label)
+            _draw_line(axes, *run.series(key), "#009E73" if label == "P: skill" else COLORS[task], label)
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axes.legend(frameon=False, loc="best", handlelength=1.2, fontsize=9)
 
@@ -153,7 +180,7 @@ PANELS: list[tuple[str, Sequence[str], Draw]] = [
         ["reward"] + [f"rewards/{task}_reward{form}/mean" for task in COLORS for form in ("", "_continuous")],
         _draw_reward,
     ),
-    ("Headline metrics on training samples", ["policy/best_value", "environment/exact"], _draw_share),
+    ("Headline metrics on training samples", ["policy/best_legal", "policy/skill", "environment/exact"], _draw_share),
     ("Groups whose rewards differ", ["groups/useful"], _draw_useful),
     ("KL to the reference (nats per token)", ["kl"], _draw_from_zero),
     ("Entropy (nats per token)", ["entropy"], _draw_plain),

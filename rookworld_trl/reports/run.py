@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,35 @@ class Run:
     def comparisons(self) -> list[dict[str, Any]]:
         """Before/after rows of all metrics, or none."""
         return list(self.summary.get("metrics", []))
+
+
+def losses(rows: Sequence[Mapping[str, Any]]) -> tuple[list[Mapping[str, Any]], int]:
+    """The rows that are significant losses, and how many rows could have been one.
+
+    Rows of an older version don't say which direction is better; there, less counts as a loss.
+    """
+    judged = [row for row in rows if row.get("better", 1) and row["difference"] is not None]
+    return [row for row in judged if row.get("loss", row["ci_high"] < 0)], len(judged)
+
+
+def shown(value: float | None, spec: str, sign: str = "", unit: str = "") -> str:
+    """A number as its row's `format` says: "percent", or a format spec."""
+    if value is None:
+        return "n/a"
+    return f"{100 * value:{sign}.1f}{unit}" if spec == "percent" else f"{value:{sign}{spec}}"
+
+
+def change(row: Mapping[str, Any]) -> str:
+    """A row's difference and interval: `-4.0 [-5.9, -2.1]`."""
+    spec = row.get("format", ".3f")
+    difference, low, high = (shown(row[name], spec, "+") for name in ("difference", "ci_low", "ci_high"))
+    return difference if row["difference"] is None else f"{difference} [{low}, {high}]"
+
+
+def trivial(row: Mapping[str, Any]) -> str:
+    """What trivial players get on the row's items: `random legal 85.8, first legal 87.5`."""
+    found = row.get("baselines") or {}
+    return ", ".join(f"{player} {shown(value, row.get('format', '.3f'))}" for player, value in found.items())
 
 
 def read_run(folder: Path | str) -> Run:

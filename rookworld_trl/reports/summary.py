@@ -47,7 +47,7 @@ def write_summary(
     Args:
         folder: the run's output folder.
         comparison: one row per task, mode and metric, with before, after, difference, interval and items; those
-            marked `headline` stand first, under that name.
+            marked `headline` stand first, under that name, and those marked `loss` behind them, as `losses`.
         seconds: wall time of each phase.
         facts: whatever else describes the run, JSON-ready (model, seed, steps, ...).
     """
@@ -58,6 +58,7 @@ def write_summary(
         "versions": versions(),
         "seconds": {phase: round(value, 2) for phase, value in seconds.items()},
         "headline": [row for row in rows if row["headline"]],
+        "losses": [row for row in rows if row["loss"]],
         "metrics": rows,
     }
     path = folder / SUMMARY_FILE

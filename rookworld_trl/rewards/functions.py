@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from rookworld_trl.rewards.environment import EnvironmentScore, score_environment
+from rookworld_trl.rewards.moves import skill
 from rookworld_trl.rewards.policy import PolicyScore, score_policy
 from rookworld_trl.tasks import ParseError, TaskName, task_of
 
@@ -149,3 +150,5 @@ def _log(columns: dict[str, Any], task: TaskName, names: tuple[str, ...], scores
     if log_metric is not None and scored:
         for name in names:
             log_metric(f"{task}/{name}", sum(float(getattr(score, name)) for score in scored) / len(scored))
+        if task == "policy" and (shown := skill(scores, columns["legal_cp"])) is not None:
+            log_metric("policy/skill", shown)

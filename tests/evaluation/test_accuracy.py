@@ -119,7 +119,8 @@ def test_evaluation_survives_json(rows: list[dict[str, Any]], gold: list[str]) -
 def test_tables_fit_the_terminal(rows: list[dict[str, Any]], gold: list[str]) -> None:
     table = evaluation_table(Evaluation(SETTINGS, score(rows, gold) + score(rows, gold, "sampled")))
     assert max(map(len, table.splitlines())) <= 100
-    assert "win-chance value of B *" in table
+    assert "B legal *" in table
+    assert "skill *" in table
     assert re.search(
         r"exact, whole string \* +100\.0 +\[43\.9, 100\.0\]", table
     )  # Wilson for 3 of 3, by hand: 3 / (3 + 1.96^2) = 0.4385
@@ -143,6 +144,29 @@ def test_only_sampling_uses_the_seed(tiny_model: Any, tiny_tokenizer: Any, rows:
     for mode, equal in (("greedy", True), ("sampled", False)):
         texts = [[item.completion for item in run.items if item.mode == mode] for run in runs]
         assert (texts[0] == texts[1]) is equal
+
+
+def test_each_task_is_sampled_by_its_own_settings(tiny_model: Any, tiny_tokenizer: Any, rows: list[Any]) -> None:
+    own = {"policy": {"temperature": 1e-4}, "environment": {"max_completion_length": 4}}
+    plain, by_task = (
+        evaluate(tiny_model, tiny_tokenizer, rows, max_new_tokens=12, task_sampling=sampling)
+        for sampling in (None, own)
+    )
+    texts = {
+        name: {
+            (task, mode): [item.completion for item in run.select(task, mode)] for task, mode in run.tasks_and_modes()
+        }
+        for name, run in (("plain", plain), ("by_task", by_task))
+    }
+    # Next to no temperature is greedy; lengths are those of both modes; what has no settings stays as it was.
+    assert texts["by_task"]["policy", "sampled"] == texts["plain"]["policy", "greedy"]
+    assert texts["plain"]["policy", "sampled"] != texts["plain"]["policy", "greedy"]
+    assert texts["by_task"]["policy", "greedy"] == texts["plain"]["policy", "greedy"]
+    for mode in ("greedy", "sampled"):
+        assert max(item.scores["tokens"] for item in by_task.select("environment", mode)) == 4.0
+        for short, long in zip(texts["by_task"]["environment", mode], texts["plain"]["environment", mode], strict=True):
+            assert long.startswith(short)
+    assert "sampled, T=0.0001" in evaluation_table(by_task)
 
 
 def test_greedy_text_equals_generate(tiny_model: Any, tiny_tokenizer: Any, rows: list[Any]) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from rookworld_trl.evaluation import Comparison, Evaluation, compare, compare_strata, comparison_table, score
+from rookworld_trl.evaluation import Comparison, Evaluation, compare, compare_groups, comparison_table, score
 
 SETTINGS = {"temperature": 1.0, "max_new_tokens": 99, "seed": 0}
 
@@ -76,11 +76,15 @@ def test_items_are_paired_in_whatever_order_they_come(rows: list[dict[str, Any]]
     assert compare(before, turned) != compare(before, evaluation(rows, later[::-1]))
 
 
-def test_strata_are_compared_each_by_itself(rows: list[dict[str, Any]]) -> None:
+def test_groups_are_compared_each_by_itself(rows: list[dict[str, Any]]) -> None:
     data = [rows[0] | {"stratum": name} for name in ("quiet", "quiet", "mate", "quiet")]
     before, after = evaluation(data, [True, False, False, False]), evaluation(data, [True, True, True, False])
-    found = {row["stratum"]: (row["items"], row["before"], row["after"]) for row in compare_strata(before, after)}
-    assert found == {"mate": (1, 0.0, 1.0), "quiet": (3, pytest.approx(1 / 3), pytest.approx(2 / 3))}
+    found = {row["group"]: (row["items"], row["before"], row["after"]) for row in compare_groups(before, after)}
+    assert found == {
+        "color=white": (4, 0.25, 0.75),
+        "stratum=mate": (1, 0.0, 1.0),
+        "stratum=quiet": (3, pytest.approx(1 / 3), pytest.approx(2 / 3)),
+    }
 
 
 def test_different_settings_are_refused(rows: list[dict[str, Any]]) -> None:
@@ -88,6 +92,8 @@ def test_different_settings_are_refused(rows: list[dict[str, Any]]) -> None:
     for name in ("temperature", "max_new_tokens"):
         with pytest.raises(ValueError, match=name):
             compare(before, replace(before, settings={**SETTINGS, name: 0.5}))
+    with pytest.raises(ValueError, match="task_sampling"):
+        compare(before, replace(before, settings={**SETTINGS, "task_sampling": {"policy": {"temperature": 0.5}}}))
     compare(before, replace(before, settings={**SETTINGS, "seed": 9}))
 
 

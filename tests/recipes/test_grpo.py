@@ -53,13 +53,14 @@ def test_a_run_leaves_everything_behind(arguments, capsys):
     assert summary["versions"]["trl"].startswith("1.16")
     headline = {(row["task"], row["mode"], row["metric"], row["items"]) for row in summary["headline"]}
     assert headline == {
-        ("policy", "greedy", "best_value", 4),
-        ("policy", "sampled", "best_value", 4),
+        *(("policy", mode, metric, 4) for mode in ("greedy", "sampled") for metric in ("best_legal", "skill")),
         ("environment", "greedy", "exact", 4),
         ("environment", "sampled", "exact", 4),
     }
     for row in summary["metrics"]:
-        assert {"before", "after", "difference", "ci_low", "ci_high"} <= set(row)
+        assert {"before", "after", "difference", "ci_low", "ci_high", "better", "loss", "baselines"} <= set(row)
+    assert summary["losses"] == [row for row in summary["metrics"] if row["loss"]]
+    assert {row["group"] for row in summary["groups"]} >= {"color=black", "stake=something"}
 
     steps = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in steps] == [1, 2]
@@ -68,9 +69,12 @@ def test_a_run_leaves_everything_behind(arguments, capsys):
     shown = capsys.readouterr().out
     assert "step 1/2  reward P -0.3" in shown
     assert "before    after" in shown
+    assert shown.count("Significant losses: ") == 2, "below the table of all metrics and below the headlines"
+    assert shown.count("trivial players, same items") == 4
 
     card = (folder / "checkpoint" / "README.md").read_text()
-    assert "| policy | best_value | greedy |" in card
+    assert "| policy | best_legal | greedy |" in card
+    assert "### Significant losses" in card
     trained = AutoModelForCausalLM.from_pretrained(folder / "checkpoint")
     assert AutoTokenizer.from_pretrained(folder / "checkpoint").pad_token == "<pad>"
     start = load_model(arguments["model"])
@@ -84,6 +88,18 @@ def test_a_token_is_in_no_file(arguments, monkeypatch):
     assert os.environ["HF_TOKEN"] == "hf_abcdefgh12345678"
     files = [path for path in arguments["output_dir"].rglob("*") if path.is_file()]
     assert not [path for path in files if b"abcdefgh" in path.read_bytes()]
+
+
+def test_evaluation_samples_each_task_by_its_own_settings(arguments):
+    arguments["task_sampling"] = {"policy": {"max_completion_length": 3}, "environment": {"temperature": 0.5}}
+    run(arguments)
+    made = json.loads((arguments["output_dir"] / "evaluation_before.json").read_text())
+    assert made["settings"]["task_sampling"] == arguments["task_sampling"]
+    tokens = {
+        task: [i["scores"]["tokens"] for i in made["items"] if i["task"] == task] for task in ("policy", "environment")
+    }
+    assert max(tokens["policy"]) == 3
+    assert max(tokens["environment"]) > 3
 
 
 def test_every_training_batch_holds_the_ratio(arguments, monkeypatch):

@@ -68,7 +68,7 @@ def test_the_run_ends_on_the_hub(hub: Hub, arguments: dict, tmp_path: Path, stra
     assert not list(arguments["output_dir"].glob(".pushing-*"))
     assert not [name for name, data in files.items() if TOKEN.encode() in data]
     card = files["README.md"].decode()
-    assert "| policy | best_value | greedy |" in card
+    assert "| policy | best_legal | greedy |" in card
     assert "config fingerprint: `" in card
     assert "--hub_token ***" in card
     written = [path for path in arguments["output_dir"].rglob("*") if path.is_file()]

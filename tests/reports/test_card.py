@@ -26,20 +26,36 @@ SUMMARY: dict[str, Any] = {
         "train_dataset": {"1": "0a1b", "12": "0123456789abcdef"},
         "rewards": ["policy_reward"],
     },
-    "headline": [
-        {
-            "task": "policy",
-            "metric": "best_value",
-            "mode": "greedy",
-            "before": 0.7243,
-            "after": 0.7454,
-            "difference": 0.0211,
-            "ci_low": 0.001,
-            "ci_high": -0.0123,
-            "items": 1000,
-        }
-    ],
 }
+GAIN: dict[str, Any] = {
+    "task": "policy",
+    "metric": "best_legal",
+    "mode": "greedy",
+    "format": "percent",
+    "before": 0.7243,
+    "after": 0.7454,
+    "difference": 0.0211,
+    "ci_low": 0.001,
+    "ci_high": 0.0323,
+    "items": 1000,
+    "better": 1,
+    "loss": False,
+    "baselines": {"random legal": 1.0, "first legal": 1.0},
+}
+LOSS = {
+    **GAIN,
+    "metric": "skill",
+    "format": ".3f",
+    "before": 0.21,
+    "after": 0.16,
+    "difference": -0.05,
+    "ci_low": -0.081,
+    "ci_high": -0.012,
+    "loss": True,
+    "baselines": {"random legal": 0.0, "first legal": 0.125},
+}
+TEXT = {**GAIN, "metric": "tokens", "format": ".1f", "better": 0}
+SUMMARY |= {"headline": [GAIN, LOSS], "metrics": [GAIN, LOSS, TEXT]}
 
 
 def card(tmp_path: Path, **changes: Any) -> str:
@@ -50,7 +66,14 @@ def card(tmp_path: Path, **changes: Any) -> str:
 
 def test_it_says_what_was_done_and_what_came_of_it(tmp_path: Path) -> None:
     text = card(tmp_path)
-    assert "| policy | best_value | greedy | 72.4 | 74.5 | +2.1 [+0.1, -1.2] | 1000 |" in text
+    gain = "| policy | best_legal | greedy | 72.4 | 74.5 | +2.1 [+0.1, +3.2] |"
+    assert f"{gain} random legal 100.0, first legal 100.0 | 1000 |" in text
+    loss = "| policy | skill | greedy | 0.210 | 0.160 | -0.050 [-0.081, -0.012] |"
+    assert f"{loss} random legal 0.000, first legal 0.125 | 1000 |" in text
+    assert text.split("### Significant losses\n\n")[1].startswith("1 of 2 metrics:\n")
+    assert text.count(loss) == 2
+    assert text.count(gain) == 1
+    assert "None among 1 metrics." in card(tmp_path, metrics=[GAIN, TEXT])
     for fact in (SUMMARY["command"], "seed: 7", "`jrahn/rookworld_7m`", "20%", "graduated", "steps: 80", "trl 1.16.0"):
         assert fact in text
     assert "`jrahn/RookWorld-LM-124M` at abc123" in text

@@ -11,7 +11,7 @@ from matplotlib.image import imread
 
 from recipes import report as recipe
 from rookworld_trl.reports import RunError, plot_run, read_run, write_report
-from rookworld_trl.reports.plots import smooth
+from rookworld_trl.reports.plots import _loss_lines, smooth
 
 
 def comparison(**changes: Any) -> dict[str, Any]:
@@ -47,6 +47,20 @@ def run(tmp_path: Path) -> Path:
         comparison(),
         comparison(metric="n_candidates", label="candidates", headline=False, format=".2f", before=4.0, after=4.5),
         comparison(task="environment", metric="exact", label="exact | <b>", p_value=0.03125),
+        comparison(
+            metric="top1",
+            label="B is best",
+            headline=False,
+            before=0.086,
+            after=0.073,
+            difference=-0.013,
+            ci_low=-0.0243,
+            ci_high=-0.0013,
+            better=1,
+            loss=True,
+            baselines={"random legal": 0.09},
+        ),
+        comparison(metric="tokens", difference=-3.0, ci_low=-4.0, ci_high=-2.0, format=".1f", better=0, loss=False),
         comparison(metric="f1", headline=True, before=None, difference=None, ci_low=None, ci_high=None),
     ]
     summary = {"metrics": rows, "seconds": {"train": 60.0, "evaluate": 15.5}, "seed": 3, "config": {"beta": 0.04}}
@@ -86,11 +100,36 @@ def test_report_holds_the_numbers(run: Path) -> None:
     assert "n/a → 75.0 %." in text
     assert r"exact \| \<b>" in text  # a label cannot break the table
     assert '"beta": 0.04' in text
+    # Headings with what was lost come before the gains' tables: of 4 metrics that are defined and have a direction.
+    losses = text.index("## Significant losses: 1 of 4 metrics")
+    assert losses < text.index("## policy, greedy")
+    line = "| policy, greedy: B is best | 8.6 % | 7.3 % | -1.3 | \\[-2.4, -0.1] |  | random legal 9.0 |"
+    assert line in text[losses : text.index("## policy, greedy")]
     content = page.read_text()
     assert "data:image/png;base64," in content
     assert "exact | &lt;b&gt;" in content
     assert "<b>" not in content
     assert "http" not in content  # stands alone
+
+
+def test_no_loss_is_said_too(run: Path) -> None:
+    summary = json.loads((run / "summary.json").read_text())
+    summary["metrics"] = [row for row in summary["metrics"] if row["metric"] != "top1"]
+    (run / "summary.json").write_text(json.dumps(summary))
+    assert "None among 3 metrics." in write_report(run)[1].read_text()
+
+
+def test_the_picture_says_what_was_lost(run: Path) -> None:
+    rows = read_run(run).comparisons
+    assert _loss_lines(rows) == [
+        "Significant losses: 1 of 4 metrics",
+        "P: B is best, greedy -1.3 [-2.4, -0.1]",
+    ]
+    assert _loss_lines([row for row in rows if row["metric"] != "top1"]) == ["Significant losses: none among 3 metrics"]
+    # An older summary, which doesn't say what is better: less counts as a loss.
+    old = [{key: row[key] for key in row if key not in ("better", "loss")} for row in rows]
+    assert len(_loss_lines(old)) == 2
+    assert _loss_lines(old)[0] == "Significant losses: 2 of 5 metrics"
 
 
 def test_an_unfinished_run_is_reported_too(run: Path) -> None:

@@ -115,8 +115,18 @@ def test_means_reach_the_log() -> None:
     rewards.environment_reward(**batch(), log_metric=logged.__setitem__)
     assert logged["policy/parsed"] == 0.5
     assert logged["policy/best_value"] == 0.5
+    assert logged["policy/skill"] == 1.0  # the one legal answer is the best move
     assert logged["environment/exact"] == logged["environment/fen_exact"] == 0.5
     assert logged["environment/copied_input"] == 0.5
+
+
+def test_skill_is_not_logged_where_no_answer_is_legal() -> None:
+    columns = batch()
+    columns["completions"] = ["junk"] * len(columns["completions"])
+    logged: dict[str, float] = {}
+    rewards.policy_reward(**columns, log_metric=logged.__setitem__)
+    assert "policy/parsed" in logged
+    assert "policy/skill" not in logged
 
 
 def test_functions_carry_the_names_that_trl_logs() -> None:

@@ -23,6 +23,11 @@ def test_either_form_of_a_reward_is_shown(form):
     assert live_line(1, 2, logs, grpo.COLUMNS) == "step 1/2  reward P +0.200  A -0.300"
 
 
+def test_the_recipes_line_shows_legality_skill_and_exactness():
+    logs = {"policy/best_legal": 0.9, "policy/skill": -0.0514, "environment/exact": 0.75, "policy/best_value": 0.8}
+    assert live_line(1, 2, logs, grpo.COLUMNS) == "step 1/2  B legal 90%  skill -0.051  A exact 75%"
+
+
 @pytest.fixture
 def state():
     return SimpleNamespace(is_world_process_zero=True, global_step=0, max_steps=3)
