@@ -10,7 +10,7 @@ import json
 import math
 import sys
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +22,7 @@ from transformers.utils import logging
 import rookworld_trl
 from rookworld_trl import rewards
 from rookworld_trl.checkpointing.exits import BAD_INPUT, DIVERGED, DONE, PREEMPTED, close_process_group, reported
+from rookworld_trl.checkpointing.lock import locked
 from rookworld_trl.checkpointing.resume import choose_start, mark_finished
 from rookworld_trl.config import bad_input, blame, parse_recipe
 from rookworld_trl.data import load_shipped
@@ -154,14 +155,16 @@ def run_recipe(argv: Sequence[str] | None) -> int:
     """Everything, and the exit code."""
     logging.disable_progress_bar()  # one bar is enough
     seconds: dict[str, float] = {}
-    with bad_input(), reported(), timed(seconds, "setup"):
-        run, args = parse_recipe((RunConfig, RookWorldGRPOConfig), argv)
-        start = choose_start(args)
-        if start.finished:
-            return DONE
-        set_seed(args.seed)
-        trainer, held_out, folder = build(run, args)
-    with closing(trainer):
+    with ExitStack() as stack:
+        with bad_input(), reported(), timed(seconds, "setup"):
+            run, args = parse_recipe((RunConfig, RookWorldGRPOConfig), argv)
+            stack.enter_context(locked(args.output_dir, args.process_index == 0))
+            start = choose_start(args)
+            if start.finished:
+                return DONE
+            set_seed(args.seed)
+            trainer, held_out, folder = build(run, args)
+        stack.enter_context(closing(trainer))
         with timed(seconds, "evaluate_before"):
             before = measure(run, trainer, held_out, "before")
         with reported(), timed(seconds, "train"):

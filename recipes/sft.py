@@ -8,6 +8,7 @@ Rows come from the positions that `recipes/generate_data.py positions` wrote. Ru
 import hashlib
 import json
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +21,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from trl import SFTConfig, SFTTrainer
 
 from rookworld_trl.checkpointing.exits import close_process_group
+from rookworld_trl.checkpointing.lock import locked
 from rookworld_trl.config import RecipeError, bad_input, parse_recipe
 from rookworld_trl.data.supervised import ROWS_VERSION, supervised_rows
 from rookworld_trl.modeling.hub import hide_token
@@ -182,10 +184,12 @@ def average(model: GPT2LMHeadModel, others: Sequence[GPT2LMHeadModel]) -> None:
             weight.copy_(torch.stack([weight.cpu(), *(other.get_parameter(name) for other in others)]).mean(0))
 
 
-def train() -> None:
+def train(stack: ExitStack) -> None:
+    """All of the recipe; `stack` is closed when the process is done with the output folder."""
     with bad_input():
         recipe, args = parse_recipe((SFTRecipe, SFTConfig))
         hide_token(args)
+        stack.enter_context(locked(args.output_dir, args.process_index == 0))
         if args.packing or args.padding_free:
             raise RecipeError(
                 "packing, padding_free: the loss is a mean over rows, and these join them. Leave both out"
@@ -217,7 +221,8 @@ def train() -> None:
 
 
 def main() -> None:
-    train()
+    with ExitStack() as stack:
+        train(stack)
     close_process_group()
 
 

@@ -16,6 +16,7 @@ from transformers.utils.hub import PushInProgress
 from trl.trainer.utils import RepeatSampler
 
 from rookworld_trl.checkpointing import identity, resume, store
+from rookworld_trl.checkpointing.lock import locked, reclaim
 from rookworld_trl.checkpointing.preemption import Preemption
 from rookworld_trl.checkpointing.state import Stateful, load_state, load_tree, save_state, save_tree
 from rookworld_trl.checkpointing.store import CheckpointError, Kind
@@ -128,6 +129,7 @@ class CheckpointTrainer(RecoveryTrainer):
         folder = staging / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"  # transformers appends this name
         with self._all_or_none(final):
             if self.args.should_save:
+                reclaim(output_dir)
                 shutil.rmtree(staging, ignore_errors=True)
                 staging.mkdir(parents=True)
         try:
@@ -238,18 +240,19 @@ class CheckpointTrainer(RecoveryTrainer):
         renamed to `superseded-...`.
 
         Raises:
+            FolderInUseError: another run is at work in `output_dir`.
             ResumeError: the checkpoint does not verify, or belongs to a run with other settings.
         """
-        start = resume.on_main_process(
-            self.accelerator.is_main_process, lambda: self._choose_start(resume_from_checkpoint)
-        )
-        checkpoint, state, self._learning_rate_factor = start
-        self.identity = identity.RunIdentity.from_state(state)
-        self.args.run_name = self.identity.run_name
-        own = store.list_checkpoints(Path(self.args.output_dir), ("checkpoint",))
-        self._unproven = [checkpoint] if checkpoint in own else []
-        with self.preemption.watching(), self.identity.tracked():
-            return super().train(None if checkpoint is None else str(checkpoint), *args, **kwargs)
+        main = self.accelerator.is_main_process
+        with locked(self.args.output_dir, main):
+            start = resume.on_main_process(main, lambda: self._choose_start(resume_from_checkpoint))
+            checkpoint, state, self._learning_rate_factor = start
+            self.identity = identity.RunIdentity.from_state(state)
+            self.args.run_name = self.identity.run_name
+            own = store.list_checkpoints(Path(self.args.output_dir), ("checkpoint",))
+            self._unproven = [checkpoint] if checkpoint in own else []
+            with self.preemption.watching(), self.identity.tracked():
+                return super().train(None if checkpoint is None else str(checkpoint), *args, **kwargs)
 
     def _choose_start(self, wanted: str | Path | bool | None) -> tuple[Path | None, dict[str, Any], float]:
         """Checkpoint, identity and learning rate factor of the start; in the main process alone."""

@@ -88,27 +88,6 @@ def lora_config(args: RookWorldGRPOConfig, model: Any) -> Any:
     )
 
 
-def check_output_dir(output_dir: str | Path) -> None:
-    """Make the run's folder and write to it once, before anything that takes time.
-
-    Raises:
-        ValueError: it cannot be written.
-    """
-    folder = Path(output_dir)
-    probe = folder / f".writable-{os.getpid()}"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            probe.write_bytes(bytes(4096))
-        finally:
-            probe.unlink(missing_ok=True)
-    except OSError as error:
-        raise ValueError(
-            f"`output_dir` is {str(output_dir)!r}: nothing can be written there ({error}). Choose a folder on a disk "
-            "with room that you may write to"
-        ) from error
-
-
 def check_tokenizer(tokenizer: Any) -> None:
     """Raises:
     ValueError: no pad or no eos token. TRL would pad with eos in silence, or fail on the first batch.

@@ -16,6 +16,7 @@ from torch import nn
 from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
+from rookworld_trl.checkpointing.lock import check_output_dir
 from rookworld_trl.checkpointing.state import Stateful
 from rookworld_trl.modeling.hub import explained, hide_token
 from rookworld_trl.modeling.positions import install_position_hook
@@ -25,7 +26,6 @@ from rookworld_trl.training.config import RookWorldGRPOConfig
 from rookworld_trl.training.monitor import HealthMonitor, TruthProbe, truth_rows
 from rookworld_trl.training.placement import fit_to_gpu
 from rookworld_trl.training.preparation import (
-    check_output_dir,
     check_tokenizer,
     check_vllm_installed,
     check_weights,

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from recipes import grpo
 from rookworld_trl.modeling.loading import load_model
+from tests.faults.test_lock import another_run
 
 ROOT = Path(__file__).parents[2]
 
@@ -79,6 +80,21 @@ def test_a_run_leaves_everything_behind(arguments, capsys):
     assert AutoTokenizer.from_pretrained(folder / "checkpoint").pad_token == "<pad>"
     start = load_model(arguments["model"])
     assert trained.config.vocab_size == start.config.vocab_size
+
+
+def test_one_run_at_a_time_in_a_folder(arguments, capsys):
+    run(arguments | {"max_steps": 1})
+    folder = arguments["output_dir"]
+    with another_run(folder) as process:
+        before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+        with pytest.raises(SystemExit) as exit_:
+            run(arguments | {"auto_resume": True, "max_steps": 2})
+        assert exit_.value.code == 2
+        assert f"another run is at work there (process {process.pid} on " in capsys.readouterr().err
+        found = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+        assert {**found, folder: 0} == {**before, folder: 0}  # its own time changes: was it writable?
+    run(arguments | {"max_steps": 1})
+    assert not [path.name for path in folder.iterdir() if path.name.startswith(".")]
 
 
 def test_a_token_is_in_no_file(arguments, monkeypatch):

@@ -35,7 +35,7 @@ def test_a_token_is_hidden_before_anything_could_save_it(tmp_path: Path, monkeyp
     args = []
     monkeypatch.setattr(sft, "set_seed", lambda seed: args.append(sys._getframe(1).f_locals["args"]))
     with pytest.raises(SystemExit):  # there are no positions
-        sft.train()
+        sft.main()
     assert (args[0].hub_token, os.environ["HF_TOKEN"]) == (None, "hf_abcdefgh12345678")
 
 
