@@ -52,6 +52,7 @@ class RunIdentity:
         started: first start, UTC, ISO 8601.
         run_name: the tracker's name for it.
         recoveries: how often `--recovery_mode` restarted it.
+        new_recoveries: how many of these the checkpoint that this start went on from did not know of.
         fingerprint: see `fingerprint`.
     """
 
@@ -59,6 +60,7 @@ class RunIdentity:
     started: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     run_name: str | None = None
     recoveries: int = 0
+    new_recoveries: int = 0
     fingerprint: dict[str, Any] = field(default_factory=dict)
 
     def state_dict(self) -> dict[str, Any]:

@@ -27,6 +27,8 @@ logger = logging.get_logger(__name__)
 RUN_FILE = "run"  # .json in a checkpoint: who wrote it
 FINISHED_FILE = "finished.json"  # in the output folder, once everything is done
 
+RECOVERIES_FILE = "recoveries.json"  # beside it: how often each run, by its id, was restarted by `--recovery_mode`
+
 # What `--recovery_mode` does, each time it is given.
 RECOVERY_LEARNING_RATE = 0.5
 RECOVERY_BETA = 2.0
@@ -137,12 +139,12 @@ def check_whole(checkpoint: Path) -> None:
         raise ResumeError(f"{checkpoint} cannot be resumed from: {'; '.join(problems)}. Remedy: {remedy}")
 
 
-def admit(checkpoint: Path, now: dict[str, Any], recovering: bool) -> tuple[RunIdentity, float]:
+def admit(checkpoint: Path, now: dict[str, Any], recovering: Path | None) -> tuple[RunIdentity, float]:
     """Hold the run that starts against the one that wrote `checkpoint`.
 
     Args:
         now: fingerprint of the run that starts.
-        recovering: count a recovery and lower the learning rate.
+        recovering: the folder whose count of recoveries is to be raised, each of which lowers the learning rate.
 
     Returns:
         The run's identity, continued, and the factor that the checkpoint's learning rates are to be multiplied by.
@@ -172,15 +174,35 @@ def admit(checkpoint: Path, now: dict[str, Any], recovering: bool) -> tuple[RunI
                 f"scaled. Go on at 0, or start a new run in another `output_dir` with {checkpoint} as its `model`"
             )
         factor = value / then
-    if recovering:
-        identity.recoveries += 1
-        factor *= RECOVERY_LEARNING_RATE
+    identity.new_recoveries = 0
+    if recovering is not None:
+        before, identity.recoveries = identity.recoveries, _count_recovery(recovering, identity)
+        identity.new_recoveries = identity.recoveries - before
+        factor *= RECOVERY_LEARNING_RATE**identity.new_recoveries
         logger.warning(
-            f"recovery {identity.recoveries} from {checkpoint}: learning rate x {RECOVERY_LEARNING_RATE}, KL "
-            f"coefficient x {RECOVERY_BETA}, KL target x {RECOVERY_KL_TARGET}"
+            f"recovery {identity.recoveries} from {checkpoint}, which had {before}: for each new one learning rate x "
+            f"{RECOVERY_LEARNING_RATE}, KL coefficient x {RECOVERY_BETA}, KL target x {RECOVERY_KL_TARGET}"
         )
     identity.fingerprint = now
     return identity, factor
+
+
+def _count_recovery(output_dir: Path, identity: RunIdentity) -> int:
+    """Number of this recovery of the run. A file counts: the checkpoint started from may be older than the last one."""
+    path = output_dir / RECOVERIES_FILE
+    counts: dict[str, int] = {}
+    try:
+        counts = {str(run): int(count) for run, count in json.loads(path.read_text(encoding="utf-8")).items()}
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        logger.warning(f"{path} cannot be read ({error!r}): counting recoveries from the checkpoint's own")
+    counts[identity.run_id] = max(identity.recoveries, counts.get(identity.run_id, 0)) + 1
+    try:
+        write_atomically(path, json.dumps(counts) + "\n")
+    except OSError as error:
+        logger.warning(f"{path} cannot be written ({error}): the next recovery may repeat this one")
+    return counts[identity.run_id]
 
 
 def clear_the_way(output_dir: Path, checkpoint: Path | None) -> None:
@@ -199,9 +221,9 @@ def clear_the_way(output_dir: Path, checkpoint: Path | None) -> None:
             store.set_aside(folder, f"a run started again from {origin}", prefix="superseded")
 
 
-def tighten_kl(controller: Any, beta_max: float) -> None:
-    """Double the coefficient of a `KLController`, within its bounds if it moves by itself."""
-    controller.beta *= RECOVERY_BETA
+def tighten_kl(controller: Any, beta_max: float, times: int) -> None:
+    """Double the coefficient of a `KLController` so many times, within its bounds if it moves by itself."""
+    controller.beta *= RECOVERY_BETA**times
     if controller.control != "fixed":
         controller.beta = min(beta_max, controller.beta)
 

@@ -268,7 +268,8 @@ class CheckpointTrainer(RecoveryTrainer):
             factor = 1.0
         else:
             resume.check_whole(checkpoint)
-            self.identity, factor = resume.admit(checkpoint, self._fingerprint, self.args.recovery_mode)
+            recovering = output_dir if self.args.recovery_mode else None
+            self.identity, factor = resume.admit(checkpoint, self._fingerprint, recovering)
             self.identity.run_name = self.args.run_name or self.identity.run_name
         resume.clear_the_way(output_dir, checkpoint)
         return checkpoint, self.identity.state_dict(), factor
@@ -307,8 +308,8 @@ class CheckpointTrainer(RecoveryTrainer):
                     self._logs[part][name].extend(values)
         self._restored = progress
         LearningRateCut(self._learning_rate_factor, floor=0.0).cut(self.optimizer, self.lr_scheduler)
-        if self.args.recovery_mode:
-            resume.tighten_kl(self.kl_controller, self.args.beta_max)
+        if self.identity.new_recoveries:
+            resume.tighten_kl(self.kl_controller, self.args.beta_max, self.identity.new_recoveries)
         self.kl_controller.target = self.args.kl_target * resume.RECOVERY_KL_TARGET**self.identity.recoveries
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:

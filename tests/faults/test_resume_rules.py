@@ -238,6 +238,23 @@ def test_recovery_halves_the_rate_and_tightens_the_kl_for_good(run: Path) -> Non
     assert later.identity.recoveries == 1
 
 
+def test_a_second_recovery_does_not_repeat_the_first(run: Path) -> None:
+    """From the same checkpoint or an older one, whatever the first left on the disk."""
+    settings = {"recovery_mode": True, "kl_target": 0.03, "save_strategy": "no"}
+    for attempt, stable in ((1, "stable-2"), (2, "stable-2"), (3, "stable-1")):
+        trainer = trainer_for(run, **settings)
+        trainer.train(resume_from_checkpoint=str(run / stable))
+        assert trainer.identity.recoveries == attempt
+        assert trainer.state.log_history[-2]["learning_rate"] == pytest.approx(1e-2 / 2**attempt)
+        strict = (trainer.kl_controller.beta, trainer.kl_controller.target)
+        assert strict == pytest.approx((0.01 * 2**attempt, 0.03 / 2**attempt))
+    other = trainer_for(run, max_steps=2, save_steps=1, stable_after_steps=1, save_strategy="steps")
+    other.train()
+    anew = trainer_for(run, **settings)
+    anew.train(resume_from_checkpoint=str(run / "stable-1"))
+    assert anew.identity.recoveries == 1  # another run's attempts are not its own
+
+
 def test_identity_outlives_restarts_and_a_new_run_gets_a_new_one(run: Path) -> None:
     first = identity.RunIdentity.from_state(json.loads((run / "checkpoint-2" / "run.json").read_text()))
     trainer = trainer_for(run)
