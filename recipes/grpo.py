@@ -1,6 +1,6 @@
 """GRPO with verifiable chess rewards: measure a model, train it, measure it again on the same held-out items.
 
-    accelerate launch recipes/grpo.py --config recipes/nano/grpo/config_cpu.yaml [--key value ...]
+    accelerate launch --quiet recipes/grpo.py --config recipes/nano/grpo/config_cpu.yaml [--key value ...]
 
 Writes to `output_dir`: checkpoint/ (model, tokenizer, card), summary.json, metrics.jsonl, plot.png, and every held-out
 item's result in evaluation_before.json and evaluation_after.json.

@@ -1,6 +1,6 @@
 """Supervised training: a GPT-2 from scratch (or from a checkpoint) on `P:` and `A:` rows, loss on completions only.
 
-    accelerate launch recipes/sft.py --config recipes/nano/sft/config_cpu.yaml
+    accelerate launch --quiet recipes/sft.py --config recipes/nano/sft/config_cpu.yaml
 
 Rows come from the positions that `recipes/generate_data.py positions` wrote. Run the same command again to resume.
 """

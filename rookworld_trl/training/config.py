@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from accelerate.utils import parse_flag_from_env
 from trl import GRPOConfig
 
 from rookworld_trl.training import placement, validation
@@ -282,10 +283,12 @@ class RookWorldGRPOConfig(GRPOConfig):
     memory_share: float = field(default=0.85, metadata={"help": "Share of the GPU that auto_batch_size may fill."})
 
     def __post_init__(self) -> None:
+        if parse_flag_from_env("ACCELERATE_USE_CPU"):  # which transformers asks too, for the device alone
+            self.use_cpu = True
         placement.choose_precision(self)
         if self.rollout_backend == "vllm":
             self.use_vllm = True
-        validation.check_batch(self)  # before TRL's own check, which names no remedy
+        validation.check_fields(self)
         super().__post_init__()
         validation.check(self)
         placement.settle(self)

@@ -81,20 +81,12 @@ def settle(config: "RookWorldGRPOConfig") -> None:
         "write auto or cpu where several processes train",
     )
     require(
-        config.attn_implementation in ATTENTION,
-        "attn_implementation",
-        config.attn_implementation,
-        "no such choice",
-        f"choose one of {', '.join(ATTENTION)}",
-    )
-    require(
         not (config.tf32 and not config.bf16 and not config.fp16),
         "tf32",
         config.tf32,
         "the gates hold float32 log-probs to 1e-4, and TF32 keeps three digits",
         "set `bf16` to true as well, or leave `tf32` out",
     )
-    require(0 < config.memory_share <= 1, "memory_share", config.memory_share, "it is a share", "set it to 0.85, say")
     require(
         not config.auto_batch_size or _on_gpu(config),
         "auto_batch_size",

@@ -7,8 +7,3 @@ def require(condition: bool, name: str, value: Any, problem: str, remedy: str) -
     """Raise the one error shape of bad arguments: field, value, what is wrong with it, what to do."""
     if not condition:
         raise ValueError(f"`{name}` is {value!r}: {problem}. {remedy[0].upper()}{remedy[1:]}.")
-
-
-def check_choice(config: Any, name: str, choices: tuple[str, ...]) -> None:
-    value = getattr(config, name)
-    require(value in choices, name, value, "no such choice", f"choose one of {', '.join(choices)}")

@@ -1,22 +1,180 @@
-"""Checks of the trainer's arguments: contradictions are refused before anything is loaded, with the remedy."""
+"""Checks of the trainer's arguments: contradictions are refused before anything is loaded, with the remedy.
 
+What is wrong with one field by itself stands in the table `FIELD_CHECKS`; what is wrong with several together in
+functions.
+"""
+
+import math
 import os
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+from transformers.integrations import get_available_reporting_integrations
 
 from rookworld_trl.training.advantages import BASELINES
 from rookworld_trl.training.kl import KL_CONTROLS, KL_ESTIMATORS, KL_TYPES
-from rookworld_trl.training.refusal import check_choice, require
+from rookworld_trl.training.placement import ATTENTION
+from rookworld_trl.training.refusal import require
 from rookworld_trl.training.schedules import LR_SCHEDULES
-from rookworld_trl.training.validation_sampling import check_mining, check_sampling, check_task_sampling
+from rookworld_trl.training.validation_sampling import (
+    ROLLOUT_BACKENDS,
+    SCORED,
+    check_mining,
+    check_sampling,
+    check_task_sampling,
+)
 
 if TYPE_CHECKING:
     from rookworld_trl.training.config import RookWorldGRPOConfig
 
+LOSS_TYPES = ("grpo", "dr_grpo", "dapo", "bnpo", "cispo", "sapo", "luspo", "vespo")  # of TRL 1.16
+_DROPOUT = "with dropout the same tokens under the same weights score differently each time"
+
+
+class FieldCheck(NamedTuple):
+    """What fields must hold, each by itself; a field whose default is None may be None too."""
+
+    fields: str  # names, with spaces between them
+    holds: Callable[[Any], bool]
+    problem: str
+    remedy: str
+
+    def accepts(self, value: Any) -> bool:
+        try:
+            return bool(self.holds(value))
+        except TypeError:  # of no type that compares with numbers
+            return False
+
+
+def _at_least(bound: float) -> Callable[[Any], bool]:
+    return lambda value: bound <= value < math.inf  # false for NaN, too
+
+
+def _above(bound: float) -> Callable[[Any], bool]:
+    return lambda value: bound < value < math.inf
+
+
+def _one_of(names: str, *choices: Any) -> FieldCheck:
+    shown = ", ".join(str(choice) for choice in choices if not isinstance(choice, bool))
+    return FieldCheck(names, lambda value: value in choices, "no such choice", f"choose one of {shown}")
+
+
+FIELD_CHECKS = (
+    FieldCheck(
+        "num_generations", _at_least(2), "a group needs at least two completions to compare", "set it to 2 or more"
+    ),
+    FieldCheck(
+        "max_completion_length",
+        _at_least(1),
+        "at least one token must be sampled",
+        "set it to the longest completion of the task, in tokens",
+    ),
+    FieldCheck(
+        "per_device_train_batch_size gradient_accumulation_steps num_iterations steps_per_generation "
+        "generation_batch_size kl_interval mining_candidates health_patience truth_every stable_total_limit "
+        "debug_total_limit recovery_snapshot_steps lora_r value_hidden_size value_epochs",
+        _at_least(1),
+        "it must be a count of at least 1",
+        "set it to 1 or more",
+    ),
+    FieldCheck("recovery_good_steps", _at_least(2), "it must be a count of at least 2", "set it to 2 or more"),
+    FieldCheck(
+        "mining_rounds truth_rows stable_after_steps recovery_max_attempts seed warmup_steps lr_decay_steps "
+        "learning_rate weight_decay adam_epsilon beta kl_warmup_steps kl_stop_threshold reference_reset_steps "
+        "reference_reset_stall max_grad_norm",
+        _at_least(0),
+        "it must be a finite number of 0 or more",
+        "set it to 0 or more",
+    ),
+    FieldCheck(
+        "temperature num_train_epochs save_steps logging_steps epsilon_high kl_target kl_horizon beta_min beta_max "
+        "lora_alpha value_learning_rate reward_limit peak_tflops",
+        _above(0),
+        "it must be a finite number above 0",
+        "set it above 0",
+    ),
+    FieldCheck(
+        "max_steps",
+        lambda value: value == -1 or value >= 1,
+        "it must be a count of at least 1",
+        "set it to 1 or more, or leave it out and set `num_train_epochs`",
+    ),
+    FieldCheck("kl_factor", _above(1), "beta would not move", "set it above 1"),
+    FieldCheck(
+        "lr_floor mining_ordinary gae_gamma gae_lambda",
+        lambda value: 0 <= value <= 1,
+        "it is a share",
+        "set it between 0 and 1",
+    ),
+    FieldCheck(
+        "memory_share recovery_lr_factor", lambda value: 0 < value <= 1, "it is a share", "set it above 0, to 1 at most"
+    ),
+    FieldCheck(
+        "baseline_decay mining_decay adam_beta1 adam_beta2",
+        lambda value: 0 <= value < 1,
+        "the average would never move",
+        "set it below 1, to something like 0.9",
+    ),
+    FieldCheck("epsilon", lambda value: 0 < value < 1, "ratios are clipped to 1 - epsilon", "use something like 0.2"),
+    _one_of("kl_type", *KL_TYPES),
+    _one_of("kl_estimator", *KL_ESTIMATORS),
+    _one_of("kl_control", *KL_CONTROLS),
+    _one_of("advantage_baseline", *BASELINES),
+    _one_of("lr_schedule", *LR_SCHEDULES),
+    _one_of("rollout_backend", *ROLLOUT_BACKENDS),
+    _one_of("attn_implementation", *ATTENTION),
+    _one_of("loss_type", *LOSS_TYPES),
+    _one_of("scale_rewards", "batch", "group", "none", True, False),
+    _one_of("importance_sampling_level", "token", "sequence"),
+    _one_of("multi_objective_aggregation", "sum_then_normalize", "normalize_then_sum"),
+    _one_of("vllm_mode", "server", "colocate"),
+    FieldCheck("top_p repetition_penalty", lambda value: value == 1, SCORED, "set it to 1.0"),
+    FieldCheck("top_k min_p", lambda value: value == 0, SCORED, "set it to 0"),
+    FieldCheck("disable_dropout", lambda value: value is True, _DROPOUT, "leave it True"),
+    FieldCheck("lora_dropout", lambda value: value == 0, _DROPOUT, "leave it at 0"),
+    FieldCheck(
+        "save_only_model",
+        lambda value: value is False,
+        "a checkpoint without optimizer state cannot be resumed from",
+        "leave it False; the trained model is saved by itself at the end",
+    ),
+    FieldCheck(
+        "load_best_model_at_end",
+        lambda value: value is False,
+        "nothing is evaluated while it trains, so no checkpoint is known to be the best",
+        "leave it False; what is evaluated is the model after the last step",
+    ),
+)
+
+
+def check_fields(config: "RookWorldGRPOConfig") -> None:
+    """Each field by itself, before TRL and transformers, whose checks name no remedy or divide by it.
+
+    Raises:
+        ValueError: one message naming the field, its value, what is wrong with it and the remedy.
+    """
+    defaults = {field.name: field.default for field in fields(config)}
+    for check in FIELD_CHECKS:
+        for name in check.fields.split():
+            value = getattr(config, name)
+            unset = value is None and defaults[name] is None
+            require(unset or check.accepts(value), name, value, check.problem, check.remedy)
+    rows = config.per_device_train_batch_size * int(os.environ.get("WORLD_SIZE", "1"))
+    total = config.generation_batch_size or rows * (config.steps_per_generation or config.gradient_accumulation_steps)
+    require(
+        total % config.num_generations == 0,
+        "num_generations",
+        config.num_generations,
+        f"it does not divide the {total} completions sampled at a time (processes x per_device_train_batch_size x "
+        "steps_per_generation, or generation_batch_size), so a group would be cut in two",
+        f"choose a divisor of {total}, or make `per_device_train_batch_size` a multiple of {config.num_generations}",
+    )
+
 
 def check(config: "RookWorldGRPOConfig") -> None:
-    """Every check but that of the batch.
+    """Fields against each other.
 
     Raises:
         ValueError: one message naming the field, its value, the contradiction and the remedy.
@@ -25,50 +183,18 @@ def check(config: "RookWorldGRPOConfig") -> None:
     check_task_sampling(config)
     check_mining(config)
     check_adapters(config)
-    for part in (check_precision, check_kl, check_advantages, check_schedule, check_monitoring, check_checkpoints):
+    for part in (check_precision, check_kl, check_advantages, check_monitoring):
         part(config)
-    check_recovery(config)
-
-
-def check_batch(config: "RookWorldGRPOConfig") -> None:
-    """Before TRL's own check, which names no remedy."""
-    generations = config.num_generations or 0
     require(
-        generations >= 2,
-        "num_generations",
-        config.num_generations,
-        "a group needs at least two completions to compare",
-        "set it to 2 or more",
-    )
-    rows = config.per_device_train_batch_size * int(os.environ.get("WORLD_SIZE", "1"))
-    total = config.generation_batch_size or rows * (config.steps_per_generation or config.gradient_accumulation_steps)
-    require(
-        total % generations == 0,
-        "num_generations",
-        generations,
-        f"it does not divide the {total} completions sampled at a time (processes x per_device_train_batch_size x "
-        "steps_per_generation, or generation_batch_size), so a group would be cut in two",
-        f"choose a divisor of {total}, or make `per_device_train_batch_size` a multiple of {generations}",
-    )
-    require(
-        (config.max_completion_length or 0) >= 1,
-        "max_completion_length",
-        config.max_completion_length,
-        "at least one token must be sampled",
-        "set it to the longest completion of the task, in tokens",
+        not (config.recovery_mode and config.auto_resume),
+        "recovery_mode",
+        config.recovery_mode,
+        "`auto_resume` starts from the newest checkpoint and this from a stable one",
+        "give `recovery_mode` once, and `auto_resume` when starting again after that",
     )
 
 
 def check_adapters(config: "RookWorldGRPOConfig") -> None:
-    require(config.lora_r >= 1, "lora_r", config.lora_r, "it is a rank", "set it to something like 16")
-    require(config.lora_alpha > 0, "lora_alpha", config.lora_alpha, "adapters would do nothing", "set it above 0")
-    require(
-        config.lora_dropout == 0,
-        "lora_dropout",
-        config.lora_dropout,
-        "with dropout the same tokens under the same weights score differently each time",
-        "leave it at 0",
-    )
     require(
         not (config.use_peft and config.rollout_backend == "native"),
         "rollout_backend",
@@ -87,13 +213,6 @@ def check_adapters(config: "RookWorldGRPOConfig") -> None:
 
 
 def check_precision(config: "RookWorldGRPOConfig") -> None:
-    require(
-        config.disable_dropout,
-        "disable_dropout",
-        config.disable_dropout,
-        "with dropout the same tokens under the same weights score differently each time",
-        "leave it True",
-    )
     dtype = dict(config.model_init_kwargs or {}).get("dtype", torch.float32)
     require(
         dtype in (torch.float32, "float32"),
@@ -104,13 +223,6 @@ def check_precision(config: "RookWorldGRPOConfig") -> None:
     )
     high = config.epsilon if config.epsilon_high is None else config.epsilon_high
     require(
-        0 < config.epsilon < 1 and high > 0,
-        "epsilon",
-        (config.epsilon, config.epsilon_high),
-        "the ratio is clipped to [1 - epsilon, 1 + epsilon_high]",
-        "use something like 0.2 and 0.28",
-    )
-    require(
         config.loss_type != "cispo" or high >= 1,
         "epsilon_high",
         high,
@@ -120,10 +232,6 @@ def check_precision(config: "RookWorldGRPOConfig") -> None:
 
 
 def check_kl(config: "RookWorldGRPOConfig") -> None:
-    require(config.beta >= 0, "beta", config.beta, "a negative KL coefficient rewards drift", "set it to 0 or more")
-    check_choice(config, "kl_type", KL_TYPES)
-    check_choice(config, "kl_estimator", KL_ESTIMATORS)
-    check_choice(config, "kl_control", KL_CONTROLS)
     needs_reference = {
         "kl_control": config.kl_control != "fixed",
         "kl_warmup_steps": config.kl_warmup_steps > 0,
@@ -140,13 +248,6 @@ def check_kl(config: "RookWorldGRPOConfig") -> None:
         )
     controlled = config.kl_control != "fixed"
     require(
-        not controlled or config.kl_target > 0,
-        "kl_target",
-        config.kl_target,
-        "the KL cannot be held at or below 0",
-        "set it to something like 0.03 nats a token",
-    )
-    require(
         not controlled or 0 < config.beta_min <= config.beta <= config.beta_max,
         "beta",
         config.beta,
@@ -160,12 +261,6 @@ def check_kl(config: "RookWorldGRPOConfig") -> None:
         "a reference that follows the policy by itself defeats the KL control",
         "use `reference_reset_steps` or a fixed beta",
     )
-    require(config.kl_factor > 1, "kl_factor", config.kl_factor, "beta would not move", "set it above 1")
-    require(config.kl_interval >= 1, "kl_interval", config.kl_interval, "beta would never move", "set it to 1 or more")
-    require(config.kl_horizon > 0, "kl_horizon", config.kl_horizon, "it divides", "set it to something like 10000")
-    for name in ("kl_warmup_steps", "kl_stop_threshold", "reference_reset_steps", "reference_reset_stall"):
-        value = getattr(config, name)
-        require(value >= 0, name, value, "it cannot be negative", "set it to 0 to switch it off")
     require(
         config.reference_reset_stall != 1,
         "reference_reset_stall",
@@ -176,7 +271,6 @@ def check_kl(config: "RookWorldGRPOConfig") -> None:
 
 
 def check_advantages(config: "RookWorldGRPOConfig") -> None:
-    check_choice(config, "advantage_baseline", BASELINES)
     own = config.use_gae or config.advantage_baseline != "group_mean"
     require(
         not (own and config.multi_objective_aggregation != "sum_then_normalize"),
@@ -184,13 +278,6 @@ def check_advantages(config: "RookWorldGRPOConfig") -> None:
         config.multi_objective_aggregation,
         "only TRL's group mean can normalise each reward by itself",
         "set it to sum_then_normalize, or `advantage_baseline` to group_mean and `use_gae` to False",
-    )
-    require(
-        0 <= config.baseline_decay < 1,
-        "baseline_decay",
-        config.baseline_decay,
-        "the average would never move",
-        "set it to something like 0.9",
     )
     # Where a group agrees its deviation is 0, and its distance to a running mean is not.
     require(
@@ -222,56 +309,6 @@ def check_advantages(config: "RookWorldGRPOConfig") -> None:
         "the value head is the baseline, token by token; groups play no part",
         "leave `advantage_baseline` at group_mean and set `scale_rewards` to batch or none",
     )
-    for name in ("gae_gamma", "gae_lambda"):
-        value = getattr(config, name)
-        require(0 <= value <= 1, name, value, "it is a discount", "set it between 0 and 1")
-    for name in ("value_hidden_size", "value_learning_rate", "value_epochs"):
-        value = getattr(config, name)
-        require(value > 0, name, value, "the value head could not learn", "set it above 0")
-
-
-def check_schedule(config: "RookWorldGRPOConfig") -> None:
-    check_choice(config, "lr_schedule", LR_SCHEDULES)
-    require(0 <= config.lr_floor <= 1, "lr_floor", config.lr_floor, "it is a share", "set it between 0 and 1")
-    require(
-        config.lr_decay_steps >= 0,
-        "lr_decay_steps",
-        config.lr_decay_steps,
-        "it cannot be negative",
-        "set it to 0 or more",
-    )
-
-
-def check_checkpoints(config: "RookWorldGRPOConfig") -> None:
-    for name in ("stable_total_limit", "debug_total_limit"):
-        value = getattr(config, name)
-        require(value >= 1, name, value, "the newest one is always kept", "set it to 1 or more")
-    value = config.stable_after_steps
-    require(value >= 0, "stable_after_steps", value, "it is a count", "set it to 0 to make no checkpoint stable")
-    require(
-        not config.save_only_model,
-        "save_only_model",
-        config.save_only_model,
-        "a checkpoint without optimizer state cannot be resumed from",
-        "leave it False; the trained model is saved by itself at the end",
-    )
-    require(
-        not (config.recovery_mode and config.auto_resume),
-        "recovery_mode",
-        config.recovery_mode,
-        "`auto_resume` starts from the newest checkpoint and this from a stable one",
-        "give `recovery_mode` once, and `auto_resume` when starting again after that",
-    )
-
-
-def check_recovery(config: "RookWorldGRPOConfig") -> None:
-    factor, limit = config.recovery_lr_factor, config.reward_limit
-    require(0 < factor <= 1, "recovery_lr_factor", factor, "it cuts the learning rate", "set it to something like 0.5")
-    require(0 < limit < float("inf"), "reward_limit", limit, "larger rewards are cut to it", "set it above all of them")
-    least = {"recovery_max_attempts": 0, "recovery_snapshot_steps": 1, "recovery_good_steps": 2}
-    for name, bound in least.items():
-        value = getattr(config, name)
-        require(value >= bound, name, value, f"it is a count of at least {bound}", f"set it to {bound} or more")
 
 
 def check_monitoring(config: "RookWorldGRPOConfig") -> None:
@@ -285,13 +322,12 @@ def check_monitoring(config: "RookWorldGRPOConfig") -> None:
             "a band is a pair of two different numbers",
             "write [yellow, red], or null for no band",
         )
-    require(config.health_patience >= 1, "health_patience", config.health_patience, "it is a count", "set it to 1")
-    require(config.truth_rows >= 0, "truth_rows", config.truth_rows, "it is a count", "set it to 0 for none")
-    require(config.truth_every >= 1, "truth_every", config.truth_every, "it is a count", "set it to 1 or more")
-    require(
-        config.peak_tflops is None or config.peak_tflops > 0,
-        "peak_tflops",
-        config.peak_tflops,
-        "utilisation is a share of it",
-        "set the device's peak from its data sheet, or leave it out",
-    )
+    there = get_available_reporting_integrations() if config.report_to else []
+    for tracker in config.report_to:
+        require(
+            tracker in there,
+            "report_to",
+            tracker,
+            "no such tracker is installed",
+            f"install it, or choose one of none{''.join(f', {name}' for name in there)}",
+        )

@@ -48,6 +48,13 @@ def test_grpo_recipes_parse_and_their_ratio_is_possible(path, tmp_path):
     assert args.output_dir.startswith("runs/")
 
 
+def test_a_recipe_for_a_gpu_runs_with_the_accelerate_config_of_the_cpu_as_it_stands(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    path = ROOT / "recipes/rookworld-lm-124m/grpo/config_mixed.yaml"
+    (_, args) = parse_recipe((grpo.RunConfig, RookWorldGRPOConfig), ["--config", str(path)])
+    assert (args.use_cpu, args.bf16, args.device.type) == (True, False, "cpu")
+
+
 def test_presets_hold_what_their_names_say(tmp_path):
     """The stricter the preset, the smaller the steps, the clip and the drift at which it stops."""
 
