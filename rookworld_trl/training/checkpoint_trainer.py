@@ -94,7 +94,7 @@ class CheckpointTrainer(RecoveryTrainer):
         folder = self._write(kind, None, extra)
         if self.args.should_save:
             limit = self.args.stable_total_limit if kind == "stable" else self.args.debug_total_limit
-            store.prune(folder.parent, kind, max(1, limit))
+            store.prune(folder.parent, kind, max(1, limit), [folder])  # later steps' may be there
         return folder
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:

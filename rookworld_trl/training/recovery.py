@@ -31,7 +31,7 @@ FAULTS = {
     "weights": "weights",
     "reference": "reference weights",
     "sampling": "sampling logits",
-    "rewards": "all rewards",
+    "rewards": "rewards of all completions",
     "gates": "first batch's log-probs",
     "loss": "loss",
     "controls": "controls",
@@ -78,6 +78,18 @@ def described(faults: dict[str, list[int]]) -> str:
     ranks = sorted({rank for found in faults.values() for rank in found})
     where = f"process{'es' * (len(ranks) > 1)} {', '.join(map(str, ranks))}"
     return f"{' and '.join(names)} not finite ({where})"
+
+
+def remedy(faults: Iterable[str]) -> str:
+    """What to do about faults that come again and again. Of several, the first one's: the others may follow from it."""
+    if "rewards" in faults:
+        return (
+            "No reward function gave a finite number for any completion: see that they apply to these prompts (None "
+            "means that one does not) and fix them"
+        )
+    if "reference" in faults:
+        return "Nothing trains the reference: check the machine's memory, then go on with `--auto_resume`"
+    return "Resume with `--recovery_mode`, which counts its attempts from 0, or lower `learning_rate`"
 
 
 def copy_tree(tree: Any, into: Any = None) -> Any:
@@ -143,23 +155,28 @@ class Attempts:
 
     Args:
         folder: of the run; None on processes that write nothing.
+        fresh: forget what an earlier run in this folder has counted.
 
     Attributes:
         count: attempts in a row, those of earlier processes included.
         total: all attempts of the run.
     """
 
-    def __init__(self, folder: Path | None):
+    def __init__(self, folder: Path | None, fresh: bool = False):
         self.folder = folder
         self.count = self.total = 0
         if folder is None:
+            return
+        if fresh:
+            with _said_not_raised(folder / ATTEMPTS_FILE):
+                (folder / ATTEMPTS_FILE).unlink(missing_ok=True)
             return
         try:
             state = json.loads((folder / ATTEMPTS_FILE).read_text(encoding="utf-8"))
             self.count, self.total = int(state["attempts"]), int(state["total"])
         except FileNotFoundError:
             pass
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
             logger.warning(f"{folder / ATTEMPTS_FILE} cannot be read ({error!r}): counting attempts from 0")
 
     def add(self) -> int:

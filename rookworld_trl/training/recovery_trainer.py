@@ -39,6 +39,7 @@ from rookworld_trl.training.recovery import (
     load_optimizer,
     load_tensors,
     numbers_finite,
+    remedy,
     trained_tensors,
 )
 from rookworld_trl.training.value import ValueHead
@@ -93,7 +94,9 @@ class RecoveryTrainer(MiningTrainer):
             Diverged: it is not.
         """
         folder = Path(self.args.output_dir) if self.args.should_save else None
-        self._attempts = Attempts(folder)
+        self._attempts = Attempts(folder, fresh=not (self.state.global_step or self.args.auto_resume))
+        if self.args.recovery_mode:  # a person has looked at those before
+            self._attempts.reset()
         counted = torch.tensor([self._attempts.count], device=self.accelerator.device)
         self._attempts.count = int(self.accelerator.gather(counted)[0])  # only the first process can read it
         self._faults.clear()
@@ -147,6 +150,9 @@ class RecoveryTrainer(MiningTrainer):
         rewards = super()._calculate_rewards(*args, **kwargs)
         if self.rewards_unusable and self.model.training:
             self._faults.add("rewards")
+            if not self.recovers:
+                found = described({"rewards": [self.accelerator.process_index]})
+                raise Diverged(self.state.global_step + 1, found, remedy(self._faults))
         return rewards
 
     def _compute_loss(self, model: nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
@@ -212,12 +218,10 @@ class RecoveryTrainer(MiningTrainer):
                 self._tr_loss.copy_(self._loss_before)
             self._report(event)
             if event["attempt"] > self.args.recovery_max_attempts:
-                remedy = (
-                    f"That was fault {event['attempt']} in a row and `recovery_max_attempts` is "
-                    f"{self.args.recovery_max_attempts}: resume with `--recovery_mode`, or lower `learning_rate`"
-                )
+                allowed = f"`recovery_max_attempts` is {self.args.recovery_max_attempts}"
+                advice = f"That was fault {event['attempt']} in a row and {allowed}. {remedy(event['faults'])}"
                 debug = Path(event["debug"]) if event["debug"] else None
-                raise Diverged(event["step"], described(event["faults"]), remedy, debug)
+                raise Diverged(event["step"], described(event["faults"]), advice, debug)
         else:
             self.healthy_steps += 1
             self._snapshots.promote()

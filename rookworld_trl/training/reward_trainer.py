@@ -13,7 +13,7 @@ class RewardTrainer(RolloutTrainer):
     """Rewards are finite and within `args.reward_limit`, or None.
 
     Attributes:
-        rewards_unusable: the last batch's functions gave numbers, and not one of them was finite.
+        rewards_unusable: no completion of the last batch, on any process, has a finite reward from any function.
     """
 
     reward_funcs: list[Any]
@@ -44,5 +44,6 @@ class RewardTrainer(RolloutTrainer):
         for name, count in (("not_finite", not_finite), ("clamped", clamped)):
             if count:
                 self._metrics[self._mode][f"rewards/{name}"].append(count)
-        self.rewards_unusable = 0 < numbers == not_finite
-        return screen.screen_tensor(rewards)
+        rewards = screen.screen_tensor(rewards)
+        self.rewards_unusable = not bool(rewards.isfinite().any())
+        return rewards

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from rookworld_trl.checkpointing.resume import choose_start
 from rookworld_trl.checkpointing.store import newest_valid
 from rookworld_trl.training import RookWorldGRPOTrainer
 from rookworld_trl.training.recovery import (
@@ -22,6 +23,7 @@ from rookworld_trl.training.recovery import (
     finite,
     finite_logits,
     load_optimizer,
+    remedy,
 )
 from tests.faults.injection import STATE, Injector, hash_of
 from tests.faults.toy import make_trainer
@@ -177,14 +179,81 @@ def test_attempts_survive_a_restart(tmp_path: Path) -> None:
     first = make_trainer(tmp_path, max_steps=3, save_strategy="no")
     Injector(first, [(0, 2, "gradient"), (0, 3, "gradient")])
     first.train()
-    second = make_trainer(tmp_path, max_steps=9, save_strategy="no")
+    second = make_trainer(tmp_path, max_steps=9, save_strategy="no", auto_resume=True)  # no checkpoint yet, the same run
     Injector(second, [(0, step, "gradient") for step in range(1, 9)])
     with pytest.raises(Diverged) as caught:
         second.train()
     assert caught.value.step == 2  # the third and fourth in a row
-    third = make_trainer(tmp_path, max_steps=4, save_strategy="no")
+    third = make_trainer(tmp_path, max_steps=4, save_strategy="no", auto_resume=True)
     third.train()  # healthy for long enough: counted from 0 again
     assert json.loads((tmp_path / "recovery.json").read_text()) == {"attempts": 0, "total": 4}
+
+
+def test_another_run_in_the_same_folder_has_all_its_attempts(tmp_path: Path) -> None:
+    (tmp_path / "recovery.json").write_text('{"attempts": 4, "total": 9}')
+    trainer, _ = run_with([(0, 2, "gradient")], tmp_path)
+    assert [event["attempt"] for event in events(tmp_path)] == [1]
+    assert json.loads((tmp_path / "recovery.json").read_text()) == {"attempts": 0, "total": 1}
+    assert trainer.state.global_step == 5
+
+
+def test_the_advice_after_the_last_attempt_works(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"stable_after_steps": 1, "lr_scheduler_type": "constant"}
+    diverging = make_trainer(tmp_path, max_steps=9, **options)
+    Injector(diverging, [(0, step, "loss") for step in (4, 5, 6, 7)])
+    with pytest.raises(Diverged, match="`--recovery_mode`"):
+        diverging.train()
+    again = make_trainer(tmp_path, max_steps=9, recovery_mode=True, **options)
+    Injector(again, [(0, step, "loss") for step in (4, 5)])
+    start = choose_start(again.args).checkpoint
+    assert start is not None
+    again.train(resume_from_checkpoint=start)
+    assert [event["attempt"] for event in events(tmp_path)] == [1, 2, 3, 4, 1, 2]
+    assert again.state.global_step == 9
+
+
+def test_the_folder_that_the_message_names_is_there(tmp_path: Path) -> None:
+    """Debug folders of later steps, from before the run went back, must not push it out."""
+    for step in (50, 60, 70):
+        (tmp_path / f"debug-{step}").mkdir()
+    trainer = make_trainer(tmp_path, max_steps=9, save_strategy="no", debug_total_limit=3)
+    Injector(trainer, [(0, step, "loss") for step in (2, 3, 4, 5)])
+    with pytest.raises(Diverged) as caught:
+        trainer.train()
+    assert caught.value.debug == tmp_path / "debug-4"
+    assert (tmp_path / "debug-4" / "extra.json").exists()
+    assert len(list(tmp_path.glob("debug-*"))) == 4  # and not every one that was ever written
+
+
+@pytest.mark.parametrize("value", [NAN, None])
+@pytest.mark.parametrize("recovery", [True, False])
+def test_rewards_that_are_no_numbers_end_the_run_and_are_named(value: Any, recovery: bool, tmp_path: Path) -> None:
+    def reward(completions: list[str], **_: Any) -> list[Any]:
+        return [value] * len(completions)
+
+    trainer = make_trainer(tmp_path, reward=reward, max_steps=9, save_strategy="no", recovery=recovery)
+    with pytest.raises(Diverged, match="rewards") as caught:
+        trainer.train()
+    assert caught.value.step == (4 if recovery else 1)
+    assert "reward function" in str(caught.value)
+    assert "learning_rate" not in str(caught.value)
+    assert "recovery_mode" not in str(caught.value)
+    assert finite(trainer.model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("faults", "advised", "not_advised"),
+    [
+        (["loss"], "`--recovery_mode`", "reward function"),
+        (["loss", "rewards"], "reward function", "learning_rate"),
+        (["reference"], "reference", "learning_rate"),
+        (["weights", "gradient"], "learning_rate", "reward function"),
+    ],
+)
+def test_the_remedy_fits_the_fault(faults: list[str], advised: str, not_advised: str) -> None:
+    text = remedy(dict.fromkeys(faults, [0]))
+    assert advised in text
+    assert not_advised not in text
 
 
 def test_a_state_of_no_use_is_refused_at_the_start(tmp_path: Path) -> None:
@@ -321,7 +390,7 @@ def test_logits_that_are_no_distribution_are_mended() -> None:
     assert torch.isnan(model.head(torch.tensor([NAN]))).all()  # the hook is gone
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"attempts": "many", "total": 1}', '{"attempts": 2}'])
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"attempts": "many", "total": 1}', '{"attempts": Infinity, "total": 1}', '{"attempts": 2}'])
 def test_a_damaged_count_starts_at_zero(content: str, tmp_path: Path) -> None:
     (tmp_path / "recovery.json").write_text(content)
     attempts = Attempts(tmp_path)

@@ -1,5 +1,6 @@
 """Whatever reward functions return or raise: nothing is poisoned, all is counted, errors keep their traceback."""
 
+import json
 import math
 import traceback
 from collections.abc import Callable
@@ -81,11 +82,23 @@ def test_absurd_rewards_in_training(scale: str, baseline: str, tmp_path: Path) -
     assert all(math.isfinite(row["loss"]) for row in trainer.state.log_history if "loss" in row)
 
 
-def test_rows_that_no_function_answers_are_no_fault(tmp_path: Path) -> None:
-    trainer, advantages = train_with(tmp_path, lambda completions, **_: [None] * len(completions))
-    assert not (tmp_path / "recovery.jsonl").exists()
-    assert all(not batch.any() for batch in advantages)
+def test_a_batch_that_no_function_answers_is_a_step_that_is_skipped(tmp_path: Path) -> None:
+    batches = []
+
+    def reward(completions: list[str], **_: Any) -> list[float | None]:
+        batches.append(len(completions))
+        return [None if len(batches) == 2 else float(row) for row, _ in enumerate(completions)]
+
+    trainer, advantages = train_with(tmp_path, reward, max_steps=3)
+    events = [json.loads(line) for line in (tmp_path / "recovery.jsonl").read_text().splitlines()]
+    assert [(each["step"], each["faults"], each["back_to_step"]) for each in events] == [(2, {"rewards": [0]}, None)]
+    assert [bool(batch.any()) for batch in advantages] == [True, False, True]
     assert finite(trainer.model.parameters())
+
+
+def test_rows_that_no_function_answers_are_no_fault_beside_others(tmp_path: Path) -> None:
+    train_with(tmp_path, lambda completions, **_: [1.0, 2.0] + [None] * (len(completions) - 2))
+    assert not (tmp_path / "recovery.jsonl").exists()
 
 
 def broken(completions: list[str], **_: Any) -> list[float]:
