@@ -102,11 +102,11 @@ class RewardScreen:
         self.example = self.example or example
 
 
-def share_outcome(screen: RewardScreen, error: Exception | None) -> tuple[int, int, int]:
+def share_outcome(screen: RewardScreen, error: Exception | None) -> tuple[int, int]:
     """Tell all processes how the rewards went; every process must call this, after its last other collective.
 
     Returns:
-        Numbers given, of them not finite, and clamped, over all processes.
+        Rewards not finite, and clamped, over all processes.
 
     Raises:
         Exception: `error` itself, with its traceback, on the process that it happened on.
@@ -127,7 +127,7 @@ def share_outcome(screen: RewardScreen, error: Exception | None) -> tuple[int, i
             f"rewards: {not_finite} of {numbers} not finite and left out, {clamped} cut to +-{screen.limit:g} "
             f"(`reward_limit`); the first: {example}. Mend the reward function"
         )
-    return numbers, not_finite, clamped
+    return not_finite, clamped
 
 
 def screened(functions: Sequence[Any], names: Sequence[str], screen: RewardScreen) -> list[Callable[..., Any]]:

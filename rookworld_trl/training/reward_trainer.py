@@ -40,7 +40,7 @@ class RewardTrainer(RolloutTrainer):
             rewards = gather(blank)
         finally:
             self.reward_funcs = functions
-        numbers, not_finite, clamped = share_outcome(screen, error)
+        not_finite, clamped = share_outcome(screen, error)
         for name, count in (("not_finite", not_finite), ("clamped", clamped)):
             if count:
                 self._metrics[self._mode][f"rewards/{name}"].append(count)
