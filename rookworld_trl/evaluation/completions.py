@@ -8,11 +8,12 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from rookworld_trl.modeling.rollout import rollout
+from rookworld_trl.modeling.tokens import completion_texts
 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """A completion's text without special tokens, its length in tokens, and whether it ended by itself."""
+    """A completion's text by `completion_texts`, its length in tokens, and whether it ended by itself."""
 
     text: str
     tokens: int
@@ -79,7 +80,7 @@ def complete(
             for i, ids in zip(batch, sampled.completion_ids, strict=True):
                 completion_ids[i] = ids
             bar.update(len(batch))
-    texts = tokenizer.batch_decode(completion_ids, skip_special_tokens=True)
+    texts = completion_texts(tokenizer, completion_ids)
     ended = [bool(ids) and ids[-1] == tokenizer.eos_token_id for ids in completion_ids]
     return [Completion(text, len(ids), end) for text, ids, end in zip(texts, completion_ids, ended, strict=True)]
 

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from rookworld_trl.engine import Engine
 from rookworld_trl.modeling.rollout import rollout
+from rookworld_trl.modeling.tokens import completion_texts
 from rookworld_trl.tasks import ParseError, policy
 
 
@@ -93,8 +94,7 @@ class ModelPlayer:
             seed=self._rng.getrandbits(31),  # a new one each time: a position met again is sampled anew
             batch_size=self._batch_size,
         )
-        texts = self._tokenizer.batch_decode(sampled.completion_ids, skip_special_tokens=True)
-        return [_best(text) for text in texts]
+        return [_best(text) for text in completion_texts(self._tokenizer, sampled.completion_ids)]
 
 
 def _best(completion: str) -> str:

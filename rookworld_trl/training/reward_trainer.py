@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from accelerate.utils import gather
 
+from rookworld_trl.modeling.tokens import completion_texts
 from rookworld_trl.training.reward_screen import RewardScreen, screened, share_outcome
 from rookworld_trl.training.rollout_trainer import RolloutTrainer
 
@@ -24,10 +25,14 @@ class RewardTrainer(RolloutTrainer):
     ) -> torch.Tensor:
         """Rewards (N, functions) of all processes; NaN where a function does not apply or gave no usable number.
 
+        Functions get texts by `completion_texts`: TRL's leave special tokens out and do not say whether they ended.
+
         Raises:
             Exception: what a reward function raised, on its own process; the others raise a RuntimeError with its
                 traceback at the same time.
         """
+        if all(isinstance(text, str) for text in completions):  # no conversations
+            completions = completion_texts(self.processing_class, completion_ids_list, self.eos_token_ids)
         screen = RewardScreen(self.args.reward_limit)
         functions, error = self.reward_funcs, None
         self.reward_funcs = screened(functions, self.reward_func_names, screen)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from rookworld_trl.modeling.tokens import CUT_OFF
 from rookworld_trl.rewards import environment_reward, environment_reward_continuous, policy_reward
 from rookworld_trl.rewards.levels import UNPARSABLE
 from rookworld_trl.training.kl import KL_ESTIMATORS, KL_TYPES
@@ -177,8 +178,8 @@ def test_empty_and_padding_completions(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(RolloutTrainer, "_generate_single_turn", sample)
     monkeypatch.setattr(RolloutTrainer, "_check_gates", lambda *_: None)  # they compare with a real sampler
     trainer, advantages = train_with(tmp_path, reward)
-    assert texts[0][:3] == ["", "", ""]
-    assert len(texts[0][3]) == 2
+    assert texts[0][:3] == ["", "<pad>" * 4 + CUT_OFF, ""]
+    assert len(texts[0][3]) == 2 + len(CUT_OFF)
     assert finite(trainer.model.parameters())
     assert not (tmp_path / "recovery.jsonl").exists()
     assert all(batch.isfinite().all() and batch.any() for batch in advantages)
