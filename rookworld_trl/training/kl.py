@@ -83,7 +83,7 @@ def exact_kl(
     temperature: float = 1.0,
     chunk_size: int = 1024,
 ) -> torch.Tensor:
-    """KL over the whole vocabulary at each position, differentiable in `hidden` and `head`.
+    """KL over the whole vocabulary at each position, differentiable in `hidden` and `head`; heads run in float32.
 
     Logits of only `chunk_size` positions exist at a time; the backward pass computes them again.
 
@@ -96,9 +96,13 @@ def exact_kl(
         (B, C), nats, float32.
     """
 
+    def log_probs(head: Callable[[torch.Tensor], torch.Tensor], h: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(h.device.type, enabled=False):
+            logits = head(h.float() if h.element_size() < 4 else h)
+        return torch.log_softmax(logits.float() / temperature, dim=-1)
+
     def of_chunk(h: torch.Tensor, ref_h: torch.Tensor) -> torch.Tensor:
-        logps = torch.log_softmax(head(h).float() / temperature, dim=-1)
-        ref_logps = torch.log_softmax(ref_head(ref_h).float() / temperature, dim=-1).detach()
+        logps, ref_logps = log_probs(head, h), log_probs(ref_head, ref_h).detach()
         log_ratio = logps - ref_logps
         weight = {
             "reverse": logps.exp(),

@@ -124,7 +124,8 @@ class KLTrainer(GRPOTrainer):
         else:
             options = (self.args.kl_type, self.args.kl_estimator, self.args.use_bias_correction_kl)
             per_token_kl = kl.estimate_kl(logps, inputs["ref_per_token_logps"], *options)
-        if self.args.use_bias_correction_kl and "old_per_token_logps" in inputs:
+        # Of estimates from the sampled token alone: the sum over the vocabulary does not depend on who sampled.
+        if self.args.use_bias_correction_kl and "old_per_token_logps" in inputs and not exact:
             per_token_kl = per_token_kl * (logps.detach() - inputs["old_per_token_logps"]).exp()
         self._kl_meter.add(per_token_kl, (logps - inputs["ref_per_token_logps"]), mask)
         accumulation = self.current_gradient_accumulation_steps if self.model.training else 1

@@ -115,6 +115,21 @@ def test_exact_kl_values_and_gradients(kl_type: str, chunk_size: int) -> None:
     assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(ours, right, strict=True))
 
 
+def test_exact_kl_is_float32s_under_autocast() -> None:
+    """Logits of up to 100, which bf16 moves by 1/4 and more; hidden states that come in bf16 are taken as they are."""
+    torch.manual_seed(0)
+    hidden, ref_hidden = (torch.randn(2, 4, 16).bfloat16() for _ in range(2))
+    head = torch.nn.Linear(16, 50, bias=False)
+    with torch.no_grad():
+        head.weight.mul_(60)
+        truth = exact_kl(hidden.float(), head, ref_hidden.float(), head, torch.ones(2, 4), "reverse")
+        with torch.autocast("cpu", torch.bfloat16):
+            found = exact_kl(hidden, head, ref_hidden, head, torch.ones(2, 4), "reverse")
+        outside = exact_kl(hidden, head, ref_hidden, head, torch.ones(2, 4), "reverse")
+    assert torch.equal(found, truth)
+    assert torch.equal(outside, truth)
+
+
 def test_aggregate_by_hand() -> None:
     """Rows of 2 and 1 tokens; the masked 9 must not count."""
     x, mask = torch.tensor([[1.0, 3.0], [5.0, 9.0]]), torch.tensor([[1, 1], [1, 0]])

@@ -74,10 +74,16 @@ def test_the_coefficient_in_force_moves_the_loss(make_trainer: Make) -> None:
     assert trainer.beta == 0.5  # what TRL reads to score the reference
 
 
+@pytest.mark.parametrize("off_policy", [False, True])
 @pytest.mark.parametrize("kl_type", ["reverse", "forward", "symmetric"])
-def test_exact_kl_of_the_batch_by_full_logits(make_trainer: Make, kl_type: str) -> None:
-    """Row by row, unpadded, from whole distributions; the reference is left without gradients."""
+def test_exact_kl_of_the_batch_by_full_logits(make_trainer: Make, kl_type: str, off_policy: bool) -> None:
+    """Row by row, unpadded, from whole distributions; the reference is left without gradients.
+
+    Off-policy as well: a sum over the vocabulary does not depend on which token was sampled, nor on by whom.
+    """
     trainer, inputs = ready(make_trainer(kl_estimator="exact", kl_type=kl_type, temperature=0.8))
+    if off_policy:
+        inputs["old_per_token_logps"] = inputs["ref_per_token_logps"] - 0.5
     trainer._compute_loss(trainer.model, inputs).backward()
     total, count = 0.0, 0
     for row in range(len(inputs["prompt_ids"])):
