@@ -8,6 +8,7 @@ import hashlib
 import json
 import pickle
 import re
+from importlib.resources import files
 from pathlib import Path
 
 import torch
@@ -30,6 +31,9 @@ from rookworld_trl.modeling.gpt2 import canonical_weights, check_config, weight_
 from rookworld_trl.modeling.tokens import lead_with_eos
 
 logger = logging.get_logger(__name__)
+
+NANO = "nano"
+NANO_FOLDER = Path(str(files("rookworld_trl"))) / "assets" / NANO
 
 SAFE_WEIGHTS = "model.safetensors"
 PICKLED_WEIGHTS = "pytorch_model.bin"
@@ -65,7 +69,8 @@ def load(
     and pad tokens become the tokenizer's.
 
     Args:
-        name: a local folder, or a repository on the Hub such as `jrahn/RookWorld-LM-124M`.
+        name: a local folder, a repository on the Hub such as `jrahn/RookWorld-LM-124M`, or `nano`: the model that comes
+            with the package.
         leading_eos: see `load_tokenizer`.
         expected_parameters: refuse a model with another number of parameters.
 
@@ -127,6 +132,8 @@ def checkpoint_folder(
         LoadingError: the Hub is out of reach, the repository is gated or unknown, or the revision is; a file of the
             cache is damaged.
     """
+    if name == NANO:
+        return NANO_FOLDER
     if Path(name).is_dir():
         return Path(name)
 

@@ -83,6 +83,10 @@ class ModelPlayer:
         self._rng = random.Random(seed)
 
     def choose(self, boards: Sequence[chess.Board]) -> list[str | None]:
+        return ["" if answer is None else answer.best for answer in self.answers(boards)]
+
+    def answers(self, boards: Sequence[chess.Board]) -> list[policy.PolicyOutput | None]:
+        """The whole answer for each board; None where the completion does not parse."""
         prompt_ids = self._tokenizer([policy.prompt(board.fen()) for board in boards])["input_ids"]
         room = self._model.config.n_positions - max(map(len, prompt_ids))
         sampled = rollout(
@@ -94,11 +98,11 @@ class ModelPlayer:
             seed=self._rng.getrandbits(31),  # a new one each time: a position met again is sampled anew
             batch_size=self._batch_size,
         )
-        return [_best(text) for text in completion_texts(self._tokenizer, sampled.completion_ids)]
+        return [_parsed(text) for text in completion_texts(self._tokenizer, sampled.completion_ids)]
 
 
-def _best(completion: str) -> str:
+def _parsed(completion: str) -> policy.PolicyOutput | None:
     try:
-        return policy.parse(completion).best
+        return policy.parse(completion)
     except ParseError:
-        return ""
+        return None
