@@ -2,20 +2,24 @@
 
     python recipes/evaluate.py
     python recipes/evaluate.py --model runs/demo/checkpoint --output after.json --baseline before.json
+    python recipes/evaluate.py --dataset games.pgn --best_move engine --limit 500
     python recipes/evaluate.py --suite mate_in_one --dataset task.json     (BIG-bench; or Lichess's puzzles as .csv)
     python recipes/evaluate.py --suite sts --dataset STS1-STS15_LAN_v8.epd
     python recipes/evaluate.py --suite selfplay --limit 100
 
-Prints a table with 95 % intervals; --output keeps every item's result as JSON.
+Prints a table with 95 % intervals, over games where the rows come from games, else over rows; --output keeps every
+item's result as JSON.
 """
 
 import argparse
 import hashlib
 import json
+import random
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import torch
 from transformers import PreTrainedModel
@@ -23,7 +27,8 @@ from transformers import PreTrainedModel
 import rookworld_trl
 from rookworld_trl.config import bad_input
 from rookworld_trl.data import load_shipped
-from rookworld_trl.data.sources import load_prompts
+from rookworld_trl.data.sources import DataOptions, load_prompts
+from rookworld_trl.data.splits import draw_of_each
 from rookworld_trl.evaluation import (
     MODES,
     Evaluation,
@@ -45,6 +50,9 @@ from rookworld_trl.tasks import PREFIXES
 # Reader of the suite's file, and the suite.
 FILE_SUITES: dict[str, Any] = {"mate_in_one": (read_puzzles, run_mate_in_one), "sts": (read_sts, run_sts)}
 NANO = Path(rookworld_trl.__file__).parent / "assets" / "nano"
+
+
+READING = [option for option in fields(DataOptions) if option.name != "leading_eos"]
 
 
 def data_hash(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -71,7 +79,12 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--suite", choices=("held_out", *FILE_SUITES, "selfplay"), default="held_out")
     parser.add_argument("--split", default="test", help="dev or test of the shipped data")
     parser.add_argument("--dataset", help="instead of the shipped data: a file, or a name on the Hub and its --split")
-    parser.add_argument("--limit", type=int, help="first rows of each task; positions of a suite; games")
+    parser.add_argument(
+        "--limit",
+        type=int,
+        help="rows of each task, or positions of a suite, drawn at random, the same in every run, from as many games "
+        "as there are; games of selfplay",
+    )
     parser.add_argument("--mode", choices=(*MODES, "both"), default="both")
     parser.add_argument("--temperature", type=float, default=1.0, help="of the sampled mode")
     parser.add_argument("--seed", type=int, default=0)
@@ -80,7 +93,20 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--baseline", type=Path, help="JSON of an earlier evaluation to compare with, item by item")
     parser.add_argument("--output", type=Path, help="write everything here as JSON")
+    reading = parser.add_argument_group("how --dataset is read, as in recipes/grpo.py")
+    for option in READING:
+        kind = get_type_hints(DataOptions)[option.name]
+        how: dict[str, Any] = {"type": int if kind in (int, int | None) else str}
+        if get_origin(kind) is Literal:
+            how = {"choices": get_args(kind)}
+        elif kind is bool:
+            how = {"action": "store_true"}
+        about = f"{option.metadata['help']} [{option.default}]".replace("%", "%%")
+        reading.add_argument(f"--{option.name}", default=option.default, help=about, **how)
     args = parser.parse_args(arguments)
+    changed = [option.name for option in READING if getattr(args, option.name) != option.default]
+    if changed and not args.dataset:
+        parser.error(f"--{changed[0]} says how --dataset is read, and there is none; give it, or leave this out")
     for name in ("limit", "batch_size", "max_new_tokens", "temperature"):
         if (value := getattr(args, name)) is not None and value <= 0:
             parser.error(f"--{name} must be above 0; got {value}")
@@ -90,9 +116,12 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 def held_out(args: argparse.Namespace, model: PreTrainedModel, tokenizer: Any) -> dict[str, Any]:
     """Evaluate on held-out rows, compare with the baseline, print both; return what --output writes."""
     baseline = read_evaluation(args.baseline) if args.baseline else None
-    rows = list(load_prompts(args.dataset, args.split) if args.dataset else load_shipped(args.split))
-    if args.limit:
-        rows = [row for task in PREFIXES for row in [r for r in rows if r["task"] == task][: args.limit]]
+    if args.dataset:
+        options = DataOptions(**{option.name: getattr(args, option.name) for option in fields(DataOptions)})
+        dataset = load_prompts(args.dataset, args.split, options)
+    else:
+        dataset = load_shipped(args.split)
+    rows = list(draw_of_each(dataset, dict.fromkeys(PREFIXES, args.limit)) if args.limit else dataset)
     modes = MODES if args.mode == "both" else (args.mode,)
     evaluation = evaluate(model, tokenizer, rows, modes=modes, temperature=args.temperature, **common_options(args))
     print(evaluation_table(evaluation))
@@ -116,7 +145,11 @@ def suite(args: argparse.Namespace, model: PreTrainedModel, tokenizer: Any) -> d
             results.append(run_selfplay(model, tokenizer, games=args.limit or 100, **options))
         else:
             read, measure = FILE_SUITES[args.suite]
-            results.append(measure(model, tokenizer, read(args.dataset)[: args.limit], **options))
+            positions = read(args.dataset)
+            drawn = sorted(
+                random.Random(0).sample(range(len(positions)), min(args.limit or len(positions), len(positions)))
+            )
+            results.append(measure(model, tokenizer, [positions[i] for i in drawn], **options))
         print(suite_table(results[-1]), end="\n\n")
     return {"suites": [result.to_dict() for result in results]}
 

@@ -27,7 +27,8 @@ from rookworld_trl.checkpointing.resume import choose_start, mark_finished
 from rookworld_trl.config import bad_input, blame, parse_recipe
 from rookworld_trl.data import load_shipped
 from rookworld_trl.data.mixing import mix
-from rookworld_trl.data.sources import DataOptions, check_lengths, first_of_each, load_prompts, without
+from rookworld_trl.data.sources import DataOptions, check_lengths, load_prompts, without
+from rookworld_trl.data.splits import draw_of_each
 from rookworld_trl.evaluation import Evaluation, compare, compare_groups, comparison_table, evaluate
 from rookworld_trl.modeling.hub import PushError, push_folder
 from rookworld_trl.modeling.loading import load
@@ -69,7 +70,7 @@ class RunConfig(DataOptions):
     reward: Literal["graduated", "continuous"] = "graduated"
     max_train_minutes: float | None = None  # stop training after the step in which this time is over
     eval_split: Literal["dev", "test"] = "test"
-    eval_policy_items: int | None = None  # only the first so many; by default all of the split
+    eval_policy_items: int | None = None  # only so many, drawn at random; by default all of the split
     eval_environment_items: int | None = None
     eval_batch_size: int = 128
 
@@ -110,7 +111,7 @@ def build(run: RunConfig, args: RookWorldGRPOConfig) -> tuple[RookWorldGRPOTrain
     """Model, tokenizer, prompts and rewards put together, every input checked on the way."""
     model, tokenizer = load_start(run, args)
     limits = {"policy": run.eval_policy_items, "environment": run.eval_environment_items}
-    held_out = first_of_each(load_shipped(run.eval_split), limits)
+    held_out = draw_of_each(load_shipped(run.eval_split), limits)
     prompts = training_prompts(run, args)
     for dataset in (prompts, held_out):
         check_lengths(dataset, tokenizer, model.config.n_positions, args.max_completion_length)

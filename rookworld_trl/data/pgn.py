@@ -77,7 +77,7 @@ def rows_of_games(path: Path, report: GamesReport, positions: bool = False) -> I
             fen, key, uci = board.fen(), position_key(board.fen()), move.uci()
             if positions and key not in seen:
                 report.kept["policy"] += 1
-                yield _policy_row(board)
+                yield _policy_row(board) | {"game": str(report.games)}
             seen.add(key)
             if (key, uci) in moves:
                 report.repeated += 1
@@ -91,6 +91,7 @@ def rows_of_games(path: Path, report: GamesReport, positions: bool = False) -> I
                     "legal_moves": [],
                     "legal_cp": [],
                     "stratum": stratum(board, uci),
+                    "game": str(report.games),
                 }
             history.append(uci)
             board.push(move)

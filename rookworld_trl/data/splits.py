@@ -1,6 +1,9 @@
-"""Which split a position belongs to: by a hash of the position alone, so no position can be in two splits."""
+"""The split of a position, by a hash of the position alone, so that none is in two of them; draws from a split."""
 
 import hashlib
+import random
+from collections import Counter
+from collections.abc import Mapping
 from typing import Literal
 
 from datasets import Dataset
@@ -44,3 +47,27 @@ def split_dataset(dataset: Dataset) -> dict[SplitName, Dataset]:
         if len(splits) == 1:
             rows[splits.pop()].append(number)
     return {split: dataset.select(numbers) for split, numbers in rows.items()}
+
+
+def draw_of_each(dataset: Dataset, limits: Mapping[str, int | None]) -> Dataset:
+    """Rows of each task drawn at random, as many as `limits` says (None: all), in the data set's order.
+
+    Of each game one row is drawn before a second one of any: intervals go by game, and the more games the narrower.
+    Rows of no game stand for themselves. The draw is the same in every run, so that its results can be paired.
+    """
+    rng = random.Random(0)
+    tasks, games = (
+        list(dataset["task"]),
+        list(dataset["game"] if "game" in dataset.column_names else [""] * len(dataset)),
+    )
+    chosen = []
+    for task, limit in limits.items():
+        rows = [number for number, name in enumerate(tasks) if name == task]
+        rng.shuffle(rows)
+        turns: Counter[str] = Counter()
+        turn = {}  # how many rows of the same game are drawn before this one
+        for number in rows:
+            turn[number] = turns[games[number]] if games[number] else 0
+            turns[games[number]] += 1
+        chosen += sorted(rows, key=turn.__getitem__)[:limit]
+    return dataset.select(sorted(chosen))

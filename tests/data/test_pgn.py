@@ -41,6 +41,7 @@ def test_each_move_is_a_row(pgn: Path) -> None:
     rows = list(rows_of_games(pgn, report))
     assert [row["prompt"].split("+")[1] for row in rows] == ["f2f3", "e7e5", "g2g4", "d8h4"]
     assert rows[-1]["prompt"].endswith("+d8h4+f2f3 e7e5 g2g4 d8h4+")
+    assert {row["game"] for row in rows} == {"1"}
     assert (rows[-1]["target"], rows[-1]["stratum"]) == (f"{MATED}+1.0+1+0", "mate")
     assert (report.games, report.cut, report.repeated, report.kept["environment"]) == (4, 1, 2, 4)
     assert report.skipped == {"a chess variant": 1, "no moves": 1}

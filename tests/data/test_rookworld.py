@@ -233,7 +233,7 @@ def test_splits_share_no_position() -> None:
         board = after
         if board.is_game_over():
             break
-    converted = Dataset.from_list(convert(*rows)[0], features=FEATURES)
+    converted = Dataset.from_list(convert(*rows)[0])
     split = split_dataset(converted)
     shown = {
         name: {

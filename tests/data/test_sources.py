@@ -6,8 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
+from datasets import Dataset
 
-from rookworld_trl.data.sources import FEATURES, DataOptions, check_lengths, first_of_each, load_prompts, without
+from rookworld_trl.data.sources import FEATURES, DataOptions, check_lengths, load_prompts, without
+from rookworld_trl.data.splits import draw_of_each
 
 # White: king a1, pawn a2; black: king c3 keeps b2 and, with Kc3, b1 stays free. Moves of White by hand: Kb1, a3, a4.
 FEN = "8/8/8/8/8/2k5/P7/K7 w - - 0 1"
@@ -148,9 +150,34 @@ def mixed(jsonl):
     return load_prompts(write(jsonl, ENVIRONMENT, POLICY, other, POLICY))
 
 
-def test_first_of_each_task(mixed):
-    assert list(first_of_each(mixed, {"policy": 1, "environment": None})["task"]) == ["policy"] + 2 * ["environment"]
-    assert len(first_of_each(mixed, {"policy": 0, "environment": 1})) == 1
+def test_draw_of_each_task(mixed):
+    for limits, count in (({"policy": 1, "environment": None}, [1, 2]), ({"policy": 0, "environment": 1}, [0, 1])):
+        drawn = draw_of_each(mixed, limits)
+        assert [list(drawn["task"]).count(task) for task in limits] == count
+
+
+def test_a_draw_is_random_over_games_and_the_same_every_time():
+    """Nine games of ten rows and ten rows of none: nineteen draws see all of them, in the data set's order."""
+    games = [str(i // 10) if i < 90 else "" for i in range(100)]
+    dataset = Dataset.from_dict({"task": ["policy"] * 100, "game": games, "number": list(range(100))})
+    drawn = draw_of_each(dataset, {"policy": 19, "environment": 5})
+    assert drawn["game"] == [str(i) for i in range(9)] + [""] * 10
+    numbers = list(drawn["number"])
+    assert numbers == sorted(numbers)
+    assert [i % 10 for i in numbers[:9]] != [0] * 9, "the first rows of each game are all openings"
+    assert list(draw_of_each(dataset, {"policy": 19})["number"]) == numbers
+    few = [int(game) for game in draw_of_each(dataset, {"policy": 6})["game"] if game]
+    assert len(few) == len(set(few))
+    assert few != list(range(len(few))), "a draw is not the beginning of the file"
+    more = list(draw_of_each(dataset, {"policy": 30})["game"])
+    assert all(more.count(str(game)) >= 2 for game in range(9)), "second rows come after the first of all"
+    without_games = draw_of_each(dataset.remove_columns("game"), {"policy": 50})
+    assert 5 < sum(number < 50 for number in without_games["number"]) < 45
+
+
+def test_a_rows_game_is_kept(jsonl):
+    dataset = load_prompts(write(jsonl, POLICY | {"game": 7}, ENVIRONMENT | {"game": None}))
+    assert list(dataset["game"]) == ["7", ""]
 
 
 def test_held_out_positions_are_dropped_whatever_their_clocks_and_task(jsonl, tmp_path, mixed):

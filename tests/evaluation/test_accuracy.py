@@ -11,6 +11,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from rookworld_trl.evaluation import METRICS, Evaluation, evaluate, evaluation_table, score
 from rookworld_trl.modeling.tokens import CUT_OFF
+from tests.stockfish import requires_stockfish
 
 SETTINGS = {"temperature": 1.0, "max_new_tokens": 99, "seed": 0}
 
@@ -166,7 +167,7 @@ def test_each_task_is_sampled_by_its_own_settings(tiny_model: Any, tiny_tokenize
     for mode in ("greedy", "sampled"):
         assert max(item.scores["tokens"] for item in by_task.select("environment", mode)) == 4.0
         for short, long in zip(texts["by_task"]["environment", mode], texts["plain"]["environment", mode], strict=True):
-            assert long.startswith(short)
+            assert long.startswith(short.removesuffix(CUT_OFF))
     assert "sampled, T=0.0001" in evaluation_table(by_task)
 
 
@@ -257,6 +258,39 @@ def test_recipe_prints_writes_and_compares(
     assert all(row["difference"] in (0.0, None) for row in again["comparison"])
     assert "paired 95 % interval" in capsys.readouterr().out
     assert len(recipe.run(recipe.parse([*common, "--limit", "1", "--mode", "greedy"]))["items"]) == 2
+
+
+@requires_stockfish
+def test_recipe_measures_games_by_an_engine(
+    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from recipes import evaluate as recipe
+
+    games = tmp_path / "games.pgn"
+    games.write_text("1. e4 e5 2. Nf3 *\n\n1. d4 d5 2. c4 *\n\n1. g4 *\n")
+    common = ["--model", str(tiny_checkpoint), "--dataset", str(games), "--max_new_tokens", "5", "--mode", "greedy"]
+    result = recipe.run(
+        recipe.parse([*common, "--best_move", "engine", "--engine_nodes", "500", "--engine_cache", "", "--limit", "4"])
+    )
+    assert [(found["task"], found["items"]) for found in result["metrics"]] == [("policy", 4), ("environment", 4)]
+    moves = [item["game"] for item in result["items"] if item["task"] == "environment"]
+    assert set(moves) == {"1", "2", "3"}, "of three games four rows: each is seen"
+    shown = capsys.readouterr()
+    assert "bootstrap over 3 games" in shown.out
+    assert "warning: `engine_nodes` is 500" in shown.err
+    assert {item["scores"]["random.best_value"] for item in result["items"] if item["task"] == "policy"} != {1.0}
+
+
+def test_options_of_reading_need_a_data_set(capsys: pytest.CaptureFixture[str]) -> None:
+    from recipes import evaluate as recipe
+
+    with pytest.raises(SystemExit):
+        recipe.parse(["--best_move", "engine"])
+    assert "--best_move says how --dataset is read" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        recipe.parse(["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "80000 take about 0.12 s a position and core" in text
 
 
 def test_recipe_says_in_one_line_what_is_wrong(
