@@ -16,7 +16,7 @@ import chess
 from transformers import PreTrainedModel
 
 from rookworld_trl.evaluation.metrics import Metric
-from rookworld_trl.evaluation.suite import Answer, SuiteItem, SuiteResult, answer
+from rookworld_trl.evaluation.suite import Answer, SuiteItem, SuiteResult, answer, trivial_metrics, trivial_scores
 
 LICHESS_COLUMNS = ("PuzzleId", "FEN", "Moves", "Themes")
 LICHESS_THEME = "mateIn1"
@@ -26,6 +26,7 @@ METRICS = [
     Metric("mate_in_candidates", "a checkmate among the candidates", lambda s: s["mate_in_candidates"]),
     Metric("legal", "B legal", lambda s: s["legal"]),
     Metric("parsed", "parsable", lambda s: s["parsed"]),
+    *trivial_metrics("checkmates"),
 ]
 
 _MOVE_NUMBER = re.compile(r"\d+\.+")
@@ -89,13 +90,14 @@ def is_mate(board: chess.Board, move: chess.Move) -> bool:
 
 
 def _item(puzzle: Puzzle, given: Answer) -> SuiteItem:
-    scores = {
+    scores: dict[str, float] = {
         "mate": given.move is not None and is_mate(puzzle.board, given.move),
         "mate_in_candidates": any(is_mate(puzzle.board, move) for move in given.candidates),
         "legal": given.move is not None,
         "parsed": given.parsed,
     }
     group = "white" if puzzle.board.turn else "black"
+    scores |= trivial_scores(puzzle.board, lambda move: is_mate(puzzle.board, move))
     return SuiteItem(puzzle.name, group, given.prompt, given.completion, {k: float(v) for k, v in scores.items()})
 
 

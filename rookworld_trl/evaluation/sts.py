@@ -14,7 +14,7 @@ import chess
 from transformers import PreTrainedModel
 
 from rookworld_trl.evaluation.metrics import Metric
-from rookworld_trl.evaluation.suite import Answer, SuiteItem, SuiteResult, answer
+from rookworld_trl.evaluation.suite import Answer, SuiteItem, SuiteResult, answer, trivial_metrics, trivial_scores
 
 FULL_POINTS = 100
 
@@ -23,6 +23,7 @@ METRICS = [
     Metric("best", "full points", lambda s: s["best"]),
     Metric("legal", "B legal", lambda s: s["legal"]),
     Metric("parsed", "parsable", lambda s: s["parsed"]),
+    *trivial_metrics("points, of all", FULL_POINTS),
 ]
 
 _THEME = re.compile(r"STS\(v[\d.]+\) ([^.]+)\.")
@@ -87,7 +88,13 @@ def run_sts(
 
 def _item(position: Position, given: Answer) -> SuiteItem:
     points = position.points.get(given.move.uci(), 0) if given.move else 0
-    scores = {"points": points, "best": points == FULL_POINTS, "legal": given.move is not None, "parsed": given.parsed}
+    scores: dict[str, float] = {
+        "points": points,
+        "best": points == FULL_POINTS,
+        "legal": given.move is not None,
+        "parsed": given.parsed,
+    }
+    scores |= trivial_scores(position.board, lambda move: position.points.get(move.uci(), 0))
     return SuiteItem(
         position.name, position.theme, given.prompt, given.completion, {k: float(v) for k, v in scores.items()}
     )

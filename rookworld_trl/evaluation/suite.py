@@ -1,15 +1,16 @@
 """What the position suites share: asking the model for a move, results item by item, their table."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import chess
 from transformers import PreTrainedModel
 
+from rookworld_trl.evaluation.baselines import PLAYERS, most_material
 from rookworld_trl.evaluation.completions import complete, fitting_length
-from rookworld_trl.evaluation.metrics import Estimate, Metric, estimate
+from rookworld_trl.evaluation.metrics import Estimate, Metric, Term, estimate
 from rookworld_trl.evaluation.tables import metric_row
 from rookworld_trl.tasks import ParseError, policy
 
@@ -113,6 +114,28 @@ def read_answer(board: chess.Board, prompt: str, completion: str) -> Answer:
     legal = {move.uci(): move for move in board.legal_moves}
     candidates = tuple(legal[uci] for uci in output.moves if uci in legal)
     return Answer(prompt, completion, True, legal.get(output.best), candidates)
+
+
+def trivial_scores(board: chess.Board, worth: Callable[[chess.Move], float]) -> dict[str, float]:
+    """What trivial players get in a position, the random legal mover on average."""
+    worths = {move.uci(): worth(move) for move in board.legal_moves}
+    return {
+        "random": sum(worths.values()) / len(worths),
+        "first": worths[min(worths)],
+        "material": worths[most_material(board.fen(), list(worths))],
+    }
+
+
+def trivial_metrics(label: str, full: float = 1.0) -> list[Metric]:
+    """Metrics of `trivial_scores`, as shares of what a position is worth."""
+
+    def of(player: str) -> Term:
+        return lambda scores: scores[player]
+
+    return [
+        Metric(player, f"{label}: {name}", of(player), lambda scores: full, proportion=False)
+        for player, name in PLAYERS["policy"].items()
+    ]
 
 
 def suite_table(result: SuiteResult) -> str:

@@ -91,7 +91,11 @@ def test_any_mate_counts(tmp_path: Path, scripted: Any) -> None:
     )
     scripted(lambda prompt: says("b3b8"))
     result = run_mate_in_one(None, None, read_puzzles(path), max_new_tokens=99)  # type: ignore[arg-type]
-    assert result.estimates()["mate"]["value"] == 1
+    got = result.estimates()
+    assert got["mate"]["value"] == 1
+    # Of 31 legal moves (13 and 14 of the rooks, two each of pawn and king) two mate; nothing can be taken, so that
+    # both other trivial players move a2a1.
+    assert [got[player]["value"] for player in ("random", "first", "material")] == [pytest.approx(2 / 31), 0, 0]
 
 
 @pytest.mark.parametrize(
@@ -146,6 +150,10 @@ def test_points_by_hand(epd: Path, scripted: Any) -> None:
     assert got["legal"]["value"] == pytest.approx(4 / 5)
     assert result.estimates("Undermine")["points"]["value"] == pytest.approx(124 / 200)
     assert result.groups()["Undermine"] == 2
+    expected = [sum(p.points.values()) / p.board.legal_moves.count() for p in positions]
+    assert got["random"]["value"] == pytest.approx(sum(expected) / 500)
+    firsts = [p.points.get(min(move.uci() for move in p.board.legal_moves), 0) for p in positions]
+    assert got["first"]["value"] == pytest.approx(sum(firsts) / 500)
     table = suite_table(result)
     assert "points, of all" in table
     assert "Undermine" in table
