@@ -25,6 +25,7 @@ import torch
 from transformers import PreTrainedModel
 
 import rookworld_trl
+from rookworld_trl.checkpointing.exits import run_program
 from rookworld_trl.config import bad_input
 from rookworld_trl.data import load_shipped
 from rookworld_trl.data.sources import DataOptions, load_prompts
@@ -178,4 +179,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

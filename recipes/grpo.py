@@ -21,7 +21,7 @@ from transformers.utils import logging
 
 import rookworld_trl
 from rookworld_trl import rewards
-from rookworld_trl.checkpointing.exits import BAD_INPUT, DIVERGED, DONE, PREEMPTED, close_process_group, reported
+from rookworld_trl.checkpointing.exits import BAD_INPUT, DIVERGED, DONE, PREEMPTED, reported, run_program
 from rookworld_trl.checkpointing.lock import locked
 from rookworld_trl.checkpointing.resume import choose_start, mark_finished
 from rookworld_trl.config import bad_input, blame, parse_recipe
@@ -135,9 +135,11 @@ def measure(run: RunConfig, trainer: RookWorldGRPOTrainer, held_out: Dataset, na
         settings = {"temperature": trainer.temperature, "max_new_tokens": trainer.max_completion_length}
         settings |= {"batch_size": run.eval_batch_size, "seed": trainer.args.seed}
         settings |= {"task_sampling": trainer.args.task_sampling}
-        result = evaluate(model, tokenizer, held_out, progress=sys.stderr.isatty(), **settings)
-        text = json.dumps(result.to_dict())
-        Path(trainer.args.output_dir, f"evaluation_{name}.json").write_text(text + "\n", encoding="utf-8")
+        settings |= {"progress": sys.stderr.isatty()}
+        result = trainer.preemption.until_signalled(lambda: evaluate(model, tokenizer, held_out, **settings))
+        if result is not None:
+            text = json.dumps(result.to_dict())
+            Path(trainer.args.output_dir, f"evaluation_{name}.json").write_text(text + "\n", encoding="utf-8")
     trainer.accelerator.wait_for_everyone()
     return result
 
@@ -166,15 +168,20 @@ def run_recipe(argv: Sequence[str] | None) -> int:
             set_seed(args.seed)
             trainer, held_out, folder = build(run, args)
         stack.enter_context(closing(trainer))
+        stack.enter_context(trainer.preemption.watching())
         with timed(seconds, "evaluate_before"):
             before = measure(run, trainer, held_out, "before")
+            if trainer.preempted():
+                return PREEMPTED
         with reported(), timed(seconds, "train"):
             trainer.train(resume_from_checkpoint=start.checkpoint)
-        if trainer.preemption.signal:
+        if trainer.preempted():
             return PREEMPTED  # after a checkpoint
         trainer.save_merged(folder / "checkpoint")  # no push yet: the card comes first
-        with timed(seconds, "evaluate_after"):
+        with reported(), timed(seconds, "evaluate_after"):
             after = measure(run, trainer, held_out, "after")
+            if trainer.preempted():
+                return PREEMPTED
         pushed = True
         if before is not None and after is not None:  # the main process
             comparison = compare(before, after)
@@ -196,10 +203,7 @@ def run_recipe(argv: Sequence[str] | None) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    code = run_recipe(argv)
-    close_process_group()
-    if code != DONE:
-        sys.exit(code)
+    run_program(lambda: run_recipe(argv))
 
 
 if __name__ == "__main__":

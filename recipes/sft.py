@@ -10,6 +10,7 @@ import json
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +21,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast, s
 from transformers.trainer_utils import get_last_checkpoint
 from trl import SFTConfig, SFTTrainer
 
-from rookworld_trl.checkpointing.exits import close_process_group
+from rookworld_trl.checkpointing.exits import run_program
 from rookworld_trl.checkpointing.lock import locked
 from rookworld_trl.config import RecipeError, bad_input, parse_recipe
 from rookworld_trl.data.supervised import ROWS_VERSION, supervised_rows
@@ -222,8 +223,7 @@ def train(stack: ExitStack) -> None:
 
 def main() -> None:
     with ExitStack() as stack:
-        train(stack)
-    close_process_group()
+        run_program(partial(train, stack))
 
 
 if __name__ == "__main__":

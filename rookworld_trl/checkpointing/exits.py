@@ -5,7 +5,8 @@
 2   bad input      a setting, file or checkpoint that cannot be used as it is: one line on stderr
 3   diverged       stopped by a check of its own (KL): go on with `--recovery_mode`
 4   unrecoverable  attempts exhausted, or no checkpoint that verifies: a person must look
-75  preempted      SIGTERM or SIGINT: saved at the end of a step; start again with `--auto_resume`
+75  preempted      by a signal: saved at the end of a step; start again with `--auto_resume`
+130 interrupted    a second Ctrl-C, or one before there was anything to save: ended at once
 
 An exception class with an attribute `exit_code` says so of itself. `accelerate launch` and `torchrun` report every
 failure of their programs as 1; started by `python`, a program's own code is seen.
@@ -13,7 +14,7 @@ failure of their programs as 1; started by `python`, a program's own code is see
 
 import gc
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from torch import distributed
@@ -24,6 +25,7 @@ BAD_INPUT = 2
 DIVERGED = 3
 UNRECOVERABLE = 4
 PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: "the user is invited to retry"
+INTERRUPTED = 130  # 128 + SIGINT, as shells say it
 
 
 @contextmanager
@@ -48,3 +50,19 @@ def close_process_group() -> None:
     if distributed.is_available() and distributed.is_initialized():
         distributed.destroy_process_group()
         gc.collect()
+
+
+def run_program(program: Callable[[], int | None]) -> None:
+    """Run a program, leave the process group and, unless its exit code is 0 or None, the process.
+
+    Raises:
+        SystemExit: with that code; a Ctrl-C that nothing has caught is `INTERRUPTED`, in one line.
+    """
+    try:
+        code = program()
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        code = INTERRUPTED
+    close_process_group()
+    if code:
+        sys.exit(code)

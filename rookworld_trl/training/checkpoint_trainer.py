@@ -53,7 +53,7 @@ class CheckpointTrainer(RecoveryTrainer):
 
     Attributes:
         identity: id, start and fingerprint of the run.
-        preemption: its `signal` says whether a SIGTERM or SIGINT ended training.
+        preemption: its `signal` says which signal ended training, if one did.
     """
 
     def __init__(self, *args: Any, **kwargs: Any):
@@ -253,6 +253,19 @@ class CheckpointTrainer(RecoveryTrainer):
             self._unproven = [checkpoint] if checkpoint in own else []
             with self.preemption.watching(), self.identity.tracked():
                 return super().train(None if checkpoint is None else str(checkpoint), *args, **kwargs)
+
+    def preempted(self) -> bool:
+        """Whether a signal has come to any process. What was trained is a checkpoint then, even at the last step.
+
+        Every process must call this, between phases.
+        """
+        if not self._any(bool(self.preemption.signal)):
+            return False
+        step = self.state.global_step
+        saved = Path(self.args.output_dir, f"checkpoint-{step}").is_dir()
+        if step and self._any(self.accelerator.is_main_process and not saved):
+            self._save_checkpoint(self.model, None)
+        return True
 
     def _choose_start(self, wanted: str | Path | bool | None) -> tuple[Path | None, dict[str, Any], float]:
         """Checkpoint, identity and learning rate factor of the start; in the main process alone."""

@@ -204,6 +204,50 @@ def test_preempted_resumed_finished_and_damaged(arguments, monkeypatch, capsys):
     assert "holds no checkpoint that verifies (quarantined-checkpoint-1" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("phase", ["before", "after"])
+def test_a_signal_during_an_evaluation_loses_nothing(arguments, monkeypatch, phase):
+    """Even where no checkpoints are asked for: what was trained is one, and the run goes on with the evaluation."""
+    rewarded, evaluations, evaluate = [], [], grpo.evaluate
+
+    def by_length(prompts, completions, **columns):
+        rewarded.append(len(prompts))
+        return [float(len(completion)) for completion in completions]
+
+    def signalled(*args, **kwargs):
+        evaluations.append(len(rewarded))
+        if len(evaluations) == (1 if phase == "before" else 2):
+            os.kill(os.getpid(), signal.SIGUSR1)
+        return evaluate(*args, **kwargs)
+
+    monkeypatch.setitem(grpo.REWARDS, "graduated", [by_length])
+    monkeypatch.setattr(grpo, "evaluate", signalled)
+    folder, command = arguments["output_dir"], arguments | {"auto_resume": True}
+    with pytest.raises(SystemExit) as exit_:
+        run(command)
+    assert exit_.value.code == 75
+    assert not (folder / f"evaluation_{phase}.json").exists()
+    assert not (folder / "summary.json").exists()
+    assert (len(rewarded), len(list(folder.glob("checkpoint-2")))) == ((0, 0) if phase == "before" else (2, 1))
+    run(command)
+    assert len(rewarded) == 2
+    assert json.loads((folder / "summary.json").read_text())["steps"] == 2
+
+
+def test_ctrl_c_twice_is_no_bug(arguments, monkeypatch, capsys):
+    def interrupted(prompts, completions, **columns):
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        pytest.fail("the second one does not wait")
+
+    monkeypatch.setitem(grpo.REWARDS, "graduated", [interrupted])
+    with pytest.raises(SystemExit) as exit_:
+        run(arguments)
+    assert exit_.value.code == 130
+    error = capsys.readouterr().err
+    assert error.strip().splitlines()[-1] == "interrupted"
+    assert "Traceback" not in error
+
+
 def test_epochs_become_steps(arguments):
     # 16 rows of 8 positions, 5 prompts a step: two epochs are 32 prompts, 7 steps.
     run(arguments | {"max_steps": -1, "num_train_epochs": 2, "max_train_minutes": 1e-6})
