@@ -15,7 +15,6 @@ import argparse
 import hashlib
 import json
 import random
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -26,7 +25,7 @@ from transformers import PreTrainedModel
 
 import rookworld_trl
 from rookworld_trl.checkpointing.exits import run_program
-from rookworld_trl.config import bad_input
+from rookworld_trl.config import bad_input, blame
 from rookworld_trl.data import load_shipped
 from rookworld_trl.data.sources import DataOptions, load_prompts
 from rookworld_trl.data.splits import draw_of_each
@@ -111,12 +110,23 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     for name in ("limit", "batch_size", "max_new_tokens", "temperature"):
         if (value := getattr(args, name)) is not None and value <= 0:
             parser.error(f"--{name} must be above 0; got {value}")
+    if args.baseline and args.suite != "held_out":
+        parser.error(f"--baseline compares evaluations of the suite held_out; leave it out with --suite {args.suite}")
+    if args.dataset and args.suite == "selfplay":
+        parser.error("--suite selfplay takes no --dataset: its games begin at the starting position")
+    if args.suite in FILE_SUITES and args.dataset is None:
+        parser.error(f"--suite {args.suite} needs its file; give it with --dataset")
+    if args.output and args.output.is_dir():
+        parser.error(f"--output {args.output} is a folder; give the name of a file")
     return args
 
 
 def held_out(args: argparse.Namespace, model: PreTrainedModel, tokenizer: Any) -> dict[str, Any]:
     """Evaluate on held-out rows, compare with the baseline, print both; return what --output writes."""
-    baseline = read_evaluation(args.baseline) if args.baseline else None
+    baseline = None
+    if args.baseline:
+        with blame("--baseline", args.baseline):
+            baseline = read_evaluation(args.baseline)
     if args.dataset:
         options = DataOptions(**{option.name: getattr(args, option.name) for option in fields(DataOptions)})
         dataset = load_prompts(args.dataset, args.split, options)
@@ -136,8 +146,6 @@ def held_out(args: argparse.Namespace, model: PreTrainedModel, tokenizer: Any) -
 
 def suite(args: argparse.Namespace, model: PreTrainedModel, tokenizer: Any) -> dict[str, Any]:
     """Run a suite in each mode and print it; return what --output writes."""
-    if args.suite in FILE_SUITES and args.dataset is None:
-        raise ValueError(f"--suite {args.suite} needs its file; give it with --dataset")
     results = []
     for mode in MODES if args.mode == "both" else (args.mode,):
         options = {"temperature": args.temperature if mode == "sampled" else 0.0, **common_options(args)}
@@ -157,11 +165,16 @@ def suite(args: argparse.Namespace, model: PreTrainedModel, tokenizer: Any) -> d
 
 def common_options(args: argparse.Namespace) -> dict[str, Any]:
     names = ("max_new_tokens", "batch_size", "seed")
-    return {name: getattr(args, name) for name in names} | {"progress": sys.stderr.isatty()}
+    return {name: getattr(args, name) for name in names} | {"progress": True}
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Evaluate as told, print the tables, return what --output writes."""
+    with blame("--device", args.device):
+        try:
+            torch.empty(0, device=args.device)
+        except (RuntimeError, AssertionError) as error:
+            raise ValueError(f"torch has no such device here ({str(error).splitlines()[0]})") from error
     model, tokenizer = load(args.model, leading_eos=args.leading_eos)
     print(f"{args.model}\n")
     measured = (held_out if args.suite == "held_out" else suite)(args, model.to(args.device), tokenizer)
@@ -171,9 +184,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 def main(arguments: Sequence[str] | None = None) -> None:
     args = parse(arguments)
     with bad_input():
-        result = run(args)
         if args.output:
             args.output.parent.mkdir(parents=True, exist_ok=True)
+        result = run(args)
+        if args.output:
             args.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
             print(f"\nWrote {args.output}")
 

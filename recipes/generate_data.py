@@ -13,11 +13,13 @@ shards are written by datatrove (extra `scale`), here by 64 tasks of a Slurm arr
 import argparse
 import os
 import sys
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
 
+from rookworld_trl.config import bad_input
 from rookworld_trl.data.generation import (
     GameSettings,
     generate_positions,
@@ -79,7 +81,7 @@ def dataset(args: argparse.Namespace) -> None:
         print(split, dict(sorted(strata.items())))
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True)
     play = commands.add_parser("positions", help="positions with values of the best five moves, from self-play")
@@ -107,11 +109,12 @@ def main() -> None:
     build.add_argument("--nodes", type=int, default=8000, help="engine nodes a position, shared by its legal moves")
     build.add_argument("--workers", type=int, default=os.cpu_count())
     build.add_argument("--engine", help="path of the engine; default: Stockfish on PATH")
-    args = parser.parse_args()
-    try:
+    args = parser.parse_args(arguments)
+    for name in ("shards", "games_per_shard", "nodes", "workers", "tasks"):
+        if (value := getattr(args, name, None)) is not None and value < 1:
+            parser.error(f"--{name} must be 1 or more; got {value}")
+    with bad_input():
         args.run(args)
-    except (FileNotFoundError, ValueError) as error:
-        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

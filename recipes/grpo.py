@@ -35,6 +35,7 @@ from rookworld_trl.modeling.loading import load
 from rookworld_trl.reports import plot_run, read_run
 from rookworld_trl.reports.card import write_card
 from rookworld_trl.reports.summary import timed, write_summary
+from rookworld_trl.tasks import PREFIXES
 from rookworld_trl.training import RookWorldGRPOConfig, RookWorldGRPOTrainer
 from rookworld_trl.training.live import report_live
 
@@ -79,6 +80,8 @@ class RunConfig(DataOptions):
         for name in ("eval_policy_items", "eval_environment_items", "eval_batch_size"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"`{name}` is {value}: nothing would be measured. Set it to 1 or more")
+        if self.max_train_minutes is not None and not self.max_train_minutes > 0:
+            raise ValueError(f"`max_train_minutes` is {self.max_train_minutes}: it must be above 0, or left out")
 
 
 def training_prompts(run: RunConfig, args: RookWorldGRPOConfig) -> Dataset:
@@ -109,6 +112,11 @@ def load_start(run: RunConfig, args: RookWorldGRPOConfig) -> tuple[PreTrainedMod
 
 def build(run: RunConfig, args: RookWorldGRPOConfig) -> tuple[RookWorldGRPOTrainer, Dataset, Path]:
     """Model, tokenizer, prompts and rewards put together, every input checked on the way."""
+    if unknown := set(args.task_sampling or {}) - set(PREFIXES):
+        raise ValueError(
+            f"`task_sampling` is {args.task_sampling}: there is no task {' or '.join(sorted(unknown))}. Choose from "
+            f"{', '.join(PREFIXES)}"
+        )
     model, tokenizer = load_start(run, args)
     limits = {"policy": run.eval_policy_items, "environment": run.eval_environment_items}
     held_out = draw_of_each(load_shipped(run.eval_split), limits)
@@ -135,7 +143,7 @@ def measure(run: RunConfig, trainer: RookWorldGRPOTrainer, held_out: Dataset, na
         settings = {"temperature": trainer.temperature, "max_new_tokens": trainer.max_completion_length}
         settings |= {"batch_size": run.eval_batch_size, "seed": trainer.args.seed}
         settings |= {"task_sampling": trainer.args.task_sampling}
-        settings |= {"progress": sys.stderr.isatty()}
+        settings |= {"progress": True}
         result = trainer.preemption.until_signalled(lambda: evaluate(model, tokenizer, held_out, **settings))
         if result is not None:
             text = json.dumps(result.to_dict())

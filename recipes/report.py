@@ -7,10 +7,10 @@ Works while a run is still going, and on one that was interrupted.
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from rookworld_trl.config import bad_input
 from rookworld_trl.reports import write_report
 
 
@@ -19,13 +19,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("runs", type=Path, nargs="+", metavar="run", help="folder of a run")
     parser.add_argument("--output", type=Path, help="folder to write to; with several runs, one folder in it for each")
     args = parser.parse_args(arguments)
-    try:
+    with bad_input():
         for run in args.runs:
             output = args.output / run.resolve().name if args.output and len(args.runs) > 1 else args.output
             for path in write_report(run, output):
                 print(path)
-    except (OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

@@ -145,13 +145,15 @@ def _read_file(path: Path, whence: str = "") -> dict[str, _Setting]:
     """The top-level mapping of a YAML file, with the line of each key; `whence` as in `_read_recipe`."""
     try:
         text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"{path}: is no text, so this is no recipe ({error}); give a YAML file") from error
     except OSError as error:
         remedy = f"correct '{EXTENDS}' in {whence}" if whence else "give --config an existing YAML file"
         raise RecipeError(f"{path}: cannot be read ({error.strerror}); {remedy}") from error
     try:
         node, document = yaml.compose(text, Loader=yaml.SafeLoader), yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise RecipeError(f"{path}: is not valid YAML: {error}") from error
+        raise RecipeError(f"{path}: is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(node, yaml.MappingNode):
         raise RecipeError(f"{path}: holds no settings; write one 'key: value' a line")
     settings: dict[str, _Setting] = {}
@@ -181,6 +183,8 @@ def _read_command_line(argv: list[str]) -> dict[str, _Setting]:
             value = yaml.safe_load(text)
         except yaml.YAMLError:
             value = text
+        if key == "config" in settings:
+            raise RecipeError(f"command line: --config stands twice; write a file that begins with '{EXTENDS}: [A, B]'")
         settings[key.replace("-", "_")] = _Setting(value, "command line", text, typed=True)
     return settings
 

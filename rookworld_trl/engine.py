@@ -38,6 +38,10 @@ class MoveValue:
     mate: int | None
 
 
+class EngineStartError(ValueError):
+    """A program that is no UCI engine, or that cannot be run."""
+
+
 def find_engine(path: str | None = None) -> str:
     """The engine's executable: `path`, else $STOCKFISH_PATH, else `stockfish` on PATH or in /usr/games.
 
@@ -180,7 +184,10 @@ class Engine:
             self._process.timeout = self.timeout  # grace behind `Limit.time`: a hung search ends after twice that
         except Exception as error:
             self._kill()
-            raise RuntimeError(f"'{self.path}' did not start as a UCI engine: {error}") from error
+            raise EngineStartError(
+                f"'{self.path}' did not start as a UCI engine ({error}); give Stockfish's path by the engine's path "
+                f"setting or ${ENV_PATH}"
+            ) from error
 
     def _restart(self) -> None:
         """A new process in place of the broken one; if that fails too (no memory, no file), it is tried again later."""
@@ -188,7 +195,7 @@ class Engine:
         self.restarts += 1
         try:
             self._start()
-        except RuntimeError as error:
+        except EngineStartError as error:
             logger.warning("%s; trying again at the next position", error)
 
     def _kill(self) -> None:

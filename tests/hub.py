@@ -117,6 +117,9 @@ class _Handler(BaseHTTPRequestHandler):
         failure = hub.failure(path)
         if failure is not None:
             self.refuse(*failure)
+        elif path.endswith("/auth-check/write"):
+            allowed = self.headers.get("Authorization") == f"Bearer {hub.write_token}"
+            self.reply({}) if allowed else self.refuse(403, "Forbidden")
         elif path.startswith("/storage/"):
             self.storage(path.rpartition("/")[2])
         elif self.command in ("GET", "HEAD"):

@@ -318,8 +318,8 @@ def test_something_else_than_an_engine_is_named(tmp_path: Path) -> None:
     script = tmp_path / "script"
     script.write_text("#!/bin/sh\necho hello\n")
     script.chmod(0o755)
-    with pytest.raises(RuntimeError, match="did not start as a UCI engine"), Engine(str(script), nodes=10):
-        pass
+    with pytest.raises(ValueError, match=r"'.*script' did not start as a UCI engine .*STOCKFISH_PATH"):
+        Engine(str(script), nodes=10).__enter__()
 
 
 @pytest.mark.parametrize("work", [{}, {"nodes": 10, "depth": 3}])

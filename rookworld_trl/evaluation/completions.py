@@ -1,5 +1,6 @@
 """Completions of prompts, as every evaluation needs them: batched by length, seeded by prompt, in the given order."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,8 @@ from transformers import PreTrainedModel
 from rookworld_trl.modeling.rollout import rollout
 from rookworld_trl.modeling.tokens import completion_texts
 
+LOG_SECONDS = 30.0
+
 
 @dataclass(frozen=True, slots=True)
 class Completion:
@@ -18,6 +21,15 @@ class Completion:
     text: str
     tokens: int
     finished: bool
+
+
+def progress_bar(title: str, total: int, unit: str) -> tqdm:
+    """A bar on stderr; without a terminal a line every half a minute, for logs. No title: nothing."""
+    options: dict[str, Any] = {"total": total, "desc": title, "unit": unit, "disable": not title}
+    if not sys.stderr.isatty():
+        options |= {"mininterval": LOG_SECONDS, "maxinterval": 2 * LOG_SECONDS, "miniters": 1}
+        options["bar_format"] = "{desc}: {n_fmt} of {total_fmt} {unit}s after {elapsed}\n"
+    return tqdm(**options)
 
 
 def fitting_length(model: PreTrainedModel, tokenizer: Any, prompts: Sequence[str], max_new_tokens: int) -> int:
@@ -66,7 +78,7 @@ def complete(
     # Prompts of one task and similar length side by side: their completions end at about the same time.
     order = sorted(range(len(prompts)), key=lambda i: (prompts[i][:1], len(prompt_ids[i])))
     completion_ids: list[list[int]] = [[]] * len(prompts)
-    with tqdm(total=len(prompts), desc=progress, unit="prompt", disable=not progress) as bar:
+    with progress_bar(progress, len(prompts), "prompt") as bar:
         for first in range(0, len(prompts), batch_size):
             batch = order[first : first + batch_size]
             sampled = rollout(

@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import chess
-from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from rookworld_trl.evaluation.completions import complete, fitting_length
+from rookworld_trl.evaluation.completions import complete, fitting_length, progress_bar
 from rookworld_trl.evaluation.metrics import Metric
 from rookworld_trl.evaluation.suite import SuiteItem, SuiteResult, answer
 from rookworld_trl.tasks import ParseError, environment
@@ -69,7 +68,7 @@ def run_selfplay(
     rng = random.Random(seed)
     played = [_Game(random_opening(rng, opening_plies)) for _ in range(games)]
     options: dict[str, Any] = {"temperature": temperature, "seed": seed, "batch_size": games}
-    with tqdm(total=max_plies, desc="self-play", unit="ply", disable=not progress) as bar:
+    with progress_bar("self-play" if progress else "", max_plies, "ply") as bar:
         for _ in range(max_plies):
             running = [game for game in played if not game.end]
             if not running:

@@ -64,6 +64,19 @@ def explained(repo_id: str, again: str) -> Iterator[None]:
         ) from error
 
 
+def check_write(repo_id: str, token: str | None = None) -> None:
+    """Ask whether the token may write there: to the client, a repository that can be read counts as made.
+
+    Raises:
+        HfHubHTTPError: it may not. A Hub that cannot be asked raises nothing.
+    """
+    try:
+        HfApi(token=token).auth_check(repo_id, write=True)
+    except HfHubHTTPError as error:
+        if error.response.status_code in (401, 403):
+            raise
+
+
 def push_folder(
     folder: str | Path,
     repo_id: str,

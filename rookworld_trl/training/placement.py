@@ -106,6 +106,22 @@ def choose_precision(config: "RookWorldGRPOConfig") -> None:
         config.tf32 = True  # for the head, which stays float32 under autocast: 11 bits of its inputs, bf16 takes 8
 
 
+def set_attention(model: Any, name: str) -> None:
+    """Give a model another attention.
+
+    Raises:
+        ValueError: its kernels are not installed.
+    """
+    try:
+        model.set_attn_implementation(name)
+    except ImportError as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"`attn_implementation` is {name!r}: {reason} Install it (flash_attention_2: `pip install flash-attn`) or "
+            "leave `attn_implementation` out"
+        ) from error
+
+
 def keep_freed_memory() -> bool:
     """Let glibc keep what is freed instead of giving large blocks back to the system, on Linux; whether it does.
 

@@ -25,7 +25,7 @@ class PlacementTrainer(KLTrainer):
             # Unwrapped: the `config` of DeepSpeed's engine is its own.
             plain = None if model is None else self.accelerator.unwrap_model(model)
             if plain is not None and self.args.attn_implementation != plain.config._attn_implementation:
-                plain.set_attn_implementation(self.args.attn_implementation)
+                placement.set_attention(plain, self.args.attn_implementation)
         self.ref_device = self._place_reference()
         if self.args.torch_compile:
             self.add_callback(placement.CompileCounter(lambda name, value: self._metrics["train"][name].append(value)))

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from rookworld_trl.checkpointing.lock import check_output_dir
 from rookworld_trl.checkpointing.state import Stateful
-from rookworld_trl.modeling.hub import explained, hide_token
+from rookworld_trl.modeling.hub import check_write, explained, hide_token
 from rookworld_trl.modeling.positions import install_position_hook
 from rookworld_trl.training.advantages import Baseline, combine_rewards, scale_advantages, useful_share
 from rookworld_trl.training.checkpoint_trainer import CheckpointTrainer
@@ -227,6 +227,7 @@ class RookWorldGRPOTrainer(CheckpointTrainer):
         """Make the repository, with errors that say what to do."""
         with explained(self.args.hub_model_id or Path(self.args.output_dir).name, "nothing has been trained yet"):
             super().init_hf_repo(*args, **kwargs)
+            check_write(self.hub_model_id, self.args.hub_token)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """None from TRL, whose example talks to a chat model: the run writes its own, with what it measured."""

@@ -141,6 +141,15 @@ def test_results_do_not_depend_on_the_batch_size(tiny_model: Any, tiny_tokenizer
     assert [item.prompt for item in runs[0].items] == [row["prompt"] for row in rows] * 2
 
 
+def test_a_log_gets_lines_in_place_of_a_bar(
+    tiny_model: Any, tiny_tokenizer: Any, rows: list[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    evaluate(tiny_model, tiny_tokenizer, rows, modes=["greedy"], max_new_tokens=2, batch_size=1, progress=True)
+    lines = capsys.readouterr().err.split()
+    assert " ".join(lines).count("evaluate, greedy:") == 2  # at the start and the end, none for each batch between
+    assert f"evaluate, greedy: {len(rows)} of {len(rows)} prompts after" in " ".join(lines)
+
+
 def test_only_sampling_uses_the_seed(tiny_model: Any, tiny_tokenizer: Any, rows: list[Any]) -> None:
     runs = [evaluate(tiny_model, tiny_tokenizer, rows, max_new_tokens=12, seed=seed) for seed in (0, 1)]
     for mode, equal in (("greedy", True), ("sampled", False)):

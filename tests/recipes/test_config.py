@@ -114,6 +114,8 @@ def test_what_a_file_starts_from_is_named_in_errors(tmp_path):
 
 
 BAD = {
+    "two recipes": ("model: a\n", ("--config", "other.yaml"), r"command line: --config stands twice; .*'extends"),
+    "binary": ("model: \x00\n", (), r"recipe.yaml: is not valid YAML: .*\w"),
     "unknown key": ("model: a\nstep: 3\n", (), r"recipe.yaml line 2: unknown key 'step'; .* 'steps'"),
     "unknown option": ("model: a\n", ("--stepz", "3"), r"command line: unknown key 'stepz'; .* 'steps'"),
     "text for int": ("model: a\nsteps: ten\n", (), r"line 2: key 'steps' is 'ten'; write a whole number"),
@@ -186,3 +188,11 @@ def test_help_lists_every_key(capsys):
     shown = capsys.readouterr().out
     assert "--rate" in shown
     assert "--groups" in shown
+
+
+def test_a_recipe_that_is_no_text_is_named(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_bytes(bytes(range(256)))
+    with pytest.raises(RecipeError, match=r"recipe\.yaml: is no text") as error:
+        parse_recipe((Run, Other), ["--config", str(path)])
+    assert "\n" not in str(error.value)

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from recipes import grpo
 from rookworld_trl.checkpointing.resume import FINISHED_FILE
 from rookworld_trl.modeling.hub import PushError
-from tests.hub import TOKEN, Hub, serve
+from tests.hub import TOKEN, Hub, Repository, serve
 
 
 @pytest.fixture
@@ -108,3 +108,13 @@ def test_a_token_that_may_not_write_is_refused_before_anything_trains(hub: Hub, 
     assert "error: pushing to me/trained failed with status 401" in error
     assert "`hf auth login`" in error
     assert not (arguments["output_dir"] / "summary.json").exists()
+
+
+def test_nor_where_the_repository_exists(hub: Hub, arguments: dict, capsys) -> None:
+    """The client takes a repository that it can read for one that it has made."""
+    hub.repositories["me/trained"] = Repository()
+    with pytest.raises(SystemExit) as exit_:
+        run(arguments | {"hub_token": "hf_read"})
+    assert exit_.value.code == 2
+    assert "error: pushing to me/trained failed with status 403" in capsys.readouterr().err
+    assert not (arguments["output_dir"] / "evaluation_before.json").exists()

@@ -193,8 +193,10 @@ def test_recipe(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert capsys.readouterr().out.split() == [
         str(tmp_path / "out" / name) for name in ("plot.png", "report.md", "report.html")
     ]
-    with pytest.raises(SystemExit, match="no folder"):
+    with pytest.raises(SystemExit) as exit_:
         recipe.main([str(tmp_path / "nowhere")])
+    assert exit_.value.code == 2
+    assert "no folder" in capsys.readouterr().err
 
 
 def test_reports_read_files_only() -> None:
