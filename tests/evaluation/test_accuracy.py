@@ -146,8 +146,8 @@ def test_a_log_gets_lines_in_place_of_a_bar(
 ) -> None:
     evaluate(tiny_model, tiny_tokenizer, rows, modes=["greedy"], max_new_tokens=2, batch_size=1, progress=True)
     lines = capsys.readouterr().err.split()
-    assert " ".join(lines).count("evaluate, greedy:") == 2  # at the start and the end, none for each batch between
-    assert f"evaluate, greedy: {len(rows)} of {len(rows)} prompts after" in " ".join(lines)
+    assert lines.count("after") == 4  # at the start and the end of each task, none for each batch between
+    assert "3 of 3 prompts after" in " ".join(lines)
 
 
 def test_only_sampling_uses_the_seed(tiny_model: Any, tiny_tokenizer: Any, rows: list[Any]) -> None:
