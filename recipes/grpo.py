@@ -21,8 +21,9 @@ from transformers.utils import logging
 
 import rookworld_trl
 from rookworld_trl import rewards
-from rookworld_trl.checkpointing.exits import BAD_INPUT, DIVERGED, DONE, PREEMPTED, reported, run_program
+from rookworld_trl.checkpointing.exits import BAD_INPUT, DIVERGED, DONE, PREEMPTED, needs_disk, reported, run_program
 from rookworld_trl.checkpointing.lock import locked
+from rookworld_trl.checkpointing.rescue import rescued, write_model
 from rookworld_trl.checkpointing.resume import choose_start, mark_finished
 from rookworld_trl.config import bad_input, blame, parse_recipe
 from rookworld_trl.data import load_shipped
@@ -30,6 +31,7 @@ from rookworld_trl.data.mixing import mix
 from rookworld_trl.data.sources import DataOptions, check_lengths, load_prompts, without
 from rookworld_trl.data.splits import draw_of_each
 from rookworld_trl.evaluation import Evaluation, compare, compare_groups, comparison_table, evaluate
+from rookworld_trl.files import write_atomically
 from rookworld_trl.modeling.hub import PushError, push_folder
 from rookworld_trl.modeling.loading import load
 from rookworld_trl.reports import plot_run, read_run
@@ -146,8 +148,9 @@ def measure(run: RunConfig, trainer: RookWorldGRPOTrainer, held_out: Dataset, na
         settings |= {"progress": True}
         result = trainer.preemption.until_signalled(lambda: evaluate(model, tokenizer, held_out, **settings))
         if result is not None:
-            text = json.dumps(result.to_dict())
-            Path(trainer.args.output_dir, f"evaluation_{name}.json").write_text(text + "\n", encoding="utf-8")
+            path = Path(trainer.args.output_dir, f"evaluation_{name}.json")
+            with needs_disk(path):
+                write_atomically(path, json.dumps(result.to_dict()) + "\n")
     trainer.accelerator.wait_for_everyone()
     return result
 
@@ -166,7 +169,7 @@ def run_recipe(argv: Sequence[str] | None) -> int:
     """Everything, and the exit code."""
     logging.disable_progress_bar()  # one bar is enough
     seconds: dict[str, float] = {}
-    with ExitStack() as stack:
+    with ExitStack() as stack, reported():
         with bad_input(), reported(), timed(seconds, "setup"):
             run, args = parse_recipe((RunConfig, RookWorldGRPOConfig), argv)
             stack.enter_context(locked(args.output_dir, args.process_index == 0))
@@ -181,12 +184,14 @@ def run_recipe(argv: Sequence[str] | None) -> int:
             before = measure(run, trainer, held_out, "before")
             if trainer.preempted():
                 return PREEMPTED
-        with reported(), timed(seconds, "train"):
-            trainer.train(resume_from_checkpoint=start.checkpoint)
-        if trainer.preempted():
-            return PREEMPTED  # after a checkpoint
-        trainer.save_merged(folder / "checkpoint")  # no push yet: the card comes first
-        with reported(), timed(seconds, "evaluate_after"):
+        main = trainer.accelerator.is_main_process
+        with rescued(trainer.save_merged, folder, main):
+            with timed(seconds, "train"):
+                trainer.train(resume_from_checkpoint=start.checkpoint)
+            if trainer.preempted():
+                return PREEMPTED  # after a checkpoint
+            write_model(trainer.save_merged, folder, main)  # no push yet: the card comes first
+        with timed(seconds, "evaluate_after"):
             after = measure(run, trainer, held_out, "after")
             if trainer.preempted():
                 return PREEMPTED

@@ -4,7 +4,7 @@
 1   crashed        a bug: the traceback is on stderr
 2   bad input      a setting, file or checkpoint that cannot be used as it is: one line on stderr
 3   diverged       stopped by a check of its own (KL): go on with `--recovery_mode`
-4   unrecoverable  attempts exhausted, or no checkpoint that verifies: a person must look
+4   unrecoverable  attempts exhausted, a full disk, or no checkpoint that verifies: a person must look
 75  preempted      by a signal: saved at the end of a step; start again with `--auto_resume`
 130 interrupted    a second Ctrl-C, or one before there was anything to save: ended at once
 
@@ -16,7 +16,9 @@ import gc
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
+from safetensors import SafetensorError
 from torch import distributed
 
 DONE = 0
@@ -26,6 +28,23 @@ DIVERGED = 3
 UNRECOVERABLE = 4
 PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: "the user is invited to retry"
 INTERRUPTED = 130  # 128 + SIGINT, as shells say it
+
+
+class DiskError(RuntimeError):
+    """Something that a run needs on a disk cannot be written; the message names place and remedy."""
+
+    exit_code = UNRECOVERABLE
+
+
+@contextmanager
+def needs_disk(what: str | Path, remedy: str = "Make room there") -> Iterator[None]:
+    """Raises:
+    DiskError: the block met a full disk, or may not write.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise DiskError(f"{what} could not be written: {error}. {remedy}") from error
 
 
 @contextmanager

@@ -18,7 +18,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -27,7 +27,7 @@ from safetensors import SafetensorError, safe_open
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.utils import WEIGHTS_NAME, logging
 
-from rookworld_trl.checkpointing.exits import UNRECOVERABLE
+from rookworld_trl.checkpointing.exits import DiskError
 from rookworld_trl.modeling.hub import PUSHING
 
 logger = logging.get_logger(__name__)
@@ -44,16 +44,15 @@ REQUIRED = {
     "optimizer state": (OPTIMIZER_NAME, "optimizer_", "optimizer.bin", "global_step"),
     "weights": ("model", "adapter_model", "pytorch_model_fsdp", "global_step"),
 }
+MODEL = {"weights": ("model",), "config": ("config.json",), "tokenizer": ("tokenizer",)}
 STAGING, REPLACED, DELETING = ".staging-", ".replaced-", ".deleting-"
 
 # What loading would pick up if it lay in the folder, whoever put it there.
 _LOADED_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
 
 
-class CheckpointError(RuntimeError):
-    """A checkpoint that could not be written, or not be made stable; the message names file and remedy."""
-
-    exit_code = UNRECOVERABLE
+class CheckpointError(DiskError):
+    """A checkpoint that could not be written, or not be made stable."""
 
 
 def _sync(path: Path) -> None:
@@ -103,11 +102,12 @@ def publish(staged: Path, final: Path) -> None:
     shutil.rmtree(replaced, ignore_errors=True)
 
 
-def verify(folder: Path, finite: bool = False) -> list[str]:
+def verify(folder: Path, finite: bool = False, required: Mapping[str, tuple[str, ...]] = REQUIRED) -> list[str]:
     """What is wrong with a checkpoint: damaged, missing and foreign files; empty if it may be resumed from.
 
     Args:
         finite: also read the weights and look for NaN and Inf.
+        required: what must be there; of a trained model, `MODEL`.
     """
     path = folder / MANIFEST_FILE
     if not path.is_file():
@@ -118,7 +118,7 @@ def verify(folder: Path, finite: bool = False) -> list[str]:
         return [f"{MANIFEST_FILE} is damaged ({error!r})"]
     problems = [
         f"there is no {part} ({' or '.join(beginnings)})"
-        for part, beginnings in REQUIRED.items()
+        for part, beginnings in required.items()
         if not any(name.startswith(beginnings) for name in files)
     ]
     problems += [f"{name} is a pickle of weights" for name in files if name == WEIGHTS_NAME]

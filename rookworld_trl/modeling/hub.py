@@ -14,7 +14,7 @@ from huggingface_hub.errors import HfHubHTTPError, HTTPError, RepositoryNotFound
 PUSHING = ".pushing-"  # begins the name of a checkpoint's copy that is being uploaded
 # A pickle of the arguments, the Hub token among them; what `NOT_PUSHED` names besides is state of training.
 HOLDS_TOKEN = ["training_args.bin"]
-NOT_PUSHED = [*HOLDS_TOKEN, "optimizer.pt", "scheduler.pt", "rng_state*", "checkpoint-*", "_*"]
+NOT_PUSHED = [*HOLDS_TOKEN, "optimizer.pt", "scheduler.pt", "rng_state*", "checkpoint-*", "_*", "manifest.json"]
 # Of a checkpoint on the way; its other files (state of training, manifest) are of use to who resumes only.
 PUSHED = [
     *("config.json", "generation_config.json", "model*.safetensors*", "adapter_*"),

@@ -4,7 +4,7 @@ import copy
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from transformers.pytorch_utils import Conv1D
 from trl.import_utils import is_vllm_available
 from trl.trainer import grpo_trainer
 
+from rookworld_trl.checkpointing.exits import needs_disk
 from rookworld_trl.training.config import RookWorldGRPOConfig
 
 
@@ -28,29 +29,40 @@ def weights_on_disk(model: str | nn.Module, args: RookWorldGRPOConfig, adapter: 
     object that name may not exist, or may hold other weights than the object does (a fine-tuned model keeps its base's
     name, a padded vocabulary is cut when it is loaded); so the weights are saved to a temporary folder and the names
     point there until both are built. Adapters need no reference: TRL switches them off.
+
+    Raises:
+        DiskError: the temporary folder has no room for them.
     """
     engine = args.use_vllm and args.vllm_mode == "colocate"
     if not isinstance(model, PreTrainedModel) or not (engine or (args.beta and not adapter)):
         yield
         return
     names = model.config._name_or_path, model.name_or_path
-    with tempfile.TemporaryDirectory(prefix="weights-") as folder:
-        # Not `save_pretrained`: in a distributed run it writes on the first process only, and each has its own folder.
-        config = copy.deepcopy(model.config)
-        config.architectures = [type(model).__name__]
-        config.to_json_file(Path(folder, "config.json"), use_diff=False)
-        # Tied weights under the first of their names: a folder with `lm_head.weight` alone is untied to vLLM, and its
-        # head would then keep the starting weights, since TRL sends tied weights once.
-        twice = dict(model.named_parameters(remove_duplicate=False)).keys() - dict(model.named_parameters()).keys()
-        weights = {name: weight.contiguous() for name, weight in model.state_dict().items() if name not in twice}
-        save_file(weights, Path(folder, "model.safetensors"), metadata={"format": "pt"})
-        if engine:
-            tokenizer.save_pretrained(folder)
+    with ExitStack() as stack:
+        with needs_disk(
+            "the starting weights", "Make room in the temporary folder, or set TMPDIR to one that has some"
+        ):
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="weights-"))
+            _write_whole(model, Path(folder))
+            if engine:
+                tokenizer.save_pretrained(folder)
         model.config._name_or_path = model.name_or_path = folder
         try:
             yield
         finally:
             model.config._name_or_path, model.name_or_path = names
+
+
+def _write_whole(model: PreTrainedModel, folder: Path) -> None:
+    # Not `save_pretrained`: in a distributed run it writes on the first process only, and each has its own folder.
+    config = copy.deepcopy(model.config)
+    config.architectures = [type(model).__name__]
+    config.to_json_file(folder / "config.json", use_diff=False)
+    # Tied weights under the first of their names: a folder with `lm_head.weight` alone is untied to vLLM, and its
+    # head would then keep the starting weights, since TRL sends tied weights once.
+    twice = dict(model.named_parameters(remove_duplicate=False)).keys() - dict(model.named_parameters()).keys()
+    weights = {name: weight.contiguous() for name, weight in model.state_dict().items() if name not in twice}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 @contextmanager

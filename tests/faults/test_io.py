@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from rookworld_trl.checkpointing.exits import UNRECOVERABLE, DiskError
 from rookworld_trl.checkpointing.store import newest_valid
 from rookworld_trl.files import append_line, write_atomically
 from rookworld_trl.reports.run import read_run
@@ -101,6 +102,14 @@ def test_an_output_folder_that_cannot_be_written_is_named_at_once(tmp_path: Path
 def test_a_full_disk_at_the_start_is_named_at_once(tmp_path: Path) -> None:
     with files_end_at(0), pytest.raises(ValueError, match=r"`output_dir` is .*Choose"):
         make_trainer(tmp_path / "run")
+
+
+def test_a_full_temporary_folder_is_named_at_once(tmp_path: Path) -> None:
+    """Room for the output folder's probe and the weights' config, but not for the weights."""
+    found = r"the starting weights could not be written: .*set TMPDIR to one that has some"
+    with files_end_at(9_000), pytest.raises(DiskError, match=found) as error:
+        make_trainer(tmp_path / "run")
+    assert error.value.exit_code == UNRECOVERABLE
 
 
 def test_clocks_may_jump(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """recipes/grpo.py end to end on a tiny random model, and every bad input refused before anything trains."""
 
+import errno
 import json
 import os
 import signal
@@ -8,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from recipes import grpo
@@ -95,6 +97,52 @@ def test_one_run_at_a_time_in_a_folder(arguments, capsys):
         assert {**found, folder: 0} == {**before, folder: 0}  # its own time changes: was it writable?
     run(arguments | {"max_steps": 1})
     assert not [path.name for path in folder.iterdir() if path.name.startswith(".")]
+
+
+def full_below(folder: Path, method):
+    """Saves below the folder stop in the middle, as where its disk is full."""
+
+    def save(trainer, target):
+        if Path(target).is_relative_to(folder):
+            Path(target, "model.safetensors").write_bytes(b"a part")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        method(trainer, target)
+
+    return save
+
+
+def test_a_disk_that_is_full_at_the_end_does_not_cost_the_model(arguments, tmp_path, monkeypatch, capsys):
+    def by_length(prompts, completions, **columns):  # the random model earns -0.3 whatever it writes
+        return [float(len(completion)) for completion in completions]
+
+    monkeypatch.setitem(grpo.REWARDS, "graduated", [by_length])
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "home").mkdir()
+    folder, trainer = arguments["output_dir"], grpo.RookWorldGRPOTrainer
+    monkeypatch.setattr(trainer, "save_merged", full_below(folder, trainer.save_merged))
+    with pytest.raises(SystemExit) as exit_:
+        run(arguments)
+    assert exit_.value.code == 4
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    (kept,) = (tmp_path / "home").iterdir()
+    assert error == (
+        f"error: {folder}/checkpoint could not be written: No space left on device. The model as trained so far is "
+        f"whole in {kept}/checkpoint"
+    ).replace("No space", "[Errno 28] No space")
+    assert not (folder / "checkpoint").exists()
+    trained, start = load_model(kept / "checkpoint"), load_model(arguments["model"])
+    assert not torch.equal(trained.transformer.wte.weight, start.transformer.wte.weight)
+
+
+def test_a_disk_that_is_full_in_the_first_evaluation_is_one_line(arguments, monkeypatch, capsys):
+    def full(path, text):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(grpo, "write_atomically", full)
+    with pytest.raises(SystemExit) as exit_:
+        run(arguments)
+    assert exit_.value.code == 4
+    assert "evaluation_before.json could not be written: [Errno 28]" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_a_token_is_in_no_file(arguments, monkeypatch):
