@@ -2,11 +2,13 @@
 
     accelerate launch --quiet recipes/sft.py --config recipes/nano/sft/config_cpu.yaml
 
-Rows come from the positions that `recipes/generate_data.py positions` wrote. Run the same command again to resume.
+Rows come from the positions that `recipes/generate_data.py positions` wrote. Run the same command again to resume; what
+was interrupted, damaged or finished is seen, and the exit code says how it went (`rookworld_trl.checkpointing.exits`).
 """
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -18,21 +20,24 @@ import numpy as np
 import torch
 from datasets import Dataset, load_from_disk
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast, set_seed
-from transformers.trainer_utils import get_last_checkpoint
-from trl import SFTConfig, SFTTrainer
 
-from rookworld_trl.checkpointing.exits import run_program
+from rookworld_trl.checkpointing.exits import DONE, PREEMPTED, reported, run_program
+from rookworld_trl.checkpointing.identity import weights_digest
 from rookworld_trl.checkpointing.lock import locked
+from rookworld_trl.checkpointing.resume import choose_start, mark_finished
 from rookworld_trl.config import RecipeError, bad_input, parse_recipe
 from rookworld_trl.data.supervised import ROWS_VERSION, supervised_rows
+from rookworld_trl.files import write_atomically
 from rookworld_trl.modeling.hub import hide_token
 from rookworld_trl.modeling.loading import load_model, load_tokenizer
 from rookworld_trl.modeling.starting_weights import set_starting_weights
 from rookworld_trl.modeling.tokenizer import build_gpt2_tokenizer, build_nano_tokenizer
-from rookworld_trl.training.optimizers import MuonFactory
+from rookworld_trl.training.supervised import MuonFactory, SupervisedConfig, SupervisedTrainer
 
 SORTED_BATCHES = 64  # in as many batches of a task the rows are sorted by length, so that little padding is computed
-NATS_SCALE = 32  # the loss is nats a completion divided by this, about the tokens of rookworld-nano's `A:` completion
+
+# Fields that say where something lies or how it is read, not what; hashes of the content stand for them.
+PLACES = ("positions", "first_shard", "max_shards", "init_from", "average_with", "num_proc")
 
 
 @dataclass
@@ -54,7 +59,7 @@ class SFTRecipe:
     n_embd: int = 128
     n_head: int = 4
     n_positions: int = 256
-    optimizer: str = field(default="muon", metadata={"help": "muon (with AdamW beside it) or adamw"})
+    optimizer: Literal["muon", "adamw"] = "muon"  # muon has AdamW beside it, for embeddings, norms and biases
     muon_lr: float = 0.02
     num_proc: int = 2
 
@@ -101,7 +106,9 @@ def load_rows(recipe: SFTRecipe, tokenizer: PreTrainedTokenizerFast, seed: int) 
             num_proc=recipe.num_proc,
             desc="Writing rows",
         )
-        rows.save_to_disk(cache)
+        whole = cache.with_name(f".{cache.name}-{os.getpid()}")  # a killed process leaves no part of a cache
+        rows.save_to_disk(whole)
+        whole.rename(cache)
     return load_from_disk(cache), digest.hexdigest()
 
 
@@ -146,24 +153,6 @@ def new_model(recipe: SFTRecipe, tokenizer: PreTrainedTokenizerFast) -> GPT2LMHe
     return model
 
 
-class RowLossTrainer(SFTTrainer):
-    """`SFTTrainer` whose loss is the mean over a step's completions, not over their tokens: nats a completion / 32.
-
-    An `A:` completion has three times the tokens of a `P:` completion and most are copied, so that a loss per token
-    has gradients a quarter the size, which a momentum over batches of both tasks drowns in `P:`'s noise.
-    """
-
-    def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> torch.Tensor:
-        """What the sum of a step's nats is divided by: its completions, of all micro-batches and processes, times 32.
-
-        transformers counts tokens here, in which accumulated batches of few tokens would weigh little.
-        """
-        rows = torch.tensor(sum(len(batch["labels"]) for batch in batch_samples), device=device)
-        if self.args.average_tokens_across_devices:
-            rows = self.accelerator.gather(rows).sum()
-        return rows * NATS_SCALE
-
-
 def load_others(model: GPT2LMHeadModel, folders: Sequence[str]) -> list[GPT2LMHeadModel]:
     """The checkpoints to average with, of the model's own size."""
     sizes = {name: weight.shape for name, weight in model.named_parameters()}
@@ -185,45 +174,62 @@ def average(model: GPT2LMHeadModel, others: Sequence[GPT2LMHeadModel]) -> None:
             weight.copy_(torch.stack([weight.cpu(), *(other.get_parameter(name) for other in others)]).mean(0))
 
 
-def train(stack: ExitStack) -> None:
-    """All of the recipe; `stack` is closed when the process is done with the output folder."""
-    with bad_input():
-        recipe, args = parse_recipe((SFTRecipe, SFTConfig))
-        hide_token(args)
-        stack.enter_context(locked(args.output_dir, args.process_index == 0))
-        if args.packing or args.padding_free:
-            raise RecipeError(
-                "packing, padding_free: the loss is a mean over rows, and these join them. Leave both out"
-            )
-        set_seed(args.seed)
-        if recipe.init_from:
-            tokenizer, model = load_tokenizer(recipe.init_from), load_model(recipe.init_from)
-        else:
-            tokenizer = build_nano_tokenizer() if recipe.tokenizer == "nano" else build_gpt2_tokenizer()
-            model = new_model(recipe, tokenizer)
-        others = load_others(model, recipe.average_with)
-        rows, data_hash = load_rows(recipe, tokenizer, args.seed)
-        order = args.seed if args.data_seed is None else args.data_seed
-        rows = uniform_batches(rows, args.per_device_train_batch_size, order).remove_columns(["task", "length"])
-    if recipe.optimizer == "muon":
-        optimizer = (MuonFactory, {"muon_lr": recipe.muon_lr, "adamw_lr": args.learning_rate})
+def build(recipe: SFTRecipe, args: SupervisedConfig) -> tuple[SupervisedTrainer, list[GPT2LMHeadModel]]:
+    """The trainer with its model and rows, and the models to average with."""
+    if recipe.init_from:
+        tokenizer, model = load_tokenizer(recipe.init_from), load_model(recipe.init_from)
     else:
-        optimizer = None
-    trainer = RowLossTrainer(
-        model=model, args=args, train_dataset=rows, processing_class=tokenizer, optimizer_cls_and_kwargs=optimizer
+        tokenizer = build_nano_tokenizer() if recipe.tokenizer == "nano" else build_gpt2_tokenizer()
+        model = new_model(recipe, tokenizer)
+    others = load_others(model, recipe.average_with)
+    with args.main_process_first():
+        rows, data_hash = load_rows(recipe, tokenizer, args.seed)
+    order = args.seed if args.data_seed is None else args.data_seed
+    facts = {name: value for name, value in vars(recipe).items() if name not in PLACES}
+    facts |= {"data_sha256": data_hash, "rates": [args.learning_rate, recipe.muon_lr]}
+    if recipe.init_from:
+        facts["start"] = weights_digest(model.state_dict())
+    muon = {"muon_lr": recipe.muon_lr, "adamw_lr": args.learning_rate}
+    trainer = SupervisedTrainer(
+        model=model,
+        args=args,
+        train_dataset=uniform_batches(rows, args.per_device_train_batch_size, order).remove_columns(["task", "length"]),
+        processing_class=tokenizer,
+        optimizer_cls_and_kwargs=(MuonFactory, muon) if recipe.optimizer == "muon" else None,
+        facts=facts,
     )
-    last = get_last_checkpoint(args.output_dir) if Path(args.output_dir).is_dir() else None
-    trainer.train(resume_from_checkpoint=last)
-    average(model, others)
-    trainer.save_model()
-    facts = {"rows": len(rows), "data_sha256": data_hash, "seed": args.seed, "steps": trainer.state.global_step}
-    facts |= {"data_seed": args.data_seed, "init_from": recipe.init_from, "average_with": recipe.average_with}
-    Path(args.output_dir, "training.json").write_text(json.dumps(facts, indent=2) + "\n")
+    return trainer, others
 
 
-def main() -> None:
+def run_recipe(argv: Sequence[str] | None) -> int:
+    """Everything, and the exit code."""
     with ExitStack() as stack:
-        run_program(partial(train, stack))
+        with bad_input(), reported():
+            recipe, args = parse_recipe((SFTRecipe, SupervisedConfig), argv)
+            hide_token(args)
+            stack.enter_context(locked(args.output_dir, args.process_index == 0))
+            start = choose_start(args)
+            if start.finished:
+                return DONE
+            set_seed(args.seed)
+            trainer, others = build(recipe, args)
+        with reported():
+            trainer.train(start.checkpoint)
+            if trainer.preemption.signal:
+                return PREEMPTED  # after a checkpoint
+            average(trainer.accelerator.unwrap_model(trainer.model), others)
+            trainer.save_final()
+        if args.should_save:
+            facts = {"rows": len(trainer.train_dataset), "seed": args.seed, "steps": trainer.state.global_step}
+            facts |= {"data_seed": args.data_seed, "data_sha256": trainer.facts()["data_sha256"]}
+            facts |= {"init_from": recipe.init_from, "average_with": recipe.average_with}
+            write_atomically(Path(args.output_dir, "training.json"), json.dumps(facts, indent=2) + "\n")
+            mark_finished(Path(args.output_dir), start)
+        return DONE
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    run_program(partial(run_recipe, argv))
 
 
 if __name__ == "__main__":

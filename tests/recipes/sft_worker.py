@@ -7,14 +7,13 @@ from pathlib import Path
 import torch
 from datasets import Dataset
 from transformers import AutoTokenizer, GPT2LMHeadModel
-from trl import SFTConfig
 
-from recipes.sft import RowLossTrainer
 from rookworld_trl.checkpointing.exits import close_process_group
+from rookworld_trl.training.supervised import SupervisedConfig, SupervisedTrainer
 
 
 def main(checkpoint: str, rows: str, output: str, options: str) -> None:
-    args = SFTConfig(
+    args = SupervisedConfig(
         output_dir=f"{output}-run",
         use_cpu=True,
         bf16=False,
@@ -26,13 +25,13 @@ def main(checkpoint: str, rows: str, output: str, options: str) -> None:
         train_sampling_strategy="sequential",
         dataset_kwargs={"skip_prepare_dataset": True},
         activation_checkpointing=False,
-        save_strategy="no",
+        save_steps=1,
         report_to="none",
         disable_tqdm=True,
         logging_steps=1,
         **json.loads(options),
     )
-    trainer = RowLossTrainer(
+    trainer = SupervisedTrainer(
         model=GPT2LMHeadModel.from_pretrained(checkpoint),
         args=args,
         train_dataset=Dataset.from_list(json.loads(rows)),

@@ -8,12 +8,12 @@ import pytest
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import launch_command_parser
-from trl import SFTConfig
 
 from recipes import grpo, sft
 from rookworld_trl.config import parse_recipe
 from rookworld_trl.data.mixing import prompts_of
 from rookworld_trl.training import RookWorldGRPOConfig
+from rookworld_trl.training.supervised import SupervisedConfig
 
 ROOT = Path(__file__).parents[2]
 GRPO = sorted([*ROOT.glob("recipes/*/grpo/*.yaml"), *ROOT.glob("recipes/*/verify/*.yaml")])
@@ -75,7 +75,7 @@ def test_presets_hold_what_their_names_say(tmp_path):
 
 @pytest.mark.parametrize("path", SFT, ids=name)
 def test_sft_recipes_parse(path):
-    (recipe, _) = parse_recipe((sft.SFTRecipe, SFTConfig), on_this_machine(path))
+    (recipe, _) = parse_recipe((sft.SFTRecipe, SupervisedConfig), on_this_machine(path))
     assert recipe.n_embd % recipe.n_head == 0
 
 

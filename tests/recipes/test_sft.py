@@ -20,7 +20,7 @@ from rookworld_trl.data.generation import POSITION_SCHEMA
 from rookworld_trl.data.splits import split_of
 from rookworld_trl.data.supervised import supervised_rows
 from rookworld_trl.modeling.tokenizer import build_nano_tokenizer
-from rookworld_trl.training.optimizers import MuonFactory
+from rookworld_trl.training.supervised import MuonFactory
 
 
 def test_the_recipe_parses() -> None:
@@ -31,11 +31,10 @@ def test_the_recipe_parses() -> None:
 def test_a_token_is_hidden_before_anything_could_save_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "")
     words = ["--output_dir", str(tmp_path), "--positions", str(tmp_path), "--hub_token", "hf_abcdefgh12345678"]
-    monkeypatch.setattr(sys, "argv", ["recipes/sft.py", *words, "--use_cpu", "true", "--bf16", "false"])
     args = []
     monkeypatch.setattr(sft, "set_seed", lambda seed: args.append(sys._getframe(1).f_locals["args"]))
     with pytest.raises(SystemExit):  # there are no positions
-        sft.main()
+        sft.main([*words, "--use_cpu", "true", "--bf16", "false"])
     assert (args[0].hub_token, os.environ["HF_TOKEN"]) == (None, "hf_abcdefgh12345678")
 
 

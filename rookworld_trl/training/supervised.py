@@ -1,0 +1,115 @@
+"""Supervised training: its arguments, a trainer whose loss is a mean over rows, and its optimizer."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import nn, optim
+from trl import SFTConfig, SFTTrainer
+
+from rookworld_trl.checkpointing.durable import DurableTrainer
+from rookworld_trl.training.placement import keep_freed_memory
+from rookworld_trl.training.recovery import Diverged
+
+NATS_SCALE = 32  # the loss is nats a completion divided by this, about the tokens of rookworld-nano's `A:` completion
+
+
+@dataclass
+class SupervisedConfig(SFTConfig):
+    """TRL's arguments, for a run that goes on by itself where it was interrupted.
+
+    Raises:
+        ValueError: settings that join rows, over which the loss is a mean; `push_to_hub`.
+    """
+
+    auto_resume: ClassVar[bool] = True  # these two are what `rookworld_trl.checkpointing.resume` asks for
+    recovery_mode: ClassVar[bool] = False
+
+    # TRL's default is True under this old name, of which transformers warns.
+    gradient_checkpointing: bool | None = field(
+        default=None, metadata={"help": "Old name of `activation_checkpointing`, which is off by default."}
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("packing", "padding_free"):
+            if getattr(self, name):
+                raise ValueError(f"`{name}` is True: it joins rows, over which the loss is a mean. Set it to False")
+        if self.push_to_hub:
+            raise ValueError(
+                "`push_to_hub` is True: checkpoints and logs would go along. Leave it out, and upload the model when "
+                "training is done: hf upload OWNER/NAME OUTPUT_DIR --exclude '*/*'"
+            )
+
+
+class SupervisedTrainer(DurableTrainer, SFTTrainer):
+    """`SFTTrainer` whose loss is the mean over a step's completions, not over their tokens: nats a completion / 32.
+
+    An `A:` completion has three times the tokens of a `P:` completion and most are copied, so that a loss per token
+    has gradients a quarter the size, which a momentum over batches of both tasks drowns in `P:`'s noise.
+
+    Args:
+        facts: of the recipe, what decides the result beside the arguments; see `DurableTrainer.facts`.
+    """
+
+    def __init__(self, *args: Any, facts: dict[str, Any] | None = None, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        if self.accelerator.device.type == "cpu":
+            keep_freed_memory()
+        self._facts = facts or {}
+
+    def facts(self) -> dict[str, Any]:
+        return self._facts
+
+    def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> torch.Tensor:
+        """What the sum of a step's nats is divided by: its completions, of all micro-batches and processes, times 32.
+
+        transformers counts tokens here, in which accumulated batches of few tokens would weigh little.
+        """
+        rows = torch.tensor(sum(len(batch["labels"]) for batch in batch_samples), device=device)
+        if self.args.average_tokens_across_devices:
+            rows = self.accelerator.gather(rows).sum()
+        return rows * NATS_SCALE
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        """The gradient's norm, before it is applied.
+
+        Raises:
+            Diverged: it is not finite; in every process, as the gradient is all processes' together.
+        """
+        norm = super()._get_grad_norm(model, grad_norm)
+        # With float16's loss scaling a gradient that overflows is routine, and the scaler leaves the step out.
+        if self.accelerator.scaler is None and norm is not None and not math.isfinite(float(norm)):
+            remedy = "Resume, in case it was a fault of the moment; then start anew with lower learning rates"
+            raise Diverged(self.state.global_step + 1, f"the gradient's norm is {float(norm)}", remedy)
+        return norm
+
+
+class MuonFactory:
+    """Optimizer factory for `Trainer(optimizer_cls_and_kwargs=(MuonFactory, {...}))`.
+
+    The matrices inside the transformer's blocks go to Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon);
+    embeddings, the tied head, norms and biases to AdamW. transformers recognises a factory by its being called with
+    the model.
+    """
+
+    def __call__(
+        self,
+        model: nn.Module,
+        muon_lr: float,
+        adamw_lr: float,
+        weight_decay: float = 0.1,
+        betas: tuple[float, float] = (0.9, 0.99),
+    ) -> optim.Optimizer:
+        from pytorch_optimizer import Muon  # only supervised training from scratch needs the package
+
+        matrices: list[nn.Parameter] = []
+        others: list[nn.Parameter] = []
+        for name, parameter in model.named_parameters():
+            (matrices if parameter.ndim == 2 and ".h." in name else others).append(parameter)
+        groups: list[dict[str, Any]] = [
+            {"params": matrices, "use_muon": True, "lr": muon_lr, "weight_decay": weight_decay},
+            {"params": others, "use_muon": False, "lr": adamw_lr, "betas": betas, "weight_decay": 0.0},
+        ]
+        return Muon(groups)

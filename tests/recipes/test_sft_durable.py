@@ -1,0 +1,179 @@
+"""The supervised recipe holds out: exact resumes, damage, faults, signals, changed settings, and its exit codes."""
+
+import itertools
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from transformers import TrainerCallback
+
+from recipes import sft
+from rookworld_trl.checkpointing.exits import BAD_INPUT, DONE, PREEMPTED, UNRECOVERABLE
+from rookworld_trl.data.generation import POSITION_SCHEMA
+from rookworld_trl.data.splits import split_of
+from rookworld_trl.modeling.loading import load_model
+from rookworld_trl.training.supervised import SupervisedConfig, SupervisedTrainer
+from tests.recipes.conftest import positions
+from tests.support.checkpoint_diff import IGNORED, differences
+
+Runs = Callable[..., int]
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The positions after two plies, as far as they belong to the training split; rows are cached beside them."""
+    folder = tmp_path_factory.mktemp("positions")
+    records = [
+        {"fen": board.fen(), "history": "", "moves": moves[:5], "cp": [5, 4, 3, 2, 1], "played": moves[0], "game": 0}
+        for board in positions(0, 12)
+        if (moves := [move.uci() for move in board.legal_moves]) and split_of(board.fen()) == "train"
+    ]
+    table = pa.Table.from_pylist(records, schema=POSITION_SCHEMA)
+    pq.write_table(table, folder / "positions-00000.parquet")
+    return folder
+
+
+@pytest.fixture
+def run(shards: Path, tmp_path: Path) -> Runs:
+    """The recipe over a model of a few thousand parameters, with a checkpoint at every step."""
+
+    def start(**changes: Any) -> int:
+        settings = {"positions": shards, "output_dir": tmp_path / "run", "num_proc": 1}
+        settings |= {"n_layer": 1, "n_embd": 16, "n_head": 2, "max_steps": 4, "per_device_train_batch_size": 2}
+        settings |= {"train_sampling_strategy": "sequential", "dataset_kwargs": "{skip_prepare_dataset: true}"}
+        settings |= {"save_steps": 1, "logging_steps": 3, "use_cpu": "true", "bf16": "false", "seed": 1}
+        settings |= {"report_to": "none", "disable_tqdm": "true", "dataloader_pin_memory": "false"}
+        words = ((f"--{key}", str(value)) for key, value in (settings | changes).items())
+        return sft.run_recipe([*itertools.chain(*words)])
+
+    return start
+
+
+def during_training(monkeypatch: pytest.MonkeyPatch, step: int, act: Callable[[SupervisedTrainer], None]) -> None:
+    """Call `act` at the beginning of a step (from 0)."""
+    train = SupervisedTrainer.train
+
+    def watched(self: SupervisedTrainer, *args: Any, **kwargs: Any) -> Any:
+        trainer = self
+
+        class Act(TrainerCallback):
+            def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+                if state.global_step == step:
+                    act(trainer)
+
+        self.add_callback(Act())
+        return train(self, *args, **kwargs)
+
+    monkeypatch.setattr(SupervisedTrainer, "train", watched)
+
+
+def test_an_interrupted_run_ends_as_an_undisturbed_one(
+    run: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run(output_dir=tmp_path / "whole") == DONE
+    with monkeypatch.context() as patch:
+        during_training(patch, 1, lambda _: os.kill(os.getpid(), signal.SIGTERM))
+        assert run() == PREEMPTED
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+    assert run() == DONE
+    whole, resumed = tmp_path / "whole", tmp_path / "run"
+    assert not differences(whole / "checkpoint-4", resumed / "checkpoint-4", ignore=(*IGNORED, "run_id", "recoveries"))
+    for name in ("model.safetensors", "config.json", "tokenizer.json", "training.json"):
+        assert (whole / name).read_bytes() == (resumed / name).read_bytes()
+    assert not (resumed / "training_args.bin").exists()
+    assert torch.equal(load_model(str(resumed)).lm_head.weight, load_model(str(whole)).lm_head.weight)
+
+
+def test_a_finished_run_is_left_alone(run: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run(max_steps=1) == DONE
+    monkeypatch.setattr(sft, "build", None)
+    assert run(max_steps=1) == DONE
+
+
+def test_a_damaged_checkpoint_is_set_aside(run: Runs, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    assert run(max_steps=2) == DONE
+    weights = folder / "checkpoint-2" / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-5] ^= 1
+    weights.write_bytes(data)
+    assert run(max_steps=3) == DONE
+    assert "SHA-256" in (folder / "quarantined-checkpoint-2" / "reason.txt").read_text()
+    state = json.loads((folder / "checkpoint-3" / "trainer_state.json").read_text())
+    assert state["global_step"] == 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"seed": 2}, "`seed` was 1 and is 2"),
+        ({"learning_rate": 1e-2}, "`rates` was"),
+        ({"muon_lr": 1e-2}, "`rates` was"),
+        ({"best_first": "true"}, "`best_first` was False and is True"),
+        ({"n_embd": 32}, "`n_embd` was 16 and is 32"),
+    ],
+)
+def test_another_run_does_not_go_on_with_this_one(
+    run: Runs, capsys: pytest.CaptureFixture[str], tmp_path: Path, changes: dict[str, Any], named: str
+) -> None:
+    assert run(max_steps=1) == DONE
+    weights = (tmp_path / "run" / "checkpoint-1" / "model.safetensors").read_bytes()
+    with pytest.raises(SystemExit) as exit_:
+        run(max_steps=2, **changes)
+    assert exit_.value.code == BAD_INPUT
+    assert named in capsys.readouterr().err
+    assert (tmp_path / "run" / "checkpoint-1" / "model.safetensors").read_bytes() == weights
+
+
+def test_a_gradient_that_is_not_finite_is_never_applied(
+    run: Runs, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def poison(trainer: SupervisedTrainer) -> None:
+        trainer.model.lm_head.weight.register_hook(lambda gradient: gradient * torch.nan)
+
+    with monkeypatch.context() as patch:
+        during_training(patch, 2, poison)
+        with pytest.raises(SystemExit) as exit_:
+            run()
+    assert exit_.value.code == UNRECOVERABLE
+    assert "training diverged at step 3" in capsys.readouterr().err
+    assert sorted(path.name for path in (tmp_path / "run").glob("checkpoint-*")) == ["checkpoint-1", "checkpoint-2"]
+    assert run() == DONE
+
+
+def test_a_full_disk_at_the_end_costs_no_training(
+    run: Runs, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        save = SupervisedTrainer.save_model
+
+        def full(self: SupervisedTrainer, output_dir: str | None = None, *args: Any, **kwargs: Any) -> None:
+            if output_dir is not None and output_dir.endswith("final"):
+                raise OSError("No space left on device")
+            save(self, output_dir, *args, **kwargs)
+
+        patch.setattr(SupervisedTrainer, "save_model", full)
+        with pytest.raises(SystemExit) as exit_:
+            run()
+    assert exit_.value.code == UNRECOVERABLE
+    assert "No space left" in capsys.readouterr().err
+    during_training(monkeypatch, 4, lambda _: pytest.fail("there is nothing left to train"))
+    assert run() == DONE
+
+
+def test_rows_are_not_joined(tmp_path: Path) -> None:
+    for name in ("packing", "padding_free"):
+        with pytest.raises(ValueError, match=f"`{name}` is True: it joins rows"):
+            SupervisedConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, **{name: True})
+
+
+def test_nothing_is_pushed_on_the_way(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"`push_to_hub` is True: .* hf upload"):
+        SupervisedConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, push_to_hub=True)
