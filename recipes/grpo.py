@@ -197,14 +197,14 @@ def run_recipe(argv: Sequence[str] | None) -> int:
                 return PREEMPTED
         pushed = True
         if before is not None and after is not None:  # the main process
-            comparison = compare(before, after)
+            comparison, groups = compare(before, after), compare_groups(before, after)
             settings = {**vars(run), **{name: getattr(args, name) for name in SHOWN}}
             settings |= {"steps": trainer.state.global_step, "stop_reason": trainer.stop_reason}
-            settings |= {"identity": trainer.identity.fingerprint, "groups": compare_groups(before, after)}
+            settings |= {"identity": trainer.identity.fingerprint, "groups": groups}
             write_summary(folder, comparison=comparison, seconds=seconds, **settings)
             write_card(folder, folder / "checkpoint")
             plot_run(read_run(folder), folder / "plot.png")
-            print(f"\n{comparison_table(comparison)}\n\n{comparison_table(comparison, headlines_only=True)}")
+            print(f"\n{comparison_table(comparison)}\n\n{comparison_table(comparison, True, groups)}")
             print(f"\nwrote {folder}/: checkpoint, summary.json, metrics.jsonl, plot.png")
             if args.push_to_hub:
                 pushed = push(folder / "checkpoint", trainer.hub_model_id, args)

@@ -1,6 +1,7 @@
 """Evaluations and comparisons as text, at most 100 columns wide."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from rookworld_trl.evaluation.accuracy import Evaluation
 from rookworld_trl.evaluation.baselines import PLAYERS
@@ -41,11 +42,13 @@ def evaluation_table(evaluation: Evaluation) -> str:
     return "\n".join([*lines, f"* headline metrics. Shares in percent; intervals: {intervals}."])
 
 
-def comparison_table(rows: Sequence[Comparison], headlines_only: bool = False) -> str:
+def comparison_table(
+    rows: Sequence[Comparison], headlines_only: bool = False, groups: Sequence[Mapping[str, Any]] = ()
+) -> str:
     """Before -> after with the difference's paired interval; `+` and `-` mark a significant rise or fall.
 
     Below stand what trivial players get on the same items, and every significant loss among all the rows, also among
-    those that `headlines_only` leaves out.
+    those that `headlines_only` leaves out, and among the rows of `compare_groups`.
     """
     lines: list[str] = []
     shown = [row for row in rows if row["headline"] or not headlines_only]
@@ -59,7 +62,11 @@ def comparison_table(rows: Sequence[Comparison], headlines_only: bool = False) -
         trivial = {row["metric"]: (row["label"], row["format"], row["baselines"]) for row in of_task}
         lines += [*_baseline_lines(task, trivial.values()), ""]
     note = "* headline metrics; + or - marks a change whose paired 95 % interval leaves out 0."
-    return "\n".join([*lines, *_loss_lines(rows), "", note])
+    lines += _loss_lines(rows, "metrics")
+    if groups:
+        named: list[Any] = [{**row, "label": f"{row['group']}: {row['label']}"} for row in groups]
+        lines += _loss_lines(named, "headline metrics by colour, stake and stratum")
+    return "\n".join([*lines, "", note])
 
 
 def metric_row(label: str, result: Estimate, format: str) -> str:
@@ -67,23 +74,24 @@ def metric_row(label: str, result: Estimate, format: str) -> str:
     return f"  {label:46}{_cell(result, format)}".rstrip()
 
 
-def _comparison_line(row: Comparison) -> str:
+def _comparison_line(row: Comparison, width: int = _LABEL) -> str:
     label, format = f"  {row['label']}{' *' if row['headline'] else ''}", row["format"]
     before, after = _number(row["before"], format), _number(row["after"], format)
     change, low, high = (_number(row[name], format, sign=True) for name in ("difference", "ci_low", "ci_high"))
     interval = "" if row["difference"] is None else f"[{low}, {high}]"
     mark = ("+" if change.startswith("+") else "-") if row["significant"] else ""
-    return f"{label:{_LABEL}}{before:>9}{after:>9}{change:>9}   {interval:<18} {mark}".rstrip()
+    return f"{label:{width}}{before:>9}{after:>9}{change:>9}   {interval:<18} {mark}".rstrip()
 
 
-def _loss_lines(rows: Sequence[Comparison]) -> list[str]:
+def _loss_lines(rows: Sequence[Comparison], of_what: str) -> list[str]:
     judged = [row for row in rows if row["better"] and row["difference"] is not None]
     losses = [row for row in judged if row["loss"]]
     if not losses:
-        return [f"Significant losses: none among {len(judged)} metrics."]
-    lines = [f"Significant losses: {len(losses)} of {len(judged)} metrics"]
+        return [f"Significant losses: none among {len(judged)} {of_what}."]
+    lines = [f"Significant losses: {len(losses)} of {len(judged)} {of_what}"]
     for row in losses:
-        lines.append(_comparison_line({**row, "label": f"{PREFIXES[row['task']]}{row['label']}"}) + f" {row['mode']}")
+        line = _comparison_line({**row, "label": f"{PREFIXES[row['task']]}{row['label']}"}, _LABEL + 3)
+        lines.append(f"{line} {row['mode']}")
     return lines
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rookworld_trl.reports.run import change, losses, shown, trivial
+from rookworld_trl.reports.run import GROUPED, change, losses, shown, trivial
 from rookworld_trl.reports.summary import read_summary
 
 USAGE = """```python
@@ -81,24 +81,32 @@ def _results(summary: dict[str, Any]) -> str:
         "|---|---|---|---|---|---|---|---|",
         *(f"{_result(row)} {trivial(row) or '-'} | {row['items']} |" for row in summary["headline"]),
     ]
-    found, judged = losses(summary.get("metrics", summary["headline"]))
-    lost = [f"None among {judged} metrics."]
-    if found:
-        lost = [f"{len(found)} of {judged} metrics:", "", "| task | metric | decoding | before | after | change |"]
-        lost += ["|---|---|---|---|---|---|", *map(_result, found)]
+    lost: list[str] = []
+    for of_what, rows in (("metrics", summary.get("metrics", summary["headline"])), (GROUPED, summary.get("groups"))):
+        found, judged = losses(rows or [])
+        if found:
+            lost += [
+                f"{len(found)} of {judged} {of_what}:",
+                "",
+                "| task | metric | decoding | before | after | change |",
+            ]
+            lost += ["|---|---|---|---|---|---|", *map(_result, found), ""]
+        elif judged:
+            lost += [f"None among {judged} {of_what}.", ""]
     return (
         f"## Results\n\nHeld-out items ({summary['eval_split']} split, none of whose positions this run trained on), "
         "shares in percent, paired 95 % intervals of the change. Skill is the value of the legal moves chosen, "
         "corrected for chance: 0 is a random legal mover, 1 the best move.\n\n"
         + "\n".join(table)
         + "\n\n### Significant losses\n\n"
-        + "\n".join(lost)
+        + "\n".join(lost).rstrip()
     )
 
 
 def _result(row: Mapping[str, Any]) -> str:
     before, after = (shown(row[name], row.get("format", ".3f")) for name in ("before", "after"))
-    return f"| {row['task']} | {row['metric']} | {row['mode']} | {before} | {after} | {change(row)} |"
+    metric = " ".join([*([row["group"]] if "group" in row else []), row["metric"]])
+    return f"| {row['task']} | {metric} | {row['mode']} | {before} | {after} | {change(row)} |"
 
 
 def _training(summary: dict[str, Any]) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rookworld_trl.reports.plots import plot_run
-from rookworld_trl.reports.run import Run, losses, read_run, shown, trivial
+from rookworld_trl.reports.run import GROUPED, Run, losses, read_run, shown, trivial
 
 PLOT, MARKDOWN, HTML = "plot.png", "report.md", "report.html"
 
@@ -84,13 +84,13 @@ def _blocks(run: Run) -> Iterator[Block]:
         if row.get("headline"):
             yield "", "text", _sentence(row)
     header = ["metric", "before", "after", "change", "95 % interval", "p (McNemar)", "trivial players"]
-    if rows:
-        found, judged = losses(rows)
+    for of_what, judged_rows in (("metrics", rows), (GROUPED, run.summary.get("groups") or [])):
+        found, judged = losses(judged_rows)
         if found:
             named = [[f"{row['task']}, {row['mode']}: {_cells(row)[0]}", *_cells(row)[1:]] for row in found]
-            yield f"Significant losses: {len(found)} of {judged} metrics", "table", (header, named)
-        else:
-            yield "Significant losses", "text", f"None among {judged} metrics."
+            yield f"Significant losses: {len(found)} of {judged} {of_what}", "table", (header, named)
+        elif judged:
+            yield "", "text", f"Significant losses: none among {judged} {of_what}."
     for task, mode in dict.fromkeys((row["task"], row["mode"]) for row in rows):
         chosen = [row for row in rows if (row["task"], row["mode"]) == (task, mode)]
         yield f"{task}, {mode}, {chosen[0]['items']} items", "table", (header, [_cells(row) for row in chosen])
@@ -122,7 +122,8 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
     change, low, high = (shown(row[name], spec, "+") for name in ("difference", "ci_low", "ci_high"))  # in points
     interval = "" if row["difference"] is None else f"[{low}, {high}]"
     p_value = "" if row.get("p_value") is None else f"{row['p_value']:.2g}"
-    return [str(row.get("label", row["metric"])), before, after, change, interval, p_value, trivial(row)]
+    label = " ".join([*([row["group"]] if "group" in row else []), str(row.get("label", row["metric"]))])
+    return [label, before, after, change, interval, p_value, trivial(row)]
 
 
 def _plain(value: Any) -> str:

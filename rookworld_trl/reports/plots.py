@@ -21,7 +21,7 @@ PREFIX = {"policy": "P:", "environment": "A:"}
 
 WIDTH, DPI = 11.0, 150
 _LINE_HEIGHT = 0.2  # of text under the bars, in inches
-_TRIVIAL_STYLES = (":", "--", "-.")
+_TRIVIAL_STYLES: tuple[Any, ...] = (":", "--", "-.", (0, (8, 2)))
 _SMOOTHING = 0.15  # of the steps, the width of the running mean
 
 
@@ -86,7 +86,7 @@ def _draw_bars(axes: Axes, rows: Sequence[dict[str, Any]]) -> None:
         axes, "Held-out result before (grey) and after (colour) training; whisker: 95 % interval of the paired change"
     )
     places = np.arange(len(rows), dtype=np.float64)
-    styles: dict[str, str] = {}
+    styles: dict[str, Any] = {}
     for place, row in zip(places, rows, strict=True):
         color, spec = COLORS.get(row["task"], NEUTRAL), row.get("format", "percent")
         before, after = row["before"], row["after"]
@@ -94,23 +94,28 @@ def _draw_bars(axes: Axes, rows: Sequence[dict[str, Any]]) -> None:
         axes.bar(place - 0.19, before, 0.34, color=BEFORE)
         axes.bar(place + 0.19, after, 0.34, color=color)
         axes.errorbar(place + 0.19, after, yerr=whisker, color=INK, capsize=4, linewidth=1.3)
-        low, high = max(before, 0.0), max(after + whisker[1][0], 0.0)
-        axes.annotate(
-            shown(before, spec), (place - 0.19, low), (0, 3), textcoords="offset points", ha="center", color="#666666"
-        )
-        axes.annotate(
-            f"{shown(after, spec)}  ({shown(row['difference'], spec, '+')})",
-            (place + 0.19, high),
-            (0, 3),
-            textcoords="offset points",
-            ha="center",
-            color=INK,
-            fontweight="bold" if row["significant"] else "normal",
-        )
+        # A label stands above the lines of trivial players that would run through it.
+        lines = list((row.get("baselines") or {}).values())
+        tops = [
+            max([top, *(line for line in lines if top < line + 0.02 < top + 0.15)])
+            for top in (before, after + whisker[1][0])
+        ]
+        texts = [shown(before, spec), f"{shown(after, spec)}  ({shown(row['difference'], spec, '+')})"]
+        for text, top, side in zip(texts, tops, (-1, 1), strict=True):
+            axes.annotate(
+                text,
+                (place + 0.02 * side, max(top, 0.0)),
+                (0, 3),
+                textcoords="offset points",
+                ha="right" if side < 0 else "left",
+                color="#666666" if side < 0 else INK,
+                fontweight="bold" if row["significant"] and side > 0 else "normal",
+                fontsize=9,
+            )
         for player, value in (row.get("baselines") or {}).items():
-            label = None if player in styles else player
+            label = "" if player in styles else player  # once in the legend
             style = styles.setdefault(player, _TRIVIAL_STYLES[len(styles) % len(_TRIVIAL_STYLES)])
-            axes.plot([place - 0.42, place + 0.42], [value] * 2, style, color="#9467BD", linewidth=1.5, label=label)
+            axes.hlines(value, place - 0.42, place + 0.42, color="#9467BD", linewidth=1.5, linestyle=style, label=label)
     labels = [
         f"{PREFIX.get(row['task'], '')} {row.get('label', row['metric'])}\n{row['mode']}, {row['items']} items"
         for row in rows
@@ -118,12 +123,15 @@ def _draw_bars(axes: Axes, rows: Sequence[dict[str, Any]]) -> None:
     axes.set_xticks(places, labels)
     axes.tick_params(axis="x", length=0)
     axes.set_xlim(-0.6, len(rows) - 0.4)
-    ends = [max(row["before"], row["after"] + row["ci_high"] - row["difference"]) for row in rows]
+    ends = [
+        max(row["before"], row["after"] + row["ci_high"] - row["difference"], *(row.get("baselines") or {}).values())
+        for row in rows
+    ]
     bottoms = [min(row["before"], row["after"] + row["ci_low"] - row["difference"], 0.0) for row in rows]
     axes.set_ylim(min(bottoms) * 1.13, max(*ends, 0.01) * 1.13)
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     if styles:
-        axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0), title="played trivially", fontsize=9)
+        axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=len(styles), fontsize=9)
 
 
 def _draw_reward(axes: Axes, run: Run, keys: Sequence[str]) -> None:

@@ -240,6 +240,10 @@ def test_losses_stand_beside_gains() -> None:
         for group in ("color=white", "stake=something", "stratum=endgame")
         for metric in ("best_legal", "skill")
     }
+    by_group = comparison_table(found, headlines_only=True, groups=compare_groups(before, after))
+    assert "Significant losses: 3 of 6 headline metrics by colour, stake and stratum" in by_group
+    assert "P: stratum=endgame: skill *" in by_group
+    assert max(map(len, by_group.splitlines())) <= 100
     calm = compare(before, before)
     assert "Significant losses: none among 13 metrics." in comparison_table(calm)
 

@@ -63,7 +63,14 @@ def run(tmp_path: Path) -> Path:
         comparison(metric="tokens", difference=-3.0, ci_low=-4.0, ci_high=-2.0, format=".1f", better=0, loss=False),
         comparison(metric="f1", headline=True, before=None, difference=None, ci_low=None, ci_high=None),
     ]
-    summary = {"metrics": rows, "seconds": {"train": 60.0, "evaluate": 15.5}, "seed": 3, "config": {"beta": 0.04}}
+    groups = [comparison(group="color=white", loss=False), comparison(group="stratum=check", loss=True, better=1)]
+    summary = {
+        "groups": groups,
+        "metrics": rows,
+        "seconds": {"train": 60.0, "evaluate": 15.5},
+        "seed": 3,
+        "config": {"beta": 0.04},
+    }
     (folder / "summary.json").write_text(json.dumps(summary))
     return folder
 
@@ -105,6 +112,8 @@ def test_report_holds_the_numbers(run: Path) -> None:
     assert losses < text.index("## policy, greedy")
     line = "| policy, greedy: B is best | 8.6 % | 7.3 % | -1.3 | \\[-2.4, -0.1] |  | random legal 9.0 |"
     assert line in text[losses : text.index("## policy, greedy")]
+    assert "## Significant losses: 1 of 2 headline metrics by colour, stake and stratum" in text
+    assert "| policy, greedy: stratum=check win-chance value of B |" in text
     content = page.read_text()
     assert "data:image/png;base64," in content
     assert "exact | &lt;b&gt;" in content
@@ -116,7 +125,7 @@ def test_no_loss_is_said_too(run: Path) -> None:
     summary = json.loads((run / "summary.json").read_text())
     summary["metrics"] = [row for row in summary["metrics"] if row["metric"] != "top1"]
     (run / "summary.json").write_text(json.dumps(summary))
-    assert "None among 3 metrics." in write_report(run)[1].read_text()
+    assert "Significant losses: none among 3 metrics." in write_report(run)[1].read_text()
 
 
 def test_the_picture_says_what_was_lost(run: Path) -> None:
