@@ -13,7 +13,7 @@ from rookworld_trl.modeling.gpt2 import GPT2
 from rookworld_trl.modeling.sampling import cumulative_probs, draw, row_generator, sampling_log_probs
 from rookworld_trl.modeling.shared_prefix import Prefix, SharedPrefixDecoder, prefill
 
-# Logits computed at once along drafts: bounds memory (four tensors of this size, 256 MiB each in fp32).
+# Logits computed at once along drafts: bounds memory (four tensors of this size, 256 MiB each in fp32; six on a GPU).
 LOGITS_AT_ONCE = 1 << 26
 # Pass the rests of drafts again when rows have just followed more than this share of what was passed. On a CPU 0.1
 # and 1.1 are up to 18 and 11 % slower.
@@ -120,7 +120,7 @@ class SampleBatch:
                 for (_, _, token), rest in zip(branches.tolist(), rests, strict=True)
             ]
             if decoder is None:
-                capacity = 2 * self.settings.max_new_tokens  # what a row has kept, and the rest of a draft
+                capacity = max(map(len, inputs))
                 decoder = SharedPrefixDecoder(self.gpt2, prefix, node, prompt_lengths[node] + place, capacity)
             else:
                 decoder.select(slot_of_node[node], 1 + place)
@@ -135,9 +135,14 @@ class SampleBatch:
             rows, nodes, followed = rows[live], branch_of_row[live], followed[live]
             if not len(rows):
                 return
-            if not pays:
+            # Columns begin behind what the longest row has kept, and are as many as the longest rest: no more of them
+            # than rows would take that are decoded token by token from the start.
+            kept = decoder.kept(slot_of_node[nodes], 1 + followed).max()
+            longest = (self._index([len(rest) for rest in rests])[nodes] - followed).max()
+            if not pays or len(rows) * int(kept + longest) > self.spare * self.settings.max_new_tokens:
                 break
         decoder.select(slot_of_node[nodes], 1 + followed)
+        decoder.reserve(decoder.length + self.settings.max_new_tokens - int(self.lengths[rows].min()))
         self._decode(decoder, rows)
 
     def _follow(

@@ -40,7 +40,20 @@ def cumulative_probs(log_probs: Tensor, greedy: bool = False) -> Tensor:
     if greedy:
         tokens = torch.arange(log_probs.shape[-1], device=log_probs.device)
         return (tokens >= log_probs.argmax(-1, keepdim=True)).float()
-    return log_probs.exp().cumsum(-1)
+    probs = log_probs.exp()
+    sums = probs.cumsum(-1)
+    # A CPU adds one after the other, in double precision: sums never fall, and stay where the probability is 0. The
+    # parallel scan of a GPU promises neither.
+    return sums if sums.device.type == "cpu" else rising(sums, probs)
+
+
+def rising(sums: Tensor, probs: Tensor) -> Tensor:
+    """Rounded sums (..., V) of probabilities made to rise where a token has one, and nowhere else.
+
+    Then the first sum above any target below the total is that of a token with a probability, and a binary search
+    finds it.
+    """
+    return sums.masked_fill(probs == 0, 0).cummax(-1).values
 
 
 def inversion_targets(totals: Tensor, uniforms: Tensor) -> Tensor:

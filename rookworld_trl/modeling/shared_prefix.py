@@ -59,7 +59,7 @@ def prefill(gpt2: GPT2, sequences: Sequence[Sequence[int]]) -> tuple[Prefix, Ten
 
 
 class SharedPrefixDecoder:
-    """Continues items, each from some length of a prefix, in slots that hold up to `capacity` tokens of their own.
+    """Continues items, each from some length of a prefix, in slots that have room for `capacity` tokens of their own at first.
 
     Args:
         prefix_of_item: (n,), ascending.
@@ -97,6 +97,7 @@ class SharedPrefixDecoder:
             Final hidden states (M, n_embd) of the tokens that slots really have, slot by slot.
         """
         count = tokens.shape[1]
+        self.reserve(self.length + count)
         self._start, self._own_before = self.length, self._own_lengths
         steps = torch.arange(count, device=tokens.device)
         positions = (self._prefix_lengths + self._own_lengths)[:, None] + steps
@@ -126,6 +127,12 @@ class SharedPrefixDecoder:
         self._own_lengths = self._own_lengths + (count if lengths is None else lengths)
         self.length += count
         return hidden.view(-1, hidden.shape[-1])
+
+    def reserve(self, columns: int) -> None:
+        """Make room for so many of the slots' own tokens; a slot that runs out of room gets it as it goes."""
+        missing = columns - self._used.shape[1]
+        if missing > 0:
+            self._used, self._own = F.pad(self._used, (0, missing)), F.pad(self._own, (0, 0, 0, missing))
 
     def begin_steps(self) -> int:
         """Prepare for `step`; returns the `length` up to which its shapes hold. Afterwards begin again."""
@@ -199,20 +206,24 @@ class SharedPrefixDecoder:
         self._gather(live, layout)
         return live
 
+    def kept(self, slots: Tensor, kept: Tensor) -> Tensor:
+        """Tokens of their own (n,) that `select` would leave the slots."""
+        return self._own_before[slots] + kept
+
     def select(self, slots: Tensor, kept: Tensor) -> None:
         """Make items of the given slots (n,), keeping `kept` (n,) tokens of the last pass and all those before it.
 
         Slots must come in the order of their prefixes, as a sorted list of slots does; one may be taken repeatedly.
         """
-        own_lengths = self._own_before[slots] + kept
+        own_lengths = self.kept(slots, kept)
         self._gather(slots, _Layout(self._prefix_of_slot[slots].cpu().numpy()))
         kept, self._own_lengths = kept[self.source], own_lengths[self.source]
         columns = torch.arange(self._used.shape[1], device=slots.device)
         # Slots had different numbers of tokens before the last pass, and its columns begin behind the longest.
         used = self._used & (columns < (self._start + kept)[:, None])
         order = (~used[:, : self.length]).byte().argsort(dim=1, stable=True).view(self._tiles, 1, self._width, -1, 1)
-        own = self._own[..., : self.length, :]
-        self._own[..., : self.length, :] = own.take_along_dim(order[None, None], -2)
+        for own in self._own[..., : self.length, :]:  # layer by layer: copies of all would be as large as the cache
+            own.copy_(own.take_along_dim(order[None], -2))
         self._used = columns < self._own_lengths[:, None]
         self.length = int(own_lengths.max())
         self._gapless = bool(self._used[:, : self.length].all())
@@ -223,11 +234,13 @@ class SharedPrefixDecoder:
         slots = slots[self.source]
         self._prefix_of_slot, self._prefix_lengths = self._prefix_of_slot[slots], self._prefix_lengths[slots]
         self._own_lengths, self._used = self._own_lengths[slots], self._used[slots]
-        # Advanced indices apart from each other put the slots first: (slots, layers, 2, heads, capacity, dim).
-        own = self._own[..., : self.length, :][:, :, slots // width, :, slots % width]
-        own = own.unflatten(0, (self._tiles, self._width)).permute(2, 3, 0, 4, 1, 5, 6)
-        self._own = own.new_empty(*own.shape[:5], self._used.shape[1], own.shape[-1])
-        self._own[..., : self.length, :] = own
+        layers, _, _, heads, _, capacity, dim = self._own.shape
+        gathered = self._own.new_empty(layers, 2, self._tiles, heads, self._width, capacity, dim)
+        for source, target in zip(self._own[..., : self.length, :], gathered, strict=True):
+            # Advanced indices apart from each other put the slots first: (slots, 2, heads, length, dim).
+            own = source[:, slots // width, :, slots % width].unflatten(0, (self._tiles, self._width))
+            target[..., : self.length, :] = own.permute(2, 0, 3, 1, 4, 5)
+        self._own = gathered
         self._select_prefixes(slots[:: self._width] // width)
 
     def _arrange(self, layout: "_Layout", like: Tensor) -> None:

@@ -11,7 +11,7 @@ from rookworld_trl.modeling import sample_batch
 from rookworld_trl.modeling.drafting import usable_draft, verify
 from rookworld_trl.modeling.gpt2 import GPT2
 from rookworld_trl.modeling.rollout import Rollout, rollout
-from rookworld_trl.modeling.sampling import cumulative_probs, draw
+from rookworld_trl.modeling.sampling import cumulative_probs, draw, rising, sampling_log_probs
 from rookworld_trl.modeling.shared_prefix import SharedPrefixDecoder
 
 GPT2Factory = Callable[..., GPT2LMHeadModel]
@@ -86,14 +86,37 @@ def test_rows_that_leave_their_drafts_again_and_again(
         select(self, slots, kept)
 
     monkeypatch.setattr(SharedPrefixDecoder, "select", counted)
-    settings = {**SETTINGS, "temperature": temperature, "eos_token_id": None}
+    settings = {**SETTINGS, "temperature": temperature, "eos_token_id": None, "max_new_tokens": 28}
     plain = rollout(model, PROMPTS, **settings)
-    drafted = rollout(model, PROMPTS, drafts=[plain.completion_ids[12 * i] for i in range(6)], **settings)
+    drafted = rollout(model, PROMPTS, drafts=[plain.completion_ids[12 * i][:14] for i in range(6)], **settings)
     assert len(selected) > 3
     assert max(selected) > 1
     assert drafted.completion_ids == plain.completion_ids
     for ours, theirs in zip(drafted.logps, plain.logps, strict=True):
         torch.testing.assert_close(torch.tensor(ours), torch.tensor(theirs), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("redraft_above", [-1.0, 0.1])
+def test_redrafting_takes_no_more_memory_than_decoding(
+    model: GPT2LMHeadModel, redraft_above: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Columns of keys and values when rests of drafts are passed: as many as all rows' longest completions, at most."""
+    monkeypatch.setattr(sample_batch, "REDRAFT_ABOVE", redraft_above)
+    taken: list[int] = []
+    forward = SharedPrefixDecoder.forward
+
+    def watched(self: SharedPrefixDecoder, tokens: torch.Tensor, lengths: torch.Tensor | None = None) -> torch.Tensor:
+        hidden = forward(self, tokens, lengths)
+        if lengths is not None:
+            taken.append(int(self.filled.sum()) * self._own.shape[-2])
+        return hidden
+
+    monkeypatch.setattr(SharedPrefixDecoder, "forward", watched)
+    settings = {**SETTINGS, "temperature": 0.4, "eos_token_id": None}
+    plain = rollout(model, PROMPTS, **settings)
+    drafted = rollout(model, PROMPTS, drafts=[plain.completion_ids[12 * i] for i in range(6)], **settings)
+    assert drafted.completion_ids == plain.completion_ids
+    assert 0 < max(taken) <= 6 * 12 * 14
 
 
 def test_drafts_save_forward_passes(model: GPT2LMHeadModel, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -214,6 +237,33 @@ def test_verify_walks_like_a_row_that_draws_token_by_token() -> None:
         assert (int(accepted[row]), int(drawn[row])) == (step, token)
         assert log_probs[node, step, token] > -torch.inf
     assert len(set(accepted.tolist())) >= 4
+
+
+@pytest.mark.parametrize("device", ["crafted", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_sums_that_fall_draw_no_token_of_probability_0(device: str) -> None:
+    """A GPU adds in any order: its sums go up and down by their rounding, over tokens of probability 0 too."""
+    generator = torch.Generator().manual_seed(0)
+    log_probs = sampling_log_probs(torch.randn(200, 500, generator=generator), top_k=40)
+    uniforms = torch.rand(200, generator=generator)
+    probs, noise = log_probs.exp(), 1 + 1e-6 * torch.randn(200, 500, generator=generator)
+    if device == "cuda":
+        log_probs, uniforms = log_probs.cuda(), uniforms.cuda()
+        sums = cumulative_probs(log_probs)
+    else:
+        raw = probs.cumsum(-1) * noise
+        # Just at each row's sum over some token of probability 0, where rounding decides.
+        zero = probs.eq(0).float().multinomial(1, generator=generator)
+        uniforms = (raw.gather(1, zero).squeeze(1) / raw[:, -1] - 1e-7).clamp(0, 1 - 2**-24)
+        assert log_probs.gather(1, draw(raw, uniforms)[:, None]).eq(-torch.inf).any(), "the test is blind"
+        sums = rising(raw, probs)
+    drawn = draw(sums, uniforms)
+    assert log_probs.gather(1, drawn[:, None]).isfinite().all()
+    # A draft of the very token that is drawn is followed, and of the one beside it is not.
+    nodes, drafts = torch.arange(200, device=drawn.device), torch.stack([drawn, (drawn + 1) % 500])
+    for draft, follows in zip(drafts, (1, 0), strict=True):
+        pair, both = sums[:, None].repeat(1, 2, 1), uniforms[:, None].repeat(1, 2)
+        accepted, _ = verify(pair, draft[:, None], torch.ones_like(draft), nodes, both)
+        assert accepted.eq(follows).all()
 
 
 def test_usable_drafts_by_hand() -> None:
