@@ -72,7 +72,7 @@ def test_a_run_leaves_everything_behind(arguments, capsys):
     shown = capsys.readouterr().out
     assert "step 1/2  reward P -0.3" in shown
     assert "before    after" in shown
-    assert shown.count("Significant losses: ") == 2, "below the table of all metrics and below the headlines"
+    assert shown.count("Significant losses: ") == 3, "below the table of all metrics, below the headlines, of groups"
     assert shown.count("trivial players, same items") == 4
 
     card = (folder / "checkpoint" / "README.md").read_text()
