@@ -33,6 +33,7 @@ from rookworld_trl.evaluation import (
     MODES,
     Evaluation,
     compare,
+    compare_groups,
     comparison_table,
     evaluate,
     evaluation_table,
@@ -105,8 +106,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         reading.add_argument(f"--{option.name}", default=option.default, help=about, **how)
     args = parser.parse_args(arguments)
     changed = [option.name for option in READING if getattr(args, option.name) != option.default]
-    if changed and not args.dataset:
-        parser.error(f"--{changed[0]} says how --dataset is read, and there is none; give it, or leave this out")
+    if changed and (not args.dataset or args.suite != "held_out"):
+        parser.error(f"--{changed[0]} says how the rows of --dataset are read, and there are none; leave it out")
     for name in ("limit", "batch_size", "max_new_tokens", "temperature"):
         if (value := getattr(args, name)) is not None and value <= 0:
             parser.error(f"--{name} must be above 0; got {value}")
@@ -139,8 +140,9 @@ def held_out(args: argparse.Namespace, model: PreTrainedModel, tokenizer: Any) -
     source = {"source": args.dataset or "shipped", "split": args.split, "rows": len(rows), "sha256": data_hash(rows)}
     result = {"data": source, **evaluation.to_dict()}
     if baseline is not None:
-        result["comparison"] = compare(baseline, evaluation)
-        print(f"\n{args.baseline} -> {args.model}\n\n{comparison_table(result['comparison'])}")
+        comparison, groups = compare(baseline, evaluation), compare_groups(baseline, evaluation)
+        result |= {"comparison": comparison, "groups": groups}
+        print(f"\n{args.baseline} -> {args.model}\n\n{comparison_table(comparison, groups=groups)}")
     return result
 
 

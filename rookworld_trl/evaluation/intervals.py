@@ -107,24 +107,6 @@ def percentile_interval(draws: Array, confidence: float = 0.95) -> tuple[float, 
     return float(low), float(high)
 
 
-def paired_bootstrap(
-    before: Array, after: Array, confidence: float = 0.95, resamples: int = RESAMPLES, seed: int = 0
-) -> tuple[float, float, float]:
-    """Mean of `after - before` over paired items, with its percentile bootstrap interval.
-
-    Returns:
-        (difference, low, high).
-
-    Raises:
-        ValueError: the two are not (items,) arrays of the same length.
-    """
-    if before.shape != after.shape or before.ndim != 1:
-        raise ValueError(f"paired values need equal (items,) shapes; got {before.shape} and {after.shape}")
-    difference = (after - before)[:, None]
-    draws = bootstrap_ratios(difference, np.ones_like(difference), resamples, seed)
-    return float(difference.mean()), *percentile_interval(draws[:, 0], confidence)
-
-
 def mcnemar_exact(gained: int, lost: int) -> float:
     """Two-sided p-value of the exact McNemar test (McNemar 1947): are gains and losses equally likely?
 

@@ -265,7 +265,10 @@ def test_recipe_prints_writes_and_compares(
     assert "torch" in result["versions"]
     again = recipe.run(recipe.parse([*common, "--baseline", str(output)]))
     assert all(row["difference"] in (0.0, None) for row in again["comparison"])
-    assert "paired 95 % interval" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "paired 95 % interval" in shown
+    assert "Significant losses: none among" in shown
+    assert "headline metrics by colour, stake and stratum." in shown
     assert len(recipe.run(recipe.parse([*common, "--limit", "1", "--mode", "greedy"]))["items"]) == 2
 
 
@@ -293,9 +296,10 @@ def test_recipe_measures_games_by_an_engine(
 def test_options_of_reading_need_a_data_set(capsys: pytest.CaptureFixture[str]) -> None:
     from recipes import evaluate as recipe
 
-    with pytest.raises(SystemExit):
-        recipe.parse(["--best_move", "engine"])
-    assert "--best_move says how --dataset is read" in capsys.readouterr().err
+    for arguments in ([], ["--suite", "sts", "--dataset", "sts.epd"]):
+        with pytest.raises(SystemExit):
+            recipe.parse(["--best_move", "engine", *arguments])
+        assert "--best_move says how the rows of --dataset are read" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         recipe.parse(["--help"])
     text = " ".join(capsys.readouterr().out.split())
