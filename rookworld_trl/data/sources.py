@@ -65,7 +65,7 @@ class DataOptions:
     engine_nodes: int = field(
         default=RIGHT_NODES,
         metadata={
-            "help": "nodes per position, for best_move engine. 80000 take about 0.12 s a position and core and find "
+            "help": "nodes per position, for best_move engine. 80000 take about 0.1 s a position and core and find "
             "the answers of 99 % of Lichess's puzzles; 8000 a tenth of the time and 91 %"
         },
     )
