@@ -8,9 +8,15 @@ from collections.abc import Callable
 
 import torch
 
-# One memory for all records of a device, for as long as the process lives: a record that is dropped leaves its memory
-# to the next one. With a pool each, dropped pools would pile up, since nothing frees them while another record is made.
+# One memory for all records of a device until `release`: a record that is dropped leaves its memory to the next one.
+# With a pool each, dropped pools would pile up, since nothing frees them while another record is made.
 _POOLS: dict[torch.device, tuple[torch.cuda.MemPool, torch.cuda.Stream]] = {}
+
+
+def release(device: torch.device) -> None:
+    """Give the memory of dropped records back, so that training has it; nothing else may use a pool's memory."""
+    if _POOLS.pop(device, None) is not None:
+        torch.cuda.empty_cache()
 
 
 class Repeated:

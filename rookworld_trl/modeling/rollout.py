@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from rookworld_trl.modeling.cuda_graphs import release
 from rookworld_trl.modeling.drafting import usable_draft
 from rookworld_trl.modeling.gpt2 import GPT2
 from rookworld_trl.modeling.sample_batch import Request, SampleBatch, Settings
@@ -94,7 +95,10 @@ def rollout(
     usable = [usable_draft(draft or (), eos_token_id, max_new_tokens) for draft in drafts or [()] * len(prompt_ids)]
     for requests in plan(prompt_ids, usable, num_samples, batch_size):
         batch = SampleBatch(gpt2, requests, settings)
-        batch.draw()
+        try:
+            batch.draw()
+        finally:
+            release(gpt2.wte.device)
         for row, ids, logps in batch.completions():
             result.completion_ids[row], result.logps[row] = ids, logps
         for request, logp in zip(requests, batch.draft_logps.tolist(), strict=True):

@@ -59,7 +59,7 @@ def prefill(gpt2: GPT2, sequences: Sequence[Sequence[int]]) -> tuple[Prefix, Ten
 
 
 class SharedPrefixDecoder:
-    """Continues items, each from some length of a prefix, in slots that have room for `capacity` tokens of their own at first.
+    """Continues items, each from some length of a prefix, in slots with room for `capacity` own tokens to begin with.
 
     Args:
         prefix_of_item: (n,), ascending.

@@ -1,11 +1,10 @@
-"""Where the frozen reference sits, how large a micro-batch fits, and what compiling cost.
+"""Where the frozen reference sits, in which precision things are computed, and what compiling cost.
 
 One process may see several GPUs. transformers would then wrap the policy in `nn.DataParallel`, which copies it at every
 forward pass; here the policy keeps one device and a second one takes the reference, so that neither pays for the other.
 """
 
 import ctypes
-import math
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -13,21 +12,14 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
-from datasets import Dataset
-from torch import nn
-from torch.utils.checkpoint import checkpoint
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.utils import logging
 
 from rookworld_trl.training.refusal import require
 
 if TYPE_CHECKING:
     from rookworld_trl.training.config import RookWorldGRPOConfig
 
-logger = logging.get_logger(__name__)
-
 COMPILE_BUCKET = 64  # tokens; prompts and completions of compiled models are padded to multiples of it
-HEAD_ROWS = 4096  # tokens whose logits are there at once, about what TRL's head and the shared passes take
 ATTENTION = ("sdpa", "eager", "flash_attention_2", "flash_attention_3")
 _DEVICE = re.compile(r"cpu|cuda:\d+")
 
@@ -88,7 +80,7 @@ def settle(config: "RookWorldGRPOConfig") -> None:
         "set `bf16` to true as well, or leave `tf32` out",
     )
     require(
-        not config.auto_batch_size or _on_gpu(config),
+        not config.auto_batch_size or on_gpu(config),
         "auto_batch_size",
         config.auto_batch_size,
         "memory is measured on a CUDA GPU only",
@@ -99,7 +91,7 @@ def settle(config: "RookWorldGRPOConfig") -> None:
 def choose_precision(config: "RookWorldGRPOConfig") -> None:
     """Fill in `bf16` and `tf32` where they are left open; for the start of the config's `__post_init__`."""
     # Without emulation, which is slower than float32 and which a V100 or T4 has.
-    native = _on_gpu(config) and torch.cuda.is_bf16_supported(including_emulation=False)
+    native = on_gpu(config) and torch.cuda.is_bf16_supported(including_emulation=False)
     if config.bf16 is None:
         config.bf16 = native and not config.fp16
     if config.tf32 is None and native and config.bf16 and torch.version.hip is None:
@@ -193,118 +185,5 @@ class CompileCounter(TrainerCallback):
         self.record("perf/compiled_graphs", counters["stats"]["unique_graphs"])
 
 
-def fit_batch(config: "RookWorldGRPOConfig", measure: Callable[[int], float], memory: float) -> None:
-    """Set the micro-batch to the largest that fits; completions per optimizer step and per generation stay as they are.
-
-    Memory grows linearly with the rows: two measurements give the line, a third proves the choice.
-
-    Args:
-        config: `per_device_train_batch_size`, `gradient_accumulation_steps` and `steps_per_generation` are changed.
-        measure: rows -> bytes that a micro-batch of them takes at its worst, all else included; infinite: too many.
-        memory: bytes of the device.
-
-    Raises:
-        ValueError: not even one row fits.
-    """
-    rows = config.per_device_train_batch_size * config.gradient_accumulation_steps
-    generated = config.per_device_train_batch_size * config.steps_per_generation
-    sizes = [size for size in range(1, rows + 1) if rows % size == 0 and generated % size == 0]
-    budget, one, two = memory * config.memory_share, measure(1), measure(2)
-    slope = max(two - one, 1.0)
-    fitting = [size for size in sizes if (one if size == 1 else one + (size - 1) * slope) <= budget]
-    while len(fitting) > 1 and measure(fitting[-1]) > budget:
-        fitting.pop()
-    require(
-        bool(fitting),
-        "auto_batch_size",
-        True,
-        f"one row takes {one / 1e9:.1f} GB, the share of this device is {budget / 1e9:.1f}",
-        "set `activation_checkpointing` to true, or take a larger device",
-    )
-    size = fitting[-1]
-    config.per_device_train_batch_size = size
-    config.gradient_accumulation_steps, config.steps_per_generation = rows // size, generated // size
-    logger.warning(f"micro-batches of {size} rows, {rows // size} for each update: what fits {budget / 1e9:.1f} GB")
-
-
-def worst_pass(
-    model: Any, rows: int, length: int, keep: int, dtype: torch.dtype | None = None, checkpointing: bool = False
-) -> None:
-    """Forward and backward of rows that are as long as can be, the head's logits in pieces as in training.
-
-    Args:
-        length: tokens of a row.
-        keep: of its completion, the last ones.
-        dtype: of autocast, None without.
-        checkpointing: with `activation_checkpointing`.
-    """
-    device, training = next(model.parameters()).device, model.training
-    ids = torch.zeros(rows, length, dtype=torch.long, device=device)
-    head = model.get_output_embeddings()
-
-    def loss(hidden: torch.Tensor) -> torch.Tensor:
-        return torch.log_softmax(head(hidden).float(), dim=-1).sum()
-
-    if checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-        model.train()
-    try:
-        with torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None):
-            hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state[:, -keep - 1 : -1]
-            pieces = hidden.flatten(0, 1).split(HEAD_ROWS)
-            total = torch.stack([checkpoint(loss, piece, use_reentrant=False) for piece in pieces]).sum()
-        total.backward()
-    finally:
-        if checkpointing:
-            model.gradient_checkpointing_disable()
-            model.train(training)
-        model.zero_grad(set_to_none=True)
-
-
-def measured_memory(
-    model: nn.Module, length: int, keep: int, dtype: torch.dtype | None, checkpointing: bool
-) -> Callable[[int], float]:
-    """`measure` of `fit_batch` on the current GPU: weights, gradients, AdamW's moments, reference, a `worst_pass`."""
-    weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-
-    def measure(rows: int) -> float:
-        model.to("cuda")
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-        try:
-            worst_pass(model, rows, length, keep, dtype, checkpointing)
-        except torch.OutOfMemoryError:
-            return math.inf
-        finally:
-            torch.cuda.empty_cache()
-        # Two moments and the reference come on top of what was measured.
-        return float(torch.cuda.max_memory_allocated() + 3 * weights)
-
-    return measure
-
-
-def fit_to_gpu(config: "RookWorldGRPOConfig", model: Any, dataset: Any, tokenizer: Any) -> None:
-    """`fit_batch` for the run at hand, if `auto_batch_size` asks for it.
-
-    Raises:
-        ValueError: the model is only named, its prompts are streamed, or not even one row fits.
-    """
-    if not config.auto_batch_size or not _on_gpu(config):
-        return
-    known = isinstance(model, nn.Module) and isinstance(dataset, Dataset)
-    require(
-        known,
-        "auto_batch_size",
-        True,
-        "it measures a model that is loaded on a data set with a length",
-        "give the trainer both as objects, or set `per_device_train_batch_size` by hand",
-    )
-    longest = max(map(len, tokenizer(list(dataset["prompt"]))["input_ids"]))
-    keep = int(config.max_completion_length or 0)
-    dtype = torch.bfloat16 if config.bf16 else torch.float16 if config.fp16 else None
-    measure = measured_memory(model, longest + keep, keep, dtype, bool(config.activation_checkpointing))
-    fit_batch(config, measure, torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory)
-
-
-def _on_gpu(config: "RookWorldGRPOConfig") -> bool:
+def on_gpu(config: "RookWorldGRPOConfig") -> bool:
     return torch.cuda.is_available() and not config.use_cpu

@@ -7,6 +7,7 @@ sampling (a group's prompt once), the reference's pass, and the policy's pass wi
 evaluation, recomputation.
 """
 
+import re
 import resource
 import sys
 import time
@@ -17,19 +18,21 @@ import numpy as np
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-# Dense peaks from the makers' data sheets, in operations a second: (float32, bf16 with float32 accumulation).
+# Dense peaks from the makers' data sheets, in operations a second: (float32, bf16 with float32 accumulation), by the
+# whole name that the driver gives: cards of one family differ (PCIe, NVL, laptops), and slices of a card are no card.
 PEAKS = {
-    "H200": (67e12, 989e12),
-    "H100": (67e12, 989e12),
-    "A100": (19.5e12, 312e12),
-    "RTX 4090": (82.6e12, 165.2e12),
-    "RTX 3090": (35.6e12, 71e12),
+    r"NVIDIA H200": (67e12, 989e12),
+    r"NVIDIA H100 80GB HBM3": (67e12, 989e12),
+    r"NVIDIA H100 PCIe": (51e12, 756e12),
+    r"NVIDIA A100-(SXM4|PCIE)-(40|80)GB|NVIDIA A100 80GB PCIe": (19.5e12, 312e12),
+    r"NVIDIA GeForce RTX 4090": (82.6e12, 165.2e12),
+    r"NVIDIA GeForce RTX 3090": (35.6e12, 71e12),
 }
 
 
 def peak_flops(device_name: str, mixed: bool) -> float | None:
     """Peak of a known GPU for float32 or 16-bit autocast (`mixed`); None for others, CPUs among them."""
-    return next((peaks[mixed] for name, peaks in PEAKS.items() if name in device_name), None)
+    return next((peaks[mixed] for name, peaks in PEAKS.items() if re.fullmatch(name, device_name)), None)
 
 
 def forward_flops(config: Any, start: Any, end: Any, head: Any) -> Any:
@@ -155,8 +158,8 @@ def _lengths(batch: dict[str, torch.Tensor]) -> tuple[list[int], list[int]]:
 
 
 def memory_gb() -> float:
-    """Most memory used so far, GB: of the GPU by tensors, or of this process."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 1e9
+    """Most memory used so far, GB: of the GPU by tensors, or of this process where none are on a GPU."""
+    if torch.cuda.is_available() and (used := torch.cuda.max_memory_allocated()):
+        return used / 1e9
     unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux KiB
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9

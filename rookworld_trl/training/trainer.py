@@ -23,8 +23,8 @@ from rookworld_trl.modeling.positions import install_position_hook
 from rookworld_trl.training.advantages import Baseline, combine_rewards, scale_advantages, useful_share
 from rookworld_trl.training.checkpoint_trainer import CheckpointTrainer
 from rookworld_trl.training.config import RookWorldGRPOConfig
+from rookworld_trl.training.micro_batch import fit_to_gpu
 from rookworld_trl.training.monitor import HealthMonitor, TruthProbe, truth_rows
-from rookworld_trl.training.placement import fit_to_gpu
 from rookworld_trl.training.preparation import (
     check_tokenizer,
     check_vllm_installed,

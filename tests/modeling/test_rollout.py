@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 from transformers import GPT2LMHeadModel
 
-from rookworld_trl.modeling import shared_prefix
+from rookworld_trl.modeling import cuda_graphs, shared_prefix
 from rookworld_trl.modeling.cuda_graphs import Repeated
 from rookworld_trl.modeling.rollout import rollout
+from rookworld_trl.modeling.sample_batch import SampleBatch
 
 GPT2Factory = Callable[..., GPT2LMHeadModel]
 EOS = 0
@@ -221,6 +222,20 @@ def test_a_step_is_recorded_at_its_second_call(monkeypatch: pytest.MonkeyPatch) 
     for _ in range(3):
         step()
     assert done == ["step", "replay", "replay"]
+
+
+def test_a_rollout_gives_the_records_memory_back(model: GPT2LMHeadModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    emptied: list[bool] = []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(True))
+    settings = {"max_new_tokens": 3, "eos_token_id": EOS, "cuda_graphs": True}
+    rollout(model, random_prompts(3), **settings)
+    assert not emptied, "nothing was recorded"
+    monkeypatch.setitem(cuda_graphs._POOLS, torch.device("cpu"), "a pool")
+    monkeypatch.setattr(SampleBatch, "draw", lambda self: 1 / 0)  # after an error too
+    with pytest.raises(ZeroDivisionError):
+        rollout(model, random_prompts(3), **settings)
+    assert emptied == [True]
+    assert not cuda_graphs._POOLS
 
 
 def test_mode_gradients_and_parameters_are_left_alone(make_gpt2: GPT2Factory) -> None:

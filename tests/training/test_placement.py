@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from datasets import Dataset
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
@@ -192,64 +191,6 @@ def test_a_compiled_reference_is_reset_and_kept(make_trainer: Make, policy: nn.M
     again = make_trainer(beta=0.1, learning_rate=1e-2, max_steps=4, seed=1, reference_reset_steps=2, save_strategy="no")
     again.train(resume_from_checkpoint=str(Path(trainer.args.output_dir) / "checkpoint-3"))  # not compiled any more
     assert "kl" in again.state.log_history[-2]
-
-
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_the_pass_that_memory_is_measured_by_leaves_the_model_as_it_was(policy: nn.Module, checkpointing: bool) -> None:
-    policy.eval()
-    calls: list[int] = []
-    policy.transformer.h[0].mlp.register_forward_pre_hook(lambda *_: calls.append(1))
-    placement.worst_pass(policy, 3, length=12, keep=5, dtype=torch.bfloat16, checkpointing=checkpointing)
-    assert len(calls) == 1 + checkpointing, "checkpointing computes a block twice"
-    assert all(parameter.grad is None for parameter in policy.parameters())
-    assert not policy.training
-    assert not policy.is_gradient_checkpointing
-
-
-def test_a_batch_size_cannot_be_measured_for_a_model_that_is_only_named(
-    options: dict[str, Any], prompts: Dataset, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(placement, "_on_gpu", lambda config: True)
-    config = RookWorldGRPOConfig(**options, auto_batch_size=True)
-    with pytest.raises(ValueError, match="`auto_batch_size` is True: it measures a model that is loaded"):
-        placement.fit_to_gpu(config, "gpt2", prompts, None)
-
-
-def batch(rows: int, accumulation: int, share: float = 0.5) -> SimpleNamespace:
-    return SimpleNamespace(
-        per_device_train_batch_size=rows,
-        gradient_accumulation_steps=accumulation,
-        steps_per_generation=accumulation,
-        memory_share=share,
-    )
-
-
-@pytest.mark.parametrize(("memory", "size"), [(1000.0, 80), (100.0, 20), (60.0, 10), (30.0, 2), (24.0, 1)])
-def test_the_largest_micro_batch_that_fits_is_taken(memory: float, size: int) -> None:
-    """A row takes 2 bytes, all else 10, and half of the memory may be used: of 100, 50, so 20 rows of the 80."""
-    config = batch(rows=8, accumulation=10)
-    placement.fit_batch(config, lambda rows: 10.0 + 2.0 * rows, memory)
-    assert config.per_device_train_batch_size == size
-    assert config.gradient_accumulation_steps == config.steps_per_generation == 80 // size
-
-
-def test_a_measurement_off_the_line_is_believed() -> None:
-    config = batch(rows=8, accumulation=10)
-    placement.fit_batch(config, lambda rows: 10.0 + 2.0 * rows + 30.0 * (rows > 8), 100.0)  # 20 rows would need 80
-    assert config.per_device_train_batch_size == 8
-
-
-def test_running_out_of_memory_is_a_measurement() -> None:
-    config = batch(rows=8, accumulation=10)
-    placement.fit_batch(config, lambda rows: 40.0 if rows == 1 else float("inf"), 100.0)
-    assert config.per_device_train_batch_size == 1
-    with pytest.raises(ValueError, match="one row takes inf GB"):
-        placement.fit_batch(batch(rows=8, accumulation=10), lambda rows: float("inf"), 100.0)
-
-
-def test_nothing_fits() -> None:
-    with pytest.raises(ValueError, match="`auto_batch_size` is True: one row takes"):
-        placement.fit_batch(batch(rows=4, accumulation=1), lambda rows: 100.0 * rows, 100.0)
 
 
 FREED = """

@@ -9,6 +9,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from rookworld_trl.training.throughput import (
     Throughput,
     forward_flops,
+    memory_gb,
     peak_flops,
     sampling_flops,
     scoring_flops,
@@ -107,6 +108,24 @@ def test_drafted_rows_count_what_they_share_once() -> None:
 
 
 def test_peaks() -> None:
-    assert peak_flops("NVIDIA H200", mixed=True) == 989e12
-    assert peak_flops("NVIDIA GeForce RTX 4090", mixed=False) == 82.6e12
-    assert peak_flops("something else", mixed=True) is None
+    known = {
+        "NVIDIA H200": (67e12, 989e12),
+        "NVIDIA H100 80GB HBM3": (67e12, 989e12),
+        "NVIDIA H100 PCIe": (51e12, 756e12),
+        "NVIDIA A100-SXM4-80GB": (19.5e12, 312e12),
+        "NVIDIA A100 80GB PCIe": (19.5e12, 312e12),
+        "NVIDIA GeForce RTX 4090": (82.6e12, 165.2e12),
+    }
+    for name, peaks in known.items():
+        assert (peak_flops(name, mixed=False), peak_flops(name, mixed=True)) == peaks
+    laptops_and_others = ["NVIDIA GeForce RTX 4090 Laptop GPU", "NVIDIA GeForce RTX 4090 D", "NVIDIA H100 NVL"]
+    for name in (*laptops_and_others, "NVIDIA A100-SXM4-80GB MIG 1g.10gb", "something else"):
+        assert peak_flops(name, mixed=True) is None
+
+
+def test_memory_of_a_run_on_the_cpu_of_a_machine_with_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 0)
+    assert memory_gb() > 0.1
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 5_000_000_000)
+    assert memory_gb() == 5
