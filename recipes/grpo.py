@@ -21,7 +21,7 @@ from transformers.utils import logging
 
 import rookworld_trl
 from rookworld_trl import rewards
-from rookworld_trl.checkpointing.exits import BAD_INPUT, DIVERGED, DONE, PREEMPTED, needs_disk, reported, run_program
+from rookworld_trl.checkpointing.exits import DIVERGED, DONE, PREEMPTED, LastSteps, needs_disk, reported, run_program
 from rookworld_trl.checkpointing.lock import locked
 from rookworld_trl.checkpointing.rescue import rescued, write_model
 from rookworld_trl.checkpointing.resume import choose_start, mark_finished
@@ -32,7 +32,7 @@ from rookworld_trl.data.sources import DataOptions, check_lengths, load_prompts,
 from rookworld_trl.data.splits import draw_of_each
 from rookworld_trl.evaluation import Evaluation, compare, compare_groups, comparison_table, evaluate
 from rookworld_trl.files import write_atomically
-from rookworld_trl.modeling.hub import PushError, push_folder
+from rookworld_trl.modeling.hub import push_folder
 from rookworld_trl.modeling.loading import load
 from rookworld_trl.reports import plot_run, read_run
 from rookworld_trl.reports.card import write_card
@@ -155,16 +155,6 @@ def measure(run: RunConfig, trainer: RookWorldGRPOTrainer, held_out: Dataset, na
     return result
 
 
-def push(checkpoint: Path, repo_id: str, args: RookWorldGRPOConfig) -> bool:
-    """Push; if that fails, say so and how to do it again: the run itself is done."""
-    try:
-        push_folder(checkpoint, repo_id, args.hub_token, None, args.hub_revision)
-    except PushError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return False
-    return True
-
-
 def run_recipe(argv: Sequence[str] | None) -> int:
     """Everything, and the exit code."""
     logging.disable_progress_bar()  # one bar is enough
@@ -195,24 +185,28 @@ def run_recipe(argv: Sequence[str] | None) -> int:
             after = measure(run, trainer, held_out, "after")
             if trainer.preempted():
                 return PREEMPTED
-        pushed = True
+        last = LastSteps()
         if before is not None and after is not None:  # the main process
             comparison, groups = compare(before, after), compare_groups(before, after)
+            print(f"\n{comparison_table(comparison)}\n\n{comparison_table(comparison, True, groups)}")
             settings = {**vars(run), **{name: getattr(args, name) for name in SHOWN}}
             settings |= {"steps": trainer.state.global_step, "stop_reason": trainer.stop_reason}
             settings |= {"identity": trainer.identity.fingerprint, "groups": groups}
-            write_summary(folder, comparison=comparison, seconds=seconds, **settings)
-            write_card(folder, folder / "checkpoint")
-            plot_run(read_run(folder), folder / "plot.png")
-            print(f"\n{comparison_table(comparison)}\n\n{comparison_table(comparison, True, groups)}")
-            print(f"\nwrote {folder}/: checkpoint, summary.json, metrics.jsonl, plot.png")
+            with last.step("summary.json and the model card"):
+                write_summary(folder, comparison=comparison, seconds=seconds, **settings)
+                write_card(folder, folder / "checkpoint")
+            with last.step("plot.png"):
+                plot_run(read_run(folder), folder / "plot.png")
+            print(f"\nwrote {folder}/: {', '.join(['checkpoint', 'metrics.jsonl', *last.done])}")
             if args.push_to_hub:
-                pushed = push(folder / "checkpoint", trainer.hub_model_id, args)
+                with last.step("push"):
+                    push_folder(folder / "checkpoint", trainer.hub_model_id, args.hub_token, None, args.hub_revision)
         if trainer.stop_reason:
             return DIVERGED  # the reason is in the log and in summary.json
         if args.should_save:
-            mark_finished(folder, start)
-        return DONE if pushed else BAD_INPUT
+            with last.step("finished.json"):
+                mark_finished(folder, start)
+        return last.code
 
 
 def main(argv: Sequence[str] | None = None) -> None:

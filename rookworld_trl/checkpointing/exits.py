@@ -14,6 +14,7 @@ failure of their programs as 1; started by `python`, a program's own code is see
 
 import gc
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -58,6 +59,34 @@ def reported() -> Iterator[None]:
             raise
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(code) from error
+
+
+class LastSteps:
+    """What follows a training, step by step: one that fails is reported by itself, and the others still run.
+
+    Attributes:
+        done: names of the steps that went well.
+        code: exit code of the first that did not; `DONE` while there is none.
+    """
+
+    def __init__(self) -> None:
+        self.done: list[str] = []
+        self.code = DONE
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        """Run the block as the step `name`; an error with an `exit_code` or a full disk is one line on stderr."""
+        try:
+            yield
+        except Exception as error:
+            full = UNRECOVERABLE if isinstance(error, OSError) else CRASHED
+            code = getattr(error, "exit_code", full)
+            if code == CRASHED:
+                traceback.print_exception(error)
+            print(f"error: {name}: {error}", file=sys.stderr)
+            self.code = self.code or code
+        else:
+            self.done.append(name)
 
 
 def close_process_group() -> None:

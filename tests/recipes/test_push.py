@@ -95,9 +95,42 @@ def test_a_push_that_fails_costs_nothing_but_the_push(arguments: dict, hub: Hub,
         run(arguments)
     assert exit_.value.code == 2
     shown = capsys.readouterr()
-    assert shown.err.strip().splitlines()[-1] == "error: pushing to me/trained failed: `hf upload` it"
+    assert shown.err.strip().splitlines()[-1] == "error: push: pushing to me/trained failed: `hf upload` it"
     assert "before    after" in shown.out
     assert {"summary.json", "checkpoint", FINISHED_FILE} <= {path.name for path in arguments["output_dir"].iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("broken", "error", "code", "lost"),
+    [
+        ("plot_run", ValueError("expected an end of formula"), 1, "plot.png"),
+        ("write_summary", OSError(28, "No space left on device"), 4, "summary.json"),
+    ],
+)
+def test_a_last_step_that_fails_costs_nothing_but_itself(
+    arguments: dict, hub: Hub, monkeypatch, capsys, broken: str, error: Exception, code: int, lost: str
+) -> None:
+    def fails(*args: object, **kwargs: object) -> None:
+        raise error
+
+    monkeypatch.setattr(grpo, broken, fails)
+    with pytest.raises(SystemExit) as exit_:
+        run(arguments)
+    assert exit_.value.code == code
+    shown = capsys.readouterr()
+    assert f"error: {lost}" in shown.err
+    assert str(error) in shown.err
+    assert ("Traceback" in shown.err) == (code == 1)
+    names = {path.name for path in arguments["output_dir"].iterdir()}
+    assert {"checkpoint", "metrics.jsonl", "plot.png", "summary.json", FINISHED_FILE} - names == {lost}
+    assert lost not in shown.out
+    assert "model.safetensors" in hub.repositories["me/trained"].branches["main"]
+
+
+def test_a_folder_of_any_name_is_pushed_and_finished(arguments: dict, hub: Hub, tmp_path: Path) -> None:
+    run(arguments | {"output_dir": tmp_path / "run$lr$1e-3"})
+    assert (tmp_path / "run$lr$1e-3" / FINISHED_FILE).exists()
+    assert "README.md" in hub.repositories["me/trained"].branches["main"]
 
 
 def test_a_token_that_may_not_write_is_refused_before_anything_trains(hub: Hub, arguments: dict, capsys) -> None:
