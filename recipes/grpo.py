@@ -8,7 +8,6 @@ item's result in evaluation_before.json and evaluation_after.json.
 
 import json
 import math
-import sys
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
