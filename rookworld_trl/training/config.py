@@ -289,6 +289,7 @@ class RookWorldGRPOConfig(GRPOConfig):
         if self.rollout_backend == "vllm":
             self.use_vllm = True
         validation.check_fields(self)
+        validation.check_groups(self)
         super().__post_init__()
         validation.check(self)
         placement.settle(self)

@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,6 +20,7 @@ from rookworld_trl.files import append_line, write_atomically
 logger = logging.get_logger(__name__)
 
 METRICS_FILE = "metrics.jsonl"
+TABLE_COLUMNS = 240
 
 # Label, key in TRL's log, format. A key that a run does not log is left out of the line.
 Columns = Sequence[tuple[str, str, str]]
@@ -26,9 +29,16 @@ COLUMNS: Columns = (("KL", "kl", ".4f"), ("entropy", "entropy", ".3f"), ("useful
 
 def report_live(trainer: Trainer, folder: Path, columns: Columns = (), max_minutes: float | None = None) -> None:
     """Put a `LiveReport` in place of the trainer's own bar and printed dictionaries."""
+    if trainer.args.log_completions:
+        widen_tables()
     for callback in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(callback)
     trainer.add_callback(LiveReport(folder, columns, max_minutes))
+
+
+def widen_tables() -> None:
+    """Give the tables of `log_completions` room for whole FENs, which are cut at the terminal's width: 80, if none."""
+    os.environ.setdefault("COLUMNS", str(max(TABLE_COLUMNS, shutil.get_terminal_size().columns)))
 
 
 def live_line(step: int, steps: int, logs: Mapping[str, Any], columns: Columns = COLUMNS) -> str:

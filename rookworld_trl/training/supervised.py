@@ -5,12 +5,15 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
+from accelerate.utils import parse_flag_from_env
 from torch import nn, optim
+from transformers import TrainingArguments
 from trl import SFTConfig, SFTTrainer
 
 from rookworld_trl.checkpointing.durable import DurableTrainer
 from rookworld_trl.training.placement import keep_freed_memory
 from rookworld_trl.training.recovery import Diverged
+from rookworld_trl.training.validation import check_fields
 
 NATS_SCALE = 32  # the loss is nats a completion divided by this, about the tokens of rookworld-nano's `A:` completion
 
@@ -32,6 +35,9 @@ class SupervisedConfig(SFTConfig):
     )
 
     def __post_init__(self) -> None:
+        if parse_flag_from_env("ACCELERATE_USE_CPU"):  # which transformers asks too, for the device alone
+            self.use_cpu = True
+        check_fields(self, TrainingArguments)
         super().__post_init__()
         for name in ("packing", "padding_free"):
             if getattr(self, name):

@@ -11,6 +11,7 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+from transformers import TrainingArguments
 from transformers.integrations import get_available_reporting_integrations
 
 from rookworld_trl.training.advantages import BASELINES
@@ -149,18 +150,29 @@ FIELD_CHECKS = (
 )
 
 
-def check_fields(config: "RookWorldGRPOConfig") -> None:
+def check_fields(config: TrainingArguments, of: type[TrainingArguments] | None = None) -> None:
     """Each field by itself, before TRL and transformers, whose checks name no remedy or divide by it.
+
+    Args:
+        of: the class whose fields are checked; by default the config's own.
 
     Raises:
         ValueError: one message naming the field, its value, what is wrong with it and the remedy.
     """
-    defaults = {field.name: field.default for field in fields(config)}
+    defaults = {field.name: field.default for field in fields(of or config)}
     for check in FIELD_CHECKS:
-        for name in check.fields.split():
+        for name in defaults.keys() & check.fields.split():
             value = getattr(config, name)
             unset = value is None and defaults[name] is None
             require(unset or check.accepts(value), name, value, check.problem, check.remedy)
+
+
+def check_groups(config: "RookWorldGRPOConfig") -> None:
+    """That the completions of a batch make whole groups; before TRL's own check, which names no remedy.
+
+    Raises:
+        ValueError: they do not.
+    """
     rows = config.per_device_train_batch_size * int(os.environ.get("WORLD_SIZE", "1"))
     total = config.generation_batch_size or rows * (config.steps_per_generation or config.gradient_accumulation_steps)
     require(

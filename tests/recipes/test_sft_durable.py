@@ -177,3 +177,9 @@ def test_rows_are_not_joined(tmp_path: Path) -> None:
 def test_nothing_is_pushed_on_the_way(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"`push_to_hub` is True: .* hf upload"):
         SupervisedConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, push_to_hub=True)
+
+
+@pytest.mark.parametrize(("name", "value"), [("per_device_train_batch_size", 0), ("learning_rate", -1.0)])
+def test_bad_values_are_refused_as_for_grpo(tmp_path: Path, name: str, value: float) -> None:
+    with pytest.raises(ValueError, match=rf"^`{name}` is {value}: .+\. Set it to .+\.$"):
+        SupervisedConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, **{name: value})
