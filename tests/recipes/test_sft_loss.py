@@ -85,6 +85,7 @@ def test_the_loss_is_that_of_one_large_batch(
             [*launcher, str(WORKER), *arguments], env=environment, capture_output=True, text=True, check=False
         )
         assert done.returncode == 0, done.stderr[-3000:]
+        assert "FutureWarning" not in done.stderr
     assert verify(tmp_path / "out-run" / "checkpoint-1", finite=True) == []
     out = torch.load(tmp_path / "out", weights_only=True)
     assert out["loss"] == pytest.approx(loss, rel=1e-4)
