@@ -162,11 +162,12 @@ def run_recipe(argv: Sequence[str] | None) -> int:
         with bad_input(), reported(), timed(seconds, "setup"):
             run, args = parse_recipe((RunConfig, RookWorldGRPOConfig), argv)
             stack.enter_context(locked(args.output_dir, args.process_index == 0))
-            start = choose_start(args)
+            start = choose_start(args, vars(run))
             if start.finished:
                 return DONE
             set_seed(args.seed)
             trainer, held_out, folder = build(run, args)
+            trainer.admit(start.checkpoint, vars(run))
         stack.enter_context(closing(trainer))
         stack.enter_context(trainer.preemption.watching())
         with timed(seconds, "evaluate_before"):

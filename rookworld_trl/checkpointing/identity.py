@@ -2,7 +2,8 @@
 
 A changed field is one of three things. Free: it does not touch what is learned (`logging_steps`, `output_dir`).
 Applied: it takes effect from the resumed step on, and that is logged (`learning_rate`, `max_steps`). Everything else
-is refused: the result would be neither the old run nor a new one.
+is refused: the result would be neither the old run nor a new one. A name (`model`, `dataset`) may change as long as
+what it stands for does not.
 """
 
 import hashlib
@@ -25,8 +26,10 @@ FREE = (
     *("recovery_mode", "logging_*", "log_*", "save_*", "eval_*", "do_*", "hub_*", "push_to_hub*", "trackio*", "ddp_*"),
     *("dataloader_*", "health_bands", "peak_tflops", "local_rank", "stable_*", "debug_*", "skip_memory_metrics"),
     *("include_*", "num_completions_to_print", "restore_callback_states_from_checkpoint", "enable_jit_checkpoint"),
+    *("engine_workers", "engine_cache"),
 )
 APPLIED = (
+    "max_train_minutes",
     *("learning_rate", "max_steps", "num_train_epochs", "kl_stop_threshold", "kl_target", "kl_factor", "kl_horizon"),
     *("kl_interval", "beta_min", "beta_max", "max_grad_norm", "recovery", "recovery_*"),
     *("gradient_checkpointing*", "activation_checkpointing*"),
@@ -41,6 +44,11 @@ APPLIED = (
         "share_prefixes",
     ),
 )
+# Fields that say where something comes from, by the digest that says what it is.
+BY_CONTENT = {
+    "train_dataset": ("dataset", "dataset_split", "streaming", "max_rows", "best_move", "illegal", "engine_nodes"),
+    "starting_weights": ("model", "model_revision"),
+}
 
 
 @dataclass
@@ -83,18 +91,29 @@ class RunIdentity:
         return cls(**state)
 
 
+def settings(args: Any, recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """Training arguments and a recipe's own fields as JSON values: as they come back from a file, without tuples."""
+    return json.loads(json.dumps({**recipe, **args.to_dict()}, default=str))
+
+
 def fingerprint(
-    args: Any, dataset: Any, reference: Mapping[str, torch.Tensor], reward_names: list[str], processes: int
+    args: Any,
+    recipe: Mapping[str, Any],
+    dataset: Any,
+    weights: Mapping[str, torch.Tensor],
+    tokenizer: Any,
+    reward_names: list[str],
+    processes: int,
 ) -> dict[str, Any]:
-    """All that decides what the run computes, as JSON values: its arguments, data, rewards and reference."""
-    parts = {
-        **args.to_dict(),
+    """All that decides what the run computes, as JSON values: its settings, data, starting weights and rewards."""
+    return {
+        **settings(args, recipe),
         "processes": processes,
         "rewards": list(reward_names),
         "train_dataset": dataset_digests(dataset, ordered=not args.shuffle_dataset),
-        "reference": weights_digest(reference),
+        "starting_weights": weights_digest(weights) if weights else None,
+        "tokenizer": tokenizer_digest(tokenizer),
     }
-    return json.loads(json.dumps(parts, default=str))  # as it comes back from a checkpoint: no tuples, no dtypes
 
 
 def dataset_digests(dataset: Any, ordered: bool) -> dict[str, str] | None:
@@ -126,6 +145,11 @@ def _same_start(then: Any, now: Any) -> bool:
     return bool(common) and then[(most := max(common, key=int))] == now[most]
 
 
+def _same_content(field: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    then, value = before.get(field), now.get(field)
+    return _same_start(then, value) if field == "train_dataset" else bool(value) and then == value
+
+
 def weights_digest(weights: Mapping[str, torch.Tensor]) -> str:
     """SHA-256 of tensors, names included."""
     digest = hashlib.sha256()
@@ -135,12 +159,26 @@ def weights_digest(weights: Mapping[str, torch.Tensor]) -> str:
     return digest.hexdigest()
 
 
+def tokenizer_digest(tokenizer: Any) -> str | None:
+    """SHA-256 of all that decides which tokens a text has; None for a tokenizer that cannot be written as JSON."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return None
+    state = json.loads(backend.to_str())
+    state |= {"padding": None, "truncation": None, "special": tokenizer.special_tokens_map}  # the two are of a call
+    return hashlib.sha256(json.dumps(state, sort_keys=True, default=str).encode()).hexdigest()
+
+
 @dataclass(frozen=True)
 class Changes:
     """Fields that differ between a checkpoint and the run that resumes from it, as name: (then, now)."""
 
     applied: dict[str, tuple[Any, Any]]
     refused: dict[str, tuple[Any, Any]]
+
+    def __str__(self) -> str:
+        """The refused ones, for a message."""
+        return "; ".join(f"`{name}` was {then!r} and is {now!r}" for name, (then, now) in self.refused.items())
 
 
 def compare(before: Mapping[str, Any], now: Mapping[str, Any]) -> Changes:
@@ -152,6 +190,8 @@ def compare(before: Mapping[str, Any], now: Mapping[str, Any]) -> Changes:
         if then == value or any(fnmatchcase(name, pattern) for pattern in FREE):
             continue
         if name == "train_dataset" and _same_start(then, value):
+            continue
+        if any(name in names and _same_content(content, before, now) for content, names in BY_CONTENT.items()):
             continue
         known = name in before and name in now
         accepted = not known or any(fnmatchcase(name, pattern) for pattern in APPLIED)

@@ -17,11 +17,10 @@ from transformers.utils import logging
 from rookworld_trl.checkpointing import store
 from rookworld_trl.checkpointing.lock import reclaim
 from rookworld_trl.checkpointing.resume import on_main_process
-from rookworld_trl.checkpointing.store import CheckpointError
+from rookworld_trl.checkpointing.store import MODEL_FOLDER, CheckpointError
 
 logger = logging.get_logger(__name__)
 
-MODEL_FOLDER = "checkpoint"
 RETRIES, RETRY_SECONDS = 40, 15.0  # ten minutes to make room in, where no disk has any
 _FAILURES = (OSError, RuntimeError, ValueError, SafetensorError)  # of Python, torch, transformers and safetensors
 

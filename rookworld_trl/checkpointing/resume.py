@@ -7,8 +7,8 @@
 """
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from transformers.utils import logging
 
 from rookworld_trl.checkpointing import store
 from rookworld_trl.checkpointing.exits import BAD_INPUT, UNRECOVERABLE
-from rookworld_trl.checkpointing.identity import RunIdentity, compare
+from rookworld_trl.checkpointing.identity import Changes, RunIdentity, compare, settings
 from rookworld_trl.checkpointing.state import load_tree
 from rookworld_trl.files import write_atomically
 
@@ -26,6 +26,8 @@ logger = logging.get_logger(__name__)
 
 RUN_FILE = "run"  # .json in a checkpoint: who wrote it
 FINISHED_FILE = "finished.json"  # in the output folder, once everything is done
+# How much is asked for: a finished run that is asked for more, or less, goes on.
+AMOUNTS = ("max_steps", "num_train_epochs", "max_train_minutes")
 
 RECOVERIES_FILE = "recoveries.json"  # beside it: how often each run, by its id, was restarted by `--recovery_mode`
 
@@ -54,12 +56,12 @@ class Start:
     Attributes:
         checkpoint: None for the beginning.
         finished: there is nothing left to do.
-        asked: `max_steps` and `num_train_epochs` as the user gave them.
+        asked: all settings as the user gave them.
     """
 
     checkpoint: Path | None = None
     finished: bool = False
-    asked: tuple[float, float] = (-1, 0)
+    asked: Mapping[str, Any] = field(default_factory=dict)
 
 
 def on_main_process(main: bool, decide: Callable[[], Any]) -> Any:
@@ -80,20 +82,24 @@ def on_main_process(main: bool, decide: Callable[[], Any]) -> Any:
     return outcome[0]
 
 
-def choose_start(args: Any) -> Start:
+def choose_start(args: Any, recipe: Mapping[str, Any] | None = None) -> Start:
     """Read the three flags of `args` (a `RookWorldGRPOConfig`) against what lies in its output folder.
 
     Sets aside what does not verify, in the main process. Every process must call this.
 
+    Args:
+        recipe: settings that are none of `args`.
+
     Raises:
-        ResumeError: the named checkpoint does not verify, or no stable one does.
+        ResumeError: the named checkpoint does not verify, or no stable one does; or the run in the folder is finished
+            and had other settings.
         NothingToResumeError: `auto_resume`, and none of the checkpoints verifies.
     """
-    return on_main_process(args.process_index == 0, lambda: _choose_start(args, Path(args.output_dir)))
+    asked = settings(args, recipe or {})
+    return on_main_process(args.process_index == 0, lambda: _choose_start(args, Path(args.output_dir), asked))
 
 
-def _choose_start(args: Any, output_dir: Path) -> Start:
-    asked = (args.max_steps, args.num_train_epochs)
+def _choose_start(args: Any, output_dir: Path, asked: Mapping[str, Any]) -> Start:
     if args.resume_from_checkpoint:
         checkpoint = Path(args.resume_from_checkpoint)
         check_whole(checkpoint)
@@ -139,15 +145,14 @@ def check_whole(checkpoint: Path) -> None:
         raise ResumeError(f"{checkpoint} cannot be resumed from: {'; '.join(problems)}. Remedy: {remedy}")
 
 
-def admit(checkpoint: Path, now: dict[str, Any], recovering: Path | None) -> tuple[RunIdentity, float]:
-    """Hold the run that starts against the one that wrote `checkpoint`.
+def compared(checkpoint: Path, now: Mapping[str, Any]) -> tuple[RunIdentity, Changes]:
+    """Hold the run that starts against the one that wrote `checkpoint`. Changes nothing.
 
     Args:
         now: fingerprint of the run that starts.
-        recovering: the folder whose count of recoveries is to be raised, each of which lowers the learning rate.
 
     Returns:
-        The run's identity, continued, and the factor that the checkpoint's learning rates are to be multiplied by.
+        The run's identity then, and what is another now.
 
     Raises:
         ResumeError: fields that cannot change within a run have changed; the message names each.
@@ -158,22 +163,37 @@ def admit(checkpoint: Path, now: dict[str, Any], recovering: Path | None) -> tup
         raise ResumeError(f"{checkpoint / RUN_FILE}.json: {error}") from error
     changes = compare(identity.fingerprint, now)
     if changes.refused:
-        listed = "; ".join(f"`{name}` was {then!r} and is {value!r}" for name, (then, value) in changes.refused.items())
         raise ResumeError(
-            f"{checkpoint} belongs to a run with other settings: {listed}. Restore them to go on with that run, or "
+            f"{checkpoint} belongs to a run with other settings: {changes}. Restore them to go on with that run, or "
             f"start a new one in another `output_dir` with {checkpoint} as its `model`"
         )
+    rate, value = changes.applied.get("learning_rate", (1.0, 1.0))
+    if not rate:
+        raise ResumeError(
+            f"{checkpoint}: `learning_rate` was 0 and is {value!r}: its schedule is all zeros and cannot be "
+            f"scaled. Go on at 0, or start a new run in another `output_dir` with {checkpoint} as its `model`"
+        )
+    return identity, changes
+
+
+def admit(checkpoint: Path, now: dict[str, Any], recovering: Path | None) -> tuple[RunIdentity, float]:
+    """`compared`, and what is to be done about the changes.
+
+    Args:
+        now: fingerprint of the run that starts.
+        recovering: the folder whose count of recoveries is to be raised, each of which lowers the learning rate.
+
+    Returns:
+        The run's identity, continued, and the factor that the checkpoint's learning rates are to be multiplied by.
+
+    Raises:
+        ResumeError: see `compared`.
+    """
+    identity, changes = compared(checkpoint, now)
     for name, (then, value) in changes.applied.items():
         logger.warning(f"resuming from {checkpoint} with a change: `{name}` was {then!r} and is {value!r} from here on")
-    factor = 1.0
-    if "learning_rate" in changes.applied:
-        then, value = changes.applied["learning_rate"]
-        if not then:
-            raise ResumeError(
-                f"{checkpoint}: `learning_rate` was 0 and is {value!r}: its schedule is all zeros and cannot be "
-                f"scaled. Go on at 0, or start a new run in another `output_dir` with {checkpoint} as its `model`"
-            )
-        factor = value / then
+    then, value = changes.applied.get("learning_rate", (1.0, 1.0))
+    factor = value / then
     identity.new_recoveries = 0
     if recovering is not None:
         before, identity.recoveries = identity.recoveries, _count_recovery(recovering, identity)
@@ -233,9 +253,26 @@ def mark_finished(output_dir: Path, start: Start) -> None:
     write_atomically(output_dir / FINISHED_FILE, json.dumps({"asked": start.asked}) + "\n")
 
 
-def is_finished(output_dir: Path, asked: tuple[float, float]) -> bool:
-    """Whether the run came to its end, by `mark_finished`, when it was asked for as much as now."""
+def is_finished(output_dir: Path, asked: Mapping[str, Any]) -> bool:
+    """Whether the run came to its end (`mark_finished`), when it was asked for as much as now, with its model whole.
+
+    Raises:
+        ResumeError: the run that came to its end had other settings.
+    """
     try:
-        return tuple(json.loads((output_dir / FINISHED_FILE).read_text(encoding="utf-8"))["asked"]) == asked
+        then = dict(json.loads((output_dir / FINISHED_FILE).read_text(encoding="utf-8"))["asked"])
     except (OSError, ValueError, KeyError, TypeError):
         return False
+    changes = compare(then, asked)
+    if changes.refused:
+        raise ResumeError(
+            f"{output_dir} holds a finished run with other settings: {changes}. Give this one another `output_dir`, or "
+            "restore them"
+        )
+    problems = store.verify(output_dir / store.MODEL_FOLDER, required=store.MODEL)
+    if problems:
+        logger.warning(
+            f"{output_dir} holds a finished run, but of its {store.MODEL_FOLDER}/ {'; '.join(problems)}: going on from "
+            "the newest checkpoint, or the beginning"
+        )
+    return not problems and all(then.get(name) == asked.get(name) for name in AMOUNTS)

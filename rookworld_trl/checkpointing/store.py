@@ -44,6 +44,7 @@ REQUIRED = {
     "optimizer state": (OPTIMIZER_NAME, "optimizer_", "optimizer.bin", "global_step"),
     "weights": ("model", "adapter_model", "pytorch_model_fsdp", "global_step"),
 }
+MODEL_FOLDER = "checkpoint"  # in the output folder: the trained model, and what must be there of it
 MODEL = {"weights": ("model",), "config": ("config.json",), "tokenizer": ("tokenizer",)}
 STAGING, REPLACED, DELETING = ".staging-", ".replaced-", ".deleting-"
 

@@ -43,7 +43,7 @@ def write_card(run: Path, checkpoint: Path) -> Path:
 
 
 def fingerprint(identity: dict[str, Any]) -> str:
-    """Twelve digits of the SHA-256 of all that decides what a run computes: arguments, data, rewards, reference."""
+    """Twelve digits of the SHA-256 of all that decides what a run computes; see the identity of a run."""
     return hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
@@ -124,7 +124,9 @@ def _training(summary: dict[str, Any]) -> str:
         f"seed: {summary['seed']}",
     ]
     if identity:
-        items.append(f"config fingerprint: `{fingerprint(identity)}` (arguments, data, rewards, reference)")
+        items.append(
+            f"config fingerprint: `{fingerprint(identity)}` (settings, data, starting weights, tokenizer, rewards)"
+        )
     items.append("versions: " + ", ".join(f"{name} {number}" for name, number in summary["versions"].items()))
     return "## Training\n\n" + "\n".join(f"- {item}" for item in items)
 

@@ -66,6 +66,7 @@ class CheckpointTrainer(RecoveryTrainer):
         self._restored: dict[str, Any] = {}  # this process's progress, where the loop will not overwrite it
         self._learning_rate_factor = 1.0  # applied once, when optimizer and schedule have been restored
         self._epoch_sampler: EpochSampler | None = None
+        self._recipe: dict[str, Any] = {}
         self._fingerprint: dict[str, Any] | None = None
         self.add_callback(_StepEnd(self))
 
@@ -267,33 +268,57 @@ class CheckpointTrainer(RecoveryTrainer):
             self._save_checkpoint(self.model, None)
         return True
 
+    def admit(self, checkpoint: Path | None, recipe: Mapping[str, Any]) -> None:
+        """Hold the run against the one that wrote the checkpoint, before anything is measured, written or trained.
+
+        Args:
+            recipe: settings that are not the trainer's but belong to the run; kept in its checkpoints.
+
+        Raises:
+            ResumeError: they are two runs; the message names each field that differs.
+        """
+        self._recipe = dict(recipe)
+        fingerprint = self._run_fingerprint()
+
+        def check() -> None:
+            if checkpoint is not None:
+                resume.compared(checkpoint, fingerprint)
+
+        resume.on_main_process(self.accelerator.is_main_process, check)
+
+    def _run_fingerprint(self) -> dict[str, Any]:
+        """Made once, of the weights as they are before training."""
+        if self._fingerprint is None and self.accelerator.is_main_process:
+            tokenizer, rewards = self.processing_class, self.reward_func_names
+            parts = (self.args, self._recipe, self.train_dataset, self._starting_weights(), tokenizer, rewards)
+            self._fingerprint = identity.fingerprint(*parts, self.accelerator.num_processes)
+        return self._fingerprint or {}
+
     def _choose_start(self, wanted: str | Path | bool | None) -> tuple[Path | None, dict[str, Any], float]:
         """Checkpoint, identity and learning rate factor of the start; in the main process alone."""
         output_dir = Path(self.args.output_dir)
         checkpoint = store.newest_valid(output_dir) if wanted is True else Path(wanted) if wanted else None
         if wanted is True and checkpoint is None:
             raise resume.ResumeError(f"{output_dir} holds no checkpoint that verifies; train without one")
-        if self._fingerprint is None:  # of the reference as it is before training
-            parts = (self.args, self.train_dataset, self._reference_weights(), self.reward_func_names)
-            self._fingerprint = identity.fingerprint(*parts, self.accelerator.num_processes)
+        fingerprint = self._run_fingerprint()
         if checkpoint is None:
-            self.identity = identity.RunIdentity(run_name=self.args.run_name, fingerprint=self._fingerprint)
+            self.identity = identity.RunIdentity(run_name=self.args.run_name, fingerprint=fingerprint)
             factor = 1.0
         else:
             resume.check_whole(checkpoint)
             recovering = output_dir if self.args.recovery_mode else None
-            self.identity, factor = resume.admit(checkpoint, self._fingerprint, recovering)
+            self.identity, factor = resume.admit(checkpoint, fingerprint, recovering)
             self.identity.run_name = self.args.run_name or self.identity.run_name
         resume.clear_the_way(output_dir, checkpoint)
         return checkpoint, self.identity.state_dict(), factor
 
-    def _reference_weights(self) -> dict[str, torch.Tensor]:
-        """What the policy is held against: the reference or, with adapters, their base; nothing where it is sharded."""
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+    def _starting_weights(self) -> dict[str, torch.Tensor]:
+        """The policy's or, with adapters, their base's; nothing where DeepSpeed may have cut them up already."""
+        if self.is_deepspeed_enabled:
             return {}
-        if (reference := self._plain_reference()) is not None:
-            return reference.state_dict()
-        return {name: each for name, each in self.model.named_parameters() if not each.requires_grad}
+        if hasattr(self.model, "peft_config"):
+            return {name: each for name, each in self.model.named_parameters() if not each.requires_grad}
+        return self.model.state_dict()
 
     def _plain_reference(self) -> Any:
         """The reference without wrappers, whose names are those of its weights; None where there is none."""

@@ -12,11 +12,12 @@ import pytest
 import torch
 from datasets import Dataset
 from safetensors.torch import load_file, save_file
+from tokenizers.processors import TemplateProcessing
 
-from rookworld_trl.checkpointing import identity, resume, store
+from rookworld_trl.checkpointing import identity, rescue, resume, store
 from rookworld_trl.checkpointing.exits import BAD_INPUT, UNRECOVERABLE, reported
 from rookworld_trl.checkpointing.resume import NothingToResumeError, ResumeError, choose_start
-from tests.faults.toy import make_trainer, policy, prompts
+from tests.faults.toy import make_trainer, policy, prompts, tokenizer
 
 Edit = Callable[[Path], None]
 
@@ -61,10 +62,14 @@ def trainer_for(run: Path, **changes: Any) -> Any:
     return make_trainer(run, **{"max_steps": 3, "stable_after_steps": 1, "lr_scheduler_type": "constant", **changes})
 
 
-def start(run: Path, **flags: Any) -> resume.Start:
+ASKED = {"max_steps": 3, "num_train_epochs": 3.0, "seed": 42}
+
+
+def start(run: Path, recipe: dict[str, Any] | None = None, **flags: Any) -> resume.Start:
     settings = {"resume_from_checkpoint": None, "auto_resume": False, "recovery_mode": False, **flags}
-    asked = {"max_steps": 3, "num_train_epochs": 3.0}
-    return choose_start(SimpleNamespace(output_dir=str(run), process_index=0, **asked, **settings))
+    args = SimpleNamespace(output_dir=str(run), process_index=0, **settings)
+    args.to_dict = lambda: {**vars(args), **ASKED, "to_dict": None}
+    return choose_start(args, recipe)
 
 
 def damage(folder: Path, file: str = "optimizer.pt") -> None:
@@ -117,7 +122,8 @@ def test_special_checkpoints(run: Path) -> None:
 
 
 def test_auto_resume_starts_at_the_beginning_where_there_is_nothing(tmp_path: Path) -> None:
-    assert start(tmp_path / "nowhere", auto_resume=True) == resume.Start(asked=(3, 3.0))
+    found = start(tmp_path / "nowhere", auto_resume=True)
+    assert (found.checkpoint, found.finished, found.asked["max_steps"]) == (None, False, 3)
     assert start(tmp_path, auto_resume=True).checkpoint is None
 
 
@@ -142,11 +148,61 @@ def test_auto_resume_never_restarts_a_run_in_silence(run: Path) -> None:
             start(run, auto_resume=True)
 
 
-def test_auto_resume_of_a_finished_run(run: Path) -> None:
-    resume.mark_finished(run, start(run, auto_resume=True))
-    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
-    assert start(run, auto_resume=True).finished
-    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
+@pytest.fixture
+def finished(run: Path) -> Path:
+    """A folder whose run has come to its end, model included."""
+
+    def save(folder: Path) -> None:
+        policy().save_pretrained(folder)
+        tokenizer().save_pretrained(folder)
+
+    rescue.write_model(save, run, main=True)
+    resume.mark_finished(run, start(run, RECIPE, auto_resume=True))
+    return run
+
+
+RECIPE = {"model": "nano", "leading_eos": False, "max_train_minutes": None, "eval_split": "dev"}
+
+
+def test_auto_resume_of_a_finished_run(finished: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
+    assert start(finished, RECIPE, auto_resume=True).finished
+    assert start(finished, RECIPE | {"eval_split": "test"}, auto_resume=True).finished
+    assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
+
+
+@pytest.mark.parametrize("change", [{"model": "other"}, {"leading_eos": True}])
+def test_another_run_is_not_taken_for_the_finished_one(finished: Path, change: dict[str, Any]) -> None:
+    (name,) = change
+    found = rf"holds a finished run with other settings: `{name}` was .*Give this one another `output_dir`"
+    with pytest.raises(ResumeError, match=found):
+        start(finished, RECIPE | change, auto_resume=True)
+
+
+def test_another_seed_is_not_taken_for_the_finished_one(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(ASKED, "seed", 43)
+    with pytest.raises(ResumeError, match="`seed` was 42 and is 43"):
+        start(finished, RECIPE, auto_resume=True)
+
+
+def test_a_finished_run_that_is_asked_for_more_time_goes_on(finished: Path) -> None:
+    found = start(finished, RECIPE | {"max_train_minutes": 3.0}, auto_resume=True)
+    assert (found.finished, found.checkpoint) == (False, finished / "checkpoint-3")
+
+
+@pytest.mark.parametrize("fault", ["gone", "cut", "no tokenizer"])
+def test_a_finished_run_without_its_model_is_not_finished(
+    finished: Path, fault: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    if fault == "gone":
+        shutil.rmtree(finished / "checkpoint")
+    elif fault == "cut":
+        damage(finished / "checkpoint", "model.safetensors")
+    else:
+        (finished / "checkpoint" / "tokenizer.json").unlink()
+    found = start(finished, RECIPE, auto_resume=True)
+    assert (found.finished, found.checkpoint) == (False, finished / "checkpoint-3")
+    assert "holds a finished run, but of its checkpoint/" in caplog.text
 
 
 def test_a_named_checkpoint_has_to_verify(run: Path) -> None:
@@ -200,12 +256,34 @@ def test_changed_data_rewards_and_model_are_refused(run: Path, what: str) -> Non
     elif what == "reward":
         changes["reward"] = other_reward
     trainer = trainer_for(run, **changes)
-    if what == "model":  # the reference is made of the weights a run starts from
+    if what == "model":
         with torch.no_grad():
-            trainer.ref_model.transformer.wte.weight[0, 0] += 1e-6
-    field = {"rows": "train_dataset", "order": "train_dataset", "reward": "rewards", "model": "reference"}[what]
+            trainer.model.transformer.wte.weight[0, 0] += 1e-6
+    field = {"rows": "train_dataset", "order": "train_dataset", "reward": "rewards", "model": "starting_weights"}[what]
     with pytest.raises(ResumeError, match=f"`{field}` was"):
         trainer.train(resume_from_checkpoint=str(run / "checkpoint-2"))
+
+
+def test_without_a_reference_another_model_is_refused_too(tmp_path: Path) -> None:
+    make_trainer(tmp_path, max_steps=1, beta=0.0).train()
+    trainer = make_trainer(tmp_path, max_steps=2, beta=0.0)
+    with torch.no_grad():
+        trainer.model.transformer.wte.weight[0, 0] += 1e-6
+    with pytest.raises(ResumeError, match="`starting_weights` was"):
+        trainer.train(resume_from_checkpoint=True)
+
+
+def test_admission_looks_and_touches_nothing(run: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path != run}
+    trainer = trainer_for(run)
+    trainer.admit(run / "checkpoint-2", {"leading_eos": False})
+    with pytest.raises(ResumeError, match=r"`temperature` was 1\.0 and is 0\.5"):
+        trainer_for(run, temperature=0.5).admit(run / "checkpoint-2", {})
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*") if path != run} == before
+    trainer.train(resume_from_checkpoint=str(run / "checkpoint-2"))
+    again = trainer_for(run)
+    with pytest.raises(ResumeError, match="`leading_eos` was False and is True"):
+        again.admit(run / "checkpoint-3", {"leading_eos": True})
 
 
 def other_reward(completions: list[str], **_: Any) -> list[float]:
@@ -322,6 +400,30 @@ def test_weights_digest_sees_one_bit() -> None:
     with torch.no_grad():
         two.transformer.wpe.weight[3, 3] *= 1 + 2**-23
     assert identity.weights_digest(one.state_dict()) != identity.weights_digest(two.state_dict())
+
+
+def test_tokenizers_digest_sees_what_changes_tokens() -> None:
+    def digest(made: Any) -> str | None:
+        return identity.tokenizer_digest(made)
+
+    padded, eos_first = tokenizer(), tokenizer()
+    padded(["a", "abc"], padding=True)
+    eos_first.backend_tokenizer.post_processor = TemplateProcessing(single="<eos> $A", special_tokens=[("<eos>", 1)])
+    other_pad = tokenizer()
+    other_pad.pad_token = "<eos>"
+    assert digest(padded) == digest(tokenizer()) != digest(eos_first)
+    assert digest(other_pad) != digest(tokenizer())
+    assert digest(None) is None
+
+
+def test_a_name_may_change_where_its_content_does_not() -> None:
+    rows = [identity.dataset_digests(prompts(n), ordered=True) for n in (5, 9)]
+    before = {"dataset": "a.csv", "model": "nano", "train_dataset": rows[0], "starting_weights": "1"}
+    now = {"dataset": "b.csv", "model": "copy", "train_dataset": rows[1], "starting_weights": "1"}
+    assert not identity.compare(before, now).refused
+    assert list(identity.compare(before, now | {"starting_weights": "2"}).refused) == ["model", "starting_weights"]
+    unknown = {"train_dataset": None, "starting_weights": None}  # a stream, a model in shards
+    assert list(identity.compare(before | unknown, now | unknown).refused) == ["dataset", "model"]
 
 
 def test_changes_are_sorted_by_what_they_do() -> None:

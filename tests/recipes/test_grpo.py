@@ -198,6 +198,55 @@ def test_a_finished_run_goes_on_where_it_is_asked_for_more(arguments, caplog):
     assert json.loads((arguments["output_dir"] / "summary.json").read_text())["steps"] == 3
 
 
+CHANGES = {
+    "leading_eos": ({"leading_eos": True}, "`tokenizer` was"),
+    "model": ({"model": "another"}, "`starting_weights` was"),
+    "ratio": ({"mix_env_ratio": 0.4}, "`mix_env_ratio` was 0.2 and is 0.4"),
+}
+
+
+@pytest.mark.parametrize("case", CHANGES)
+def test_a_refused_resume_has_measured_and_written_nothing(arguments, tiny_model, tiny_tokenizer, capsys, case):
+    """Without a reference too: nothing else would show that another model goes on."""
+    change, message = CHANGES[case]
+    arguments |= {"save_strategy": "steps", "save_steps": 1, "max_steps": 1, "beta": 0.0}
+    run(arguments)
+    if case == "model":
+        change = {"model": arguments["output_dir"].parent / "another"}
+        with torch.no_grad():
+            tiny_model.transformer.wte.weight[0, 0] += 1
+        tiny_model.save_pretrained(change["model"])
+        tiny_tokenizer.save_pretrained(change["model"])
+    folder = arguments["output_dir"]
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as exit_:
+        run(arguments | change | {"max_steps": 2, "resume_from_checkpoint": folder / "checkpoint-1"})
+    assert exit_.value.code == 2
+    shown = capsys.readouterr()
+    assert message in shown.err
+    assert "held-out evaluation" not in shown.out
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+
+
+def test_a_finished_run_is_looked_at(arguments, capsys, caplog):
+    """Its settings and its model: another run is refused, one without its model ends anew."""
+    command = arguments | {"auto_resume": True, "save_strategy": "steps", "save_steps": 1, "max_steps": 1}
+    run(command)
+    folder = arguments["output_dir"]
+    weights = folder / "checkpoint" / "model.safetensors"
+    written = weights.read_bytes()
+    with pytest.raises(SystemExit) as exit_:
+        run(command | {"seed": 7})
+    assert exit_.value.code == 2
+    assert "holds a finished run with other settings: `seed` was 42 and is 7" in capsys.readouterr().err
+    weights.write_bytes(written[:100])
+    run(command)
+    assert "model.safetensors has 100 bytes" in caplog.text
+    assert weights.read_bytes() == written
+    assert (folder / "finished.json").exists()
+
+
 def test_a_time_limit_stops_early(arguments):
     run(arguments | {"max_steps": 50, "max_train_minutes": 1e-6})
     assert json.loads((arguments["output_dir"] / "summary.json").read_text())["steps"] == 1
