@@ -132,6 +132,7 @@ def test_trivial_players_by_hand(pair: list[dict[str, Any]]) -> None:
     [
         ("3r4/4P1k1/8/8/8/8/8/4K3 w - - 0 1", "e7d8q"),  # a rook and eight pawns
         ("3q4/8/8/8/2r5/1P6/8/3RK2k w - - 0 1", "d1d8"),  # a queen before a rook
+        ("3q4/P7/8/8/8/8/8/3RK2k w - - 0 1", "d1d8"),  # a queen before a pawn that becomes one
         ("rnbqkbnr/ppp1p1pp/8/3pPp2/8/8/PPPP1PPP/RNBQKBNR w KQkq f6 0 3", "e5f6"),  # in passing, a pawn
         ("8/8/8/k7/8/7p/8/7K b - - 0 1", "a5a4"),  # nothing to win: the first
         ("7k/8/8/2n1n3/3P4/8/8/K7 w - - 0 1", "d4c5"),  # two knights: the first
