@@ -1,4 +1,4 @@
-"""Prompts from a user's own data: a Parquet, JSON Lines or CSV file, a PGN file, or a name on the Hub.
+"""Prompts from a user's own data: a Parquet, JSON Lines, CSV, text or PGN file, or a name on the Hub.
 
 Rows with the column `prompt` are checked one by one (about 0.1 ms each, once, before anything trains; a bad row found
 in hour three costs more) and the first bad one is an error. Rows with the column `text`, as `jrahn/rookworld_7m` has
