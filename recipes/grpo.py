@@ -20,7 +20,16 @@ from transformers.utils import logging
 
 import rookworld_trl
 from rookworld_trl import rewards
-from rookworld_trl.checkpointing.exits import DIVERGED, DONE, PREEMPTED, LastSteps, needs_disk, reported, run_program
+from rookworld_trl.checkpointing.exits import (
+    DIVERGED,
+    DONE,
+    PREEMPTED,
+    LastSteps,
+    needs_disk,
+    others_wait,
+    reported,
+    run_program,
+)
 from rookworld_trl.checkpointing.lock import locked
 from rookworld_trl.checkpointing.rescue import rescued, write_model
 from rookworld_trl.checkpointing.resume import choose_start, mark_finished
@@ -150,7 +159,6 @@ def measure(run: RunConfig, trainer: RookWorldGRPOTrainer, held_out: Dataset, na
             path = Path(trainer.args.output_dir, f"evaluation_{name}.json")
             with needs_disk(path):
                 write_atomically(path, json.dumps(result.to_dict()) + "\n")
-    trainer.accelerator.wait_for_everyone()
     return result
 
 
@@ -171,7 +179,8 @@ def run_recipe(argv: Sequence[str] | None) -> int:
         stack.enter_context(closing(trainer))
         stack.enter_context(trainer.preemption.watching())
         with timed(seconds, "evaluate_before"):
-            before = measure(run, trainer, held_out, "before")
+            with others_wait():
+                before = measure(run, trainer, held_out, "before")
             if trainer.preempted():
                 return PREEMPTED
         main = trainer.accelerator.is_main_process
@@ -182,7 +191,8 @@ def run_recipe(argv: Sequence[str] | None) -> int:
                 return PREEMPTED  # after a checkpoint
             write_model(trainer.save_merged, folder, main)  # no push yet: the card comes first
         with timed(seconds, "evaluate_after"):
-            after = measure(run, trainer, held_out, "after")
+            with others_wait():
+                after = measure(run, trainer, held_out, "after")
             if trainer.preempted():
                 return PREEMPTED
         last = LastSteps()

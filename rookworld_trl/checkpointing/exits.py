@@ -17,6 +17,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -87,6 +88,22 @@ class LastSteps:
             self.code = self.code or code
         else:
             self.done.append(name)
+
+
+@contextmanager
+def others_wait() -> Iterator[None]:
+    """For work of one process that the others wait for, such as an evaluation; every process goes through the block.
+
+    A barrier on NCCL fails when the work outlasts the group's time limit, and takes the waiting GPUs' time. This one
+    waits on the CPU, for days if need be; where the working process ends, the others fail at once.
+    """
+    if not (distributed.is_available() and distributed.is_initialized()):
+        yield
+        return
+    group = distributed.new_group(backend="gloo", timeout=timedelta(days=7))
+    yield
+    distributed.barrier(group)
+    distributed.destroy_process_group(group)
 
 
 def close_process_group() -> None:
