@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -97,6 +98,30 @@ def test_one_run_at_a_time_in_a_folder(arguments, capsys):
         assert {**found, folder: 0} == {**before, folder: 0}  # its own time changes: was it writable?
     run(arguments | {"max_steps": 1})
     assert not [path.name for path in folder.iterdir() if path.name.startswith(".")]
+
+
+def test_a_folder_deleted_in_mid_run_is_said_and_gets_what_follows(arguments, monkeypatch, caplog):
+    folder, calls = arguments["output_dir"], []
+
+    def deletes(prompts, completions, **columns):
+        calls.append(len(prompts))
+        if len(calls) == 2:
+            shutil.rmtree(folder)
+        return [float(len(completion)) for completion in completions]
+
+    monkeypatch.setitem(grpo.REWARDS, "graduated", [deletes])
+    run(arguments)
+    assert f"{folder} was deleted while this run was at work in it" in caplog.text
+    names = {path.name for path in folder.iterdir()}
+    assert names == {
+        "checkpoint",
+        "summary.json",
+        "metrics.jsonl",
+        "plot.png",
+        "evaluation_after.json",
+        "finished.json",
+    }
+    assert load_model(folder / "checkpoint")
 
 
 def full_below(folder: Path, method):
