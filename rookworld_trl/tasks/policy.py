@@ -3,7 +3,8 @@
     P: <FEN> M: <up to 5 UCI moves> E: <one eval each> B: <best move>
 
 Evals are in pawns from the mover's side; mates stand as about +-1000. RookWorld pads its fields with spaces
-(`P: {fen:90}M: {moves:30}E: {evals:40}B: {best}`); both that text and the single-spaced one parse.
+(`P: {fen:90}M: {moves:30}E: {evals:40}B: {best}`); both that text and the single-spaced one parse. Spaces beyond a
+field's width, or behind the best move, belong to neither.
 """
 
 import math
@@ -18,13 +19,16 @@ MATE_PAWNS = 1000.0
 _CHANCE_SLOPE = 0.00368208  # of `win_chance`, a centipawn
 MATE_CP = 9000  # an engine value from here on is a mate: +-(10000 - moves to mate)
 
+# Widths of RookWorld's fields. A FEN has 25 characters or more.
+_FEN_WIDTH, _MOVES_WIDTH, _EVALS_WIDTH = 90, 30, 40
+
 _EVAL = r"[+-]?[0-9]{1,4}(?:\.[0-9]{1,4})?"
 _PROMPT = re.compile(f"{PREFIX}({FEN_PATTERN})")
 # Sections in order, anything but a section letter inside: says which section is missing before its content is read.
-_SECTIONS = re.compile(r" *M:(?P<moves>[^MEB:]*)E:(?P<evals>[^MEB:]*)B:(?P<best>[^MEB:]*)")
+_SECTIONS = re.compile(rf" {{0,{_FEN_WIDTH - 25}}}M:(?P<moves>[^MEB:]*)E:(?P<evals>[^MEB:]*)B:(?P<best>[^MEB:]*)")
 _MOVES = re.compile(f"(?: {MOVE_PATTERN})+ *")
 _EVALS = re.compile(f"(?: {_EVAL})+ *")
-_BEST = re.compile(f" {MOVE_PATTERN} *")
+_BEST = re.compile(f" {MOVE_PATTERN}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,13 +79,18 @@ def parse(completion: str) -> PolicyOutput:
     if sections is None:
         raise ParseError("sections", completion, "write 'M: <moves> E: <evals> B: <move>' and nothing else")
     moves, evals, best = sections["moves"], sections["evals"], sections["best"]
-    if _MOVES.fullmatch(moves) is None or not moves.endswith(" "):
+    if _MOVES.fullmatch(moves) is None or not _well_spaced(moves, _MOVES_WIDTH):
         raise ParseError("moves", moves, "write UCI moves with one space between them")
-    if _EVALS.fullmatch(evals) is None or not evals.endswith(" "):
+    if _EVALS.fullmatch(evals) is None or not _well_spaced(evals, _EVALS_WIDTH):
         raise ParseError("evals", evals, "write decimal numbers with one space between them")
     if _BEST.fullmatch(best) is None:
-        raise ParseError("best", best, "write one UCI move")
-    return PolicyOutput(tuple(moves.split()), tuple(map(float, evals.split())), best.strip(" "))
+        raise ParseError("best", best, "write one UCI move and nothing behind it")
+    return PolicyOutput(tuple(moves.split()), tuple(map(float, evals.split())), best[1:])
+
+
+def _well_spaced(section: str, width: int) -> bool:
+    """One space behind the content of a section, or more up to the field's width (a space leads it)."""
+    return section.endswith(" ") and (len(section) <= 1 + width or not section.endswith("  "))
 
 
 def format_eval(centipawns: int) -> str:

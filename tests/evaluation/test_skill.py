@@ -228,11 +228,13 @@ def test_losses_stand_beside_gains() -> None:
     assert pick(found, "best_legal")["difference"] == 0.5
     assert pick(found, "skill")["difference"] == pytest.approx(1 / 6 - 1)  # (.5 - .4) / (1 - .4) after
     losses = {one["metric"] for one in found if one["loss"]}
-    assert losses == {"skill", "legal_value", "top1"}
+    # One of five candidates on level 1: 0.05 (1/5 + 1) for the best, 0.05 (1/5 + 1/8) for one worth .5, else nothing.
+    assert pick(found, "reward")["difference"] == pytest.approx(0.01625 - 0.03)
+    assert losses == {"skill", "legal_value", "top1", "reward", "continuous"}
     for only in (False, True):
         table = comparison_table(found, headlines_only=only)
         part = table[table.index("Significant losses") :].splitlines()
-        assert part[0] == "Significant losses: 3 of 13 metrics"
+        assert part[0] == "Significant losses: 5 of 13 metrics"
         assert part[1].split()[:2] == ["P:", "skill"]
         assert part[1].endswith("- greedy")
         assert ("candidates legal" in table[: table.index("Significant losses")]) is not only

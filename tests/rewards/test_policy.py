@@ -4,7 +4,7 @@ import math
 from itertools import pairwise
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from rookworld_trl.rewards import score_policy
@@ -95,6 +95,8 @@ def cheats(moves: list[str], values: list[int]) -> dict[str, str]:
         "gold twice": gold + gold,
         "text around": f"Surely{gold}",
         "text behind": f"{gold} wins",
+        "spaces behind": f"{gold} ",
+        "spaces between": gold.replace(" E:", f"{'':30}E:", 1),
         "newline": gold.replace(" E:", "\nE:"),
         "castling by name": gold.replace(best, "O-O"),
         "upper case": gold.upper(),
@@ -117,6 +119,8 @@ def cheats(moves: list[str], values: list[int]) -> dict[str, str]:
             "constant evals, spelled differently": format_completion(
                 top, ["0.0", "0.00", "-0.0", "+0.0", "0"][:n], best
             ),
+            "constant evals, a digit changed": format_completion(top, [*["0.0"] * (n - 1), "0.0001"], best),
+            "the best's eval, a digit changed": format_completion(top, [f"{evals[0]}01", *[evals[0]] * (n - 1)], best),
         }
     if len(ranked) >= 10:
         ten = ranked[:10]
@@ -146,9 +150,15 @@ def test_the_worst_legal_moves_with_made_up_evals_stay_low(fen: str) -> None:
 
 
 def test_the_worst_of_a_wide_position_is_near_the_bottom() -> None:
-    score = score_policy(" M: g2g4 h2h4 a2a4 f2f3 h2h3 E: 0.5 0.4 0.3 0.2 0.1 B: g2g4", MOVES, VALUES)
+    worst = " M: g2g4 h2h4 a2a4 f2f3 h2h3 E: {} B: g2g4"
+    score = score_policy(worst.format("0.5 0.4 0.3 0.2 0.1"), MOVES, VALUES)
+    # Win chance lost: 0.510798; (1 - 0.510798)³ = 0.117076, twice in a valid list; all five are legal.
+    assert score.level == 1
+    assert score.reward == score.continuous == pytest.approx(0.2 * (1 + 2 * 0.117076) / 4, abs=1e-6)
+    score = score_policy(worst.format("-9.0 -3.0 -2.5 -2.0 -1.5"), MOVES, VALUES)
+    assert score.evals_score == 1.0
     assert score.reward == 0.4
-    assert score.continuous < 0.4
+    assert score.continuous < 0.55
 
 
 @pytest.mark.parametrize(
@@ -164,6 +174,9 @@ def test_the_worst_of_a_wide_position_is_near_the_bottom() -> None:
 def test_levels(best: str, reward: float) -> None:
     completion = f" M: e2e4 d2d4 g1f3 c2c4 b1c3 E: 0.5 0.4 0.3 0.2 0.1 B: {best}"
     assert score_policy(completion, MOVES, VALUES).reward == reward
+    uninformative = score_policy(completion.replace("0.5 0.4 0.3 0.2 0.1", "0.3 0.3 0.3 0.3 0.2999"), MOVES, VALUES)
+    assert uninformative.level == 1
+    assert uninformative.reward < 0.151
 
 
 def test_a_legal_list_with_a_poor_best_move_is_on_the_third_step() -> None:
@@ -174,13 +187,13 @@ def test_a_legal_list_with_a_poor_best_move_is_on_the_third_step() -> None:
 
 def test_close_values_count_although_not_in_the_top_five() -> None:
     values = [50, 49, 48, 47, 46, 45, *VALUES[6:]]
-    score = score_policy(" M: e2e4 d2d4 g1f3 c2c4 g2g3 E: 0.5 0.4 0.3 0.2 0.1 B: g2g3", MOVES, values)
+    score = score_policy(" M: e2e4 d2d4 g1f3 c2c4 g2g3 E: 0.5 0.5 0.5 0.5 0.5 B: g2g3", MOVES, values)
     assert not score.best_in_top5
     assert score.reward == 1.0  # 5 cp: half a point
 
 
 def test_the_worst_of_few_legal_moves_is_not_a_top_five_move() -> None:
-    completion = " M: a1a2 a1b1 a1b2 E: 0.3 0.2 0.1 B: a1b2"
+    completion = " M: a1a2 a1b1 a1b2 E: 3.0 0.0 -3.0 B: a1b2"
     score = score_policy(completion, ["a1a2", "a1b1", "a1b2"], [300, 0, -300])
     assert score.best_in_top5  # the plain metric
     assert score.reward == 0.4
@@ -197,31 +210,85 @@ def test_fields_by_hand() -> None:
     assert score.best_loss == pytest.approx(0.510798, abs=1e-6)
     assert score.best_value == pytest.approx(0.489202, abs=1e-6)
     assert score.evals_score == 0.0
-    assert score.reward == 0.2
-    # three of five candidates, and the value of B
-    assert score.continuous == pytest.approx(0.2 * (0.25 * 0.6 + 0.75 * 0.489202), abs=1e-6)
+    assert score.level == 1
+    # three of five candidates, and the value of B to the third power, once only: the list isn't valid
+    assert score.reward == score.continuous == pytest.approx(0.2 * (0.6 + 0.117076) / 4, abs=1e-6)
 
 
 def test_continuous_form_by_hand() -> None:
     moves, values = ["a1a2", "a1b1"], [9999, 0]
     right = " M: a1a2 a1b1 E: 1000.0 0.0 B: a1b1"
-    # B loses half the win chance: 0.2 + 0.8 * (0.7 / 8 + 0.15 + 0.15)
-    assert score_policy(right, moves, values).continuous == pytest.approx(0.51)
-    # The best constant errs by 0.5 over both; 0.0 and -0.1 (0.4908 in win chance) err by 0.5 + 0.0092
-    assert score_policy(" M: a1a2 a1b1 E: 0.0 -0.1 B: a1a2", moves, values).continuous == pytest.approx(0.88)
-    # 3.0 is a win chance of 0.7511: error 0.2489 of 0.5
-    assert score_policy(" M: a1a2 a1b1 E: 3.0 0.0 B: a1a2", moves, values).evals_score == pytest.approx(
-        0.5022, abs=1e-4
-    )
+    # B loses half the win chance: 0.2 * (1 + 2 / 8 + 1) / 4 + 0.8 * (0.7 / 8 + 0.15 + 0.15)
+    assert score_policy(right, moves, values).continuous == pytest.approx(0.4225)
+    # The best constant errs by 0.25 a move; 0.0 and -0.1 (0.4908 in win chance) by more: 0.2 * (1 + 2) / 4
+    assert score_policy(" M: a1a2 a1b1 E: 0.0 -0.1 B: a1a2", moves, values).continuous == pytest.approx(0.15)
+    # 3.0 is a win chance of 0.751126: a mean error of 0.124437, half of the constant's
+    score = score_policy(" M: a1a2 a1b1 E: 3.0 0.0 B: a1a2", moves, values)
+    assert score.evals_score == pytest.approx(0.502251, abs=1e-6)
+    assert score.continuous == pytest.approx(0.2 + 0.8 * (0.85 + 0.15 * 0.502251), abs=1e-6)
+    assert score.reward == 1.0
+    # 1.0 is 0.591026: 0.204487, e = 0.182052, which is 0.910260 of the margin
+    score = score_policy(" M: a1a2 a1b1 E: 1.0 0.0 B: a1a2", moves, values)
+    base = 0.2 * (1 + 2 + 0.910260) / 4
+    assert score.reward == pytest.approx(base, abs=1e-6)
+    assert score.continuous == pytest.approx(base + 0.8 * 0.910260 * (0.85 + 0.15 * 0.182052), abs=1e-6)
 
 
 def test_better_evals_score_higher() -> None:
     scores = [
         score_policy(f" M: e2e4 d2d4 g1f3 c2c4 g2g4 E: {evals} B: e2e4", MOVES, VALUES).continuous
-        for evals in ("0.5 0.4 0.3 0.2 -9.0", "0.5 0.4 0.3 0.2 -5.0", "0.5 0.4 0.3 0.2 -1.0", "-9.0 0.3 0.3 0.2 0.5")
+        for evals in ("0.5 0.4 0.3 0.2 -9.0", "0.5 0.4 0.3 0.2 -8.0", "0.5 0.4 0.3 0.2 -7.0", "-9.0 0.3 0.3 0.2 0.5")
     ]
     assert scores == sorted(scores, reverse=True)
     assert len(set(scores)) == 4
+
+
+def test_a_blunder_in_the_list_makes_its_evals_no_easier() -> None:
+    """The best five deviate by 0.012 from their median, the list by 0.10; evals may err by 0.02 at most in both."""
+    scores = [
+        score_policy(f" M: e2e4 d2d4 g1f3 c2c4 g2g4 E: 0.5 0.5 0.3 0.2 {eval} B: e2e4", MOVES, VALUES).evals_score
+        for eval in ("-9.0", "-5.0")
+    ]
+    # -5.0 is 0.136908, -9.0 is 0.035098: a mean error of 0.020362
+    assert scores == [1.0, 0.0]
+
+
+def test_evals_are_right_as_the_engine_has_them_and_as_rows_write_them() -> None:
+    values = [52, 48, 33, 21, 9, *VALUES[5:]]
+    for evals in ("0.52 0.48 0.33 0.21 0.09", "0.5 0.5 0.3 0.2 0.1"):
+        score = score_policy(f" M: e2e4 d2d4 g1f3 c2c4 b1c3 E: {evals} B: e2e4", MOVES, values)
+        assert score.continuous == pytest.approx(1.0)
+        assert score.reward == 1.0
+
+
+def test_equal_moves_ask_for_the_level() -> None:
+    """One legal move or several of one value: 0.02 in win chance is the least error that scores nothing."""
+    for moves in (["a1a2"], ["a1a2", "a1b1", "a1b2"]):
+        listed = " ".join(moves)
+        for eval, level in (("1.0", 5), ("1.1", 5), ("1.3", 1), ("0.0", 1)):  # 0.591, 0.600, 0.617, 0.5
+            evals = " ".join([eval] * len(moves))
+            score = score_policy(f" M: {listed} E: {evals} B: a1a2", moves, [100] * len(moves))
+            assert score.level == level
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.lists(st.integers(-1500, 1500) | st.sampled_from([9995, -9990]), min_size=2, max_size=5),
+    st.floats(-15, 15),
+    st.lists(st.integers(-9, 9), min_size=5, max_size=5),
+    st.data(),
+)
+def test_constants_with_the_last_digit_changed_earn_nothing(
+    values: list[int], constant: float, digits: list[int], data: st.DataObject
+) -> None:
+    assume(len({float(written(cp)) for cp in values}) > 1)
+    moves = MOVES[: len(values)]
+    centre = data.draw(st.sampled_from([constant, *(cp / 100 for cp in values)]))
+    evals = [f"{max(-1000.0, min(1000.0, centre + digit / 10_000)):.4f}" for digit in digits[: len(values)]]
+    best, _ = best_first(moves, values)[0]
+    score = score_policy(format_completion(moves, evals, best), moves, values)
+    assert score.level == 1
+    assert score.continuous <= 0.2
 
 
 def test_weak_completions_have_something_to_climb() -> None:

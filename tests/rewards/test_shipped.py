@@ -1,5 +1,6 @@
 """The shipped rows: their truth scores 1.0 in both forms, and what earlier rewards paid for stays at the bottom."""
 
+import math
 from typing import Any
 
 import pytest
@@ -22,6 +23,24 @@ def test_every_truth_scores_one(rows: list[dict[str, Any]]) -> None:
         else:
             score = score_environment(row["prompt"], row["target"], row["target"])
         assert (score.reward, score.continuous) == (1.0, 1.0), row["prompt"]
+
+
+def test_the_truth_in_hundredths_scores_one(rows: list[dict[str, Any]]) -> None:
+    """RookWorld's rows have two decimals and padding."""
+    for row in rows:
+        if row["task"] == "policy":
+            values = dict(zip(row["legal_moves"], row["legal_cp"], strict=True))
+            gold = parse(row["target"])
+            evals = [f"{pawns(values[move]):.2f}" for move in gold.moves]
+            completion = format_completion(list(gold.moves), evals, gold.best, padded=True)
+            score = score_policy(completion, row["legal_moves"], row["legal_cp"])
+            assert score.reward == 1.0, row["prompt"]
+            assert score.continuous == pytest.approx(1.0, abs=1e-9), row["prompt"]
+
+
+def pawns(centipawns: int) -> float:
+    """A mate in n plies stands as 1000 pawns less n hundredths."""
+    return centipawns / 100 if abs(centipawns) < 9000 else math.copysign(900, centipawns) + centipawns / 100
 
 
 def test_stored_truth_is_the_computed_truth(rows: list[dict[str, Any]]) -> None:
@@ -62,4 +81,8 @@ def _cheats(row: dict[str, Any]) -> dict[str, str]:
     if len(set(evals)) > 1:
         found["constant evals"] = format_completion(moves, [evals[0]] * len(moves), gold.best)
         found["zero evals"] = format_completion(moves, ["0.0"] * len(moves), gold.best)
+        found["a digit changed"] = format_completion(moves, [*["0.0"] * (len(moves) - 1), "0.0001"], gold.best)
+        found["a digit of the best changed"] = format_completion(
+            moves, [evals[0] if move != gold.best else f"{evals[0]}001" for move in moves], gold.best
+        )
     return found

@@ -40,7 +40,15 @@ def test_writing_padded_rows_by_hand() -> None:
         (" M: e2e4 E: 0.3 B: e2e4", ("e2e4",), (0.3,), "e2e4"),
         ("M: e2e4 E: 0.3 B: e2e4", ("e2e4",), (0.3,), "e2e4"),
         (" M: e7e8q e7e8n E: 9.0 -1000.0 B: e7e8q", ("e7e8q", "e7e8n"), (9.0, -1000.0), "e7e8q"),
-        (" M: a1a1 E: +1 B: h8h8   ", ("a1a1",), (1.0,), "h8h8"),  # well-formed is not legal
+        (" M: a1a1 E: +1 B: h8h8", ("a1a1",), (1.0,), "h8h8"),  # well-formed is not legal
+        (f"{'':65}M: {'a1a1':30}E: {'1.0':40}B: h8h8", ("a1a1",), (1.0,), "h8h8"),  # a FEN of 25 characters
+        (f"M: {'a1a1':20}E: {'1.0':39}B: h8h8", ("a1a1",), (1.0,), "h8h8"),
+        (
+            f"M: {'a7a8q ' * 6}E: {'-1000.0 ' * 6}B: h8h8",
+            ("a7a8q",) * 6,
+            (-1000.0,) * 6,
+            "h8h8",
+        ),  # too long for padding
         (" M: e2e4 E: 0.3 0.2 B: d2d4", ("e2e4",), (0.3, 0.2), "d2d4"),  # nor is it counted
     ],
 )
@@ -84,6 +92,12 @@ def test_accepted(completion: str, moves: tuple[str, ...], evals: tuple[float, .
         ("M: e2e4 E: 0.3 B: e2e4 d2d4", "best"),
         ("M: e2e4 E: 0.3 B: e4", "best"),
         ("M: e2e4 E: 0.3 B: e2e4\n", "best"),
+        ("M: e2e4 E: 0.3 B: e2e4 ", "best"),
+        (f"{'':66}M: e2e4 E: 0.3 B: e2e4", "sections"),
+        (f"M: {'e2e4':31}E: 0.3 B: e2e4", "moves"),
+        (f"M: {'e2e4 ' * 7} E: 0.3 B: e2e4", "moves"),
+        (f"M: e2e4 E: {'0.3':41}B: e2e4", "evals"),
+        (f"{PADDED[PADDED.index('M:') :]}   ", "best"),
         ("M: e2e4 E: 0.3 B: e2e4.", "best"),
     ],
 )
