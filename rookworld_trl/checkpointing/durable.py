@@ -17,6 +17,7 @@ from transformers.utils import logging
 from rookworld_trl.checkpointing import resume, store
 from rookworld_trl.checkpointing.identity import RunIdentity
 from rookworld_trl.checkpointing.lock import locked, reclaim
+from rookworld_trl.checkpointing.peers import watch_peers
 from rookworld_trl.checkpointing.preemption import Preemption
 from rookworld_trl.checkpointing.state import load_tree, save_tree
 from rookworld_trl.checkpointing.store import CheckpointError
@@ -41,6 +42,7 @@ class DurableTrainer(Trainer):
         super().__init__(*args, **kwargs)
         self.identity = RunIdentity(run_name=self.args.run_name)
         self.preemption = Preemption()
+        watch_peers(self.args.ddp_timeout)
         self._staging: Path | None = None  # stands in for the output folder while a checkpoint is written
         self._failed_saves = 0
         self._restored: dict[str, Any] = {}  # this process's progress, where the loop will not overwrite it

@@ -17,6 +17,7 @@ from trl.trainer.utils import RepeatSampler
 
 from rookworld_trl.checkpointing import identity, resume, store
 from rookworld_trl.checkpointing.lock import locked, reclaim
+from rookworld_trl.checkpointing.peers import watch_peers
 from rookworld_trl.checkpointing.preemption import Preemption
 from rookworld_trl.checkpointing.state import Stateful, load_state, load_tree, save_state, save_tree
 from rookworld_trl.checkpointing.store import CheckpointError, Kind
@@ -60,6 +61,7 @@ class CheckpointTrainer(RecoveryTrainer):
         super().__init__(*args, **kwargs)
         self.identity = identity.RunIdentity(run_name=self.args.run_name)
         self.preemption = Preemption()
+        watch_peers(self.args.ddp_timeout)
         self._staging: Path | None = None  # stands in for the output folder while a checkpoint is written
         self._failed_saves = 0
         self._unproven: list[Path] = []  # regular checkpoints that healthy steps may yet make stable
@@ -256,10 +258,7 @@ class CheckpointTrainer(RecoveryTrainer):
                 return super().train(None if checkpoint is None else str(checkpoint), *args, **kwargs)
 
     def preempted(self) -> bool:
-        """Whether a signal has come to any process. What was trained is a checkpoint then, even at the last step.
-
-        Every process must call this, between phases.
-        """
+        """Whether a signal has come to any process, after a checkpoint if so; every process must call this."""
         if not self._any(bool(self.preemption.signal)):
             return False
         step = self.state.global_step
