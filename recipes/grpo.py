@@ -141,8 +141,7 @@ def build(run: RunConfig, args: RookWorldGRPOConfig) -> tuple[RookWorldGRPOTrain
 
 
 def measure(run: RunConfig, trainer: RookWorldGRPOTrainer, held_out: Dataset, name: str) -> Evaluation | None:
-    """Evaluate the policy as it is, on the main process, and keep every item's result."""
-    result = None
+    """Evaluate the policy as it is, on the main process; None on the others, and where a signal came."""
     if trainer.accelerator.is_main_process:
         print(f"\nheld-out evaluation {name} training: {len(held_out)} items of the {run.eval_split} split")
         model, tokenizer = trainer.merged_model(), trainer.processing_class
@@ -154,12 +153,14 @@ def measure(run: RunConfig, trainer: RookWorldGRPOTrainer, held_out: Dataset, na
         settings |= {"batch_size": run.eval_batch_size, "seed": trainer.args.seed}
         settings |= {"task_sampling": trainer.args.task_sampling}
         settings |= {"progress": True}
-        result = trainer.preemption.until_signalled(lambda: evaluate(model, tokenizer, held_out, **settings))
-        if result is not None:
-            path = Path(trainer.args.output_dir, f"evaluation_{name}.json")
-            with needs_disk(path):
-                write_atomically(path, json.dumps(result.to_dict()) + "\n")
-    return result
+        return trainer.preemption.until_signalled(lambda: evaluate(model, tokenizer, held_out, **settings))
+    return None
+
+
+def write_items(path: Path, result: Evaluation) -> None:
+    """Every item's result, as JSON."""
+    with needs_disk(path):
+        write_atomically(path, json.dumps(result.to_dict()) + "\n")
 
 
 def run_recipe(argv: Sequence[str] | None) -> int:
@@ -181,6 +182,8 @@ def run_recipe(argv: Sequence[str] | None) -> int:
         with timed(seconds, "evaluate_before"):
             with others_wait():
                 before = measure(run, trainer, held_out, "before")
+                if before is not None:
+                    write_items(folder / "evaluation_before.json", before)
             if trainer.preempted():
                 return PREEMPTED
         main = trainer.accelerator.is_main_process
@@ -202,6 +205,8 @@ def run_recipe(argv: Sequence[str] | None) -> int:
             settings = {**vars(run), **{name: getattr(args, name) for name in SHOWN}}
             settings |= {"steps": trainer.state.global_step, "stop_reason": trainer.stop_reason}
             settings |= {"identity": trainer.identity.fingerprint, "groups": groups}
+            with last.step("evaluation_after.json"):
+                write_items(folder / "evaluation_after.json", after)
             with last.step("summary.json and the model card"):
                 write_summary(folder, comparison=comparison, seconds=seconds, **settings)
                 write_card(folder, folder / "checkpoint")

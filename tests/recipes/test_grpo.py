@@ -170,6 +170,21 @@ def test_a_disk_that_is_full_in_the_first_evaluation_is_one_line(arguments, monk
     assert "evaluation_before.json could not be written: [Errno 28]" in capsys.readouterr().err.splitlines()[-1]
 
 
+def test_a_disk_that_is_full_in_the_second_evaluation_costs_its_file(arguments, monkeypatch, capsys):
+    def full(path, result):
+        if path.name == "evaluation_after.json":
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(grpo, "write_items", full)
+    with pytest.raises(SystemExit) as exit_:
+        run(arguments)
+    assert exit_.value.code == 4
+    shown = capsys.readouterr()
+    assert "error: evaluation_after.json: [Errno 28] No space left on device" in shown.err
+    assert "before    after" in shown.out
+    assert {"checkpoint", "summary.json"} <= {path.name for path in arguments["output_dir"].iterdir()}
+
+
 def test_a_token_is_in_no_file(arguments, monkeypatch):
     """Without a push too: `checkpoint/` is the folder that people publish."""
     monkeypatch.setenv("HF_TOKEN", "")  # so that it is as it was afterwards
