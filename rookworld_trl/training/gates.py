@@ -19,6 +19,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from rookworld_trl.modeling.hooks import hooked
+
 Score = Callable[..., torch.Tensor]
 Batch = dict[str, torch.Tensor]
 
@@ -242,7 +244,6 @@ def record_generate(model: nn.Module, rows: int = 4) -> Iterator[Callable[[list[
     """
     head = model.get_output_embeddings()  # type: ignore[operator]
     steps: list[torch.Tensor] = []
-    handle = head.register_forward_hook(lambda _, __, logits: steps.append(logits[:rows, -1].detach().float()))
 
     def logps(completion_ids: list[list[int]], temperature: float) -> list[list[float]]:
         if not steps:
@@ -253,7 +254,5 @@ def record_generate(model: nn.Module, rows: int = 4) -> Iterator[Callable[[list[
             for row, ids in enumerate(completion_ids[: table.shape[0]])
         ]
 
-    try:
+    with hooked(head, lambda _, __, logits: steps.append(logits[:rows, -1].detach().float())):
         yield logps
-    finally:
-        handle.remove()

@@ -31,6 +31,8 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from rookworld_trl.modeling.hooks import hooked
+
 KL_TYPES = ("reverse", "forward", "symmetric")
 KL_ESTIMATORS = ("k1", "k2", "k3", "exact")
 KL_CONTROLS = ("fixed", "multiplicative", "proportional")
@@ -123,11 +125,8 @@ def capture_hidden(model: nn.Module) -> Iterator[list[torch.Tensor]]:
     """Collect the last hidden states (B, S, H) of each forward pass of the backbone inside the block."""
     inner: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
     states: list[torch.Tensor] = []
-    handle = inner.base_model.register_forward_hook(lambda _, __, output: states.append(output.last_hidden_state))
-    try:
+    with hooked(inner.base_model, lambda _, __, output: states.append(output.last_hidden_state)):
         yield states
-    finally:
-        handle.remove()
 
 
 def aggregate(

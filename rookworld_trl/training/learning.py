@@ -16,6 +16,7 @@ from accelerate.utils import DistributedType
 from torch import nn
 
 from rookworld_trl.modeling.gpt2 import GPT2
+from rookworld_trl.modeling.hooks import hooked
 from rookworld_trl.modeling.shared_scoring import per_token_logps
 from rookworld_trl.training.config import RookWorldGRPOConfig
 
@@ -66,11 +67,8 @@ def at_temperatures(model: nn.Module, temperatures: torch.Tensor, temperature: f
         output.last_hidden_state = states * (temperature / rows)[:, None, None]
         return output
 
-    handle = inner.base_model.register_forward_hook(scale)
-    try:
+    with hooked(inner.base_model, scale):
         yield
-    finally:
-        handle.remove()
 
 
 def score(

@@ -20,6 +20,7 @@ from transformers.utils import logging
 
 from rookworld_trl.checkpointing.exits import UNRECOVERABLE
 from rookworld_trl.files import append_line, write_atomically
+from rookworld_trl.modeling.hooks import hooked
 
 logger = logging.get_logger(__name__)
 
@@ -286,8 +287,5 @@ def finite_logits(model: nn.Module) -> Iterator[list[torch.Tensor]]:
         mended.append(~usable.all())
         return torch.where(usable, logits, 0.0)
 
-    handle = model.get_output_embeddings().register_forward_hook(mend)  # type: ignore[operator]
-    try:
+    with hooked(model.get_output_embeddings(), mend):  # type: ignore[operator]
         yield mended
-    finally:
-        handle.remove()

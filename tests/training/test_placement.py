@@ -193,6 +193,25 @@ def test_a_compiled_reference_is_reset_and_kept(make_trainer: Make, policy: nn.M
     assert "kl" in again.state.log_history[-2]
 
 
+@pytest.mark.parametrize(
+    "case",
+    [
+        {"kl_estimator": "exact", "task_sampling": {"": {"temperature": 0.6}}},
+        {"use_gae": True, "scale_rewards": "none"},
+    ],
+    ids=["exact KL and temperatures", "states of GAE"],
+)
+def test_hooks_act_in_a_compiled_run(make_trainer: Make, policy: nn.Module, case: dict[str, Any]) -> None:
+    start = {name: tensor.clone() for name, tensor in policy.state_dict().items()}
+    case = {**case, "rollout_backend": "native", "share_prefixes": False, "num_iterations": 2, "pad_to_multiple_of": 8}
+    plain = trained(make_trainer, **case).state.log_history[:-1]
+    policy.load_state_dict(start)
+    compiled = trained(make_trainer, **case, torch_compile=True, torch_compile_backend="eager").state.log_history[:-1]
+    for log, other in zip(plain, compiled, strict=True):
+        for key in {"kl", "loss", "reward", "grad_norm", "value/error"} & log.keys():
+            assert log[key] == pytest.approx(other[key], rel=1e-3, abs=1e-6), key
+
+
 FREED = """
 import resource, torch
 from rookworld_trl.training.placement import keep_freed_memory
