@@ -75,26 +75,33 @@ def read_evaluation(path: Path) -> Evaluation:
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default=str(NANO), help="folder or name on the Hub; default: the embedded nano")
-    parser.add_argument("--leading_eos", action="store_true", help="the end token in front of every prompt")
-    parser.add_argument("--suite", choices=("held_out", *FILE_SUITES, "selfplay"), default="held_out")
-    parser.add_argument("--split", default="test", help="dev or test of the shipped data")
-    parser.add_argument("--dataset", help="instead of the shipped data: a file, or a name on the Hub and its --split")
+    parser.add_argument("--model", default=str(NANO), help="A folder, or a name on the Hub; default: rookworld-nano.")
+    parser.add_argument("--leading_eos", action="store_true", help="Put the end token in front of every prompt.")
+    parser.add_argument(
+        "--suite", choices=("held_out", *FILE_SUITES, "selfplay"), default="held_out", help="What to measure on."
+    )
+    parser.add_argument("--split", default="test", help="Split of the shipped data: dev or test.")
+    parser.add_argument("--dataset", help="A file, or a name on the Hub and its --split, instead of the shipped data.")
     parser.add_argument(
         "--limit",
         type=int,
-        help="rows of each task, or positions of a suite, drawn at random, the same in every run, from as many games "
-        "as there are; games of selfplay",
+        help="Measure only so many rows of each task, positions of a suite or games of selfplay. Rows are drawn at "
+        "random, the same in every run, from as many games as possible.",
     )
-    parser.add_argument("--mode", choices=(*MODES, "both"), default="both")
-    parser.add_argument("--temperature", type=float, default=1.0, help="of the sampled mode")
+    parser.add_argument("--mode", choices=(*MODES, "both"), default="both", help="Decoding; default: both.")
+    parser.add_argument("--temperature", type=float, default=1.0, help="Temperature of the sampled mode.")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--batch_size", type=int, default=64, help="prompts decoded at a time")
-    parser.add_argument("--max_new_tokens", type=int, default=144, help="cut to what the context leaves")
+    parser.add_argument("--batch_size", type=int, default=64, help="Prompts decoded at a time.")
+    parser.add_argument(
+        "--max_new_tokens",
+        type=int,
+        default=144,
+        help="Tokens of a completion, at most; fewer where the model's context ends.",
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--baseline", type=Path, help="JSON of an earlier evaluation to compare with, item by item")
-    parser.add_argument("--output", type=Path, help="write everything here as JSON")
-    reading = parser.add_argument_group("how --dataset is read, as in recipes/grpo.py")
+    parser.add_argument("--baseline", type=Path, help="JSON of an earlier evaluation to compare with, item by item.")
+    parser.add_argument("--output", type=Path, help="File that everything is written to, as JSON.")
+    reading = parser.add_argument_group("How --dataset is read, as in recipes/grpo.py")
     for option in READING:
         kind = get_type_hints(DataOptions)[option.name]
         how: dict[str, Any] = {"type": int if kind in (int, int | None) else str}

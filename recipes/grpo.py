@@ -33,7 +33,7 @@ from rookworld_trl.checkpointing.exits import (
 from rookworld_trl.checkpointing.lock import locked
 from rookworld_trl.checkpointing.rescue import rescued, write_model
 from rookworld_trl.checkpointing.resume import choose_start, mark_finished
-from rookworld_trl.config import bad_input, blame, parse_recipe
+from rookworld_trl.config import bad_input, blame, option, parse_recipe
 from rookworld_trl.data import load_shipped
 from rookworld_trl.data.mixing import mix
 from rookworld_trl.data.sources import DataOptions, check_lengths, load_prompts, without
@@ -72,18 +72,26 @@ SHOWN = ["seed", "learning_rate", "beta", "temperature", "num_generations", "gen
 class RunConfig(DataOptions):
     """What to train, on which prompts, for how long, and what to measure; the rest is RookWorldGRPOConfig's."""
 
-    model: str = "nano"  # comes with the package; or a folder, or owner/name on the Hub
-    model_revision: str | None = None
-    dataset: str = "shipped"  # with the package; or a .parquet, .jsonl, .csv or .pgn file, or owner/name on the Hub
-    dataset_split: str = "train"
-    mix_env_ratio: float = 0.2  # share of A: prompts, exactly this in every batch
-    policy_strata: dict[str, float] | None = None  # shares of the P: prompts by stratum, such as {check: 0.25}
-    reward: Literal["graduated", "continuous"] = "graduated"
-    max_train_minutes: float | None = None  # stop training after the step in which this time is over
-    eval_split: Literal["dev", "test"] = "test"
-    eval_policy_items: int | None = None  # only so many, drawn at random; by default all of the split
-    eval_environment_items: int | None = None
-    eval_batch_size: int = 128
+    model: str = option("nano", "`nano`, which comes with the package, a folder, or `owner/name` on the Hub.")
+    model_revision: str | None = option(None, "Branch, tag or commit of a model on the Hub.")
+    dataset: str = option(
+        "shipped", "`shipped`, which comes with the package, a file (see docs/data.md), or `owner/name` on the Hub."
+    )
+    dataset_split: str = option("train", "Split of a data set on the Hub.")
+    mix_env_ratio: float = option(0.2, "Share of `A:` prompts, exactly this in every batch.")
+    policy_strata: dict[str, float] | None = option(
+        None, "Exact shares of the `P:` prompts for what is rare, such as `{check: 0.25}`."
+    )
+    reward: Literal["graduated", "continuous"] = option(
+        "graduated", "`graduated`, six levels from -0.3 to 1.0, or `continuous`."
+    )
+    max_train_minutes: float | None = option(
+        None, "Training stops after the step in which this time is over, if `max_steps` has not ended it before."
+    )
+    eval_split: Literal["dev", "test"] = option("test", "`dev` to choose settings, `test` to believe a result.")
+    eval_policy_items: int | None = option(None, "Held-out `P:` items to measure, drawn at random; default: all.")
+    eval_environment_items: int | None = option(None, "Held-out `A:` items to measure, drawn at random; default: all.")
+    eval_batch_size: int = option(128, "Prompts decoded at a time in the evaluation.")
 
     def __post_init__(self) -> None:
         super().__post_init__()

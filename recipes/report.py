@@ -16,8 +16,8 @@ from rookworld_trl.reports import write_report
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", type=Path, nargs="+", metavar="run", help="folder of a run")
-    parser.add_argument("--output", type=Path, help="folder to write to; with several runs, one folder in it for each")
+    parser.add_argument("runs", type=Path, nargs="+", metavar="run", help="Folder of a run.")
+    parser.add_argument("--output", type=Path, help="Folder to write to; with several runs, one folder in it for each.")
     args = parser.parse_args(arguments)
     with bad_input():
         for run in args.runs:

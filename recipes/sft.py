@@ -25,7 +25,7 @@ from rookworld_trl.checkpointing.exits import DONE, PREEMPTED, reported, run_pro
 from rookworld_trl.checkpointing.identity import weights_digest
 from rookworld_trl.checkpointing.lock import locked
 from rookworld_trl.checkpointing.resume import choose_start, mark_finished
-from rookworld_trl.config import RecipeError, bad_input, parse_recipe
+from rookworld_trl.config import RecipeError, bad_input, option, parse_recipe
 from rookworld_trl.data.supervised import ROWS_VERSION, supervised_rows
 from rookworld_trl.files import write_atomically
 from rookworld_trl.modeling.hub import hide_token
@@ -44,24 +44,35 @@ PLACES = ("positions", "first_shard", "max_shards", "init_from", "average_with",
 class SFTRecipe:
     """What to train, on what, and with which optimizer."""
 
-    positions: str = "data/positions"
-    first_shard: int = 0
-    max_shards: int | None = None
-    environment_share: float = 1.0  # A: rows for each P: row
-    listing_share: float = 0.0  # L: rows (all legal moves) for each P: row
-    scarce_share: float = 0.0  # of the positions that offer a mate, a promotion or the like: one more A: row of it
-    check_share: float = 0.0  # of the positions in check, or before one: one more L: row, and the P: row three times
-    best_first: bool = False  # P: candidates begin with the best; else all are in UCI order
-    init_from: str | None = None  # a checkpoint to start from; none: a new model of the size below
-    average_with: list[str] = field(default_factory=list)  # the mean of these and the trained model is saved
-    tokenizer: Literal["nano", "gpt2"] = "nano"  # of a new model; gpt2: GPT-2's 50,257 tokens, as RookWorld-LM has them
-    n_layer: int = 4
-    n_embd: int = 128
-    n_head: int = 4
-    n_positions: int = 256
-    optimizer: Literal["muon", "adamw"] = "muon"  # muon has AdamW beside it, for embeddings, norms and biases
-    muon_lr: float = 0.02
-    num_proc: int = 2
+    positions: str = option("data/positions", "Folder of the shards that `generate_data.py positions` wrote.")
+    first_shard: int = option(0, "Number of the first shard to use.")
+    max_shards: int | None = option(None, "Shards to use; default: all.")
+    environment_share: float = option(1.0, "`A:` rows for each `P:` row.")
+    listing_share: float = option(0.0, "`L:` rows, which list all legal moves, for each `P:` row.")
+    scarce_share: float = option(
+        0.0, "Share of the positions that offer a mate, a promotion or the like which give one more `A:` row of it."
+    )
+    check_share: float = option(
+        0.0,
+        "Share of the positions in check, or before one, which give one more `L:` row and the `P:` row three times.",
+    )
+    best_first: bool = option(False, "`P:` candidates begin with the best one; otherwise all are in UCI order.")
+    init_from: str | None = option(None, "Checkpoint to start from; default: a new model of the size below.")
+    average_with: list[str] = field(
+        default_factory=list, metadata={"help": "The mean of these checkpoints and the trained model is saved."}
+    )
+    tokenizer: Literal["nano", "gpt2"] = option(
+        "nano", "Tokenizer of a new model; `gpt2`: GPT-2's 50,257 tokens, as RookWorld-LM has them."
+    )
+    n_layer: int = option(4, "Layers of a new model.")
+    n_embd: int = option(128, "Width of a new model.")
+    n_head: int = option(4, "Attention heads of a new model.")
+    n_positions: int = option(256, "Context of a new model, in tokens.")
+    optimizer: Literal["muon", "adamw"] = option(
+        "muon", "`muon` trains the block matrices with Muon and embeddings, norms and biases with AdamW."
+    )
+    muon_lr: float = option(0.02, "Learning rate of Muon.")
+    num_proc: int = option(2, "Processes that write the rows.")
 
     def row_options(self) -> tuple[Any, ...]:
         """What `supervised_rows` takes behind the seed, in its order."""

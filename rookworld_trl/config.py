@@ -7,6 +7,7 @@ A file may start from others: `extends: ../../presets/standard.yaml` (or a list,
 itself; its own keys win over theirs.
 """
 
+import dataclasses
 import difflib
 import enum
 import re
@@ -81,6 +82,11 @@ def parse_recipe(types_: Sequence[type], argv: Sequence[str] | None = None) -> t
         values[key] = _typed(key, setting, known[key])
     source = str(config.text) if config else "command line"
     return tuple(_build(cls, {k: v for k, v in values.items() if k in hints[cls]}, settings, source) for cls in types_)
+
+
+def option(default: Any, help: str) -> Any:
+    """A dataclass field with the sentence that `--help` and `docs/recipes.md` show beside it."""
+    return dataclasses.field(default=default, metadata={"help": help})
 
 
 def without_secrets(text: str) -> str:

@@ -246,7 +246,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     parser = argparse.ArgumentParser(prog=NAME, description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument(
-        "--model", default="nano", help="'nano', which comes with the package, a folder, or a name on the Hub"
+        "--model", default="nano", help="'nano', which comes with the package, a folder, or a name on the Hub."
     )
     args = parser.parse_args(arguments)
     UciEngine(load_model, args.model, lambda line: print(line, flush=True)).run(sys.stdin)

@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from typing import Any
 import chess
 from datasets import Dataset, Features, IterableDataset, List, Value, concatenate_datasets, load_dataset
 
+from rookworld_trl.config import option
 from rookworld_trl.data.pgn import GamesReport, rows_of_games
 from rookworld_trl.data.rookworld import TEXT_COLUMN, BestMove, Illegal, Report, convert_rows
 from rookworld_trl.data.splits import positions_of
@@ -52,38 +53,29 @@ RIGHT_NODES = 80_000  # over all moves: finds the answers of 99 % of Lichess's p
 class DataOptions:
     """How prompts are read, repaired and written; the defaults fit `jrahn/rookworld_7m`."""
 
-    best_move: BestMove = field(
-        default="evals",
-        metadata={
-            "help": "of rows with a text column: the best by the row's evals, by Stockfish (engine), or as it stands "
-            "(dataset); engine also makes the values of P: rows that have none"
-        },
+    best_move: BestMove = option(
+        "evals",
+        "Best move of rows with a `text` column: the best by the row's `evals`, by Stockfish (`engine`), or as it "
+        "stands (`dataset`). `engine` also values the moves of `P:` rows that carry no values.",
     )
-    illegal: Illegal = field(
-        default="fix", metadata={"help": "A: rows with a text column, an illegal move and the label of a legal one"}
+    illegal: Illegal = option(
+        "fix", "What becomes of `A:` rows with a `text` column, an illegal move and the answer of a legal one."
     )
-    engine_nodes: int = field(
-        default=RIGHT_NODES,
-        metadata={
-            "help": "nodes per position, for best_move engine. 80000 take about 0.1 s a position and core and find "
-            "the answers of 99 % of Lichess's puzzles; 8000 a tenth of the time and 91 %"
-        },
+    engine_nodes: int = option(
+        RIGHT_NODES,
+        "Nodes a position for `best_move` `engine`. 80000 take about 0.1 s of one core and find the answers of 99 % of "
+        "Lichess's puzzles; 8000 take a tenth of the time and find 91 %.",
     )
-    engine_workers: int | None = field(
-        default=None, metadata={"help": "engine processes, for best_move engine; none: one a core"}
+    engine_workers: int | None = option(None, "Engine processes for `best_move` `engine`; default: one a core.")
+    engine_cache: str | None = option(
+        "~/.cache/rookworld-trl/engine-values.sqlite", "File that keeps the engines' answers; empty: none."
     )
-    engine_cache: str | None = field(
-        default="~/.cache/rookworld-trl/engine-values.sqlite",
-        metadata={"help": "keeps the engines' answers; empty: nothing does"},
+    streaming: bool = option(False, "Read a data set of the Hub row by row instead of downloading all of it first.")
+    max_rows: int | None = option(
+        None, "Rows to read. A stream needs it, and draws them from a shuffled buffer; default: all."
     )
-    streaming: bool = field(
-        default=False, metadata={"help": "read a data set of the Hub row by row instead of downloading all of it first"}
-    )
-    max_rows: int | None = field(
-        default=None, metadata={"help": "rows to read; a stream needs it, and reads them from a shuffled buffer"}
-    )
-    leading_eos: bool = field(
-        default=False, metadata={"help": "the end token in front of every prompt, as in RookWorld-LM's documents"}
+    leading_eos: bool = option(
+        False, "Put the end token in front of every prompt, as in the documents that RookWorld-LM was trained on."
     )
 
     def __post_init__(self) -> None:
