@@ -54,11 +54,11 @@ lint: $(STAMP) ## ruff and mypy
 	$(BIN)/mypy
 
 parity: $(STAMP) ## pure PyTorch = transformers, as numbers at 124M and nano; then padded = unpadded, sampler = loss
-	$(BIN)/python benchmarks/parity.py
+	$(BIN)/python -m benchmarks.parity
 	$(BIN)/python -m pytest tests/modeling tests/training $(ARGS)
 
 bench: $(STAMP) ## measure speed and parity on the CPU; writes benchmarks/results/*.json
-	set -e; for name in scoring rollouts learning step parity; do $(BIN)/python benchmarks/$$name.py; done
+	set -e; for name in scoring rollouts learning step parity; do $(BIN)/python -m benchmarks.$$name; done
 
 data: $(STAMP) ## positions by engine self-play, and the data set for GRPO and evaluation (needs Stockfish)
 	$(BIN)/python recipes/generate_data.py positions --output data/positions $(ARGS)

@@ -1,6 +1,6 @@
 """What do checkpoints and snapshots cost: share of training time, memory, and time until a killed run trains again?
 
-    python benchmarks/checkpointing.py [--size nano] [--size 124m] [--prompts 16] [--samples 16] [--steps 6]
+    python -m benchmarks.checkpointing [--size nano] [--size 124m] [--prompts 16] [--samples 16] [--steps 6]
 
 Trains a few steps on shipped prompts with a checkpoint after each, and times every part where it happens: saving
 (written, synced, hashed, renamed), making stable (copied, verified), snapshots in memory that a NaN goes back to. The

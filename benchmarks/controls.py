@@ -1,6 +1,6 @@
 """What do the trainer's controls cost? One step with all of them beside the same step without, medians.
 
-    python benchmarks/controls.py [--rounds 6] [--steps 10] [--prompts 60] [--samples 16] [--micro-batches 8]
+    python -m benchmarks.controls [--rounds 6] [--steps 10] [--prompts 60] [--samples 16] [--micro-batches 8]
 
 On: adaptive KL control with warm-up, KL stop, adaptive baseline, the advanced schedule, health bands with events, the
 truth's log-prob every ten steps, throughput and MFU, recovery from NaN with its snapshots. Off: the same trainer with a
@@ -18,7 +18,6 @@ overhead comes from drawing the rounds again.
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -33,8 +32,7 @@ import torch
 from transformers import TrainerCallback, set_seed
 from transformers.utils import logging
 
-import rookworld_trl
-from rookworld_trl import rewards
+from benchmarks.common import NANO, RESULTS, REWARDS, ROOT, best_device, machine, write_report
 from rookworld_trl.data import load_shipped
 from rookworld_trl.data.mixing import mix
 from rookworld_trl.evaluation.intervals import bootstrap_ratios, percentile_interval
@@ -42,11 +40,10 @@ from rookworld_trl.modeling.loading import load
 from rookworld_trl.training import RookWorldGRPOConfig, RookWorldGRPOTrainer
 from rookworld_trl.training.monitor import DEFAULT_BANDS
 
-SHIPPED = Path(rookworld_trl.__file__).parent / "assets" / "nano"
 # Of each side; None: as many as torch takes.
 THREADS = None if torch.cuda.is_available() else 1
 SECONDS = time.perf_counter if torch.cuda.is_available() else time.process_time
-OUTPUT = Path(__file__).parent / "results" / "controls.json"
+OUTPUT = RESULTS / "controls.json"
 
 ON: dict[str, Any] = {
     "kl_control": "multiplicative",
@@ -84,7 +81,7 @@ def train(arguments: argparse.Namespace) -> None:
     steps = arguments.steps + 2  # the first runs the gates, the last only ends the one before it
     plan = mix(load_shipped("train"), 0.2, prompts_per_batch=arguments.prompts, batches=steps, seed=1)
     set_seed(1)
-    model, tokenizer = load(str(SHIPPED))
+    model, tokenizer = load(NANO)
     with tempfile.TemporaryDirectory() as folder:
         args = RookWorldGRPOConfig(
             output_dir=folder,
@@ -103,8 +100,7 @@ def train(arguments: argparse.Namespace) -> None:
             seed=1,
             **(ON if arguments.side == "on" else OFF),
         )
-        functions = [rewards.policy_reward_continuous, rewards.environment_reward_continuous]
-        trainer = RookWorldGRPOTrainer(model, functions, args, plan, None, tokenizer)
+        trainer = RookWorldGRPOTrainer(model, REWARDS, args, plan, None, tokenizer)
         if arguments.side == "off":
             for callback in (trainer.health, trainer.truth_probe, trainer.throughput):
                 trainer.remove_callback(callback)
@@ -118,12 +114,12 @@ def measure(arguments: argparse.Namespace) -> dict[str, list[float]]:
     sides: dict[str, subprocess.Popen[str]] = {}
     try:
         for side in ("off", "on"):
-            command = [sys.executable, __file__, "--side", side]
+            command = [sys.executable, "-m", "benchmarks.controls", "--side", side]
             for name in ("steps", "prompts", "samples", "micro_batches"):
                 command += [f"--{name.replace('_', '-')}", str(getattr(arguments, name))]
             environment = os.environ | ({"OMP_NUM_THREADS": str(THREADS)} if THREADS else {})
             sides[side] = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+                command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
             )
         clocks = {side: [_clock(process)] for side, process in sides.items()}
         for number in range(arguments.steps + 1):
@@ -162,12 +158,11 @@ def main() -> None:
         train(arguments)
         return
     rounds: list[dict[str, float]] = []
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
     for _ in range(arguments.rounds):
         seconds = measure(arguments)
         rounds.append({side: statistics.mean(values) for side, values in seconds.items()})
         print(json.dumps(rounds[-1]), flush=True)
-        arguments.output.write_text(json.dumps(report(rounds, arguments), indent=1) + "\n")
+        write_report(arguments.output, report(rounds, arguments))
     print(arguments.output.read_text())
 
 
@@ -182,8 +177,8 @@ def report(rounds: list[dict[str, float]], arguments: argparse.Namespace) -> dic
         "steps_a_round": arguments.steps,
         "prompts": arguments.prompts,
         "samples": arguments.samples,
+        **machine(best_device()),
         "threads": THREADS or torch.get_num_threads(),
-        "machine": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
     }
 
 

@@ -1,6 +1,6 @@
 """Brings transient faults into small training runs and counts how many are recovered from.
 
-    python benchmarks/faults.py [--runs 10] [--faults 10]
+    python -m benchmarks.faults [--runs 10] [--faults 10]
 
 Kinds and steps are drawn at random, without looking at how close they come to each other beyond `recovery_good_steps`:
 four in a row are meant to end a run. A fault counts as recovered if the step it hit was refused, the weights were

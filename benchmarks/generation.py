@@ -1,6 +1,6 @@
 """How many positions a second does data generation write, and does it scale with cores? Needs Stockfish.
 
-    python benchmarks/generation.py [--workers 1 2] [--shards 4]
+    python -m benchmarks.generation [--workers 1 2] [--shards 4]
 
 `self_play`: positions of noisy self-play with the values of five moves (recipes/generate_data.py positions, its node
 count); `every_move`: positions whose every legal move is valued, as the shipped set has them. Workers are engine
@@ -10,7 +10,6 @@ processes; each count does the same work in a fresh directory.
 import argparse
 import json
 import os
-import platform
 import tempfile
 import time
 from pathlib import Path
@@ -18,11 +17,12 @@ from pathlib import Path
 import chess
 import pyarrow.parquet as pq
 
+from benchmarks.common import RESULTS, machine, write_report
 from rookworld_trl.data.generation import GameSettings, generate_positions, shard_path
 from rookworld_trl.engine import Engine
 from rookworld_trl.engine_pool import EnginePool
 
-OUTPUT = Path(__file__).parent / "results" / "generation.json"
+OUTPUT = RESULTS / "generation.json"
 EVERY_MOVE_NODES = 8000
 
 
@@ -66,12 +66,10 @@ def main() -> None:
     report = {
         "engine": name,
         "nodes": {"self_play": settings.nodes, "every_move": EVERY_MOVE_NODES},
-        "cores": os.cpu_count(),
-        "machine": platform.processor() or platform.machine(),
+        **machine("cpu"),
         "results": results,
     }
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(json.dumps(report, indent=1) + "\n")
+    write_report(arguments.output, report)
 
 
 if __name__ == "__main__":

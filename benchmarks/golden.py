@@ -1,6 +1,6 @@
 """The golden runs of tests/training/golden_run.py by the code of two commits: checkpoints and logs, tolerance zero.
 
-    python benchmarks/golden.py <commit> [<variant> ...]
+    python -m benchmarks.golden <commit> [<variant> ...]
 
 The commit is checked out beside this one for the time of the comparison. A move of code must print `equal` for each
 variant; a fix of a number must not, and the lines say where.

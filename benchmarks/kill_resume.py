@@ -1,6 +1,6 @@
 """Kills a small training run at random moments, restarts it each time, and compares its end with an undisturbed run.
 
-    python benchmarks/kill_resume.py --kills 200
+    python -m benchmarks.kill_resume --kills 200
 
 SIGKILL cannot be caught, so nothing gets the chance to tidy up. Half of the kills come at any time, half while a
 checkpoint is being written. A run counts as lost if it cannot be started again, starts from the beginning although it

@@ -1,7 +1,7 @@
 """How fast is learning on shared prefixes beside TRL's? Same weights, rows and micro-batches; in turn, medians.
 
-    python benchmarks/learning.py
-    python benchmarks/learning.py --model PATH --prompts 8 --samples 16
+    python -m benchmarks.learning
+    python -m benchmarks.learning --model PATH --prompts 8 --samples 16
 
 One run scores all rows by the reference without gradients, then by the policy with its backward pass, a micro-batch at
 a time. TRL's side is the model's own padded forward pass with TRL's fused head and the position hook. Rows of a group
@@ -13,22 +13,22 @@ the others leave it somewhere. Counts CPU seconds on a CPU, so that other work o
 import argparse
 import copy
 import json
-import platform
-import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel
 from trl.trainer.utils import add_fused_lm_head
 
+from benchmarks.common import RESULTS, machine, medians, write_report
 from rookworld_trl.modeling.loading import load_model
 from rookworld_trl.modeling.positions import install_position_hook
 from rookworld_trl.training import learning
 
-RESULTS = Path(__file__).parent / "results" / "learning.json"
+OUTPUT = RESULTS / "learning.json"
 SHAPES = {"policy": (77, 25, 0.0), "environment": (110, 40, 0.6)}  # prompt, completion, share of equal completions
 Score = Callable[[nn.Module, Tensor, Tensor, int], Tensor]
 
@@ -90,6 +90,40 @@ def gradient(model: nn.Module) -> Tensor:
     return torch.cat([parameter.grad.flatten() for parameter in model.parameters() if parameter.grad is not None])
 
 
+def measure(
+    policy: GPT2LMHeadModel, prompts: int, samples: int, micro_batch: int, repeats: int, bf16: bool = False
+) -> list[dict[str, Any]]:
+    """Both sides at both shapes, on the policy's device."""
+    device, reference, results = policy.device.type, copy.deepcopy(policy), []
+    for model, outputs in ((policy, ("log_probs", "entropy")), (reference, ("log_probs",))):
+        install_position_hook(model)
+        add_fused_lm_head(model, outputs=outputs)
+    gradients: dict[str, Tensor] = {}
+    for name, shape in SHAPES.items():
+        ids, mask = random_rows(policy.config.vocab_size, prompts, samples, shape)
+        batch = ids.to(device), mask.to(device), shape[1], micro_batch
+
+        def run(side: str, score: Score, batch: tuple[Any, ...] = batch) -> None:
+            with torch.autocast(device, torch.bfloat16, enabled=bf16):
+                phase(score, policy, reference, *batch)
+            gradients[side] = gradient(policy)
+
+        sides = {side: partial(run, side, score) for side, score in (("stock", stock), ("shared", shared))}
+        seconds = medians(sides, repeats, device, time.process_time if device == "cpu" else time.perf_counter)
+        difference = (gradients["shared"] - gradients["stock"]).norm() / gradients["stock"].norm()
+        result = {
+            "shape": name,
+            "rows": len(ids),
+            "seconds": {side: round(value, 4) for side, value in seconds.items()},
+            "rows_per_second": {side: round(len(ids) / value) for side, value in seconds.items()},
+            "speedup": round(seconds["stock"] / seconds["shared"], 2),
+            "relative_gradient_difference": float(f"{difference.item():.2g}"),
+        }
+        print(json.dumps(result), flush=True)
+        results.append(result)
+    return results
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="folder of a GPT-2; default: a random one of --size")
@@ -103,57 +137,19 @@ def main() -> None:
     parser.add_argument("--bf16", action="store_true", help="both sides under bf16 autocast")
     arguments = parser.parse_args()
     policy = load_model(arguments.model) if arguments.model else random_model(*arguments.size)
-    reference = copy.deepcopy(policy)
-    for model, outputs in ((policy, ("log_probs", "entropy")), (reference, ("log_probs",))):
-        install_position_hook(model.to(arguments.device))
-        add_fused_lm_head(model, outputs=outputs)
-
-    def clock() -> float:
-        if arguments.device == "cpu":
-            return time.process_time()
-        torch.cuda.synchronize()
-        return time.perf_counter()
-
-    results = []
-    for name, shape in SHAPES.items():
-        ids, mask = random_rows(policy.config.vocab_size, arguments.prompts, arguments.samples, shape)
-        ids, mask = ids.to(arguments.device), mask.to(arguments.device)
-        seconds: dict[str, list[float]] = {"stock": [], "shared": []}
-        gradients = {}
-        for repeat in range(arguments.repeats + 1):
-            for side, score in {"stock": stock, "shared": shared}.items():
-                start = clock()
-                with torch.autocast(arguments.device, torch.bfloat16, enabled=arguments.bf16):
-                    phase(score, policy, reference, ids, mask, shape[1], arguments.micro_batch)
-                if repeat:  # the first round warms up
-                    seconds[side].append(clock() - start)
-                gradients[side] = gradient(policy)
-        medians = {side: statistics.median(values) for side, values in seconds.items()}
-        difference = (gradients["shared"] - gradients["stock"]).norm() / gradients["stock"].norm()
-        result = {
-            "shape": name,
-            "rows": len(ids),
-            "seconds": {side: round(value, 4) for side, value in medians.items()},
-            "rows_per_second": {side: round(len(ids) / value) for side, value in medians.items()},
-            "speedup": round(medians["stock"] / medians["shared"], 2),
-            "relative_gradient_difference": float(f"{difference.item():.2g}"),
-        }
-        print(json.dumps(result))
-        results.append(result)
-    RESULTS.parent.mkdir(exist_ok=True)
+    sizes = (arguments.prompts, arguments.samples, arguments.micro_batch)
+    results = measure(policy.to(arguments.device), *sizes, arguments.repeats, arguments.bf16)
     report = {
         "parameters": policy.num_parameters(),
         "prompts": arguments.prompts,
         "samples": arguments.samples,
         "micro_batch": arguments.micro_batch,
-        "threads": torch.get_num_threads(),
         "bf16_autocast": arguments.bf16,
-        "torch": torch.__version__,
         "device": arguments.device,
-        "machine": platform.processor() or platform.machine(),
+        **machine(arguments.device),
         "results": results,
     }
-    RESULTS.write_text(json.dumps(report, indent=1) + "\n")
+    write_report(OUTPUT, report)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Does prompt mining raise the share of useful groups, and what does it cost?
 
-    python benchmarks/mining.py [--reward exact graduated] [--steps 6] [--prompts 20] [--samples 8]
+    python -m benchmarks.mining [--reward exact graduated] [--steps 6] [--prompts 20] [--samples 8]
 
 rookworld-nano on its shipped prompts, a fifth of them `A:`, trained from the same weights with the same plan,
 plainly and with mining. A group is useful if its rewards differ. `exact` rewards pass or fail (1 for a completion that
@@ -11,25 +11,23 @@ import argparse
 import json
 import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainerCallback, set_seed
+from transformers import set_seed
 from transformers.utils import logging
 
-import rookworld_trl
+from benchmarks.common import NANO, RESULTS, StepClock, machine, write_report
+from benchmarks.common import REWARDS as CONTINUOUS
 from rookworld_trl import rewards
 from rookworld_trl.data import load_shipped
 from rookworld_trl.data.mixing import mix
 from rookworld_trl.modeling.loading import load
 from rookworld_trl.training import RookWorldGRPOConfig, RookWorldGRPOTrainer
 
-SHIPPED = Path(rookworld_trl.__file__).parent / "assets" / "nano"
-OUTPUT = Path(__file__).parent / "results" / "mining.json"
+OUTPUT = RESULTS / "mining.json"
 GRADUATED = [rewards.policy_reward, rewards.environment_reward]
-CONTINUOUS = [rewards.policy_reward_continuous, rewards.environment_reward_continuous]
 
 
 def passes(function: Callable[..., list[float | None]]) -> Callable[..., list[float | None]]:
@@ -45,24 +43,10 @@ def passes(function: Callable[..., list[float | None]]) -> Callable[..., list[fl
 REWARDS = {"exact": [passes(each) for each in GRADUATED], "graduated": GRADUATED, "continuous": CONTINUOUS}
 
 
-class StepTimes(TrainerCallback):
-    """Seconds of each step."""
-
-    def __init__(self) -> None:
-        self.seconds: list[float] = []
-        self.started = 0.0
-
-    def on_step_begin(self, *_: Any, **__: Any) -> None:
-        self.started = time.perf_counter()
-
-    def on_step_end(self, *_: Any, **__: Any) -> None:
-        self.seconds.append(time.perf_counter() - self.started)
-
-
 def run(arguments: argparse.Namespace, reward: str, mining: bool) -> dict[str, float]:
     """Means over the run's steps, but for the median step time."""
     set_seed(1)
-    model, tokenizer = load(str(SHIPPED))
+    model, tokenizer = load(NANO)
     data = load_shipped("train")
     plan = mix(data, 0.2, prompts_per_batch=arguments.prompts, batches=arguments.pool, seed=1)
     with tempfile.TemporaryDirectory() as folder:
@@ -86,7 +70,7 @@ def run(arguments: argparse.Namespace, reward: str, mining: bool) -> dict[str, f
             seed=1,
         )
         trainer = RookWorldGRPOTrainer(model, REWARDS[reward], args, plan, None, tokenizer)
-        times = StepTimes()
+        times = StepClock()
         trainer.add_callback(times)
         trainer.train()
     log = [row for row in trainer.state.log_history if "loss" in row]
@@ -120,8 +104,7 @@ def main() -> None:
         print(json.dumps(row), flush=True)
         results.append(row)
     settings = {name: getattr(arguments, name) for name in ("steps", "prompts", "samples", "rounds", "pool")}
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(json.dumps({"settings": settings, "results": results}, indent=1) + "\n")
+    write_report(arguments.output, {"settings": settings, **machine("cpu"), "results": results})
 
 
 if __name__ == "__main__":

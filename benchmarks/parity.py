@@ -1,9 +1,10 @@
 """How exact is the code that samples and scores? Its errors over those of transformers' own forward pass, as a table.
 
-    python benchmarks/parity.py [--models 124m PATH ...] [--output benchmarks/results/parity.json]
+    python -m benchmarks.parity [--models 124m PATH ...] [--device cuda] [--output benchmarks/results/parity.json]
 
-Errors are largest absolute distances from transformers' model in float64, on the same weights. Float32 errors grow with
-the model's logits, and those of transformers grow alike: a ratio near 1 is rounding.
+Errors are largest absolute distances from transformers' model in float64, on the same weights; first in float32, then
+under bf16 autocast. They grow with the model's logits, and those of transformers grow alike: ratios near 1 are
+rounding.
 What is measured is what a run uses: prefill, decoding behind shared prefixes, scoring with shared prefixes and its
 gradients, and whole rollouts, drafted or not. (On a CPU, models as large as 124M sample over packed weights.)
 
@@ -13,23 +14,22 @@ gradients, and whole rollouts, drafted or not. (On a CPU, models as large as 124
 
 import argparse
 import copy
-import json
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
-import rookworld_trl
+from benchmarks.common import NANO, RESULTS, best_device, machine, write_report
 from rookworld_trl.modeling.gpt2 import GPT2
 from rookworld_trl.modeling.loading import load_model
 from rookworld_trl.modeling.rollout import rollout
 from rookworld_trl.modeling.shared_prefix import SharedPrefixDecoder, prefill
 from rookworld_trl.modeling.shared_scoring import per_token_logps
 
-SHIPPED = Path(rookworld_trl.__file__).parent / "assets" / "nano"
-OUTPUT = Path(__file__).parent / "results" / "parity.json"
+OUTPUT = RESULTS / "parity.json"
 GROUPS, SAMPLES, LENGTH, NEW_TOKENS = 4, 2, 32, 16
 # Sums in another order: among the largest of some hundred rounding errors twice is common, a hundred times is a fault.
 LIMIT = 4.0
@@ -51,16 +51,17 @@ def completion_logps(model: nn.Module, prompts: list[list[int]], completions: li
     """By transformers, row by row without padding, joined."""
     rows = []
     for prompt, completion in zip(prompts, completions, strict=True):
-        logits = model(torch.tensor([prompt + completion])).logits[0, len(prompt) - 1 : -1]
-        rows.append(logits.log_softmax(-1).gather(-1, torch.tensor(completion)[:, None])[:, 0])
+        logits = model(torch.tensor([prompt + completion], device=model.device)).logits[0, len(prompt) - 1 : -1]
+        tokens = torch.tensor(completion, device=model.device)
+        rows.append(logits.log_softmax(-1).gather(-1, tokens[:, None])[:, 0])
     return torch.cat(rows)
 
 
-def padded(rows: list[list[int]], left: bool) -> tuple[Tensor, Tensor]:
+def padded(rows: list[list[int]], left: bool, device: torch.device) -> tuple[Tensor, Tensor]:
     """Ids and mask, with two columns of padding more than needed."""
     width = max(map(len, rows)) + 2
     cells = [[(0, 0)] * (width - len(row)) * left + [(id, 1) for id in row] for row in rows]
-    table = torch.tensor([row + [(0, 0)] * (width - len(row)) for row in cells])
+    table = torch.tensor([row + [(0, 0)] * (width - len(row)) for row in cells], device=device)
     return table[..., 0], table[..., 1]
 
 
@@ -68,45 +69,55 @@ def gap(found: Tensor, exact: Tensor) -> float:
     return float((found.double() - exact).abs().max())
 
 
-def measure(model: GPT2LMHeadModel) -> dict[str, dict[str, float]]:
-    """For each part the error of ours, that of transformers, and their ratio."""
-    generator = torch.Generator().manual_seed(1)
+def measure(model: GPT2LMHeadModel, mixed: bool = False) -> dict[str, dict[str, float]]:
+    """For each part the error of ours, that of transformers, and their ratio; on the model's device.
+
+    Args:
+        mixed: both under bf16 autocast.
+    """
+    generator, device = torch.Generator().manual_seed(1), model.device
     vocabulary, found = model.config.vocab_size, dict[str, dict[str, float]]()
     ids = torch.randint(vocabulary, (GROUPS, LENGTH + NEW_TOKENS), generator=generator)
     prompts = [row[: LENGTH - 5 * i] for i, row in enumerate(ids.tolist()) for _ in range(SAMPLES)]
+    ids = ids.to(device)
     exact_model, ours = copy.deepcopy(model).double(), GPT2.sharing(model)
+
+    def rounded() -> torch.autocast | nullcontext:
+        return torch.autocast(device.type, torch.bfloat16) if mixed else nullcontext()
 
     def compare(what: str, mine: Tensor, theirs: Tensor, exact: Tensor) -> None:
         errors = gap(mine, exact), gap(theirs, exact)
         found[what] = {"ours": errors[0], "transformers": errors[1], "ratio": errors[0] / errors[1]}
 
     with torch.no_grad():
-        exact, theirs = exact_model(ids).logits, model(ids).logits
-        compare("prefill: logits", ours.logits(prefill(ours, ids.tolist())[1]), theirs, exact)
-        prefix, _ = prefill(ours, ids[:, :LENGTH].tolist())
-        starts = torch.full((GROUPS,), LENGTH)
-        decoder = SharedPrefixDecoder(ours, prefix, torch.arange(GROUPS), starts, NEW_TOKENS)
-        steps = [decoder.forward(ids[decoder.source, i : i + 1]) for i in range(LENGTH, LENGTH + NEW_TOKENS)]
-        found_logits = ours.logits(torch.stack(steps, 1))
-        compare("decoding: logits", found_logits, theirs[:, LENGTH:], exact[:, LENGTH:])
-        with torch.autocast("cpu", torch.bfloat16):
-            low, rounded = ours.logits(prefill(ours, ids.tolist())[1]), model(ids).logits
-        compare("prefill: logits, bf16 autocast", low, rounded, exact)
-        settings = {"num_samples": SAMPLES, "max_new_tokens": NEW_TOKENS, "eos_token_id": None}
-        plain = rollout(model, prompts[::SAMPLES], **settings)
-        drafts = [[*row[: NEW_TOKENS // 2], 0] for row in plain.completion_ids[::SAMPLES]]
-        drafted = rollout(model, prompts[::SAMPLES], drafts=drafts, **settings)
+        exact = exact_model(ids).logits
+        with rounded():
+            theirs = model(ids).logits
+            whole = ours.logits(prefill(ours, ids.tolist())[1])
+            prefix, _ = prefill(ours, ids[:, :LENGTH].tolist())
+            source = torch.arange(GROUPS, device=device)
+            starts = torch.full((GROUPS,), LENGTH, device=device)
+            decoder = SharedPrefixDecoder(ours, prefix, source, starts, NEW_TOKENS)
+            steps = [decoder.forward(ids[decoder.source, i : i + 1]) for i in range(LENGTH, LENGTH + NEW_TOKENS)]
+            decoded = ours.logits(torch.stack(steps, 1))
+            settings = {"num_samples": SAMPLES, "max_new_tokens": NEW_TOKENS, "eos_token_id": None}
+            plain = rollout(model, prompts[::SAMPLES], **settings)
+            drafts = [[*row[: NEW_TOKENS // 2], 0] for row in plain.completion_ids[::SAMPLES]]
+            drafted = rollout(model, prompts[::SAMPLES], drafts=drafts, **settings)
+        compare("prefill: logits", whole, theirs, exact)
+        compare("decoding: logits", decoded, theirs[:, LENGTH:], exact[:, LENGTH:])
         for name, sampled in (("", plain), (", drafted", drafted)):
-            exact, theirs = (completion_logps(each, prompts, sampled.completion_ids) for each in (exact_model, model))
-            compare(f"rollouts: log-probs{name}", torch.tensor(sampled.logps).flatten(), theirs, exact)
-    scored, mask = padded(plain.completion_ids, left=False)
-    parameters = [list(each.parameters()) for each in (model, model, exact_model)]
-    logps, _ = per_token_logps(ours, *padded(prompts, left=True), scored, mask)
-    values = [
-        logps[mask.bool()],
-        *(completion_logps(each, prompts, plain.completion_ids) for each in (model, exact_model)),
-    ]
+            with rounded():
+                theirs = completion_logps(model, prompts, sampled.completion_ids)
+            exact = completion_logps(exact_model, prompts, sampled.completion_ids)
+            compare(f"rollouts: log-probs{name}", torch.tensor(sampled.logps, device=device).flatten(), theirs, exact)
+    scored, mask = padded(plain.completion_ids, False, device)
+    with rounded():
+        logps, _ = per_token_logps(ours, *padded(prompts, True, device), scored, mask)
+        theirs = completion_logps(model, prompts, plain.completion_ids)
+    values = logps[mask.bool()], theirs, completion_logps(exact_model, prompts, plain.completion_ids)
     compare("scoring: log-probs", *(each.detach() for each in values))
+    parameters = [list(each.parameters()) for each in (model, model, exact_model)]
     gradients = [
         torch.cat([g.flatten() for g in torch.autograd.grad(value.mean(), weights)])
         for value, weights in zip(values, parameters, strict=True)
@@ -115,25 +126,30 @@ def measure(model: GPT2LMHeadModel) -> dict[str, dict[str, float]]:
     return found
 
 
+def table(label: str, found: dict[str, dict[str, float]]) -> bool:
+    """Print what `measure` found; whether all of it is within the limit."""
+    print(f"{label}\n{'largest absolute error':<34}{'ours':>10}{'transformers':>14}{'ratio':>8}{'limit':>7}")
+    for what, value in found.items():
+        numbers = f"{value['ours']:>10.1e}{value['transformers']:>14.1e}{value['ratio']:>8.2f}{LIMIT:>7.1f}"
+        print(f"{what:<34}{numbers}{'' if value['ratio'] <= LIMIT else '  <-- too large'}")
+    return all(value["ratio"] <= LIMIT for value in found.values())
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", default=["124m", *([str(SHIPPED)] if SHIPPED.is_dir() else [])])
+    parser.add_argument("--models", nargs="+", default=["124m", *([str(NANO)] if NANO.is_dir() else [])])
+    parser.add_argument("--device", default=best_device())
     parser.add_argument("--output", type=Path, default=OUTPUT)
     arguments = parser.parse_args()
     report, within = [], True
     for name in arguments.models:
-        model = random_gpt2_small() if name == "124m" else load_model(name)
-        label = f"{Path(name).name}, {model.num_parameters():,} parameters"
-        print(f"{label}\n{'largest absolute error':<34}{'ours':>10}{'transformers':>14}{'ratio':>8}{'limit':>7}")
-        found = measure(model)
-        for what, value in found.items():
-            bad = not value["ratio"] <= LIMIT
-            within &= not bad
-            numbers = f"{value['ours']:>10.1e}{value['transformers']:>14.1e}{value['ratio']:>8.2f}{LIMIT:>7.1f}"
-            print(f"{what:<34}{numbers}{'  <-- too large' if bad else ''}")
-        report.append({"model": label, "torch": torch.__version__, "errors": found})
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(json.dumps({"limit": LIMIT, "models": report}, indent=1) + "\n")
+        model = (random_gpt2_small() if name == "124m" else load_model(name)).to(arguments.device)
+        for precision in ("float32", "bf16"):
+            label = f"{Path(name).name}, {model.num_parameters():,} parameters, {precision}"
+            found = measure(model, mixed=precision == "bf16")
+            within &= table(label, found)
+            report.append({"model": label, "errors": found})
+    write_report(arguments.output, {"limit": LIMIT, **machine(arguments.device), "models": report})
     return 0 if within else 1
 
 

@@ -1,6 +1,6 @@
 """How fast are native rollouts beside `transformers.generate` and vLLM, and what do drafts add?
 
-    python benchmarks/rollouts.py [--model PATH] [--prompts 8] [--samples 8 32] [--repeats 5] [--bf16]
+    python -m benchmarks.rollouts [--model PATH] [--prompts 8] [--samples 8 32] [--repeats 5] [--bf16]
 
 Same weights, prompts and limits, run in turn; medians. With a model (default: the shipped one, where it is installed)
 it samples completions of the shipped test rows. Three kinds of work:
@@ -20,10 +20,9 @@ time in which memory, at the speed of a copy, gives the weights and the keys and
 
 import argparse
 import json
-import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -32,15 +31,12 @@ from typing import Any
 import torch
 from transformers import CompileConfig, GPT2Config, GPT2LMHeadModel
 
-import rookworld_trl
+from benchmarks.common import NANO, RESULTS, best_device, machine, medians, wait, write_report
 from rookworld_trl.data import load_shipped
 from rookworld_trl.modeling.loading import load
 from rookworld_trl.modeling.rollout import Rollout, rollout
 
-SHIPPED = Path(rookworld_trl.__file__).parent / "assets" / "nano"
-OUTPUT = Path(__file__).parent / "results" / "rollouts.json"
-
-
+OUTPUT = RESULTS / "rollouts.json"
 KINDS = {"environment": 1.0, "environment_sure": 0.1, "policy": 1.0}  # temperature of each
 
 
@@ -115,8 +111,7 @@ def copy_bandwidth(device: str) -> float:
     for _ in range(6):
         start = time.perf_counter()
         target.copy_(source)
-        if device == "cuda":
-            torch.cuda.synchronize()
+        wait(device)
         seconds.append(time.perf_counter() - start)
     return 2 * source.nbytes / min(seconds[1:])
 
@@ -157,23 +152,61 @@ def with_vllm(engine: Any, work: Work, samples: int) -> object:
     return engine.generate(prompts, SamplingParams(n=samples, **settings), use_tqdm=False)
 
 
-def compare(sides: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Median seconds of each side, run in turn after one warm-up round."""
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
-    for round_ in range(repeats + 1):
-        for name, side in sides.items():
-            start = time.perf_counter()
-            side()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            if round_:
-                seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in seconds.items()}
+def measure(
+    work: Work,
+    kind: str,
+    samples: int,
+    bandwidth: float,
+    *,
+    repeats: int = 5,
+    bf16: bool = False,
+    more: Collection[str] = (),
+    engine: Any = None,
+) -> dict[str, object]:
+    """Median seconds of each side, and what they say, for `samples` completions of each of the work's prompts.
+
+    Args:
+        bandwidth: see `copy_bandwidth`.
+        bf16: all under autocast.
+        more: further sides, of static (`generate` with its static cache), compiled and graphs.
+        engine: vLLM's, if it is to be timed.
+    """
+    device = work.model.device.type
+    sides: dict[str, Callable[[], object]] = {
+        "generate": partial(work.generate, samples),
+        "native": partial(work.native, samples),
+    }
+    if "graphs" in more:
+        sides["native_graphs"] = partial(work.native, samples, graphs=True)
+    if "static" in more:
+        sides["generate_static"] = partial(work.generate, samples, "static")
+    if "compiled" in more:
+        sides["generate_compiled"] = partial(work.generate, samples, "static", compiled=True)
+    if engine is not None:
+        sides["vllm"] = partial(with_vllm, engine, work, samples)
+    if work.drafts is not None:
+        sides["drafted"] = partial(work.native, samples, work.drafts)
+    elif kind == "policy":
+        sides["self_drafted"] = partial(work.self_drafted, samples)
+    with torch.autocast(device, torch.bfloat16, enabled=bf16):
+        seconds = medians(sides, repeats, device)
+        drawn = work.native(samples)
+    row: dict[str, object] = {"kind": kind, "prompts": len(work.prompts), "samples": samples}
+    row["mean_tokens"] = round(statistics.mean(map(len, drawn)), 1)
+    if work.drafts is not None:
+        exact = [ids == work.drafts[i // samples] for i, ids in enumerate(drawn)]
+        row["share_exact"] = round(statistics.mean(exact), 3)
+    row["seconds"] = {name: round(value, 4) for name, value in seconds.items()}
+    row["speedup"] = {name: round(seconds["generate"] / seconds[name], 2) for name in sides if name != "generate"}
+    floor = least_bytes(work, drawn, bf16) / bandwidth
+    plain = [name for name in ("native", "native_graphs") if name in seconds]
+    row["bandwidth_share"] = {name: round(floor / seconds[name], 3) for name in plain}
+    return row
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default=str(SHIPPED) if SHIPPED.is_dir() else None)
+    parser.add_argument("--model", default=str(NANO) if NANO.is_dir() else None)
     parser.add_argument("--random", type=int, nargs=4, metavar=("LAYERS", "WIDTH", "HEADS", "VOCABULARY"))
     parser.add_argument("--prompts", type=int, default=8)
     parser.add_argument("--samples", type=int, nargs="+", default=[8, 32])
@@ -184,60 +217,28 @@ def main() -> None:
     parser.add_argument("--compiled", action="store_true", help="`generate` compiled too")
     parser.add_argument("--output", type=Path, default=OUTPUT)
     arguments = parser.parse_args()
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = best_device()
     model_path = None if arguments.random else arguments.model
     kinds = arguments.kinds if model_path else ["random"]
     results, parameters, bandwidth = [], 0, copy_bandwidth(device)
     engine = vllm_engine(model_path, "bfloat16" if arguments.bf16 else "float32")
+    more = [name for name in ("static", "compiled") if getattr(arguments, name)]
+    more += ["graphs"] if device == "cuda" else []
     for kind in kinds:
         work = Work(model_path, kind, arguments.random or [4, 128, 4, 512], arguments.prompts, device)
         parameters = work.model.num_parameters()
         for samples in arguments.samples:
-            sides: dict[str, Callable[[], object]] = {
-                "generate": partial(work.generate, samples),
-                "native": partial(work.native, samples),
-            }
-            if device == "cuda":
-                sides["native_graphs"] = partial(work.native, samples, graphs=True)
-            if arguments.static:
-                sides["generate_static"] = partial(work.generate, samples, "static")
-            if arguments.compiled:
-                sides["generate_compiled"] = partial(work.generate, samples, "static", compiled=True)
-            if engine is not None:
-                sides["vllm"] = partial(with_vllm, engine, work, samples)
-            if work.drafts is not None:
-                sides["drafted"] = partial(work.native, samples, work.drafts)
-            elif kind == "policy":
-                sides["self_drafted"] = partial(work.self_drafted, samples)
-            with torch.autocast(device, torch.bfloat16, enabled=arguments.bf16):
-                seconds = compare(sides, arguments.repeats)
-                drawn = work.native(samples)
-            row: dict[str, object] = {"kind": kind, "prompts": len(work.prompts), "samples": samples}
-            row["mean_tokens"] = round(statistics.mean(map(len, drawn)), 1)
-            if work.drafts is not None:
-                exact = [ids == work.drafts[i // samples] for i, ids in enumerate(drawn)]
-                row["share_exact"] = round(statistics.mean(exact), 3)
-            row["seconds"] = {name: round(value, 4) for name, value in seconds.items()}
-            row["speedup"] = {
-                name: round(seconds["generate"] / seconds[name], 2) for name in sides if name != "generate"
-            }
-            floor = least_bytes(work, drawn, arguments.bf16) / bandwidth
-            row["bandwidth_share"] = {
-                name: round(floor / seconds[name], 3) for name in ("native", "native_graphs") if name in seconds
-            }
-            print(json.dumps(row), flush=True)
-            results.append(row)
+            options = {"repeats": arguments.repeats, "bf16": arguments.bf16, "more": more, "engine": engine}
+            results.append(measure(work, kind, samples, bandwidth, **options))
+            print(json.dumps(results[-1]), flush=True)
     report = {
         "parameters": parameters,
-        "threads": torch.get_num_threads(),
         "bf16_autocast": arguments.bf16,
         "copy_gb_per_second": round(bandwidth / 1e9, 1),
-        "torch": torch.__version__,
-        "machine": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
+        **machine(device),
         "results": results,
     }
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(json.dumps(report, indent=1) + "\n")
+    write_report(arguments.output, report)
 
 
 if __name__ == "__main__":

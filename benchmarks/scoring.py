@@ -1,6 +1,6 @@
 """How many completions a second do the rewards score on one core?
 
-    python benchmarks/scoring.py [--rows 6000] [--repeats 5] [--output benchmarks/results/scoring.json]
+    python -m benchmarks.scoring [--rows 6000] [--repeats 5] [--output benchmarks/results/scoring.json]
 
 Scores the true completion, a damaged one and an unparsable one of each row in turn, through the TRL reward functions,
 every row once per pass (no prompt is met twice within the scorer's cache), and counts CPU seconds, so that other work
@@ -9,8 +9,6 @@ made-up values: the work per row is the same.
 """
 
 import argparse
-import json
-import os
 import platform
 import random
 import statistics
@@ -21,11 +19,12 @@ from typing import Any
 
 import chess
 
+from benchmarks.common import RESULTS, machine, write_report
 from rookworld_trl import rewards
 from rookworld_trl.data import load_shipped
 from rookworld_trl.tasks import environment, policy
 
-RESULTS = Path(__file__).parent / "results" / "scoring.json"
+OUTPUT = RESULTS / "scoring.json"
 Columns = dict[str, list[Any]]
 
 
@@ -119,10 +118,9 @@ def main() -> None:
         "unit": "completions per CPU second, one core",
         "results": results,
         "python": platform.python_version(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        **machine("cpu"),
     }
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(json.dumps(report, indent=2) + "\n")
+    write_report(arguments.output, report)
     print(f"written to {arguments.output}")
 
 

@@ -1,6 +1,6 @@
 """How fast is an entire GRPO step beside stock TRL's? Same model, prompts, batch, rewards; in turn, medians.
 
-    python benchmarks/step.py [--prompts 16] [--samples 16] [--env-ratio 0.25] [--rounds 3]
+    python -m benchmarks.step [--prompts 16] [--samples 16] [--env-ratio 0.25] [--rounds 3]
 
 Three sides: `stock`, TRL's trainer as it is; `stock_positions`, the same with the position ids that left padding needs;
 `ours`. Each trains on the CPU in float32, sampling, rewards, reference, loss with KL, backward pass and optimizer
@@ -10,44 +10,22 @@ on our side, runs the gates). Dropout is off on all sides, or stock would do oth
 
 import argparse
 import json
-import platform
 import statistics
 import tempfile
-import time
 from pathlib import Path
-from typing import Any
 
-import torch
-from transformers import TrainerCallback
 from transformers.utils import logging
 from trl import GRPOConfig, GRPOTrainer
 
-import rookworld_trl
-from rookworld_trl import rewards
+from benchmarks.common import NANO, RESULTS, REWARDS, StepClock, machine, write_report
 from rookworld_trl.data import load_shipped
 from rookworld_trl.data.mixing import mix
 from rookworld_trl.modeling.loading import load
 from rookworld_trl.modeling.positions import install_position_hook
 from rookworld_trl.training import RookWorldGRPOConfig, RookWorldGRPOTrainer
 
-NANO = Path(rookworld_trl.__file__).parent / "assets" / "nano"
-OUTPUT = Path(__file__).parent / "results" / "step.json"
-REWARDS = [rewards.policy_reward_continuous, rewards.environment_reward_continuous]
+OUTPUT = RESULTS / "step.json"
 SIDES = ("stock", "stock_positions", "ours")
-
-
-class StepClock(TrainerCallback):
-    """Wall seconds of each optimizer step; a step's sampling happens inside it."""
-
-    def __init__(self) -> None:
-        self.seconds: list[float] = []
-        self._start = 0.0
-
-    def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
-        self._start = time.perf_counter()
-
-    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-        self.seconds.append(time.perf_counter() - self._start)
 
 
 def run(side: str, arguments: argparse.Namespace, seed: int) -> tuple[list[float], float]:
@@ -131,13 +109,10 @@ def main() -> None:
         "seconds_per_step": {side: round(value, 3) for side, value in medians.items()},
         "speedup": {side: round(medians[side] / medians["ours"], 2) for side in SIDES if side != "ours"},
         "mean_completion_tokens": {side: round(statistics.mean(values), 1) for side, values in lengths.items()},
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "machine": platform.processor() or platform.machine(),
+        **machine("cpu"),
     }
     print(json.dumps(report))
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(json.dumps(report, indent=1) + "\n")
+    write_report(arguments.output, report)
 
 
 if __name__ == "__main__":

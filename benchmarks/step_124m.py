@@ -1,6 +1,6 @@
 """A whole GRPO run of one step on 124,439,808 random parameters, through the recipe: gates, memory, seconds.
 
-    python benchmarks/step_124m.py [--prompts 2] [--generations 4] [--completion 24] [--output FILE]
+    python -m benchmarks.step_124m [--prompts 2] [--generations 4] [--completion 24] [--output FILE]
 
 On the CPU by default sizes (2 prompts x 4 generations, short); on a GPU take 8 x 8 and 144 tokens to compare with the
 4.8 GB that earlier implementations took for it. Fails when a gate does.
@@ -15,16 +15,14 @@ from pathlib import Path
 
 import torch
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))  # so that this runs as a script and still finds `recipes`
+from benchmarks.common import RESULTS, write_report
+from recipes import grpo
+from rookworld_trl.modeling.fresh import write_fresh
+from rookworld_trl.modeling.loading import parameter_count
+from rookworld_trl.reports.summary import versions
+from rookworld_trl.training.gates import Bounds
 
-from recipes import grpo  # noqa: E402
-from rookworld_trl.modeling.fresh import write_fresh  # noqa: E402
-from rookworld_trl.modeling.loading import parameter_count  # noqa: E402
-from rookworld_trl.reports.summary import versions  # noqa: E402
-from rookworld_trl.training.gates import Bounds  # noqa: E402
-
-OUTPUT = ROOT / "benchmarks" / "results" / "step_124m.json"
+OUTPUT = RESULTS / "step_124m.json"
 PARAMETERS = 124_439_808
 SHOWN = ("kl", "loss", "grad_norm", "reward", "perf/memory_gb", "perf/tflops_per_second", "rollout/seconds_per_sample")
 
@@ -85,8 +83,7 @@ def main() -> int:
         "seconds": round(seconds, 1),
         "versions": versions(),
     }
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(json.dumps(report, indent=1) + "\n")
+    write_report(arguments.output, report)
     return 0 if all(gates[name] <= limit for name, limit in limits.items()) else 1
 
 

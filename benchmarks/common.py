@@ -1,0 +1,220 @@
+"""What the benchmarks share: the shipped model and rewards, clocks, a timed training, and the form of a report."""
+
+import contextlib
+import json
+import os
+import platform
+import statistics
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+from transformers.utils import logging
+
+import rookworld_trl
+from rookworld_trl import rewards
+from rookworld_trl.data import load_shipped
+from rookworld_trl.data.mixing import mix
+from rookworld_trl.files import write_atomically
+from rookworld_trl.training import RookWorldGRPOConfig, RookWorldGRPOTrainer
+from rookworld_trl.training.throughput import memory_gb
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+NANO = Path(rookworld_trl.__file__).parent / "assets" / "nano"
+REWARDS = [rewards.policy_reward_continuous, rewards.environment_reward_continuous]
+
+
+def best_device() -> str:
+    """The GPU where there is one; asked when it is needed, since processes that have asked cannot be forked."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def machine(device: str) -> dict[str, Any]:
+    """What figures depend on, for a report."""
+    name = torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine()
+    threads = torch.get_num_threads()
+    return {"machine": name, "cores": os.cpu_count(), "threads": threads, "torch": torch.__version__}
+
+
+def write_report(path: Path, report: Mapping[str, Any] | list[Any]) -> None:
+    """Write a report as JSON, whole or not at all."""
+    write_atomically(path, json.dumps(report, indent=1) + "\n")
+
+
+def wait(device: str) -> None:
+    """Until the device has done what it was given; only then does a clock say how long that took."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def medians(
+    sides: Mapping[str, Callable[[], object]],
+    repeats: int,
+    device: str = "cpu",
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, float]:
+    """Median seconds of each side, run in turn after one warm-up round."""
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for round_ in range(repeats + 1):
+        for name, side in sides.items():
+            start = clock()
+            side()
+            wait(device)
+            if round_:
+                seconds[name].append(clock() - start)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+class StepClock(TrainerCallback):
+    """Wall seconds of each optimizer step; a step's sampling happens inside it."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+        self._start = 0.0
+
+    def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
+        self._start = time.perf_counter()
+
+    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+        self.seconds.append(time.perf_counter() - self._start)
+
+
+class Phases:
+    """Seconds of each phase of a step, those of phases inside it left out."""
+
+    def __init__(self, device: str) -> None:
+        self.device = device
+        self.seconds: dict[str, float] = defaultdict(float)
+        self._stack = ["other"]
+        self._since = time.perf_counter()
+
+    def _account(self) -> None:
+        wait(self.device)
+        now = time.perf_counter()
+        self.seconds[self._stack[-1]] += now - self._since
+        self._since = now
+
+    @contextlib.contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        self._account()
+        self._stack.append(name)
+        try:
+            yield
+        finally:
+            self._account()
+            self._stack.pop()
+
+    def wrap(self, owner: Any, method: str, name: Callable[[], str]) -> None:
+        inner = getattr(owner, method)
+
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            with self.phase(name()):
+                return inner(*args, **kwargs)
+
+        setattr(owner, method, timed)
+
+    def take(self) -> dict[str, float]:
+        self._account()
+        taken, self.seconds = dict(self.seconds), defaultdict(float)
+        return taken
+
+
+class StepPhases(TrainerCallback):
+    """Seconds of each step's phases."""
+
+    def __init__(self, phases: Phases) -> None:
+        self.phases, self.steps = phases, list[dict[str, float]]()
+
+    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+        self.phases.wrap(kwargs["optimizer"], "step", lambda: "optimizer")
+
+    def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
+        self.phases.take()
+
+    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+        self.steps.append(self.phases.take())
+
+
+def timed_training(
+    model: Any,
+    tokenizer: Any,
+    *,
+    prompts: int,
+    samples: int,
+    tokens: int,
+    steps: int,
+    device: str,
+    micro_batch: int | None = None,
+    profiler: Any = None,
+    **settings: Any,
+) -> dict[str, Any]:
+    """Train on the shipped prompts, a quarter of them `A:`, one update a batch; a first step warms up and is not timed.
+
+    Args:
+        prompts, samples: prompts a batch and completions of each.
+        tokens: of a completion, at most.
+        steps: timed ones.
+        micro_batch: rows of a forward and backward pass; None: all.
+        profiler: a context that training runs in.
+        settings: more fields of `RookWorldGRPOConfig`.
+
+    Returns:
+        Medians of the timed steps (seconds, phases, utilisation), the most memory taken so far, the gates' measurements
+        and every step's line of the log, under `log`.
+    """
+    logging.disable_progress_bar()
+    rows = prompts * samples
+    micro_batch = min(micro_batch or rows, rows)
+    with tempfile.TemporaryDirectory() as folder:
+        args = RookWorldGRPOConfig(
+            output_dir=folder,
+            use_cpu=device == "cpu",
+            per_device_train_batch_size=micro_batch,
+            gradient_accumulation_steps=rows // micro_batch,
+            num_generations=samples,
+            max_completion_length=tokens,
+            learning_rate=1e-6,
+            max_steps=steps + 1,
+            shuffle_dataset=False,
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            **settings,
+        )
+        plan = mix(load_shipped("train"), 0.25, prompts_per_batch=prompts, batches=steps + 1, seed=0)
+        trainer = RookWorldGRPOTrainer(model, REWARDS, args, plan, processing_class=tokenizer)
+        phases = Phases(device)
+        phases.wrap(trainer, "_generate_single_turn", lambda: "sampling")
+        phases.wrap(trainer, "_calculate_rewards", lambda: "rewards")
+        name = "_get_per_token_logps_and_entropies"
+        phases.wrap(trainer, name, lambda: "forward" if torch.is_grad_enabled() else "reference")
+        phases.wrap(trainer, "_compute_loss", lambda: "loss")
+        phases.wrap(trainer.accelerator, "backward", lambda: "backward")
+        clock = StepPhases(phases)
+        trainer.add_callback(clock)
+        with profiler or contextlib.nullcontext():
+            trainer.train()
+        log = [row for row in trainer.state.log_history if "loss" in row]
+        trainer.close()
+    timed = clock.steps[1:]
+    names = sorted({name for step in timed for name in step})
+
+    def median(metric: str) -> float:
+        return statistics.median(row[metric] for row in log[1:])
+
+    return {
+        "parameters": model.num_parameters(),
+        "seconds_per_step": round(statistics.median(sum(step.values()) for step in timed), 4),
+        "phases": {name: round(statistics.median(step.get(name, 0.0) for step in timed), 4) for name in names},
+        "completion_tokens": round(statistics.mean(row["completions/mean_length"] for row in log[1:]), 1),
+        "memory_gb": round(memory_gb(), 3),
+        **{name: round(median(f"perf/{name}"), 4) for name in ("tflops_per_second", "mfu") if f"perf/{name}" in log[1]},
+        "gates": {key.removeprefix("gates/"): value for key, value in log[0].items() if key.startswith("gates/")},
+        "log": log,
+    }
