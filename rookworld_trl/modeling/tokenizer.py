@@ -2,7 +2,8 @@
 
 The squares of a FEN are written out and each token names its square as well as what stands on it ("⟨e4⟩P"): 64
 tokens, whatever the position, and a model finds or copies a square by its name instead of by adding up digits. The
-decoder undoes both: text -> ids -> text is exact for every row.
+decoder undoes both: text -> ids -> text is exact for every row. It does so only where it is the 64 squares of a FEN
+that are named, in their order: a wrong name stays in the text, so that no answer of wrong tokens reads as a right one.
 """
 
 import itertools
@@ -67,9 +68,7 @@ def build_nano_tokenizer() -> PreTrainedTokenizerFast:
             ignore_merges=True,
         )
     )
-    write_out = [
-        normalizers.Replace(Regex(rf"{n}(?={_REST_OF_RANK}/|{_LAST_RANK_END})"), EMPTY * n) for n in range(8, 0, -1)
-    ]
+    write_out = [normalizers.Replace(empty_squares(str(n)), EMPTY * n) for n in range(8, 0, -1)]
     # Inserted before each square, which is known by the squares that follow it.
     name_squares = [
         normalizers.Replace(Regex(rf"(?=[{MEN}]{{{8 - i % 8}}}(?:/[{MEN}]{{8}}){{{7 - i // 8}}} [wb] )"), f"⟨{square}⟩")
@@ -77,11 +76,14 @@ def build_nano_tokenizer() -> PreTrainedTokenizerFast:
     ]
     tokenizer.normalizer = normalizers.Sequence(write_out + name_squares)
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(_SPLIT), behavior="isolated")
+    true_names = "|".join(
+        rf"⟨{square}⟩(?=[{MEN}](?:/?⟨[a-h][1-8]⟩[{MEN}]){{{63 - i}}} [wb] )" for i, square in enumerate(SQUARES)
+    )
     tokenizer.decoder = decoders.Sequence(
         [
             decoders.Fuse(),
-            decoders.Replace(Regex("⟨[a-h][1-8]⟩"), ""),
-            *(decoders.Replace(EMPTY * n, str(n)) for n in range(8, 0, -1)),
+            decoders.Replace(Regex(true_names), ""),
+            *(decoders.Replace(empty_squares(EMPTY * n), str(n)) for n in range(8, 0, -1)),
         ]
     )
     return PreTrainedTokenizerFast(
@@ -119,6 +121,11 @@ def square_token(square: str, man: str) -> str:
     """The token of what stands on a square, with the slash before it where a rank of the FEN begins."""
     slash = "/" if square[0] == "a" and square != "a8" else ""
     return f"{slash}⟨{square}⟩{man}"
+
+
+def empty_squares(text: str) -> Regex:
+    """Where `text` stands for empty squares: in the placement of a FEN."""
+    return Regex(rf"{text}(?={_REST_OF_RANK}/|{_LAST_RANK_END})")
 
 
 def _bits(n: int) -> itertools.product:

@@ -1,14 +1,16 @@
 """The nano tokenizer: exact round trips, exact completion starts, squares at fixed offsets."""
 
 import random
+from pathlib import Path
 
 import chess
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+import rookworld_trl
 from rookworld_trl.data import load_shipped
 from rookworld_trl.modeling.tokenizer import build_nano_tokenizer
-from rookworld_trl.tasks import environment, policy, split_row
+from rookworld_trl.tasks import ParseError, environment, policy, split_row
 
 KIWIPETE = "r3k2r/p1ppqpb1/bn2pnp1/3PN3/1p2P3/2N2Q1p/PPPBBPPP/R3K2R w KQkq - 0 1"
 
@@ -68,6 +70,50 @@ def test_every_shipped_row_round_trips_and_splits_exactly(tokenizer, split):
         start = len(prompt_ids)  # the completion's first token
         assert ids[:start] == prompt_ids
         assert tokenizer.decode(ids[start:]) == text[len(prompt) :]
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (["/⟨a4⟩·"], ["/⟨a5⟩·"]),  # another square's name
+        (["⟨e4⟩P"], ["⟨e5⟩P"]),
+        (["⟨e4⟩P", "⟨f4⟩·"], ["⟨f4⟩P", "⟨e4⟩·"]),  # two names exchanged
+        (["⟨e4⟩P"], [*"⟨e4⟩", "⟨e4⟩P"]),  # one more name
+        ([" 1"], [" ", "·"]),  # an empty square for a digit
+        ([" 1"], [" 1", *"⟨e4⟩"]),  # a name outside of the FEN's placement
+        (["+0.001"], [*"⟨e4⟩", "+0.001"]),
+        ([" e2", "e4"], [" e2", "e", "····"]),
+        ([" M:"], [*"⟨e4⟩", " M:"]),
+        ([" 0.3"], [" ", "0", ".", "···"]),
+    ],
+)
+def test_wrong_tokens_do_not_read_as_right_text(tokenizer, old, new):
+    """What stands for a square is left out of the text, or counted, only where it is true: else it is visible."""
+    truth = environment.transition("4k3/8/8/8/8/8/4P3/4K3 w - - 0 1", "e2e4")
+    answers = [
+        (environment, environment.format_completion(truth)),
+        (policy, policy.format_completion(["e2e4", "e1d1"], ["0.3", "0.1"], "e1d1")),
+    ]
+    changed = 0
+    for task, answer in answers:
+        tokens = tokenizer.tokenize(answer)
+        for start in [i for i in range(len(tokens)) if tokens[i : i + len(old)] == old]:
+            spoiled = [*tokens[:start], *new, *tokens[start + len(old) :]]
+            ids = [i for token in spoiled for i in tokenizer.convert_tokens_to_ids(split_up(token))]
+            assert tokenizer.unk_token_id not in ids
+            changed += 1
+            with pytest.raises(ParseError):
+                task.parse(tokenizer.decode(ids))
+    assert changed
+
+
+def split_up(token: str) -> list[str]:
+    return list(token) if set(token) == {"·"} else [token]
+
+
+def test_the_shipped_tokenizer_is_the_one_of_the_code(tokenizer):
+    shipped = AutoTokenizer.from_pretrained(Path(rookworld_trl.__file__).parent / "assets" / "nano")
+    assert shipped.backend_tokenizer.to_str() == tokenizer.backend_tokenizer.to_str()
 
 
 def test_vocabulary_is_the_same_in_every_build_and_after_saving(tokenizer, tmp_path):
