@@ -15,7 +15,7 @@ export HF_HUB_DISABLE_TELEMETRY = 1
 export TOKENIZERS_PARALLELISM = false
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help setup demo demo-long test test-vllm lint parity bench data sft clean
+.PHONY: help setup demo demo-long test test-vllm lint parity bench data sft docs clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -67,6 +67,9 @@ data: $(STAMP) ## positions by engine self-play, and the data set for GRPO and e
 
 sft: $(STAMP) ## train rookworld-nano from scratch, in five parts (needs the positions of `make data`)
 	set -e; for part in "" _2 _3 _4 _5; do $(LAUNCH) recipes/sft.py --config recipes/nano/sft/config_cpu$$part.yaml $(ARGS); done
+
+docs: $(STAMP) ## write the tables of docs/ anew, from the configuration classes and benchmarks/results
+	$(BIN)/python -m tests.support.documents
 
 clean: ## remove what runs and builds wrote, but not .venv
 	rm -rf runs build dist .pytest_cache .mypy_cache .ruff_cache
