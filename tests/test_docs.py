@@ -141,7 +141,8 @@ def accelerate(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
 def python(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     if words[0] == "-m":
         module = importlib.util.find_spec(words[1])
-        assert module and module.origin
+        assert module
+        assert module.origin
         text = Path(module.origin).read_text()
         assert all(f'"{word}"' in text for word in words[2:] if word.startswith("--"))
     else:
