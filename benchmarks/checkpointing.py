@@ -86,7 +86,7 @@ class Memory(TrainerCallback):
         self.trainer, self.most = trainer, 0
 
     def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-        self.most = max(self.most, tensor_bytes(vars(self.trainer._snapshots)))
+        self.most = max(self.most, tensor_bytes(vars(self.trainer.guard._snapshots)))
 
 
 def build(size: str, output_dir: Path, arguments: argparse.Namespace, **changes: Any) -> RookWorldGRPOTrainer:
@@ -123,7 +123,7 @@ def measure(size: str, arguments: argparse.Namespace) -> dict[str, Any]:
         output_dir = Path(name)
         trainer, clock = build(size, output_dir, arguments), Clock()
         originals = (store.promote, Snapshots.take)
-        clock.watch(trainer, "_write")
+        clock.watch(trainer, "write_checkpoint")
         clock.watch(store, "promote")
         clock.watch(Snapshots, "take")
         memory = Memory(trainer)
@@ -151,12 +151,12 @@ def measure(size: str, arguments: argparse.Namespace) -> dict[str, Any]:
         every = resumed.args.recovery_snapshot_steps
     median = {name: statistics.median(calls[1:] or calls) for name, calls in clock.seconds.items()}
     interval = arguments.interval
-    saving, snapshots = median["_write"] + median["promote"], median["take"] * interval / every
+    saving, snapshots = median["write_checkpoint"] + median["promote"], median["take"] * interval / every
     return {
         "parameters": parameters,
         "step_seconds": round(median["step"], 2),
         "completions_a_step": arguments.prompts * arguments.samples,
-        "save_seconds": round(median["_write"], 3),
+        "save_seconds": round(median["write_checkpoint"], 3),
         "make_stable_seconds": round(median["promote"], 3),
         "snapshot_seconds": round(median["take"], 3),
         "interval": interval,

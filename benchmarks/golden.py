@@ -39,6 +39,7 @@ def checked_out(commit: str) -> Iterator[Path]:
 def run(tree: Path, variant: str, folder: Path) -> None:
     """A variant from its start, and once more from its first checkpoint, by the package in `tree`."""
     environment = {**os.environ, "PYTHONPATH": str(tree), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    environment["PYTHONHASHSEED"] = "0"  # peft keeps the names of its layers in a set
     launcher = [sys.executable]
     if variant == "two processes":
         launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
@@ -52,11 +53,12 @@ def run(tree: Path, variant: str, folder: Path) -> None:
 
 def compared(a: Path, b: Path) -> list[str]:
     """Every difference between what two runs of one variant left behind, but times and the runs' own ids."""
-    ignored = (*IGNORED, "run_id", "time", "debug")
+    ignored = (*IGNORED, "run_id", "time", "debug", "base_model_name_or_path")
     names = {path.relative_to(each) for each in (a, b) for path in each.glob("*/*-*") if path.is_dir()}
     lines = []
     for name in sorted(names):
-        lines += [f"{name}/{line}" for line in differences(a / name, b / name, ignored)]
+        found = differences(a / name, b / name, ignored)
+        lines += [f"{name}/{line}" for line in found if not line.startswith("README.md")]  # peft's; it has the path
     for name in ("whole", "resumed"):
         logs = [json.loads((each / name / "log.json").read_text(encoding="utf-8")) for each in (a, b)]
         lines += [f"{name}/log.json{line}" for line in compare(*logs, "", ignored)]

@@ -26,7 +26,7 @@ from trl.trainer.utils import add_fused_lm_head
 from benchmarks.common import RESULTS, machine, medians, write_report
 from rookworld_trl.modeling.loading import load_model
 from rookworld_trl.modeling.positions import install_position_hook
-from rookworld_trl.training import learning
+from rookworld_trl.training import scoring
 
 OUTPUT = RESULTS / "learning.json"
 SHAPES = {"policy": (77, 25, 0.0), "environment": (110, 40, 0.6)}  # prompt, completion, share of equal completions
@@ -71,7 +71,7 @@ def stock(model: nn.Module, ids: Tensor, mask: Tensor, keep: int) -> Tensor:
 
 
 def shared(model: nn.Module, ids: Tensor, mask: Tensor, keep: int) -> Tensor:
-    return learning.score(1.0, model, ids, mask, keep, compute_entropy=torch.is_grad_enabled())[0]
+    return scoring.score(1.0, model, ids, mask, keep, compute_entropy=torch.is_grad_enabled())[0]
 
 
 def phase(

@@ -2,41 +2,45 @@
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer import TRAINING_ARGS_NAME
+from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
+from rookworld_trl import ranks
 from rookworld_trl.checkpointing import resume, store
-from rookworld_trl.checkpointing.identity import RunIdentity
+from rookworld_trl.checkpointing.identity import RunIdentity, settings
 from rookworld_trl.checkpointing.lock import locked, reclaim
 from rookworld_trl.checkpointing.peers import watch_peers
 from rookworld_trl.checkpointing.preemption import Preemption
 from rookworld_trl.checkpointing.state import load_tree, save_tree
-from rookworld_trl.checkpointing.store import CheckpointError
+from rookworld_trl.checkpointing.store import CheckpointError, Kind
 
 logger = logging.get_logger(__name__)
 
+EXTRA_FILE = "extra"  # .json, .safetensors: what a checkpoint was given beside the trainer's state
 MAX_FAILED_SAVES = 3
 
 
 class DurableTrainer(Trainer):
     """Stands before a trainer of transformers or TRL among a class's bases: `class Mine(DurableTrainer, SFTTrainer)`.
 
-    Checkpoints go by `rookworld_trl.checkpointing.store` and hold, beyond what transformers keeps, the metrics not yet
-    logged and the run's identity. SIGTERM and SIGINT save at the end of the step.
+    Checkpoints go by `rookworld_trl.checkpointing.store` and hold, beyond what transformers keeps (weights, optimizer,
+    schedule, generators of each process), the metrics not yet logged and the run's identity. A signal saves at the end
+    of the step.
 
     Attributes:
         identity: id, start and fingerprint of the run.
-        preemption: its `signal` says whether a signal ended training.
+        preemption: its `signal` says which signal ended training, if one did.
     """
+
+    args: Any
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -46,52 +50,106 @@ class DurableTrainer(Trainer):
         self._staging: Path | None = None  # stands in for the output folder while a checkpoint is written
         self._failed_saves = 0
         self._restored: dict[str, Any] = {}  # this process's progress, where the loop will not overwrite it
-        self.add_callback(_StopOnSignal(self))
+        self._learning_rate_factor = 1.0  # applied once, when optimizer and schedule have been restored
+        self._recipe: dict[str, Any] = {}
+        self._fingerprint: dict[str, Any] = {}
+        self.add_callback(_StepEnd(self))
+
+    # What a trainer of one kind adds
 
     def facts(self) -> dict[str, Any]:
-        """What decides the result beside the arguments and the number of processes, as JSON values."""
+        """What decides the result beside settings and the number of processes; asked before training."""
         return {}
+
+    def step_done(self) -> None:
+        """Called at the end of each step."""
+
+    def _progress(self) -> dict[str, Any]:
+        """What the loop and TRL's trainers keep in this process between two logs."""
+        return {
+            "metrics": dict(self._metrics["train"]),
+            "loss_since_log": getattr(self, "_tr_loss", None),  # neither exists before training starts
+            "last_logged_step": getattr(self, "_globalstep_last_logged", 0),
+        }
+
+    def _write_parts(self, folder: Path) -> None:
+        """Files of the main process beside those of transformers."""
+        save_tree(folder, resume.RUN_FILE, self.identity.state_dict())
+
+    def _also_kept(self) -> list[Path]:
+        """Regular checkpoints that stay, however old."""
+        return [Path(best)] if (best := self.state.best_model_checkpoint) else []
 
     # Writing
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Write `checkpoint-<step>`. A full disk costs this one, not the run, unless it fails again and again.
+        """A regular checkpoint. A full disk costs this one, not the run, unless it fails again and again or at the end.
 
         Raises:
             CheckpointError: the last checkpoint of the run, or several in a row, could not be written.
         """
-        output_dir = Path(super()._get_output_dir(trial))
-        final = output_dir / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-        staging = output_dir / f"{store.STAGING}{final.name}"
-        folder = staging / final.name  # transformers appends this name
         try:
-            with self._all_or_none(final):
-                if self.args.should_save:
-                    reclaim(output_dir)
-                    shutil.rmtree(staging, ignore_errors=True)
-                    staging.mkdir(parents=True)
-            with self._all_or_none(final):
-                self._staging = staging
-                super()._save_checkpoint(model, trial)
-                save_tree(folder, f"progress_{self.args.process_index}", self._progress())
-            with self._all_or_none(final):
-                if self.args.should_save:
-                    save_tree(folder, resume.RUN_FILE, self.identity.state_dict())
-                    # A pickle of arbitrary objects that nobody needs: the arguments are in run.json.
-                    (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)
-                    store.commit(folder, final)
-                    store.prune(output_dir, "checkpoint", self.args.save_total_limit)
+            folder = self.write_checkpoint("checkpoint", trial)
         except CheckpointError as error:
             self._failed_saves += 1
             if self.control.should_training_stop or self._failed_saves >= MAX_FAILED_SAVES:
                 raise
             logger.error(f"{error}. Training goes on; {MAX_FAILED_SAVES} failures in a row would end it.")
-        else:
-            self._failed_saves = 0
+            return
+        self._failed_saves = 0
+        self._saved(folder)
+
+    def _saved(self, folder: Path) -> None:
+        """What follows a regular checkpoint."""
+        if self.args.should_save:
+            store.prune(folder.parent, "checkpoint", self.args.save_total_limit, self._also_kept())
+
+    def write_checkpoint(self, kind: Kind, trial: Any = None, extra: Mapping[str, Any] | None = None) -> Path:
+        """Write the present state as `<kind>-<step>` in the output folder; every process must call this.
+
+        Args:
+            extra: nested dicts and lists of values and tensors, kept beside the state in extra.json and
+                extra.safetensors; of all processes, the first one's.
+
+        Raises:
+            CheckpointError: it could not be written.
+        """
+        output_dir = Path(super()._get_output_dir(trial))
+        final = output_dir / f"{kind}-{self.state.global_step}"
+        staging = output_dir / f"{store.STAGING}{final.name}"
+        folder = staging / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"  # transformers appends this name
+        with self._all_or_none(final):
+            if self.args.should_save:
+                reclaim(output_dir)
+                shutil.rmtree(staging, ignore_errors=True)
+                staging.mkdir(parents=True)
+        try:
+            with self._all_or_none(final):
+                self._staging = staging
+                super()._save_checkpoint(self.model, trial)
+                self._staging = None
+                save_tree(folder, f"progress_{self.args.process_index}", self._progress())
+                if self.args.should_save:
+                    self._finish(folder, staging, extra)
+            with self._all_or_none(final):
+                if self.args.should_save:
+                    store.commit(folder, final)
         finally:
             self._staging = None
             if self.args.should_save:
                 shutil.rmtree(staging, ignore_errors=True)
+        return final
+
+    def _finish(self, folder: Path, staging: Path, extra: Mapping[str, Any] | None) -> None:
+        self._write_parts(folder)
+        if extra is not None:
+            save_tree(folder, EXTRA_FILE, dict(extra), other=str)
+        best = self.state.best_model_checkpoint
+        if best is not None and Path(best).is_relative_to(staging):  # this one: name the place it is going to
+            self.state.best_model_checkpoint = str(staging.parent / Path(best).name)
+            self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
+        # A pickle of arbitrary objects that nobody needs: the arguments are in run.json.
+        (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)
 
     @contextmanager
     def _all_or_none(self, final: Path) -> Iterator[None]:
@@ -105,30 +163,14 @@ class DurableTrainer(Trainer):
             yield
         except (OSError, RuntimeError, ValueError, TypeError, SafetensorError) as error:
             cause = error
-        if self._any(cause is not None):
+        if ranks.anywhere(cause is not None, self.accelerator):
             raise CheckpointError(
                 f"{final} could not be written: {cause or 'another process failed'}; earlier checkpoints are "
                 "untouched. Make room, or make `output_dir` writable"
             ) from cause
 
-    def _any(self, flag: bool) -> bool:
-        """Whether the flag is set in any process; waits for all of them."""
-        if self.accelerator.num_processes == 1:
-            return flag
-        total = self.accelerator.reduce(torch.tensor(float(flag), device=self.accelerator.device), reduction="sum")
-        return total.item() > 0
-
     def _get_output_dir(self, trial: Any = None) -> str:
         return super()._get_output_dir(trial) if self._staging is None else str(self._staging)
-
-    def _progress(self) -> dict[str, Any]:
-        """What the loop and TRL's trainers keep between two logs."""
-        return {
-            "metrics": dict(self._metrics["train"]),
-            "tokens": self._total_train_tokens,
-            "loss_since_log": self._tr_loss,
-            "last_logged_step": self._globalstep_last_logged,
-        }
 
     def save_final(self) -> None:
         """The model into the output folder, file by file: an old file is whole until the new one is.
@@ -148,44 +190,94 @@ class DurableTrainer(Trainer):
                 staging.rmdir()
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """None from TRL, whose example talks to a chat model."""
+        """None from TRL, whose example talks to a chat model: the run writes its own, with what it measured."""
 
     # Starting
 
-    def train(self, resume_from_checkpoint: str | Path | None = None, *args: Any, **kwargs: Any) -> Any:
-        """Train from the beginning or from a checkpoint. A run that had reached its last step takes none.
+    def train(self, resume_from_checkpoint: str | Path | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Train from the beginning, from a checkpoint, or (True) from the newest in `output_dir` that verifies.
+
+        A run that had reached its last step takes none. Checkpoints of `output_dir` that the start leaves behind are
+        renamed to `superseded-...`.
 
         Raises:
-            ResumeError: the checkpoint does not verify, or belongs to a run with other settings.
             FolderInUseError: another run is at work in `output_dir`.
+            ResumeError: the checkpoint does not verify, or belongs to a run with other settings.
         """
         main = self.accelerator.is_main_process
-        checkpoint = Path(resume_from_checkpoint) if resume_from_checkpoint else None
         with locked(self.args.output_dir, main):
-            self.identity = RunIdentity.from_state(resume.on_main_process(main, lambda: self._identify(checkpoint)))
+            start = ranks.decided(main, lambda: self._choose_start(resume_from_checkpoint))
+            checkpoint, state, self._learning_rate_factor = start
+            self.identity = RunIdentity.from_state(state)
             self.args.run_name = self.identity.run_name
             with self.preemption.watching(), self.identity.tracked():
-                return super().train(str(checkpoint) if checkpoint else None, *args, **kwargs)
+                return super().train(None if checkpoint is None else str(checkpoint), *args, **kwargs)
 
-    def _identify(self, checkpoint: Path | None) -> dict[str, Any]:
-        """The run's identity, continued if it resumes; makes room for what it is going to write."""
-        parts = {**self.args.to_dict(), "processes": self.accelerator.num_processes, **self.facts()}
-        fingerprint = json.loads(json.dumps(parts, default=str))
-        identity = RunIdentity(run_name=self.args.run_name, fingerprint=fingerprint)
+    def admit(self, checkpoint: Path | None, recipe: Mapping[str, Any]) -> None:
+        """Hold the run against the one that wrote the checkpoint, before anything is measured, written or trained.
+
+        Args:
+            recipe: settings that are not the trainer's but belong to the run; kept in its checkpoints.
+
+        Raises:
+            ResumeError: they are two runs; the message names each field that differs.
+        """
+        self._recipe = dict(recipe)
+
+        def check() -> None:
+            fingerprint = self._run_fingerprint()
+            if checkpoint is not None:
+                resume.compared(checkpoint, fingerprint)
+
+        ranks.decided(self.accelerator.is_main_process, check)
+
+    def _run_fingerprint(self) -> dict[str, Any]:
+        """Made once, of what there is before training; in the main process alone."""
+        if not self._fingerprint:
+            facts = json.loads(json.dumps(self.facts(), default=str))  # as they come back from a file, without tuples
+            processes = {"processes": self.accelerator.num_processes}
+            self._fingerprint = {**settings(self.args, self._recipe), **processes, **facts}
+        return self._fingerprint
+
+    def _choose_start(self, wanted: str | Path | bool | None) -> tuple[Path | None, dict[str, Any], float]:
+        """Checkpoint, identity and learning rate factor of the start; in the main process alone."""
+        output_dir = Path(self.args.output_dir)
+        checkpoint = store.newest_valid(output_dir) if wanted is True else Path(wanted) if wanted else None
+        if wanted is True and checkpoint is None:
+            raise resume.ResumeError(f"{output_dir} holds no checkpoint that verifies; train without one")
+        fingerprint = self._run_fingerprint()
+        identity, factor = RunIdentity(run_name=self.args.run_name, fingerprint=fingerprint), 1.0
         if checkpoint is not None:
             resume.check_whole(checkpoint)
-            identity, _ = resume.admit(checkpoint, fingerprint, None)
+            recovering = output_dir if self.args.recovery_mode else None
+            identity, factor = resume.admit(checkpoint, fingerprint, recovering)
             identity.run_name = self.args.run_name or identity.run_name
-        resume.clear_the_way(Path(self.args.output_dir), checkpoint)
-        return identity.state_dict()
+        resume.clear_the_way(output_dir, checkpoint)
+        return checkpoint, identity.state_dict(), factor
+
+    def preempted(self) -> bool:
+        """Whether a signal has come to any process. What was trained is a checkpoint then, even at the last step.
+
+        Every process must call this, between phases.
+        """
+        if not ranks.anywhere(bool(self.preemption.signal), self.accelerator):
+            return False
+        step = self.state.global_step
+        saved = Path(self.args.output_dir, f"checkpoint-{step}").is_dir()
+        if step and ranks.anywhere(self.accelerator.is_main_process and not saved, self.accelerator):
+            self._save_checkpoint(self.model, None)
+        return True
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """Everything that a checkpoint holds but weights and generators, which transformers restores by itself."""
         super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is not None:
-            name = f"progress_{self.args.process_index}"
-            self._restored = load_tree(Path(checkpoint), name, self.accelerator.device)
-            self._metrics["train"].update(self._restored["metrics"])
-            self._total_train_tokens = self._restored["tokens"]
+        if checkpoint is None:
+            return
+        name = f"progress_{self.args.process_index}"
+        self._restored = load_tree(Path(checkpoint), name, self.accelerator.device)
+        self._metrics["train"].clear()
+        self._metrics["train"].update(self._restored["metrics"])
+        resume.scale_learning_rate(self.optimizer, self.lr_scheduler, self._learning_rate_factor)
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         """Raises:
@@ -206,24 +298,26 @@ class DurableTrainer(Trainer):
             self.control.should_training_stop = True
             return
         if self._restored:
-            self._tr_loss = self._restored["loss_since_log"]
-            self._globalstep_last_logged = self._restored["last_logged_step"]
+            if self._restored["loss_since_log"] is not None:
+                self._tr_loss = self._restored["loss_since_log"]
+                self._globalstep_last_logged = self._restored["last_logged_step"]
             self.state.compute_steps(self.args, self.state.max_steps)  # the intervals asked for now, not then
             self._restored = {}
         super()._run_epoch(**kwargs)
 
 
-class _StopOnSignal(TrainerCallback):
-    """Turns a signal to any process into a checkpoint and the end of training, at the end of a step."""
+class _StepEnd(TrainerCallback):
+    """Ends a step, and turns a signal to any process into a checkpoint and the end of training."""
 
     def __init__(self, trainer: DurableTrainer):
         self.trainer = trainer
 
     def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> TrainerControl:
+        self.trainer.step_done()
         preemption = self.trainer.preemption
-        if self.trainer._any(bool(preemption.signal)):
+        if ranks.anywhere(bool(preemption.signal), self.trainer.accelerator):
             preemption.signal = preemption.signal or "a signal to another process"
             logger.warning(f"stopping at step {state.global_step}: {preemption.signal}")
             control.should_save = control.should_training_stop = True

@@ -61,7 +61,7 @@ class RunIdentity:
         run_name: the tracker's name for it.
         recoveries: how often `--recovery_mode` restarted it.
         new_recoveries: how many of these the checkpoint that this start went on from did not know of.
-        fingerprint: see `fingerprint`.
+        fingerprint: all that decides what the run computes, as JSON values: arguments, processes, `facts`.
     """
 
     run_id: str = field(default_factory=lambda: uuid.uuid4().hex)
@@ -94,26 +94,6 @@ class RunIdentity:
 def settings(args: Any, recipe: Mapping[str, Any]) -> dict[str, Any]:
     """Training arguments and a recipe's own fields as JSON values: as they come back from a file, without tuples."""
     return json.loads(json.dumps({**recipe, **args.to_dict()}, default=str))
-
-
-def fingerprint(
-    args: Any,
-    recipe: Mapping[str, Any],
-    dataset: Any,
-    weights: Mapping[str, torch.Tensor],
-    tokenizer: Any,
-    reward_names: list[str],
-    processes: int,
-) -> dict[str, Any]:
-    """All that decides what the run computes, as JSON values: its settings, data, starting weights and rewards."""
-    return {
-        **settings(args, recipe),
-        "processes": processes,
-        "rewards": list(reward_names),
-        "train_dataset": dataset_digests(dataset, ordered=not args.shuffle_dataset),
-        "starting_weights": weights_digest(weights) if weights else None,
-        "tokenizer": tokenizer_digest(tokenizer),
-    }
 
 
 def dataset_digests(dataset: Any, ordered: bool) -> dict[str, str] | None:

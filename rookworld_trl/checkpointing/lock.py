@@ -14,8 +14,8 @@ from pathlib import Path
 
 from transformers.utils import logging
 
+from rookworld_trl import ranks
 from rookworld_trl.checkpointing.exits import BAD_INPUT
-from rookworld_trl.checkpointing.resume import on_main_process
 
 logger = logging.get_logger(__name__)
 
@@ -43,7 +43,7 @@ def locked(output_dir: str | Path, main: bool = True) -> Iterator[None]:
         ValueError: nothing can be written there.
     """
     folder = Path(output_dir).resolve()
-    ours = on_main_process(main, lambda: folder not in _held and _take(folder))
+    ours = ranks.decided(main, lambda: folder not in _held and _take(folder))
     try:
         yield
     finally:

@@ -14,9 +14,9 @@ from safetensors import SafetensorError
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.utils import logging
 
+from rookworld_trl import ranks
 from rookworld_trl.checkpointing import store
 from rookworld_trl.checkpointing.lock import reclaim
-from rookworld_trl.checkpointing.resume import on_main_process
 from rookworld_trl.checkpointing.store import MODEL_FOLDER, CheckpointError
 
 logger = logging.get_logger(__name__)
@@ -53,12 +53,12 @@ def write_model(save: Save, output_dir: Path, main: bool) -> None:
         store.commit(staged, final)
 
     try:
-        on_main_process(main, prepare)
+        ranks.decided(main, prepare)
         try:
             save(staged)
         except _FAILURES as error:
             failure = error
-        on_main_process(main, publish)
+        ranks.decided(main, publish)
     except _FAILURES as error:
         raise CheckpointError(f"{final} could not be written: {error}") from error
     finally:
@@ -87,8 +87,8 @@ def rescued(save: Save, output_dir: Path, main: bool) -> Iterator[None]:
 def _rescue(save: Save, output_dir: Path, main: bool) -> Path | None:
     if _written(save, output_dir, main):
         return output_dir / MODEL_FOLDER
-    for place in on_main_process(main, _other_places):
-        folder = on_main_process(main, partial(_folder_in, place, output_dir.name))
+    for place in ranks.decided(main, _other_places):
+        folder = ranks.decided(main, partial(_folder_in, place, output_dir.name))
         if folder is not None and _written(save, folder, main):
             return folder / MODEL_FOLDER
         if folder is not None and main:

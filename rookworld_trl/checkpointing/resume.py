@@ -7,15 +7,15 @@
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from accelerate.utils import broadcast_object_list
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils import logging
 
+from rookworld_trl import ranks
 from rookworld_trl.checkpointing import store
 from rookworld_trl.checkpointing.exits import BAD_INPUT, UNRECOVERABLE
 from rookworld_trl.checkpointing.identity import Changes, RunIdentity, compare, settings
@@ -31,10 +31,8 @@ AMOUNTS = ("max_steps", "num_train_epochs", "max_train_minutes")
 
 RECOVERIES_FILE = "recoveries.json"  # beside it: how often each run, by its id, was restarted by `--recovery_mode`
 
-# What `--recovery_mode` does, each time it is given.
+# What `--recovery_mode` does to the learning rate, each time it is given.
 RECOVERY_LEARNING_RATE = 0.5
-RECOVERY_BETA = 2.0
-RECOVERY_KL_TARGET = 0.5
 
 
 class ResumeError(ValueError):
@@ -64,24 +62,6 @@ class Start:
     asked: Mapping[str, Any] = field(default_factory=dict)
 
 
-def on_main_process(main: bool, decide: Callable[[], Any]) -> Any:
-    """Run `decide` in the main process alone and give its result to all; what it raises is raised in all.
-
-    Raises:
-        ValueError, OSError, RuntimeError: by `decide`.
-    """
-    outcome: list[Any] = [None, None]
-    if main:
-        try:
-            outcome[0] = decide()
-        except (ValueError, OSError, RuntimeError) as error:
-            outcome[1] = error
-    broadcast_object_list(outcome)
-    if outcome[1] is not None:
-        raise outcome[1]
-    return outcome[0]
-
-
 def choose_start(args: Any, recipe: Mapping[str, Any] | None = None) -> Start:
     """Read the three flags of `args` (a `RookWorldGRPOConfig`) against what lies in its output folder.
 
@@ -96,7 +76,7 @@ def choose_start(args: Any, recipe: Mapping[str, Any] | None = None) -> Start:
         NothingToResumeError: `auto_resume`, and none of the checkpoints verifies.
     """
     asked = settings(args, recipe or {})
-    return on_main_process(args.process_index == 0, lambda: _choose_start(args, Path(args.output_dir), asked))
+    return ranks.decided(args.process_index == 0, lambda: _choose_start(args, Path(args.output_dir), asked))
 
 
 def _choose_start(args: Any, output_dir: Path, asked: Mapping[str, Any]) -> Start:
@@ -200,8 +180,8 @@ def admit(checkpoint: Path, now: dict[str, Any], recovering: Path | None) -> tup
         identity.new_recoveries = identity.recoveries - before
         factor *= RECOVERY_LEARNING_RATE**identity.new_recoveries
         logger.warning(
-            f"recovery {identity.recoveries} from {checkpoint}, which had {before}: for each new one learning rate x "
-            f"{RECOVERY_LEARNING_RATE}, KL coefficient x {RECOVERY_BETA}, KL target x {RECOVERY_KL_TARGET}"
+            f"recovery {identity.recoveries} from {checkpoint}, which had {before}: learning rate x "
+            f"{RECOVERY_LEARNING_RATE} for each new one"
         )
     identity.fingerprint = now
     return identity, factor
@@ -241,11 +221,20 @@ def clear_the_way(output_dir: Path, checkpoint: Path | None) -> None:
             store.set_aside(folder, f"a run started again from {origin}", prefix="superseded")
 
 
-def tighten_kl(controller: Any, beta_max: float, times: int) -> None:
-    """Double the coefficient of a `KLController` so many times, within its bounds if it moves by itself."""
-    controller.beta *= RECOVERY_BETA**times
-    if controller.control != "fixed":
-        controller.beta = min(beta_max, controller.beta)
+def scale_learning_rate(optimizer: Any, scheduler: Any, ratio: float) -> None:
+    """Multiply the rate in force and those that the schedule is going to set."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["lr"] * ratio
+    _scale_schedule(getattr(scheduler, "scheduler", scheduler), ratio)
+
+
+def _scale_schedule(scheduler: Any, ratio: float) -> None:
+    """A group's own rate is overwritten at the next step; the schedule is computed from `base_lrs`."""
+    for name in ("base_lrs", "_last_lr"):
+        if hasattr(scheduler, name):
+            setattr(scheduler, name, [rate * ratio for rate in getattr(scheduler, name)])
+    for part in getattr(scheduler, "_schedulers", ()):
+        _scale_schedule(part, ratio)
 
 
 def mark_finished(output_dir: Path, start: Start) -> None:

@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import nn
 
-STATE_FILE = "rookworld_state.json"
+STATE_FILE = "rookworld_state"  # .json, .safetensors: every control
 REFERENCE_FILE = "reference.safetensors"
 
 _TENSOR = "__tensor__"
@@ -18,7 +18,7 @@ _REMEDY = "resume from a checkpoint that this trainer wrote with the same contro
 
 
 class Stateful(Protocol):
-    """A control that carries something from step to step, as JSON values."""
+    """A control that carries something from step to step, as nested dicts and lists of JSON values and tensors."""
 
     def state_dict(self) -> dict[str, Any]: ...
 
@@ -27,26 +27,26 @@ class Stateful(Protocol):
 
 def save_state(folder: Path, controls: Mapping[str, Stateful], reference: nn.Module | None) -> None:
     """Write the state of every control, and `reference` if one is given, into a checkpoint's folder."""
-    text = json.dumps({name: control.state_dict() for name, control in controls.items()}, indent=2)
-    (folder / STATE_FILE).write_text(text + "\n", encoding="utf-8")
+    save_tree(folder, STATE_FILE, {name: control.state_dict() for name, control in controls.items()})
     if reference is not None:
         save_model(reference, str(folder / REFERENCE_FILE))
 
 
-def load_state(folder: Path, controls: Mapping[str, Stateful], reference: nn.Module | None) -> bool:
+def load_state(
+    folder: Path, controls: Mapping[str, Stateful], reference: nn.Module | None, device: torch.device | str = "cpu"
+) -> bool:
     """Restore what `save_state` wrote; the reference stays as it is if the checkpoint has none of its own.
 
     Returns:
-        Whether it had one, that is, whether the reference was ever reset.
+        Whether it had one, that is, whether the reference was ever replaced.
 
     Raises:
         ValueError: the file is missing, unreadable, or lacks a control that this run uses.
     """
-    path = folder / STATE_FILE
-    states = _read_json(path)
+    states = load_tree(folder, STATE_FILE, device)
     for name, control in controls.items():
         if name not in states:
-            raise ValueError(f"{path}: field '{name}' is missing; {_REMEDY}")
+            raise ValueError(f"{folder / STATE_FILE}.json: field '{name}' is missing; {_REMEDY}")
         control.load_state_dict(states[name])
     if reference is None or not (folder / REFERENCE_FILE).exists():
         return False

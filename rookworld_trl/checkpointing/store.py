@@ -19,6 +19,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -257,6 +258,39 @@ def promote(checkpoint: Path, limit: int) -> Path:
         shutil.rmtree(staged, ignore_errors=True)
     prune(checkpoint.parent, "stable", max(1, limit))
     return final
+
+
+@dataclass
+class StableCheckpoints:
+    """Which regular checkpoints become stable: those that enough healthy steps have followed.
+
+    Attributes:
+        after: how many steps; 0: none ever becomes stable.
+        limit: stable checkpoints to keep.
+        candidates: regular checkpoints, oldest first, that may yet become stable.
+    """
+
+    after: int
+    limit: int
+    candidates: list[Path] = field(default_factory=list)
+
+    def step_done(self, step: int, last_fault: int, write: bool) -> None:
+        """Make the newest proven candidate stable; one that a fault has followed proves nothing any more.
+
+        Args:
+            last_fault: the step that a fault was found in last.
+            write: this is the process that writes.
+        """
+        self.candidates = [each for each in self.candidates if self.after and step_of(each) >= last_fault]
+        proven = [each for each in self.candidates if step - step_of(each) >= self.after]
+        if not proven:
+            return
+        self.candidates = self.candidates[len(proven) :]
+        if write:
+            try:
+                promote(proven[-1], self.limit)
+            except (CheckpointError, OSError) as error:
+                logger.error(f"{proven[-1]} is not made stable: {error}")
 
 
 def prune(output_dir: Path, kind: Kind, limit: int | None, keep: Iterable[Path] = ()) -> None:

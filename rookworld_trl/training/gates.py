@@ -13,12 +13,13 @@ temperatures of their own, the batch holds them as `temperatures` (B,), and `sco
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
 
+from rookworld_trl import ranks
 from rookworld_trl.modeling.hooks import hooked
 
 Score = Callable[..., torch.Tensor]
@@ -95,25 +96,18 @@ def enforce(results: Sequence[GateResult]) -> None:
         raise GateError(results)
 
 
-def worst_of_all(results: Sequence[GateResult], accelerator: Any) -> list[GateResult]:
-    """The same gates with the largest measurement of all processes: all decide alike, none is left waiting."""
-    measured = torch.tensor([result.measured for result in results], device=accelerator.device)
-    worst = accelerator.gather(measured).view(-1, len(results)).amax(dim=0).tolist()
-    return [GateResult(r.gate, value, r.bound, r.remedy) for r, value in zip(results, worst, strict=True)]
-
-
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Sampled:
     """What a sampler returned for one batch, in the batch's order.
 
     Attributes:
         prompt_ids, completion_ids: token ids, unpadded.
-        logps: log-prob of each completion token where it was sampled; None for rows not recorded.
+        recorded: log-prob of each completion token where it was sampled; None for rows not recorded.
     """
 
     prompt_ids: list[list[int]]
     completion_ids: list[list[int]]
-    logps: list[list[float] | None]
+    recorded: list[list[float] | None]
 
 
 def score_alone(model: nn.Module, prompt: torch.Tensor, completion: torch.Tensor, temperature: float) -> torch.Tensor:
@@ -219,7 +213,7 @@ def sampler_gate(sampled: Sampled, logps: torch.Tensor, mask: torch.Tensor, boun
         mask: (B, C); rows that are masked out entirely (truncated completions) are left out.
     """
     deviations = []
-    for row, row_logps in enumerate(sampled.logps):
+    for row, row_logps in enumerate(sampled.recorded):
         if row_logps is None or not mask[row].any():
             continue
         difference = logps[row, : len(row_logps)].cpu().double() - torch.tensor(row_logps, dtype=torch.float64)
@@ -233,6 +227,45 @@ def sampler_gate(sampled: Sampled, logps: torch.Tensor, mask: torch.Tensor, boun
         "The loss scores the sampled tokens differently than the sampler did: use the same weights, positions and "
         "temperature in both, no dropout, no top-p or top-k (with a sampler on other kernels, float32 on both sides)",
     )
+
+
+class FirstBatch:
+    """Holds the gates until a batch has passed them.
+
+    Args:
+        args: the configuration.
+        accelerator: its processes decide alike, so that none waits for another that raised.
+        model: the policy.
+        score: as in the module.
+
+    Attributes:
+        pending: no batch has passed yet.
+        sampled: the last batch as it was sampled.
+    """
+
+    def __init__(self, args: Any, accelerator: Any, model: nn.Module, score: Score):
+        self.args, self.accelerator, self.model, self.score = args, accelerator, model, score
+        self.bounds = Bounds.for_precision(mixed=accelerator.mixed_precision != "no")
+        self.pending = True
+        self.sampled: Sampled | None = None
+
+    def measure(self, batch: Batch, step: int) -> list[GateResult]:
+        """Measure every gate; `enforce` judges.
+
+        Args:
+            step: optimizer steps done; at 0 policy and reference agree.
+        """
+        bounds, mask = self.bounds, batch["completion_mask"]
+        results = [padding_gate(self.score, self.model, batch, self.args.temperature, bounds)]
+        with torch.no_grad():
+            logps = loss_logps(self.score, self.model, batch, self.args.per_device_train_batch_size)
+        if "ref_per_token_logps" in batch and step == 0:
+            results.append(reference_gate(logps, batch["ref_per_token_logps"], mask, bounds))
+        if self.sampled is not None:
+            results.append(sampled_ids_gate(self.sampled, batch))
+            results.append(sampler_gate(self.sampled, logps, mask, bounds))
+        worst = ranks.largest([result.measured for result in results], self.accelerator)
+        return [replace(result, measured=value) for result, value in zip(results, worst, strict=True)]
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""KL between policy and reference: three directions, four estimators, controllers of its coefficient.
+"""KL between policy and reference: three directions, four estimators.
 
 Directions, at one prefix, over the next token y (the prefix is held fixed, as token-level penalties do):
 
@@ -21,10 +21,8 @@ value and takes the gradient -d grad log pi for reverse, (1 - w) grad log pi for
 whose expectations are the true gradients. For `reverse` k3 that is what TRL computes.
 """
 
-import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -35,7 +33,6 @@ from rookworld_trl.modeling.hooks import hooked
 
 KL_TYPES = ("reverse", "forward", "symmetric")
 KL_ESTIMATORS = ("k1", "k2", "k3", "exact")
-KL_CONTROLS = ("fixed", "multiplicative", "proportional")
 
 # exp(20) is 5e8: no sampled token is that much likelier under the reference unless something broke, and without a
 # limit float32 overflows at 88 and turns the loss into NaN.
@@ -151,136 +148,3 @@ def aggregate(
         "luspo": lambda: total.mean(),
     }
     return by_type[loss_type]() / accumulation
-
-
-class KLMeter:
-    """The KL of one optimizer step, collected over its micro-batches and processes."""
-
-    def __init__(self) -> None:
-        self._sums: list[torch.Tensor] = []
-        self._sequences: list[torch.Tensor] = []
-
-    def add(self, per_token_kl: torch.Tensor, log_ratio: torch.Tensor, mask: torch.Tensor) -> None:
-        """Count one micro-batch.
-
-        Args:
-            per_token_kl: (B, C), the estimator's values.
-            log_ratio: (B, C), log policy - log reference of the sampled tokens.
-            mask: (B, C).
-        """
-        chosen = mask.bool()
-        total = per_token_kl.detach().float().masked_fill(~chosen, 0).sum()
-        self._sums.append(torch.stack([total, chosen.sum().float()]))
-        self._sequences.append(log_ratio.detach().float().masked_fill(~chosen, 0).sum(dim=-1).abs())
-
-    def reduce(self, accelerator: Any) -> tuple[float, torch.Tensor]:
-        """Mean KL, nats a token, and |log-ratio| of every completion (N,), nats, over all processes; starts anew."""
-        total, count = accelerator.reduce(torch.stack(self._sums).sum(dim=0), reduction="sum").tolist()
-        sequences = accelerator.gather(torch.cat(self._sequences))
-        self._sums, self._sequences = [], []
-        return total / max(1.0, count), sequences
-
-
-@dataclass
-class KLController:
-    """The KL coefficient beta over a run.
-
-    `multiplicative` (PPO, arXiv 1707.06347 section 4, with both factors configurable): beta *= factor above
-    factor * target, beta /= factor below target / factor, judged by the mean KL of `interval` optimizer steps: the KL
-    answers a new beta only after several updates, so moving at every step would overshoot and swing for good. Between
-    the two bounds it is content: for a KL within 20 % of the target take a factor of 1.2.
-    `proportional` (Ziegler et al., arXiv 1909.08593): beta *= 1 + clip(kl / target - 1, -0.2, 0.2) * n / horizon at
-    every step, where n is the number of completions in the update.
-    Both stay within [minimum, maximum]. Warm-up ramps the coefficient in force linearly from 0; while it lasts, beta
-    itself does not adapt, for the KL then says nothing about beta.
-
-    Attributes:
-        beta: the coefficient after warm-up.
-        target: wanted KL, nats a token.
-        steps: optimizer steps seen.
-        recent: KL of the steps since `multiplicative` last judged.
-    """
-
-    beta: float
-    control: str = "fixed"
-    target: float = 0.03
-    factor: float = 1.5
-    horizon: float = 10_000
-    interval: int = 10
-    minimum: float = 1e-4
-    maximum: float = 10.0
-    warmup_steps: int = 0
-    steps: int = 0
-    recent: list[float] = field(default_factory=list)
-
-    @property
-    def coefficient(self) -> float:
-        """Beta in force for the coming update."""
-        return self.beta * min(1.0, self.steps / self.warmup_steps) if self.warmup_steps else self.beta
-
-    def update(self, kl: float, completions: int) -> None:
-        """Adapt to the mean KL (nats a token) of one optimizer step over `completions` samples; ignores NaN and Inf."""
-        self.steps += 1
-        if self.control == "fixed" or self.steps <= self.warmup_steps or not math.isfinite(kl):
-            return
-        if self.control == "proportional":
-            error = min(0.2, max(-0.2, kl / self.target - 1))
-            self.beta *= 1 + error * completions / self.horizon
-        else:
-            self.recent.append(kl)
-            if len(self.recent) < self.interval:
-                return
-            mean, self.recent = sum(self.recent) / len(self.recent), []
-            if mean > self.target * self.factor:
-                self.beta *= self.factor
-            elif mean < self.target / self.factor:
-                self.beta /= self.factor
-        self.beta = min(self.maximum, max(self.minimum, self.beta))
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"beta": self.beta, "steps": self.steps, "recent": list(self.recent)}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.beta, self.steps = state["beta"], int(state["steps"])
-        self.recent = list(state["recent"])
-
-
-@dataclass
-class ReferenceReset:
-    """When to replace the reference by the current policy (ProRL, arXiv 2505.24864).
-
-    Attributes:
-        every: reset after so many optimizer steps; 0: never.
-        stall_window: reset when the mean KL of the newer half of the last so many steps is within `tolerance` of that
-            of the older half: the policy has stopped moving away, held by the penalty; 0: never.
-    """
-
-    every: int = 0
-    stall_window: int = 0
-    tolerance: float = 0.05
-    steps: int = 0
-    history: list[float] = field(default_factory=list)
-
-    def observe(self, kl: float) -> None:
-        self.steps += 1
-        self.history = [*self.history, kl][-max(1, self.stall_window) :]
-
-    @property
-    def due(self) -> bool:
-        if self.every and self.steps >= self.every:
-            return True
-        window, history = self.stall_window, self.history
-        if not window or len(history) < window:
-            return False
-        older, newer = sum(history[: window // 2]) / (window // 2), sum(history[-(window // 2) :]) / (window // 2)
-        return older > 0 and abs(newer - older) <= self.tolerance * older
-
-    def done(self) -> None:
-        """Start counting anew."""
-        self.steps, self.history = 0, []
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"steps": self.steps, "history": list(self.history)}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.steps, self.history = int(state["steps"]), list(state["history"])

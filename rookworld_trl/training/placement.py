@@ -154,6 +154,42 @@ def reference_device(wanted: str, home: torch.device, processes: int, gpus: int,
     return device
 
 
+def arrange(
+    config: "RookWorldGRPOConfig", accelerator: Any, policy: Any, reference: Any, sharded: bool
+) -> torch.device | None:
+    """Set the attention kernel of both models, and move the reference to where `ref_device` says.
+
+    Args:
+        reference: None with adapters or without KL.
+        sharded: both are in shards, by DeepSpeed or FSDP.
+
+    Returns:
+        The reference's device; None: beside the policy.
+    """
+    home = accelerator.device
+    if home.type == "cpu":
+        keep_freed_memory()
+    for model in (policy, reference):
+        # Unwrapped: the `config` of DeepSpeed's engine is its own.
+        plain = None if model is None else accelerator.unwrap_model(model)
+        if plain is not None and config.attn_implementation != plain.config._attn_implementation:
+            set_attention(plain, config.attn_implementation)
+    if sharded or reference is None:
+        require(
+            config.ref_device == "auto",
+            "ref_device",
+            config.ref_device,
+            "with adapters, DeepSpeed or FSDP the reference is part of the policy or sharded like it",
+            "leave it at auto",
+        )
+        return None
+    fixed = config.kl_estimator == "exact" or config.sync_ref_model
+    device = reference_device(config.ref_device, home, accelerator.num_processes, torch.cuda.device_count(), fixed)
+    if device is not None:
+        reference.to(device)
+    return device
+
+
 def moved(value: Any, device: torch.device) -> Any:
     """The same arguments or results with every tensor on `device`; tuples, lists and dicts are gone through."""
     if isinstance(value, torch.Tensor):

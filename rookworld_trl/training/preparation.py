@@ -3,7 +3,7 @@
 import copy
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,14 +11,53 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, ProcessorMixin
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.pytorch_utils import Conv1D
 from trl.import_utils import is_vllm_available
 from trl.trainer import grpo_trainer
 
 from rookworld_trl.checkpointing.exits import needs_disk
+from rookworld_trl.checkpointing.lock import check_output_dir
+from rookworld_trl.modeling.hub import hide_token
+from rookworld_trl.modeling.positions import install_position_hook
 from rookworld_trl.training.config import RookWorldGRPOConfig
+from rookworld_trl.training.micro_batch import fit_to_gpu
+
+
+def prepare(args: Any, model: Any, dataset: Any, tokenizer: Any, options: dict[str, Any]) -> RookWorldGRPOConfig:
+    """Check what the trainer was given, widen the model's weights, choose adapters and the micro-batch.
+
+    Args:
+        options: further arguments of TRL's trainer; `peft_config` is filled in.
+
+    Raises:
+        TypeError: `args` of another class.
+        ValueError: an output folder that cannot be written, a tokenizer without pad or eos token, tools, no vLLM.
+    """
+    if not isinstance(args, RookWorldGRPOConfig):
+        raise TypeError(f"`args` must be a RookWorldGRPOConfig, got {type(args).__name__}")
+    if args.should_save:
+        check_output_dir(args.output_dir)
+    hide_token(args)
+    check_tokenizer(tokenizer)
+    check_one_turn(tokenizer, options)
+    check_vllm_installed(args)
+    if isinstance(model, nn.Module):
+        widen_to_float32(model)
+    if args.use_peft and options.get("peft_config") is None:
+        options["peft_config"] = lora_config(args, model)
+    fit_to_gpu(args, model, dataset, tokenizer)
+    return args
+
+
+def check_built(policy: nn.Module, reference: nn.Module | None, tokenizer: Any) -> None:
+    """What TRL has made of it: the position hook goes into both models, and their weights are looked at."""
+    check_tokenizer(tokenizer)
+    for model in (policy, reference):
+        if model is not None:
+            install_position_hook(model)
+            check_weights(model)
 
 
 @contextmanager
@@ -111,6 +150,17 @@ def check_tokenizer(tokenizer: Any) -> None:
                 f"the tokenizer {inner.name_or_path!r} has no `{name}`: completions could not be ended or padded. "
                 f"Set `tokenizer.{name}` before building the trainer (GPT-2 uses its eos token for both)"
             )
+
+
+def check_one_turn(tokenizer: Any, options: Mapping[str, Any]) -> None:
+    """Raises:
+    ValueError: tools, images or a rollout of the user's own, which sampling, gates and scoring here know nothing of.
+    """
+    for name in ("tools", "rollout_func", "environment_factory"):
+        if options.get(name):
+            raise ValueError(f"`{name}` is given: completions here are sampled in one turn. Leave it out")
+    if isinstance(tokenizer, ProcessorMixin):
+        raise ValueError("`processing_class` is a processor: prompts here are text. Give a tokenizer")
 
 
 def widen_to_float32(model: nn.Module) -> None:

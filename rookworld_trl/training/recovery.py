@@ -19,6 +19,7 @@ from torch.nn.utils import get_total_norm
 from transformers.utils import logging
 
 from rookworld_trl.checkpointing.exits import UNRECOVERABLE
+from rookworld_trl.checkpointing.resume import scale_learning_rate
 from rookworld_trl.files import append_line, write_atomically
 from rookworld_trl.modeling.hooks import hooked
 
@@ -46,7 +47,7 @@ class Diverged(RuntimeError):  # noqa: N818 - a verdict on the run, not a mistak
     The model holds the last good weights, if there were any, when this is raised.
 
     Attributes:
-        step: the optimizer step that was refused.
+        step: the optimizer step that was skipped.
         debug: folder with the broken state and its batch; None if none could be written.
         exit_code: what a program should exit with.
     """
@@ -211,7 +212,7 @@ def _said_not_raised(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        logger.warning(f"{path} cannot be written ({error}): make room or mend its permissions; training goes on")
+        logger.warning(f"{path} cannot be written ({error}): make room or fix its permissions; training goes on")
 
 
 class LearningRateCut:
@@ -229,24 +230,13 @@ class LearningRateCut:
         """Lower the rate in force and those the schedule is going to set."""
         lowered = max(self.floor, self.scale * self.factor)
         ratio, self.scale = lowered / self.scale, lowered
-        for group in optimizer.param_groups:
-            group["lr"] = group["lr"] * ratio
-        _scale_scheduler(getattr(scheduler, "scheduler", scheduler), ratio)
+        scale_learning_rate(optimizer, scheduler, ratio)
 
     def state_dict(self) -> dict[str, Any]:
         return {"scale": self.scale}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.scale = float(state["scale"])
-
-
-def _scale_scheduler(scheduler: Any, ratio: float) -> None:
-    """A group's own rate is overwritten at the next step; the schedule is computed from `base_lrs`."""
-    for name in ("base_lrs", "_last_lr"):
-        if hasattr(scheduler, name):
-            setattr(scheduler, name, [rate * ratio for rate in getattr(scheduler, name)])
-    for part in getattr(scheduler, "_schedulers", ()):
-        _scale_scheduler(part, ratio)
 
 
 def load_optimizer(optimizer: Any, state: Mapping[str, Any]) -> None:
@@ -278,14 +268,14 @@ def finite_logits(model: nn.Module) -> Iterator[list[torch.Tensor]]:
     that nothing could be saved or rolled back.
 
     Yields:
-        A list of tensors, one a forward pass, each True if a row had to be mended; reading them waits for the device.
+        A list of tensors, one a forward pass, each True if a row had to be repaired; reading them waits for the device.
     """
-    mended: list[torch.Tensor] = []
+    repaired: list[torch.Tensor] = []
 
-    def mend(_: nn.Module, __: Any, logits: torch.Tensor) -> torch.Tensor:
+    def repair(_: nn.Module, __: Any, logits: torch.Tensor) -> torch.Tensor:
         usable = logits.amax(dim=-1, keepdim=True).isfinite()  # not with a NaN or +Inf, nor if all are -Inf
-        mended.append(~usable.all())
+        repaired.append(~usable.all())
         return torch.where(usable, logits, 0.0)
 
-    with hooked(model.get_output_embeddings(), mend):  # type: ignore[operator]
-        yield mended
+    with hooked(model.get_output_embeddings(), repair):  # type: ignore[operator]
+        yield repaired

@@ -68,6 +68,14 @@ class SupervisedTrainer(DurableTrainer, SFTTrainer):
     def facts(self) -> dict[str, Any]:
         return self._facts
 
+    def _progress(self) -> dict[str, Any]:
+        return {**super()._progress(), "tokens": self._total_train_tokens}
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            self._total_train_tokens = self._restored["tokens"]
+
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> torch.Tensor:
         """What the sum of a step's nats is divided by: its completions, of all micro-batches and processes, times 32.
 

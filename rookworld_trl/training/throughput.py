@@ -35,6 +35,15 @@ def peak_flops(device_name: str, mixed: bool) -> float | None:
     return next((peaks[mixed] for name, peaks in PEAKS.items() if re.fullmatch(name, device_name)), None)
 
 
+def peak_of(args: Any, accelerator: Any) -> float | None:
+    """Peak of the device that a run uses: `peak_tflops`, or that of a known GPU."""
+    if args.peak_tflops:
+        return args.peak_tflops * 1e12
+    if not torch.cuda.is_available() or args.use_cpu:
+        return None
+    return peak_flops(torch.cuda.get_device_name(), mixed=accelerator.mixed_precision != "no")
+
+
 def forward_flops(config: Any, start: Any, end: Any, head: Any) -> Any:
     """Forward pass of GPT-2 over positions `start` to `end` (exclusive) of one row, whose earlier ones are cached.
 

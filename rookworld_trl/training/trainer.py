@@ -1,45 +1,52 @@
-"""GRPO on TRL's trainer, with the numbers checked: every change goes through `super()` at a seam of TRL's.
+"""GRPO on TRL's trainer, with the numbers checked: the story of a step, from the prompts to the update.
 
-In layers, each with one idea: `KLTrainer` (the loss), `RolloutTrainer` (sampling and the gates), `RewardTrainer`
-(screened rewards), `MiningTrainer` (which prompts), `RecoveryTrainer` (NaN and Inf), `CheckpointTrainer` (saving and
-resuming) and the trainer itself (set-up, advantages, monitors).
-`tests/training/test_trl_seams.py` pins each of those seams, so that an upgrade of TRL fails there, by name.
+Each seam of TRL's is taken once, in the order in which a step meets it; each calls `super()` and hands what is special
+to an object with one job: the sampler, the scorer, the KL penalty, the miner, the gates, the guard against NaN, the
+baseline or value head, the monitors. `tests/training/test_trl_seams.py` pins the seams, so that an upgrade of TRL fails
+there, by name.
 """
 
-import copy
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from accelerate.utils import gather_object
 from torch import nn
 from torch.optim import Optimizer
 from transformers import PreTrainedModel
+from transformers.utils import logging
 
-from rookworld_trl.checkpointing.lock import check_output_dir
+from rookworld_trl import ranks
 from rookworld_trl.checkpointing.state import Stateful
-from rookworld_trl.modeling.hub import check_write, explained, hide_token
-from rookworld_trl.modeling.positions import install_position_hook
-from rookworld_trl.training.advantages import Baseline, combine_rewards, scale_advantages, useful_share
-from rookworld_trl.training.checkpoint_trainer import CheckpointTrainer
+from rookworld_trl.checkpointing.trainer import DurableGRPOTrainer
+from rookworld_trl.training import gates, placement, scoring
+from rookworld_trl.training.advantages import Baseline, combine_rewards, scale_advantages
+from rookworld_trl.training.batch_mining import BatchMiner
 from rookworld_trl.training.config import RookWorldGRPOConfig
-from rookworld_trl.training.micro_batch import fit_to_gpu
+from rookworld_trl.training.guard import Guard
+from rookworld_trl.training.kl_control import StopCallback
+from rookworld_trl.training.kl_penalty import KLPenalty
+from rookworld_trl.training.mining import Curriculum
 from rookworld_trl.training.monitor import HealthMonitor, TruthProbe, truth_rows
-from rookworld_trl.training.preparation import (
-    check_tokenizer,
-    check_vllm_installed,
-    check_weights,
-    float32_head,
-    lora_config,
-    weights_on_disk,
-    widen_to_float32,
-)
+from rookworld_trl.training.preparation import check_built, float32_head, prepare, weights_on_disk
+from rookworld_trl.training.recovery import Diverged, LearningRateCut, described, remedy
+from rookworld_trl.training.rewards import RewardCaller, by_task
+from rookworld_trl.training.sampler import Sampler, Samples
 from rookworld_trl.training.schedules import advanced_scheduler
-from rookworld_trl.training.throughput import Throughput, peak_flops
+from rookworld_trl.training.scoring import Scorer
+from rookworld_trl.training.throughput import SIDES, Throughput, peak_of
 from rookworld_trl.training.value import ValueHead
 
+logger = logging.get_logger(__name__)
 
-class RookWorldGRPOTrainer(CheckpointTrainer):
+Row = dict[str, Any]
+
+
+class RookWorldGRPOTrainer(DurableGRPOTrainer):
     """TRL's `GRPOTrainer`, made right for left-padded GPT-2 and refusing to train on wrong numbers.
 
     * position ids follow the attention mask, in policy and reference;
@@ -48,9 +55,16 @@ class RookWorldGRPOTrainer(CheckpointTrainer):
     * completions come from `args.rollout_backend`, with the log-probs they were sampled at;
     * the first batch passes the gates of `rookworld_trl.training.gates`, or `GateError` is raised before any update;
     * the KL penalty has a direction, an estimator and a controlled coefficient (`rookworld_trl.training.kl`);
-    * advantages come from the baseline of `args.advantage_baseline`, or token by token from a value head (GAE).
+    * advantages come from the baseline of `args.advantage_baseline`, or token by token from a value head (GAE);
+    * a step with a NaN or Inf in it is skipped and undone (`rookworld_trl.training.guard`).
 
     Takes TRL's arguments; `args` must be a `RookWorldGRPOConfig`.
+
+    Args:
+        curriculum: weighs the prompts that mining tries; see `rookworld_trl.training.mining.Curriculum`.
+
+    Attributes:
+        objective: the loss of a micro-batch without its KL term, `(model, inputs) -> loss`: TRL's.
 
     Raises:
         TypeError: `args` of another class.
@@ -60,6 +74,7 @@ class RookWorldGRPOTrainer(CheckpointTrainer):
     """
 
     args: RookWorldGRPOConfig
+    beta: float
     lr_scheduler: Any
 
     def __init__(
@@ -70,164 +85,342 @@ class RookWorldGRPOTrainer(CheckpointTrainer):
         train_dataset: Any = None,
         eval_dataset: Any = None,
         processing_class: Any = None,
+        curriculum: Curriculum | None = None,
         **kwargs: Any,
     ):
-        if not isinstance(args, RookWorldGRPOConfig):
-            raise TypeError(f"`args` must be a RookWorldGRPOConfig, got {type(args).__name__}")
-        if args.should_save:
-            check_output_dir(args.output_dir)
-        hide_token(args)
-        check_tokenizer(processing_class)
-        check_vllm_installed(args)
-        if isinstance(model, nn.Module):
-            widen_to_float32(model)
-        if args.use_peft and kwargs.get("peft_config") is None:
-            kwargs["peft_config"] = lora_config(args, model)
-        fit_to_gpu(args, model, train_dataset, processing_class)
+        args = prepare(args, model, train_dataset, processing_class, kwargs)
         adapter = kwargs.get("peft_config") is not None
         with weights_on_disk(model, args, adapter, processing_class), float32_head():
             super().__init__(model, reward_funcs, args, train_dataset, eval_dataset, processing_class, **kwargs)
-        check_tokenizer(self.processing_class)
-        for each in (self.model, self.ref_model):
-            if each is not None:
-                install_position_hook(each)
-                check_weights(each)
+        check_built(self.model, self.ref_model, self.processing_class)
+        self._build(curriculum)
+        self._add_callbacks()
+
+    def _build(self, curriculum: Curriculum | None) -> None:
+        """The objects that a step calls; each gets what it needs, none gets the trainer."""
+        args, accelerator, policy = self.args, self.accelerator, self.model
+        common = (args, accelerator, policy)
+        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        generation_config = getattr(self, "generation_config", None)  # vLLM has its own
+        self.sampler = Sampler(*common, self.processing_class, self.eos_token_ids, generation_config)
+        ref_device = placement.arrange(*common, self.ref_model, sharded)
+        stock = super()._get_per_token_logps_and_entropies
+        self.scorer = Scorer(*common, self.ref_model, ref_device, stock)
+        self.objective: Callable[[nn.Module, Row], torch.Tensor] = super()._compute_loss
+        self.rewards = RewardCaller(args, accelerator, self.processing_class, self.eos_token_ids)
+        self.kl = KLPenalty(args, accelerator, self.scorer)
+        self.gates = gates.FirstBatch(*common, self.scorer.logps)
         self.baseline = Baseline(args.advantage_baseline, args.baseline_decay)
         self.value_head: ValueHead | None = None
         if args.use_gae:
-            width = self.model.config.hidden_size
             options = (args.value_hidden_size, args.value_learning_rate, args.value_epochs, args.seed)
-            self.value_head = ValueHead(width, *options, device=self.accelerator.device)
-        self._add_monitors()
+            self.value_head = ValueHead(policy.config.hidden_size, *options, device=accelerator.device)
+        self.mining: BatchMiner | None = None
+        if args.mining:
+            self.mining = BatchMiner(
+                args,
+                accelerator,
+                self.train_dataset,
+                self.sampler,
+                self.scorer,
+                tokenize=lambda prompts: self._tokenize_prompts(prompts)[0],
+                sample=self._sample_rows,
+                reward=self._probe,
+                curriculum=curriculum,
+            )
+        elif curriculum is not None:
+            raise ValueError("a `curriculum` weighs mined prompts: set `mining` to True")
+        factor = args.recovery_lr_factor
+        self.learning_rate_cut = LearningRateCut(factor, floor=factor**args.recovery_max_attempts)
+        self._mined: Samples | None = None  # what mining has sampled for the present batch
+        self._rewards = torch.zeros(0)  # (N,) of the present batch, all processes'
 
-    def _add_monitors(self) -> None:
-        """Throughput, the truth's log-prob and health bands; they record into the same metrics as TRL."""
+    def _add_callbacks(self) -> None:
+        """Every callback in the order in which they are called, and what carries state from step to step."""
 
         def record(name: str, value: float) -> None:
             self._metrics["train"][name].append(value)
 
-        args = self.args
-        peak = args.peak_tflops * 1e12 if args.peak_tflops else None
-        if peak is None and torch.cuda.is_available() and not args.use_cpu:
-            peak = peak_flops(torch.cuda.get_device_name(), mixed=self.accelerator.mixed_precision != "no")
-        self.throughput = Throughput(self.model.config, record, peak, self.share_prefixes)
-        context = getattr(self.model.config, "max_position_embeddings", None)
+        args, accelerator, policy = self.args, self.accelerator, self.model
+        learning: dict[str, Stateful] = {
+            "kl_controller": self.kl.controller,
+            "kl_stop": self.kl.stop,
+            "baseline": self.baseline,
+        }
+        if self.value_head is not None:
+            learning["value_head"] = self.value_head
+        self.guard: Guard | None = None
+        if args.recovery and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            logger.warning("`recovery` is off: it keeps whole states in memory, and these weights are sharded")
+        elif args.recovery:
+            self.guard = Guard(
+                args,
+                accelerator,
+                policy,
+                self.ref_model,
+                self.processing_class,
+                learning,
+                self.learning_rate_cut,
+                save=self.save_special,
+                running_loss=lambda: self._tr_loss,
+                on_fault=self._drop_samples,
+                record=record,
+            )
+        self.throughput = Throughput(policy.config, record, peak_of(args, accelerator), self.scorer.shared)
+        context = getattr(policy.config, "max_position_embeddings", None)
         rows = truth_rows(self.train_dataset, self.processing_class, args.truth_column, args.truth_rows, context)
         self.truth_probe = TruthProbe(rows, self.processing_class.pad_token_id, record, args.truth_every)
         self.health = HealthMonitor(args.bands(), Path(args.output_dir), args.health_patience)
-        for callback in (self.throughput, self.truth_probe, self.health):
+        callbacks: list[Any] = [StopCallback(self.kl.stop)]
+        callbacks += [placement.CompileCounter(record)] if args.torch_compile else []
+        callbacks += [self.guard] if self.guard else []
+        callbacks += [self.throughput, self.truth_probe, self.health]
+        for callback in callbacks:
             self.add_callback(callback)
+        self.controls |= {
+            **{name: control for name, control in learning.items() if name != "kl_stop"},  # it ends the run
+            "reference_reset": self.kl.reset,
+            "recovery": self.learning_rate_cut,
+            "truth_probe": self.truth_probe,
+            "health": self.health,
+        }
+        if self.mining:
+            self.controls["miner"] = self.mining.miner
 
-    # Advantages
+    @property
+    def _mode(self) -> str:
+        """The key of TRL's metrics: it tells training from evaluation by the model's mode."""
+        return "train" if self.model.training else "eval"
 
-    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        """A new generation batch, with the advantages of the baseline or value head in place of TRL's."""
-        batch = super()._generate_and_score_completions(inputs)
-        if self.model.training:
-            self.throughput.sampled(batch, self.num_generations, batch.pop("drafted", None))
+    # A step begins: completions for a generation batch
+
+    def _prepare_inputs(self, generation_batch: Any) -> Any:
+        """Once TRL has dealt a new generation batch to its micro-batches, bring the rows of each group together."""
+        dealt = self._buffered_inputs
+        inputs = super()._prepare_inputs(generation_batch)
+        if not self.scorer.shared or self._buffered_inputs is dealt or self._buffered_inputs is None:
+            return inputs
+        self._buffered_inputs = scoring.regroup(self._buffered_inputs, self.args)
+        return self._buffered_inputs[self._step % self.args.steps_per_generation]
+
+    def _generate_and_score_completions(self, inputs: list[Row]) -> Row:
+        """Prompts chosen, sampled, scored, rewarded and compared; mining changes `inputs` in place."""
+        training = self.model.training
+        if self.guard:
+            self.guard.check_weights()
+        if training and self.kl.reset.due:
+            self._reset_reference()
+        if training and self.mining:
+            self._mined = self.mining.choose(inputs, self._metrics["train"])
+        try:
+            with self.sampler.rows(inputs) as temperatures, self.scorer.at(temperatures):
+                batch = super()._generate_and_score_completions(inputs)
+                drafted = self.sampler.drafted()
+        finally:
+            self._mined = None
+        if temperatures is not None:
+            batch["temperatures"] = temperatures
+        if training:
+            if self.gates.pending:
+                self._pass_gates(batch)
+            self.throughput.sampled(batch, self.num_generations, drafted)
             if self.value_head is not None or self.baseline.kind != "group_mean":
                 batch["advantages"] = self._advantages(inputs, batch)
         return batch
 
-    def _calculate_rewards(self, inputs: list[dict[str, Any]], *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Keep the rewards (N, functions) of all processes for the baselines, and log them by task."""
-        self._rewards: torch.Tensor = super()._calculate_rewards(inputs, *args, **kwargs)
-        generations = self.num_generations if self.model.training else self.num_generations_eval
-        rewards = combine_rewards(self._rewards, self.reward_weights.to(self._rewards.device))
-        metrics = self._metrics[self._mode]
-        metrics["groups/useful"].append(useful_share(rewards, generations))
-        tasks = [str(row.get(self.args.task_column, "")) for row in inputs]
-        self._log_completion_extra("task", tasks)
-        everyones = gather_object(tasks)
-        for task in sorted(set(everyones) - {""}):
-            own = rewards[torch.tensor([name == task for name in everyones], device=rewards.device)]
-            metrics[f"reward/{task}"].append(own.nanmean().item())
-            metrics[f"groups/useful/{task}"].append(useful_share(own, generations))
-        return self._rewards
+    def _generate_single_turn(self, prompt_ids: list[list[int]], *others: Any, **options: Any) -> Any:
+        """One completion for each prompt (TRL has repeated them already): new ones, or what mining has sampled."""
+        samples = self._mined
+        if samples is None:
+            samples = self._draw(prompt_ids, *others, **options)
+        elif prompt_ids != samples.prompt_ids:
+            raise RuntimeError("the batch's prompts are not those that mining sampled")
+        self.gates.sampled = samples
+        return samples.completion_ids, None if None in samples.logps else samples.logps
 
-    def _advantages(self, inputs: list[dict[str, Any]], batch: dict[str, Any]) -> torch.Tensor:
+    def _draw(self, prompt_ids: list[list[int]], *others: Any, **options: Any) -> Samples:
+        """New completions."""
+        started = time.perf_counter()
+        single_turn = super()._generate_single_turn
+        watched: Any = self.guard.sampling() if self.guard else nullcontext([])
+        with watched as drawn:
+            samples = self.sampler.sample(
+                prompt_ids,
+                lambda prompts: single_turn(prompts, *others, **options),
+                record=self.gates.pending and self.model.training,
+            )
+            drawn.append(samples)
+        samples.end_empty(self.eos_token_ids[0])
+        seconds = time.perf_counter() - started
+        self._metrics[self._mode]["rollout/seconds_per_sample"].append(seconds / len(prompt_ids))
+        return samples
+
+    def _sample_rows(self, rows: list[Row]) -> Samples:
+        """Completions for rows that TRL has not asked for yet."""
+        prompt_ids, images, fields = self._tokenize_prompts([row["prompt"] for row in rows])
+        with self.sampler.rows(rows):
+            return self._draw(prompt_ids, images, fields, self.num_generations)
+
+    def _get_per_token_logps_and_entropies(self, model: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        return self.scorer(model, *args, **kwargs)
+
+    def _calculate_rewards(
+        self, inputs: list[Row], prompts: Any, completions: Any, completion_ids_list: list[list[int]]
+    ) -> torch.Tensor:
+        """Rewards (N, functions) of all processes, NaN where a function gave no usable number."""
+        per_function = self._screened(inputs, completion_ids_list)
+        training, metrics, tasks = self.model.training, self._metrics[self._mode], self._tasks(inputs)
+        rewards = self._rewards = self._combined(per_function)
+        if training and bool(rewards.isnan().all()):
+            if self.guard is None:
+                found = described({"rewards": [self.accelerator.process_index]})
+                raise Diverged(self.state.global_step + 1, found, remedy(["rewards"]))
+            self.guard.no_rewards()
+        if training and self.mining:
+            self.mining.observe(inputs, rewards.double().cpu().numpy(), metrics)
+        generations = self.num_generations if training else self.num_generations_eval
+        for name, value in by_task(rewards, ranks.everyones(tasks), generations).items():
+            metrics[name].append(value)
+        self._log_completion_extra("task", tasks)
+        return per_function
+
+    def _screened(self, inputs: list[Row], completion_ids: list[list[int]]) -> torch.Tensor:
+        calculate = super()._calculate_rewards
+        per_function, counts = self.rewards(calculate, inputs, completion_ids, len(self.reward_funcs))
+        for name, count in counts.items():
+            self._metrics[self._mode][f"rewards/{name}"].append(count)
+        return per_function
+
+    def _probe(self, inputs: list[Row], drawn: Samples) -> np.ndarray:
+        """Rewards (N,) of the global batch as it stands, without a trace in TRL's logs."""
+        per_function = self._screened(inputs, drawn.completion_ids)
+        self._pending_metrics.clear()
+        self._pending_extra_logs.clear()
+        return self._combined(per_function).double().cpu().numpy()
+
+    def _combined(self, per_function: torch.Tensor) -> torch.Tensor:
+        return combine_rewards(per_function, self.reward_weights.to(per_function.device))
+
+    def _tasks(self, inputs: list[Row]) -> list[str]:
+        return [str(row.get(self.args.task_column, "")) for row in inputs]
+
+    def _pass_gates(self, batch: Row) -> None:
+        """Measure the gates on the first batch, and go on only if they hold."""
+        results = self.gates.measure(batch, self.state.global_step)
+        for result in results:
+            self._metrics["train"][f"gates/{result.gate}"].append(result.measured)
+        if self.guard and self.guard.excuses(results):
+            return  # nothing was measured: the next batch has to pass them
+        gates.enforce(results)
+        self.gates.pending = False
+
+    def _advantages(self, inputs: list[Row], batch: Row) -> torch.Tensor:
         """This process's advantages in place of TRL's: (B,) by a baseline, or (B, C) by GAE."""
-        rewards = combine_rewards(self._rewards, self.reward_weights.to(self._rewards.device))
+        rewards, args = self._rewards, self.args
         start = self.accelerator.process_index * len(inputs)
         mine = slice(start, start + len(inputs))
         if self.value_head is not None:
-            mask = batch["completion_mask"] * batch.get("tool_mask", 1)
-            with torch.no_grad():
-                states = self._hidden_states(self.model, batch)
-            options = (self.args.gae_gamma, self.args.gae_lambda, self.args.scale_rewards == "batch", self.accelerator)
-            advantages, error = self.value_head.advantages(states, rewards[mine], mask, *options)
+            states = self.scorer.hidden_states(self.model, batch)
+            options = (args.gae_gamma, args.gae_lambda, args.scale_rewards == "batch", self.accelerator)
+            advantages, error = self.value_head.advantages(states, rewards[mine], batch["completion_mask"], *options)
             self._metrics["train"]["value/error"].append(error)
             return advantages
-        tasks = gather_object([str(row.get(self.args.task_column, "")) for row in inputs])
-        advantages = rewards - self.baseline(rewards, self.num_generations, tasks)
-        advantages = scale_advantages(advantages, rewards, self.num_generations, self.args.scale_rewards)
+        advantages = rewards - self.baseline(rewards, self.num_generations, ranks.everyones(self._tasks(inputs)))
+        advantages = scale_advantages(advantages, rewards, self.num_generations, args.scale_rewards)
         self._logs["advantages"].extend(advantages.tolist())  # pushes out TRL's, which are as many
         return advantages[mine]
 
-    # Schedule and checkpoints
+    # The loss and the update
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        loss = super().training_step(*args, **kwargs)
+        if self.guard:
+            self.guard.saw_loss(loss)
+        return loss
+
+    def _compute_loss(self, model: nn.Module, inputs: Row) -> torch.Tensor:
+        """The objective plus the KL penalty.
+
+        TRL loads a reference and scores it only while `self.beta` is not 0, and reads `self.beta` again in the loss;
+        so it is 0 for the length of this call alone.
+        """
+        training = self.model.training
+        if self.guard and training:
+            self.guard.saw_batch(inputs)
+        with self.scorer.at(inputs.get("temperatures")):
+            if self.beta == 0:
+                learns = scoring.rows_that_learn(inputs, self.args) if self.scorer.shared else None
+                if training:
+                    self.throughput.trained(inputs if learns is None else {key: inputs[key][learns] for key in SIDES})
+                with self.scorer.only(learns, inputs.get("old_per_token_logps")):
+                    return self.objective(model, inputs)
+            if training:
+                self.throughput.trained(inputs)
+            beta, self.beta = self.beta, 0.0
+            try:
+                with self.scorer.watched(hidden=self.kl.exact) as (logps, states):
+                    loss = self.objective(model, inputs)
+            finally:
+                self.beta = beta
+            accumulation = self.current_gradient_accumulation_steps if training else 1
+            loss = loss + self.kl(logps[0], states, inputs, training, accumulation)
+        if self.accelerator.sync_gradients:
+            self.kl.finish_step(self._metrics[self._mode], training)
+        return loss
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        """The gradient's norm; if the guard skips the step, there is no gradient afterwards."""
+        norm = super()._get_grad_norm(model, grad_norm)
+        if self.guard:
+            self.guard.check_gradient(model, norm)
+        return norm
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing broken is saved or evaluated; what is found here has the coming step skipped."""
+        if self.guard and (self.control.should_save or self.control.should_evaluate):
+            self.guard.check_weights()
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+
+    def _drop_samples(self, step: int) -> None:
+        """A fault has been found in this step: what was computed from the state before goes, samples are drawn anew."""
+        self.last_fault = step
+        self._buffered_inputs = self._entropy_window_stats = None
+
+    def _reset_reference(self) -> None:
+        """Make the current policy the reference and, as ProRL does, let the optimizer forget the old one's pull."""
+        plain = partial(self.accelerator.unwrap_model, keep_torch_compile=False)
+        plain(self.ref_model).load_state_dict(plain(self.model).state_dict())
+        if self.args.reference_reset_optimizer:
+            self.optimizer.state.clear()
+        self.kl.reset.done()
+        self.reference_replaced = True
+        self.state.log_history.append({"step": self.state.global_step, "reference_reset": True})
+        if self.guard:
+            self.guard.keep_reference()
+
+    # The run
 
     def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> Any:
-        if self.lr_scheduler is None and self.args.lr_schedule == "advanced":
-            self.lr_scheduler = advanced_scheduler(
-                optimizer or self.optimizer,
-                num_training_steps,
-                self.args.get_warmup_steps(num_training_steps),
-                self.args.lr_decay_steps,
-                self.args.lr_floor,
-            )
+        args = self.args
+        if self.lr_scheduler is None and args.lr_schedule == "advanced":
+            warmup = args.get_warmup_steps(num_training_steps)
+            parts = (num_training_steps, warmup, args.lr_decay_steps, args.lr_floor)
+            self.lr_scheduler = advanced_scheduler(optimizer or self.optimizer, *parts)
             self._created_lr_scheduler = True
         return super().create_scheduler(num_training_steps, optimizer)
 
-    # The trained model
-
-    def merged_model(self) -> PreTrainedModel:
-        """The policy as a plain model: itself or, where adapters train, a copy of the base with them merged into it."""
-        model: Any = self.accelerator.unwrap_model(self.model)
-        if not hasattr(model, "merge_and_unload"):
-            return model
-        merged = copy.deepcopy(model).merge_and_unload()
-        merged.__dict__.pop("forward", None)  # TRL's, which is bound to the original
-        return merged
-
-    def save_merged(self, folder: str | Path) -> None:
-        """Save the policy and its tokenizer so that they load without peft. Nothing is pushed."""
-        if not hasattr(self.accelerator.unwrap_model(self.model), "merge_and_unload"):
-            self.save_model(str(folder), _internal_call=True)
-        elif self.args.should_save:
-            self.merged_model().save_pretrained(folder)
-            self.processing_class.save_pretrained(folder)
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            self.kl.tighten(self.identity.recoveries, self.identity.new_recoveries)
 
     @property
     def stop_reason(self) -> str:
         """Why training stopped before its last step; empty if it did not."""
-        return self.kl_stop.reason
+        return self.kl.stop.reason
 
-    def _controls(self) -> dict[str, Stateful]:
-        return {
-            **super()._controls(),
-            "baseline": self.baseline,
-            "truth_probe": self.truth_probe,
-            "health": self.health,
-            **({} if self.miner is None else {"miner": self.miner}),
-        }
-
-    def _save_own_state(self, folder: Path, *args: Any) -> None:
-        super()._save_own_state(folder, *args)
-        if self.value_head is not None and self.args.should_save:
-            self.value_head.save(folder)
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is not None and self.value_head is not None:
-            self.value_head.load(Path(checkpoint))
-
-    # Hub
-
-    def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
-        """Make the repository, with errors that say what to do."""
-        with explained(self.args.hub_model_id or Path(self.args.output_dir).name, "nothing has been trained yet"):
-            super().init_hf_repo(*args, **kwargs)
-            check_write(self.hub_model_id, self.args.hub_token)
-
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """None from TRL, whose example talks to a chat model: the run writes its own, with what it measured."""
+    def close(self) -> None:
+        """End a vLLM engine in this process; left to the interpreter, it ends after the process group that it needs."""
+        engine = getattr(getattr(self, "vllm_generation", None), "llm", None)
+        if engine is not None:
+            engine.llm_engine.engine_core.shutdown()

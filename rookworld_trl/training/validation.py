@@ -15,7 +15,8 @@ from transformers import TrainingArguments
 from transformers.integrations import get_available_reporting_integrations
 
 from rookworld_trl.training.advantages import BASELINES
-from rookworld_trl.training.kl import KL_CONTROLS, KL_ESTIMATORS, KL_TYPES
+from rookworld_trl.training.kl import KL_ESTIMATORS, KL_TYPES
+from rookworld_trl.training.kl_control import KL_CONTROLS
 from rookworld_trl.training.placement import ATTENTION
 from rookworld_trl.training.refusal import require
 from rookworld_trl.training.schedules import LR_SCHEDULES

@@ -4,18 +4,12 @@ The head reads hidden states without sending gradients back, and has an optimize
 disturbs the policy nor ends up in the exported model.
 """
 
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import nn
 
 from rookworld_trl.training.advantages import at_last_token, gae
-
-VALUE_FILE = "value_head.safetensors"
-VALUE_OPTIMIZER_FILE = "value_head_optimizer.pt"
 
 
 class ValueHead:
@@ -24,9 +18,9 @@ class ValueHead:
     Args:
         width: size of the hidden states.
         hidden: size of the hidden layer.
-        learning_rate: of Adam, constant.
-        epochs: full-batch steps of each fit.
-        seed: of the initial weights, which are the same in every process.
+        learning_rate: constant Adam learning rate.
+        epochs: full-batch steps in each fit.
+        seed: draws the initial weights, the same in every process.
     """
 
     def __init__(
@@ -101,22 +95,22 @@ class ValueHead:
             advantages = advantages / ((total / count.clamp(min=1)).sqrt() + 1e-4)
         return advantages, error
 
-    def save(self, folder: Path) -> None:
-        save_file(self.net.state_dict(), str(folder / VALUE_FILE))
-        torch.save(self.optimizer.state_dict(), folder / VALUE_OPTIMIZER_FILE)
+    # Saved, restored and taken back like any control.
 
-    def load(self, folder: Path) -> None:
+    def state_dict(self) -> dict[str, Any]:
+        moments = [self.optimizer.state[parameter] for parameter in self.net.parameters()]
+        return {"weights": self.net.state_dict(), "moments": moments}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Raises:
-        ValueError: the checkpoint has no value head, or one of another shape.
+        ValueError: the state of a head of another shape.
         """
-        path = folder / VALUE_FILE
         try:
-            self.net.load_state_dict(load_file(str(path)))
-            self.optimizer.load_state_dict(
-                torch.load(folder / VALUE_OPTIMIZER_FILE, map_location="cpu", weights_only=True)
-            )
-        except (OSError, RuntimeError, KeyError, ValueError, SafetensorError) as error:
+            self.net.load_state_dict(state["weights"])
+        except RuntimeError as error:
             raise ValueError(
-                f"{path}: the value head cannot be restored ({error}); resume from a checkpoint of a run with the "
-                "same `use_gae` and `value_hidden_size`"
+                f"the value head cannot be restored ({error}); resume from a checkpoint of a run with the same "
+                "`value_hidden_size`"
             ) from error
+        for parameter, moments in zip(self.net.parameters(), state["moments"], strict=True):
+            self.optimizer.state[parameter] = {name: tensor.clone() for name, tensor in moments.items()}

@@ -39,7 +39,7 @@ def poison_moments(trainer: Any) -> None:
 
 
 def poison_coefficient(trainer: Any) -> None:
-    trainer.kl_controller.beta = NAN
+    trainer.kl.controller.beta = NAN
 
 
 def poison_baseline(trainer: Any) -> None:

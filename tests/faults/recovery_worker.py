@@ -24,7 +24,7 @@ def main(folder: Path, plan: list[tuple[int, int, str]], options: dict[str, Any]
         "seconds": time.monotonic() - started,
         "hashes": list(injector.hashes.values()),
         "finite": all(injector.finite.values()),
-        "attempts": trainer._attempts.count,
+        "attempts": trainer.guard.attempts.count,
     }
     (folder / f"rank-{trainer.args.process_index}.json").write_text(json.dumps(result), encoding="utf-8")
     trainer.accelerator.wait_for_everyone()

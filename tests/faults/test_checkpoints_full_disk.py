@@ -14,7 +14,7 @@ from tests.faults.toy import make_trainer
 
 def failing_at(trainer: Any, steps: set[int], size: int) -> Callable[..., Path]:
     """Saves of these steps meet a full disk."""
-    write = trainer._write
+    write = trainer.write_checkpoint
 
     def wrapped(*args: Any, **kwargs: Any) -> Path:
         if trainer.state.global_step not in steps:
@@ -36,7 +36,7 @@ def failing_at(trainer: Any, steps: set[int], size: int) -> Callable[..., Path]:
 )
 def test_a_full_disk_costs_one_checkpoint(tmp_path: Path, size: int, caplog: pytest.LogCaptureFixture) -> None:
     trainer = make_trainer(tmp_path, max_steps=3)
-    trainer._write = failing_at(trainer, {2}, size)  # type: ignore[method-assign]
+    trainer.write_checkpoint = failing_at(trainer, {2}, size)  # type: ignore[method-assign]
     trainer.train()
     names = sorted(path.name for path in tmp_path.iterdir() if path.is_dir())
     assert names == ["checkpoint-1", "checkpoint-3"]
@@ -47,7 +47,7 @@ def test_a_full_disk_costs_one_checkpoint(tmp_path: Path, size: int, caplog: pyt
 
 def test_the_last_checkpoint_has_to_be_written(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, max_steps=2)
-    trainer._write = failing_at(trainer, {2}, 500)  # type: ignore[method-assign]
+    trainer.write_checkpoint = failing_at(trainer, {2}, 500)  # type: ignore[method-assign]
     with pytest.raises(CheckpointError, match=r"checkpoint-2 could not be written.*earlier checkpoints are untouched"):
         trainer.train()
     assert store.newest_valid(tmp_path) == tmp_path / "checkpoint-1"
@@ -57,7 +57,7 @@ def test_the_last_checkpoint_has_to_be_written(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_disk_that_stays_full_ends_the_run(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, max_steps=9)
-    trainer._write = failing_at(trainer, set(range(2, 9)), 500)  # type: ignore[method-assign]
+    trainer.write_checkpoint = failing_at(trainer, set(range(2, 9)), 500)  # type: ignore[method-assign]
     with pytest.raises(CheckpointError):
         trainer.train()
     assert trainer.state.global_step == 4  # 2, 3 and 4 failed

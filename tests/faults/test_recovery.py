@@ -99,7 +99,7 @@ def test_faults_that_pass(kinds: dict[str, str], options: dict[str, Any], tmp_pa
     moments = list(trainer.optimizer.state_dict()["state"].values())
     assert all(finite(each.values()) for each in moments)
     assert finite(trainer.ref_model.parameters())
-    assert trainer.kl_stop.reason == ""
+    assert trainer.kl.stop.reason == ""
     assert all(math.isfinite(row["loss"]) for row in trainer.state.log_history if "loss" in row)
 
 
@@ -129,7 +129,7 @@ def test_back_to_the_last_state_that_had_a_good_step_after_it(tmp_path: Path) ->
     assert len({hashes[step] for step in (1, 2, 3, 4, 6, 7)}) == 6
     assert injector.rates == pytest.approx({1: 1e-2, 2: 1e-2, 3: 1e-2, 4: 1e-2, 5: 5e-3, 6: 5e-3, 7: 5e-3, 8: 5e-3})
     assert events(tmp_path)[0]["back_to_step"] == 3
-    assert trainer.healthy_steps == 3
+    assert trainer.state.global_step - trainer.last_fault == 3
     assert trainer.learning_rate_cut.state_dict() == {"scale": 0.5}
 
 
@@ -141,7 +141,7 @@ def test_moments_and_controls_go_back_too(tmp_path: Path) -> None:
 
     class Watch(Injector):
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            controls = (trainer.kl_controller.state_dict(), trainer.baseline.state_dict())
+            controls = (trainer.kl.controller.state_dict(), trainer.baseline.state_dict())
             seen[state.global_step] = copy_tree((trainer.optimizer.state_dict()["state"], controls))
 
     Watch(trainer, [(0, 5, "gradient")])

@@ -87,17 +87,15 @@ def test_checkpoints_become_stable_after_healthy_steps(finished_run: Path) -> No
 
 
 def test_an_unhealthy_step_delays_promotion(tmp_path: Path) -> None:
-    trainer = trainer_for(tmp_path / "run", stable_after_steps=2)
-    trainer.state.global_step = 5
     checkpoint = tmp_path / "run" / "checkpoint-3"
     promoted: list[Path] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(store, "promote", lambda folder, limit: promoted.append(folder))
-        for healthy, step, expected in ((1, 5, 0), (2, 5, 1)):  # a fault in step 4; none since step 3
-            trainer._unproven, trainer.healthy_steps, trainer.state.global_step = [checkpoint], healthy, step
-            trainer._promote()
+        for last_fault, expected in ((4, 0), (3, 1)):
+            stable = store.StableCheckpoints(after=2, limit=1, candidates=[checkpoint])
+            stable.step_done(5, last_fault, write=True)
             assert len(promoted) == expected
-            assert trainer._unproven == []
+            assert stable.candidates == []
 
 
 def test_special_checkpoints(run: Path) -> None:
@@ -306,13 +304,13 @@ def test_recovery_halves_the_rate_and_tightens_the_kl_for_good(run: Path) -> Non
     trainer = trainer_for(run, recovery_mode=True, kl_target=0.03)
     trainer.train(resume_from_checkpoint=str(run / "stable-2"))
     assert trainer.state.log_history[-2]["learning_rate"] == pytest.approx(5e-3)
-    assert (trainer.kl_controller.beta, trainer.kl_controller.target) == pytest.approx((0.02, 0.015))
+    assert (trainer.kl.controller.beta, trainer.kl.controller.target) == pytest.approx((0.02, 0.015))
     assert not (run / "superseded-stable-1").exists()
     assert (run / "superseded-checkpoint-3").exists()  # the course that was given up
     later = trainer_for(run, max_steps=4)  # `--auto_resume`, without the flag
     later.train(resume_from_checkpoint=True)
     assert later.state.log_history[-2]["learning_rate"] == pytest.approx(5e-3)
-    assert (later.kl_controller.beta, later.kl_controller.target) == pytest.approx((0.02, 0.015))
+    assert (later.kl.controller.beta, later.kl.controller.target) == pytest.approx((0.02, 0.015))
     assert later.identity.recoveries == 1
 
 
@@ -324,7 +322,7 @@ def test_a_second_recovery_does_not_repeat_the_first(run: Path) -> None:
         trainer.train(resume_from_checkpoint=str(run / stable))
         assert trainer.identity.recoveries == attempt
         assert trainer.state.log_history[-2]["learning_rate"] == pytest.approx(1e-2 / 2**attempt)
-        strict = (trainer.kl_controller.beta, trainer.kl_controller.target)
+        strict = (trainer.kl.controller.beta, trainer.kl.controller.target)
         assert strict == pytest.approx((0.01 * 2**attempt, 0.03 / 2**attempt))
     other = trainer_for(run, max_steps=2, save_steps=1, stable_after_steps=1, save_strategy="steps")
     other.train()

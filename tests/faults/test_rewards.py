@@ -7,42 +7,28 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
 from rookworld_trl.modeling.tokens import CUT_OFF
 from rookworld_trl.rewards import environment_reward, environment_reward_continuous, policy_reward
 from rookworld_trl.rewards.levels import UNPARSABLE
+from rookworld_trl.training.gates import FirstBatch
 from rookworld_trl.training.kl import KL_ESTIMATORS, KL_TYPES
 from rookworld_trl.training.recovery import finite
-from rookworld_trl.training.reward_screen import RewardScreen
-from rookworld_trl.training.rollout_trainer import RolloutTrainer
+from rookworld_trl.training.rewards import screened
+from rookworld_trl.training.sampler import Sampler, Samples
 from tests.faults.toy import make_trainer
 
 NAN, INF = math.nan, math.inf
 
 
 def test_screening_by_hand() -> None:
-    screen = RewardScreen(100.0)
-    given = [1, None, -0.5, True, np.float32(2), torch.tensor(3.0), NAN, INF, -INF, 101, -1e300, 10**400, "4"]
-    expected = [1, None, -0.5, 1, 2, 3, None, None, None, 100, -100, None, 4]
-    assert screen.screen(given, "f") == expected
-    assert (screen.numbers, screen.not_finite, screen.clamped) == (12, 4, 2)
-    assert screen.example == "'f' gave nan for completion 6"
-    assert screen.screen(np.array([0.5, NAN]), "f") == [0.5, None]
-    assert screen.screen(torch.tensor([0.5, 200.0]), "f") == [0.5, 100.0]
-
-
-@pytest.mark.parametrize("bad", [None, 0.5, [1.0, "high"], [1.0, [2.0]], [object()]])
-def test_what_is_no_list_of_numbers_is_named(bad: Any) -> None:
-    with pytest.raises(TypeError, match=r"reward function 'f' returned .* number, or None"):
-        RewardScreen(1.0).screen(bad, "f")
-
-
-def test_rewards_of_models_are_screened_too() -> None:
-    screened = RewardScreen(10.0).screen_tensor(torch.tensor([[1.0, NAN], [INF, -INF], [11.0, -1e30]]))
-    assert screened.nan_to_num(nan=99.0).tolist() == [[1, 99], [99, 99], [10, -10]]
+    given = torch.tensor([[1.0, NAN], [INF, NAN], [NAN, -INF], [11.0, -1e30], [-0.5, INF]])
+    found, counts = screened(given, 10.0)
+    assert found.nan_to_num(nan=99.0).tolist() == [[1, 99], [99, 99], [99, 99], [10, -10], [-0.5, 99]]
+    assert counts == {"not_finite": 2, "clamped": 2}
+    assert screened(torch.zeros(2, 1), 10.0)[1] == {}
 
 
 def train_with(folder: Path, reward: Any, **options: Any) -> tuple[Any, list[torch.Tensor]]:
@@ -67,7 +53,7 @@ def test_absurd_rewards_in_training(scale: str, baseline: str, tmp_path: Path) -
     """Groups of two: an infinite reward beside a good one, a NaN beside an infinite one, two huge ones."""
 
     def reward(completions: list[str], **_: Any) -> list[float]:
-        return [INF, 0.25, NAN, -INF, 1e300, -1e30, 0.5, 0.75]
+        return [INF, 0.25, NAN, -INF, 1e30, -1e30, 0.5, 0.75]
 
     options = {"scale_rewards": scale, "advantage_baseline": baseline, "per_device_train_batch_size": 8}
     trainer, advantages = train_with(tmp_path, reward, reward_limit=10.0, **options)
@@ -172,11 +158,12 @@ def test_empty_and_padding_completions(tmp_path: Path, monkeypatch: pytest.Monke
         texts.append(completions)
         return [0.0, 1.0, 0.0, 1.0]
 
-    def sample(self: Any, prompt_ids: Any, *_: Any, **__: Any) -> Any:
-        return [[], [0, 0, 0, 0], [1], [5, 6]], [[], [-1.0] * 4, [-1.0], [-1.0, -1.0]]
+    def sample(self: Any, prompt_ids: Any, *_: Any, **__: Any) -> Samples:
+        logps = [[], [-1.0] * 4, [-1.0], [-1.0, -1.0]]
+        return Samples(prompt_ids, [[], [0, 0, 0, 0], [1], [5, 6]], list(logps), list(logps))
 
-    monkeypatch.setattr(RolloutTrainer, "_generate_single_turn", sample)
-    monkeypatch.setattr(RolloutTrainer, "_check_gates", lambda *_: None)  # they compare with a real sampler
+    monkeypatch.setattr(Sampler, "sample", sample)
+    monkeypatch.setattr(FirstBatch, "measure", lambda *_: [])  # it compares with a real sampler
     trainer, advantages = train_with(tmp_path, reward)
     assert texts[0][:3] == ["", "<pad>" * 4 + CUT_OFF, ""]
     assert len(texts[0][3]) == 2 + len(CUT_OFF)

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from recipes import grpo
-from rookworld_trl.training import rollout_trainer
+from rookworld_trl.training import sampler
 from tests.recipes.conftest import positions
 
 
@@ -51,13 +51,13 @@ def test_rookworlds_rows_and_checkpoint_train(llmc_checkpoint, texts, held_out, 
         return made
 
     monkeypatch.setattr(grpo, "build", keep)
-    sampled, rollout = [], rollout_trainer.rollout
+    sampled, rollout = [], sampler.rollout
 
     def spy(model, prompt_ids, **options):
         sampled.extend(prompt_ids)
         return rollout(model, prompt_ids, **options)
 
-    monkeypatch.setattr(rollout_trainer, "rollout", spy)
+    monkeypatch.setattr(sampler, "rollout", spy)
     settings = {
         "model": llmc_checkpoint,
         "dataset": texts,

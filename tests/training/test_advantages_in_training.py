@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
+from rookworld_trl.checkpointing.state import load_tree
 from rookworld_trl.training import RookWorldGRPOTrainer
 from rookworld_trl.training.advantages import scale_advantages
 
@@ -20,7 +20,7 @@ def batch_of(trainer: RookWorldGRPOTrainer) -> tuple[dict[str, Any], torch.Tenso
     """The first generation batch, with each completion's reward."""
     trainer.model.train()
     batch = trainer._generate_and_score_completions(next(iter(trainer.get_train_dataloader())))
-    return batch, trainer._rewards[:, 0]
+    return batch, trainer._rewards
 
 
 @pytest.mark.parametrize("scale", ["none", "group", "batch"])
@@ -96,12 +96,12 @@ def test_value_head_is_saved_resumed_and_not_exported(
     resumed = make_trainer(max_steps=3, **settings)
     resumed.train(resume_from_checkpoint=str(folder))
     states = torch.randn(2, 3, 32)
-    saved = load_file(folder / "value_head.safetensors")
+    saved = load_tree(folder, "rookworld_state")["value_head"]["weights"]
     assert all(torch.equal(saved[name], tensor) for name, tensor in trainer.value_head.net.state_dict().items())
     assert not torch.equal(trainer.value_head.values(states), resumed.value_head.values(states))
     # The third step of the uninterrupted optimizer: Adam's own count came back too.
     steps = {int(state["step"]) for state in resumed.value_head.optimizer.state_dict()["state"].values()}
     assert steps == {3 * 4}
     trainer.save_model(str(tmp_path / "export"))
-    assert not (tmp_path / "export" / "value_head.safetensors").exists()
+    assert not (tmp_path / "export" / "rookworld_state.safetensors").exists()
     assert type(trainer.model).from_pretrained(tmp_path / "export").num_parameters() == trainer.model.num_parameters()

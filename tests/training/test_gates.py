@@ -81,7 +81,7 @@ def test_training_passes_the_gates_then_updates(make_trainer: Make) -> None:
     trainer = make_trainer(learning_rate=1e-2)
     before = trainer.model.transformer.wte.weight.detach().clone()
     trainer.train()
-    assert not trainer._gates_pending
+    assert not trainer.gates.pending
     assert not torch.equal(before, trainer.model.transformer.wte.weight)
     assert trainer.state.log_history[0]["kl"] == pytest.approx(0, abs=1e-9)
     assert trainer.state.log_history[1]["kl"] > 1e-6
@@ -130,7 +130,7 @@ def sample_warmer(trainer: RookWorldGRPOTrainer) -> None:
     ],
 )
 def test_a_fault_is_refused_before_any_update(make_trainer: Make, fault: Callable[[Any], None], gate: str) -> None:
-    """These are faults of the model's own forward pass; `test_learning.py` has one of the shared scoring."""
+    """These are faults of the model's own forward pass; `test_scoring.py` has one of the shared scoring."""
     trainer = make_trainer(learning_rate=1e-2, share_prefixes=False)
     fault(trainer)
     before = [parameter.detach().clone() for parameter in trainer.model.parameters()]

@@ -12,7 +12,7 @@ from trl import GRPOTrainer
 
 from rookworld_trl.checkpointing import store
 from rookworld_trl.training import RookWorldGRPOTrainer
-from rookworld_trl.training.stops import KLStop
+from rookworld_trl.training.kl_control import KLStop
 
 Make = Callable[..., RookWorldGRPOTrainer]
 LOSS_TYPES = ["grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo", "luspo", "vespo"]
@@ -26,7 +26,7 @@ def ready(trainer: RookWorldGRPOTrainer, drift: float = 0.05) -> tuple[RookWorld
     with torch.no_grad():
         for parameter in trainer.model.parameters():
             parameter.add_(drift * torch.randn_like(parameter))
-    trainer._gates_pending = False
+    trainer.gates.pending = False
     return trainer, trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
 
 
@@ -65,7 +65,7 @@ def test_the_coefficient_in_force_moves_the_loss(make_trainer: Make) -> None:
     trainer, inputs = ready(make_trainer(beta=0.5, loss_type="bnpo"))
     losses = {}
     for beta in (0.0, 0.5, 1.5):
-        trainer.kl_controller.beta = beta
+        trainer.kl.controller.beta = beta
         losses[beta] = trainer._compute_loss(trainer.model, inputs).item()
     mean_kl = trainer._metrics["train"]["kl"][0]
     assert mean_kl > 1e-3
@@ -121,7 +121,7 @@ def test_accumulation_meters_the_whole_step(make_trainer: Make) -> None:
     """Two micro-batches: one measurement and one adaptation for each optimizer step."""
     trainer = make_trainer(gradient_accumulation_steps=2, kl_control="multiplicative", kl_target=1e-6, kl_interval=1)
     trainer.train()
-    assert trainer.kl_controller.steps == trainer.state.global_step == 2
+    assert trainer.kl.controller.steps == trainer.state.global_step == 2
 
 
 def test_reference_reset(make_trainer: Make) -> None:

@@ -208,8 +208,9 @@ def test_exact_pass_rates_are_the_models_own(trainer_of: Trainers) -> None:
     trainer = trainer_of(task_sampling={"A": {"temperature": 0.7}})
     contents = [trainer.train_dataset[row] for row in (1, 3, 5)]
     contents[2] = {**contents[2], "target": "abc"}  # with its end token, four tokens
-    trainer._measure_pass_rates([1, 3, 5], contents)
-    assert trainer.miner is not None
+    assert trainer.mining is not None
+    trainer.mining.measure_pass_rates([1, 3, 5], contents)
+    known = trainer.mining.miner
     tokenizer = trainer.processing_class
     for row, content in zip((1, 3), contents, strict=False):
         prompt = tokenizer(content["prompt"])["input_ids"]
@@ -217,8 +218,8 @@ def test_exact_pass_rates_are_the_models_own(trainer_of: Trainers) -> None:
         with torch.no_grad():
             logps = (trainer.model(torch.tensor([prompt + truth])).logits[0] / 0.7).log_softmax(-1)
         expected = sum(logps[len(prompt) - 1 + i, token].item() for i, token in enumerate(truth))
-        assert trainer.miner.pass_rates[trainer.miner.keys[row]] == pytest.approx(np.exp(expected), rel=1e-4)
-    assert trainer.miner.pass_rates[trainer.miner.keys[5]] == 0
+        assert known.pass_rates[known.keys[row]] == pytest.approx(np.exp(expected), rel=1e-4)
+    assert known.pass_rates[known.keys[5]] == 0
 
 
 @pytest.mark.parametrize("backend", ["native", "transformers"])
@@ -241,7 +242,7 @@ def test_a_mined_batch(trainer_of: Trainers, backend: str) -> None:
     metrics = trainer._metrics["train"]
     assert {"mining/ordinary_useful", "mining/resampled", "mining/pass_rate", "groups/useful"} <= metrics.keys()
     assert len(metrics["rewards/right/mean"]) == 1, "probing leaves no trace in TRL's logs"
-    assert not trainer._gates_pending
+    assert not trainer.gates.pending
     assert (batch.get("sampling_per_token_logps") is not None) == (backend == "native")
 
 
@@ -262,11 +263,11 @@ def test_only_dull_groups_are_sampled_again(trainer_of: Trainers, monkeypatch: p
     """Rewards by call: first all groups agree but the third and an ordinary one, then all differ."""
     trainer = trainer_of(mining_rounds=3, mining_candidates=1)  # one candidate: at first, the prompts as planned
     trainer.model.train()
-    assert trainer.miner is not None
-    monkeypatch.setattr(trainer.miner, "split", lambda tasks: [0, 1, 2, 3, 4, 5])
+    assert trainer.mining is not None
+    monkeypatch.setattr(trainer.mining.miner, "split", lambda tasks: [0, 1, 2, 3, 4, 5])
     differing = {2, 7}
     sampled: list[int] = []
-    sample = trainer._native_rollout
+    sample = trainer.sampler._native
 
     def counting(prompt_ids: Any, *rest: Any) -> Any:
         sampled.append(len(prompt_ids))
@@ -278,7 +279,7 @@ def test_only_dull_groups_are_sampled_again(trainer_of: Trainers, monkeypatch: p
         return values
 
     rewards.__name__ = "right"
-    monkeypatch.setattr(trainer, "_native_rollout", counting)
+    monkeypatch.setattr(trainer.sampler, "_native", counting)
     trainer.reward_funcs = [rewards]
     planned = next(iter(trainer.get_train_dataloader()))
     inputs = [dict(row) for row in planned]
@@ -309,13 +310,13 @@ def test_what_the_miner_knows_is_saved_and_resumed(
     settings = {"max_steps": 2, "save_strategy": "steps", "save_steps": 1}
     trainer = trainer_of(**settings)
     trainer.train()
-    assert trainer.miner is not None
-    assert trainer.miner.pass_rates
+    assert trainer.mining is not None
+    assert trainer.mining.miner.pass_rates
     policy.load_state_dict(start)  # a run starts again from the same model
     again = trainer_of(**settings)
     again.train(resume_from_checkpoint=str(Path(options["output_dir"]) / "checkpoint-2"))
-    assert again.miner is not None
-    assert again.miner.state_dict() == trainer.miner.state_dict()
+    assert again.mining is not None
+    assert again.mining.miner.state_dict() == trainer.mining.miner.state_dict()
 
 
 def test_a_curriculum_chooses(trainer_of: Trainers) -> None:

@@ -46,7 +46,7 @@ def test_a_reference_on_another_device_gives_the_same_run(make_trainer: Make, po
     beside = trained(make_trainer, share_prefixes=share)
     policy.load_state_dict(start)
     elsewhere = trained(make_trainer, share_prefixes=share, ref_device="cpu")
-    assert (beside.ref_device, elsewhere.ref_device) == (None, CPU)
+    assert (beside.scorer.device, elsewhere.scorer.device) == (None, CPU)
     for log, other in zip(beside.state.log_history, elsewhere.state.log_history, strict=True):
         assert {k: v for k, v in log.items() if k in ("kl", "loss", "reward")} == {
             k: v for k, v in other.items() if k in ("kl", "loss", "reward")

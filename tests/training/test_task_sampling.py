@@ -13,6 +13,7 @@ from rookworld_trl.modeling.gpt2 import GPT2
 from rookworld_trl.modeling.shared_prefix import SharedPrefixDecoder
 from rookworld_trl.modeling.shared_scoring import per_token_logps
 from rookworld_trl.training import GateError, RookWorldGRPOConfig, RookWorldGRPOTrainer, gates
+from rookworld_trl.training.sampler import Sampler
 
 Make = Callable[..., RookWorldGRPOTrainer]
 
@@ -67,8 +68,7 @@ def test_rows_are_sampled_and_scored_at_their_own_temperature(make: Make, backen
     lengths = batch["completion_mask"].sum(1).tolist()
     assert max(n for n, row in zip(lengths, inputs, strict=True) if row["task"] == "A") <= 3
     assert max(n for n, row in zip(lengths, inputs, strict=True) if row["task"] == "P") > 3
-    trainer._loss_logps = []
-    with torch.no_grad(), trainer._scoring_at(batch["temperatures"]):
+    with torch.no_grad(), trainer.scorer.at(batch["temperatures"]):
         ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1)
         mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], 1)
         keep = batch["completion_ids"].shape[1]
@@ -142,7 +142,7 @@ def test_the_gates_see_a_row_scored_at_anothers_temperature(make: Make, monkeypa
     def forgetful(temperatures: Any) -> Iterator[None]:
         yield
 
-    monkeypatch.setattr(trainer, "_scoring_at", forgetful)
+    monkeypatch.setattr(trainer.scorer, "at", forgetful)
     with pytest.raises(GateError, match="gate 'sampler' FAILS") as caught:
         trainer.train()
     assert {result.gate for result in caught.value.results if not result.passed} == {"padding", "sampler"}
@@ -161,13 +161,13 @@ def test_a_cold_task_is_sampled_greedily_and_the_other_is_not(make: Make) -> Non
 def test_drafts_change_no_sample(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """`A` rows draft their truth with its end token, others nothing; samples are those drawn without drafts."""
     seen: list[Any] = []
-    original = RookWorldGRPOTrainer._native_rollout
+    original = Sampler._native
 
     def watched(self: Any, prompt_ids: Any, requests: Any, seed: int) -> Any:
         seen.append({tuple(ids): request.draft for ids, request in zip(prompt_ids, requests, strict=True)})
         return original(self, prompt_ids, requests, seed)
 
-    monkeypatch.setattr(RookWorldGRPOTrainer, "_native_rollout", watched)
+    monkeypatch.setattr(Sampler, "_native", watched)
     batches = []
     for drafted in (False, True):
         trainer = make(rollout_backend="native", draft_rollouts=drafted, task_sampling=None)

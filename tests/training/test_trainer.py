@@ -82,7 +82,7 @@ def test_the_head_scores_in_float32_under_autocast(make_trainer: Make, policy: G
         logps = model(ids).logits.log_softmax(-1)[:, 3:-1].gather(-1, ids[:, 4:, None])[..., 0]
     for shared in (False, True):
         trainer = make_trainer(_model=copy.deepcopy(model), bf16=True, share_prefixes=shared)
-        assert trainer.share_prefixes is shared
+        assert trainer.scorer.shared is shared
         for scored in (trainer.model, trainer.ref_model):
             with torch.no_grad(), trainer.accelerator.autocast():
                 found, *_ = trainer._get_per_token_logps_and_entropies(scored, ids, torch.ones_like(ids), 6)
@@ -109,7 +109,7 @@ def test_context_overrun_is_named(make_trainer: Make) -> None:
 
 
 def test_backend_choice(make_trainer: Make, tiny_tokenizer: PreTrainedTokenizerFast) -> None:
-    assert make_trainer(rollout_backend="auto").rollout_backend == "native"
+    assert make_trainer(rollout_backend="auto").sampler.backend == "native"
     llama = LlamaForCausalLM(
         LlamaConfig(
             vocab_size=len(tiny_tokenizer),
@@ -121,7 +121,7 @@ def test_backend_choice(make_trainer: Make, tiny_tokenizer: PreTrainedTokenizerF
         )
     )
     trainer = make_trainer(_model=llama, rollout_backend="auto")
-    assert trainer.rollout_backend == "transformers"
+    assert trainer.sampler.backend == "transformers"
     trainer.train()
     with pytest.raises(ValueError, match=r"'native', which decodes GPT-2 .* LlamaForCausalLM"):
         make_trainer(_model=llama, rollout_backend="native")
@@ -135,7 +135,7 @@ def test_native_rollout_gets_the_trainers_settings(make_trainer: Make, monkeypat
         rows = range(len(prompt_ids))
         return SimpleNamespace(completion_ids=[[row] for row in rows], logps=[[-float(row)] for row in rows])
 
-    monkeypatch.setattr("rookworld_trl.training.rollout_trainer.rollout", rollout)
+    monkeypatch.setattr("rookworld_trl.training.sampler.rollout", rollout)
     trainer = make_trainer(rollout_backend="native", temperature=0.7)
     prompts = [[3, 4]] * 4 + [[5]] * 4
     completions, logps = trainer._generate_single_turn(prompts, None, {}, 4)
@@ -173,7 +173,7 @@ def test_adapters_train_against_their_base(
             tiny_tokenizer,
             peft_config=LoraConfig(r=2, target_modules=["c_attn"], fan_in_fan_out=True),
         )
-        assert trainer.rollout_backend == "transformers"
+        assert trainer.sampler.backend == "transformers"
         assert trainer.ref_model is None
         base = policy.transformer.wte.weight.detach().clone()
         trainer.train()

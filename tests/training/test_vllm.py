@@ -76,7 +76,7 @@ def test_vllm_samples_with_the_newest_weights(make_trainer: Make, engine: type[E
         rollout_backend="vllm", vllm_mode="colocate", bf16=True, learning_rate=1e-2, max_steps=3, beta=0.0
     )
     assert trainer.args.use_vllm
-    assert trainer.rollout_backend == "vllm"
+    assert trainer.sampler.backend == "vllm"
     trainer.train()
     (run,) = engine.runs
     assert run.syncs == 3

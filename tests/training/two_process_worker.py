@@ -14,20 +14,22 @@ from transformers import AutoTokenizer, GPT2LMHeadModel
 
 from rookworld_trl.checkpointing.exits import close_process_group
 from rookworld_trl.training import RookWorldGRPOConfig, RookWorldGRPOTrainer
+from rookworld_trl.training.sampler import Samples
 
 PROMPTS = ["P: a", "P: abcdefgh", "A: e", "P: aa bb cc dd", "A: 1234567890", "P: b", "A: h1h2", "P: kqr"]
 
+TOKENS = 42  # of the tests' tokenizer
 
-class FixedSampling(RookWorldGRPOTrainer):
+
+def fixed(prompt_ids: list[list[int]], *_: Any, **__: Any) -> Samples:
     """Completions depend on the prompt and on the number in the group alone, so that both runs see the same batch."""
-
-    def _generate_single_turn(self, prompt_ids: list[list[int]], *_: Any, **__: Any) -> Any:
-        completions = []
-        for prompt, run in groupby(prompt_ids):
-            for number, _row in enumerate(run):
-                dice = random.Random(f"{prompt} {number}")
-                completions.append([dice.randrange(3, len(self.processing_class)) for _ in range(dice.randint(1, 6))])
-        return completions, None
+    samples = Samples.blank(len(prompt_ids))
+    samples.prompt_ids, samples.completion_ids = prompt_ids, []
+    for prompt, run in groupby(prompt_ids):
+        for number, _row in enumerate(run):
+            dice = random.Random(f"{prompt} {number}")
+            samples.completion_ids.append([dice.randrange(3, TOKENS) for _ in range(dice.randint(1, 6))])
+    return samples
 
 
 def share_of_letters(completions: list[str], **_: Any) -> list[float]:
@@ -55,7 +57,7 @@ def main(checkpoint: str, output: str, options: str) -> None:
         seed=1,
         **json.loads(options),
     )
-    trainer = FixedSampling(
+    trainer = RookWorldGRPOTrainer(
         GPT2LMHeadModel.from_pretrained(checkpoint),
         share_of_letters,
         args,
@@ -63,6 +65,8 @@ def main(checkpoint: str, output: str, options: str) -> None:
         None,
         tokenizer,
     )
+    trainer.sampler.sample = fixed  # type: ignore[method-assign]
+    trainer.gates.pending = False  # they compare with a real sampler
     trainer.train()
     if trainer.accelerator.is_main_process:
         weights = trainer.accelerator.unwrap_model(trainer.model).state_dict()

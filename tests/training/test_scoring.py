@@ -9,7 +9,7 @@ import torch
 from transformers import GPT2LMHeadModel
 from trl import GRPOTrainer
 
-from rookworld_trl.training import GateError, RookWorldGRPOTrainer, learning
+from rookworld_trl.training import GateError, RookWorldGRPOTrainer, scoring
 
 Make = Callable[..., RookWorldGRPOTrainer]
 
@@ -51,7 +51,7 @@ def test_regroup_by_hand(
     """Prompts 5, 6 and 8, and 0-padded 8 (which is another one), in order of first appearance."""
     args = arguments(gradient_accumulation_steps=accumulation, steps_per_generation=steps)
     before = [batch_of([5, 6, 5, 6], 0), batch_of([8, -8, 5, 6], 4)]
-    after = learning.regroup(before, args)
+    after = scoring.regroup(before, args)
     assert rows_of(after) == expected
     for batch, rows in zip(after, expected, strict=True):
         assert batch["completion_ids"].tolist() == [[row, 10 * row] for row in rows]
@@ -62,7 +62,7 @@ def test_regroup_by_hand(
 @pytest.mark.parametrize("option", [{"loss_type": "bnpo"}, {"entropy_coef": 0.01}, {"top_entropy_quantile": 0.5}])
 def test_nothing_moves_where_the_loss_depends_on_micro_batches(arguments: Any, option: dict[str, Any]) -> None:
     args = arguments(gradient_accumulation_steps=2, **option)
-    assert rows_of(learning.regroup([batch_of([5, 6], 0), batch_of([5, 6], 2)], args)) == [[0, 1], [2, 3]]
+    assert rows_of(scoring.regroup([batch_of([5, 6], 0), batch_of([5, 6], 2)], args)) == [[0, 1], [2, 3]]
 
 
 SETTINGS: list[dict[str, Any]] = [
@@ -85,7 +85,7 @@ def test_same_updates_as_the_models_own_forward(
         options = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 4, "optim": "sgd"}
         options |= {"learning_rate": 0.1, "beta": 0.1, "rollout_backend": "native", "max_grad_norm": 1e9}
         trainer = make_trainer(share_prefixes=share, **options | settings)
-        assert trainer.share_prefixes is share
+        assert trainer.scorer.shared is share
         trainer.train()
         moved = torch.cat([(trainer.model.state_dict()[name] - start[name]).flatten() for name in start])
         results.append((moved, trainer.state.log_history))
@@ -118,7 +118,7 @@ def test_rows_without_an_advantage_are_not_computed_where_there_is_no_kl(
     make_trainer: Make, policy: GPT2LMHeadModel, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]
 ) -> None:
     start = {name: tensor.clone() for name, tensor in policy.state_dict().items()}
-    original, moved, counts = learning.per_token_logps, [], []
+    original, moved, counts = scoring.per_token_logps, [], []
     for skip in (False, True):
         policy.load_state_dict(start)
         rows: list[int] = []
@@ -128,9 +128,9 @@ def test_rows_without_an_advantage_are_not_computed_where_there_is_no_kl(
                 rows.append(len(prompt_ids))
             return original(gpt2, prompt_ids, *rest)
 
-        monkeypatch.setattr(learning, "per_token_logps", counting)
+        monkeypatch.setattr(scoring, "per_token_logps", counting)
         if not skip:
-            monkeypatch.setattr(learning, "rows_that_learn", lambda *_: None)
+            monkeypatch.setattr(scoring, "rows_that_learn", lambda *_: None)
         options = {"beta": 0.0, "per_device_train_batch_size": 32, "optim": "sgd", "learning_rate": 0.1}
         options |= {"rollout_backend": "native", "max_grad_norm": 1e9, "scale_rewards": "group"}
         trainer = make_trainer(_reward=agreed_on_some, **options | settings)
@@ -149,14 +149,14 @@ def test_rows_without_an_advantage_are_not_computed_where_there_is_no_kl(
 def test_micro_batches_of_training_hold_whole_groups(make_trainer: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """Seams `_prepare_inputs`, `_buffered_inputs` and `_step` of TRL."""
     calls: list[tuple[int, int]] = []
-    original = learning.per_token_logps
+    original = scoring.per_token_logps
 
     def counting(gpt2: Any, prompt_ids: torch.Tensor, *rest: Any) -> Any:
         if torch.is_grad_enabled():
             calls.append((len(prompt_ids), len(prompt_ids.unique(dim=0))))
         return original(gpt2, prompt_ids, *rest)
 
-    monkeypatch.setattr(learning, "per_token_logps", counting)
+    monkeypatch.setattr(scoring, "per_token_logps", counting)
     trainer = make_trainer(per_device_train_batch_size=8, gradient_accumulation_steps=2)
     trainer.train()
     assert calls == [(8, 2)] * 4
@@ -178,22 +178,22 @@ def test_stock_deals_groups_over_micro_batches(make_stock: Callable[..., GRPOTra
 )
 def test_what_needs_the_models_own_forward_gets_it(make_trainer: Make, option: dict[str, Any]) -> None:
     trainer = make_trainer(**option)
-    assert not trainer.share_prefixes
+    assert not trainer.scorer.shared
     trainer.train()
 
 
 def test_adapters_go_through_the_models_own_forward(make_trainer: Make, policy: GPT2LMHeadModel) -> None:
     adapted = peft.get_peft_model(policy, peft.LoraConfig(target_modules=["c_attn"], task_type="CAUSAL_LM"))
-    assert not learning.can_share(adapted, make_trainer().args, make_trainer().accelerator)
+    assert not scoring.can_share(adapted, make_trainer().args, make_trainer().accelerator)
 
 
 def test_gates_watch_the_shared_path(make_trainer: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """The fault of stock TRL, planted here: positions counted over the padding."""
-    original = learning.per_token_logps
+    original = scoring.per_token_logps
 
     def shifted(gpt2: Any, prompt_ids: torch.Tensor, prompt_mask: torch.Tensor, *rest: Any) -> Any:
         return original(gpt2, prompt_ids, torch.ones_like(prompt_mask), *rest)
 
-    monkeypatch.setattr(learning, "per_token_logps", shifted)
+    monkeypatch.setattr(scoring, "per_token_logps", shifted)
     with pytest.raises(GateError, match="gate 'padding' FAILS"):
         make_trainer().train()

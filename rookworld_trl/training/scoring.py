@@ -1,12 +1,12 @@
-"""The learning phase on shared prefixes: scoring without repetition, and micro-batches that hold whole groups.
+"""Log-probs of completions: on shared prefixes where that is possible, by TRL's forward pass elsewhere.
 
 A group's completions are scored together (`rookworld_trl.modeling.shared_scoring`), so its prompt is computed once
 instead of `num_generations` times, if its rows are in one micro-batch. TRL shuffles a generation batch before it cuts
 it; here each optimizer step still consumes the rows that TRL gave it, with those of a group next to each other.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from itertools import chain
 from typing import Any
 
@@ -14,13 +14,143 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import nn
+from trl.trainer.utils import use_adapter
 
 from rookworld_trl.modeling.gpt2 import GPT2
 from rookworld_trl.modeling.hooks import hooked
 from rookworld_trl.modeling.shared_scoring import per_token_logps
+from rookworld_trl.training import placement
 from rookworld_trl.training.config import RookWorldGRPOConfig
+from rookworld_trl.training.kl import capture_hidden
 
 Batch = dict[str, Any]
+
+
+class Scorer:
+    """Scores completions for the loss, the reference and the gates alike.
+
+    Args:
+        args: the configuration.
+        accelerator: for the precision.
+        policy: the model that is trained.
+        reference: None with adapters, which are switched off in its place, or without KL.
+        device: of a reference that does not sit beside the policy.
+        stock: TRL's own scoring, `_get_per_token_logps_and_entropies` of `GRPOTrainer`.
+
+    Attributes:
+        shared: each distinct prefix of a batch is computed once.
+    """
+
+    def __init__(
+        self,
+        args: RookWorldGRPOConfig,
+        accelerator: Accelerator,
+        policy: nn.Module,
+        reference: nn.Module | None,
+        device: torch.device | None,
+        stock: Callable[..., Any],
+    ):
+        self.args, self.accelerator, self.policy, self.stock = args, accelerator, policy, stock
+        self.reference, self.device = reference, device
+        self.shared = can_share(policy, args, accelerator)
+        self._temperatures: torch.Tensor | None = None  # (B,) of the rows being scored; None: all `args.temperature`
+        self._only: tuple[torch.Tensor, torch.Tensor | None] | None = None  # of `score_some`; None: all rows
+        self._passes: list[torch.Tensor] | None = None  # collects log-probs while somebody watches
+
+    @contextmanager
+    def at(self, temperatures: torch.Tensor | None) -> Iterator[None]:
+        """Score the rows of each batch at these temperatures (B,); None: all at `args.temperature`."""
+        outer, self._temperatures = self._temperatures, temperatures
+        try:
+            yield
+        finally:
+            self._temperatures = outer
+
+    @contextmanager
+    def only(self, rows: torch.Tensor | None, others: torch.Tensor | None) -> Iterator[None]:
+        """Compute these rows only (`score_some`); None: all."""
+        self._only = None if rows is None else (rows, others)
+        try:
+            yield
+        finally:
+            self._only = None
+
+    @contextmanager
+    def watched(self, hidden: bool) -> Iterator[tuple[list[torch.Tensor], list[torch.Tensor]]]:
+        """Collect log-probs and, if asked for, the policy's last hidden states of each pass inside the block."""
+        self._passes = []
+        capture: Any = capture_hidden(self.policy) if hidden else nullcontext([])
+        try:
+            with capture as states:
+                yield self._passes, states
+        finally:
+            self._passes = None
+
+    def __call__(self, model: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        """As TRL's `_get_per_token_logps_and_entropies`: log-probs, entropies or None, auxiliary loss or None."""
+        if model is not self.reference or self.device is None:
+            result = self._score(model, *args, **kwargs)
+        else:
+            result = self._elsewhere(self.device, model, *args, **kwargs)
+        if self._passes is not None:
+            self._passes.append(result[0])
+        return result
+
+    def logps(
+        self,
+        model: nn.Module,
+        ids: torch.Tensor,
+        mask: torch.Tensor,
+        keep: int,
+        temperatures: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Log-probs (B, keep) of the last tokens alone, at these temperatures (B,)."""
+        with self.at(temperatures):
+            return self(model, ids, mask, keep)[0]
+
+    def _elsewhere(self, device: torch.device, model: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        """Inputs go to the model's device, results come back."""
+        home = self.accelerator.device
+        args, kwargs = placement.moved((args, kwargs), device)
+        precision = placement.precision_of(home, device, self.accelerator.mixed_precision)
+        # Triton launches on the current device, whichever its arguments are on.
+        current: Any = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+        with self.at(placement.moved(self._temperatures, device)), precision, current:
+            return placement.moved(self._score(model, *args, **kwargs), home)
+
+    def _score(self, model: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        temperatures, common = self._temperatures, self.args.temperature
+        if self.shared:
+            temperature = common if temperatures is None else temperatures
+            with self.accelerator.autocast():
+                if self._only is None:
+                    return score(temperature, model, *args, **kwargs)
+                return score_some(*self._only, temperature, model, *args, **kwargs)
+        scaled: Any = nullcontext()
+        if temperatures is not None:
+            scaled = at_temperatures(self.accelerator.unwrap_model(model), temperatures, common)
+        with scaled:
+            return self.stock(model, *args, **kwargs)
+
+    def hidden_states(self, model: nn.Module, batch: Batch) -> torch.Tensor:
+        """Last hidden states (B, C, H) that predict the completion's tokens."""
+        ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
+        mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)
+        keep = batch["completion_ids"].shape[1]
+        with torch.no_grad(), capture_hidden(model) as states:
+            self.stock(model, ids, mask, keep, batch_size=self.args.per_device_train_batch_size)
+        return torch.cat(states)[:, -keep - 1 : -1]
+
+    @contextmanager
+    def reference_model(self) -> Iterator[nn.Module]:
+        """The reference; with adapters, the policy while they are switched off."""
+        if self.reference is not None:
+            yield self.reference
+        else:
+            policy = self.accelerator.unwrap_model(self.policy)
+            # As TRL does: an adapter that came with the model has a frozen copy of its start beside it.
+            with use_adapter(policy, "ref" if "ref" in policy.peft_config else None):
+                yield self.policy
 
 
 def can_share(model: nn.Module, args: RookWorldGRPOConfig, accelerator: Accelerator) -> bool:

@@ -1,0 +1,209 @@
+"""The durable GRPO trainer: a run is interrupted and goes on exactly, at any step.
+
+It knows where TRL stands between two steps, and nothing of what the layer above computes in one.
+"""
+
+import copy
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from transformers import PreTrainedModel
+from transformers.trainer_utils import HubStrategy
+from transformers.utils.hub import PushInProgress
+from trl import GRPOTrainer
+from trl.trainer.utils import RepeatSampler
+
+from rookworld_trl.checkpointing import identity, store
+from rookworld_trl.checkpointing.durable import DurableTrainer
+from rookworld_trl.checkpointing.state import Stateful, load_state, save_state
+from rookworld_trl.modeling.hub import check_write, explained, push_in_background
+
+
+class EpochSampler(RepeatSampler):
+    """TRL's sampler, with the shuffle of each epoch drawn from seed and epoch alone.
+
+    TRL's draws on and on from one generator, so a resumed run would see the first epoch's order again. In epoch 0 both
+    give the same order.
+    """
+
+    epoch = 0
+
+    def __iter__(self) -> Iterator[int]:
+        if self.shuffle:
+            self.generator.manual_seed((self.seed or 0) + self.epoch)
+        return super().__iter__()
+
+
+class DurableGRPOTrainer(DurableTrainer, GRPOTrainer):
+    """Resumes TRL's trainer bit for bit on the same CPU.
+
+    Beyond what every `DurableTrainer` keeps, a checkpoint holds the place in TRL's generation cycle with its
+    completions, every control, and a reference that is no longer the one of the start.
+
+    Attributes:
+        controls: whatever carries state from step to step, by its name in a checkpoint; the layer above fills it in.
+        reference_replaced: the reference has other weights than at the start, so that checkpoints must hold it.
+        last_fault: the optimizer step in which a fault was found last; 0: none yet.
+    """
+
+    _buffered_inputs: Any
+    _entropy_window_stats: Any
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.controls: dict[str, Stateful] = {}
+        self.reference_replaced = False
+        self.last_fault = 0
+        self._stable = store.StableCheckpoints(self.args.stable_after_steps, self.args.stable_total_limit)
+        self._epoch_sampler: EpochSampler | None = None
+
+    def facts(self) -> dict[str, Any]:
+        weights = self._starting_weights()
+        return {
+            "rewards": list(self.reward_func_names),
+            "train_dataset": identity.dataset_digests(self.train_dataset, ordered=not self.args.shuffle_dataset),
+            "starting_weights": identity.weights_digest(weights) if weights else None,
+            "tokenizer": identity.tokenizer_digest(self.processing_class),
+        }
+
+    # Writing
+
+    def save_special(self, kind: Literal["recovery", "debug"], extra: Mapping[str, Any] | None = None) -> Path:
+        """Write the present state as `<kind>-<step>`, outside of the rotation; see `write_checkpoint`."""
+        folder = self.write_checkpoint(kind, extra=extra)
+        if self.args.should_save:
+            store.prune(folder.parent, kind, self.args.debug_total_limit, [folder])  # later steps' may be there
+        return folder
+
+    def _saved(self, folder: Path) -> None:
+        self._stable.candidates.append(folder)
+        super()._saved(folder)
+        if self.args.push_to_hub:
+            self._push_from_checkpoint(str(folder))
+
+    def _also_kept(self) -> list[Path]:
+        return [*self._stable.candidates[:1], *super()._also_kept()]
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Upload a checkpoint on the way, in the background, as `hub_strategy` says; a push still under way goes first.
+
+        In place of transformers', which uploads the output folder: logs and checkpoints of other kinds with it. Not
+        while staging: the upload would outlive the folder's name; `_save_checkpoint` asks again afterwards.
+        """
+        args, pushed = self.args, getattr(self, "push_in_progress", None)
+        if self._staging is not None or not self.is_world_process_zero() or args.hub_strategy == HubStrategy.END:
+            return
+        running = [] if pushed is None or pushed.is_done() else pushed.jobs
+        if running and not args.hub_always_push:
+            return
+        self.callback_handler.on_push_begin(args, self.state, self.control)
+        folder = Path(checkpoint_folder)
+        names = {HubStrategy.CHECKPOINT: "last-checkpoint", HubStrategy.ALL_CHECKPOINTS: folder.name}
+        message = f"Training in progress, step {self.state.global_step}"
+        where = (self.hub_model_id, args.hub_token, args.hub_revision)
+        jobs = push_in_background(folder, *where, message, whole_as=names.get(args.hub_strategy))
+        self.push_in_progress = PushInProgress([*running, *jobs])
+
+    def _write_parts(self, folder: Path) -> None:
+        super()._write_parts(folder)
+        replaced = self.reference_replaced or (self.args.sync_ref_model and self.ref_model is not None)
+        save_state(folder, self.controls, self._plain_reference() if replaced else None)
+
+    def _progress(self) -> dict[str, Any]:
+        """Also where this process stands in TRL's generation cycle."""
+        cycle = self.args.steps_per_generation * self.num_iterations
+        return {
+            "step": self._step,
+            "buffered_inputs": self._buffered_inputs if self._step % cycle else None,
+            "entropy_window_stats": self._entropy_window_stats,
+            "logs": {
+                "rows": {name: list(self._logs[name]) for name in ("prompt", "completion", "advantages")},
+                "rewards": {name: list(values) for name, values in self._logs["rewards"].items()},
+                "extra": {name: list(values) for name, values in self._logs["extra"].items()},
+            }
+            if self.log_completions
+            else None,
+            **super()._progress(),
+        }
+
+    # Resuming
+
+    def _choose_start(self, wanted: str | Path | bool | None) -> tuple[Path | None, dict[str, Any], float]:
+        start = super()._choose_start(wanted)
+        own = store.list_checkpoints(Path(self.args.output_dir), ("checkpoint",))
+        self._stable.candidates = [start[0]] if start[0] in own else []
+        return start
+
+    def _starting_weights(self) -> dict[str, torch.Tensor]:
+        """The policy's or, with adapters, their base's; nothing where DeepSpeed may have cut them up already."""
+        if self.is_deepspeed_enabled:
+            return {}
+        if hasattr(self.model, "peft_config"):
+            return {name: each for name, each in self.model.named_parameters() if not each.requires_grad}
+        return self.model.state_dict()
+
+    def _plain_reference(self) -> Any:
+        """The reference without wrappers, whose names are those of its weights; None where there is none."""
+        if self.ref_model is None:
+            return None
+        return self.accelerator.unwrap_model(self.ref_model, keep_torch_compile=False)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        self.last_fault = 0
+        if checkpoint is None:
+            return
+        reference = self._plain_reference()
+        self.reference_replaced = load_state(Path(checkpoint), self.controls, reference, self.accelerator.device)
+        progress = self._restored
+        self._step, self._buffered_inputs = progress["step"], progress["buffered_inputs"]
+        self._entropy_window_stats = progress["entropy_window_stats"]
+        if progress["logs"] is not None and self.log_completions:
+            for name, values in progress["logs"]["rows"].items():
+                self._logs[name].extend(values)
+            for part in ("rewards", "extra"):
+                for name, values in progress["logs"][part].items():
+                    self._logs[part][name].extend(values)
+
+    def _get_train_sampler(self, dataset: Any = None) -> Any:
+        sampler = super()._get_train_sampler(dataset)
+        if type(sampler) is not RepeatSampler:
+            return sampler
+        names = ("data_source", "mini_repeat_count", "batch_size", "repeat_count", "shuffle", "seed")
+        self._epoch_sampler = EpochSampler(**{name: getattr(sampler, name) for name in names})
+        return self._epoch_sampler
+
+    def _run_epoch(self, **kwargs: Any) -> None:
+        if self._epoch_sampler is not None:
+            self._epoch_sampler.epoch = kwargs["epoch"]
+        super()._run_epoch(**kwargs)
+
+    def step_done(self) -> None:
+        self._stable.step_done(self.state.global_step, self.last_fault, self.args.should_save)
+
+    # The trained model
+
+    def merged_model(self) -> PreTrainedModel:
+        """The policy as a plain model: itself or, where adapters train, a copy of the base with them merged into it."""
+        model: Any = self.accelerator.unwrap_model(self.model)
+        if not hasattr(model, "merge_and_unload"):
+            return model
+        merged = copy.deepcopy(model).merge_and_unload()
+        merged.__dict__.pop("forward", None)  # TRL's, which is bound to the original
+        return merged
+
+    def save_merged(self, folder: str | Path) -> None:
+        """Save the policy and its tokenizer so that they load without peft. Nothing is pushed."""
+        if not hasattr(self.accelerator.unwrap_model(self.model), "merge_and_unload"):
+            self.save_model(str(folder), _internal_call=True)
+        elif self.args.should_save:
+            self.merged_model().save_pretrained(folder)
+            self.processing_class.save_pretrained(folder)
+
+    def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
+        """Make the repository, with errors that say what to do."""
+        with explained(self.args.hub_model_id or Path(self.args.output_dir).name, "nothing has been trained yet"):
+            super().init_hf_repo(*args, **kwargs)
+            check_write(self.hub_model_id, self.args.hub_token)

@@ -1,0 +1,72 @@
+"""What the processes of one run agree on. Every process calls each of these, and all of them get the same answer."""
+
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import torch
+from accelerate.utils import broadcast_object_list, gather_object
+
+T = TypeVar("T")
+
+
+def decided(main: bool, decide: Callable[[], T]) -> T:
+    """Run `decide` in the main process alone and give its result to all; what it raises there is raised in all.
+
+    Args:
+        main: whether this is the main process.
+    """
+    outcome: list[Any] = [None, None]
+    if main:
+        try:
+            outcome[0] = decide()
+        except Exception as error:  # any: the others are waiting
+            outcome[1] = error
+    broadcast_object_list(outcome)
+    if outcome[1] is not None:
+        raise outcome[1]
+    return outcome[0]
+
+
+def anywhere(flag: bool, accelerator: Any) -> bool:
+    """Whether the flag is set in any process; waits for all of them."""
+    return max(largest([float(flag)], accelerator)) > 0
+
+
+def largest(values: Sequence[float], accelerator: Any) -> list[float]:
+    """The largest of each value over all processes; NaN if it is NaN in one."""
+    if accelerator.num_processes == 1:
+        return list(values)
+    mine = torch.tensor(values, dtype=torch.float64, device=accelerator.device)
+    return accelerator.gather(mine).view(-1, len(values)).amax(dim=0).tolist()
+
+
+def found_by(found: set[str], names: Sequence[str], accelerator: Any) -> dict[str, list[int]]:
+    """Which processes have found which of `names` (at most 62), in their order; what none has found is left out."""
+    mine = sum(1 << bit for bit, name in enumerate(names) if name in found)
+    everyone = accelerator.gather(torch.tensor([mine], device=accelerator.device)).tolist()
+    ranks = {name: [rank for rank, bits in enumerate(everyone) if bits >> bit & 1] for bit, name in enumerate(names)}
+    return {name: those for name, those in ranks.items() if those}
+
+
+def everyones(values: list[T]) -> list[T]:
+    """The values of all processes, one process after the other."""
+    return gather_object(values)
+
+
+def fail_together(error: Exception | None, what: str) -> None:
+    """Go on if no process has failed.
+
+    Args:
+        what: names what was tried, for the others' message.
+
+    Raises:
+        Exception: `error` itself, with its traceback, in the process that it happened in.
+        RuntimeError: in the other processes, with that traceback as text.
+    """
+    failures = everyones(["".join(traceback.format_exception(error)) if error is not None else ""])
+    if error is not None:
+        raise error
+    for rank, failure in enumerate(failures):
+        if failure:
+            raise RuntimeError(f"{what} failed on process {rank}; its traceback:\n{failure}")

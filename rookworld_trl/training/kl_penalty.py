@@ -1,0 +1,109 @@
+"""The KL term of the loss: a direction, an estimator and a controlled coefficient."""
+
+from typing import Any
+
+import torch
+
+from rookworld_trl.training import kl
+from rookworld_trl.training.config import RookWorldGRPOConfig
+from rookworld_trl.training.kl_control import KLController, KLMeter, KLStop, ReferenceReset
+from rookworld_trl.training.scoring import Scorer
+
+# What `--recovery_mode` does, each time it is given.
+RECOVERY_BETA = 2.0
+RECOVERY_TARGET = 0.5
+
+
+class KLPenalty:
+    """Coefficient times KL, in place of TRL's term, and what follows from the KL of each optimizer step.
+
+    Args:
+        args: the configuration.
+        accelerator: for its sums over processes.
+        scorer: gives hidden states, for the exact estimator.
+
+    Attributes:
+        controller: of the coefficient.
+        stop: ends a run that has left its reference.
+        reset: when the policy becomes the reference.
+    """
+
+    def __init__(self, args: RookWorldGRPOConfig, accelerator: Any, scorer: Scorer):
+        self.args, self.accelerator, self.scorer = args, accelerator, scorer
+        self.exact = args.kl_estimator == "exact"
+        self.controller = KLController(**args.kl_controller_options())
+        self.stop = KLStop(args.kl_stop_threshold)
+        self.reset = ReferenceReset(args.reference_reset_steps, args.reference_reset_stall)
+        self._meter = KLMeter()
+        if scorer.reference is None and (self.reset.every or self.reset.stall_window):
+            raise ValueError(
+                "`reference_reset_steps` and `reference_reset_stall` replace a reference model, but adapters have "
+                "none: their reference is the base model. Set both to 0, or train without adapters"
+            )
+
+    def tighten(self, recoveries: int, new: int) -> None:
+        """What `--recovery_mode` does: to the target for each of so many restarts, to the coefficient for each new."""
+        controller = self.controller
+        controller.target = self.args.kl_target * RECOVERY_TARGET**recoveries
+        if new:
+            controller.beta *= RECOVERY_BETA**new
+            if controller.control != "fixed":
+                controller.beta = min(self.args.beta_max, controller.beta)
+
+    def __call__(
+        self,
+        logps: torch.Tensor,
+        states: list[torch.Tensor],
+        inputs: dict[str, Any],
+        training: bool,
+        accumulation: int,
+    ) -> torch.Tensor:
+        """The term of one micro-batch, with the weights that TRL's `loss_type` gives its own terms.
+
+        Args:
+            logps: (B, C), the policy's, with their graph.
+            states: its hidden states over whole rows, for the exact estimator.
+            inputs: the micro-batch, `ref_per_token_logps` among it.
+            accumulation: micro-batches in this optimizer step.
+        """
+        args, mask = self.args, inputs["completion_mask"]
+        if self.exact:
+            per_token = self._exact(states[0], inputs, mask)
+        else:
+            options = (args.kl_type, args.kl_estimator, args.use_bias_correction_kl)
+            per_token = kl.estimate_kl(logps, inputs["ref_per_token_logps"], *options)
+        # Of estimates from the sampled token alone: the sum over the vocabulary does not depend on who sampled.
+        if args.use_bias_correction_kl and "old_per_token_logps" in inputs and not self.exact:
+            per_token = per_token * (logps.detach() - inputs["old_per_token_logps"]).exp()
+        self._meter.add(per_token, logps - inputs["ref_per_token_logps"], mask)
+        tokens = inputs["num_items_in_batch"].clamp(min=1) / self.accelerator.num_processes
+        if training:  # `num_items_in_batch` counts the generation batch; an update sees a part of it
+            tokens = tokens * accumulation / args.steps_per_generation
+        parts = (args.loss_type, args.max_completion_length, accumulation, tokens)
+        return self.controller.coefficient * kl.aggregate(per_token, mask, *parts)
+
+    def _exact(self, states: torch.Tensor, inputs: dict[str, Any], mask: torch.Tensor) -> torch.Tensor:
+        """KL (B, C) over the whole vocabulary, from the loss's hidden states and one more pass of the reference."""
+        scorer, temperature = self.scorer, self.args.temperature
+        keep = inputs["completion_ids"].shape[1]
+        hidden = states[:, -keep - 1 : -1]
+        with scorer.reference_model() as reference:
+            reference_hidden = scorer.hidden_states(reference, inputs)
+        if (temperatures := inputs.get("temperatures")) is not None:  # both are captured before they are scaled
+            factors = (temperature / temperatures)[:, None, None]
+            hidden, reference_hidden = hidden * factors, reference_hidden * factors
+        unwrap = self.accelerator.unwrap_model
+        heads = [unwrap(model).get_output_embeddings() for model in (scorer.policy, reference)]
+        return kl.exact_kl(hidden, heads[0], reference_hidden, heads[1], mask, self.args.kl_type, temperature)
+
+    def finish_step(self, metrics: dict[str, list[float]], training: bool) -> None:
+        """After the last micro-batch: reduce over processes, log, adapt the coefficient, judge the stop."""
+        mean, sequences = self._meter.reduce(self.accelerator)
+        metrics["kl"].append(mean)
+        metrics["kl/sequence_mean"].append(sequences.mean().item())
+        if not training:
+            return
+        metrics["kl/coefficient"].append(self.controller.coefficient)
+        metrics["kl/sequence_p95"].append(self.stop.observe(sequences)[1])
+        self.controller.update(mean, len(sequences))
+        self.reset.observe(mean)

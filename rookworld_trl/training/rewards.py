@@ -1,0 +1,83 @@
+"""Between the reward functions and the advantages: what is no number is left out, what is absurd is cut, all counted.
+
+One infinite reward would make its group's mean infinite and, with `scale_rewards="none"`, its advantages as large as
+float32 goes. And a reward function that raises in one process would leave the others waiting for it.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from accelerate.utils import gather
+from transformers.utils import logging
+
+from rookworld_trl import ranks
+from rookworld_trl.modeling.tokens import completion_texts
+from rookworld_trl.training.advantages import useful_share
+
+logger = logging.get_logger(__name__)
+
+
+class RewardCaller:
+    """Rewards of a batch by texts that hide nothing: TRL's leave special tokens out and don't say whether they ended.
+
+    Args:
+        args: the configuration.
+        accelerator: processes fail together.
+        tokenizer: makes the texts.
+        eos_token_ids: tokens that end a completion.
+    """
+
+    def __init__(self, args: Any, accelerator: Any, tokenizer: Any, eos_token_ids: Sequence[int]):
+        self.args, self.accelerator, self.tokenizer, self.eos_token_ids = args, accelerator, tokenizer, eos_token_ids
+
+    def __call__(
+        self, calculate: Callable[..., torch.Tensor], rows: list[dict[str, Any]], completion_ids: Any, functions: int
+    ) -> tuple[torch.Tensor, dict[str, int]]:
+        """See `screened`.
+
+        Args:
+            calculate: TRL's `_calculate_rewards`.
+            functions: how many there are.
+
+        Raises:
+            Exception: what a reward function raised, in its own process; the others raise a RuntimeError with its
+                traceback at the same time.
+        """
+        error, prompts = None, [row["prompt"] for row in rows]
+        texts = completion_texts(self.tokenizer, completion_ids, self.eos_token_ids)
+        try:
+            rewards = calculate(rows, prompts, texts, completion_ids)
+        except Exception as raised:
+            # TRL gathers the rewards at its end: there the others are waiting.
+            blank = torch.full((len(rows), functions), torch.nan, device=self.accelerator.device)
+            error, rewards = raised, gather(blank)
+        ranks.fail_together(error, "a reward function")
+        return screened(rewards, self.args.reward_limit)
+
+
+def screened(rewards: torch.Tensor, limit: float) -> tuple[torch.Tensor, dict[str, int]]:
+    """Rewards (N, functions) within +-limit, NaN where a function gave no finite number.
+
+    Returns:
+        Also the counts of completions without any finite reward, and of rewards that were cut, where there are some.
+    """
+    large = rewards.isfinite() & (rewards.abs() > limit)
+    rewards = torch.where(rewards.isinf(), torch.nan, torch.where(large, limit * rewards.sign(), rewards))
+    counts = {"not_finite": int(rewards.isnan().all(dim=1).sum()), "clamped": int(large.sum())}
+    if any(counts.values()):
+        logger.warning(
+            f"rewards: {counts['not_finite']} of {len(rewards)} completions have no finite one and are left out, "
+            f"{counts['clamped']} are cut to +-{limit:g} (`reward_limit`). Fix the reward function"
+        )
+    return rewards, {name: count for name, count in counts.items() if count}
+
+
+def by_task(rewards: torch.Tensor, tasks: Sequence[str], num_generations: int) -> dict[str, float]:
+    """Metrics of the combined rewards (N,) of all processes: mean by task, and the share of groups that differ."""
+    metrics = {"groups/useful": useful_share(rewards, num_generations)}
+    for task in sorted(set(tasks) - {""}):
+        own = rewards[torch.tensor([name == task for name in tasks], device=rewards.device)]
+        metrics[f"reward/{task}"] = own.nanmean().item()
+        metrics[f"groups/useful/{task}"] = useful_share(own, num_generations)
+    return metrics

@@ -1,0 +1,226 @@
+"""Who samples the completions, and at which settings for each task."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.utils import logging
+
+from rookworld_trl.modeling.rollout import rollout
+from rookworld_trl.training import gates
+from rookworld_trl.training.preparation import check_context, choose_rollout_backend
+
+logger = logging.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """How one row is sampled.
+
+    Attributes:
+        max_completion_length: tokens.
+        draft: the completion to expect, its end token included; changes the speed, never the sample.
+    """
+
+    temperature: float
+    max_completion_length: int
+    draft: tuple[int, ...] | None = None
+
+
+@dataclass(slots=True)
+class Samples(gates.Sampled):
+    """What the gates look at, and what TRL gets.
+
+    Attributes:
+        logps: log-prob of each completion token where it was sampled; None for a row that the backend has none for.
+    """
+
+    logps: list[list[float] | None]
+
+    @classmethod
+    def blank(cls, count: int) -> "Samples":
+        return cls([[]] * count, [[]] * count, [None] * count, [None] * count)
+
+    def put(self, rows: Sequence[int], other: "Samples") -> None:
+        """Replace these rows by those of `other`."""
+        for number, row in enumerate(rows):
+            self.prompt_ids[row], self.completion_ids[row] = other.prompt_ids[number], other.completion_ids[number]
+            self.logps[row], self.recorded[row] = other.logps[number], other.recorded[number]
+
+    def end_empty(self, eos_token_id: int) -> None:
+        """Give completions without tokens, which ended at once, their end token: TRL reads each completion's last."""
+        empty = [row for row, ids in enumerate(self.completion_ids) if not ids]
+        for row in empty:
+            self.completion_ids[row] = [eos_token_id]
+            if self.logps[row] is not None:
+                self.logps[row] = [math.nan]  # TRL's mark for an unknown one
+        if empty:
+            count = len(self.completion_ids)
+            logger.warning(f"{len(empty)} of {count} completions have no tokens: taken as their end token alone")
+
+    def for_trl(self) -> tuple[list[list[int]], list[list[float]] | None]:
+        """Completions and their log-probs, as TRL's `_generate_single_turn` returns them."""
+        return self.completion_ids, None if None in self.logps else self.logps  # type: ignore[return-value]
+
+
+class Sampler:
+    """Draws completions by this package's GPT-2, by transformers or by vLLM.
+
+    Args:
+        args: the configuration.
+        accelerator: for the precision that the loss scores in.
+        model: the policy, as TRL has prepared it.
+        tokenizer: of the right completions that are drafted.
+        eos_token_ids: any of them ends a completion.
+        generation_config: what the stock backends read their settings from at each call.
+
+    Attributes:
+        backend: native, transformers or vllm.
+
+    Raises:
+        ValueError: a backend that cannot work here.
+    """
+
+    def __init__(
+        self,
+        args: Any,
+        accelerator: Any,
+        model: nn.Module,
+        tokenizer: Any,
+        eos_token_ids: list[int],
+        generation_config: Any,
+    ):
+        self.args, self.accelerator, self.model, self.tokenizer = args, accelerator, model, tokenizer
+        self.eos_token_ids, self.generation_config = eos_token_ids, generation_config
+        plain = accelerator.unwrap_model(model)
+        self.backend = choose_rollout_backend(args, plain, eos_token_ids)
+        if args.rollout_cuda_graphs and self.backend != "native":
+            raise ValueError(
+                f"`rollout_cuda_graphs` is True: this run samples with {self.backend}, and only this package's "
+                "own decoding has a step to record. Unset it"
+            )
+        self._requests: list[Request] = []  # of the rows at hand; none: the defaults
+
+    # What each row asks for
+
+    def request(self, row: dict[str, Any]) -> Request:
+        """Settings of a row's task laid over the defaults, and its draft where its completion is known."""
+        args = self.args
+        task = str(row.get(args.task_column, ""))
+        own = dict(args.task_sampling or {}).get(task, {})
+        draft = None
+        if self.backend == "native" and args.draft_rollouts and task == args.truth_task:
+            draft = self.target_ids(row)
+        temperature = float(own.get("temperature", args.temperature))
+        return Request(temperature, own.get("max_completion_length", args.max_completion_length), draft)
+
+    def target_ids(self, row: dict[str, Any]) -> tuple[int, ...] | None:
+        """Token ids of the row's one right completion, its end token included; None where the data has none."""
+        target = row.get(self.args.truth_column)
+        if not target:
+            return None
+        return (*self.tokenizer(text=target, add_special_tokens=False)["input_ids"], self.eos_token_ids[0])
+
+    @contextmanager
+    def rows(self, rows: Sequence[dict[str, Any]]) -> Iterator[torch.Tensor | None]:
+        """Sample by what the tasks of these rows ask for.
+
+        Yields:
+            The rows' temperatures (B,); None where the configuration gives all tasks one.
+        """
+        requests: list[Request] = []
+        for number, row in enumerate(rows):  # those of one prompt follow each other
+            again = number > 0 and row["prompt"] == rows[number - 1]["prompt"]
+            requests.append(requests[-1] if again else self.request(row))
+        outer, self._requests = self._requests, requests
+        temperatures = None
+        if self.args.task_sampling:
+            own = [request.temperature for request in requests]
+            temperatures = torch.tensor(own, device=self.accelerator.device)
+        try:
+            yield temperatures
+        finally:
+            self._requests = outer
+
+    def drafted(self) -> list[bool] | None:
+        """Which of the rows at hand are drawn along a draft; None if none is."""
+        drafted = [request.draft is not None for request in self._requests]
+        return drafted if any(drafted) else None
+
+    # Sampling
+
+    def sample(self, prompt_ids: list[list[int]], stock: Callable[[list[list[int]]], Any], record: bool) -> Samples:
+        """One completion for each prompt; those of a group follow each other.
+
+        Args:
+            stock: TRL's own sampling: prompts -> completions, and log-probs or None.
+            record: keep what the gates compare with, where the backend has no log-probs.
+        """
+        requests = self._requests
+        if len(requests) != len(prompt_ids):
+            requests = [Request(self.args.temperature, self.args.max_completion_length)] * len(prompt_ids)
+        sizes = [(len(ids) + each.max_completion_length, each) for ids, each in zip(prompt_ids, requests, strict=True)]
+        total, longest = max(sizes, key=lambda size: size[0])
+        check_context(self.model.config, total - longest.max_completion_length, longest.max_completion_length)
+        # The seed comes from torch's generator, which TRL seeds for each process and checkpoints keep.
+        seed = int(torch.randint(2**31 - 1, ())) if self.backend == "native" else 0
+        samples = Samples.blank(len(prompt_ids))
+        for rows in _alike(requests):
+            prompts, mine = [prompt_ids[row] for row in rows], [requests[row] for row in rows]
+            native = self.backend == "native"
+            samples.put(
+                rows, self._native(prompts, mine, seed) if native else self._stock(prompts, mine[0], stock, record)
+            )
+        return samples
+
+    def _native(self, prompt_ids: list[list[int]], requests: list[Request], seed: int) -> Samples:
+        """Decode with this package's GPT-2, which prefills equal prompts once and numbers their samples through."""
+        with self.accelerator.autocast():  # the precision that the loss scores in
+            result = rollout(
+                self.accelerator.unwrap_model(self.model, keep_torch_compile=False),
+                prompt_ids,
+                max_new_tokens=requests[0].max_completion_length,
+                eos_token_id=self.eos_token_ids[0],
+                temperature=requests[0].temperature,
+                seed=seed,
+                drafts=[request.draft for request in requests],
+                cuda_graphs=self.args.rollout_cuda_graphs,
+            )
+        return Samples(prompt_ids, result.completion_ids, list(result.logps), list(result.logps))
+
+    def _stock(self, prompt_ids: list[list[int]], request: Request, stock: Callable[..., Any], record: bool) -> Samples:
+        """TRL's own sampling at one request's settings."""
+        vllm = self.backend == "vllm"
+        # Autocast, the precision that the loss scores in: only the model's own `forward` is wrapped by accelerate, and
+        # `generate` of a model with adapters goes past it. vLLM has a dtype of its own.
+        precision = nullcontext() if vllm else self.accelerator.autocast()
+        recorder: Any = gates.record_generate(self.model) if record and not vllm else nullcontext()
+        with self._generating_at(request), precision, recorder as logps_of:
+            ids, logps = stock(prompt_ids)
+            recorded = logps_of(ids, self.generation_config.temperature) if logps_of else list(logps or [])
+        return Samples(prompt_ids, ids, recorded + [None] * (len(ids) - len(recorded)), logps or [None] * len(ids))
+
+    @contextmanager
+    def _generating_at(self, request: Request) -> Iterator[None]:
+        config = self.generation_config
+        if not self.args.task_sampling:
+            yield
+            return
+        defaults = config.temperature, config.max_new_tokens
+        config.temperature, config.max_new_tokens = request.temperature, request.max_completion_length
+        try:
+            yield
+        finally:
+            config.temperature, config.max_new_tokens = defaults
+
+
+def _alike(requests: Sequence[Request]) -> list[list[int]]:
+    """Rows that can be sampled together: of one temperature and one maximal length."""
+    settings: dict[tuple[float, int], list[int]] = {}
+    for row, request in enumerate(requests):
+        settings.setdefault((request.temperature, request.max_completion_length), []).append(row)
+    return list(settings.values())
