@@ -226,9 +226,13 @@ def workplace(tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyP
     return tmp_path
 
 
-def run(page: Path) -> dict[str, Any]:
-    """Run the blocks of a page one after the other, as a reader would type them, but small; return their names."""
-    names: dict[str, Any] = {"__name__": "__main__"}
+def run(page: Path, **given: Any) -> dict[str, Any]:
+    """Run the blocks of a page one after the other, as a reader would type them, but small; return their names.
+
+    Args:
+        given: names that a page takes for granted.
+    """
+    names: dict[str, Any] = {"__name__": "__main__", **given}
     for code in blocks(page.read_text(), "python"):
         small = re.sub(r"max_steps=\d+", "max_steps=2", re.sub(r"train_batch_size=\d+", "train_batch_size=8", code))
         exec(compile(small, str(page), "exec"), names)
@@ -236,8 +240,8 @@ def run(page: Path) -> dict[str, Any]:
 
 
 @with_code("python", but=(README,))
-def test_python_runs(page, workplace):
-    run(page)
+def test_python_runs(page, workplace, tiny_model, tiny_tokenizer):
+    run(page, model=tiny_model, tokenizer=tiny_tokenizer, options={"max_steps": 2, "max_completion_length": 6})
 
 
 @pytest.mark.parametrize("backend", ["native", "transformers"])
