@@ -244,10 +244,10 @@ def test_python_runs(page, workplace, tiny_model, tiny_tokenizer):
     run(page, model=tiny_model, tokenizer=tiny_tokenizer, options={"max_steps": 2, "max_completion_length": 6})
 
 
-@pytest.mark.parametrize("backend", ["native", "transformers"])
-def test_the_trainer_takes_a_users_own_task(backend, workplace, tiny_tokenizer):
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_the_trainer_takes_a_users_own_task(kind, workplace, tiny_tokenizer):
     """The README's example, with GPT-2 and with another decoder-only model in its place."""
-    if backend == "transformers":
+    if kind == "llama":
         sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
         folder = workplace / "openai-community" / "gpt2"
         folder.unlink()
@@ -255,7 +255,7 @@ def test_the_trainer_takes_a_users_own_task(backend, workplace, tiny_tokenizer):
         tiny_tokenizer.save_pretrained(folder)
     names = run(README)
     trainer = names["trainer"]
-    assert (trainer.state.global_step, trainer.rollout_backend) == (2, backend)
+    assert (trainer.state.global_step, trainer.model.config.model_type) == (2, kind)
     assert {row["answer"] for row in names["dataset"]} > {"2", "18"}
     assert names["right_sum"](completions=[" 12, 1", " 1"], answer=["12", "12"]) == [1.0, 0.0]
 
