@@ -1,0 +1,139 @@
+"""Where a sampled completion decides something whose every alternative has a known reward, for the exact gradient.
+
+`P:` rows. The stored values know every legal move, so each slot of `M:` and `B:` is a decision point on the prefix that
+the policy sampled. With v the value of a move (1 minus the win chance it gives away against the best) and q = v^3:
+
+    slot of M:   0.6 + 0.4 q  for a legal move that is not listed yet, 0 for everything else
+    B:           0.2 + 0.8 q  for a legal move of the list, 0.2 q for one that is not in it, 0 for everything else
+
+What has one right continuation is determined: the section names (so the number of candidates), the eval of each listed
+legal move, the end. A promotion where only one is legal needs no rule: its letter is part of the action.
+
+`A:` rows have one right answer, an action that earns 1. What wrong answers earn (graduated credit) cannot be
+enumerated; `rest_is_sampled` says so.
+
+The walk follows the sampled tokens. It ends where they leave the format; what should stand there is still determined.
+The result is plain data, as `rookworld_trl.training.exact.Points` reads it.
+"""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from rookworld_trl.tasks import policy, task_of
+from rookworld_trl.tasks.formats import MOVE_PATTERN
+
+CANDIDATE_WEIGHT, BEST_WEIGHT = 0.5, 2.0
+DETERMINED_WEIGHT = 0.3
+ANSWER_WEIGHT = 1.0
+_LONGEST = 12  # characters of a move or an eval, and then some
+_SHARPNESS = 3
+
+_MOVE = re.compile(f" {MOVE_PATTERN}")
+_EVAL = re.compile(r" -?[0-9]{1,4}\.[0-9]")
+
+
+class ChessPoints:
+    """Finds the decision points and determined tokens of single-spaced `P:` rows and of `A:` rows.
+
+    Args:
+        tokenizer: encodes a move, an eval or a section name by itself to the tokens it has inside a row.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._ids: dict[str, list[int]] = {}
+        self._texts: dict[int, str] = {}
+
+    def __call__(self, row: dict[str, Any], completion: Sequence[int]) -> dict[str, Any]:
+        """The points of a completion (token ids, its end token included) of a row of the data set.
+
+        Returns:
+            `decisions`, `determined` and `rest_is_sampled`, the arguments of `training.exact.Points`.
+        """
+        end = self._tokenizer.eos_token_id
+        if task_of(row["prompt"]) == "environment":
+            answer = [*self.ids(row["target"]), end]
+            decision = {"position": 0, "actions": [answer], "rewards": [1.0], "weight": ANSWER_WEIGHT}
+            return {"decisions": [decision], "determined": [], "rest_is_sampled": True}
+        walk = _Walk(self, completion)
+        _walk_policy(walk, dict(zip(row["legal_moves"], row["legal_cp"], strict=True)), end)
+        return {"decisions": walk.decisions, "determined": walk.determined, "rest_is_sampled": False}
+
+    def ids(self, text: str) -> list[int]:
+        if text not in self._ids:
+            self._ids[text] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
+        return self._ids[text]
+
+    def text(self, token: int) -> str:
+        if token not in self._texts:
+            self._texts[token] = self._tokenizer.decode([token])
+        return self._texts[token]
+
+
+class _Walk:
+    """A place in a completion, and what was found on the way there."""
+
+    def __init__(self, points: ChessPoints, completion: Sequence[int]) -> None:
+        self._points, self._completion, self.at = points, list(completion), 0
+        self.decisions: list[dict[str, Any]] = []
+        self.determined: list[dict[str, Any]] = []
+
+    def decide(self, rewards: dict[str, float], weight: float) -> None:
+        """One of these moves is taken here."""
+        if self.at < len(self._completion):
+            actions = [self._points.ids(f" {move}") for move in rewards]
+            point = {"position": self.at, "actions": actions, "rewards": list(rewards.values()), "weight": weight}
+            self.decisions.append(point)
+
+    def determine(self, tokens: list[int]) -> bool:
+        """These tokens must stand here; whether they do. If so, the walk goes on behind them."""
+        if self.at >= len(self._completion):
+            return False
+        self.determined.append({"position": self.at, "tokens": tokens, "weight": DETERMINED_WEIGHT})
+        there = self._completion[self.at : self.at + len(tokens)] == tokens
+        self.at += len(tokens) if there else 0
+        return there
+
+    def literal(self, text: str) -> bool:
+        return self.determine(self._points.ids(text))
+
+    def take(self, pattern: re.Pattern[str]) -> str | None:
+        """The longest text from here on that the pattern matches and that ends with a token; None if there is none."""
+        text, found = "", None
+        for place in range(self.at, len(self._completion)):
+            text += self._points.text(self._completion[place])
+            if pattern.fullmatch(text):
+                found, self.at = text, place + 1
+            elif found is not None or len(text) > _LONGEST:
+                break
+        return found
+
+
+def _walk_policy(walk: _Walk, values: dict[str, int], end: int) -> None:
+    best = policy.win_chance(max(values.values()))
+    quality = {move: (1.0 - best + policy.win_chance(cp)) ** _SHARPNESS for move, cp in values.items()}
+    if not walk.literal(" M:"):
+        return
+    listed: list[str] = []
+    for _ in range(min(policy.MAX_CANDIDATES, len(values))):
+        rewards = {move: 0.6 + 0.4 * each for move, each in quality.items() if move not in listed}
+        walk.decide(rewards, CANDIDATE_WEIGHT)
+        move = walk.take(_MOVE)
+        if move is None:
+            return
+        listed.append(move[1:])
+    if not walk.literal(" E:"):
+        return
+    for move in listed:
+        if move in values:
+            start = walk.at
+            walk.literal(f" {policy.format_eval(values[move])}")
+            walk.at = start
+        if walk.take(_EVAL) is None:
+            return
+    if not walk.literal(" B:"):
+        return
+    walk.decide({move: 0.2 + 0.8 * each if move in listed else 0.2 * each for move, each in quality.items()}, BEST_WEIGHT)
+    if walk.take(_MOVE) is not None:
+        walk.determine([end])

@@ -1,0 +1,350 @@
+"""The exact policy gradient: where the reward of every answer is known, the expectation is summed, not sampled.
+
+Let a policy pi write a completion and let a *decision point* be a place in it, after the prefix s, where one of the
+actions a in A(s) is taken (each a sequence of tokens, none the beginning of another) and r(a) is earned there; whatever
+else the policy may write at s earns r_0. Then, with the prefix held fixed,
+
+    J(s) = r_0 + sum_a pi(a | s) (r(a) - r_0),      grad J(s) = sum_a r(a) grad pi(a | s)
+
+is a finite sum: the all-action policy gradient (Sutton et al., 2000, theorem 1; "mean actor-critic", arXiv 1709.00503;
+"expected policy gradients", arXiv 1706.05374; with enumerated answers of language models, FGPO, arXiv 2609.10221). GRPO
+estimates the same from samples, whose noise is gone here: the variance that remains is that of the sampled prefixes
+(Rao-Blackwell). The probability of every action comes from one forward pass over a tree: the sampled completion with
+the actions' tokens as branches, each distinct token once.
+
+What is summed and what is left out. A completion's reward is taken to be a sum of terms, each settled at its decision
+point. Its whole gradient is
+
+    grad E[R] = E_s [ sum_k grad J_k(s_k) ] + E_s [ sum_k J_k(s_k) grad log pi(s_k) ],
+
+and the first sum is what this module computes. The second, what an early choice does to the decision points behind it
+(a candidate listed now cannot be listed later), is left out: its terms can only be sampled, and would bring back the
+noise. `tests/training/test_exact.py` enumerates both sums on a small vocabulary.
+
+Scaling. As GRPO divides a group's advantages by their deviation, a decision point's J is divided by the deviation of
+its reward under the policy, in closed form: sigma^2 = sum_a pi(a) r(a)^2 - J^2 with rewards counted from r_0. For one
+right answer of probability p that earns 1 it is sqrt(p (1 - p)): the gradient is sqrt(p / (1 - p)) grad log p.
+
+*Determined tokens* have one right value given what stands before them (structure, numbers that follow from the sampled
+moves, the end). They are learned by their log-likelihood: nothing else holds the format together, since the decision
+points know only about what they enumerate.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from rookworld_trl.training.kl import capture_hidden
+
+# Added to a decision's deviation before J is divided by it: a policy that is nearly sure gets no huge gradient.
+LEAST_DEVIATION = 0.05
+# Logits alive at a time; with more, the backward pass computes them again, piece by piece.
+MAX_LOGITS = 2**25
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """A place in a completion where one of several actions is taken, and what each of them earns.
+
+    Attributes:
+        position: completion tokens before it.
+        actions: token ids of each action; none is empty or the beginning of another, so that they exclude each other.
+        rewards: of each action.
+        otherwise: reward of everything else that may stand there.
+        weight: of this decision in the objective.
+    """
+
+    position: int
+    actions: tuple[tuple[int, ...], ...]
+    rewards: tuple[float, ...]
+    otherwise: float = 0.0
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.actions or len(self.actions) != len(self.rewards):
+            raise ValueError(
+                f"decision at token {self.position}: {len(self.actions)} actions and {len(self.rewards)} rewards; give "
+                "at least one action, and one reward for each"
+            )
+        ordered = sorted(self.actions)
+        # The beginning of a sequence sorts right before the sequences that it begins.
+        for first, second in zip([(), *ordered], ordered, strict=False):
+            if second[: len(first)] == first and (first or not second):
+                raise ValueError(
+                    f"decision at token {self.position}: action {list(first)} begins action {list(second)}, so their "
+                    "probabilities cannot be added; end each action with a token that only follows it whole"
+                )
+
+
+@dataclass(frozen=True, slots=True)
+class Determined:
+    """Tokens that have one right value given the `position` completion tokens before them."""
+
+    position: int
+    tokens: tuple[int, ...]
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Points:
+    """What is known about one sampled completion.
+
+    Attributes:
+        decisions, determined: in it; positions lie within the completion.
+        rest_is_sampled: the decisions cover only some of the completions (one right answer among many that earn
+            something): what the others earn is estimated from the sample, unless it is one of the actions itself.
+    """
+
+    decisions: tuple[Decision, ...] = ()
+    determined: tuple[Determined, ...] = ()
+    rest_is_sampled: bool = False
+
+
+# Of a row of the data set and the token ids of a completion sampled for it, its end token included.
+FindPoints = Callable[[dict[str, Any], Sequence[int]], Points]
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """Result of `score_tree`; all (B, C), float32, 0 where the completion is masked.
+
+    Attributes:
+        logps, entropies: of the sampled completion tokens (nats).
+        objective: sum of the decisions' scaled J and of the determined tokens' log-probs, each in the cell of its
+            position: to be maximised, aggregated as the loss aggregates its own terms.
+        metrics: means over the batch, for the log.
+    """
+
+    logps: Tensor
+    entropies: Tensor
+    objective: Tensor
+    metrics: dict[str, float]
+
+
+class _Tree:
+    """One row's tokens: prompt, completion, then the branches of its decisions; every node after its parent."""
+
+    def __init__(self, prompt: Sequence[int], completion: Sequence[int]) -> None:
+        self.tokens = [*prompt, *completion]
+        self.parents = list(range(-1, len(self.tokens) - 1))
+        self.prompt = len(prompt)
+        self._children = {(node - 1, token): node for node, token in enumerate(self.tokens)}
+
+    def follow(self, position: int, tokens: Sequence[int]) -> list[int]:
+        """The nodes that predict these tokens behind `position` completion tokens; adds those that are not there."""
+        node = self.prompt + position - 1
+        nodes = [node]
+        for token in tokens[:-1]:
+            child = self._children.get((node, token))
+            if child is None:
+                child = self._children[node, token] = len(self.tokens)
+                self.tokens.append(token)
+                self.parents.append(node)
+            node = child
+            nodes.append(node)
+        return nodes
+
+
+def score_tree(
+    model: nn.Module,
+    head: nn.Module,
+    batch: dict[str, Any],
+    points: Sequence[Points],
+    temperature: float | Tensor = 1.0,
+    scale: bool = True,
+) -> Scored:
+    """Score sampled completions and all actions of their decision points in one forward pass of the model.
+
+    Args:
+        model: called with token ids, a mask (B, 1, S, S) and position ids: wrapped or not, with adapters or not.
+        head: its output embeddings, applied in float32 to the nodes that predict something.
+        batch: `prompt_ids`, `prompt_mask` (B, P), `completion_ids`, `completion_mask` (B, C).
+        points: of each row.
+        temperature: that logits are divided by; one for all rows, or (B,) of each.
+        scale: divide each decision's J by its reward's deviation under the policy.
+    """
+    device, shape = batch["completion_ids"].device, batch["completion_ids"].shape
+    prompts, completions = (
+        [ids[mask].tolist() for ids, mask in zip(batch[f"{part}_ids"], batch[f"{part}_mask"].bool(), strict=True)]
+        for part in ("prompt", "completion")
+    )
+    trees = [_Tree(*row) for row in zip(prompts, completions, strict=True)]
+    pairs = _Pairs()
+    for row, (tree, completion) in enumerate(zip(trees, completions, strict=True)):
+        pairs.add(row, tree.follow(0, completion), completion)
+    sampled = len(pairs.tokens)
+    actions = _enumerate(trees, points, pairs)
+    hidden = _hidden(model, trees, device)
+    divisors = temperature[:, None] if isinstance(temperature, Tensor) else torch.full((len(trees), 1), temperature)
+    logps, entropies = _logps(head, hidden, divisors.to(device), pairs)
+
+    cells = batch["completion_mask"].bool().flatten().nonzero().squeeze(-1)
+
+    def spread(values: Tensor) -> Tensor:
+        return values.new_zeros(shape.numel()).index_copy(0, cells, values).view(shape)
+
+    objective, metrics = _objective(actions, logps, len(trees), shape[1], scale)
+    return Scored(spread(logps[:sampled]), spread(entropies[:sampled]), objective, metrics)
+
+
+class _Pairs:
+    """(row, predicting node, token) triples whose log-probs are wanted."""
+
+    def __init__(self) -> None:
+        self.rows: list[int] = []
+        self.nodes: list[int] = []
+        self.tokens: list[int] = []
+
+    def add(self, row: int, nodes: Sequence[int], tokens: Sequence[int]) -> range:
+        """Their places in the result."""
+        start = len(self.tokens)
+        self.rows += [row] * len(tokens)
+        self.nodes += nodes
+        self.tokens += tokens
+        return range(start, len(self.tokens))
+
+
+@dataclass(slots=True)
+class _Actions:
+    """All actions and determined sequences of a batch, flattened; a determined sequence is told by its decision -1."""
+
+    pair: list[int]  # place of each token in `_Pairs` ...
+    action_of_pair: list[int]  # ... and the action it belongs to
+    decision: list[int]  # of each action
+    reward: list[float]  # of each action, counted from its decision's `otherwise`
+    decision_cell: list[tuple[int, int, float, float]]  # row, position, weight, otherwise
+    determined_cell: list[tuple[int, int, int, float]]  # action, row, position, weight
+
+
+def _enumerate(trees: Sequence[_Tree], points: Sequence[Points], pairs: _Pairs) -> _Actions:
+    found = _Actions([], [], [], [], [], [])
+
+    def take(row: int, position: int, tokens: Sequence[int]) -> int:
+        action = len(found.decision)
+        places = pairs.add(row, trees[row].follow(position, tokens), tokens)
+        found.pair += places
+        found.action_of_pair += [action] * len(places)
+        return action
+
+    for row, known in enumerate(points):
+        for decision in known.decisions:
+            for tokens, reward in zip(decision.actions, decision.rewards, strict=True):
+                take(row, decision.position, tokens)
+                found.decision.append(len(found.decision_cell))
+                found.reward.append(reward - decision.otherwise)
+            found.decision_cell.append((row, decision.position, decision.weight, decision.otherwise))
+        for determined in known.determined:
+            action = take(row, determined.position, determined.tokens)
+            found.decision.append(-1)
+            found.reward.append(0.0)
+            found.determined_cell.append((action, row, determined.position, determined.weight))
+    return found
+
+
+def _objective(found: _Actions, logps: Tensor, rows: int, columns: int, scale: bool) -> tuple[Tensor, dict[str, float]]:
+    """The objective (rows, columns) from the log-probs of all pairs, and what to log."""
+    device = logps.device
+
+    def tensor(values: Sequence[Any], dtype: torch.dtype = torch.long) -> Tensor:
+        return torch.tensor(values, dtype=dtype, device=device)
+
+    objective, metrics = logps.new_zeros(rows * columns), {}
+    totals = logps.new_zeros(len(found.decision)).index_add(
+        0, tensor(found.action_of_pair), logps[tensor(found.pair)]
+    )
+    if found.decision_cell:
+        decision = tensor(found.decision)
+        chosen = (decision >= 0).nonzero().squeeze(-1)
+        decision, probs = decision[chosen], totals[chosen].exp()
+        rewards = tensor(found.reward, torch.float)[chosen]
+        row, position, weight, otherwise = zip(*found.decision_cell, strict=True)
+
+        def per_decision(values: Tensor) -> Tensor:
+            return values.new_zeros(len(found.decision_cell)).index_add(0, decision, values)
+
+        value = per_decision(probs * rewards)
+        with torch.no_grad():
+            deviation = (per_decision(probs * rewards.square()) - value.square()).clamp(min=0).sqrt()
+            expected = value + tensor(otherwise, torch.float)
+            metrics = {
+                "exact/value": expected.mean().item(),
+                "exact/deviation": deviation.mean().item(),
+                "exact/outside": (1 - per_decision(probs)).mean().item(),
+            }
+        weights = tensor(weight, torch.float)
+        if scale:
+            weights = weights / (deviation + LEAST_DEVIATION)
+        cells = tensor(row) * columns + tensor(position)
+        objective = objective.index_add(0, cells, weights * value)
+    if found.determined_cell:
+        action, row, position, weight = zip(*found.determined_cell, strict=True)
+        likelihood = totals[tensor(action)]
+        metrics["exact/determined_nll"] = -likelihood.detach().mean().item()
+        cells = tensor(row) * columns + tensor(position)
+        objective = objective.index_add(0, cells, tensor(weight, torch.float) * likelihood)
+    return objective.view(rows, columns), metrics
+
+
+def _hidden(model: nn.Module, trees: Sequence[_Tree], device: torch.device) -> Tensor:
+    """Last hidden states (B, S, H) of every node, each of which attends to its ancestors and itself."""
+    size = max(len(tree.tokens) for tree in trees)
+    ids, positions = np.zeros((2, len(trees), size), dtype=np.int64)
+    mask = np.tile(np.eye(size, dtype=bool), (len(trees), 1, 1))
+    for row, tree in enumerate(trees):
+        ids[row, : len(tree.tokens)] = tree.tokens
+        for node, parent in enumerate(tree.parents):
+            if parent >= 0:
+                positions[row, node] = positions[row, parent] + 1
+                mask[row, node] |= mask[row, parent]
+    attention: Any = torch.from_numpy(mask)[:, None].to(device)
+    inner: Any = model
+    while hasattr(inner, "module"):
+        inner = inner.module
+    if inner.config._attn_implementation != "sdpa":  # eager attention adds the mask
+        attention = torch.zeros(attention.shape, device=device).masked_fill(~attention, torch.finfo(torch.float32).min)
+    with capture_hidden(inner) as states:
+        model(
+            input_ids=torch.from_numpy(ids).to(device),
+            attention_mask=attention,
+            position_ids=torch.from_numpy(positions).to(device),
+            use_cache=False,
+            logits_to_keep=1,
+        )
+    return states[0]
+
+
+def _logps(head: nn.Module, hidden: Tensor, divisors: Tensor, pairs: _Pairs) -> tuple[Tensor, Tensor]:
+    """Log-probs of all pairs, and the entropies of the distributions they are taken from (without gradient)."""
+    device = hidden.device
+    flat = np.array(pairs.rows) * hidden.shape[1] + np.array(pairs.nodes)
+    distinct, source = np.unique(flat, return_inverse=True)
+    order = np.argsort(source, kind="stable")
+    states = hidden.flatten(0, 1).index_select(0, torch.from_numpy(distinct).to(device))
+    row_divisors = divisors.expand(-1, 1)[torch.from_numpy(distinct // hidden.shape[1]).to(device)]
+
+    def score(states: Tensor, divisors: Tensor, source: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.autocast(device.type, enabled=False):
+            logits = nn.functional.linear(states.float(), head.weight.float())  # type: ignore[operator, arg-type]
+        logps = torch.log_softmax(logits / divisors, dim=-1)
+        with torch.no_grad():
+            entropies = -(logps.exp() * logps).sum(-1)
+        return logps[source, target], entropies[source]
+
+    size = max(1, MAX_LOGITS // head.weight.shape[0])  # type: ignore[union-attr, index, operator]
+    sources, targets = source[order], np.array(pairs.tokens)[order]
+    starts = range(0, len(distinct), size)
+    cuts = np.searchsorted(sources, [*starts, len(distinct)])
+    pieces = []
+    for start, first, last in zip(starts, cuts[:-1], cuts[1:], strict=True):
+        pair = (torch.from_numpy(each).to(device) for each in (sources[first:last] - start, targets[first:last]))
+        arguments = (states[start : start + size], row_divisors[start : start + size], *pair)
+        whole = len(starts) == 1 or not torch.is_grad_enabled()
+        pieces.append(score(*arguments) if whole else checkpoint(score, *arguments, use_reentrant=False))
+    back = torch.from_numpy(np.argsort(order)).to(device)
+    logps, entropies = (torch.cat(values)[back] for values in zip(*pieces, strict=True))
+    return logps, entropies

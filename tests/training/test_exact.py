@@ -1,0 +1,265 @@
+"""The exact gradient against the sum over every completion of a small vocabulary, each scored by a plain forward pass."""
+
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import peft
+import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from rookworld_trl.modeling.positions import install_position_hook
+from rookworld_trl.training.exact import LEAST_DEVIATION, Decision, Determined, Points, score_tree
+
+VOCABULARY = 5
+LENGTH = 4
+PROMPTS = ((1, 2, 3), (4,))
+# The first decision's actions have one, two and three tokens; whatever begins otherwise is outside.
+FIRST = {(1,): 0.2, (2, 1): 1.0, (2, 3): 0.5, (3, 1, 2): 0.7}
+SECOND = {(0,): 0.9, (4,): 0.1}
+
+
+@pytest.fixture
+def model() -> GPT2LMHeadModel:
+    torch.manual_seed(3)
+    config = GPT2Config(
+        vocab_size=VOCABULARY, n_positions=16, n_embd=16, n_layer=2, n_head=2, initializer_range=0.5,
+        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
+    )  # fmt: skip
+    model = GPT2LMHeadModel(config).double()
+    install_position_hook(model)
+    return model
+
+
+def walk(completion: Sequence[int]) -> list[tuple[int, dict[tuple[int, ...], float], tuple[int, ...] | None]]:
+    """The decision points of a completion: (position, actions, the action that was taken); the second follows the
+    first's action wherever one was taken, and none ends beyond the completion."""
+    steps, position = [], 0
+    for actions in (FIRST, SECOND):
+        taken = next((a for a in actions if tuple(completion[position : position + len(a)]) == a), None)
+        steps.append((position, actions, taken))
+        if taken is None:
+            break
+        position += len(taken)
+        if position + 1 > len(completion):
+            break
+    return steps
+
+
+def points_of(completion: Sequence[int]) -> Points:
+    return Points(tuple(Decision(at, tuple(each), tuple(each.values())) for at, each, _ in walk(completion)))
+
+
+def batch_of(rows: Sequence[tuple[Sequence[int], Sequence[int]]], padding: int = 0) -> dict[str, torch.Tensor]:
+    """Prompts padded on the left, completions on the right, as TRL does, with `padding` more columns on either side."""
+    widths = [max(len(row[part]) for row in rows) + padding for part in (0, 1)]
+    batch: dict[str, Any] = {"prompt_ids": [], "prompt_mask": [], "completion_ids": [], "completion_mask": []}
+    for prompt, completion in rows:
+        left, right = widths[0] - len(prompt), widths[1] - len(completion)
+        batch["prompt_ids"].append([0] * left + list(prompt))
+        batch["prompt_mask"].append([0] * left + [1] * len(prompt))
+        batch["completion_ids"].append(list(completion) + [0] * right)
+        batch["completion_mask"].append([1] * len(completion) + [0] * right)
+    return {key: torch.tensor(value) for key, value in batch.items()}
+
+
+def plain_logps(model: Any, prompt: Sequence[int], temperature: float = 1.0) -> tuple[list[tuple[int, ...]], torch.Tensor]:
+    """Every completion of `LENGTH` tokens, and the log-prob of each of its tokens by a plain forward pass."""
+    completions = list(itertools.product(range(VOCABULARY), repeat=LENGTH))
+    ids = torch.tensor([[*prompt, *completion] for completion in completions])
+    logits = model(input_ids=ids).logits[:, len(prompt) - 1 : -1] / temperature
+    return completions, torch.log_softmax(logits, -1).gather(2, ids[:, len(prompt) :, None]).squeeze(2)
+
+
+def gradient(value: torch.Tensor, model: Any) -> torch.Tensor:
+    grads = torch.autograd.grad(
+        value, [p for p in model.parameters() if p.requires_grad], retain_graph=True, allow_unused=True
+    )
+    return torch.cat([g.flatten() for g in grads if g is not None])
+
+
+def sampled_credit(model: Any, prompt: Sequence[int], temperature: float) -> torch.Tensor:
+    """The mean over all completions of the sampled gradient in which each action has its own reward for a return."""
+    completions, logps = plain_logps(model, prompt, temperature)
+    probs = logps.sum(1).exp().detach()
+    total = torch.zeros(())
+    for prob, completion, row in zip(probs, completions, logps, strict=True):
+        for at, actions, taken in walk(completion):
+            if taken is not None:
+                total = total + prob * actions[taken] * row[at : at + len(taken)].sum()
+    return gradient(total, model)
+
+
+def exact_mean(model: Any, prompt: Sequence[int], temperature: float, padding: int = 0) -> torch.Tensor:
+    completions, logps = plain_logps(model, prompt, temperature)
+    batch = batch_of([(prompt, each) for each in completions], padding)
+    scored = score_tree(
+        model, model.get_output_embeddings(), batch, [points_of(c) for c in completions], temperature, scale=False
+    )
+    probs = logps.sum(1).exp().detach().float()
+    return gradient((probs * scored.objective.sum(1)).sum(), model)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_equals_the_mean_of_the_sampled_gradients_over_all_completions(
+    model: GPT2LMHeadModel, prompt: tuple[int, ...], temperature: float
+) -> None:
+    wanted = sampled_credit(model, prompt, temperature)
+    torch.testing.assert_close(exact_mean(model, prompt, temperature), wanted, rtol=2e-5, atol=2e-6)
+    assert wanted.norm() > 0.01
+
+
+def test_padding_changes_nothing(model: GPT2LMHeadModel) -> None:
+    torch.testing.assert_close(
+        exact_mean(model, PROMPTS[0], 1.0, padding=3), sampled_credit(model, PROMPTS[0], 1.0), rtol=2e-5, atol=2e-6
+    )
+
+
+def test_with_adapters(model: GPT2LMHeadModel) -> None:
+    adapted = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=["c_attn"], fan_in_fan_out=True)).double()
+    torch.manual_seed(0)
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+    wanted = sampled_credit(adapted, PROMPTS[0], 1.0)
+    torch.testing.assert_close(exact_mean(adapted, PROMPTS[0], 1.0), wanted, rtol=2e-5, atol=2e-6)
+
+
+def test_a_single_decision_has_no_variance_where_sampling_has(model: GPT2LMHeadModel) -> None:
+    """With one decision at the beginning every completion gives the same gradient, that of the expectation itself."""
+    prompt, actions = PROMPTS[0], FIRST
+    completions, logps = plain_logps(model, prompt)
+    chosen = [(0, 1, 2, 3), (2, 1, 0, 0), (2, 3, 4, 1), (3, 1, 2, 2), (3, 3, 3, 3)]
+    point = Points((Decision(0, tuple(actions), tuple(actions.values())),))
+    head = model.get_output_embeddings()
+    exact = [
+        gradient(score_tree(model, head, batch_of([(prompt, each)]), [point], scale=False).objective.sum(), model)
+        for each in chosen
+    ]
+    expectation = sum(
+        actions[taken] * row.sum().exp()
+        for completion, row in zip(completions, logps, strict=True)
+        if (taken := walk(completion)[0][2]) is not None
+    )
+    wanted = gradient(expectation, model)
+    for each in exact:
+        torch.testing.assert_close(each, wanted, rtol=2e-5, atol=2e-6)
+    sampled = torch.stack(
+        [
+            gradient(FIRST.get(walk(c)[0][2], 0.0) * logps[completions.index(c)][:3].sum(), model)  # type: ignore[arg-type]
+            for c in chosen
+        ]
+    )
+    assert sampled.var(dim=0).sum() > 0.1
+
+
+def test_what_is_left_out_is_the_effect_on_later_decisions(model: GPT2LMHeadModel) -> None:
+    """grad E[R] = E[sum of grad J] + E[J of the later decision grad log-prob of its prefix], by enumeration."""
+    prompt = PROMPTS[0]
+    completions, logps = plain_logps(model, prompt)
+    probs = logps.sum(1).exp()
+    rewards = torch.tensor(
+        [sum(actions[taken] for _, actions, taken in walk(c) if taken is not None) for c in completions]
+    )
+    whole = gradient((probs * rewards).sum(), model)
+    later = torch.zeros(())
+    for prob, completion, row in zip(probs.detach(), completions, logps, strict=True):
+        steps = walk(completion)
+        if len(steps) == 2 and steps[1][2] is not None:
+            later = later + prob * steps[1][1][steps[1][2]] * row[: steps[1][0]].sum()
+    left_out = gradient(later, model)
+    torch.testing.assert_close(exact_mean(model, prompt, 1.0), whole - left_out, rtol=1e-4, atol=2e-6)
+    assert left_out.norm() > 0.01
+
+
+def test_log_probs_and_entropies_of_the_sample_are_those_of_a_plain_pass(model: GPT2LMHeadModel) -> None:
+    completions = [(2, 1, 0, 0), (0, 1), (3, 1, 2)]
+    rows = [(PROMPTS[row % 2], completion) for row, completion in enumerate(completions)]
+    temperatures = torch.tensor([1.0, 0.5, 2.0])
+    points = [points_of(completion) for completion in completions]
+    scored = score_tree(model, model.get_output_embeddings(), batch_of(rows, 1), points, temperatures)
+    for row, (prompt, completion) in enumerate(rows):
+        logits = model(input_ids=torch.tensor([[*prompt, *completion]])).logits[0, len(prompt) - 1 : -1]
+        logps = torch.log_softmax(logits / temperatures[row], -1)
+        expected = logps[range(len(completion)), list(completion)]
+        torch.testing.assert_close(scored.logps[row, : len(completion)], expected.float(), rtol=1e-5, atol=1e-6)
+        entropies = -(logps.exp() * logps).sum(-1)
+        torch.testing.assert_close(scored.entropies[row, : len(completion)], entropies.float(), rtol=1e-5, atol=1e-6)
+        assert not scored.logps[row, len(completion) :].any()
+
+
+def test_scaling_divides_by_the_deviation_under_the_policy(model: GPT2LMHeadModel) -> None:
+    """One right answer of probability p that earns 1: J / (sqrt(p (1 - p)) + least), in the cell of its position."""
+    prompt, completion, answer = PROMPTS[0], (0, 2, 1), (2, 4)
+    logits = model(input_ids=torch.tensor([[*prompt, 0, 2]])).logits[0, len(prompt) :]
+    logps = torch.log_softmax(logits, -1)
+    p = (logps[0, 2] + logps[1, 4]).exp().item()
+    known = Points((Decision(1, (answer,), (1.0,), weight=3.0),))
+    scored = score_tree(model, model.get_output_embeddings(), batch_of([(prompt, completion)]), [known])
+    expected = 3.0 * p / ((p * (1 - p)) ** 0.5 + LEAST_DEVIATION)
+    assert scored.objective[0].tolist() == pytest.approx([0.0, expected, 0.0], rel=1e-5)
+    assert scored.metrics["exact/value"] == pytest.approx(p, rel=1e-5)
+    assert scored.metrics["exact/outside"] == pytest.approx(1 - p, rel=1e-5)
+
+
+def test_rewards_count_from_what_everything_else_earns(model: GPT2LMHeadModel) -> None:
+    """A constant added to all rewards, outside included, changes the value by itself and the gradient not at all."""
+    prompt, completion = PROMPTS[1], (2, 1, 0)
+    values, grads = [], []
+    for shift in (0.0, 5.0):
+        decision = Decision(0, tuple(FIRST), tuple(r + shift for r in FIRST.values()), otherwise=shift)
+        head = model.get_output_embeddings()
+        scored = score_tree(model, head, batch_of([(prompt, completion)]), [Points((decision,))])
+        values.append(scored.metrics["exact/value"])
+        grads.append(gradient(scored.objective.sum(), model))
+    assert values[1] - values[0] == pytest.approx(5.0, abs=1e-5)
+    torch.testing.assert_close(*grads)
+
+
+def test_determined_tokens_add_their_log_likelihood(model: GPT2LMHeadModel) -> None:
+    prompt, completion, right = PROMPTS[0], (0, 2, 1), (3, 4)
+    logits = model(input_ids=torch.tensor([[*prompt, 0, 3]])).logits[0, len(prompt) :]
+    logps = torch.log_softmax(logits, -1)
+    expected = 0.5 * (logps[0, 3] + logps[1, 4]).item()
+    known = Points(determined=(Determined(1, right, weight=0.5),))
+    scored = score_tree(model, model.get_output_embeddings(), batch_of([(prompt, completion)]), [known])
+    assert scored.objective[0].tolist() == pytest.approx([0.0, expected, 0.0], rel=1e-5)
+
+
+def test_a_shared_token_is_computed_once(model: GPT2LMHeadModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nodes: prompt 3, completion 3, and of the actions' first tokens only those that nothing else has: (2,4) and
+    (2,3) share their 2 with the completion, (3,1,2) adds 3 and 1."""
+    sizes: list[torch.Size] = []
+    handle = model.transformer.register_forward_pre_hook(
+        lambda _, args, kwargs: sizes.append((kwargs.get("input_ids") if not args else args[0]).shape), with_kwargs=True
+    )
+    known = Points((Decision(0, ((2, 4), (2, 3), (3, 1, 2)), (1.0, 0.5, 0.2)),))
+    score_tree(model, model.get_output_embeddings(), batch_of([(PROMPTS[0], (2, 1, 0))]), [known])
+    handle.remove()
+    assert sizes == [torch.Size([1, 3 + 3 + 2])]
+
+
+@pytest.mark.parametrize(
+    ("actions", "rewards", "message"),
+    [
+        ((), (), "0 actions"),
+        (((1,), (2,)), (1.0,), "2 actions and 1 rewards"),
+        (((1, 2), (1,)), (1.0, 0.0), r"action \[1\] begins action \[1, 2\]"),
+        (((1,), (1,)), (1.0, 0.0), "begins"),
+        (((),), (1.0,), "begins"),
+    ],
+)
+def test_impossible_decisions_are_errors(actions: Any, rewards: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Decision(0, actions, rewards)
+
+
+def test_eager_attention_sees_the_same_tree(model: GPT2LMHeadModel) -> None:
+    objective: Callable[[], torch.Tensor] = lambda: score_tree(  # noqa: E731
+        model, model.get_output_embeddings(), batch_of([(PROMPTS[0], (2, 1, 0))]), [points_of((2, 1, 0))]
+    ).objective
+    expected = objective()
+    model.set_attn_implementation("eager")
+    torch.testing.assert_close(objective(), expected, rtol=1e-5, atol=1e-6)
