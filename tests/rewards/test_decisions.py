@@ -1,0 +1,129 @@
+"""Decision points of chess rows: the gold answer passes through all of them, and what each move earns, by hand."""
+
+import itertools
+import math
+from typing import Any
+
+import pytest
+from transformers import AutoTokenizer
+
+from rookworld_trl.data.dataset import SHIPPED_DIRECTORY, load_shipped
+from rookworld_trl.modeling.tokenizer import build_gpt2_tokenizer
+from rookworld_trl.rewards.decisions import ANSWER_WEIGHT, BEST_WEIGHT, CANDIDATE_WEIGHT, ChessPoints
+from rookworld_trl.training.exact import Decision
+
+# A rook's move, a queen's, a pawn's that promotes and a king's; 0.5 of win chance apart where a value is a mate.
+ROW = {
+    "prompt": "P: 8/P7/8/8/8/8/k7/2K5 w - - 0 1",
+    "legal_moves": ["a7a8n", "a7a8q", "c1c2", "c1d1"],
+    "legal_cp": [0, 9990, -9990, 0],
+}
+GOLD = " M: a7a8q a7a8n c1d1 c1c2 E: 1000.0 0.0 0.0 -1000.0 B: a7a8q"
+
+
+@pytest.fixture(scope="module", params=["nano", "gpt2"])
+def tokenizer(request: pytest.FixtureRequest) -> Any:
+    if request.param == "gpt2":
+        return build_gpt2_tokenizer()
+    return AutoTokenizer.from_pretrained(SHIPPED_DIRECTORY.parent / "nano")
+
+
+def find(tokenizer: Any, text: str, row: dict[str, Any] = ROW) -> tuple[dict[str, Any], list[int]]:
+    ids = [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+    return ChessPoints(tokenizer)(row, ids), ids
+
+
+def rewards(tokenizer: Any, decision: dict[str, Any]) -> dict[str, float]:
+    texts = (tokenizer.decode(action).strip() for action in decision["actions"])
+    return dict(zip(texts, decision["rewards"], strict=True))
+
+
+def test_what_each_move_earns(tokenizer: Any) -> None:
+    """Values 1, 0.5, 0: cubed 1, 0.125, 0. Slots give 0.6 + 0.4 q, B: 0.2 + 0.8 q, and 0.2 q outside of the list."""
+    found, ids = find(tokenizer, GOLD)
+    every = {"a7a8q": 1.0, "a7a8n": 0.65, "c1d1": 0.65, "c1c2": 0.6}
+    for slot, listed in enumerate([[], ["a7a8q"], ["a7a8q", "a7a8n"], ["a7a8q", "a7a8n", "c1d1"]]):
+        expected = {move: reward for move, reward in every.items() if move not in listed}
+        assert rewards(tokenizer, found["decisions"][slot]) == pytest.approx(expected)
+        assert found["decisions"][slot]["weight"] == CANDIDATE_WEIGHT
+    best = found["decisions"][4]
+    assert rewards(tokenizer, best) == pytest.approx({"a7a8q": 1.0, "a7a8n": 0.3, "c1d1": 0.3, "c1c2": 0.2})
+    assert best["weight"] == BEST_WEIGHT
+    assert len(found["decisions"]) == 5
+    assert not found["rest_is_sampled"]
+    texts = [tokenizer.decode(each["tokens"]) for each in found["determined"]]
+    assert texts == [" M:", " E:", " 1000.0", " 0.0", " 0.0", " -1000.0", " B:", tokenizer.eos_token]
+    for each in found["determined"]:  # all of it stands there, in a right answer
+        assert ids[each["position"] : each["position"] + len(each["tokens"])] == each["tokens"]
+
+
+def test_a_move_outside_of_the_list_earns_little_at_b(tokenizer: Any) -> None:
+    row = {**ROW, "legal_moves": [*ROW["legal_moves"], "c1b1", "c1d2"], "legal_cp": [*ROW["legal_cp"], 0, 9990]}
+    found, _ = find(tokenizer, " M: a7a8q a7a8n c1d1 c1c2 c1b1 E: 1000.0 0.0 0.0 -1000.0 0.0 B: c1d2", row)
+    assert rewards(tokenizer, found["decisions"][-1]) == pytest.approx(
+        {"a7a8q": 1.0, "a7a8n": 0.3, "c1d1": 0.3, "c1c2": 0.2, "c1b1": 0.3, "c1d2": 0.2}
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "decisions", "determined"),
+    [
+        # An illegal candidate and a repeated one: the walk goes on, and asks no eval of the illegal one.
+        (
+            " M: h1h8 a7a8q a7a8q c1c2 E: 0.1 1000.0 1.0 -1000.0 B: a7a8q",
+            5,
+            [" M:", " E:", " 1000.0", " 1000.0", " -1000.0", " B:", "end"],
+        ),
+        (" M: a7a8q E: 1000.0 B: a7a8q", 2, [" M:"]),  # a candidate too few: a move, not E:, must stand there
+        (" M: a7a8q a7a8n c1d1 c1c2 a7a8q E: 1.0", 4, [" M:", " E:"]),  # one too many: E: must stand there
+        (" M: a7a8q a7a8n c1d1 c1c2 E: 1000.0 B: a7a8q", 4, [" M:", " E:", " 1000.0", " 0.0"]),  # an eval missing
+        (" M: a7a8q a7a8n c1d1 c1c2 E: 1000.0 0.0 0.0 -1000.0 B: x", 5, None),  # no move at B:
+        ("k", 0, [" M:"]),
+    ],
+)
+def test_the_walk_ends_where_the_format_ends(
+    tokenizer: Any, text: str, decisions: int, determined: list[str] | None
+) -> None:
+    found, ids = find(tokenizer, text)
+    assert len(found["decisions"]) == decisions
+    if determined is not None:
+        texts = [tokenizer.decode(each["tokens"]).replace(tokenizer.eos_token, "end") for each in found["determined"]]
+        assert texts == determined
+    assert all(each["position"] < len(ids) for each in found["decisions"] + found["determined"])
+
+
+def test_a_completion_that_was_cut_off_has_the_points_up_to_its_end(tokenizer: Any) -> None:
+    whole, ids = find(tokenizer, GOLD)
+    for length in range(1, len(ids)):
+        found = ChessPoints(tokenizer)(ROW, ids[:length])
+        for kind in ("decisions", "determined"):
+            assert found[kind] == [each for each in whole[kind] if each["position"] < length][: len(found[kind])]
+            assert all(each["position"] < length for each in found[kind])
+
+
+def test_the_right_answer_of_an_environment_row_is_its_one_action(tokenizer: Any) -> None:
+    row = {"prompt": "A: 8/8/8/8/8/8/k7/2K5 w - - 0 1+c1d1+c1d1+", "target": "8/8/8/8/8/8/k7/3K4 b - - 1 1+0.001+0+0"}
+    found, _ = find(tokenizer, "anything", row)
+    answer = [*tokenizer(row["target"], add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+    expected = {"position": 0, "actions": [answer], "rewards": [1.0], "weight": ANSWER_WEIGHT}
+    assert found == {"decisions": [expected], "determined": [], "rest_is_sampled": True}
+
+
+def test_every_shipped_answer_passes_through_all_of_its_points(tokenizer: Any) -> None:
+    """Encoded in pieces, an answer has the tokens it has as a whole; rewards are monotonous in the stored values."""
+    points = ChessPoints(tokenizer)
+    for row in itertools.islice((row for row in load_shipped("dev") if row["task"] == "policy"), 300):
+        ids = [*tokenizer(row["target"], add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+        found = points(row, ids)
+        count = min(5, len(row["legal_moves"]))
+        assert len(found["decisions"]) == count + 1
+        assert len(found["determined"]) == count + 4
+        assert found["determined"][-1]["position"] == len(ids) - 1
+        for each in found["determined"]:
+            assert ids[each["position"] : each["position"] + len(each["tokens"])] == each["tokens"]
+        for decision in found["decisions"]:
+            Decision(decision["position"], tuple(map(tuple, decision["actions"])), tuple(decision["rewards"]))
+        first = found["decisions"][0]["rewards"]
+        ranked = sorted(zip(row["legal_cp"], first, strict=True))
+        assert all(low[1] <= high[1] + 1e-12 for low, high in itertools.pairwise(ranked))
+        assert math.isclose(max(first), 1.0)
