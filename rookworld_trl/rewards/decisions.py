@@ -134,6 +134,8 @@ def _walk_policy(walk: _Walk, values: dict[str, int], end: int) -> None:
             return
     if not walk.literal(" B:"):
         return
-    walk.decide({move: 0.2 + 0.8 * each if move in listed else 0.2 * each for move, each in quality.items()}, BEST_WEIGHT)
+    walk.decide(
+        {move: 0.2 + 0.8 * each if move in listed else 0.2 * each for move, each in quality.items()}, BEST_WEIGHT
+    )
     if walk.take(_MOVE) is not None:
         walk.determine([end])

@@ -30,7 +30,8 @@ moves, the end). They are learned by their log-likelihood: nothing else holds th
 points know only about what they enumerate.
 """
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,22 +92,110 @@ class Determined:
 
 
 @dataclass(frozen=True, slots=True)
+class Rest:
+    """What a prompt's samples say about the completions that its one decision does not enumerate.
+
+    Attributes:
+        reward: of this row's sample; None if it is one of the actions, whose part is exact.
+        mean, variance: of the rewards of all the prompt's samples that are none of the actions.
+    """
+
+    reward: float | None
+    mean: float
+    variance: float
+
+
+@dataclass(frozen=True, slots=True)
 class Points:
     """What is known about one sampled completion.
 
     Attributes:
         decisions, determined: in it; positions lie within the completion.
-        rest_is_sampled: the decisions cover only some of the completions (one right answer among many that earn
-            something): what the others earn is estimated from the sample, unless it is one of the actions itself.
+        rest: the actions of the only decision are whole completions, and others earn something, too: their part of
+            the gradient is sampled.
     """
 
     decisions: tuple[Decision, ...] = ()
     determined: tuple[Determined, ...] = ()
-    rest_is_sampled: bool = False
+    rest: Rest | None = None
+
+    def __post_init__(self) -> None:
+        if self.rest is not None and [each.position for each in self.decisions] != [0]:
+            raise ValueError(
+                "the rest is sampled only beside one decision at token 0, whose actions are whole completions; "
+                f"found decisions at tokens {[each.position for each in self.decisions]}"
+            )
+
+    @classmethod
+    def read(cls, plain: Mapping[str, Any]) -> "Points":
+        """From plain data: `decisions` and `determined` as lists of their classes' arguments, `rest` likewise.
+
+        Raises:
+            ValueError: it is not that; says what is wrong.
+        """
+        try:
+            decisions = [
+                Decision(**{**each, "actions": tuple(map(tuple, each["actions"])), "rewards": tuple(each["rewards"])})
+                for each in plain.get("decisions", ())
+            ]
+            determined = [
+                Determined(**{**each, "tokens": tuple(each["tokens"])}) for each in plain.get("determined", ())
+            ]
+            rest = None if plain.get("rest") is None else Rest(**plain["rest"])
+        except (TypeError, KeyError, AttributeError) as error:
+            raise ValueError(f"decision points are not as `Decision` and `Determined` want them: {error!r}") from error
+        return cls(tuple(decisions), tuple(determined), rest)
 
 
-# Of a row of the data set and the token ids of a completion sampled for it, its end token included.
-FindPoints = Callable[[dict[str, Any], Sequence[int]], Points]
+# Of a row of the data set and the token ids of a completion sampled for it, its end token included: `decisions`,
+# `determined` and, where the actions of the only decision are whole completions, `rest_is_sampled`.
+FindPoints = Callable[[dict[str, Any], Sequence[int]], Mapping[str, Any]]
+
+
+def points_of_batch(
+    find: FindPoints,
+    rows: Sequence[dict[str, Any]],
+    completions: Sequence[Sequence[int]],
+    rewards: Sequence[float],
+    samples: int,
+    sample_rest: bool,
+) -> list[dict[str, Any]]:
+    """The points of sampled completions as plain data, which checkpoints keep and `Points.read` reads.
+
+    Args:
+        rows: of the data set, one for each completion; those of one prompt follow each other, `samples` at a time.
+        completions: token ids, end token included.
+        rewards: of each completion.
+        sample_rest: estimate what is not enumerated from the samples, where `find` says that there is something;
+            otherwise it counts as 0.
+
+    Raises:
+        ValueError: points that are impossible, with the row.
+    """
+    found = []
+    for number, (row, completion) in enumerate(zip(rows, completions, strict=True)):
+        plain = dict(find(row, completion))
+        if plain.pop("rest_is_sampled", False):
+            plain["rest"] = {"reward": rewards[number], "mean": 0.0, "variance": 0.0}
+        try:
+            known = Points.read(plain)
+            end = max((each.position for each in (*known.decisions, *known.determined)), default=0)
+            if end >= len(completion):
+                raise ValueError(f"position {end} lies behind the completion's {len(completion)} tokens")
+        except ValueError as error:
+            raise ValueError(f"points of row {number}, prompt {row.get('prompt')!r}: {error}") from error
+        if known.rest is None or not sample_rest:
+            plain["rest"] = None
+        elif tuple(completion) in known.decisions[0].actions:
+            plain["rest"]["reward"] = None
+        found.append(plain)
+    for start in range(0, len(found), samples):
+        group = [each["rest"] for each in found[start : start + samples] if each["rest"] is not None]
+        others = [each["reward"] for each in group if each["reward"] is not None]
+        for rest in group:
+            rest["mean"] = float(np.mean(others)) if others else 0.0
+            rest["variance"] = float(np.var(others)) if others else 0.0
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,8 +277,10 @@ def score_tree(
     def spread(values: Tensor) -> Tensor:
         return values.new_zeros(shape.numel()).index_copy(0, cells, values).view(shape)
 
-    objective, metrics = _objective(actions, logps, len(trees), shape[1], scale)
-    return Scored(spread(logps[:sampled]), spread(entropies[:sampled]), objective, metrics)
+    objective, advantages, metrics = _objective(actions, logps, points, shape[1], scale)
+    sampled_logps = spread(logps[:sampled])
+    objective = objective + advantages[:, None] * sampled_logps
+    return Scored(sampled_logps, spread(entropies[:sampled]), objective, metrics)
 
 
 class _Pairs:
@@ -246,17 +337,17 @@ def _enumerate(trees: Sequence[_Tree], points: Sequence[Points], pairs: _Pairs) 
     return found
 
 
-def _objective(found: _Actions, logps: Tensor, rows: int, columns: int, scale: bool) -> tuple[Tensor, dict[str, float]]:
-    """The objective (rows, columns) from the log-probs of all pairs, and what to log."""
-    device = logps.device
+def _objective(
+    found: _Actions, logps: Tensor, points: Sequence[Points], columns: int, scale: bool
+) -> tuple[Tensor, Tensor, dict[str, float]]:
+    """The enumerated objective (B, C) from the log-probs of all pairs, advantages (B,) of what is not, what to log."""
+    device, rows = logps.device, len(points)
 
     def tensor(values: Sequence[Any], dtype: torch.dtype = torch.long) -> Tensor:
         return torch.tensor(values, dtype=dtype, device=device)
 
-    objective, metrics = logps.new_zeros(rows * columns), {}
-    totals = logps.new_zeros(len(found.decision)).index_add(
-        0, tensor(found.action_of_pair), logps[tensor(found.pair)]
-    )
+    objective, advantages, metrics = logps.new_zeros(rows * columns), logps.new_zeros(rows), {}
+    totals = logps.new_zeros(len(found.decision)).index_add(0, tensor(found.action_of_pair), logps[tensor(found.pair)])
     if found.decision_cell:
         decision = tensor(found.decision)
         chosen = (decision >= 0).nonzero().squeeze(-1)
@@ -276,18 +367,37 @@ def _objective(found: _Actions, logps: Tensor, rows: int, columns: int, scale: b
                 "exact/deviation": deviation.mean().item(),
                 "exact/outside": (1 - per_decision(probs)).mean().item(),
             }
-        weights = tensor(weight, torch.float)
-        if scale:
-            weights = weights / (deviation + LEAST_DEVIATION)
+            total = per_decision(probs)
+            rest = [points[each].rest for each in row]
+            sampled = tensor([each is not None for each in rest], torch.bool)
+            # Where the rest is sampled, its rewards take part in mean and deviation, and the mean is the baseline.
+            mean = tensor([0.0 if each is None else each.mean for each in rest], torch.float)
+            variance = tensor([0.0 if each is None else each.variance for each in rest], torch.float)
+            baseline = expected + (1 - total) * (mean - tensor(otherwise, torch.float)) * sampled
+            square = per_decision(
+                probs * (rewards + tensor(otherwise, torch.float)[decision] - baseline[decision]) ** 2
+            )
+            square = square + (1 - total) * (variance + (mean - baseline) ** 2)
+            deviation = torch.where(sampled, square.sqrt(), deviation)
+            weights = tensor(weight, torch.float)
+            if scale:
+                weights = weights / (deviation + LEAST_DEVIATION)
+            reward = tensor(
+                [math.nan if each is None or each.reward is None else each.reward for each in rest], torch.float
+            )
+            advantages = advantages.index_add(0, tensor(row), (weights * (reward - baseline)).nan_to_num(0.0))
+        # An outcome's gradient is that of its probability times its reward, counted from what stands against it:
+        # everything else where the sum is complete, the baseline where the rest is sampled.
+        against = torch.where(sampled, baseline - tensor(otherwise, torch.float), 0.0)
         cells = tensor(row) * columns + tensor(position)
-        objective = objective.index_add(0, cells, weights * value)
+        objective = objective.index_add(0, cells, weights * (value - against * per_decision(probs)))
     if found.determined_cell:
         action, row, position, weight = zip(*found.determined_cell, strict=True)
         likelihood = totals[tensor(action)]
         metrics["exact/determined_nll"] = -likelihood.detach().mean().item()
         cells = tensor(row) * columns + tensor(position)
         objective = objective.index_add(0, cells, tensor(weight, torch.float) * likelihood)
-    return objective.view(rows, columns), metrics
+    return objective.view(rows, columns), advantages, metrics
 
 
 def _hidden(model: nn.Module, trees: Sequence[_Tree], device: torch.device) -> Tensor:

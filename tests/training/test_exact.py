@@ -1,7 +1,7 @@
 """The exact gradient against the sum over every completion of a small vocabulary, each scored by a plain forward pass."""
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import peft
@@ -10,7 +10,15 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from rookworld_trl.modeling.positions import install_position_hook
-from rookworld_trl.training.exact import LEAST_DEVIATION, Decision, Determined, Points, score_tree
+from rookworld_trl.training.exact import (
+    LEAST_DEVIATION,
+    Decision,
+    Determined,
+    Points,
+    Rest,
+    points_of_batch,
+    score_tree,
+)
 
 VOCABULARY = 5
 LENGTH = 4
@@ -64,7 +72,9 @@ def batch_of(rows: Sequence[tuple[Sequence[int], Sequence[int]]], padding: int =
     return {key: torch.tensor(value) for key, value in batch.items()}
 
 
-def plain_logps(model: Any, prompt: Sequence[int], temperature: float = 1.0) -> tuple[list[tuple[int, ...]], torch.Tensor]:
+def plain_logps(
+    model: Any, prompt: Sequence[int], temperature: float = 1.0
+) -> tuple[list[tuple[int, ...]], torch.Tensor]:
     """Every completion of `LENGTH` tokens, and the log-prob of each of its tokens by a plain forward pass."""
     completions = list(itertools.product(range(VOCABULARY), repeat=LENGTH))
     ids = torch.tensor([[*prompt, *completion] for completion in completions])
@@ -257,9 +267,91 @@ def test_impossible_decisions_are_errors(actions: Any, rewards: Any, message: st
 
 
 def test_eager_attention_sees_the_same_tree(model: GPT2LMHeadModel) -> None:
-    objective: Callable[[], torch.Tensor] = lambda: score_tree(  # noqa: E731
-        model, model.get_output_embeddings(), batch_of([(PROMPTS[0], (2, 1, 0))]), [points_of((2, 1, 0))]
-    ).objective
+    def objective() -> torch.Tensor:
+        batch, points = batch_of([(PROMPTS[0], (2, 1, 0))]), [points_of((2, 1, 0))]
+        return score_tree(model, model.get_output_embeddings(), batch, points).objective
+
     expected = objective()
     model.set_attn_implementation("eager")
     torch.testing.assert_close(objective(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_exact_part_plus_sampled_rest_is_the_whole_gradient(model: GPT2LMHeadModel) -> None:
+    """Two whole completions are enumerated, all others earn something: by enumeration, the mean over samples is right.
+
+    Whatever mean and variance the group had: they are a baseline and a scale.
+    """
+    prompt = PROMPTS[0]
+    completions, logps = plain_logps(model, prompt)
+    answers = {(2, 1, 0, 4): 1.0, (1, 1, 3, 0): 0.6}
+    torch.manual_seed(0)
+    rewards = torch.rand(len(completions)) * 0.5
+    for answer, reward in answers.items():
+        rewards[completions.index(answer)] = reward
+    probs = logps.sum(1).exp()
+    wanted = gradient((probs * rewards).sum(), model)
+    points = [
+        Points(
+            (Decision(0, tuple(answers), tuple(answers.values())),),
+            rest=Rest(None if c in answers else float(r), mean=0.3, variance=0.02),
+        )
+        for c, r in zip(completions, rewards, strict=True)
+    ]
+    head = model.get_output_embeddings()
+    scored = score_tree(model, head, batch_of([(prompt, c) for c in completions]), points, scale=False)
+    mean = gradient((probs.detach().float() * scored.objective.sum(1)).sum(), model)
+    torch.testing.assert_close(mean, wanted, rtol=1e-4, atol=2e-6)
+    assert wanted.norm() > 0.01
+
+
+def test_the_rest_takes_part_in_the_scale(model: GPT2LMHeadModel) -> None:
+    """mu = p + (1 - p) m and sigma^2 = p (1 - mu)^2 + (1 - p) (v + (m - mu)^2), by hand."""
+    prompt, completion, answer = PROMPTS[0], (0, 2), (3, 0)
+    m, v, reward = 0.25, 0.04, 0.4
+    logits = model(input_ids=torch.tensor([[*prompt, 3, 2], [*prompt, 0, 2]])).logits[:, len(prompt) - 1 :]
+    logps = torch.log_softmax(logits, -1)
+    p = (logps[0, 0, 3] + logps[0, 1, 0]).exp().item()
+    mu = p + (1 - p) * m
+    sigma = (p * (1 - mu) ** 2 + (1 - p) * (v + (m - mu) ** 2)) ** 0.5 + LEAST_DEVIATION
+    sample = [logps[1, 0, 0].item(), logps[1, 1, 2].item()]
+    known = Points((Decision(0, (answer,), (1.0,)),), rest=Rest(reward, m, v))
+    scored = score_tree(model, model.get_output_embeddings(), batch_of([(prompt, completion)]), [known])
+    advantage = (reward - mu) / sigma
+    expected = [p * (1 - mu) / sigma + advantage * sample[0], advantage * sample[1]]
+    assert scored.objective[0].tolist() == pytest.approx(expected, rel=1e-4)
+
+
+def test_points_of_a_batch() -> None:
+    """Groups of two: the first prompt's rest is its one sample that is no action; the second has a plain decision."""
+
+    def find(row: dict[str, Any], completion: Sequence[int]) -> dict[str, Any]:
+        decision = {"position": 0, "actions": [[1, 0]], "rewards": [1.0]}
+        return {"decisions": [decision], "rest_is_sampled": row["prompt"] == "a"}
+
+    rows = [{"prompt": "a"}, {"prompt": "a"}, {"prompt": "b"}, {"prompt": "b"}]
+    completions, rewards = [[1, 0], [2, 0], [1, 0], [3]], [1.0, 0.4, 1.0, -0.3]
+    found = points_of_batch(find, rows, completions, rewards, 2, sample_rest=True)
+    assert [each["rest"] for each in found] == [
+        {"reward": None, "mean": 0.4, "variance": 0.0},
+        {"reward": 0.4, "mean": 0.4, "variance": 0.0},
+        None,
+        None,
+    ]
+    assert Points.read(found[1]) == Points((Decision(0, ((1, 0),), (1.0,)),), rest=Rest(0.4, 0.4, 0.0))
+    found = points_of_batch(find, rows, completions, rewards, 2, sample_rest=False)
+    assert all(each["rest"] is None for each in found)
+
+
+@pytest.mark.parametrize(
+    ("plain", "message"),
+    [
+        ({"decisions": [{"position": 0, "actions": [[1], [1, 2]], "rewards": [1, 0]}]}, "begins"),
+        ({"decisions": [{"position": 0, "rewards": [1, 0]}]}, "actions"),
+        ({"decisions": [{"position": 2, "actions": [[1]], "rewards": [1]}]}, "behind the completion's 2 tokens"),
+        ({"decisions": [{"position": 1, "actions": [[1]], "rewards": [1]}], "rest_is_sampled": True}, "at token 0"),
+        ({"decisions": [{"position": 0, "actions": [[1]], "rewards": [1], "colour": 3}]}, "colour"),
+    ],
+)
+def test_impossible_points_name_the_row(plain: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=rf"row 0, prompt 'q'.*{message}"):
+        points_of_batch(lambda *_: plain, [{"prompt": "q"}], [[1, 2]], [0.0], 1, sample_rest=True)
