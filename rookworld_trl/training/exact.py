@@ -38,14 +38,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from rookworld_trl.training.kl import capture_hidden
+from rookworld_trl.modeling.token_tree import Pairs, TokenTree, tree_logps
 
 # Added to a decision's deviation before J is divided by it: a policy that is nearly sure gets no huge gradient.
 LEAST_DEVIATION = 0.05
-# Logits alive at a time; with more, the backward pass computes them again, piece by piece.
-MAX_LOGITS = 2**25
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +176,9 @@ def points_of_batch(
             plain["rest"] = {"reward": rewards[number], "mean": 0.0, "variance": 0.0}
         try:
             known = Points.read(plain)
-            end = max((each.position for each in (*known.decisions, *known.determined)), default=0)
+            end = max(
+                [each.position for each in known.decisions] + [each.position for each in known.determined], default=0
+            )
             if end >= len(completion):
                 raise ValueError(f"position {end} lies behind the completion's {len(completion)} tokens")
         except ValueError as error:
@@ -215,30 +214,6 @@ class Scored:
     metrics: dict[str, float]
 
 
-class _Tree:
-    """One row's tokens: prompt, completion, then the branches of its decisions; every node after its parent."""
-
-    def __init__(self, prompt: Sequence[int], completion: Sequence[int]) -> None:
-        self.tokens = [*prompt, *completion]
-        self.parents = list(range(-1, len(self.tokens) - 1))
-        self.prompt = len(prompt)
-        self._children = {(node - 1, token): node for node, token in enumerate(self.tokens)}
-
-    def follow(self, position: int, tokens: Sequence[int]) -> list[int]:
-        """The nodes that predict these tokens behind `position` completion tokens; adds those that are not there."""
-        node = self.prompt + position - 1
-        nodes = [node]
-        for token in tokens[:-1]:
-            child = self._children.get((node, token))
-            if child is None:
-                child = self._children[node, token] = len(self.tokens)
-                self.tokens.append(token)
-                self.parents.append(node)
-            node = child
-            nodes.append(node)
-        return nodes
-
-
 def score_tree(
     model: nn.Module,
     head: nn.Module,
@@ -262,15 +237,13 @@ def score_tree(
         [ids[mask].tolist() for ids, mask in zip(batch[f"{part}_ids"], batch[f"{part}_mask"].bool(), strict=True)]
         for part in ("prompt", "completion")
     )
-    trees = [_Tree(*row) for row in zip(prompts, completions, strict=True)]
-    pairs = _Pairs()
+    trees = [TokenTree(*row) for row in zip(prompts, completions, strict=True)]
+    pairs = Pairs()
     for row, (tree, completion) in enumerate(zip(trees, completions, strict=True)):
         pairs.add(row, tree.follow(0, completion), completion)
     sampled = len(pairs.tokens)
     actions = _enumerate(trees, points, pairs)
-    hidden = _hidden(model, trees, device)
-    divisors = temperature[:, None] if isinstance(temperature, Tensor) else torch.full((len(trees), 1), temperature)
-    logps, entropies = _logps(head, hidden, divisors.to(device), pairs)
+    logps, entropies = tree_logps(model, head, trees, pairs, temperature, device)
 
     cells = batch["completion_mask"].bool().flatten().nonzero().squeeze(-1)
 
@@ -283,28 +256,11 @@ def score_tree(
     return Scored(sampled_logps, spread(entropies[:sampled]), objective, metrics)
 
 
-class _Pairs:
-    """(row, predicting node, token) triples whose log-probs are wanted."""
-
-    def __init__(self) -> None:
-        self.rows: list[int] = []
-        self.nodes: list[int] = []
-        self.tokens: list[int] = []
-
-    def add(self, row: int, nodes: Sequence[int], tokens: Sequence[int]) -> range:
-        """Their places in the result."""
-        start = len(self.tokens)
-        self.rows += [row] * len(tokens)
-        self.nodes += nodes
-        self.tokens += tokens
-        return range(start, len(self.tokens))
-
-
 @dataclass(slots=True)
 class _Actions:
     """All actions and determined sequences of a batch, flattened; a determined sequence is told by its decision -1."""
 
-    pair: list[int]  # place of each token in `_Pairs` ...
+    pair: list[int]  # place of each token in `Pairs` ...
     action_of_pair: list[int]  # ... and the action it belongs to
     decision: list[int]  # of each action
     reward: list[float]  # of each action, counted from its decision's `otherwise`
@@ -312,7 +268,7 @@ class _Actions:
     determined_cell: list[tuple[int, int, int, float]]  # action, row, position, weight
 
 
-def _enumerate(trees: Sequence[_Tree], points: Sequence[Points], pairs: _Pairs) -> _Actions:
+def _enumerate(trees: Sequence[TokenTree], points: Sequence[Points], pairs: Pairs) -> _Actions:
     found = _Actions([], [], [], [], [], [])
 
     def take(row: int, position: int, tokens: Sequence[int]) -> int:
@@ -398,63 +354,3 @@ def _objective(
         cells = tensor(row) * columns + tensor(position)
         objective = objective.index_add(0, cells, tensor(weight, torch.float) * likelihood)
     return objective.view(rows, columns), advantages, metrics
-
-
-def _hidden(model: nn.Module, trees: Sequence[_Tree], device: torch.device) -> Tensor:
-    """Last hidden states (B, S, H) of every node, each of which attends to its ancestors and itself."""
-    size = max(len(tree.tokens) for tree in trees)
-    ids, positions = np.zeros((2, len(trees), size), dtype=np.int64)
-    mask = np.tile(np.eye(size, dtype=bool), (len(trees), 1, 1))
-    for row, tree in enumerate(trees):
-        ids[row, : len(tree.tokens)] = tree.tokens
-        for node, parent in enumerate(tree.parents):
-            if parent >= 0:
-                positions[row, node] = positions[row, parent] + 1
-                mask[row, node] |= mask[row, parent]
-    attention: Any = torch.from_numpy(mask)[:, None].to(device)
-    inner: Any = model
-    while hasattr(inner, "module"):
-        inner = inner.module
-    if inner.config._attn_implementation != "sdpa":  # eager attention adds the mask
-        attention = torch.zeros(attention.shape, device=device).masked_fill(~attention, torch.finfo(torch.float32).min)
-    with capture_hidden(inner) as states:
-        model(
-            input_ids=torch.from_numpy(ids).to(device),
-            attention_mask=attention,
-            position_ids=torch.from_numpy(positions).to(device),
-            use_cache=False,
-            logits_to_keep=1,
-        )
-    return states[0]
-
-
-def _logps(head: nn.Module, hidden: Tensor, divisors: Tensor, pairs: _Pairs) -> tuple[Tensor, Tensor]:
-    """Log-probs of all pairs, and the entropies of the distributions they are taken from (without gradient)."""
-    device = hidden.device
-    flat = np.array(pairs.rows) * hidden.shape[1] + np.array(pairs.nodes)
-    distinct, source = np.unique(flat, return_inverse=True)
-    order = np.argsort(source, kind="stable")
-    states = hidden.flatten(0, 1).index_select(0, torch.from_numpy(distinct).to(device))
-    row_divisors = divisors.expand(-1, 1)[torch.from_numpy(distinct // hidden.shape[1]).to(device)]
-
-    def score(states: Tensor, divisors: Tensor, source: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        with torch.autocast(device.type, enabled=False):
-            logits = nn.functional.linear(states.float(), head.weight.float())  # type: ignore[operator, arg-type]
-        logps = torch.log_softmax(logits / divisors, dim=-1)
-        with torch.no_grad():
-            entropies = -(logps.exp() * logps).sum(-1)
-        return logps[source, target], entropies[source]
-
-    size = max(1, MAX_LOGITS // head.weight.shape[0])  # type: ignore[union-attr, index, operator]
-    sources, targets = source[order], np.array(pairs.tokens)[order]
-    starts = range(0, len(distinct), size)
-    cuts = np.searchsorted(sources, [*starts, len(distinct)])
-    pieces = []
-    for start, first, last in zip(starts, cuts[:-1], cuts[1:], strict=True):
-        pair = (torch.from_numpy(each).to(device) for each in (sources[first:last] - start, targets[first:last]))
-        arguments = (states[start : start + size], row_divisors[start : start + size], *pair)
-        whole = len(starts) == 1 or not torch.is_grad_enabled()
-        pieces.append(score(*arguments) if whole else checkpoint(score, *arguments, use_reentrant=False))
-    back = torch.from_numpy(np.argsort(order)).to(device)
-    logps, entropies = (torch.cat(values)[back] for values in zip(*pieces, strict=True))
-    return logps, entropies

@@ -1,4 +1,4 @@
-"""The exact gradient against the sum over every completion of a small vocabulary, each scored by a plain forward pass."""
+"""The exact gradient against the sum over every completion of a small vocabulary, each scored plainly."""
 
 import itertools
 from collections.abc import Sequence
