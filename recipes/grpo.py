@@ -45,6 +45,7 @@ from rookworld_trl.modeling.loading import load
 from rookworld_trl.reports import plot_run, read_run
 from rookworld_trl.reports.card import write_card
 from rookworld_trl.reports.summary import timed, write_summary
+from rookworld_trl.rewards.decisions import ChessPoints
 from rookworld_trl.tasks import PREFIXES
 from rookworld_trl.training import RookWorldGRPOConfig, RookWorldGRPOTrainer
 from rookworld_trl.training.live import report_live
@@ -141,7 +142,10 @@ def build(run: RunConfig, args: RookWorldGRPOConfig) -> tuple[RookWorldGRPOTrain
     prompts = training_prompts(run, args)
     for dataset in (prompts, held_out):
         check_lengths(dataset, tokenizer, model.config.n_positions, args.max_completion_length)
-    trainer = RookWorldGRPOTrainer(model, REWARDS[run.reward], args, prompts, processing_class=tokenizer)
+    points = None if args.objective == "sampled" else ChessPoints(tokenizer)
+    trainer = RookWorldGRPOTrainer(
+        model, REWARDS[run.reward], args, prompts, processing_class=tokenizer, find_points=points
+    )
     folder = Path(args.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     report_live(trainer, folder, COLUMNS, run.max_train_minutes)

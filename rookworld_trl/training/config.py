@@ -88,6 +88,14 @@ class RookWorldGRPOConfig(GRPOConfig):
         },
     )
 
+    objective: str = field(
+        default="sampled",
+        metadata={
+            "help": "`sampled`: GRPO. `exact`: the expected reward is summed over the actions of each decision point "
+            "that the trainer's `find_points` knows (docs/exact-gradient.md). `mixed`: and the rest is sampled."
+        },
+    )
+
     # Sampling by task. Rows name their task in `task_column`.
     task_sampling: dict[str, Any] | str | None = field(
         default=None,

@@ -31,170 +31,27 @@ points know only about what they enumerate.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from torch import Tensor, nn
 
 from rookworld_trl.modeling.token_tree import Pairs, TokenTree, tree_logps
+from rookworld_trl.training import kl
+from rookworld_trl.training.config import RookWorldGRPOConfig
+from rookworld_trl.training.points import FindPoints, Points, points_of_batch
+from rookworld_trl.training.scoring import Scorer
 
 # Added to a decision's deviation before J is divided by it: a policy that is nearly sure gets no huge gradient.
 LEAST_DEVIATION = 0.05
 
-
-@dataclass(frozen=True, slots=True)
-class Decision:
-    """A place in a completion where one of several actions is taken, and what each of them earns.
-
-    Attributes:
-        position: completion tokens before it.
-        actions: token ids of each action; none is empty or the beginning of another, so that they exclude each other.
-        rewards: of each action.
-        otherwise: reward of everything else that may stand there.
-        weight: of this decision in the objective.
-    """
-
-    position: int
-    actions: tuple[tuple[int, ...], ...]
-    rewards: tuple[float, ...]
-    otherwise: float = 0.0
-    weight: float = 1.0
-
-    def __post_init__(self) -> None:
-        if not self.actions or len(self.actions) != len(self.rewards):
-            raise ValueError(
-                f"decision at token {self.position}: {len(self.actions)} actions and {len(self.rewards)} rewards; give "
-                "at least one action, and one reward for each"
-            )
-        ordered = sorted(self.actions)
-        # The beginning of a sequence sorts right before the sequences that it begins.
-        for first, second in zip([(), *ordered], ordered, strict=False):
-            if second[: len(first)] == first and (first or not second):
-                raise ValueError(
-                    f"decision at token {self.position}: action {list(first)} begins action {list(second)}, so their "
-                    "probabilities cannot be added; end each action with a token that only follows it whole"
-                )
-
-
-@dataclass(frozen=True, slots=True)
-class Determined:
-    """Tokens that have one right value given the `position` completion tokens before them."""
-
-    position: int
-    tokens: tuple[int, ...]
-    weight: float = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class Rest:
-    """What a prompt's samples say about the completions that its one decision does not enumerate.
-
-    Attributes:
-        reward: of this row's sample; None if it is one of the actions, whose part is exact.
-        mean, variance: of the rewards of all the prompt's samples that are none of the actions.
-    """
-
-    reward: float | None
-    mean: float
-    variance: float
-
-
-@dataclass(frozen=True, slots=True)
-class Points:
-    """What is known about one sampled completion.
-
-    Attributes:
-        decisions, determined: in it; positions lie within the completion.
-        rest: the actions of the only decision are whole completions, and others earn something, too: their part of
-            the gradient is sampled.
-    """
-
-    decisions: tuple[Decision, ...] = ()
-    determined: tuple[Determined, ...] = ()
-    rest: Rest | None = None
-
-    def __post_init__(self) -> None:
-        if self.rest is not None and [each.position for each in self.decisions] != [0]:
-            raise ValueError(
-                "the rest is sampled only beside one decision at token 0, whose actions are whole completions; "
-                f"found decisions at tokens {[each.position for each in self.decisions]}"
-            )
-
-    @classmethod
-    def read(cls, plain: Mapping[str, Any]) -> "Points":
-        """From plain data: `decisions` and `determined` as lists of their classes' arguments, `rest` likewise.
-
-        Raises:
-            ValueError: it is not that; says what is wrong.
-        """
-        try:
-            decisions = [
-                Decision(**{**each, "actions": tuple(map(tuple, each["actions"])), "rewards": tuple(each["rewards"])})
-                for each in plain.get("decisions", ())
-            ]
-            determined = [
-                Determined(**{**each, "tokens": tuple(each["tokens"])}) for each in plain.get("determined", ())
-            ]
-            rest = None if plain.get("rest") is None else Rest(**plain["rest"])
-        except (TypeError, KeyError, AttributeError) as error:
-            raise ValueError(f"decision points are not as `Decision` and `Determined` want them: {error!r}") from error
-        return cls(tuple(decisions), tuple(determined), rest)
-
-
-# Of a row of the data set and the token ids of a completion sampled for it, its end token included: `decisions`,
-# `determined` and, where the actions of the only decision are whole completions, `rest_is_sampled`.
-FindPoints = Callable[[dict[str, Any], Sequence[int]], Mapping[str, Any]]
-
-
-def points_of_batch(
-    find: FindPoints,
-    rows: Sequence[dict[str, Any]],
-    completions: Sequence[Sequence[int]],
-    rewards: Sequence[float],
-    samples: int,
-    sample_rest: bool,
-) -> list[dict[str, Any]]:
-    """The points of sampled completions as plain data, which checkpoints keep and `Points.read` reads.
-
-    Args:
-        rows: of the data set, one for each completion; those of one prompt follow each other, `samples` at a time.
-        completions: token ids, end token included.
-        rewards: of each completion.
-        sample_rest: estimate what is not enumerated from the samples, where `find` says that there is something;
-            otherwise it counts as 0.
-
-    Raises:
-        ValueError: points that are impossible, with the row.
-    """
-    found = []
-    for number, (row, completion) in enumerate(zip(rows, completions, strict=True)):
-        plain = dict(find(row, completion))
-        if plain.pop("rest_is_sampled", False):
-            plain["rest"] = {"reward": rewards[number], "mean": 0.0, "variance": 0.0}
-        try:
-            known = Points.read(plain)
-            end = max(
-                [each.position for each in known.decisions] + [each.position for each in known.determined], default=0
-            )
-            if end >= len(completion):
-                raise ValueError(f"position {end} lies behind the completion's {len(completion)} tokens")
-        except ValueError as error:
-            raise ValueError(f"points of row {number}, prompt {row.get('prompt')!r}: {error}") from error
-        if known.rest is None or not sample_rest:
-            plain["rest"] = None
-        elif tuple(completion) in known.decisions[0].actions:
-            plain["rest"]["reward"] = None
-        found.append(plain)
-    for start in range(0, len(found), samples):
-        group = [each["rest"] for each in found[start : start + samples] if each["rest"] is not None]
-        others = [each["reward"] for each in group if each["reward"] is not None]
-        for rest in group:
-            rest["mean"] = float(np.mean(others)) if others else 0.0
-            rest["variance"] = float(np.var(others)) if others else 0.0
-    return found
+# Means over all processes, in the log: the decisions' J, its deviation under the policy, the probability of what they
+# do not enumerate; nats of a determined sequence.
+METRICS = ("exact/value", "exact/deviation", "exact/outside", "exact/determined_nll")
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,13 +62,15 @@ class Scored:
         logps, entropies: of the sampled completion tokens (nats).
         objective: sum of the decisions' scaled J and of the determined tokens' log-probs, each in the cell of its
             position: to be maximised, aggregated as the loss aggregates its own terms.
-        metrics: means over the batch, for the log.
+        metrics: sum and count over the batch by name, for the log.
+        nodes: tokens of each row's tree behind the prompt.
     """
 
     logps: Tensor
     entropies: Tensor
     objective: Tensor
-    metrics: dict[str, float]
+    metrics: dict[str, tuple[float, int]]
+    nodes: list[int]
 
 
 def score_tree(
@@ -237,6 +96,8 @@ def score_tree(
         [ids[mask].tolist() for ids, mask in zip(batch[f"{part}_ids"], batch[f"{part}_mask"].bool(), strict=True)]
         for part in ("prompt", "completion")
     )
+    if not all(prompts):
+        raise ValueError("a completion follows an empty prompt: begin each prompt with at least one token")
     trees = [TokenTree(*row) for row in zip(prompts, completions, strict=True)]
     pairs = Pairs()
     for row, (tree, completion) in enumerate(zip(trees, completions, strict=True)):
@@ -253,7 +114,8 @@ def score_tree(
     objective, advantages, metrics = _objective(actions, logps, points, shape[1], scale)
     sampled_logps = spread(logps[:sampled])
     objective = objective + advantages[:, None] * sampled_logps
-    return Scored(sampled_logps, spread(entropies[:sampled]), objective, metrics)
+    nodes = [len(tree.tokens) - tree.prompt for tree in trees]
+    return Scored(sampled_logps, spread(entropies[:sampled]), objective, metrics, nodes)
 
 
 @dataclass(slots=True)
@@ -295,14 +157,15 @@ def _enumerate(trees: Sequence[TokenTree], points: Sequence[Points], pairs: Pair
 
 def _objective(
     found: _Actions, logps: Tensor, points: Sequence[Points], columns: int, scale: bool
-) -> tuple[Tensor, Tensor, dict[str, float]]:
+) -> tuple[Tensor, Tensor, dict[str, tuple[float, int]]]:
     """The enumerated objective (B, C) from the log-probs of all pairs, advantages (B,) of what is not, what to log."""
     device, rows = logps.device, len(points)
 
     def tensor(values: Sequence[Any], dtype: torch.dtype = torch.long) -> Tensor:
         return torch.tensor(values, dtype=dtype, device=device)
 
-    objective, advantages, metrics = logps.new_zeros(rows * columns), logps.new_zeros(rows), {}
+    objective, advantages = logps.new_zeros(rows * columns), logps.new_zeros(rows)
+    metrics: dict[str, tuple[float, int]] = {}
     totals = logps.new_zeros(len(found.decision)).index_add(0, tensor(found.action_of_pair), logps[tensor(found.pair)])
     if found.decision_cell:
         decision = tensor(found.decision)
@@ -318,11 +181,8 @@ def _objective(
         with torch.no_grad():
             deviation = (per_decision(probs * rewards.square()) - value.square()).clamp(min=0).sqrt()
             expected = value + tensor(otherwise, torch.float)
-            metrics = {
-                "exact/value": expected.mean().item(),
-                "exact/deviation": deviation.mean().item(),
-                "exact/outside": (1 - per_decision(probs)).mean().item(),
-            }
+            seen = {"exact/value": expected, "exact/deviation": deviation, "exact/outside": 1 - per_decision(probs)}
+            metrics |= {name: (values.sum().item(), len(values)) for name, values in seen.items()}
             total = per_decision(probs)
             rest = [points[each].rest for each in row]
             sampled = tensor([each is not None for each in rest], torch.bool)
@@ -350,7 +210,88 @@ def _objective(
     if found.determined_cell:
         action, row, position, weight = zip(*found.determined_cell, strict=True)
         likelihood = totals[tensor(action)]
-        metrics["exact/determined_nll"] = -likelihood.detach().mean().item()
+        metrics["exact/determined_nll"] = (-likelihood.detach().sum().item(), len(likelihood))
         cells = tensor(row) * columns + tensor(position)
         objective = objective.index_add(0, cells, tensor(weight, torch.float) * likelihood)
     return objective.view(rows, columns), advantages, metrics
+
+
+class ExactObjective:
+    """The loss of a micro-batch by its decision points, in TRL's place; rows without any keep TRL's sampled loss.
+
+    Args:
+        args: the configuration.
+        accelerator: of the trainer.
+        policy: the model that is trained.
+        scorer: whose log-probs TRL's loss asks for.
+        loss: TRL's loss, `(model, inputs) -> loss`.
+        find: the points of a sampled completion.
+        accumulation: micro-batches in the present optimizer step.
+        count: takes a micro-batch and how many tokens stand behind each of its prompts, branches included.
+        record: takes the name and value of a metric.
+
+    Raises:
+        ValueError: a model whose forward pass takes no tree: sharded, flash attention, an adapter on the output head.
+    """
+
+    def __init__(
+        self,
+        args: RookWorldGRPOConfig,
+        accelerator: Accelerator,
+        policy: nn.Module,
+        scorer: Scorer,
+        loss: Callable[[nn.Module, dict[str, Any]], Tensor],
+        find: FindPoints,
+        accumulation: Callable[[], int],
+        count: Callable[[dict[str, Any], list[int]], None],
+        record: Callable[[str, float], None],
+    ):
+        self.args, self.accelerator, self.policy, self.scorer, self.loss = args, accelerator, policy, scorer, loss
+        self.find, self.accumulation, self.count, self.record = find, accumulation, count, record
+        inner: Any = accelerator.unwrap_model(policy)
+        problems = {
+            "the weights are sharded": accelerator.distributed_type
+            in (DistributedType.FSDP, DistributedType.DEEPSPEED),
+            f"`attn_implementation` is {inner.config._attn_implementation}, and branches need a mask of their own": (
+                inner.config._attn_implementation not in ("sdpa", "eager")
+            ),
+            "an adapter sits on the output head": hasattr(inner.get_output_embeddings(), "base_layer"),
+        }
+        for problem, found in problems.items():
+            if found:
+                raise ValueError(f"`objective` is {args.objective!r}: {problem}. Set it to sampled, or change that")
+
+    def prepare(self, rows: Sequence[dict[str, Any]], batch: dict[str, Any], rewards: Sequence[float]) -> None:
+        """Put the points of this process's new completions into the batch, in place of their sampled advantages."""
+        ids, mask = batch["completion_ids"], batch["completion_mask"].bool()
+        completions = [row[chosen].tolist() for row, chosen in zip(ids, mask, strict=True)]
+        samples, sample_rest = self.args.num_generations, self.args.objective == "mixed"
+        batch["points"] = points_of_batch(self.find, rows, completions, rewards, samples, sample_rest)
+        known = torch.tensor([bool(each["decisions"]) for each in batch["points"]], device=ids.device)
+        batch["advantages"] = batch["advantages"].masked_fill(known, 0.0)
+
+    def __call__(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
+        """The loss of a micro-batch: TRL's of the advantages that are left, minus the objective of the points."""
+        if "points" not in inputs:
+            return self.loss(model, inputs)
+        head = self.accelerator.unwrap_model(self.policy).get_output_embeddings()
+        temperatures = inputs.get("temperatures")
+        scored = score_tree(
+            model,
+            head,
+            inputs,
+            [Points.read(each) for each in inputs["points"]],
+            self.args.temperature if temperatures is None else temperatures,
+            self.args.scale_rewards == "group",
+        )
+        self.count(inputs, scored.nodes)
+        sums = torch.tensor(
+            [scored.metrics.get(name, (0.0, 0)) for name in METRICS], device=inputs["prompt_ids"].device
+        )
+        for name, (total, count) in zip(METRICS, self.accelerator.reduce(sums, "sum").tolist(), strict=True):
+            if count:
+                self.record(name, total / count)
+        with self.scorer.given(scored.logps, scored.entropies):
+            loss = self.loss(model, inputs)
+        weights = kl.loss_weights(self.args, inputs, self.accelerator.num_processes, True, self.accumulation())
+        return loss - kl.aggregate(scored.objective, inputs["completion_mask"], *weights)

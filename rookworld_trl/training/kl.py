@@ -126,8 +126,23 @@ def capture_hidden(model: nn.Module) -> Iterator[list[torch.Tensor]]:
         yield states
 
 
+def loss_weights(
+    args: Any, inputs: dict[str, Any], processes: int, training: bool, accumulation: int
+) -> tuple[str, int, int, torch.Tensor]:
+    """The arguments of `aggregate` behind its mask, for one micro-batch of a generation batch.
+
+    Args:
+        args: the configuration.
+        accumulation: micro-batches in this optimizer step.
+    """
+    tokens = inputs["num_items_in_batch"].clamp(min=1) / processes
+    if training:  # `num_items_in_batch` counts the generation batch; an update sees a part of it
+        tokens = tokens * accumulation / args.steps_per_generation
+    return args.loss_type, args.max_completion_length, accumulation, tokens
+
+
 def aggregate(
-    per_token: torch.Tensor, mask: torch.Tensor, loss_type: str, max_length: int, accumulation: float, tokens: float
+    per_token: torch.Tensor, mask: torch.Tensor, loss_type: str, max_length: int, accumulation: float, tokens: Any
 ) -> torch.Tensor:
     """Reduce a per-token penalty to a scalar with the same weights that TRL's `loss_type` gives its own terms.
 

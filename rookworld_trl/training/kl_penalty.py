@@ -76,11 +76,8 @@ class KLPenalty:
         if args.use_bias_correction_kl and "old_per_token_logps" in inputs and not self.exact:
             per_token = per_token * (logps.detach() - inputs["old_per_token_logps"]).exp()
         self._meter.add(per_token, logps - inputs["ref_per_token_logps"], mask)
-        tokens = inputs["num_items_in_batch"].clamp(min=1) / self.accelerator.num_processes
-        if training:  # `num_items_in_batch` counts the generation batch; an update sees a part of it
-            tokens = tokens * accumulation / args.steps_per_generation
-        parts = (args.loss_type, args.max_completion_length, accumulation, tokens)
-        return self.controller.coefficient * kl.aggregate(per_token, mask, *parts)
+        weights = kl.loss_weights(args, inputs, self.accelerator.num_processes, training, accumulation)
+        return self.controller.coefficient * kl.aggregate(per_token, mask, *weights)
 
     def _exact(self, states: torch.Tensor, inputs: dict[str, Any], mask: torch.Tensor) -> torch.Tensor:
         """KL (B, C) over the whole vocabulary, from the loss's hidden states and one more pass of the reference."""

@@ -56,6 +56,7 @@ class Scorer:
         self._temperatures: torch.Tensor | None = None  # (B,) of the rows being scored; None: all `args.temperature`
         self._only: tuple[torch.Tensor, torch.Tensor | None] | None = None  # of `score_some`; None: all rows
         self._passes: list[torch.Tensor] | None = None  # collects log-probs while somebody watches
+        self._given: tuple[torch.Tensor, torch.Tensor] | None = None  # what the next pass would compute
 
     @contextmanager
     def at(self, temperatures: torch.Tensor | None) -> Iterator[None]:
@@ -76,6 +77,15 @@ class Scorer:
             self._only = None
 
     @contextmanager
+    def given(self, logps: torch.Tensor, entropies: torch.Tensor) -> Iterator[None]:
+        """Whoever asks inside the block gets these (B, C): another forward pass has computed them already."""
+        self._given = logps, entropies
+        try:
+            yield
+        finally:
+            self._given = None
+
+    @contextmanager
     def watched(self, hidden: bool) -> Iterator[tuple[list[torch.Tensor], list[torch.Tensor]]]:
         """Collect log-probs and, if asked for, the policy's last hidden states of each pass inside the block."""
         self._passes = []
@@ -88,7 +98,9 @@ class Scorer:
 
     def __call__(self, model: nn.Module, *args: Any, **kwargs: Any) -> Any:
         """As TRL's `_get_per_token_logps_and_entropies`: log-probs, entropies or None, auxiliary loss or None."""
-        if model is not self.reference or self.device is None:
+        if self._given is not None:
+            result: Any = (*self._given, None)
+        elif model is not self.reference or self.device is None:
             result = self._score(model, *args, **kwargs)
         else:
             result = self._elsewhere(self.device, model, *args, **kwargs)

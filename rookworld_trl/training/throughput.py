@@ -128,10 +128,11 @@ class Throughput(TrainerCallback):
             if "ref_per_token_logps" in batch:
                 self.flops += self._scoring(batch)
 
-    def trained(self, batch: dict[str, torch.Tensor]) -> None:
-        """Count a micro-batch's forward and backward pass."""
+    def trained(self, batch: dict[str, torch.Tensor], nodes: list[int] | None = None) -> None:
+        """Count a micro-batch's forward and backward pass; `nodes` stand behind each prompt, if not its completion."""
         if self.counts:
-            self.flops += 3 * self._scoring(batch)
+            prompts, _ = _lengths(batch)
+            self.flops += 3 * (self._scoring(batch) if nodes is None else scoring_flops(self.config, prompts, nodes))
 
     def _scoring(self, batch: dict[str, torch.Tensor]) -> int:
         if not self.shared:

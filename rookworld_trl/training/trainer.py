@@ -27,11 +27,13 @@ from rookworld_trl.training import gates, placement, scoring
 from rookworld_trl.training.advantages import Baseline, combine_rewards, scale_advantages
 from rookworld_trl.training.batch_mining import BatchMiner
 from rookworld_trl.training.config import RookWorldGRPOConfig
+from rookworld_trl.training.exact import ExactObjective
 from rookworld_trl.training.guard import Guard
 from rookworld_trl.training.kl_control import StopCallback
 from rookworld_trl.training.kl_penalty import KLPenalty
 from rookworld_trl.training.mining import Curriculum
 from rookworld_trl.training.monitor import HealthMonitor, TruthProbe, truth_rows
+from rookworld_trl.training.points import FindPoints
 from rookworld_trl.training.preparation import check_built, float32_head, prepare, weights_on_disk
 from rookworld_trl.training.recovery import Diverged, LearningRateCut, described, remedy
 from rookworld_trl.training.rewards import RewardCaller, by_task
@@ -56,12 +58,14 @@ class RookWorldGRPOTrainer(DurableGRPOTrainer):
     * the first batch passes the gates of `rookworld_trl.training.gates`, or `GateError` is raised before any update;
     * the KL penalty has a direction, an estimator and a controlled coefficient (`rookworld_trl.training.kl`);
     * advantages come from the baseline of `args.advantage_baseline`, or token by token from a value head (GAE);
+    * where the reward of every alternative is known, the gradient is exact (`rookworld_trl.training.exact`);
     * a step with a NaN or Inf in it is skipped and undone (`rookworld_trl.training.guard`).
 
     Takes TRL's arguments; `args` must be a `RookWorldGRPOConfig`.
 
     Args:
         curriculum: weighs the prompts that mining tries; see `rookworld_trl.training.mining.Curriculum`.
+        find_points: finds what the exact objectives sum over; see `rookworld_trl.training.points.FindPoints`.
 
     Attributes:
         objective: the loss of a micro-batch without its KL term, `(model, inputs) -> loss`: TRL's.
@@ -86,6 +90,7 @@ class RookWorldGRPOTrainer(DurableGRPOTrainer):
         eval_dataset: Any = None,
         processing_class: Any = None,
         curriculum: Curriculum | None = None,
+        find_points: FindPoints | None = None,
         **kwargs: Any,
     ):
         args = prepare(args, model, train_dataset, processing_class, kwargs)
@@ -93,10 +98,10 @@ class RookWorldGRPOTrainer(DurableGRPOTrainer):
         with weights_on_disk(model, args, adapter, processing_class), float32_head():
             super().__init__(model, reward_funcs, args, train_dataset, eval_dataset, processing_class, **kwargs)
         check_built(self.model, self.ref_model, self.processing_class)
-        self._build(curriculum)
+        self._build(curriculum, find_points)
         self._add_callbacks()
 
-    def _build(self, curriculum: Curriculum | None) -> None:
+    def _build(self, curriculum: Curriculum | None, find_points: FindPoints | None) -> None:
         """The objects that a step calls; each gets what it needs, none gets the trainer."""
         args, accelerator, policy = self.args, self.accelerator, self.model
         common = (args, accelerator, policy)
@@ -107,6 +112,22 @@ class RookWorldGRPOTrainer(DurableGRPOTrainer):
         stock = super()._get_per_token_logps_and_entropies
         self.scorer = Scorer(*common, self.ref_model, ref_device, stock)
         self.objective: Callable[[nn.Module, Row], torch.Tensor] = super()._compute_loss
+        self.exact: ExactObjective | None = None
+        if (args.objective == "sampled") != (find_points is None):
+            raise ValueError(
+                f"`objective` is {args.objective!r}: exact and mixed need the argument `find_points`, sampled does not "
+                "use it. Give both or neither"
+            )
+        if find_points is not None:
+            self.objective = self.exact = ExactObjective(
+                *common,
+                self.scorer,
+                self.objective,
+                find_points,
+                accumulation=lambda: self.current_gradient_accumulation_steps,
+                count=lambda inputs, nodes: self.throughput.trained(inputs, nodes),
+                record=lambda name, value: self._metrics["train"][name].append(value),
+            )
         self.rewards = RewardCaller(args, accelerator, self.processing_class, self.eos_token_ids)
         self.kl = KLPenalty(args, accelerator, self.scorer)
         self.gates = gates.FirstBatch(*common, self.scorer.logps)
@@ -226,6 +247,8 @@ class RookWorldGRPOTrainer(DurableGRPOTrainer):
             self.throughput.sampled(batch, self.num_generations, drafted)
             if self.value_head is not None or self.baseline.kind != "group_mean":
                 batch["advantages"] = self._advantages(inputs, batch)
+            if self.exact:
+                self.exact.prepare(inputs, batch, self._rewards[self._mine(inputs)].tolist())
         return batch
 
     def _generate_single_turn(self, prompt_ids: list[list[int]], *others: Any, **options: Any) -> Any:
@@ -301,6 +324,11 @@ class RookWorldGRPOTrainer(DurableGRPOTrainer):
     def _combined(self, per_function: torch.Tensor) -> torch.Tensor:
         return combine_rewards(per_function, self.reward_weights.to(per_function.device))
 
+    def _mine(self, inputs: list[Row]) -> slice:
+        """This process's part of what is gathered from all."""
+        start = self.accelerator.process_index * len(inputs)
+        return slice(start, start + len(inputs))
+
     def _tasks(self, inputs: list[Row]) -> list[str]:
         return [str(row.get(self.args.task_column, "")) for row in inputs]
 
@@ -317,8 +345,7 @@ class RookWorldGRPOTrainer(DurableGRPOTrainer):
     def _advantages(self, inputs: list[Row], batch: Row) -> torch.Tensor:
         """This process's advantages in place of TRL's: (B,) by a baseline, or (B, C) by GAE."""
         rewards, args = self._rewards, self.args
-        start = self.accelerator.process_index * len(inputs)
-        mine = slice(start, start + len(inputs))
+        mine = self._mine(inputs)
         if self.value_head is not None:
             states = self.scorer.hidden_states(self.model, batch)
             options = (args.gae_gamma, args.gae_lambda, args.scale_rewards == "batch", self.accelerator)
@@ -349,12 +376,13 @@ class RookWorldGRPOTrainer(DurableGRPOTrainer):
             self.guard.saw_batch(inputs)
         with self.scorer.at(inputs.get("temperatures")):
             if self.beta == 0:
-                learns = scoring.rows_that_learn(inputs, self.args) if self.scorer.shared else None
-                if training:
+                alike = self.scorer.shared and not self.exact
+                learns = scoring.rows_that_learn(inputs, self.args) if alike else None
+                if training and not self.exact:
                     self.throughput.trained(inputs if learns is None else {key: inputs[key][learns] for key in SIDES})
                 with self.scorer.only(learns, inputs.get("old_per_token_logps")):
                     return self.objective(model, inputs)
-            if training:
+            if training and not self.exact:
                 self.throughput.trained(inputs)
             beta, self.beta = self.beta, 0.0
             try:

@@ -31,6 +31,7 @@ from rookworld_trl.training.validation_sampling import (
 if TYPE_CHECKING:
     from rookworld_trl.training.config import RookWorldGRPOConfig
 
+OBJECTIVES = ("sampled", "exact", "mixed")
 LOSS_TYPES = ("grpo", "dr_grpo", "dapo", "bnpo", "cispo", "sapo", "luspo", "vespo")  # of TRL 1.16
 _DROPOUT = "with dropout the same tokens under the same weights score differently each time"
 
@@ -120,6 +121,7 @@ FIELD_CHECKS = (
         "set it below 1, to something like 0.9",
     ),
     FieldCheck("epsilon", lambda value: 0 < value < 1, "ratios are clipped to 1 - epsilon", "use something like 0.2"),
+    _one_of("objective", *OBJECTIVES),
     _one_of("kl_type", *KL_TYPES),
     _one_of("kl_estimator", *KL_ESTIMATORS),
     _one_of("kl_control", *KL_CONTROLS),
@@ -196,7 +198,7 @@ def check(config: "RookWorldGRPOConfig") -> None:
     check_task_sampling(config)
     check_mining(config)
     check_adapters(config)
-    for part in (check_precision, check_kl, check_advantages, check_monitoring):
+    for part in (check_precision, check_kl, check_advantages, check_objective, check_monitoring):
         part(config)
     require(
         not (config.recovery_mode and config.auto_resume),
@@ -321,6 +323,44 @@ def check_advantages(config: "RookWorldGRPOConfig") -> None:
         True,
         "the value head is the baseline, token by token; groups play no part",
         "leave `advantage_baseline` at group_mean and set `scale_rewards` to batch or none",
+    )
+
+
+def check_objective(config: "RookWorldGRPOConfig") -> None:
+    """What the exact gradient leaves no room for."""
+    if config.objective == "sampled":
+        return
+    no_advantages = "the points of a completion say what each alternative earns, so nothing is compared"
+    off_policy = "a batch that is used more than once has prefixes of an older policy"
+    conflicts = {
+        "mining": (config.mining, "no group can teach nothing, so none has to give way", "set it to False"),
+        "use_gae": (config.use_gae, no_advantages, "set it to False"),
+        "advantage_baseline": (config.advantage_baseline != "group_mean", no_advantages, "leave it at group_mean"),
+        "num_iterations": (config.num_iterations > 1, off_policy, "set it to 1"),
+        "steps_per_generation": (
+            config.steps_per_generation != config.gradient_accumulation_steps,
+            off_policy,
+            "leave it at `gradient_accumulation_steps`",
+        ),
+        "scale_rewards": (
+            config.scale_rewards == "batch",
+            "each decision point has a deviation of its own, in closed form",
+            "set it to group or none",
+        ),
+        "kl_estimator": (config.kl_estimator == "exact", "it needs a forward pass without branches", "use k3, say"),
+        "auto_batch_size": (config.auto_batch_size, "it does not measure branches", "set it to False"),
+        "torch_compile": (config.torch_compile, "the forward pass is watched by hooks", "set it to False"),
+    }
+    for name, (found, problem, remedy) in conflicts.items():
+        why = f"`objective` is {config.objective}, and {problem}"
+        require(not found, name, getattr(config, name), why, remedy)
+    rows = config.per_device_train_batch_size * config.gradient_accumulation_steps
+    require(
+        config.objective == "exact" or rows % config.num_generations == 0,
+        "num_generations",
+        config.num_generations,
+        f"`objective` is mixed, and a process's {rows} completions a step are no whole number of groups",
+        f"choose a divisor of {rows}",
     )
 
 

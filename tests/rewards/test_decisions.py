@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 from rookworld_trl.data.dataset import SHIPPED_DIRECTORY, load_shipped
 from rookworld_trl.modeling.tokenizer import build_gpt2_tokenizer
 from rookworld_trl.rewards.decisions import ANSWER_WEIGHT, BEST_WEIGHT, CANDIDATE_WEIGHT, ChessPoints
-from rookworld_trl.training.exact import Decision
+from rookworld_trl.training.points import Decision
 
 # A rook's move, a queen's, a pawn's that promotes and a king's; 0.5 of win chance apart where a value is a mate.
 ROW = {

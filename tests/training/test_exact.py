@@ -10,15 +10,8 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from rookworld_trl.modeling.positions import install_position_hook
-from rookworld_trl.training.exact import (
-    LEAST_DEVIATION,
-    Decision,
-    Determined,
-    Points,
-    Rest,
-    points_of_batch,
-    score_tree,
-)
+from rookworld_trl.training.exact import LEAST_DEVIATION, score_tree
+from rookworld_trl.training.points import Decision, Determined, Points, Rest, points_of_batch
 
 VOCABULARY = 5
 LENGTH = 4
@@ -210,8 +203,8 @@ def test_scaling_divides_by_the_deviation_under_the_policy(model: GPT2LMHeadMode
     scored = score_tree(model, model.get_output_embeddings(), batch_of([(prompt, completion)]), [known])
     expected = 3.0 * p / ((p * (1 - p)) ** 0.5 + LEAST_DEVIATION)
     assert scored.objective[0].tolist() == pytest.approx([0.0, expected, 0.0], rel=1e-5)
-    assert scored.metrics["exact/value"] == pytest.approx(p, rel=1e-5)
-    assert scored.metrics["exact/outside"] == pytest.approx(1 - p, rel=1e-5)
+    assert scored.metrics["exact/value"] == (pytest.approx(p, rel=1e-5), 1)
+    assert scored.metrics["exact/outside"] == (pytest.approx(1 - p, rel=1e-5), 1)
 
 
 def test_rewards_count_from_what_everything_else_earns(model: GPT2LMHeadModel) -> None:
@@ -222,7 +215,7 @@ def test_rewards_count_from_what_everything_else_earns(model: GPT2LMHeadModel) -
         decision = Decision(0, tuple(FIRST), tuple(r + shift for r in FIRST.values()), otherwise=shift)
         head = model.get_output_embeddings()
         scored = score_tree(model, head, batch_of([(prompt, completion)]), [Points((decision,))])
-        values.append(scored.metrics["exact/value"])
+        values.append(scored.metrics["exact/value"][0])
         grads.append(gradient(scored.objective.sum(), model))
     assert values[1] - values[0] == pytest.approx(5.0, abs=1e-5)
     torch.testing.assert_close(*grads)

@@ -16,6 +16,7 @@ SETTINGS: list[dict[str, Any]] = [
     {"advantage_baseline": "adaptive", "kl_control": "multiplicative", "kl_target": 1e-4, "kl_interval": 1},
     {"use_gae": True, "kl_estimator": "exact", "gradient_accumulation_steps": 1},
     {"mining": True, "mining_rounds": 2, "task_sampling": {"a": {"temperature": 0.7}}},
+    {"objective": "mixed", "scale_rewards": "group", "beta": 0.05, "gradient_accumulation_steps": 1},
 ]
 
 
@@ -34,7 +35,9 @@ def run(checkpoint: Path, output: Path, settings: dict[str, Any], processes: int
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize(
-    "settings", SETTINGS, ids=["baseline and control", "gae and exact", "mining and two temperatures"]
+    "settings",
+    SETTINGS,
+    ids=["baseline and control", "gae and exact", "mining and two temperatures", "exact and mixed"],
 )
 def test_two_processes_equal_one(
     policy: GPT2LMHeadModel, tiny_tokenizer: PreTrainedTokenizerFast, settings: dict[str, Any], tmp_path: Path

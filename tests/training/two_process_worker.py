@@ -36,6 +36,18 @@ def share_of_letters(completions: list[str], **_: Any) -> list[float]:
     return [sum(map(str.islower, text)) / max(1, len(text)) for text in completions]
 
 
+def find_points(row: dict[str, Any], completion: list[int]) -> dict[str, Any]:
+    """Two actions behind the first token, one of two tokens; a right end where the completion ends; a sampled rest."""
+    if row["task"] == "a":
+        return {
+            "decisions": [{"position": 0, "actions": [[5, 6], [9]], "rewards": [1.0, 0.4]}],
+            "rest_is_sampled": True,
+        }
+    at = min(1, len(completion) - 1)
+    decision = {"position": at, "actions": [[7], [8, 4]], "rewards": [1.0, -0.5], "otherwise": 0.1}
+    return {"decisions": [decision], "determined": [{"position": len(completion) - 1, "tokens": [1], "weight": 0.3}]}
+
+
 def main(checkpoint: str, output: str, options: str) -> None:
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
@@ -64,13 +76,14 @@ def main(checkpoint: str, output: str, options: str) -> None:
         Dataset.from_dict({"prompt": PROMPTS, "task": tasks}),
         None,
         tokenizer,
+        find_points=None if args.objective == "sampled" else find_points,
     )
     trainer.sampler.sample = fixed  # type: ignore[method-assign]
     trainer.gates.pending = False  # they compare with a real sampler
     trainer.train()
     if trainer.accelerator.is_main_process:
         weights = trainer.accelerator.unwrap_model(trainer.model).state_dict()
-        keys = ("kl", "kl/coefficient", "kl/sequence_p95", "reward", "groups/useful", "value/error")
+        keys = ("kl", "kl/coefficient", "kl/sequence_p95", "reward", "groups/useful", "value/error", "exact/value")
         log = [{key: row[key] for key in keys if key in row} for row in trainer.state.log_history if "loss" in row]
         torch.save({"weights": weights, "log": log}, Path(output))
 

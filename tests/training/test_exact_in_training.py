@@ -1,0 +1,168 @@
+"""The trainer with the exact objective: the update it makes, what it refuses, and runs that resume bit for bit."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
+
+from rookworld_trl.training import RookWorldGRPOConfig, RookWorldGRPOTrainer
+from rookworld_trl.training.exact import LEAST_DEVIATION
+from tests.training.conftest import PROMPTS, share_of_letters
+
+GOOD, BAD = 7, 11  # two tokens, of which the first should come
+
+
+def first_token(row: dict[str, Any], completion: Sequence[int]) -> dict[str, Any]:
+    return {"decisions": [{"position": 0, "actions": [[GOOD], [BAD]], "rewards": [1.0, 0.25]}]}
+
+
+@pytest.fixture
+def train(
+    policy: GPT2LMHeadModel, prompts: Dataset, tiny_tokenizer: PreTrainedTokenizerFast, options: dict[str, Any]
+) -> Callable[..., RookWorldGRPOTrainer]:
+    def make(find: Any = first_token, **changes: Any) -> RookWorldGRPOTrainer:
+        settings = {**options, "objective": "exact", "scale_rewards": "group", "num_generations": 2, **changes}
+        return RookWorldGRPOTrainer(
+            policy, share_of_letters, RookWorldGRPOConfig(**settings), prompts, processing_class=tiny_tokenizer,
+            find_points=find,
+        )  # fmt: skip
+
+    return make
+
+
+def first_probs(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast) -> torch.Tensor:
+    """Probabilities (prompts, 2) of the two tokens behind each prompt, each prompt by itself."""
+    rows = []
+    with torch.no_grad():
+        for prompt in PROMPTS:
+            ids = torch.tensor([tokenizer(prompt, add_special_tokens=False)["input_ids"]])
+            rows.append(model(input_ids=ids).logits[0, -1].softmax(-1)[[GOOD, BAD]])
+    return torch.stack(rows)
+
+
+def test_the_update_is_the_gradient_of_the_sum(
+    train: Callable[..., RookWorldGRPOTrainer], policy: GPT2LMHeadModel, tiny_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """One plain SGD step without KL: -lr times the gradient of -sum J / sigma / tokens, by autograd on plain passes."""
+    seen: list[dict[str, Any]] = []
+    trainer = train(
+        beta=0.0, max_steps=1, optim="sgd", learning_rate=0.1, max_grad_norm=0.0, per_device_train_batch_size=16
+    )
+    policy = trainer.model
+    inner, start = trainer._compute_loss, {n: p.detach().clone() for n, p in policy.named_parameters()}
+    trainer._compute_loss = lambda model, inputs: (seen.append(inputs), inner(model, inputs))[1]  # type: ignore[method-assign]
+    trainer.train()
+    (batch,) = seen
+    end = {n: p.detach().clone() for n, p in policy.named_parameters()}
+    with torch.no_grad():
+        for name, parameter in policy.named_parameters():
+            parameter.copy_(start[name])
+    objective = torch.zeros(())
+    for ids, mask in zip(batch["prompt_ids"], batch["prompt_mask"].bool(), strict=True):
+        probs = policy(input_ids=ids[mask][None]).logits[0, -1].softmax(-1)
+        value = probs[GOOD] + 0.25 * probs[BAD]
+        square = probs[GOOD] + 0.25**2 * probs[BAD]
+        objective = objective + value / ((square - value**2).detach().sqrt() + LEAST_DEVIATION)
+    loss = -objective / batch["completion_mask"].sum()
+    policy.zero_grad()
+    loss.backward()
+    for name, parameter in policy.named_parameters():
+        wanted = start[name] if parameter.grad is None else start[name] - 0.1 * parameter.grad
+        torch.testing.assert_close(end[name], wanted, rtol=1e-4, atol=1e-6)
+    assert max((end[n] - start[n]).abs().max() for n in start) > 1e-3
+
+
+def test_it_learns_what_earns_and_reports_what_was_sampled(
+    train: Callable[..., RookWorldGRPOTrainer], tiny_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    trainer = train(learning_rate=3e-3, max_steps=30)
+    before = first_probs(trainer.model, tiny_tokenizer)
+    trainer.train()
+    after = first_probs(trainer.model, tiny_tokenizer)
+    assert before[:, 0].mean() < 0.2
+    assert after[:, 0].mean() > 0.8
+    log = [row for row in trainer.state.log_history if "loss" in row]
+    assert log[-1]["exact/value"] > log[0]["exact/value"] + 0.5
+    assert 0 <= log[-1]["reward"] <= 1  # the reward function's, of sampled completions
+    assert "kl" in log[-1]
+
+
+def test_rows_without_points_train_on_their_samples(train: Callable[..., RookWorldGRPOTrainer]) -> None:
+    def find(row: dict[str, Any], completion: Sequence[int]) -> dict[str, Any]:
+        return first_token(row, completion) if row["prompt"].startswith("P") else {}
+
+    trainer = train(find, per_device_train_batch_size=16)
+    batches: list[dict[str, Any]] = []
+    inner = trainer._generate_and_score_completions
+    trainer._generate_and_score_completions = lambda rows: batches.append(inner(rows)) or batches[-1]  # type: ignore[method-assign]
+    trainer.train()
+    known = torch.tensor([bool(each["decisions"]) for each in batches[0]["points"]])
+    assert known.any()
+    assert not known.all()
+    assert not batches[0]["advantages"][known].any()
+    assert batches[0]["advantages"][~known].any()
+
+
+@pytest.mark.parametrize("backend", ["native", "transformers"])
+def test_it_works_with_adapters_temperatures_and_control(
+    train: Callable[..., RookWorldGRPOTrainer], backend: str
+) -> None:
+    adapters = {"use_peft": True, "rollout_backend": "transformers"} if backend == "transformers" else {}
+    trainer = train(kl_control="multiplicative", kl_interval=1, max_steps=3, learning_rate=1e-3, **adapters)
+    trainer.train()
+    assert trainer.state.global_step == 3
+    assert trainer.state.log_history[1]["kl"] > 0
+
+
+def test_a_resumed_run_equals_one_that_was_not_interrupted(
+    train: Callable[..., RookWorldGRPOTrainer], options: dict[str, Any], tmp_path: Path
+) -> None:
+    shared = {"save_strategy": "steps", "save_steps": 2, "max_steps": 4, "learning_rate": 1e-3}
+    whole = train(**shared)
+    start = {name: value.clone() for name, value in whole.model.state_dict().items()}
+    whole.train()
+    end = {name: value.clone() for name, value in whole.model.state_dict().items()}
+    whole.model.load_state_dict(start)
+    again = train(**shared)
+    again.train(resume_from_checkpoint=str(Path(options["output_dir"], "checkpoint-2")))
+    for name, value in again.model.state_dict().items():
+        assert torch.equal(value, end[name]), name
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("mining", True),
+        ("use_gae", True),
+        ("advantage_baseline", "leave_one_out"),
+        ("num_iterations", 2),
+        ("steps_per_generation", 2),
+        ("scale_rewards", "batch"),
+        ("kl_estimator", "exact"),
+        ("auto_batch_size", True),
+        ("torch_compile", True),
+    ],
+)
+def test_what_it_has_no_room_for_is_refused_by_name(options: dict[str, Any], field: str, value: Any) -> None:
+    settings = {**options, "objective": "exact", "scale_rewards": "none", field: value}
+    if field == "use_gae":
+        settings["loss_type"] = "dapo"
+    with pytest.raises(ValueError, match=rf"`{field}` is .*`objective` is exact"):
+        RookWorldGRPOConfig(**settings)
+
+
+def test_points_and_objective_belong_together(train: Callable[..., RookWorldGRPOTrainer]) -> None:
+    with pytest.raises(ValueError, match=r"`objective` is 'exact'.*find_points"):
+        train(None)
+    with pytest.raises(ValueError, match=r"`objective` is 'sampled'.*find_points"):
+        train(objective="sampled")
+
+
+def test_impossible_points_end_the_run_by_the_prompt(train: Callable[..., RookWorldGRPOTrainer]) -> None:
+    trainer = train(lambda row, completion: {"decisions": [{"position": 99, "actions": [[1]], "rewards": [1.0]}]})
+    with pytest.raises(ValueError, match=r"points of row 0, prompt .*position 99 lies behind"):
+        trainer.train()
