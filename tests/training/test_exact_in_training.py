@@ -1,6 +1,5 @@
 """The trainer with the exact objective: the update it makes, what it refuses, and runs that resume bit for bit."""
 
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,6 @@ import torch
 from datasets import Dataset
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from rookworld_trl.modeling.loading import load
 from rookworld_trl.training import RookWorldGRPOConfig, RookWorldGRPOTrainer
 from rookworld_trl.training.exact import LEAST_DEVIATION
 from tests.training.conftest import PROMPTS, share_of_letters
@@ -168,20 +166,6 @@ def test_impossible_points_end_the_run_by_the_prompt(train: Callable[..., RookWo
     trainer = train(lambda row, completion: {"decisions": [{"position": 99, "actions": [[1]], "rewards": [1.0]}]})
     with pytest.raises(ValueError, match=r"points of row 0, prompt .*position 99 lies behind"):
         trainer.train()
-
-
-def test_the_page_on_it_runs(options: dict[str, Any]) -> None:
-    """The example of docs/exact-gradient.md, as it stands there."""
-    text = Path("docs/exact-gradient.md").read_text(encoding="utf-8")
-    (code,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
-    model, tokenizer = load("nano")
-    settings = {name: value for name, value in options.items() if name not in ("output_dir", "num_generations")}
-    code = code.replace("runs/quiz", options["output_dir"])
-    settings |= {"max_steps": 1, "per_device_train_batch_size": 4}
-    scope: dict[str, Any] = {"model": model, "tokenizer": tokenizer, "options": settings}
-    exec(compile(code, "docs/exact-gradient.md", "exec"), scope)
-    assert scope["trainer"].state.global_step == 1
-    assert any("exact/value" in row for row in scope["trainer"].state.log_history)
 
 
 @pytest.mark.parametrize(
