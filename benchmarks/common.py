@@ -152,6 +152,7 @@ def timed_training(
     device: str,
     micro_batch: int | None = None,
     profiler: Any = None,
+    find_points: Any = None,
     **settings: Any,
 ) -> dict[str, Any]:
     """Train on the shipped prompts, a quarter of them `A:`, one update a batch; a first step warms up and is not timed.
@@ -162,6 +163,7 @@ def timed_training(
         steps: timed ones.
         micro_batch: rows of a forward and backward pass; None: all.
         profiler: a context that training runs in.
+        find_points: for the exact objective.
         settings: more fields of `RookWorldGRPOConfig`.
 
     Returns:
@@ -188,7 +190,7 @@ def timed_training(
             **settings,
         )
         plan = mix(load_shipped("train"), 0.25, prompts_per_batch=prompts, batches=steps + 1, seed=0)
-        trainer = RookWorldGRPOTrainer(model, REWARDS, args, plan, processing_class=tokenizer)
+        trainer = RookWorldGRPOTrainer(model, REWARDS, args, plan, processing_class=tokenizer, find_points=find_points)
         phases = Phases(device)
         phases.wrap(trainer, "_generate_single_turn", lambda: "sampling")
         phases.wrap(trainer, "_calculate_rewards", lambda: "rewards")
