@@ -219,8 +219,9 @@ def run_recipe(argv: Sequence[str] | None) -> int:
             settings |= {"identity": trainer.identity.fingerprint, "groups": groups}
             with last.step("evaluation_after.json"):
                 write_items(folder / "evaluation_after.json", after)
-            with last.step("summary.json and the model card"):
+            with last.step("summary.json"):
                 write_summary(folder, comparison=comparison, seconds=seconds, **settings)
+            with last.step("model card"):
                 write_card(folder, folder / "checkpoint")
             with last.step("plot.png"):
                 plot_run(read_run(folder), folder / "plot.png")
@@ -230,9 +231,9 @@ def run_recipe(argv: Sequence[str] | None) -> int:
                     push_folder(folder / "checkpoint", trainer.hub_model_id, args.hub_token, None, args.hub_revision)
         if trainer.stop_reason:
             return DIVERGED  # the reason is in the log and in summary.json
-        if args.should_save:
+        if {"evaluation_after.json", "summary.json"} <= set(last.done):  # else `auto_resume` measures once more
             with last.step("finished.json"):
-                mark_finished(folder, start)
+                mark_finished(folder, start, folder / "checkpoint")
         return last.code
 
 

@@ -21,7 +21,7 @@ import torch
 from datasets import Dataset, load_from_disk
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast, set_seed
 
-from rookworld_trl.checkpointing.exits import DONE, PREEMPTED, reported, run_program
+from rookworld_trl.checkpointing.exits import DONE, PREEMPTED, needs_disk, reported, run_program
 from rookworld_trl.checkpointing.identity import weights_digest
 from rookworld_trl.checkpointing.lock import locked
 from rookworld_trl.checkpointing.resume import choose_start, mark_finished
@@ -219,7 +219,7 @@ def run_recipe(argv: Sequence[str] | None) -> int:
             recipe, args = parse_recipe((SFTRecipe, SupervisedConfig), argv)
             hide_token(args)
             stack.enter_context(locked(args.output_dir, args.process_index == 0))
-            start = choose_start(args)
+            start = choose_start(args, {**vars(recipe), "rates": [args.learning_rate, recipe.muon_lr]})
             if start.finished:
                 return DONE
             set_seed(args.seed)
@@ -231,11 +231,13 @@ def run_recipe(argv: Sequence[str] | None) -> int:
             average(trainer.accelerator.unwrap_model(trainer.model), others)
             trainer.save_final()
         if args.should_save:
+            folder = Path(args.output_dir)
             facts = {"rows": len(trainer.train_dataset), "seed": args.seed, "steps": trainer.state.global_step}
             facts |= {"data_seed": args.data_seed, "data_sha256": trainer.facts()["data_sha256"]}
             facts |= {"init_from": recipe.init_from, "average_with": recipe.average_with}
-            write_atomically(Path(args.output_dir, "training.json"), json.dumps(facts, indent=2) + "\n")
-            mark_finished(Path(args.output_dir), start)
+            with reported(), needs_disk(folder / "training.json"):
+                write_atomically(folder / "training.json", json.dumps(facts, indent=2) + "\n")
+                mark_finished(folder, start, folder)
         return DONE
 
 

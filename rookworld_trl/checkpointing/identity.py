@@ -25,7 +25,13 @@ FREE = (
     *("output_dir", "run_name", "project", "report_to", "disable_tqdm", "resume_from_checkpoint", "auto_resume"),
     *("recovery_mode", "logging_*", "log_*", "save_*", "eval_*", "do_*", "hub_*", "push_to_hub*", "trackio*", "ddp_*"),
     *("dataloader_*", "health_bands", "peak_tflops", "local_rank", "stable_*", "debug_*", "skip_memory_metrics"),
-    *("include_*", "num_completions_to_print", "restore_callback_states_from_checkpoint", "enable_jit_checkpoint"),
+    *(
+        "include_*",
+        "num_proc",
+        "num_completions_to_print",
+        "restore_callback_states_from_checkpoint",
+        "enable_jit_checkpoint",
+    ),
     *("engine_workers", "engine_cache"),
 )
 APPLIED = (

@@ -237,9 +237,15 @@ def _scale_schedule(scheduler: Any, ratio: float) -> None:
         _scale_schedule(part, ratio)
 
 
-def mark_finished(output_dir: Path, start: Start) -> None:
-    """Note that everything, evaluation included, is done; `choose_start` reads it."""
-    write_atomically(output_dir / FINISHED_FILE, json.dumps({"asked": start.asked}) + "\n")
+def mark_finished(output_dir: Path, start: Start, model: Path) -> None:
+    """Note that everything, evaluation included, is done; `choose_start` reads it.
+
+    Args:
+        model: the folder of the trained model, in `output_dir` or that itself.
+    """
+    files = sorted(path for path in model.iterdir() if path.name.startswith(store.MODEL_FILES) and path.is_file())
+    note = {"asked": start.asked, "files": store.described(output_dir, files)}
+    write_atomically(output_dir / FINISHED_FILE, json.dumps(note) + "\n")
 
 
 def is_finished(output_dir: Path, asked: Mapping[str, Any]) -> bool:
@@ -249,8 +255,9 @@ def is_finished(output_dir: Path, asked: Mapping[str, Any]) -> bool:
         ResumeError: the run that came to its end had other settings.
     """
     try:
-        then = dict(json.loads((output_dir / FINISHED_FILE).read_text(encoding="utf-8"))["asked"])
-    except (OSError, ValueError, KeyError, TypeError):
+        note = json.loads((output_dir / FINISHED_FILE).read_text(encoding="utf-8"))
+        then, problems = dict(note["asked"]), store.damage(output_dir, note["files"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
     changes = compare(then, asked)
     if changes.refused:
@@ -258,10 +265,9 @@ def is_finished(output_dir: Path, asked: Mapping[str, Any]) -> bool:
             f"{output_dir} holds a finished run with other settings: {changes}. Give this one another `output_dir`, or "
             "restore them"
         )
-    problems = store.verify(output_dir / store.MODEL_FOLDER, required=store.MODEL)
     if problems:
         logger.warning(
-            f"{output_dir} holds a finished run, but of its {store.MODEL_FOLDER}/ {'; '.join(problems)}: going on from "
-            "the newest checkpoint, or the beginning"
+            f"{output_dir} holds a finished run, but of its model {'; '.join(problems)}: going on from the newest "
+            "checkpoint, or the beginning"
         )
     return not problems and all(then.get(name) == asked.get(name) for name in AMOUNTS)

@@ -21,7 +21,7 @@ import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -45,8 +45,8 @@ REQUIRED = {
     "optimizer state": (OPTIMIZER_NAME, "optimizer_", "optimizer.bin", "global_step"),
     "weights": ("model", "adapter_model", "pytorch_model_fsdp", "global_step"),
 }
-MODEL_FOLDER = "checkpoint"  # in the output folder: the trained model, and what must be there of it
-MODEL = {"weights": ("model",), "config": ("config.json",), "tokenizer": ("tokenizer",)}
+MODEL_FOLDER = "checkpoint"  # in the output folder: the trained model
+MODEL_FILES = ("model", "config.json", "tokenizer")  # how their names begin
 STAGING, REPLACED, DELETING = ".staging-", ".replaced-", ".deleting-"
 
 # What loading would pick up if it lay in the folder, whoever put it there.
@@ -81,12 +81,11 @@ def commit(staged: Path, final: Path) -> None:
     Raises:
         OSError: disk full, no permission; `final` is then as it was.
     """
-    files = {}
-    for path in _files(staged):
+    files = _files(staged)
+    for path in files:
         _sync(path)
-        files[path.relative_to(staged).as_posix()] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
     with (staged / MANIFEST_FILE).open("w", encoding="utf-8") as file:
-        json.dump({"files": files}, file, indent=1)
+        json.dump({"files": described(staged, files)}, file, indent=1)
     publish(staged, final)
 
 
@@ -104,36 +103,54 @@ def publish(staged: Path, final: Path) -> None:
     shutil.rmtree(replaced, ignore_errors=True)
 
 
-def verify(folder: Path, finite: bool = False, required: Mapping[str, tuple[str, ...]] = REQUIRED) -> list[str]:
-    """What is wrong with a checkpoint: damaged, missing and foreign files; empty if it may be resumed from.
+def described(folder: Path, files: Iterable[Path]) -> dict[str, dict[str, Any]]:
+    """Size and SHA-256 of files below a folder, by name."""
+    return {
+        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in files
+    }
 
-    Args:
-        finite: also read the weights and look for NaN and Inf.
-        required: what must be there; of a trained model, `MODEL`.
+
+def damage(folder: Path, described: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Which of the files are missing or not as `described` says.
+
+    Raises:
+        KeyError, TypeError, AttributeError: it is no such description.
     """
-    path = folder / MANIFEST_FILE
-    if not path.is_file():
-        return [f"{MANIFEST_FILE} is missing: the checkpoint was not written to its end, or by another trainer"]
-    try:
-        files = {str(name): (entry["bytes"], entry["sha256"]) for name, entry in _read_manifest(path).items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return [f"{MANIFEST_FILE} is damaged ({error!r})"]
-    problems = [
-        f"there is no {part} ({' or '.join(beginnings)})"
-        for part, beginnings in required.items()
-        if not any(name.startswith(beginnings) for name in files)
-    ]
-    problems += [f"{name} is a pickle of weights" for name in files if name == WEIGHTS_NAME]
-    for name, (size, digest) in files.items():
-        file = folder / name
+    problems = []
+    for name, entry in described.items():
+        file, size = folder / name, entry["bytes"]
         if not file.resolve().is_relative_to(folder.resolve()):
             problems.append(f"{name} lies outside of the checkpoint")
         elif not file.is_file():
             problems.append(f"{name} is missing")
         elif file.stat().st_size != size:
             problems.append(f"{name} has {file.stat().st_size} bytes, not {size}")
-        elif _sha256(file) != digest:
-            problems.append(f"{name} is damaged: its SHA-256 is not that of {MANIFEST_FILE}")
+        elif _sha256(file) != entry["sha256"]:
+            problems.append(f"{name} is damaged: its SHA-256 is not the one that was written down")
+    return problems
+
+
+def verify(folder: Path, finite: bool = False) -> list[str]:
+    """What is wrong with a checkpoint: damaged, missing and foreign files; empty if it may be resumed from.
+
+    Args:
+        finite: also read the weights and look for NaN and Inf.
+    """
+    path = folder / MANIFEST_FILE
+    if not path.is_file():
+        return [f"{MANIFEST_FILE} is missing: the checkpoint was not written to its end, or by another trainer"]
+    try:
+        files = _read_manifest(path)
+        damaged = damage(folder, files)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return [f"{MANIFEST_FILE} is damaged ({error!r})"]
+    problems = [
+        f"there is no {part} ({' or '.join(beginnings)})"
+        for part, beginnings in REQUIRED.items()
+        if not any(name.startswith(beginnings) for name in files)
+    ]
+    problems += [f"{name} is a pickle of weights" for name in files if name == WEIGHTS_NAME]
+    problems += damaged
     present = (path.relative_to(folder).as_posix() for path in _files(folder))
     problems += [
         f"{name} is not in {MANIFEST_FILE}" for name in present if name not in files and name.endswith(_LOADED_SUFFIXES)
@@ -141,7 +158,7 @@ def verify(folder: Path, finite: bool = False, required: Mapping[str, tuple[str,
     return problems or (_not_finite(folder, files) if finite else [])
 
 
-def _read_manifest(path: Path) -> dict[str, dict[str, object]]:
+def _read_manifest(path: Path) -> dict[str, dict[str, Any]]:
     return json.loads(path.read_text(encoding="utf-8"))["files"]
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rookworld_trl.config import without_secrets
+from rookworld_trl.files import write_atomically
 
 SUMMARY_FILE = "summary.json"
 PACKAGES = ("rookworld-trl", "torch", "transformers", "trl", "accelerate", "datasets", "chess")
@@ -62,7 +63,7 @@ def write_summary(
         "metrics": rows,
     }
     path = folder / SUMMARY_FILE
-    path.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+    write_atomically(path, json.dumps(summary, indent=1) + "\n")
     return path
 
 

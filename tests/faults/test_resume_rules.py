@@ -155,7 +155,7 @@ def finished(run: Path) -> Path:
         tokenizer().save_pretrained(folder)
 
     rescue.write_model(save, run, main=True)
-    resume.mark_finished(run, start(run, RECIPE, auto_resume=True))
+    resume.mark_finished(run, start(run, RECIPE, auto_resume=True), run / "checkpoint")
     return run
 
 
@@ -200,7 +200,7 @@ def test_a_finished_run_without_its_model_is_not_finished(
         (finished / "checkpoint" / "tokenizer.json").unlink()
     found = start(finished, RECIPE, auto_resume=True)
     assert (found.finished, found.checkpoint) == (False, finished / "checkpoint-3")
-    assert "holds a finished run, but of its checkpoint/" in caplog.text
+    assert "holds a finished run, but of its model checkpoint/" in caplog.text
 
 
 def test_a_named_checkpoint_has_to_verify(run: Path) -> None:

@@ -14,7 +14,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from recipes import grpo
+from rookworld_trl.files import write_atomically
 from rookworld_trl.modeling.loading import load_model
+from rookworld_trl.reports import summary
 from tests.faults.test_lock import another_run
 
 ROOT = Path(__file__).parents[2]
@@ -170,19 +172,31 @@ def test_a_disk_that_is_full_in_the_first_evaluation_is_one_line(arguments, monk
     assert "evaluation_before.json could not be written: [Errno 28]" in capsys.readouterr().err.splitlines()[-1]
 
 
-def test_a_disk_that_is_full_in_the_second_evaluation_costs_its_file(arguments, monkeypatch, capsys):
-    def full(path, result):
-        if path.name == "evaluation_after.json":
+@pytest.mark.parametrize("lost", ["evaluation_after.json", "summary.json"])
+def test_a_disk_that_is_full_behind_the_training_costs_a_file_until_there_is_room(arguments, monkeypatch, capsys, lost):
+    def full(path, text):
+        if path.name == lost:
             raise OSError(errno.ENOSPC, "No space left on device")
+        write_atomically(path, text)
 
-    monkeypatch.setattr(grpo, "write_items", full)
-    with pytest.raises(SystemExit) as exit_:
-        run(arguments)
+    command = arguments | {"auto_resume": True, "save_strategy": "steps", "save_steps": 1}
+    with monkeypatch.context() as patch:
+        for module in (grpo, summary):
+            patch.setattr(module, "write_atomically", full)
+        with pytest.raises(SystemExit) as exit_:
+            run(command)
     assert exit_.value.code == 4
-    shown = capsys.readouterr()
-    assert "error: evaluation_after.json: [Errno 28] No space left on device" in shown.err
+    shown, folder = capsys.readouterr(), arguments["output_dir"]
+    assert f"error: {lost}: " in shown.err
+    assert "No space left on device" in shown.err
     assert "before    after" in shown.out
-    assert {"checkpoint", "summary.json"} <= {path.name for path in arguments["output_dir"].iterdir()}
+    written = {"checkpoint", "evaluation_after.json", "summary.json"}
+    assert written & {path.name for path in folder.iterdir()} == written - {lost}
+    trained = (folder / "metrics.jsonl").read_bytes()
+    run(command)
+    assert written | {"finished.json"} <= {path.name for path in folder.iterdir()}
+    assert json.loads((folder / "summary.json").read_text())["steps"] == 2
+    assert (folder / "metrics.jsonl").read_bytes() == trained
 
 
 def test_a_token_is_in_no_file(arguments, monkeypatch):

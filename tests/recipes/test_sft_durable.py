@@ -91,10 +91,39 @@ def test_an_interrupted_run_ends_as_an_undisturbed_one(
     assert torch.equal(load_model(str(resumed)).lm_head.weight, load_model(str(whole)).lm_head.weight)
 
 
-def test_a_finished_run_is_left_alone(run: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+OTHERS: list[tuple[dict[str, Any], str]] = [
+    ({"seed": 2}, "`seed` was 1 and is 2"),
+    ({"learning_rate": 1e-2}, "`rates` was"),
+    ({"muon_lr": 1e-2}, "`rates` was"),
+    ({"best_first": "true"}, "`best_first` was False and is True"),
+    ({"n_embd": 32}, "`n_embd` was 16 and is 32"),
+]
+
+
+def test_a_finished_run_is_left_alone(
+    run: Runs, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever it was that decided what it learned."""
     assert run(max_steps=1) == DONE
     monkeypatch.setattr(sft, "build", None)
     assert run(max_steps=1) == DONE
+    capsys.readouterr()
+    for changes, named in OTHERS:
+        with pytest.raises(SystemExit) as exit_:
+            run(max_steps=1, **changes)
+        assert exit_.value.code == BAD_INPUT
+        error = capsys.readouterr().err
+        assert "holds a finished run with other settings" in error
+        assert named in error
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "tokenizer.json"])
+def test_a_finished_run_without_its_model_is_not_finished(run: Runs, tmp_path: Path, file: str) -> None:
+    assert run(max_steps=1) == DONE
+    whole = (tmp_path / "run" / file).read_bytes()
+    (tmp_path / "run" / file).write_bytes(whole[:-1])
+    assert run(max_steps=1) == DONE
+    assert (tmp_path / "run" / file).read_bytes() == whole
 
 
 def test_a_damaged_checkpoint_is_set_aside(run: Runs, tmp_path: Path) -> None:
@@ -110,20 +139,12 @@ def test_a_damaged_checkpoint_is_set_aside(run: Runs, tmp_path: Path) -> None:
     assert state["global_step"] == 3
 
 
-@pytest.mark.parametrize(
-    ("changes", "named"),
-    [
-        ({"seed": 2}, "`seed` was 1 and is 2"),
-        ({"learning_rate": 1e-2}, "`rates` was"),
-        ({"muon_lr": 1e-2}, "`rates` was"),
-        ({"best_first": "true"}, "`best_first` was False and is True"),
-        ({"n_embd": 32}, "`n_embd` was 16 and is 32"),
-    ],
-)
+@pytest.mark.parametrize(("changes", "named"), OTHERS)
 def test_another_run_does_not_go_on_with_this_one(
     run: Runs, capsys: pytest.CaptureFixture[str], tmp_path: Path, changes: dict[str, Any], named: str
 ) -> None:
     assert run(max_steps=1) == DONE
+    (tmp_path / "run" / "finished.json").unlink()  # as of a run that was interrupted
     weights = (tmp_path / "run" / "checkpoint-1" / "model.safetensors").read_bytes()
     with pytest.raises(SystemExit) as exit_:
         run(max_steps=2, **changes)
@@ -166,6 +187,21 @@ def test_a_full_disk_at_the_end_costs_no_training(
     assert "No space left" in capsys.readouterr().err
     during_training(monkeypatch, 4, lambda _: pytest.fail("there is nothing left to train"))
     assert run() == DONE
+
+
+def test_a_full_disk_behind_the_training_is_one_line(
+    run: Runs, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, text: str) -> None:
+        raise OSError("No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sft, "write_atomically", full)
+        with pytest.raises(SystemExit) as exit_:
+            run(max_steps=1)
+    assert exit_.value.code == UNRECOVERABLE
+    assert "training.json could not be written: No space left" in capsys.readouterr().err.splitlines()[-1]
+    assert run(max_steps=1) == DONE
 
 
 def test_rows_are_not_joined(tmp_path: Path) -> None:
