@@ -10,9 +10,10 @@ import logging
 import os
 import shutil
 from collections import OrderedDict
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 import chess
 import chess.engine
@@ -21,6 +22,7 @@ logger = logging.getLogger(__name__)
 
 MATE_CENTIPAWNS = 10_000
 ENV_PATH = "STOCKFISH_PATH"
+Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +75,7 @@ class Engine:
         timeout: seconds one search may take before the engine counts as hung.
         hash_mb: hash table in MiB.
         cache_size: results kept, least recently used dropped first; 0 keeps none.
+        options: further UCI options, such as `{"UCI_LimitStrength": True, "UCI_Elo": 1350}`.
     """
 
     def __init__(
@@ -84,6 +87,7 @@ class Engine:
         timeout: float = 10.0,
         hash_mb: int = 16,
         cache_size: int = 100_000,
+        options: Mapping[str, str | int | bool] | None = None,
     ):
         if (nodes is None) == (depth is None):
             raise ValueError("an engine needs exactly one of nodes and depth")
@@ -93,7 +97,7 @@ class Engine:
         self.limit = chess.engine.Limit(nodes=nodes, depth=depth, time=timeout)
         self.timeout = timeout
         self.restarts = 0
-        self._options = {"Threads": 1, "Hash": hash_mb}
+        self._options = {"Threads": 1, "Hash": hash_mb, **(options or {})}
         self._cache: OrderedDict[tuple[str, int], list[MoveValue]] = OrderedDict()
         self._cache_size = cache_size
         self._process: chess.engine.SimpleEngine | None = None
@@ -131,37 +135,57 @@ class Engine:
             None when the position is illegal (an engine would crash on it or make values up), or when the engine
             failed twice. An empty list when the game is over.
         """
+        key = (board.fen(), multipv)
+        if key in self._cache:
+            self._cache.move_to_end(key)
+            return list(self._cache[key])
+        values = self._ask(board, lambda process: self._search(process, board, multipv, game))
+        if self._cache_size and values is not None:
+            self._cache[key] = list(values)  # a copy: the caller may do with its own as it likes
+            if len(self._cache) > self._cache_size:
+                self._cache.popitem(last=False)
+        return values
+
+    def play(self, board: chess.Board) -> str | None:
+        """The move that the engine plays, in UCI, with an empty hash table, so that it follows from the position alone.
+
+        With its strength limited, an engine plays others than the best move of `analyse`. None as in `analyse`.
+        """
+
+        def ask(process: chess.engine.SimpleEngine) -> str:
+            move = process.play(board.copy(stack=False), self.limit, game=object()).move
+            if move is None:
+                raise chess.engine.EngineError("the engine named no move")
+            return move.uci()
+
+        return self._ask(board, ask)
+
+    def _ask(self, board: chess.Board, question: Callable[[chess.engine.SimpleEngine], Answer]) -> Answer | None:
+        """The answer to a question about a position, tried twice, on a new process the second time; else None."""
         if not self._open:
             raise RuntimeError("the engine is not running; open it with 'with Engine(...) as engine:'")
         if not board.is_valid():
             logger.warning("no values for the illegal position %s", board.fen())
             return None
-        key = (board.fen(), multipv)
-        if key in self._cache:
-            self._cache.move_to_end(key)
-            return list(self._cache[key])
         for attempt in (1, 2):
             try:
                 if self._process is None:  # the last restart failed
                     self._start()
-                values = self._search(board, multipv, game)
+                assert self._process is not None
+                return question(self._process)
             except Exception as error:  # a dying engine raises anything, concurrent.futures.CancelledError included
-                logger.warning("engine failed on %s (try %d): %s: %s", key[0], attempt, type(error).__name__, error)
+                what = f"{type(error).__name__}: {error}"
+                logger.warning("engine failed on %s (try %d): %s", board.fen(), attempt, what)
                 self._restart()
-                continue
-            if self._cache_size:
-                self._cache[key] = list(values)  # a copy: the caller may do with its own as it likes
-                if len(self._cache) > self._cache_size:
-                    self._cache.popitem(last=False)
-            return values
         return None
 
-    def _search(self, board: chess.Board, multipv: int, game: object) -> list[MoveValue]:
+    def _search(
+        self, process: chess.engine.SimpleEngine, board: chess.Board, multipv: int, game: object
+    ) -> list[MoveValue]:
         legal = board.legal_moves.count()
         if not legal:
             return []
-        assert self._process is not None
-        lines = self._process.analyse(
+        lines = process.analyse(
             board.copy(stack=False),
             self.limit,
             multipv=min(multipv, legal),

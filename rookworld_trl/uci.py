@@ -1,11 +1,11 @@
 """A model as a UCI engine, for any chess program: `rookworld-uci --model FOLDER`.
 
 The model answers each position with one `P:` completion, so there is nothing to search and `go` ignores its limits.
-An engine must never make an illegal move. Where the model's `B:` is not legal, the engine falls back, in this order:
+An engine must never make an illegal move. Where the model's `B:` is not legal, its player falls back, in this order:
 
     retries      sampled completions at temperature 1, as many as the option `Retries` says (0 by default);
     candidates   the first legal move of the model's own list, its highest eval first;
-    random       any legal move, drawn from the seed.
+    random       any legal move, drawn from the seed and the position.
 
 Each fallback is told in an `info string` line and counted; `quit` prints the totals. Protocol: Stefan Meyer-Kahlen,
 "Description of the universal chess interface (UCI)", April 2006.
@@ -67,7 +67,7 @@ class UciEngine:
         write: takes each line of the answer.
 
     Attributes:
-        fallbacks: how often each kind of move was played: `best` (the model's own), `retries`, `candidates`, `random`.
+        fallbacks: how often each kind of move was played, by `Choice.origin`.
     """
 
     def __init__(self, load: Callable[[str], tuple[Any, Any]], model: str, write: Callable[[str], None]) -> None:
@@ -147,15 +147,15 @@ class UciEngine:
         if key == "Seed":
             self._rng.seed(self._values[key])
 
-    def _player(self, temperature: float | None = None) -> "ModelPlayer":
+    def _player(self) -> "ModelPlayer":
         from rookworld_trl.play.players import ModelPlayer
 
         name = self._values["Model"]
         if self._loaded is None or self._loaded[0] != name:
             self._loaded = (name, *self._load(name))
-        if temperature is None:
-            temperature = self._values["Temperature"] / 100
-        return ModelPlayer(*self._loaded[1:], temperature=temperature, seed=self._rng.getrandbits(31))
+        temperature, retries = self._values["Temperature"] / 100, self._values["Retries"]
+        seed = self._rng.getrandbits(31)  # a new one each time: a position met again is sampled anew
+        return ModelPlayer(*self._loaded[1:], temperature=temperature, retries=retries, seed=seed)
 
     def _go(self, words: Sequence[str]) -> None:
         board = self._board
@@ -167,12 +167,12 @@ class UciEngine:
             self._write(f"info depth 0 score {'mate 0' if board.is_check() else 'cp 0'}")
             self._write("bestmove (none)")
             return
-        output = self._player().answers([board])[0]
-        origin, move = self._choose(board, output, legal)
+        move, origin, output = self._player().choose_among([board], [legal])[0]
+        assert move is not None
         self.fallbacks[origin] += 1
         for number, (candidate, pawns) in enumerate(self._lines(output, move, legal), start=1):
             self._write(f"info depth 1 seldepth 1 multipv {number} score {_score(pawns)} nodes 1 pv {candidate}")
-        if origin != "best":
+        if origin != "own":
             written = f"B: {output.best}" if output is not None else "no answer of the format"
             self._write(f"info string fallback {origin}: the model wrote {written}")
         best = f"bestmove {move}"
@@ -181,30 +181,13 @@ class UciEngine:
         else:
             self._write(best)
 
-    def _choose(self, board: chess.Board, output: policy.PolicyOutput | None, legal: set[str]) -> tuple[str, str]:
-        if output is not None and output.best in legal:
-            return "best", output.best
-        if retries := self._values["Retries"]:
-            for sampled in self._player(temperature=1.0).answers([board] * retries):
-                if sampled is not None and sampled.best in legal:
-                    return "retries", sampled.best
-        for move, _ in _by_eval(output):
-            if move in legal:
-                return "candidates", move
-        return "random", self._rng.choice(sorted(legal))
-
     def _lines(self, output: policy.PolicyOutput | None, move: str, legal: set[str]) -> list[tuple[str, float]]:
         """The move that is played, then the model's other legal candidates, as many as `MultiPV` asks for."""
-        evals = dict(_by_eval(output))
+        from rookworld_trl.play.players import by_eval
+
+        evals = dict(by_eval(output))
         others = [(each, value) for each, value in evals.items() if each in legal and each != move]
         return [(move, evals.get(move, 0.0)), *others][: self._values["MultiPV"]]
-
-
-def _by_eval(output: policy.PolicyOutput | None) -> list[tuple[str, float]]:
-    """Candidates with an eval each, the highest first, equal ones as they were listed."""
-    if output is None:
-        return []
-    return sorted(zip(output.moves, output.evals, strict=False), key=lambda pair: -pair[1])
 
 
 def _score(pawns: float) -> str:

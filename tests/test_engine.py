@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import random
 import signal
 import stat
 import subprocess
@@ -377,3 +378,25 @@ def test_a_failing_program_ends_and_takes_the_engine_along(how: str, code: int) 
     run = subprocess.run([sys.executable, "-c", PROGRAM, how], capture_output=True, text=True, timeout=60, check=False)
     assert run.returncode == code, run.stderr
     assert wait_until_gone(int(run.stdout))
+
+
+@requires_stockfish
+def test_the_move_played_follows_from_the_position_alone() -> None:
+    """Whatever was searched before; a full hash table from earlier positions gives other moves at 100 nodes."""
+    rng, boards = random.Random(0), [chess.Board()]
+    for _ in range(40):
+        boards.append(boards[-1].copy())
+        boards[-1].push(rng.choice(list(boards[-1].legal_moves)))
+    with Engine(nodes=100) as engine:
+        moves = [engine.play(board) for board in boards]
+        assert [engine.play(board) for board in boards[::-1]] == moves[::-1]
+    assert all(chess.Move.from_uci(move or "") in board.legal_moves for board, move in zip(boards, moves, strict=True))
+
+
+@requires_stockfish
+def test_limited_strength_plays_other_moves_than_the_best() -> None:
+    board = chess.Board("r1bqkbnr/pppp1ppp/2n5/4p2Q/2B1P3/8/PPPP1PPP/RNB1K1NR w KQkq - 4 4")  # Qxf7 mate
+    with Engine(depth=5) as full, Engine(depth=5, options={"UCI_LimitStrength": True, "UCI_Elo": 1350}) as limited:
+        assert full.play(board) == "h5f7"
+        assert len({limited.play(chess.Board()) for _ in range(30)}) > 1
+        assert limited.play(chess.Board(None)) is None

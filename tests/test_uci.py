@@ -10,7 +10,7 @@ import chess
 import chess.engine
 import pytest
 
-from rookworld_trl.play import EnginePlayer, RandomPlayer
+from rookworld_trl.play import EnginePlayer, ModelPlayer, RandomPlayer
 from rookworld_trl.play import players as players_module
 from rookworld_trl.tasks.policy import PolicyOutput
 from rookworld_trl.uci import UciEngine, read_position
@@ -19,17 +19,15 @@ from tests.stockfish import requires_stockfish
 START = chess.Board()
 
 
-class Scripted:
-    """Stands in for a model's player: answers from a list, and remembers what it was asked with."""
+class Scripted(ModelPlayer):
+    """A model's player whose answers come from a list; remembers what it was asked with."""
 
     answers_left: list[PolicyOutput | None]
     asked: list[tuple[float, int]]
 
-    def __init__(self, model: Any, tokenizer: Any, *, temperature: float, seed: int):
-        self.temperature = temperature
-
-    def answers(self, boards: Sequence[chess.Board]) -> list[PolicyOutput | None]:
-        type(self).asked.append((self.temperature, len(boards)))
+    def _answers(self, boards: Sequence[chess.Board], temperature: float) -> list[PolicyOutput | None]:
+        if boards:
+            type(self).asked.append((temperature, len(boards)))
         return [type(self).answers_left.pop(0) for _ in boards]
 
 
@@ -67,7 +65,7 @@ def test_the_models_own_move_and_its_eval(engine: Any) -> None:
         "info depth 1 seldepth 1 multipv 1 score cp 30 nodes 1 pv e2e4",
         "bestmove e2e4",
     ]
-    assert engine.fallbacks == {"best": 1}
+    assert engine.fallbacks == {"own": 1}
     assert Scripted.asked == [(0.0, 1)]
 
 
@@ -143,7 +141,7 @@ def test_unknown_words_are_ignored_and_quit_ends(engine: Any) -> None:
     engine, lines, answers = engine
     answers.append(GOOD)
     engine.run(["hello", "joho go", "quit", "go"])
-    assert lines[-2:] == ["bestmove e2e4", "info string moves by origin: best 1"]
+    assert lines[-2:] == ["bestmove e2e4", "info string moves by origin: own 1"]
 
 
 def test_a_finished_game_has_no_move(engine: Any) -> None:
@@ -178,7 +176,7 @@ def test_python_chess_plays_whole_games_with_it(running: chess.engine.SimpleEngi
                 move = running.play(board, chess.engine.Limit(time=0.1), game=game).move
                 assert move in board.legal_moves
             else:
-                move = chess.Move.from_uci(opponent.choose([board])[0] or "")
+                move = chess.Move.from_uci(opponent.choose([board])[0].move or "")
             board.push(move)
         assert board.ply() > 4
 
@@ -200,5 +198,5 @@ def test_it_meets_stockfish(running: chess.engine.SimpleEngine) -> None:
             if board.turn:
                 board.push(running.play(board, chess.engine.Limit(time=0.1)).move)  # type: ignore[arg-type]
             else:
-                board.push_uci(stockfish.choose([board])[0] or "")
+                board.push_uci(stockfish.choose([board])[0].move or "")
     assert board.ply() > 4

@@ -2,6 +2,7 @@
 
 from rookworld_trl.evaluation.accuracy import MODES, Evaluation, Item, evaluate, score
 from rookworld_trl.evaluation.comparison import Comparison, compare, compare_groups
+from rookworld_trl.evaluation.ladder import ladder_table, run_ladder, run_llm_chess, standard_anchors
 from rookworld_trl.evaluation.mate_in_one import read_puzzles, run_mate_in_one
 from rookworld_trl.evaluation.metrics import HEADLINES, METRICS
 from rookworld_trl.evaluation.selfplay import run_selfplay
@@ -23,11 +24,15 @@ __all__ = [
     "comparison_table",
     "evaluate",
     "evaluation_table",
+    "ladder_table",
     "read_puzzles",
     "read_sts",
+    "run_ladder",
+    "run_llm_chess",
     "run_mate_in_one",
     "run_selfplay",
     "run_sts",
     "score",
+    "standard_anchors",
     "suite_table",
 ]

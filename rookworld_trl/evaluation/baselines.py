@@ -14,6 +14,7 @@ from rookworld_trl.evaluation.metrics import METRICS, Scores, terms
 from rookworld_trl.rewards import score_environment
 from rookworld_trl.rewards.moves import NOTHING_AT_STAKE, move_values
 from rookworld_trl.tasks import TaskName, environment, policy
+from rookworld_trl.tasks.material import material_won
 
 # Names as in an item's scores, and as in tables.
 PLAYERS: dict[TaskName, dict[str, str]] = {
@@ -67,7 +68,7 @@ def baseline_scores(row: Mapping[str, Any]) -> dict[str, float]:
 def most_material(fen: str, legal_moves: Sequence[str]) -> str:
     """The legal move that wins most pawns' worth (1, 3, 3, 5, 9) in one ply; the alphabetically first of equals."""
     board = chess.Board(fen)
-    return min(legal_moves, key=lambda uci: (-_won(board, chess.Move.from_uci(uci)), uci))
+    return min(legal_moves, key=lambda uci: (-material_won(board, chess.Move.from_uci(uci)), uci))
 
 
 def baselines(task: TaskName, scores: Sequence[Scores]) -> Baselines:
@@ -86,10 +87,3 @@ def _as_player(task: TaskName, player: str, scores: Scores) -> Scores:
     """An item's scores as if the player had answered."""
     own = {name: scores[f"{player}.{name}"] for name in _FIELDS[task]}
     return own if task == "environment" else {**scores, **own, "best_legal": 1.0}
-
-
-def _won(board: chess.Board, move: chess.Move) -> int:
-    values = {chess.PAWN: 1, chess.KNIGHT: 3, chess.BISHOP: 3, chess.ROOK: 5, chess.QUEEN: 9}
-    taken = chess.PAWN if board.is_en_passant(move) else board.piece_type_at(move.to_square)
-    # Castling is written as the king's move here, so it never lands on the rook.
-    return values.get(taken or 0, 0) + (values[move.promotion] - values[chess.PAWN] if move.promotion else 0)

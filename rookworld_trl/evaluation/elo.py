@@ -1,107 +1,84 @@
-"""Playing strength against one opponent: score of a match with mirrored openings, and the Elo difference it means."""
+"""Elo ratings of several players by joint maximum likelihood over all their games, with intervals."""
 
 import math
-import random
-from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from statistics import NormalDist
 
-from rookworld_trl.evaluation.intervals import wilson
-from rookworld_trl.evaluation.selfplay import random_opening
-from rookworld_trl.play import GameRecord, Player, play_games
+import numpy as np
+
+POINTS_PER_NAT = 400 / math.log(10)  # 400 Elo points are odds of ten to one
+_Z = NormalDist().inv_cdf(0.975)
 
 
 @dataclass(frozen=True, slots=True)
-class Match:
-    """A match's result from the player's side.
+class Rating:
+    """A player's rating and its 95 % interval.
 
     Attributes:
-        wins, draws, losses: finished games; `void` ones count nowhere.
-        reasons: how the games ended, `win: checkmate`, `loss: illegal move`, ...
+        ci_low, ci_high: None on the side that is open: a player who lost (won) every game is only known to be at most
+            (at least) so strong, and `elo` then rests on the prior.
+        points: of `games`; a draw is half a point.
     """
 
-    player: str
-    opponent: str
-    wins: int
-    draws: int
-    losses: int
-    void: int
-    reasons: dict[str, int]
-
-    @property
-    def games(self) -> int:
-        """Games that count."""
-        return self.wins + self.draws + self.losses
-
-    @property
-    def score(self) -> float:
-        """Points per game, in [0, 1]; a draw is half a point."""
-        return (self.wins + self.draws / 2) / self.games
-
-    def elo(self) -> tuple[float, float, float]:
-        """Elo difference and its 95 % interval, (difference, low, high); infinite where the score's is 0 or 1.
-
-        The interval is Wilson's on the points. It is conservative: draws only shrink a score's variance, and mirrored
-        openings take out the luck of the opening.
-        """
-        low, high = wilson(self.wins + self.draws / 2, self.games)
-        return elo_difference(self.score), elo_difference(low), elo_difference(high)
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready; an infinite Elo difference becomes None."""
-        elo, low, high = (value if math.isfinite(value) else None for value in self.elo())
-        counts = {name: getattr(self, name) for name in ("wins", "draws", "losses", "void", "reasons")}
-        names = {"player": self.player, "opponent": self.opponent}
-        return {**names, **counts, "score": self.score, "elo": elo, "elo_low": low, "elo_high": high}
+    elo: float
+    ci_low: float | None
+    ci_high: float | None
+    points: float
+    games: int
 
 
-def elo_difference(score: float) -> float:
-    """The rating difference at which `score` points a game are expected: -400 log10(1 / score - 1) (Elo 1978).
+def rate(results: Sequence[tuple[str, str, float]], anchor: str, anchor_elo: float) -> dict[str, Rating]:
+    """Rate all players of a set of games on one scale, on which the anchor has `anchor_elo`.
 
-    Raises:
-        ValueError: `score` is outside [0, 1].
-    """
-    if not 0 <= score <= 1:
-        raise ValueError(f"a score lies in [0, 1]; got {score}")
-    if score in (0, 1):
-        return math.inf if score else -math.inf
-    return -400 * math.log10(1 / score - 1)
-
-
-def play_match(
-    player: Player, opponent: Player, *, openings: int = 50, opening_plies: int = 4, max_plies: int = 400, seed: int = 0
-) -> Match:
-    """Play every opening twice, with colours swapped.
+    The model is Bradley and Terry's (1952): player i scores 1 / (1 + 10^((R_j - R_i) / 400)) of the points against j; a
+    draw is half a point for each. Colours are left out: openings are mirrored. So that a player who won or lost every
+    game has a finite rating, each player has one virtual draw on top, spread over its opponents as its games are
+    (BayesElo's prior, Coulom 2008, with one draw for two). The interval is Wald's, from the observed information; it is
+    that of the difference to the anchor. Draws make it conservative, and mirrored openings take out the opening's luck.
 
     Args:
-        openings: random ones, `opening_plies` legal plies from the start; the match has twice as many games.
+        results: of each game the two players and the points of the first: 1, 0.5 or 0.
 
     Raises:
-        ValueError: no openings, or every game was void (the engine failed).
+        ValueError: the anchor has no game, or players are not connected to it by games.
     """
-    if openings < 1:
-        raise ValueError(f"openings must be above 0; got {openings}")
-    rng = random.Random(seed)
-    fens = [random_opening(rng, opening_plies).fen() for _ in range(openings)]
-    as_white = play_games(player, opponent, fens, max_plies)
-    as_black = play_games(opponent, player, fens, max_plies)
-    scores = [(game, game.white_score) for game in as_white]
-    scores += [(game, None if game.white_score is None else 1 - game.white_score) for game in as_black]
-    return _match(player.name, opponent.name, scores)
+    names = list(dict.fromkeys(name for first, second, _ in results for name in (first, second)))
+    if anchor not in names:
+        raise ValueError(f"'{anchor}' has no game that counts, so that nothing fixes the scale")
+    number = {name: i for i, name in enumerate(names)}
+    points = np.zeros((len(names), len(names)))
+    for first, second, score in results:
+        points[number[first], number[second]] += score
+        points[number[second], number[first]] += 1 - score
+    games = points + points.T
+    reached = np.linalg.matrix_power((games > 0) + np.eye(len(names)), len(names))[number[anchor]] > 0
+    if not reached.all():
+        apart = ", ".join(name for name in names if not reached[number[name]])
+        raise ValueError(f"no games connect {apart} with {anchor}: their ratings cannot be compared")
+    share = games / games.sum(axis=1, keepdims=True)
+    virtual = (share + share.T) / 2
+    nats, variance = _fit(points + virtual / 2, games + virtual, number[anchor])
+    ratings = {}
+    for name, i in number.items():
+        elo, half = anchor_elo + POINTS_PER_NAT * nats[i], _Z * POINTS_PER_NAT * math.sqrt(variance[i])
+        won, played = float(points[i].sum()), round(games[i].sum())
+        low, high = (None if won == 0 else elo - half), (None if won == played else elo + half)
+        ratings[name] = Rating(elo, elo, elo, won, played) if name == anchor else Rating(elo, low, high, won, played)
+    return ratings
 
 
-def _match(player: str, opponent: str, scores: list[tuple[GameRecord, float | None]]) -> Match:
-    names = {1.0: "win", 0.5: "draw", 0.0: "loss", None: "void"}
-    results = Counter(names[score] for _, score in scores)
-    if results["void"] == len(scores):
-        raise ValueError(f"all {len(scores)} games were void ({scores[0][0].reason}); see to the engine")
-    reasons = Counter(f"{names[score]}: {game.reason}" for game, score in scores)
-    return Match(
-        player,
-        opponent,
-        results["win"],
-        results["draw"],
-        results["loss"],
-        results["void"],
-        dict(reasons.most_common()),
-    )
+def _fit(points: np.ndarray, games: np.ndarray, anchor: int) -> tuple[np.ndarray, np.ndarray]:
+    """Strengths in nats with the anchor's at 0, and their variances, by Newton's method on the concave likelihood."""
+    strength, variance = np.zeros(len(games)), np.zeros(len(games))
+    free = np.arange(len(games)) != anchor
+    for _ in range(1000):
+        expected = 1 / (1 + np.exp(strength[None, :] - strength[:, None]))
+        weight = games * expected * (1 - expected)
+        information = (np.diag(weight.sum(axis=1)) - weight)[np.ix_(free, free)]
+        step = np.linalg.solve(information, (points - games * expected).sum(axis=1)[free])
+        strength[free] += step / max(1.0, float(np.abs(step).max()))  # a nat at a time: far off, Newton overshoots
+        if np.abs(step).max() < 1e-9:
+            break
+    variance[free] = np.diag(np.linalg.inv(information))
+    return strength, variance

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from rookworld_trl.evaluation.completions import complete, fitting_length, progress_bar
 from rookworld_trl.evaluation.metrics import Metric
 from rookworld_trl.evaluation.suite import SuiteItem, SuiteResult, answer
+from rookworld_trl.play import random_opening
 from rookworld_trl.tasks import ParseError, environment
 
 METRICS = [
@@ -82,19 +83,6 @@ def run_selfplay(
     items = [_item(number, game) for number, game in enumerate(played)]
     settings = {"temperature": temperature, "seed": seed, "max_plies": max_plies, "opening_plies": opening_plies}
     return SuiteResult("self-play", settings, METRICS, items)
-
-
-def random_opening(rng: random.Random, plies: int) -> chess.Board:
-    """A position `plies` random legal plies from the start, those plies on its move stack; never a finished game."""
-    while True:
-        board = chess.Board()
-        for _ in range(plies):
-            moves = list(board.legal_moves)
-            if not moves:
-                break
-            board.push(rng.choice(moves))
-        if not board.is_game_over():
-            return board
 
 
 def _move(

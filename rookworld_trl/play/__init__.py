@@ -1,6 +1,18 @@
 """Players and the games between them."""
 
-from rookworld_trl.play.games import GameRecord, play_game, play_games
-from rookworld_trl.play.players import EnginePlayer, ModelPlayer, Player, RandomPlayer
+from rookworld_trl.play.games import Game, GameRecord, mirrored, play_games, random_opening
+from rookworld_trl.play.players import Choice, EnginePlayer, GreedyCapturePlayer, ModelPlayer, Player, RandomPlayer
 
-__all__ = ["EnginePlayer", "GameRecord", "ModelPlayer", "Player", "RandomPlayer", "play_game", "play_games"]
+__all__ = [
+    "Choice",
+    "EnginePlayer",
+    "Game",
+    "GameRecord",
+    "GreedyCapturePlayer",
+    "ModelPlayer",
+    "Player",
+    "RandomPlayer",
+    "mirrored",
+    "play_games",
+    "random_opening",
+]

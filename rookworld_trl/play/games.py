@@ -1,15 +1,22 @@
-"""Games between two players, many side by side, so that a model decodes one batch per ply."""
+"""Games between players, many side by side, so that a model decodes one batch per ply."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import chess
+import chess.pgn
 
 from rookworld_trl.play.players import Player
 from rookworld_trl.tasks.formats import board_from_fen
 
 Result = Literal["1-0", "0-1", "1/2-1/2", "*"]
+Game = tuple[Player, Player, str]  # White, Black, and the FEN of the position they begin from
+
+# What PGN's tag `Termination` says of a `GameRecord.reason`; the others are `normal`.
+_TERMINATIONS = {"illegal move": "rules infraction", "ply limit": "adjudication", "no answer": "abandoned"}
+_LIMIT: tuple[Result, str] = ("1/2-1/2", "ply limit")
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +30,7 @@ class GameRecord:
         reason: `checkmate`, `stalemate`, `insufficient material`, `50 moves`, `threefold repetition`, `illegal move`,
             `ply limit` or `no answer`.
         white, black: the players' names.
+        first_fallback: the number in `moves` of the first one that stands for an illegal move; None without one.
     """
 
     fen: str
@@ -31,23 +39,66 @@ class GameRecord:
     reason: str
     white: str
     black: str
+    first_fallback: int | None = None
 
     @property
     def white_score(self) -> float | None:
         """1 for a win, 0.5 for a draw, 0 for a loss of White; None for a void game."""
         return {"1-0": 1.0, "1/2-1/2": 0.5, "0-1": 0.0}.get(self.result)
 
+    @property
+    def strict(self) -> "GameRecord":
+        """The same game if the first illegal move loses: cut at the first fallback."""
+        if self.first_fallback is None:
+            return self
+        moves = self.moves[: self.first_fallback]
+        whites_turn = chess.Board(self.fen).turn == (len(moves) % 2 == 0)
+        result: Result = "0-1" if whites_turn else "1-0"
+        return replace(self, moves=moves, result=result, reason="illegal move", first_fallback=None)
 
-def play_game(white: Player, black: Player, fen: str = chess.STARTING_FEN, max_plies: int = 400) -> GameRecord:
-    """Play one game; see `play_games`."""
-    return play_games(white, black, [fen], max_plies)[0]
+    def pgn(self, event: str, round: str) -> str:
+        """The game in PGN's export format. Comments say where the first fallback stands, and how the game ended."""
+        board = chess.Board(self.fen)
+        for move in self.moves:
+            board.push_uci(move)
+        game = chess.pgn.Game.from_board(board)
+        tags = {"Event": event, "Round": round, "White": self.white, "Black": self.black, "Result": self.result}
+        game.headers.update(tags | {"Termination": _TERMINATIONS.get(self.reason, "normal")})
+        for number, node in enumerate(game.mainline()):
+            if number == self.first_fallback:
+                node.comment = "in place of an illegal move, the game's first"
+        game.end().comment = " ".join(filter(None, (game.end().comment, self.reason)))
+        return str(game) + "\n"
 
 
-def play_games(white: Player, black: Player, fens: Sequence[str], max_plies: int = 400) -> list[GameRecord]:
-    """Play one game from each position, all of them side by side.
+def random_opening(rng: random.Random, plies: int) -> chess.Board:
+    """A position `plies` random legal plies from the start, those plies on its move stack; never a finished game."""
+    while True:
+        board = chess.Board()
+        for _ in range(plies):
+            moves = list(board.legal_moves)
+            if not moves:
+                break
+            board.push(rng.choice(moves))
+        if not board.is_game_over():
+            return board
+
+
+def mirrored(first: Player, second: Player, fens: Sequence[str]) -> list[Game]:
+    """Two games from each position, with colours swapped."""
+    return [game for fen in fens for game in ((first, second, fen), (second, first, fen))]
+
+
+def play_games(
+    games: Sequence[Game], max_plies: int = 400, ended: Callable[[int], object] = lambda number: None
+) -> list[GameRecord]:
+    """Play games, all of them side by side: each player is asked once a ply for all its boards.
 
     An illegal move loses. Draws that a player may claim (50 moves, threefold repetition) are claimed at once; a game
     that reaches `max_plies` is a draw.
+
+    Args:
+        ended: told after each ply how many games have ended with it.
 
     Raises:
         ParseError: a starting position is malformed or illegal.
@@ -55,25 +106,29 @@ def play_games(white: Player, black: Player, fens: Sequence[str], max_plies: int
     """
     if max_plies < 1:
         raise ValueError(f"max_plies is {max_plies}; give at least 1")
-    boards = [board_from_fen(fen) for fen in fens]
+    boards = [board_from_fen(fen) for _, _, fen in games]
     ends: list[tuple[Result, str] | None] = [_end(board) for board in boards]
-    for _ in range(max_plies):
-        for player, turn in ((white, chess.WHITE), (black, chess.BLACK)):
-            # Both colours once per pass, each asked once for all its boards, from whichever side a game starts.
-            asked = [i for i, board in enumerate(boards) if ends[i] is None and board.turn == turn]
-            if not asked:
-                continue
-            for i, answer in zip(asked, player.choose([boards[i] for i in asked]), strict=True):
-                ends[i] = _play(boards[i], answer, max_plies)
-        if None not in ends:
-            break
+    fallbacks: list[int | None] = [None] * len(games)
+    while running := [i for i, end in enumerate(ends) if end is None]:
+        asked: dict[int, list[int]] = {}
+        for i in running:
+            asked.setdefault(id(_mover(games[i], boards[i])), []).append(i)
+        for numbers in asked.values():
+            player = _mover(games[numbers[0]], boards[numbers[0]])
+            for i, choice in zip(numbers, player.choose([boards[i] for i in numbers]), strict=True):
+                if choice.is_fallback and fallbacks[i] is None:
+                    fallbacks[i] = len(boards[i].move_stack)
+                ends[i] = _play(boards[i], choice.move, max_plies)
+        ended(sum(ends[i] is not None for i in running))
     return [
-        GameRecord(fen, tuple(move.uci() for move in board.move_stack), *(end or _LIMIT), white.name, black.name)
-        for fen, board, end in zip(fens, boards, ends, strict=True)
+        GameRecord(fen, tuple(move.uci() for move in board.move_stack), *end, white.name, black.name, first)
+        for (white, black, fen), board, end, first in zip(games, boards, ends, fallbacks, strict=True)
+        if end is not None
     ]
 
 
-_LIMIT: tuple[Result, str] = ("1/2-1/2", "ply limit")
+def _mover(game: Game, board: chess.Board) -> Player:
+    return game[0] if board.turn == chess.WHITE else game[1]
 
 
 def _play(board: chess.Board, answer: str | None, max_plies: int) -> tuple[Result, str] | None:

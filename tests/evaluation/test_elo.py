@@ -1,79 +1,110 @@
-"""Elo from scores by hand, and matches between players that are known to win or lose."""
+"""Elo from points by hand, by another algorithm, and in simulated tournaments whose ratings are known."""
 
-import json
+import itertools
 import math
-from collections.abc import Sequence
+import random
 
-import chess
 import pytest
 
-from rookworld_trl.evaluation.elo import Match, elo_difference, play_match
-from rookworld_trl.play import RandomPlayer
+from rookworld_trl.evaluation.elo import rate
+
+Z = 1.959964
 
 
-class Scripted:
-    """Answers every position alike."""
-
-    def __init__(self, answer: str | None, name: str = "scripted"):
-        self.name, self.answer = name, answer
-
-    def choose(self, boards: Sequence[chess.Board]) -> list[str | None]:
-        return [self.answer] * len(boards)
+def results(first: str, second: str, wins: int, draws: int, losses: int) -> list[tuple[str, str, float]]:
+    return [(first, second, 1.0)] * wins + [(first, second, 0.5)] * draws + [(first, second, 0.0)] * losses
 
 
-def match(wins: int, draws: int, losses: int) -> Match:
-    return Match("a", "b", wins, draws, losses, 0, {})
+def test_two_players_by_hand() -> None:
+    """7.5 of 10 points and the virtual draw: 8 of 11, so odds of 8 to 3; information 11 x 8/11 x 3/11 = 24/11."""
+    rated = rate(results("a", "b", 7, 1, 2), "b", 1000)
+    assert list(rated) == ["a", "b"]
+    assert rated["a"].elo == pytest.approx(1000 + 400 * math.log10(8 / 3))  # 1170.4
+    half = Z * 400 / math.log(10) * math.sqrt(11 / 24)  # 230.5
+    assert (rated["a"].ci_low, rated["a"].ci_high) == (
+        pytest.approx(rated["a"].elo - half, abs=1e-3),
+        pytest.approx(rated["a"].elo + half, abs=1e-3),
+    )
+    assert (rated["a"].points, rated["a"].games) == (7.5, 10)
+    assert (rated["b"].elo, rated["b"].ci_low, rated["b"].ci_high, rated["b"].points) == (1000, 1000, 1000, 2.5)
 
 
-@pytest.mark.parametrize(("score", "elo"), [(0.5, 0), (0.75, 190.85), (10 / 11, 400), (1 / 11, -400), (0.64, 99.95)])
-def test_elo_by_hand(score: float, elo: float) -> None:
-    assert elo_difference(score) == pytest.approx(elo, abs=0.01)  # 400 points are ten to one
+def test_who_calls_first_and_where_the_anchor_stands_change_nothing() -> None:
+    games = results("a", "b", 7, 1, 2) + results("b", "c", 4, 0, 6)
+    swapped = [(second, first, 1 - score) for first, second, score in games[::-1]]
+    one, other = rate(games, "b", 0), rate(swapped, "c", 500)
+    assert other["a"].elo - other["c"].elo == pytest.approx(one["a"].elo - one["c"].elo)
+    assert one["b"].elo == 0
+    assert other["c"].elo == 500
 
 
-def test_extremes_are_infinite_and_json_has_none() -> None:
-    assert elo_difference(1) == math.inf
-    assert elo_difference(0) == -math.inf
-    with pytest.raises(ValueError, match="score"):
-        elo_difference(1.01)
-    result = json.loads(json.dumps(match(20, 0, 0).to_dict(), allow_nan=False))
-    assert (result["score"], result["elo"], result["elo_high"]) == (1.0, None, None)
-    # Wilson's lower bound of 20 of 20 is 20 / (20 + 1.96^2) = 0.8389, that is 286.6 points.
-    assert result["elo_low"] == pytest.approx(286.6, abs=0.2)
+@pytest.mark.parametrize("lost", [True, False])
+def test_who_lost_or_won_every_game_has_a_bound(lost: bool) -> None:
+    """0 of 10 points and the virtual draw: 0.5 of 11, odds of 1 to 21; information 11 x 1/22 x 21/22."""
+    rated = rate(results("a", "b", 0, 0, 10) if lost else results("a", "b", 10, 0, 0), "b", 0)["a"]
+    sign = -1 if lost else 1
+    half = Z * 400 / math.log(10) * math.sqrt(44 / 21)
+    assert rated.elo == pytest.approx(sign * 400 * math.log10(21))  # 528.9
+    open_end, bound = (rated.ci_low, rated.ci_high) if lost else (rated.ci_high, rated.ci_low)
+    assert open_end is None
+    assert bound == pytest.approx(rated.elo - sign * half, abs=1e-3)
 
 
-def test_interval_holds_the_value_and_draws_count_half() -> None:
-    even = match(10, 20, 10)
-    assert even.score == 0.5
-    value, low, high = even.elo()
-    assert value == 0
-    assert low == pytest.approx(-high)
-    assert -130 < low < -80  # 0.5 -+ 0.148: -104 points
+def test_far_apart_ratings_converge() -> None:
+    names = "abcdefgh"
+    games = [game for a, b in itertools.pairwise(names) for game in results(a, b, 300, 0, 1)]
+    rated = rate(games, "a", 0)
+    steps = [rated[a].elo - rated[b].elo for a, b in itertools.pairwise(names)]
+    assert steps[1:-1] == pytest.approx([400 * math.log10(300.25 / 1.25)] * 5)  # inner players: half a draw a pairing
 
 
-def test_illegal_moves_lose_with_either_colour() -> None:
-    result = play_match(RandomPlayer(), Scripted("a1a1"), openings=3)
-    assert (result.wins, result.draws, result.losses, result.void) == (6, 0, 0, 0)
-    assert result.reasons == {"win: illegal move": 6}
-    result = play_match(Scripted("a1a1"), RandomPlayer(), openings=3)
-    assert (result.wins, result.losses) == (0, 6)
+def test_three_players_as_by_minorisation() -> None:
+    """Hunter's (2004) algorithm, strength = points / sum of games / (strength + opponent's), on the same virtual draws.
+
+    a meets b 10 times and c 4 times, b and c meet 6 times: virtual draws (10/14 + 10/16) / 2, (4/14 + 4/10) / 2, and
+    (6/16 + 6/10) / 2.
+    """
+    games = results("a", "b", 6, 2, 2) + results("a", "c", 4, 0, 0) + results("b", "c", 3, 1, 2)
+    virtual = {"ab": (10 / 14 + 10 / 16) / 2, "ac": (4 / 14 + 4 / 10) / 2, "bc": (6 / 16 + 6 / 10) / 2}
+    met = {"ab": 10 + virtual["ab"], "ac": 4 + virtual["ac"], "bc": 6 + virtual["bc"]}
+    points = {
+        "a": 11 + (virtual["ab"] + virtual["ac"]) / 2,
+        "b": 6.5 + (virtual["ab"] + virtual["bc"]) / 2,
+        "c": 2.5 + (virtual["ac"] + virtual["bc"]) / 2,
+    }
+    strength = dict.fromkeys("abc", 1.0)
+    for _ in range(5000):
+        for one in "abc":
+            pairs = [(count, pair.replace(one, "")) for pair, count in met.items() if one in pair]
+            strength[one] = points[one] / sum(count / (strength[one] + strength[other]) for count, other in pairs)
+    rated = rate(games, "a", 1350)
+    for other in "bc":
+        assert rated[other].elo == pytest.approx(1350 + 400 * math.log10(strength[other] / strength["a"]), abs=1e-4)
 
 
-def test_every_opening_is_played_with_both_colours() -> None:
-    class Recording(RandomPlayer):
-        def choose(self, boards: Sequence[chess.Board]) -> list[str | None]:
-            seen.extend((board.turn, board.fen()) for board in boards if board.ply() == 4)
-            return super().choose(boards)
+def test_known_ratings_are_found_and_held_by_their_intervals() -> None:
+    """Without draws the intervals hold what they say; 100 tournaments, 300 intervals."""
+    rng, truth = random.Random(0), {"a": 0.0, "b": 100.0, "c": 400.0, "d": 650.0}
+    held, errors = 0, dict.fromkeys("bcd", 0.0)
+    for _ in range(100):
+        games = [
+            (one, two, float(rng.random() < 1 / (1 + 10 ** ((truth[two] - truth[one]) / 400))))
+            for one in truth
+            for two in truth
+            if one < two
+            for _ in range(60)
+        ]
+        rated = rate(games, "a", 0)
+        for name in errors:
+            low, high = rated[name].ci_low, rated[name].ci_high
+            held += low is not None and high is not None and low <= truth[name] <= high
+            errors[name] += (rated[name].elo - truth[name]) / 100
+    assert 0.92 <= held / 300 <= 0.99
+    assert all(abs(error) < 15 for error in errors.values())
 
-    seen: list[tuple[bool, str]] = []
-    result = play_match(Recording(1), Recording(2), openings=3, opening_plies=4, max_plies=2, seed=5)
-    assert result.games == 6
-    assert result.draws == 6
-    assert len(set(seen)) == 3
-    assert all(seen.count(entry) == 2 for entry in seen)
 
-
-def test_void_games_count_nowhere() -> None:
-    with pytest.raises(ValueError, match="void"):
-        play_match(Scripted(None), RandomPlayer(), openings=1)
-    with pytest.raises(ValueError, match="openings"):
-        play_match(RandomPlayer(), RandomPlayer(), openings=0)
+def test_impossible_requests() -> None:
+    with pytest.raises(ValueError, match="'c' has no game"):
+        rate(results("a", "b", 1, 0, 0), "c", 0)
+    with pytest.raises(ValueError, match="no games connect c, d with a"):
+        rate(results("a", "b", 1, 0, 0) + results("c", "d", 1, 0, 0), "a", 0)
