@@ -303,7 +303,7 @@ def test_options_of_reading_need_a_data_set(capsys: pytest.CaptureFixture[str]) 
     with pytest.raises(SystemExit):
         recipe.parse(["--help"])
     text = " ".join(capsys.readouterr().out.split())
-    assert "80000 take about 0.1 s a position and core" in text
+    assert "80000 take about 0.1 s of one core" in text
 
 
 def test_recipe_says_in_one_line_what_is_wrong(
