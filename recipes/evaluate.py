@@ -222,11 +222,11 @@ def games(args: argparse.Namespace, model: PreTrainedModel, tokenizer: Any) -> d
     if args.suite == "llm_chess":
         result = run_llm_chess(player, games=args.limit or 100, seed=args.seed, progress=True)
     else:
-        with standard_anchors(args.seed) as (anchors, anchor):
-            result = run_ladder(player, anchors, anchor, openings=args.limit or OPENINGS, seed=args.seed, progress=True)
-    print(ladder_table(result))
+        with standard_anchors(args.seed) as anchors:
+            result = run_ladder(player, *anchors, openings=args.limit or OPENINGS, seed=args.seed, progress=True)
     if args.pgn:
         args.pgn.write_text("\n".join(game.pgn(args.suite, str(n)) for n, game in enumerate(result.games, 1)))
+    print(ladder_table(result))
     return {"suites": [{**result.to_dict(), "move_by": args.move_by or "best", "retries": retries}]}
 
 

@@ -94,8 +94,8 @@ class Ladder:
 
 
 @contextmanager
-def standard_anchors(seed: int = 0) -> Iterator[tuple[Callable[[], list[Player]], str]]:
-    """The ladder's anchors, anew at each call, and the name of the one whose rating is `SCALE_ELO`.
+def standard_anchors(seed: int = 0) -> Iterator[tuple[Callable[[], list[Player]], str, str]]:
+    """The ladder's anchors, anew at each call, the name of the one whose rating is `SCALE_ELO`, and the engine's own.
 
     From the weakest on: the random mover, the greedy capturer, Stockfish with every second and every fourth move a
     random one, at limited strength, and at fixed nodes. Those with random moves are steps between players that else
@@ -122,13 +122,14 @@ def standard_anchors(seed: int = 0) -> Iterator[tuple[Callable[[], list[Player]]
                 *(EnginePlayer(engine, f"Stockfish, {n} node{'s'[: n > 1]}") for n, engine in engines.items()),
             ]
 
-        yield anchors, scale
+        yield anchors, scale, limited.name
 
 
 def run_ladder(
     model: ModelPlayer,
     anchors: Callable[[], Sequence[Player]],
     anchor: str,
+    engine: str = "",
     *,
     openings: int,
     opening_plies: int = 4,
@@ -142,6 +143,7 @@ def run_ladder(
         anchors: from the weakest on; called anew for each pairing, so that no pairing's random moves depend on
             another's games.
         anchor: the name of the one whose rating is `SCALE_ELO`.
+        engine: told among the settings, since the scale is the engine's.
         openings: random ones, `opening_plies` legal plies from the start; a pairing has twice as many games.
         max_plies: a game that gets there is a draw.
 
@@ -157,7 +159,13 @@ def run_ladder(
         if two - one <= 2:
             met = anchors()
             games += mirrored(met[one], met[two], fens)
-    settings = {"openings": openings, "opening_plies": opening_plies, "max_plies": max_plies, "seed": seed}
+    settings: dict[str, Any] = {
+        "openings": openings,
+        "opening_plies": opening_plies,
+        "max_plies": max_plies,
+        "seed": seed,
+    }
+    settings |= {"engine": engine} if engine else {}
     return _played("ladder", settings, model, anchor, games, max_plies, progress)
 
 
@@ -226,12 +234,12 @@ def _match(games: Sequence[tuple[float, str]]) -> dict[str, Any]:
 
 
 def _rated(rating: Rating) -> str:
-    """36 characters: the rating, its interval, and points in percent."""
-    low, high = rating.ci_low, rating.ci_high
+    """36 characters: the rating, its interval (where there is a bound only, that alone), and points in percent."""
+    elo, low, high = f"{rating.elo:.0f}", rating.ci_low, rating.ci_high
     interval = f"[{low:.0f}, {high:.0f}]" if low is not None and high is not None else ""
     if not interval:
-        interval = f"< {high:.0f}" if high is not None else f"> {low:.0f}"
-    return f"{rating.elo:>10.0f}{interval:>18}{100 * rating.points / rating.games:>8.1f}"
+        elo, interval = "", f"< {high:.0f}" if high is not None else f"> {low:.0f}"
+    return f"{elo:>10}{interval:>18}{100 * rating.points / rating.games:>8.1f}"
 
 
 def _score(match: dict[str, Any]) -> str:

@@ -92,6 +92,20 @@ def test_strict_games_are_the_lenient_ones_cut_and_each_is_rated_with_the_anchor
     assert json.loads(json.dumps(ladder.to_dict(), allow_nan=False))["scale"] == {"yy": 1350}
 
 
+def test_a_bound_stands_alone_in_the_table() -> None:
+    """A player who lost every game: White by fallback in its first move, Black likewise."""
+
+    class Hopeless(Faulty):
+        def choose(self, boards: Sequence[chess.Board]) -> list[Choice]:
+            return [choice._replace(origin="random") for choice in super().choose(boards)]
+
+    ladder = run_ladder(Hopeless(), anchors, "yy", openings=2, max_plies=8)  # type: ignore[arg-type]
+    rating = ladder.ratings("strict")["faulty"]
+    line = next(line for line in ladder_table(ladder).splitlines() if line.startswith("  faulty "))
+    assert (rating.points, rating.ci_low) == (0.0, None)
+    assert line[: 26 + 36].split() == ["faulty", "<", f"{rating.ci_high:.0f}", "0.0"]
+
+
 def test_void_games_count_nowhere() -> None:
     def some_dead() -> list[Any]:
         return [Named("x"), Named("yy"), Named("dead", dead=True)]
@@ -122,8 +136,8 @@ def test_the_game_of_llm_chess() -> None:
 @requires_stockfish
 def test_the_standard_anchors_stand_in_their_order() -> None:
     """The steps between neighbours that are far apart; 1, 10 and 100 nodes are near each other."""
-    with standard_anchors(1) as (make, scale):
-        assert scale == "Stockfish, UCI_Elo 1350"
+    with standard_anchors(1) as (make, scale, engine):
+        assert (scale, engine.split()[0]) == ("Stockfish, UCI_Elo 1350", "Stockfish")
         names = [player.name for player in make()]
         ladder = run_ladder(Faulty(3), make, scale, openings=2, max_plies=120)  # type: ignore[arg-type]
     assert names == [
@@ -141,6 +155,7 @@ def test_the_recipe_writes_table_json_and_pgn(tmp_path: Path, capsys: pytest.Cap
     main(["--suite", "ladder", "--limit", "1", "--output", f"{files['ladder.json']}", "--pgn", f"{files['games.pgn']}"])
     printed = capsys.readouterr().out
     assert "rookworld-nano against" in printed
+    assert "engine=Stockfish" in printed
     (suite,) = json.loads(files["ladder.json"].read_text())["suites"]
     assert (suite["suite"], len(suite["games"]), suite["scale"]) == ("ladder", 42, {"Stockfish, UCI_Elo 1350": 1350})
     read, file = [], io.StringIO(files["games.pgn"].read_text())
