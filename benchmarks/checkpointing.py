@@ -25,17 +25,15 @@ from typing import Any
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, TrainerCallback
 
-import rookworld_trl
 from rookworld_trl import rewards
 from rookworld_trl.checkpointing import store
 from rookworld_trl.checkpointing.resume import choose_start
 from rookworld_trl.data import load_shipped
 from rookworld_trl.data.mixing import mix
-from rookworld_trl.modeling.loading import load
+from rookworld_trl.modeling.loading import NANO, load
 from rookworld_trl.training import RookWorldGRPOConfig, RookWorldGRPOTrainer
 from rookworld_trl.training.recovery import Snapshots
 
-NANO = Path(rookworld_trl.__file__).parent / "assets" / "nano"
 RESULTS = Path(__file__).parent / "results" / "checkpointing.json"
 DEFAULT_INTERVAL = int(RookWorldGRPOConfig.save_steps)
 

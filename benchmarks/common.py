@@ -16,7 +16,6 @@ import torch
 from transformers import TrainerCallback
 from transformers.utils import logging
 
-import rookworld_trl
 from rookworld_trl import rewards
 from rookworld_trl.data import load_shipped
 from rookworld_trl.data.mixing import mix
@@ -26,7 +25,6 @@ from rookworld_trl.training.throughput import memory_gb
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-NANO = Path(rookworld_trl.__file__).parent / "assets" / "nano"
 REWARDS = [rewards.policy_reward_continuous, rewards.environment_reward_continuous]
 
 

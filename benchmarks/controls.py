@@ -32,11 +32,11 @@ import torch
 from transformers import TrainerCallback, set_seed
 from transformers.utils import logging
 
-from benchmarks.common import NANO, RESULTS, REWARDS, ROOT, best_device, machine, write_report
+from benchmarks.common import RESULTS, REWARDS, ROOT, best_device, machine, write_report
 from rookworld_trl.data import load_shipped
 from rookworld_trl.data.mixing import mix
 from rookworld_trl.evaluation.intervals import bootstrap_ratios, percentile_interval
-from rookworld_trl.modeling.loading import load
+from rookworld_trl.modeling.loading import NANO, load
 from rookworld_trl.training import RookWorldGRPOConfig, RookWorldGRPOTrainer
 from rookworld_trl.training.monitor import DEFAULT_BANDS
 

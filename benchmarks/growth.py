@@ -22,8 +22,8 @@ from typing import Any
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from benchmarks.common import NANO, RESULTS, ROOT, best_device, machine, timed_training, write_report
-from rookworld_trl.modeling.loading import load
+from benchmarks.common import RESULTS, ROOT, best_device, machine, timed_training, write_report
+from rookworld_trl.modeling.loading import NANO_FOLDER, load
 from rookworld_trl.training.throughput import memory_gb
 
 OUTPUT = RESULTS / "growth.json"
@@ -68,7 +68,7 @@ def exponent(points: list[dict[str, Any]], size: str) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, default=NANO)
+    parser.add_argument("--model", type=Path, default=NANO_FOLDER)
     parser.add_argument("--steps", type=int, default=3, help="timed steps of a point")
     parser.add_argument("--series", nargs="+", choices=SERIES, default=list(SERIES))
     parser.add_argument("--bf16", action="store_true")

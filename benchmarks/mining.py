@@ -18,12 +18,12 @@ from typing import Any
 from transformers import set_seed
 from transformers.utils import logging
 
-from benchmarks.common import NANO, RESULTS, StepClock, machine, write_report
+from benchmarks.common import RESULTS, StepClock, machine, write_report
 from benchmarks.common import REWARDS as CONTINUOUS
 from rookworld_trl import rewards
 from rookworld_trl.data import load_shipped
 from rookworld_trl.data.mixing import mix
-from rookworld_trl.modeling.loading import load
+from rookworld_trl.modeling.loading import NANO, load
 from rookworld_trl.training import RookWorldGRPOConfig, RookWorldGRPOTrainer
 
 OUTPUT = RESULTS / "mining.json"

@@ -22,9 +22,9 @@ import torch
 from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from benchmarks.common import NANO, RESULTS, best_device, machine, write_report
+from benchmarks.common import RESULTS, best_device, machine, write_report
 from rookworld_trl.modeling.gpt2 import GPT2
-from rookworld_trl.modeling.loading import load_model
+from rookworld_trl.modeling.loading import NANO_FOLDER, load_model
 from rookworld_trl.modeling.rollout import rollout
 from rookworld_trl.modeling.shared_prefix import SharedPrefixDecoder, prefill
 from rookworld_trl.modeling.shared_scoring import per_token_logps
@@ -137,7 +137,7 @@ def table(label: str, found: dict[str, dict[str, float]]) -> bool:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", default=["124m", *([str(NANO)] if NANO.is_dir() else [])])
+    parser.add_argument("--models", nargs="+", default=["124m", str(NANO_FOLDER)])
     parser.add_argument("--device", default=best_device())
     parser.add_argument("--output", type=Path, default=OUTPUT)
     arguments = parser.parse_args()

@@ -31,9 +31,9 @@ from typing import Any
 import torch
 from transformers import CompileConfig, GPT2Config, GPT2LMHeadModel
 
-from benchmarks.common import NANO, RESULTS, best_device, machine, medians, wait, write_report
+from benchmarks.common import RESULTS, best_device, machine, medians, wait, write_report
 from rookworld_trl.data import load_shipped
-from rookworld_trl.modeling.loading import load
+from rookworld_trl.modeling.loading import NANO_FOLDER, load
 from rookworld_trl.modeling.rollout import Rollout, rollout
 
 OUTPUT = RESULTS / "rollouts.json"
@@ -206,7 +206,7 @@ def measure(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default=str(NANO) if NANO.is_dir() else None)
+    parser.add_argument("--model", default=str(NANO_FOLDER))
     parser.add_argument("--random", type=int, nargs=4, metavar=("LAYERS", "WIDTH", "HEADS", "VOCABULARY"))
     parser.add_argument("--prompts", type=int, default=8)
     parser.add_argument("--samples", type=int, nargs="+", default=[8, 32])

@@ -17,10 +17,10 @@ from pathlib import Path
 from transformers.utils import logging
 from trl import GRPOConfig, GRPOTrainer
 
-from benchmarks.common import NANO, RESULTS, REWARDS, StepClock, machine, write_report
+from benchmarks.common import RESULTS, REWARDS, StepClock, machine, write_report
 from rookworld_trl.data import load_shipped
 from rookworld_trl.data.mixing import mix
-from rookworld_trl.modeling.loading import load
+from rookworld_trl.modeling.loading import NANO_FOLDER, load
 from rookworld_trl.modeling.positions import install_position_hook
 from rookworld_trl.training import RookWorldGRPOConfig, RookWorldGRPOTrainer
 
@@ -81,7 +81,7 @@ def run(side: str, arguments: argparse.Namespace, seed: int) -> tuple[list[float
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, default=NANO)
+    parser.add_argument("--model", type=Path, default=NANO_FOLDER)
     parser.add_argument("--prompts", type=int, default=16)
     parser.add_argument("--samples", type=int, default=16)
     parser.add_argument("--micro-batches", type=int, default=2)

@@ -25,7 +25,6 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import torch
 from transformers import PreTrainedModel
 
-import rookworld_trl
 from rookworld_trl.checkpointing.exits import run_program
 from rookworld_trl.config import bad_input, blame
 from rookworld_trl.data import load_shipped
@@ -51,7 +50,7 @@ from rookworld_trl.evaluation import (
     standard_anchors,
     suite_table,
 )
-from rookworld_trl.modeling.loading import load
+from rookworld_trl.modeling.loading import NANO, load
 from rookworld_trl.play import ModelPlayer
 from rookworld_trl.reports.summary import command, versions
 from rookworld_trl.tasks import PREFIXES
@@ -60,9 +59,6 @@ from rookworld_trl.tasks import PREFIXES
 FILE_SUITES: dict[str, Any] = {"mate_in_one": (read_puzzles, run_mate_in_one), "sts": (read_sts, run_sts)}
 GAME_SUITES = ("ladder", "llm_chess")
 OPENINGS = 50
-NANO = Path(rookworld_trl.__file__).parent / "assets" / "nano"
-
-
 READING = [option for option in fields(DataOptions) if option.name != "leading_eos"]
 
 
@@ -85,7 +81,7 @@ def read_evaluation(path: Path) -> Evaluation:
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default=str(NANO), help="A folder, or a name on the Hub; default: rookworld-nano.")
+    parser.add_argument("--model", default=NANO, help="A folder, or a name on the Hub; default: rookworld-nano.")
     parser.add_argument("--leading_eos", action="store_true", help="Put the end token in front of every prompt.")
     parser.add_argument(
         "--suite",

@@ -18,7 +18,6 @@ from datasets import Dataset, concatenate_datasets
 from transformers import PreTrainedModel, set_seed
 from transformers.utils import logging
 
-import rookworld_trl
 from rookworld_trl import rewards
 from rookworld_trl.checkpointing.exits import (
     DIVERGED,
@@ -41,7 +40,7 @@ from rookworld_trl.data.splits import draw_of_each
 from rookworld_trl.evaluation import Evaluation, compare, compare_groups, comparison_table, evaluate
 from rookworld_trl.files import write_atomically
 from rookworld_trl.modeling.hub import push_folder
-from rookworld_trl.modeling.loading import load
+from rookworld_trl.modeling.loading import NANO, load
 from rookworld_trl.reports import plot_run, read_run
 from rookworld_trl.reports.card import write_card
 from rookworld_trl.reports.summary import timed, write_summary
@@ -50,7 +49,6 @@ from rookworld_trl.tasks import PREFIXES
 from rookworld_trl.training import RookWorldGRPOConfig, RookWorldGRPOTrainer
 from rookworld_trl.training.live import report_live
 
-NANO = Path(rookworld_trl.__file__).parent / "assets" / "nano"
 REWARDS = {
     "graduated": [rewards.policy_reward, rewards.environment_reward],
     "continuous": [rewards.policy_reward_continuous, rewards.environment_reward_continuous],
@@ -73,7 +71,7 @@ SHOWN = ["seed", "learning_rate", "beta", "temperature", "num_generations", "gen
 class RunConfig(DataOptions):
     """What to train, on which prompts, for how long, and what to measure; the rest is RookWorldGRPOConfig's."""
 
-    model: str = option("nano", "`nano`, which comes with the package, a folder, or `owner/name` on the Hub.")
+    model: str = option(NANO, "`nano`, which comes with the package, a folder, or `owner/name` on the Hub.")
     model_revision: str | None = option(None, "Branch, tag or commit of a model on the Hub.")
     dataset: str = option(
         "shipped", "`shipped`, which comes with the package, a file (see docs/data.md), or `owner/name` on the Hub."
@@ -125,8 +123,7 @@ def training_prompts(run: RunConfig, args: RookWorldGRPOConfig) -> Dataset:
 def load_start(run: RunConfig, args: RookWorldGRPOConfig) -> tuple[PreTrainedModel, Any]:
     """Model and tokenizer that training starts from."""
     with blame("model", run.model):
-        name = NANO if run.model == "nano" else run.model
-        return load(name, run.leading_eos, revision=run.model_revision, token=args.hub_token)
+        return load(run.model, run.leading_eos, revision=run.model_revision, token=args.hub_token)
 
 
 def build(run: RunConfig, args: RookWorldGRPOConfig) -> tuple[RookWorldGRPOTrainer, Dataset, Path]:

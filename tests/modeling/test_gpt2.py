@@ -171,7 +171,7 @@ def test_adapters_are_refused(model: GPT2LMHeadModel) -> None:
 def test_the_shipped_model_is_as_exact_as_in_transformers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`make parity` on rookworld-nano; and its program sees a fault: keys scaled wrongly by a ten-thousandth."""
     parity = runpy.run_path("benchmarks/parity.py")
-    command = ["parity", "--models", str(parity["NANO"]), "--output", str(tmp_path / "parity.json")]
+    command = ["parity", "--models", str(parity["NANO_FOLDER"]), "--output", str(tmp_path / "parity.json")]
     monkeypatch.setattr(sys, "argv", command)
     assert parity["main"]() == 0
     construct = GPT2.__init__

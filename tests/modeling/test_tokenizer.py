@@ -1,14 +1,13 @@
 """The nano tokenizer: exact round trips, exact completion starts, squares at fixed offsets."""
 
 import random
-from pathlib import Path
 
 import chess
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-import rookworld_trl
 from rookworld_trl.data import load_shipped
+from rookworld_trl.modeling.loading import NANO_FOLDER
 from rookworld_trl.modeling.tokenizer import build_nano_tokenizer
 from rookworld_trl.tasks import ParseError, environment, policy, split_row
 
@@ -112,7 +111,7 @@ def split_up(token: str) -> list[str]:
 
 
 def test_the_shipped_tokenizer_is_the_one_of_the_code(tokenizer):
-    shipped = AutoTokenizer.from_pretrained(Path(rookworld_trl.__file__).parent / "assets" / "nano")
+    shipped = AutoTokenizer.from_pretrained(NANO_FOLDER)
     assert shipped.backend_tokenizer.to_str() == tokenizer.backend_tokenizer.to_str()
 
 

@@ -13,10 +13,9 @@ import yaml
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from safetensors.torch import load_file
 
-import rookworld_trl
+from rookworld_trl.modeling.loading import NANO_FOLDER
 
 ROOT = Path(__file__).parents[2]
-NANO = Path(rookworld_trl.__file__).parent / "assets" / "nano"
 FILES = sorted((ROOT / "accelerate_configs").glob("*.yaml"))
 EXPECTED = {"cpu", "cpu_x2", "rtx4090", "rtx4090_x2", "multi_gpu", "fsdp2", "deepspeed_zero2", "multi_node"}
 
@@ -180,7 +179,7 @@ def test_a_sharded_run_learns_what_a_plain_one_does(settings: dict[str, object],
         )
     start, plain, trained = (
         load_file(folder / "model.safetensors")
-        for folder in (NANO, tmp_path / "plain" / "checkpoint", tmp_path / "sharded" / "checkpoint")
+        for folder in (NANO_FOLDER, tmp_path / "plain" / "checkpoint", tmp_path / "sharded" / "checkpoint")
     )
     moved = max((trained[name] - start[name]).abs().max() for name in start)
     apart = max((trained[name] - plain[name]).abs().max() for name in start)

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from rookworld_trl.data.dataset import SHIPPED_DIRECTORY, load_shipped
+from rookworld_trl.data.dataset import load_shipped
+from rookworld_trl.modeling.loading import NANO_FOLDER
 from rookworld_trl.modeling.tokenizer import build_gpt2_tokenizer
 from rookworld_trl.rewards.decisions import ANSWER_WEIGHT, BEST_WEIGHT, CANDIDATE_WEIGHT, ChessPoints
 from rookworld_trl.training.points import Decision
@@ -25,7 +26,7 @@ GOLD = " M: a7a8q a7a8n c1d1 c1c2 E: 1000.0 0.0 0.0 -1000.0 B: a7a8q"
 def tokenizer(request: pytest.FixtureRequest) -> Any:
     if request.param == "gpt2":
         return build_gpt2_tokenizer()
-    return AutoTokenizer.from_pretrained(SHIPPED_DIRECTORY.parent / "nano")
+    return AutoTokenizer.from_pretrained(NANO_FOLDER)
 
 
 def find(tokenizer: Any, text: str, row: dict[str, Any] = ROW) -> tuple[dict[str, Any], list[int]]:

@@ -14,11 +14,10 @@ from pathlib import Path
 
 import pytest
 
-import rookworld_trl
+from rookworld_trl.modeling.loading import NANO_FOLDER
 
 ROOT = Path(__file__).parents[2]
 RECIPES = ROOT / "recipes/rookworld-lm-124m/grpo"
-NANO = Path(rookworld_trl.__file__).parent / "assets" / "nano"
 SMALL = {
     "model": "nano",
     "use_cpu": True,
@@ -72,7 +71,8 @@ def server(environment: dict[str, str], tmp_path: Path) -> Iterator[int]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     # The CPU build has no `vllm` program.
-    program = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(NANO), "--port", str(port)]
+    server = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
+    program = [*server, "--model", str(NANO_FOLDER), "--port", str(port)]
     log = tmp_path / "server.log"
     with log.open("w") as file:
         process = subprocess.Popen(

@@ -15,13 +15,11 @@ import torch
 from datasets import Dataset
 from transformers import TrainerCallback
 
-import rookworld_trl
 from rookworld_trl import rewards
 from rookworld_trl.data import load_shipped
-from rookworld_trl.modeling.loading import load
+from rookworld_trl.modeling.loading import NANO, load
 from rookworld_trl.training import RookWorldGRPOConfig, RookWorldGRPOTrainer
 
-NANO = Path(rookworld_trl.__file__).parent / "assets" / "nano"
 CONTROLS: dict[str, Any] = {
     "max_steps": 12,
     "save_steps": 6,
