@@ -8,6 +8,7 @@ import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel
@@ -15,6 +16,7 @@ from transformers import PreTrainedModel
 from rookworld_trl.evaluation.baselines import Baselines, baseline_scores, baselines
 from rookworld_trl.evaluation.completions import Completion, complete, fitting_length
 from rookworld_trl.evaluation.metrics import METRICS, Estimate, estimate, numeric
+from rookworld_trl.files import write_atomically
 from rookworld_trl.rewards import score_environment_rows, score_policy_rows
 from rookworld_trl.tasks import PREFIXES, ParseError, TaskName, environment, policy, task_of
 
@@ -123,6 +125,10 @@ class Evaluation:
             "metrics": metrics,
             "items": [asdict(item) for item in self.items],
         }
+
+    def write(self, path: Path) -> None:
+        """Write `to_dict` as JSON, whole or not at all."""
+        write_atomically(path, json.dumps(self.to_dict()) + "\n")
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Evaluation":

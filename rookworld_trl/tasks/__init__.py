@@ -1,6 +1,7 @@
 """The two tasks of a RookWorld model, chosen by the prompt's prefix (`P: ` or `A: `)."""
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 from rookworld_trl.tasks import environment, policy
 from rookworld_trl.tasks.formats import ParseError, position_key
@@ -22,6 +23,18 @@ def task_of(prompt: str) -> TaskName:
     raise ParseError("prefix", prompt[:12], "start the text with 'P: ' or 'A: '")
 
 
+def check_tasks(field: str, values: Mapping[str, Any]) -> None:
+    """Make sure that the keys of a setting are names of tasks.
+
+    Raises:
+        ValueError: naming the field and those that are not.
+    """
+    if unknown := set(values) - set(PREFIXES):
+        raise ValueError(
+            f"`{field}` is {values}: there is no task {' or '.join(sorted(unknown))}. Choose from {', '.join(PREFIXES)}"
+        )
+
+
 def split_row(text: str) -> tuple[str, str]:
     """Split a whole row into prompt and completion at the exact character where the completion starts.
 
@@ -35,4 +48,14 @@ def split_row(text: str) -> tuple[str, str]:
     return text[:start], text[start:]
 
 
-__all__ = ["PREFIXES", "ParseError", "TaskName", "environment", "policy", "position_key", "split_row", "task_of"]
+__all__ = [
+    "PREFIXES",
+    "ParseError",
+    "TaskName",
+    "check_tasks",
+    "environment",
+    "policy",
+    "position_key",
+    "split_row",
+    "task_of",
+]

@@ -14,6 +14,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from recipes import grpo
+from rookworld_trl.data import prompts
+from rookworld_trl.evaluation import accuracy
 from rookworld_trl.files import write_atomically
 from rookworld_trl.modeling.loading import load_model
 from rookworld_trl.reports import summary
@@ -25,7 +27,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture
 def arguments(tiny_checkpoint, rows_file, held_out, tmp_path, monkeypatch):
     """A run of two steps, five prompts a batch, one of them `A:`, as settings that a test may change."""
-    monkeypatch.setattr(grpo, "load_shipped", lambda split: held_out)
+    monkeypatch.setattr(prompts, "load_shipped", lambda split: held_out)
     return {
         "model": tiny_checkpoint,
         "dataset": rows_file,
@@ -165,7 +167,7 @@ def test_a_disk_that_is_full_in_the_first_evaluation_is_one_line(arguments, monk
     def full(path, text):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(grpo, "write_atomically", full)
+    monkeypatch.setattr(accuracy, "write_atomically", full)
     with pytest.raises(SystemExit) as exit_:
         run(arguments)
     assert exit_.value.code == 4
@@ -181,7 +183,7 @@ def test_a_disk_that_is_full_behind_the_training_costs_a_file_until_there_is_roo
 
     command = arguments | {"auto_resume": True, "save_strategy": "steps", "save_steps": 1}
     with monkeypatch.context() as patch:
-        for module in (grpo, summary):
+        for module in (accuracy, summary):
             patch.setattr(module, "write_atomically", full)
         with pytest.raises(SystemExit) as exit_:
             run(command)

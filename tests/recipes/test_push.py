@@ -11,7 +11,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from recipes import grpo
 from rookworld_trl.checkpointing.resume import FINISHED_FILE
+from rookworld_trl.data import prompts
 from rookworld_trl.modeling.hub import PushError
+from rookworld_trl.reports import results
 from tests.hub import TOKEN, Hub, Repository, serve
 
 
@@ -27,7 +29,7 @@ def arguments(tiny_checkpoint, rows_file, held_out, tmp_path, monkeypatch):
     def by_length(prompts, completions, **columns):  # a random model earns the same for whatever it writes
         return [float(len(completion)) for completion in completions]
 
-    monkeypatch.setattr(grpo, "load_shipped", lambda split: held_out)
+    monkeypatch.setattr(prompts, "load_shipped", lambda split: held_out)
     monkeypatch.setitem(grpo.REWARDS, "graduated", [by_length])
     return {
         "model": tiny_checkpoint,
@@ -114,7 +116,7 @@ def test_a_last_step_that_fails_costs_nothing_but_itself(
     def fails(*args: object, **kwargs: object) -> None:
         raise error
 
-    monkeypatch.setattr(grpo, broken, fails)
+    monkeypatch.setattr(results, broken, fails)
     with pytest.raises(SystemExit) as exit_:
         run(arguments)
     assert exit_.value.code == code

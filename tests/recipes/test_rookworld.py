@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from recipes import grpo
+from rookworld_trl.data import prompts
 from rookworld_trl.training import sampler
 from tests.recipes.conftest import positions
 
@@ -41,7 +42,7 @@ def texts(tmp_path: Path) -> Path:
 
 
 def test_rookworlds_rows_and_checkpoint_train(llmc_checkpoint, texts, held_out, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(grpo, "load_shipped", lambda split: held_out)
+    monkeypatch.setattr(prompts, "load_shipped", lambda split: held_out)
     trainers = []
     build = grpo.build
 

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from recipes import grpo
 from rookworld_trl.checkpointing.exits import DIVERGED
+from rookworld_trl.data import prompts
 from rookworld_trl.training.gates import Bounds
 
 VERIFY = Path(__file__).parents[2] / "recipes/rookworld-lm-124m/verify"
@@ -25,7 +26,7 @@ Run = Callable[..., list[dict[str, Any]]]
 @pytest.fixture
 def run(tiny_checkpoint: Path, rows_file: Path, held_out: Dataset, tmp_path: Path, monkeypatch) -> Run:
     """Run a recipe of the folder, made small, and give back the lines of its metrics."""
-    monkeypatch.setattr(grpo, "load_shipped", lambda split: held_out)
+    monkeypatch.setattr(prompts, "load_shipped", lambda split: held_out)
     small = {
         "model": tiny_checkpoint,
         "dataset": rows_file,

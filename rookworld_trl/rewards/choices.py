@@ -1,0 +1,24 @@
+"""The rewards that a run chooses from by name, and what its line of each step shows of them."""
+
+from rookworld_trl.rewards.functions import (
+    environment_reward,
+    environment_reward_continuous,
+    policy_reward,
+    policy_reward_continuous,
+)
+
+REWARDS = {
+    "graduated": [policy_reward, environment_reward],
+    "continuous": [policy_reward_continuous, environment_reward_continuous],
+}
+
+# Label, key in TRL's log, format. A run logs one of the two forms of a reward.
+COLUMNS = [
+    ("reward P", "rewards/policy_reward/mean", "+.3f"),
+    ("A", "rewards/environment_reward/mean", "+.3f"),
+    ("reward P", "rewards/policy_reward_continuous/mean", "+.3f"),
+    ("A", "rewards/environment_reward_continuous/mean", "+.3f"),
+    ("B legal", "policy/best_legal", ".0%"),
+    ("skill", "policy/skill", "+.3f"),
+    ("A exact", "environment/exact", ".0%"),
+]
