@@ -10,6 +10,7 @@ import pickle
 import re
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
@@ -56,12 +57,8 @@ def load(
     *,
     dtype: torch.dtype = torch.float32,
     expected_parameters: int | None = None,
-    revision: str | None = None,
-    token: str | bool | None = None,
-    cache_dir: str | Path | None = None,
-    local_files_only: bool = False,
     allow_pickle: bool = False,
-    endpoint: str | None = None,
+    **hub: Any,
 ) -> tuple[GPT2LMHeadModel, PreTrainedTokenizerBase]:
     """Load a model for training and its tokenizer, from a folder or the Hub; they are checked against each other.
 
@@ -73,21 +70,14 @@ def load(
             with the package.
         leading_eos: see `load_tokenizer`.
         expected_parameters: refuse a model with another number of parameters.
+        hub: `revision`, `token` and the others of `checkpoint_folder`.
 
-    The other arguments are those of `load_model` and `checkpoint_folder`.
+    `dtype` and `allow_pickle` are those of `load_model`.
 
     Raises:
         LoadingError: see `checkpoint_folder`, `load_model` and `load_tokenizer`; or model and tokenizer do not fit.
     """
-    folder = checkpoint_folder(
-        name,
-        revision=revision,
-        token=token,
-        cache_dir=cache_dir,
-        local_files_only=local_files_only,
-        allow_pickle=allow_pickle,
-        endpoint=endpoint,
-    )
+    folder = checkpoint_folder(name, allow_pickle=allow_pickle, **hub)
     tokenizer = load_tokenizer(folder, leading_eos=leading_eos)
     model = load_model(folder, dtype=dtype, vocab_size=len(tokenizer), allow_pickle=allow_pickle)
     if len(tokenizer) > model.config.vocab_size:
@@ -144,38 +134,42 @@ def checkpoint_folder(
             token=token,
             cache_dir=cache_dir,
             local_files_only=local_files_only,
-            allow_patterns=files,
+            allow_patterns=[*_CONFIG_FILES, *_TOKENIZER_FILES, *files],
             endpoint=endpoint,
         )
         return Path(folder)
 
     try:
-        folder = download([*_CONFIG_FILES, *_TOKENIZER_FILES, *_SAFE_FILES])
+        folder = download(_SAFE_FILES)
         if allow_pickle and not _weight_files(folder, SAFE_WEIGHTS):
-            folder = download([*_CONFIG_FILES, *_TOKENIZER_FILES, *_PICKLED_FILES])
-    except HFValidationError as error:
-        raise LoadingError(f"{name} is neither a folder nor the name of a repository on the Hub") from error
-    except GatedRepoError as error:
-        raise LoadingError(
-            f"{name} is gated: accept its terms on its page, then run `hf auth login` or pass a token"
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise LoadingError(
-            f"{name} is neither a folder nor a repository that you may see: check the name; "
-            "if it is private, run `hf auth login` or pass a token"
-        ) from error
-    except RevisionNotFoundError as error:
-        raise LoadingError(f"{name} has no revision {revision!r}: give a branch, a tag or a commit of it") from error
-    except LocalEntryNotFoundError as error:
-        raise LoadingError(
-            f"{name} is not complete in the cache, and the Hub was not asked or did not answer: "
-            "check the network and HF_HUB_OFFLINE, or give a local folder"
-        ) from error
-    except (HTTPError, OSError) as error:
-        raise LoadingError(f"downloading {name} failed ({error}): run it again, it goes on where it stopped") from error
+            folder = download(_PICKLED_FILES)
+    except (HFValidationError, HTTPError, OSError) as error:
+        raise LoadingError(_reason(error, name, revision)) from error
     for file in folder.iterdir():
         _check_blob(file)
     return folder
+
+
+def _reason(error: Exception, name: str | Path, revision: str | None) -> str:
+    """Why there was no download, and what to do; a class stands before the one that it is derived from."""
+    for kind, reason in (
+        (HFValidationError, "is neither a folder nor the name of a repository on the Hub"),
+        (GatedRepoError, "is gated: accept its terms on its page, then run `hf auth login` or pass a token"),
+        (
+            RepositoryNotFoundError,
+            "is neither a folder nor a repository that you may see: check the name; if it is private, run "
+            "`hf auth login` or pass a token",
+        ),
+        (RevisionNotFoundError, f"has no revision {revision!r}: give a branch, a tag or a commit of it"),
+        (
+            LocalEntryNotFoundError,
+            "is not complete in the cache, and the Hub was not asked or did not answer: check the network and "
+            "HF_HUB_OFFLINE, or give a local folder",
+        ),
+    ):
+        if isinstance(error, kind):
+            return f"{name} {reason}"
+    return f"downloading {name} failed ({error}): run it again, it goes on where it stopped"
 
 
 def _check_blob(file: Path) -> None:

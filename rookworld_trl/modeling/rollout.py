@@ -15,8 +15,7 @@ from torch import nn
 from rookworld_trl.modeling.cuda_graphs import release
 from rookworld_trl.modeling.drafting import usable_draft
 from rookworld_trl.modeling.gpt2 import GPT2
-from rookworld_trl.modeling.sample_batch import Request, SampleBatch, Settings
-from rookworld_trl.modeling.sampling import check_sampling
+from rookworld_trl.modeling.sample_batch import SampleBatch, SampleRequest, Settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +77,8 @@ def rollout(
         ValueError: an unsupported model, a prompt that is empty or leaves no room for `max_new_tokens`, or a sampling
             setting out of its range.
     """
-    check_sampling(temperature, top_k, top_p)
-    for name, value in (("num_samples", num_samples), ("max_new_tokens", max_new_tokens), ("batch_size", batch_size)):
+    settings = Settings(max_new_tokens, eos_token_id, temperature, top_k, top_p, seed, cuda_graphs)
+    for name, value in (("num_samples", num_samples), ("batch_size", batch_size)):
         if value is not None and value < 1:
             raise ValueError(f"{name} is {value}: use at least 1")
     if drafts is not None and len(drafts) != len(prompt_ids):
@@ -88,7 +87,6 @@ def rollout(
     for what, sequences in (("prompt", prompt_ids), ("draft", drafts or [])):
         _check_tokens(what, sequences, gpt2.config.vocab_size)
     _check_lengths(prompt_ids, gpt2.config.n_positions - max_new_tokens)
-    settings = Settings(max_new_tokens, eos_token_id, temperature, top_k, top_p, seed, cuda_graphs)
     rows = len(prompt_ids) * num_samples
     result = Rollout([[]] * rows, [[]] * rows, [0.0] * len(prompt_ids))
     gpt2 = gpt2.for_decoding(max_new_tokens)
@@ -126,7 +124,7 @@ def _check_lengths(prompt_ids: Sequence[Sequence[int]], longest: int) -> None:
 
 def plan(
     prompt_ids: Sequence[Sequence[int]], drafts: Sequence[tuple[int, ...]], num_samples: int, batch_size: int | None
-) -> list[list[Request]]:
+) -> list[list[SampleRequest]]:
     """Group the samples by distinct prompt and cut them into batches: with and without drafts, of similar length.
 
     A prompt listed twice takes the draft of its first place.
@@ -137,12 +135,12 @@ def plan(
         draft_of.setdefault(tuple(ids), draft)
         rows.setdefault(tuple(ids), []).extend(range(i * num_samples, (i + 1) * num_samples))
     limit = batch_size or max(1, len(prompt_ids) * num_samples)
-    batches: list[list[Request]] = []
+    batches: list[list[SampleRequest]] = []
     for drafted in (False, True):
         room = 0
         for prompt in sorted((ids for ids in rows if bool(draft_of[ids]) == drafted), key=len):
             for first in range(0, len(rows[prompt]), limit):
-                request = Request(prompt, draft_of[prompt], tuple(rows[prompt][first : first + limit]), first)
+                request = SampleRequest(prompt, draft_of[prompt], tuple(rows[prompt][first : first + limit]), first)
                 if room < len(request.rows):
                     batches.append([])
                     room = limit

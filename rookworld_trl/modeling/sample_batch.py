@@ -22,7 +22,11 @@ REDRAFT_ABOVE = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How to sample; see `rollout`."""
+    """How to sample; see `rollout`.
+
+    Raises:
+        ValueError: naming the setting that means nothing, its value and its range.
+    """
 
     max_new_tokens: int
     eos_token_id: int | None
@@ -32,9 +36,19 @@ class Settings:
     seed: int
     cuda_graphs: bool = False
 
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens is {self.max_new_tokens}: use at least 1")
+        if not self.temperature >= 0:
+            raise ValueError(f"temperature is {self.temperature}: use 0 for greedy, or a positive number")
+        if self.top_k < 0:
+            raise ValueError(f"top_k is {self.top_k}: use 0 for no limit, or a positive number")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p is {self.top_p}: use a number in (0, 1], 1 for no limit")
+
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class SampleRequest:
     """Samples of one distinct prompt that are drawn together.
 
     Attributes:
@@ -56,7 +70,7 @@ class SampleBatch:
     write to, and `tokens` and `logps` a spare column, which finished rows write to.
     """
 
-    def __init__(self, gpt2: GPT2, requests: Sequence[Request], settings: Settings) -> None:
+    def __init__(self, gpt2: GPT2, requests: Sequence[SampleRequest], settings: Settings) -> None:
         self.gpt2, self.requests, self.settings = gpt2, requests, settings
         self.device, limit = gpt2.wte.device, settings.max_new_tokens
         uniforms = [

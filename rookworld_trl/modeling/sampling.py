@@ -83,17 +83,3 @@ def row_generator(seed: int, prompt_ids: Sequence[int], sample: int) -> np.rando
     text = f"{seed}|{sample}|{','.join(map(str, prompt_ids))}"
     key = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=16).digest(), "little")
     return np.random.Generator(np.random.Philox(key=key))
-
-
-def check_sampling(temperature: float, top_k: int, top_p: float) -> None:
-    """Refuse settings that mean nothing.
-
-    Raises:
-        ValueError: naming the setting, its value and its range.
-    """
-    if not temperature >= 0:
-        raise ValueError(f"temperature is {temperature}: use 0 for greedy, or a positive number")
-    if top_k < 0:
-        raise ValueError(f"top_k is {top_k}: use 0 for no limit, or a positive number")
-    if not 0 < top_p <= 1:
-        raise ValueError(f"top_p is {top_p}: use a number in (0, 1], 1 for no limit")

@@ -1,4 +1,4 @@
-"""Small things done with any tokenizer: a leading end token, where a completion begins among the tokens, its text."""
+"""Small things done with any tokenizer: a leading end token, and the text of a completion."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -23,21 +23,6 @@ def lead_with_eos(tokenizer: PreTrainedTokenizerBase) -> None:
     # The slow classes' way of saying the same, for those that rebuild their backend from what was saved.
     tokenizer.bos_token = eos
     tokenizer.init_kwargs["add_bos_token"] = True
-
-
-def token_index(tokenizer: PreTrainedTokenizerBase, text: str, start: int) -> int:
-    """The index of the token that begins at character `start` of `text`, special tokens in front counted.
-
-    Raises:
-        ValueError: a token reaches over `start`, so what follows it cannot be scored by itself.
-    """
-    offsets = tokenizer(text, return_offsets_mapping=True)["offset_mapping"]
-    for index, (begin, end) in enumerate(offsets):
-        if begin < start < end:
-            raise ValueError(f"token {index}, {text[begin:end]!r}, reaches over character {start} of {text!r}")
-        if begin >= start and end > begin:
-            return index
-    return len(offsets)
 
 
 def completion_texts(

@@ -1,7 +1,7 @@
 """The two tasks of a RookWorld model, chosen by the prompt's prefix (`P: ` or `A: `)."""
 
-from collections.abc import Mapping
-from typing import Any, Literal
+from collections.abc import Iterable
+from typing import Literal
 
 from rookworld_trl.tasks import environment, policy
 from rookworld_trl.tasks.formats import ParseError, position_key
@@ -23,7 +23,7 @@ def task_of(prompt: str) -> TaskName:
     raise ParseError("prefix", prompt[:12], "start the text with 'P: ' or 'A: '")
 
 
-def check_tasks(field: str, values: Mapping[str, Any]) -> None:
+def check_tasks(field: str, values: Iterable[str]) -> None:
     """Make sure that the keys of a setting are names of tasks.
 
     Raises:
