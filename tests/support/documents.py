@@ -18,6 +18,7 @@ from typing import Any
 
 from recipes.grpo import RunConfig
 from recipes.sft import SFTRecipe
+from rookworld_trl.data.prompts import PromptOptions
 from rookworld_trl.data.sources import DataOptions
 from rookworld_trl.training import RookWorldGRPOConfig
 
@@ -26,7 +27,7 @@ README = ROOT / "README.md"
 PAGES = [README, *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("benchmarks/*.md"))]
 FIELDS_PAGE = ROOT / "docs" / "recipes.md"
 FIGURES_PAGE = ROOT / "docs" / "results.md"
-CLASSES = {cls.__name__: cls for cls in (RunConfig, DataOptions, RookWorldGRPOConfig, SFTRecipe)}
+CLASSES = {cls.__name__: cls for cls in (RunConfig, PromptOptions, DataOptions, RookWorldGRPOConfig, SFTRecipe)}
 
 _FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^ *```$", flags=re.MULTILINE | re.DOTALL)
 _TABLE = re.compile(r"(<!-- fields of (\w+): (.*?) -->\n).*?(<!-- end -->)", flags=re.DOTALL)
