@@ -1,7 +1,15 @@
 """Where a sampled completion decides something whose every alternative has a known reward, for the exact gradient.
 
 `P:` rows. The stored values know every legal move, so each slot of `M:` and `B:` is a decision point on the prefix that
-the policy sampled. With v the value of a move (1 minus the win chance it gives away against the best) and q = v^3:
+the policy sampled. With v the value of a move (1 minus the win chance it gives away against the best) and m the mean of
+v over the legal moves, a move's quality is what it gains of what is at stake,
+
+    q = max(0, (v - m) / (1 - m + 0.02)),
+
+1 for the best move of a position where much can be lost, 0 for every move that is no better than a random one, small
+where nothing is at stake: values differ there by less than they are known. (With q = v^3 most moves of most positions
+are alike, and safe moves crowd out the best one.) Then
+
 
     slot of M:   0.6 + 0.4 q  for a legal move that is not listed yet, 0 for everything else
     B:           0.2 + 0.8 q  for a legal move of the list, 0.2 q for one that is not in it, 0 for everything else
@@ -9,8 +17,9 @@ the policy sampled. With v the value of a move (1 minus the win chance it gives 
 What has one right continuation is determined: the section names (so the number of candidates), the eval of each listed
 legal move, the end. A promotion where only one is legal needs no rule: its letter is part of the action.
 
-`A:` rows have one right answer, an action that earns 1. What wrong answers earn (graduated credit) cannot be
-enumerated; `rest_is_sampled` says so.
+`A:` rows have one right answer, an action that earns 1. Its tokens are determined, too, at a small weight: the gradient
+of a probability near 0 is near 0, and what is rare (illegal moves, mates) would be unlearned before it is learned. What
+wrong answers earn (graduated credit) cannot be enumerated; `rest_is_sampled` says so.
 
 The walk follows the sampled tokens. It ends where they leave the format; what should stand there is still determined.
 The result is plain data, as `rookworld_trl.training.points.Points` reads it.
@@ -25,9 +34,9 @@ from rookworld_trl.tasks.formats import MOVE_PATTERN
 
 CANDIDATE_WEIGHT, BEST_WEIGHT = 0.5, 2.0
 DETERMINED_WEIGHT = 0.3
-ANSWER_WEIGHT = 1.0
+ANSWER_WEIGHT, ANSWER_TOKENS_WEIGHT = 1.0, 0.1
 _LONGEST = 12  # characters of a move or an eval, and then some
-_SHARPNESS = 3
+_LEAST_STAKE = 0.02  # win chance
 
 _MOVE = re.compile(f" {MOVE_PATTERN}")
 _EVAL = re.compile(r" -?[0-9]{1,4}\.[0-9]")
@@ -55,7 +64,8 @@ class ChessPoints:
         if task_of(row["prompt"]) == "environment":
             answer = [*self.ids(row["target"]), end]
             decision = {"position": 0, "actions": [answer], "rewards": [1.0], "weight": ANSWER_WEIGHT}
-            return {"decisions": [decision], "determined": [], "rest_is_sampled": True}
+            determined = {"position": 0, "tokens": answer, "weight": ANSWER_TOKENS_WEIGHT}
+            return {"decisions": [decision], "determined": [determined], "rest_is_sampled": True}
         walk = _Walk(self, completion)
         _walk_policy(walk, dict(zip(row["legal_moves"], row["legal_cp"], strict=True)), end)
         return {"decisions": walk.decisions, "determined": walk.determined, "rest_is_sampled": False}
@@ -111,8 +121,9 @@ class _Walk:
 
 
 def _walk_policy(walk: _Walk, values: dict[str, int], end: int) -> None:
-    best = policy.win_chance(max(values.values()))
-    quality = {move: (1.0 - best + policy.win_chance(cp)) ** _SHARPNESS for move, cp in values.items()}
+    chances = {move: policy.win_chance(cp) for move, cp in values.items()}
+    best, mean = max(chances.values()), sum(chances.values()) / len(chances)
+    quality = {move: max(0.0, (chance - mean) / (best - mean + _LEAST_STAKE)) for move, chance in chances.items()}
     if not walk.literal(" M:"):
         return
     listed: list[str] = []
