@@ -7,7 +7,7 @@ VLLM   := .venv-vllm/bin
 # Left alone, accelerate takes one thread per physical core it finds, which is one on many two-core machines.
 THREADS ?= $(shell $(PYTHON) -c 'import os; print(os.cpu_count())')
 LAUNCH = $(BIN)/accelerate launch --quiet --config_file accelerate_configs/cpu.yaml --num_cpu_threads_per_process $(THREADS)
-DEMO   := recipes/nano/grpo/config_cpu.yaml
+DEMO   := recipes/nano/grpo/config_cpu_exact.yaml
 
 # Nothing below needs the Hub: model, tokenizer and data travel with the package.
 export HF_HUB_OFFLINE ?= 1

@@ -34,7 +34,7 @@ from tests.support.documents import (
 )
 
 DOCS = sorted(ROOT.glob("docs/*.md"))
-DEMO = "recipes/nano/grpo/config_cpu.yaml"
+DEMO = "recipes/nano/grpo/config_cpu_exact.yaml"
 # Programs that others wrote and that these tests need not have; the files that they are given must exist.
 FOREIGN = {"vllm", "sbatch", "docker", "apt-get", "export", ".", "cd", "git", "fastchess"}
 GRPO_TYPES, SFT_TYPES = (grpo.RunConfig, RookWorldGRPOConfig), (sft.SFTRecipe, SupervisedConfig)
