@@ -15,7 +15,7 @@ export HF_HUB_DISABLE_TELEMETRY = 1
 export TOKENIZERS_PARALLELISM = false
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help setup demo demo-long test test-vllm lint parity bench data sft docs clean
+.PHONY: help setup demo demo-long test test-vllm lint parity bench gpu data sft docs clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -59,6 +59,10 @@ parity: $(STAMP) ## pure PyTorch = transformers, as numbers at 124M and nano; th
 
 bench: $(STAMP) ## measure speed and parity on the CPU; writes benchmarks/results/*.json
 	set -e; for name in scoring rollouts learning step parity; do $(BIN)/python -m benchmarks.$$name; done
+
+# Call it again until nothing is left: what is done is not done twice. Without a GPU: ARGS="--device cpu --tiny".
+gpu: $(STAMP) ## is it right, how fast is it, and does a model learn on this machine's GPU? (40 minutes; runs/gpu/table.md)
+	$(BIN)/python -m benchmarks.gpu $(ARGS)
 
 data: $(STAMP) ## positions by engine self-play, and the data set for GRPO and evaluation (needs Stockfish)
 	$(BIN)/python recipes/generate_data.py positions --output data/positions $(ARGS)

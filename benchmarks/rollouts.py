@@ -31,8 +31,7 @@ from typing import Any
 import torch
 from transformers import CompileConfig, GPT2Config, GPT2LMHeadModel
 
-from benchmarks.common import RESULTS, best_device, machine, medians, wait, write_report
-from rookworld_trl.data import load_shipped
+from benchmarks.common import RESULTS, best_device, machine, medians, shipped, wait, write_report
 from rookworld_trl.modeling.loading import NANO_FOLDER, load
 from rookworld_trl.modeling.rollout import Rollout, rollout
 
@@ -52,7 +51,7 @@ class Work:
             self.model.to(device)
             self.eos, self.pad, self.max_new_tokens = tokenizer.eos_token_id, tokenizer.pad_token_id, 100
             self.temperature = KINDS[kind]
-            rows = [row for row in load_shipped("test") if row["task"] == kind.removesuffix("_sure")][:prompts]
+            rows = [row for row in shipped("test") if row["task"] == kind.removesuffix("_sure")][:prompts]
             self.prompts = [tokenizer(row["prompt"], add_special_tokens=False)["input_ids"] for row in rows]
             if kind == "environment":
                 targets = [tokenizer(row["target"], add_special_tokens=False)["input_ids"] for row in rows]

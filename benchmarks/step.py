@@ -17,8 +17,7 @@ from pathlib import Path
 from transformers.utils import logging
 from trl import GRPOConfig, GRPOTrainer
 
-from benchmarks.common import RESULTS, REWARDS, StepClock, machine, write_report
-from rookworld_trl.data import load_shipped
+from benchmarks.common import RESULTS, REWARDS, StepClock, machine, shipped, write_report
 from rookworld_trl.data.mixing import mix
 from rookworld_trl.modeling.loading import NANO_FOLDER, load
 from rookworld_trl.modeling.positions import install_position_hook
@@ -61,7 +60,7 @@ def run(side: str, arguments: argparse.Namespace, seed: int) -> tuple[list[float
             disable_tqdm=True,
         )
         order = {"prompts_per_batch": arguments.prompts, "batches": arguments.steps + 1, "seed": seed}
-        prompts = mix(load_shipped("train"), arguments.env_ratio, **order)
+        prompts = mix(shipped("train"), arguments.env_ratio, **order)
         trainer_class = RookWorldGRPOTrainer if side == "ours" else GRPOTrainer
         if side == "ours":
             trainer: GRPOTrainer = trainer_class(model, REWARDS, args, prompts, processing_class=tokenizer)

@@ -7,15 +7,16 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import rookworld_trl
 from rookworld_trl.config import without_secrets
 from rookworld_trl.files import write_atomically
 
 SUMMARY_FILE = "summary.json"
-PACKAGES = ("rookworld-trl", "torch", "transformers", "trl", "accelerate", "datasets", "chess")
+PACKAGES = ("torch", "transformers", "trl", "accelerate", "datasets", "chess")
 
 
 def command() -> str:
@@ -33,7 +34,15 @@ def timed(seconds: dict[str, float], phase: str) -> Iterator[None]:
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that the numbers depend on."""
-    return {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
+    own = {"python": platform.python_version(), "rookworld-trl": rookworld_trl.__version__}
+    return own | {name: _version(name) for name in PACKAGES}
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # on the path, but not installed
+        return "unknown"
 
 
 def write_summary(

@@ -1,0 +1,175 @@
+"""`make gpu` without a GPU: every stage's own code at tiny sizes, what runs them, and that their checks can fail."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from benchmarks.gpu import checks, program
+from benchmarks.gpu.stage import Stage
+from rookworld_trl.modeling import sampling
+from rookworld_trl.modeling.gpt2 import GPT2
+
+ROOT = Path(__file__).parents[2]
+NEEDS_A_GPU = {"auto_batch", "paged_adamw", "second_card", "vllm"}
+FACTS = {"name": "a card", "count": 1, "driver": "1.2", "code": "abc", "tiny": True}
+
+
+def tiny(tmp_path: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "benchmarks.gpu", "--device", "cpu", "--tiny", "--output", str(tmp_path), *more]
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_every_stage_runs_on_a_cpu(tmp_path: Path) -> None:
+    done = tiny(tmp_path, "--minutes", "60")
+    results = {name: json.loads((tmp_path / f"{name}.json").read_text()) for name in program.STAGES}
+    shown = {name: f"{result['status']}: {result['found']}" for name, result in results.items()}
+    logs = {name: (tmp_path / f"{name}.log").read_text()[-2000:] for name in program.STAGES}
+    for name, result in results.items():
+        expected = "not possible on this device" if name in NEEDS_A_GPU else "ok"
+        assert result["status"] == expected, f"{name}: {shown[name]}\n{logs[name]}"
+        assert result["figures"] or name in NEEDS_A_GPU
+        assert {"torch", "trl", "python"} <= set(result["versions"])
+    assert done.returncode == 0, done.stderr
+    table = (tmp_path / "table.md").read_text()
+    assert all(f"| {name} |" in table for name in program.STAGES)
+    # What is done is not done again; what a stage left behind is there for the next one.
+    again = tiny(tmp_path, "--minutes", "60")
+    run = {line.split(":")[0] for line in again.stdout.splitlines() if line.split(":")[0] in program.STAGES}
+    assert (again.returncode, run) == (0, NEEDS_A_GPU)
+
+
+@pytest.fixture(scope="module")
+def ends(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
+    """Results of stages that end well and badly, each in a process of its own."""
+    folder = tmp_path_factory.mktemp("ends")
+    program.CONTEXT.set_forkserver_preload(["benchmarks.gpu.stage"])
+    options = program.Options("cpu", True, folder, 1.0, FACTS)
+    names = ("good", "broken", "raises", "impossible", "dies", "hangs")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in names:
+            patch.setitem(program.STAGES, name, ("tests.benchmarks.stand_ins", 60))
+        found = {name: program.run(name, options, 6 if name == "hangs" else 120) for name in names}
+    return {**found, "folder": folder}
+
+
+@pytest.mark.slow
+def test_a_stage_that_ends_badly_costs_no_other(ends: dict[str, dict]) -> None:
+    assert {name: end["status"] for name, end in ends.items() if name != "folder"} == {
+        "good": "ok",
+        "broken": "failed",
+        "raises": "failed",
+        "impossible": "not possible on this device",
+        "dies": "crashed",
+        "hangs": "timed out",
+    }
+    assert ends["good"]["figures"] == {"answer": 42}
+    assert ends["broken"]["found"] == "does not hold: small (three)"
+    assert ends["raises"]["found"] == "ValueError: no such thing"
+    assert "Traceback" in (ends["folder"] / "raises.log").read_text()
+    assert ends["impossible"]["found"] == "nothing to do it with"
+    child = Path("/proc", (ends["folder"] / "work" / "child").read_text(), "status")
+    if Path("/proc").is_dir():  # what a hanging stage has started goes with it; a zombie is gone
+        assert not child.exists() or "State:\tZ" in child.read_text()
+
+
+@pytest.mark.slow
+def test_only_good_results_of_this_code_and_device_stand(ends: dict[str, dict]) -> None:
+    assert {name for name, end in ends.items() if name != "folder" and program.is_done(end, FACTS)} == {"good"}
+    for other in ({"code": "def"}, {"driver": "1.3"}, {"name": "another card"}, {"tiny": False}):
+        assert not program.is_done(ends["good"], FACTS | other)
+    assert not program.is_done(None, FACTS)
+    shown = program.table({name: end for name, end in ends.items() if name != "folder"}, FACTS | {"code": "def"})
+    assert "| good | ok (other code or device) |" in shown
+
+
+def test_a_damaged_result_is_none(tmp_path: Path) -> None:
+    (tmp_path / "card.json").write_text('{"stage": "ca')
+    assert program.read(tmp_path / "card.json") is None
+
+
+def test_the_code_decides_whether_results_stand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(program, "ROOT", tmp_path)
+    digests = []
+    for name, text in (("benchmarks/a.py", "1"), ("benchmarks/a.py", "2"), ("recipes/b.yaml", "x")):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+        digests.append(program.code_digest())
+    (tmp_path / "benchmarks" / "results.json").write_text("{}")
+    assert len(set(digests)) == 3
+    assert program.code_digest() == digests[-1]
+
+
+def test_a_call_that_would_last_too_long_leaves_stages_to_the_next(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(program.signal, "signal", lambda *_: None)
+    assert program.main(["--device", "cpu", "--tiny", "--minutes", "1", "--output", str(tmp_path)]) == program.LEFT
+    assert "card: might not end within 1 minutes" in capsys.readouterr().out
+    assert "| card | not run |" in (tmp_path / "table.md").read_text()
+
+
+def test_bad_input_is_one_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SystemExit) as end:
+        program.main(["--only", "card,cards"])
+    assert end.value.code == 2
+    assert "there is no stage cards; there are card, " in capsys.readouterr().err
+    if not torch.cuda.is_available():
+        with pytest.raises(SystemExit, match=r"`--device` is cuda: .*Give --device cpu --tiny"):
+            program.device_facts("cuda")
+
+
+# The checks can fail
+
+
+@pytest.fixture
+def stage(tmp_path: Path) -> Stage:
+    return Stage("stage", "cpu", True, tmp_path)
+
+
+def held(stage: Stage) -> set[str]:
+    return {what for what, check in stage.checks.items() if check["held"]}
+
+
+def test_nan_and_too_much_do_not_hold(stage: Stage) -> None:
+    for what, *values in (("a", 1.0, 1.0), ("b", 1.1, 1.0), ("c", math.nan, 1.0), ("d", True), ("e", False)):
+        stage.check(what, *values)
+    assert held(stage) == {"a", "d"}
+
+
+def test_a_head_in_bf16_is_seen(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    checks.head(stage)
+    assert held(stage) == set(stage.checks)
+    monkeypatch.setattr(GPT2, "logits", lambda self, hidden: F.linear(hidden, self.wte))
+    checks.head(stage)
+    assert not held(stage) & {"logits are float32", "packed and exact, of the largest logit"}
+    trl = "TRL's head and exact, of the largest logit"
+    assert trl in held(stage)
+    monkeypatch.setattr(checks, "float32_head", nullcontext)
+    checks.head(stage)
+    assert trl not in held(stage)
+
+
+def test_impossible_draws_and_falling_sums_are_seen(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    checks.draws(stage)
+    assert held(stage) == set(stage.checks)
+
+    def parallel(log_probs: torch.Tensor, greedy: bool = False) -> torch.Tensor:
+        """Sums as a scan in blocks might give them: off by an ulp to either side."""
+        sums = log_probs.exp().cumsum(-1)
+        down = torch.arange(sums.shape[-1]) % 2 == 0
+        return sums.where(~down, sums.nextafter(torch.zeros(())))
+
+    monkeypatch.setattr(sampling, "cumulative_probs", parallel)
+    checks.draws(stage)
+    assert held(stage) == set()
