@@ -2,10 +2,10 @@
 
     python -m benchmarks.faults [--runs 10] [--faults 10]
 
-Kinds and steps are drawn at random, without looking at how close they come to each other beyond `recovery_good_steps`:
-four in a row are meant to end a run. A fault counts as recovered if the step it hit was refused, the weights were
-finite after it and the run went on to its last step; a run is lost if it ended early. The same runs with recovery off
-say what the faults would have done.
+Kinds and steps are drawn at random, without looking at how close they come to each other beyond the healthy steps that
+end a count: four in a row are meant to end a run. A fault counts as recovered if the step it hit was skipped, the
+weights were finite after it and the run went on to its last step; a run is lost if it ended early. The same runs with
+recovery off say what the faults would have done.
 """
 
 import argparse
@@ -54,9 +54,7 @@ def run(seed: int, faults: int, recovery: bool, folder: Path) -> dict[str, Any]:
     """One run; what became of its faults."""
     planned = plan(seed, faults)
     last = planned[-1][1] + GOOD_STEPS
-    trainer = make_trainer(
-        folder, max_steps=last, save_strategy="no", recovery=recovery, recovery_good_steps=GOOD_STEPS, seed=seed
-    )
+    trainer = make_trainer(folder, max_steps=last, save_strategy="no", recovery=recovery, seed=seed)
     trainer.remove_callback(PrinterCallback)
     injector, started = Injector(trainer, planned), time.perf_counter()
     try:

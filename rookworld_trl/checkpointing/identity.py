@@ -36,7 +36,7 @@ FREE = (
 )
 APPLIED = (
     "max_train_minutes",
-    *("learning_rate", "max_steps", "num_train_epochs", "kl_stop_threshold", "kl_target", "kl_factor", "kl_horizon"),
+    *("learning_rate", "max_steps", "num_train_epochs", "kl_stop_threshold", "kl_target", "kl_factor"),
     *("kl_interval", "beta_min", "beta_max", "max_grad_norm", "recovery", "recovery_*"),
     *("gradient_checkpointing*", "activation_checkpointing*"),
     # These round differently, no more.

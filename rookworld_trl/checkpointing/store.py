@@ -6,7 +6,7 @@ A process killed at any point leaves either the checkpoint or a `.staging-` fold
 
     kind        written                                      kept
     checkpoint  every `save_steps`, and at a stop            the newest `save_total_limit`
-    stable      a copy, once the steps after it were healthy the newest `stable_total_limit`, never fewer than one
+    stable      a copy, once the steps after it were healthy the newest two
     recovery    before a rollback                            the newest `debug_total_limit`
     debug       a state that failed a check                  the newest `debug_total_limit`
 
@@ -47,6 +47,7 @@ REQUIRED = {
 }
 MODEL_FOLDER = "checkpoint"  # in the output folder: the trained model
 MODEL_FILES = ("model", "config.json", "tokenizer")  # how their names begin
+STABLE_LIMIT = 2
 STAGING, REPLACED, DELETING = ".staging-", ".replaced-", ".deleting-"
 
 # What loading would pick up if it lay in the folder, whoever put it there.
@@ -283,12 +284,10 @@ class StableCheckpoints:
 
     Attributes:
         after: how many steps; 0: none ever becomes stable.
-        limit: stable checkpoints to keep.
         candidates: regular checkpoints, oldest first, that may yet become stable.
     """
 
     after: int
-    limit: int
     candidates: list[Path] = field(default_factory=list)
 
     def step_done(self, step: int, last_fault: int, write: bool) -> None:
@@ -305,7 +304,7 @@ class StableCheckpoints:
         self.candidates = self.candidates[len(proven) :]
         if write:
             try:
-                promote(proven[-1], self.limit)
+                promote(proven[-1], STABLE_LIMIT)
             except (CheckpointError, OSError) as error:
                 logger.error(f"{proven[-1]} is not made stable: {error}")
 

@@ -56,7 +56,7 @@ class DurableGRPOTrainer(DurableTrainer, GRPOTrainer):
         self.controls: dict[str, Stateful] = {}
         self.reference_replaced = False
         self.last_fault = 0
-        self._stable = store.StableCheckpoints(self.args.stable_after_steps, self.args.stable_total_limit)
+        self._stable = store.StableCheckpoints(self.args.stable_after_steps)
         self._epoch_sampler: EpochSampler | None = None
 
     def facts(self) -> dict[str, Any]:
@@ -207,3 +207,9 @@ class DurableGRPOTrainer(DurableTrainer, GRPOTrainer):
         with explained(self.args.hub_model_id or Path(self.args.output_dir).name, "nothing has been trained yet"):
             super().init_hf_repo(*args, **kwargs)
             check_write(self.hub_model_id, self.args.hub_token)
+
+    def close(self) -> None:
+        """End a vLLM engine in this process; left to the interpreter, it ends after the process group that it needs."""
+        engine = getattr(getattr(self, "vllm_generation", None), "llm", None)
+        if engine is not None:
+            engine.llm_engine.engine_core.shutdown()

@@ -5,13 +5,12 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
 from accelerate.utils import DistributedType
 
 from rookworld_trl import ranks
 from rookworld_trl.training.mining import PART_COLUMN, Curriculum, PromptMiner, part_of, prompt_key, useful_groups
+from rookworld_trl.training.monitor import truth_logps
 from rookworld_trl.training.sampler import Sampler, Samples
-from rookworld_trl.training.scoring import Scorer
 
 Row = dict[str, Any]
 
@@ -25,10 +24,10 @@ class BatchMiner:
     Args:
         args: the configuration.
         accelerator: for the processes' shares of a batch.
+        policy: the model, for exact pass rates.
         dataset: the rows to choose from.
+        tokenizer: of the prompts.
         sampler: knows the settings of tasks and the right completions of rows.
-        scorer: for exact pass rates.
-        tokenize: prompts -> token ids.
         sample: draws a completion for each row.
         reward: gives the rewards (N,) of the global batch, from this process's rows and samples.
         curriculum: weighs the prompts that are tried; see `rookworld_trl.training.mining.Curriculum`.
@@ -44,18 +43,17 @@ class BatchMiner:
         self,
         args: Any,
         accelerator: Any,
+        policy: Any,
         dataset: Any,
+        tokenizer: Any,
         sampler: Sampler,
-        scorer: Scorer,
         *,
-        tokenize: Callable[[list[str]], list[list[int]]],
         sample: Callable[[list[Row]], Samples],
         reward: Callable[[list[Row], Samples], np.ndarray],
         curriculum: Curriculum | None = None,
     ):
-        self.args, self.accelerator, self.dataset = args, accelerator, dataset
-        self.sampler, self.scorer = sampler, scorer
-        self.tokenize, self.sample, self.reward = tokenize, sample, reward
+        self.args, self.accelerator, self.policy, self.dataset = args, accelerator, policy, dataset
+        self.tokenizer, self.sampler, self.sample, self.reward = tokenizer, sampler, sample, reward
         self.samples = args.num_generations
         self._ordinary: list[int] = []  # groups of the present batch that are not mined
         self._check()
@@ -66,8 +64,6 @@ class BatchMiner:
             prompts,
             parts,
             samples=self.samples,
-            decay=args.mining_decay,
-            pass_reward=args.mining_pass_reward,
             ordinary=args.mining_ordinary,
             candidates=args.mining_candidates,
             seed=args.seed,
@@ -175,39 +171,19 @@ class BatchMiner:
 
     def measure_pass_rates(self, rows: list[int], contents: list[Row]) -> None:
         """The exact probability that a sample is the right completion, by one forward pass over both."""
-        targets = [self.sampler.target_ids(content) for content in contents]
-        prompt_ids = self.tokenize([content["prompt"] for content in contents])
-        limit = self.sampler.request(contents[0]).max_completion_length if contents else 0
-        model = self.accelerator.unwrap_model(self.scorer.policy)
-        context = getattr(model.config, "max_position_embeddings", None) or float("inf")
-        fits = [
-            number
-            for number, target in enumerate(targets)
-            if target is not None and len(target) <= limit and len(prompt_ids[number]) + len(target) <= context
-        ]
-        for number, target in enumerate(targets):
-            if target is not None and number not in fits:
-                self.miner.set_pass_rate(rows[number], 0.0)  # cut off before its end
-        if not fits:
-            return
-        pad = self.sampler.tokenizer.pad_token_id
-        longest = max(len(prompt_ids[number]) for number in fits)
-        keep = max(len(targets[number] or ()) for number in fits)
-        ids, mask = [], []
-        for number in fits:
-            prompt, target = prompt_ids[number], targets[number] or ()
-            left, right = longest - len(prompt), keep - len(target)
-            ids.append([*[pad] * left, *prompt, *target, *[pad] * right])
-            mask.append([0] * left + [1] * (len(prompt) + len(target)) + [0] * right)
-        device = self.accelerator.device
-        tensors = torch.tensor(ids, device=device), torch.tensor(mask, device=device)
-        size = self.args.per_device_train_batch_size
-        with (
-            torch.no_grad(),
-            self.sampler.rows([contents[number] for number in fits]) as temperatures,
-            self.scorer.at(temperatures),
-        ):
-            logps = self.scorer(model, *tensors, keep, batch_size=size)[0]
-        totals = (logps * tensors[1][:, -keep:]).sum(dim=1).double().exp().clamp(max=1.0)
-        for number, total in zip(fits, totals.tolist(), strict=True):
-            self.miner.set_pass_rate(rows[number], total)
+        request = self.sampler.request(contents[0])
+        context = getattr(self.policy.config, "max_position_embeddings", None) or float("inf")
+        pairs: dict[int, tuple[list[int], list[int]]] = {}
+        for row, content in zip(rows, contents, strict=True):
+            target = self.sampler.target_ids(content)
+            if target is None:
+                continue
+            prompt = self.tokenizer(text=content["prompt"])["input_ids"]
+            if len(target) <= request.max_completion_length and len(prompt) + len(target) <= context:
+                pairs[row] = prompt, list(target)
+            else:
+                self.miner.set_pass_rate(row, 0.0)  # cut off before its end
+        size, pad = self.args.per_device_train_batch_size, self.tokenizer.pad_token_id
+        logps = truth_logps(self.policy, list(pairs.values()), pad, size, request.temperature)
+        for row, chance in zip(pairs, logps.double().exp().clamp(max=1.0).tolist(), strict=True):
+            self.miner.set_pass_rate(row, chance)

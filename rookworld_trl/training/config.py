@@ -3,11 +3,16 @@
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import torch
 from accelerate.utils import parse_flag_from_env
 from trl import GRPOConfig
 
-from rookworld_trl.training import placement, validation
+from rookworld_trl.training import validation
 from rookworld_trl.training.monitor import DEFAULT_BANDS
+from rookworld_trl.training.placement import on_gpu
+from rookworld_trl.training.validation_devices import check_devices
+
+COMPILE_BUCKET = 64  # tokens; prompts and completions of compiled models are padded to multiples of it
 
 
 @dataclass
@@ -128,20 +133,11 @@ class RookWorldGRPOConfig(GRPOConfig):
     mining_candidates: int = field(
         default=4, metadata={"help": "Prompts looked at, by what is known of them, for each one that is sampled."}
     )
-    mining_decay: float = field(
-        default=0.5, metadata={"help": "Share of the old average that a prompt's pass rate keeps at a new observation."}
-    )
-    mining_pass_reward: float = field(
-        default=1.0, metadata={"help": "The reward from which on a completion counts as passed."}
-    )
 
     # Adapters (LoRA, arXiv 2106.09685, by peft): the base stays frozen and is the reference.
     use_peft: bool = field(default=False, metadata={"help": "Train low-rank adapters instead of the model's weights."})
     lora_r: int = field(default=16, metadata={"help": "Rank of the adapters."})
     lora_alpha: int = field(default=32, metadata={"help": "Their output is scaled by lora_alpha / lora_r."})
-    lora_dropout: float = field(
-        default=0.0, metadata={"help": "Always 0: dropout makes log-probs under equal weights differ."}
-    )
     lora_target_modules: list[str] | None = field(
         default=None, metadata={"help": "Names of the layers that get adapters; default: every linear layer."}
     )
@@ -151,9 +147,6 @@ class RookWorldGRPOConfig(GRPOConfig):
         default="group_mean",
         metadata={"help": "What a reward is compared with: group_mean, leave_one_out, ema, or adaptive."},
     )
-    baseline_decay: float = field(
-        default=0.9, metadata={"help": "Share of the old average that the ema and adaptive baselines keep at a batch."}
-    )
     task_column: str = field(
         default="task", metadata={"help": "Column that names a row's task; averages are kept for each of its values."}
     )
@@ -162,9 +155,6 @@ class RookWorldGRPOConfig(GRPOConfig):
     )
     gae_gamma: float = field(default=1.0, metadata={"help": "Discount of GAE, per token."})
     gae_lambda: float = field(default=0.95, metadata={"help": "Lambda of GAE."})
-    value_hidden_size: int = field(default=64, metadata={"help": "Width of the value head's hidden layer."})
-    value_learning_rate: float = field(default=1e-3, metadata={"help": "Learning rate of the value head's Adam."})
-    value_epochs: int = field(default=4, metadata={"help": "Full-batch steps of the value head at each batch."})
 
     # Recovery from NaN and Inf, and rewards that are none; see `rookworld_trl.training.recovery_trainer`.
     recovery: bool = field(
@@ -173,15 +163,6 @@ class RookWorldGRPOConfig(GRPOConfig):
     recovery_max_attempts: int = field(
         default=3,
         metadata={"help": "Faults in a row, over restarts too, that are recovered from; the next ends the run."},
-    )
-    recovery_good_steps: int = field(
-        default=3, metadata={"help": "Healthy steps after which faults are counted from 0 again."}
-    )
-    recovery_lr_factor: float = field(
-        default=0.5,
-        metadata={
-            "help": "Learning rate after a fault over that before; `recovery_max_attempts` times at most in a run."
-        },
     )
     recovery_snapshot_steps: int = field(
         default=5,
@@ -237,7 +218,6 @@ class RookWorldGRPOConfig(GRPOConfig):
         default=10,
         metadata={"help": "Healthy optimizer steps that must follow a checkpoint to make it stable; 0: never."},
     )
-    stable_total_limit: int = field(default=2, metadata={"help": "Stable checkpoints to keep, the newest."})
     debug_total_limit: int = field(
         default=3, metadata={"help": "Recovery and debug checkpoints to keep, the newest of each."}
     )
@@ -253,7 +233,6 @@ class RookWorldGRPOConfig(GRPOConfig):
     kl_target: float = field(default=0.03, metadata={"help": "KL that the control aims at, nats a token."})
     kl_factor: float = field(default=1.5, metadata={"help": "Step and dead band of the multiplicative control."})
     kl_interval: int = field(default=10, metadata={"help": "Optimizer steps between multiplicative judgements."})
-    kl_horizon: float = field(default=10_000, metadata={"help": "Completions over which proportional control acts."})
     beta_min: float = field(default=1e-4, metadata={"help": "Lower bound of a controlled beta."})
     beta_max: float = field(default=1.0, metadata={"help": "Upper bound of a controlled beta."})
     kl_warmup_steps: int = field(default=0, metadata={"help": "Optimizer steps over which beta ramps up from 0."})
@@ -269,9 +248,6 @@ class RookWorldGRPOConfig(GRPOConfig):
     )
     reference_reset_stall: int = field(
         default=0, metadata={"help": "Do so when the KL has stood still over so many optimizer steps; 0: never."}
-    )
-    reference_reset_optimizer: bool = field(
-        default=True, metadata={"help": "Also clear the optimizer's moments at a reference reset, as ProRL does."}
     )
 
     # Devices; see `rookworld_trl.training.placement`.
@@ -293,14 +269,33 @@ class RookWorldGRPOConfig(GRPOConfig):
     def __post_init__(self) -> None:
         if parse_flag_from_env("ACCELERATE_USE_CPU"):  # which transformers asks too, for the device alone
             self.use_cpu = True
-        placement.choose_precision(self)
+        self.choose_precision()
         if self.rollout_backend == "vllm":
             self.use_vllm = True
         validation.check_fields(self)
         validation.check_groups(self)
         super().__post_init__()
         validation.check(self)
-        placement.settle(self)
+        self.settle_devices()
+
+    def choose_precision(self) -> None:
+        """Fill in `bf16` and `tf32` where they are left open."""
+        config: Any = self  # its fields are transformers'
+        # Without emulation, which is slower than float32 and which a V100 or T4 has.
+        native = on_gpu(config) and torch.cuda.is_bf16_supported(including_emulation=False)
+        if config.bf16 is None:
+            config.bf16 = native and not config.fp16
+        if config.tf32 is None and native and config.bf16 and torch.version.hip is None:
+            config.tf32 = True  # for the head, which stays float32 under autocast: 11 bits of its inputs, bf16 takes 8
+
+    def settle_devices(self) -> None:
+        """Fill in what follows from the fields about devices, and check them."""
+        config: Any = self
+        if config.n_gpu > 1:
+            config._n_gpu = 1  # read by transformers where it would wrap the policy in DataParallel
+        if config.torch_compile and config.pad_to_multiple_of is None:
+            config.pad_to_multiple_of = COMPILE_BUCKET
+        check_devices(config)
 
     def bands(self) -> dict[str, tuple[float, float]]:
         """The health bands in force: the defaults with `health_bands` laid over them, its own first."""
@@ -315,7 +310,6 @@ class RookWorldGRPOConfig(GRPOConfig):
             "control": self.kl_control,
             "target": self.kl_target,
             "factor": self.kl_factor,
-            "horizon": self.kl_horizon,
             "interval": self.kl_interval,
             "minimum": self.beta_min,
             "maximum": self.beta_max,

@@ -47,6 +47,7 @@ from rookworld_trl.training.sampler import Samples
 
 logger = logging.get_logger(__name__)
 
+GOOD_STEPS = 3  # healthy ones, after which faults are counted from 0 again
 # Faults in which neither the weights nor the learning rate have a part: the step is skipped, and that is all.
 WITHOUT_ROLLBACK = {"rewards", "reference"}
 
@@ -149,10 +150,6 @@ class Guard(TrainerCallback):
         if (repaired and bool(torch.stack(repaired).any())) or not all(map(math.isfinite, known)):
             self._faults.add("sampling")
 
-    def no_rewards(self) -> None:
-        """No completion, on any process, has a finite reward."""
-        self._faults.add("rewards")
-
     def excuses(self, results: list[GateResult]) -> bool:
         """Whether gates that failed have measured NaN: a fault of the moment, not one of the set-up."""
         if all(math.isfinite(result.measured) for result in results):
@@ -221,7 +218,7 @@ class Guard(TrainerCallback):
             self._snapshots.promote()
             if self.args.sync_ref_model and step % self.args.ref_model_sync_steps == 0:
                 self.keep_reference()
-            if self.attempts.count and self._healthy_steps >= self.args.recovery_good_steps:
+            if self.attempts.count and self._healthy_steps >= GOOD_STEPS:
                 self.attempts.reset()
             # The first healthy state is taken in any case: progress since a fault must not wait for the interval.
             if self._healthy_steps == 1 or step % self.args.recovery_snapshot_steps == 0:
@@ -333,3 +330,10 @@ class Guard(TrainerCallback):
         """Copy the reference's weights, which nothing but a reset and `sync_ref_model` changes."""
         if self.reference is not None:
             self._reference_copy = copy_tree(dict(self.reference.named_parameters()), self._reference_copy)
+
+
+def no_rewards(guard: Guard | None, step: int) -> None:
+    """No completion of a batch, on any process, has a finite reward: a fault, or without a guard the end of the run."""
+    if guard is None:
+        raise Diverged(step, f"{FAULTS['rewards']} not finite", remedy(["rewards"]))
+    guard._faults.add("rewards")

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from accelerate.utils import gather_object
@@ -10,20 +10,18 @@ from datasets import Dataset
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers.utils import logging
+from trl import GRPOConfig
 
 from rookworld_trl.modeling.rollout import rollout
 from rookworld_trl.training.placement import on_gpu
 from rookworld_trl.training.refusal import require
-
-if TYPE_CHECKING:
-    from rookworld_trl.training.config import RookWorldGRPOConfig
 
 logger = logging.get_logger(__name__)
 
 HEAD_ROWS = 4096  # tokens whose logits are there at once, about what TRL's head and the shared passes take
 
 
-def fit_batch(config: "RookWorldGRPOConfig", measure: Callable[[int], float], memory: float) -> None:
+def fit_batch(config: GRPOConfig, measure: Callable[[int], float], memory: float) -> None:
     """Set the micro-batch to the largest that fits; completions per optimizer step and per generation stay as they are.
 
     Memory grows linearly with the rows: two measurements give the line, a third proves the choice.
@@ -112,7 +110,7 @@ def peak_memory(step: Callable[[], object], model: nn.Module) -> float:
     return float(torch.cuda.max_memory_allocated() + 3 * weights)
 
 
-def fit_to_gpu(config: "RookWorldGRPOConfig", model: Any, dataset: Any, tokenizer: Any) -> None:
+def fit_to_gpu(config: GRPOConfig, model: Any, dataset: Any, tokenizer: Any) -> None:
     """`fit_batch` for the run at hand, if `auto_batch_size` asks for it.
 
     Raises:
@@ -140,7 +138,7 @@ def fit_to_gpu(config: "RookWorldGRPOConfig", model: Any, dataset: Any, tokenize
         check_sampling_memory(config, peak_memory(lambda: _sample(model, longest, rows, keep, dtype), model), memory)
 
 
-def check_sampling_memory(config: "RookWorldGRPOConfig", taken: float, memory: float) -> None:
+def check_sampling_memory(config: GRPOConfig, taken: float, memory: float) -> None:
     """Raises:
     ValueError: sampling takes more bytes than `memory_share` of the device's.
     """

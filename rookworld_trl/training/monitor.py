@@ -136,7 +136,11 @@ class HealthMonitor(TrainerCallback):
 
 
 def truth_logps(
-    model: nn.Module, rows: Sequence[tuple[list[int], list[int]]], pad_token_id: int, batch_size: int = 32
+    model: nn.Module,
+    rows: Sequence[tuple[list[int], list[int]]],
+    pad_token_id: int,
+    batch_size: int = 32,
+    temperature: float = 1.0,
 ) -> torch.Tensor:
     """Log-prob (N,), nats, of each row's second token list after its first, without gradients.
 
@@ -160,7 +164,7 @@ def truth_logps(
             attention = (place < ends).long()
             logits = model(input_ids=ids, attention_mask=attention, use_cache=False, logits_to_keep=keep).logits[:, :-1]
         kept = logits.shape[1]  # fewer than `keep` where a target begins the row: nothing predicts its first token
-        logps = torch.log_softmax(logits.float(), dim=-1).gather(-1, ids[:, -kept:, None])[..., 0]
+        logps = torch.log_softmax(logits.float() / temperature, dim=-1).gather(-1, ids[:, -kept:, None])[..., 0]
         totals[torch.tensor(part, device=device)] = (logps * target[:, -kept:]).sum(dim=1)
     return totals
 

@@ -1,101 +1,19 @@
-"""Where the frozen reference sits, in which precision things are computed, and what compiling cost.
+"""Where the frozen reference sits, by which kernels models attend, and what compiling cost.
 
 One process may see several GPUs. transformers would then wrap the policy in `nn.DataParallel`, which copies it at every
 forward pass; here the policy keeps one device and a second one takes the reference, so that neither pays for the other.
 """
 
 import ctypes
-import os
-import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from trl import GRPOConfig
 
 from rookworld_trl.training.refusal import require
-
-if TYPE_CHECKING:
-    from rookworld_trl.training.config import RookWorldGRPOConfig
-
-COMPILE_BUCKET = 64  # tokens; prompts and completions of compiled models are padded to multiples of it
-ATTENTION = ("sdpa", "eager", "flash_attention_2", "flash_attention_3")
-_DEVICE = re.compile(r"cpu|cuda:\d+")
-
-
-def settle(config: "RookWorldGRPOConfig") -> None:
-    """Check the fields about devices and fill in what follows from them; for the end of the config's `__post_init__`.
-
-    Raises:
-        ValueError: one message naming the field, its value, the contradiction and the remedy.
-    """
-    if config.n_gpu > 1:
-        config._n_gpu = 1  # read by transformers where it would wrap the policy in DataParallel
-    if config.torch_compile and config.pad_to_multiple_of is None:
-        config.pad_to_multiple_of = COMPILE_BUCKET
-    # CUDA graphs give their memory to the next call, and with it the gradients that are being summed up. Nor are shapes
-    # fixed: on a GPU TRL's head takes the valid tokens of a batch only. So torch's default mode stands unless changed.
-    graphs = config.torch_compile and config.torch_compile_mode in ("reduce-overhead", "max-autotune")
-    require(
-        not (graphs and config.gradient_accumulation_steps > 1),
-        "torch_compile_mode",
-        config.torch_compile_mode,
-        "its CUDA graphs overwrite gradients that are accumulated (`gradient_accumulation_steps` is "
-        f"{config.gradient_accumulation_steps})",
-        "leave it out, or set it to max-autotune-no-cudagraphs",
-    )
-    elsewhere = config.ref_device != "auto"
-    require(
-        not elsewhere or _DEVICE.fullmatch(config.ref_device) is not None,
-        "ref_device",
-        config.ref_device,
-        "no such device",
-        "write auto, cpu, or cuda: and a number, such as cuda:1",
-    )
-    for name, clash in (
-        ("beta", config.beta == 0),
-        ("kl_estimator", config.kl_estimator == "exact"),
-        ("sync_ref_model", config.sync_ref_model),
-    ):
-        require(
-            not (elsewhere and clash),
-            "ref_device",
-            config.ref_device,
-            f"with `{name}` {getattr(config, name)} there is no reference, or it must sit beside the policy",
-            f"leave `ref_device` at auto, or change `{name}`",
-        )
-    require(
-        not (config.ref_device.startswith("cuda") and int(os.environ.get("WORLD_SIZE", "1")) > 1),
-        "ref_device",
-        config.ref_device,
-        "every process would put its reference there",
-        "write auto or cpu where several processes train",
-    )
-    require(
-        not (config.tf32 and not config.bf16 and not config.fp16),
-        "tf32",
-        config.tf32,
-        "the gates hold float32 log-probs to 1e-4, and TF32 keeps three digits",
-        "set `bf16` to true as well, or leave `tf32` out",
-    )
-    require(
-        not config.auto_batch_size or on_gpu(config),
-        "auto_batch_size",
-        config.auto_batch_size,
-        "memory is measured on a CUDA GPU only",
-        "set it to false and `per_device_train_batch_size` by hand",
-    )
-
-
-def choose_precision(config: "RookWorldGRPOConfig") -> None:
-    """Fill in `bf16` and `tf32` where they are left open; for the start of the config's `__post_init__`."""
-    # Without emulation, which is slower than float32 and which a V100 or T4 has.
-    native = on_gpu(config) and torch.cuda.is_bf16_supported(including_emulation=False)
-    if config.bf16 is None:
-        config.bf16 = native and not config.fp16
-    if config.tf32 is None and native and config.bf16 and torch.version.hip is None:
-        config.tf32 = True  # for the head, which stays float32 under autocast: 11 bits of its inputs, bf16 takes 8
 
 
 def set_attention(model: Any, name: str) -> None:
@@ -154,9 +72,7 @@ def reference_device(wanted: str, home: torch.device, processes: int, gpus: int,
     return device
 
 
-def arrange(
-    config: "RookWorldGRPOConfig", accelerator: Any, policy: Any, reference: Any, sharded: bool
-) -> torch.device | None:
+def arrange(config: GRPOConfig, accelerator: Any, policy: Any, reference: Any, sharded: bool) -> torch.device | None:
     """Set the attention kernel of both models, and move the reference to where `ref_device` says.
 
     Args:
@@ -221,5 +137,5 @@ class CompileCounter(TrainerCallback):
         self.record("perf/compiled_graphs", counters["stats"]["unique_graphs"])
 
 
-def on_gpu(config: "RookWorldGRPOConfig") -> bool:
+def on_gpu(config: GRPOConfig) -> bool:
     return torch.cuda.is_available() and not config.use_cpu

@@ -158,3 +158,14 @@ def points_of_batch(
             rest["mean"] = float(np.mean(others)) if others else 0.0
             rest["variance"] = float(np.var(others)) if others else 0.0
     return found
+
+
+def check_points(objective: str, find_points: FindPoints | None) -> None:
+    """Raises:
+    ValueError: the exact gradient without decision points, or the sampled one with them.
+    """
+    if (objective == "sampled") != (find_points is None):
+        raise ValueError(
+            f"`objective` is {objective!r}: exact and mixed need the argument `find_points`, sampled does not use it. "
+            "Give both or neither"
+        )

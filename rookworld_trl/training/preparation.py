@@ -132,7 +132,7 @@ def lora_config(args: RookWorldGRPOConfig, model: Any) -> Any:
     return LoraConfig(
         r=args.lora_r,
         lora_alpha=args.lora_alpha,
-        lora_dropout=args.lora_dropout,
+        lora_dropout=0.0,
         target_modules=layers,
         fan_in_fan_out=transposed,  # GPT-2 keeps its weights the other way round
         task_type="CAUSAL_LM",

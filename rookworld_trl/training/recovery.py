@@ -27,6 +27,7 @@ logger = logging.get_logger(__name__)
 
 ATTEMPTS_FILE = "recovery.json"
 EVENTS_FILE = "recovery.jsonl"
+RATE_AFTER_FAULT = 0.5
 
 # What can be found not finite, in the order in which an optimizer step meets it.
 FAULTS = {
@@ -219,16 +220,16 @@ class LearningRateCut:
     """The share of the schedule that is left after recoveries; travels in checkpoints, as the cut schedule does.
 
     Attributes:
-        scale: 1 before the first recovery; each multiplies it by `factor`, but it stays at `floor` or above: faults
-            that have nothing to do with the rate must not end up switching learning off.
+        scale: 1 before the first recovery; each halves it, but at most so many times: faults that have nothing to do
+            with the rate must not end up switching learning off.
     """
 
-    def __init__(self, factor: float, floor: float):
-        self.factor, self.floor, self.scale = factor, floor, 1.0
+    def __init__(self, times: int):
+        self.floor, self.scale = RATE_AFTER_FAULT**times, 1.0
 
     def cut(self, optimizer: Any, scheduler: Any) -> None:
         """Lower the rate in force and those the schedule is going to set."""
-        lowered = max(self.floor, self.scale * self.factor)
+        lowered = max(self.floor, self.scale * RATE_AFTER_FAULT)
         ratio, self.scale = lowered / self.scale, lowered
         scale_learning_rate(optimizer, scheduler, ratio)
 

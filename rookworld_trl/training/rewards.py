@@ -13,7 +13,7 @@ from transformers.utils import logging
 
 from rookworld_trl import ranks
 from rookworld_trl.modeling.tokens import completion_texts
-from rookworld_trl.training.advantages import useful_share
+from rookworld_trl.training.advantages import combine_rewards, useful_share
 
 logger = logging.get_logger(__name__)
 
@@ -26,10 +26,18 @@ class RewardCaller:
         accelerator: processes fail together.
         tokenizer: makes the texts.
         eos_token_ids: tokens that end a completion.
+        weights: (functions,), of each function's rewards.
     """
 
-    def __init__(self, args: Any, accelerator: Any, tokenizer: Any, eos_token_ids: Sequence[int]):
-        self.args, self.accelerator, self.tokenizer, self.eos_token_ids = args, accelerator, tokenizer, eos_token_ids
+    def __init__(
+        self, args: Any, accelerator: Any, tokenizer: Any, eos_token_ids: Sequence[int], weights: torch.Tensor
+    ):
+        self.args, self.accelerator, self.tokenizer = args, accelerator, tokenizer
+        self.eos_token_ids, self.weights = eos_token_ids, weights
+
+    def combined(self, per_function: torch.Tensor) -> torch.Tensor:
+        """One reward (N,) for each completion, from those of the functions (N, functions)."""
+        return combine_rewards(per_function, self.weights.to(per_function.device))
 
     def __call__(
         self, calculate: Callable[..., torch.Tensor], rows: list[dict[str, Any]], completion_ids: Any, functions: int

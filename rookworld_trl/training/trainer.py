@@ -1,9 +1,7 @@
 """GRPO on TRL's trainer, with the numbers checked: the story of a step, from the prompts to the update.
 
 Each seam of TRL's is taken once, in the order in which a step meets it; each calls `super()` and hands what is special
-to an object with one job: the sampler, the scorer, the KL penalty, the miner, the gates, the guard against NaN, the
-baseline or value head, the monitors. `tests/training/test_trl_seams.py` pins the seams, so that an upgrade of TRL fails
-there, by name.
+to an object with one job. `tests/training/test_trl_seams.py` pins the seams, so that an upgrade of TRL fails there.
 """
 
 import time
@@ -24,18 +22,18 @@ from rookworld_trl import ranks
 from rookworld_trl.checkpointing.state import Stateful
 from rookworld_trl.checkpointing.trainer import DurableGRPOTrainer
 from rookworld_trl.training import gates, placement, scoring
-from rookworld_trl.training.advantages import Baseline, combine_rewards, scale_advantages
+from rookworld_trl.training.advantages import Baseline, scale_advantages
 from rookworld_trl.training.batch_mining import BatchMiner
 from rookworld_trl.training.config import RookWorldGRPOConfig
 from rookworld_trl.training.exact import ExactObjective
-from rookworld_trl.training.guard import Guard
+from rookworld_trl.training.guard import Guard, no_rewards
 from rookworld_trl.training.kl_control import StopCallback
 from rookworld_trl.training.kl_penalty import KLPenalty
 from rookworld_trl.training.mining import Curriculum
 from rookworld_trl.training.monitor import HealthMonitor, TruthProbe, truth_rows
-from rookworld_trl.training.points import FindPoints
+from rookworld_trl.training.points import FindPoints, check_points
 from rookworld_trl.training.preparation import check_built, float32_head, prepare, weights_on_disk
-from rookworld_trl.training.recovery import Diverged, LearningRateCut, described, remedy
+from rookworld_trl.training.recovery import LearningRateCut
 from rookworld_trl.training.rewards import RewardCaller, by_task
 from rookworld_trl.training.sampler import Sampler, Samples
 from rookworld_trl.training.schedules import advanced_scheduler
@@ -71,15 +69,14 @@ class RookWorldGRPOTrainer(DurableGRPOTrainer):
         objective: the loss of a micro-batch without its KL term, `(model, inputs) -> loss`: TRL's.
 
     Raises:
-        TypeError: `args` of another class.
-        ValueError: an output folder that cannot be written, a tokenizer without pad or eos token, weights that are not
-            float32, an impossible backend.
+        TypeError, ValueError: see `rookworld_trl.training.preparation`; an impossible backend.
         GateError: during `train()`, when the first batch's numbers are wrong.
     """
 
     args: RookWorldGRPOConfig
     beta: float
     lr_scheduler: Any
+    throughput: Throughput
 
     def __init__(
         self,
@@ -113,100 +110,64 @@ class RookWorldGRPOTrainer(DurableGRPOTrainer):
         self.scorer = Scorer(*common, self.ref_model, ref_device, stock)
         self.objective: Callable[[nn.Module, Row], torch.Tensor] = super()._compute_loss
         self.exact: ExactObjective | None = None
-        if (args.objective == "sampled") != (find_points is None):
-            raise ValueError(
-                f"`objective` is {args.objective!r}: exact and mixed need the argument `find_points`, sampled does not "
-                "use it. Give both or neither"
-            )
+        check_points(args.objective, find_points)
         if find_points is not None:
-            self.objective = self.exact = ExactObjective(
-                *common,
-                self.scorer,
-                self.objective,
-                find_points,
-                accumulation=lambda: self.current_gradient_accumulation_steps,
-                count=lambda inputs, nodes: self.throughput.trained(inputs, nodes),
-                record=lambda name, value: self._metrics["train"][name].append(value),
-            )
-        self.rewards = RewardCaller(args, accelerator, self.processing_class, self.eos_token_ids)
+            calls: dict[str, Any] = {
+                "accumulation": lambda: self.current_gradient_accumulation_steps,
+                "count": lambda inputs, nodes: self.throughput.trained(inputs, nodes),
+                "record": self._record,
+            }
+            parts: Any = (self.scorer, self.objective, find_points)
+            self.objective = self.exact = ExactObjective(*common, *parts, **calls)
+        self.rewards = RewardCaller(args, accelerator, self.processing_class, self.eos_token_ids, self.reward_weights)
         self.kl = KLPenalty(args, accelerator, self.scorer)
         self.gates = gates.FirstBatch(*common, self.scorer.logps)
-        self.baseline = Baseline(args.advantage_baseline, args.baseline_decay)
-        self.value_head: ValueHead | None = None
-        if args.use_gae:
-            options = (args.value_hidden_size, args.value_learning_rate, args.value_epochs, args.seed)
-            self.value_head = ValueHead(policy.config.hidden_size, *options, device=accelerator.device)
+        self.baseline = Baseline(args.advantage_baseline)
+        head = partial(ValueHead, policy.config.hidden_size, seed=args.seed, device=accelerator.device)
+        self.value_head = head() if args.use_gae else None
         self.mining: BatchMiner | None = None
         if args.mining:
-            self.mining = BatchMiner(
-                args,
-                accelerator,
-                self.train_dataset,
-                self.sampler,
-                self.scorer,
-                tokenize=lambda prompts: self._tokenize_prompts(prompts)[0],
-                sample=self._sample_rows,
-                reward=self._probe,
-                curriculum=curriculum,
-            )
+            parts = (self.train_dataset, self.processing_class, self.sampler)
+            calls = {"sample": self._sample_rows, "reward": self._probe}
+            self.mining = BatchMiner(*common, *parts, **calls, curriculum=curriculum)
         elif curriculum is not None:
             raise ValueError("a `curriculum` weighs mined prompts: set `mining` to True")
-        factor = args.recovery_lr_factor
-        self.learning_rate_cut = LearningRateCut(factor, floor=factor**args.recovery_max_attempts)
+        self.learning_rate_cut = LearningRateCut(args.recovery_max_attempts)
         self._mined: Samples | None = None  # what mining has sampled for the present batch
         self._rewards = torch.zeros(0)  # (N,) of the present batch, all processes'
 
     def _add_callbacks(self) -> None:
         """Every callback in the order in which they are called, and what carries state from step to step."""
-
-        def record(name: str, value: float) -> None:
-            self._metrics["train"][name].append(value)
-
-        args, accelerator, policy = self.args, self.accelerator, self.model
-        learning: dict[str, Stateful] = {
-            "kl_controller": self.kl.controller,
-            "kl_stop": self.kl.stop,
-            "baseline": self.baseline,
-        }
-        if self.value_head is not None:
-            learning["value_head"] = self.value_head
+        args, accelerator, policy, kl, record = self.args, self.accelerator, self.model, self.kl, self._record
+        learning: dict[str, Stateful] = {"kl_controller": kl.controller, "kl_stop": kl.stop, "baseline": self.baseline}
+        learning |= {"value_head": self.value_head} if self.value_head is not None else {}
         self.guard: Guard | None = None
         if args.recovery and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
             logger.warning("`recovery` is off: it keeps whole states in memory, and these weights are sharded")
         elif args.recovery:
-            self.guard = Guard(
-                args,
-                accelerator,
-                policy,
-                self.ref_model,
-                self.processing_class,
-                learning,
-                self.learning_rate_cut,
-                save=self.save_special,
-                running_loss=lambda: self._tr_loss,
-                on_fault=self._drop_samples,
-                record=record,
-            )
+            parts = (policy, self.ref_model, self.processing_class, learning, self.learning_rate_cut)
+            hooks: dict[str, Any] = {"save": self.save_special, "on_fault": self._drop_samples, "record": record}
+            self.guard = Guard(args, accelerator, *parts, running_loss=lambda: self._tr_loss, **hooks)
         self.throughput = Throughput(policy.config, record, peak_of(args, accelerator), self.scorer.shared)
         context = getattr(policy.config, "max_position_embeddings", None)
         rows = truth_rows(self.train_dataset, self.processing_class, args.truth_column, args.truth_rows, context)
         self.truth_probe = TruthProbe(rows, self.processing_class.pad_token_id, record, args.truth_every)
         self.health = HealthMonitor(args.bands(), Path(args.output_dir), args.health_patience)
-        callbacks: list[Any] = [StopCallback(self.kl.stop)]
-        callbacks += [placement.CompileCounter(record)] if args.torch_compile else []
-        callbacks += [self.guard] if self.guard else []
-        callbacks += [self.throughput, self.truth_probe, self.health]
-        for callback in callbacks:
+        compiled = [placement.CompileCounter(record)] if args.torch_compile else []
+        guard = [self.guard] if self.guard else []
+        for callback in (StopCallback(kl.stop), *compiled, *guard, self.throughput, self.truth_probe, self.health):
             self.add_callback(callback)
         self.controls |= {
             **{name: control for name, control in learning.items() if name != "kl_stop"},  # it ends the run
-            "reference_reset": self.kl.reset,
+            **({"miner": self.mining.miner} if self.mining else {}),
+            "reference_reset": kl.reset,
             "recovery": self.learning_rate_cut,
             "truth_probe": self.truth_probe,
             "health": self.health,
         }
-        if self.mining:
-            self.controls["miner"] = self.mining.miner
+
+    def _record(self, name: str, value: float) -> None:
+        self._metrics["train"][name].append(value)
 
     @property
     def _mode(self) -> str:
@@ -293,12 +254,9 @@ class RookWorldGRPOTrainer(DurableGRPOTrainer):
         """Rewards (N, functions) of all processes, NaN where a function gave no usable number."""
         per_function = self._screened(inputs, completion_ids_list)
         training, metrics, tasks = self.model.training, self._metrics[self._mode], self._tasks(inputs)
-        rewards = self._rewards = self._combined(per_function)
+        rewards = self._rewards = self.rewards.combined(per_function)
         if training and bool(rewards.isnan().all()):
-            if self.guard is None:
-                found = described({"rewards": [self.accelerator.process_index]})
-                raise Diverged(self.state.global_step + 1, found, remedy(["rewards"]))
-            self.guard.no_rewards()
+            no_rewards(self.guard, self.state.global_step + 1)
         if training and self.mining:
             self.mining.observe(inputs, rewards.double().cpu().numpy(), metrics)
         generations = self.num_generations if training else self.num_generations_eval
@@ -319,10 +277,7 @@ class RookWorldGRPOTrainer(DurableGRPOTrainer):
         per_function = self._screened(inputs, drawn.completion_ids)
         self._pending_metrics.clear()
         self._pending_extra_logs.clear()
-        return self._combined(per_function).double().cpu().numpy()
-
-    def _combined(self, per_function: torch.Tensor) -> torch.Tensor:
-        return combine_rewards(per_function, self.reward_weights.to(per_function.device))
+        return self.rewards.combined(per_function).double().cpu().numpy()
 
     def _mine(self, inputs: list[Row]) -> slice:
         """This process's part of what is gathered from all."""
@@ -336,7 +291,7 @@ class RookWorldGRPOTrainer(DurableGRPOTrainer):
         """Measure the gates on the first batch, and go on only if they hold."""
         results = self.gates.measure(batch, self.state.global_step)
         for result in results:
-            self._metrics["train"][f"gates/{result.gate}"].append(result.measured)
+            self._record(f"gates/{result.gate}", result.measured)
         if self.guard and self.guard.excuses(results):
             return  # nothing was measured: the next batch has to pass them
         gates.enforce(results)
@@ -350,7 +305,7 @@ class RookWorldGRPOTrainer(DurableGRPOTrainer):
             states = self.scorer.hidden_states(self.model, batch)
             options = (args.gae_gamma, args.gae_lambda, args.scale_rewards == "batch", self.accelerator)
             advantages, error = self.value_head.advantages(states, rewards[mine], batch["completion_mask"], *options)
-            self._metrics["train"]["value/error"].append(error)
+            self._record("value/error", error)
             return advantages
         advantages = rewards - self.baseline(rewards, self.num_generations, ranks.everyones(self._tasks(inputs)))
         advantages = scale_advantages(advantages, rewards, self.num_generations, args.scale_rewards)
@@ -418,8 +373,7 @@ class RookWorldGRPOTrainer(DurableGRPOTrainer):
         """Make the current policy the reference and, as ProRL does, let the optimizer forget the old one's pull."""
         plain = partial(self.accelerator.unwrap_model, keep_torch_compile=False)
         plain(self.ref_model).load_state_dict(plain(self.model).state_dict())
-        if self.args.reference_reset_optimizer:
-            self.optimizer.state.clear()
+        self.optimizer.state.clear()
         self.kl.reset.done()
         self.reference_replaced = True
         self.state.log_history.append({"step": self.state.global_step, "reference_reset": True})
@@ -429,11 +383,9 @@ class RookWorldGRPOTrainer(DurableGRPOTrainer):
     # The run
 
     def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> Any:
-        args = self.args
-        if self.lr_scheduler is None and args.lr_schedule == "advanced":
-            warmup = args.get_warmup_steps(num_training_steps)
-            parts = (num_training_steps, warmup, args.lr_decay_steps, args.lr_floor)
-            self.lr_scheduler = advanced_scheduler(optimizer or self.optimizer, *parts)
+        if self.lr_scheduler is None and self.args.lr_schedule == "advanced":
+            parts = (self.args.get_warmup_steps(num_training_steps), self.args.lr_decay_steps, self.args.lr_floor)
+            self.lr_scheduler = advanced_scheduler(optimizer or self.optimizer, num_training_steps, *parts)
             self._created_lr_scheduler = True
         return super().create_scheduler(num_training_steps, optimizer)
 
@@ -446,9 +398,3 @@ class RookWorldGRPOTrainer(DurableGRPOTrainer):
     def stop_reason(self) -> str:
         """Why training stopped before its last step; empty if it did not."""
         return self.kl.stop.reason
-
-    def close(self) -> None:
-        """End a vLLM engine in this process; left to the interpreter, it ends after the process group that it needs."""
-        engine = getattr(getattr(self, "vllm_generation", None), "llm", None)
-        if engine is not None:
-            engine.llm_engine.engine_core.shutdown()

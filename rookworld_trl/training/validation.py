@@ -8,30 +8,29 @@ import math
 import os
 from collections.abc import Callable
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from transformers import TrainingArguments
 from transformers.integrations import get_available_reporting_integrations
+from trl import GRPOConfig
 
 from rookworld_trl.training.advantages import BASELINES
 from rookworld_trl.training.kl import KL_ESTIMATORS, KL_TYPES
 from rookworld_trl.training.kl_control import KL_CONTROLS
-from rookworld_trl.training.placement import ATTENTION
 from rookworld_trl.training.refusal import require
 from rookworld_trl.training.schedules import LR_SCHEDULES
 from rookworld_trl.training.validation_sampling import (
     ROLLOUT_BACKENDS,
     SCORED,
     check_mining,
+    check_objective,
     check_sampling,
     check_task_sampling,
 )
 
-if TYPE_CHECKING:
-    from rookworld_trl.training.config import RookWorldGRPOConfig
-
 OBJECTIVES = ("sampled", "exact", "mixed")
+ATTENTION = ("sdpa", "eager", "flash_attention_2", "flash_attention_3")
 LOSS_TYPES = ("grpo", "dr_grpo", "dapo", "bnpo", "cispo", "sapo", "luspo", "vespo")  # of TRL 1.16
 _DROPOUT = "with dropout the same tokens under the same weights score differently each time"
 
@@ -76,13 +75,12 @@ FIELD_CHECKS = (
     ),
     FieldCheck(
         "per_device_train_batch_size gradient_accumulation_steps num_iterations steps_per_generation "
-        "generation_batch_size kl_interval mining_candidates health_patience truth_every stable_total_limit "
-        "debug_total_limit recovery_snapshot_steps lora_r value_hidden_size value_epochs",
+        "generation_batch_size kl_interval mining_candidates health_patience truth_every "
+        "debug_total_limit recovery_snapshot_steps lora_r",
         _at_least(1),
         "it must be a count of at least 1",
         "set it to 1 or more",
     ),
-    FieldCheck("recovery_good_steps", _at_least(2), "it must be a count of at least 2", "set it to 2 or more"),
     FieldCheck(
         "mining_rounds truth_rows stable_after_steps recovery_max_attempts seed warmup_steps lr_decay_steps "
         "learning_rate weight_decay adam_epsilon beta kl_warmup_steps kl_stop_threshold reference_reset_steps "
@@ -92,8 +90,8 @@ FIELD_CHECKS = (
         "set it to 0 or more",
     ),
     FieldCheck(
-        "temperature num_train_epochs save_steps logging_steps epsilon_high kl_target kl_horizon beta_min beta_max "
-        "lora_alpha value_learning_rate reward_limit peak_tflops",
+        "temperature num_train_epochs save_steps logging_steps epsilon_high kl_target beta_min beta_max "
+        "lora_alpha reward_limit peak_tflops",
         _above(0),
         "it must be a finite number above 0",
         "set it above 0",
@@ -111,11 +109,9 @@ FIELD_CHECKS = (
         "it is a share",
         "set it between 0 and 1",
     ),
+    FieldCheck("memory_share", lambda value: 0 < value <= 1, "it is a share", "set it above 0, to 1 at most"),
     FieldCheck(
-        "memory_share recovery_lr_factor", lambda value: 0 < value <= 1, "it is a share", "set it above 0, to 1 at most"
-    ),
-    FieldCheck(
-        "baseline_decay mining_decay adam_beta1 adam_beta2",
+        "adam_beta1 adam_beta2",
         lambda value: 0 <= value < 1,
         "the average would never move",
         "set it below 1, to something like 0.9",
@@ -137,7 +133,6 @@ FIELD_CHECKS = (
     FieldCheck("top_p repetition_penalty", lambda value: value == 1, SCORED, "set it to 1.0"),
     FieldCheck("top_k min_p", lambda value: value == 0, SCORED, "set it to 0"),
     FieldCheck("disable_dropout", lambda value: value is True, _DROPOUT, "leave it True"),
-    FieldCheck("lora_dropout", lambda value: value == 0, _DROPOUT, "leave it at 0"),
     FieldCheck(
         "save_only_model",
         lambda value: value is False,
@@ -170,7 +165,7 @@ def check_fields(config: TrainingArguments, of: type[TrainingArguments] | None =
             require(unset or check.accepts(value), name, value, check.problem, check.remedy)
 
 
-def check_groups(config: "RookWorldGRPOConfig") -> None:
+def check_groups(config: GRPOConfig) -> None:
     """That the completions of a batch make whole groups; before TRL's own check, which names no remedy.
 
     Raises:
@@ -188,7 +183,7 @@ def check_groups(config: "RookWorldGRPOConfig") -> None:
     )
 
 
-def check(config: "RookWorldGRPOConfig") -> None:
+def check(config: GRPOConfig) -> None:
     """Fields against each other.
 
     Raises:
@@ -209,7 +204,7 @@ def check(config: "RookWorldGRPOConfig") -> None:
     )
 
 
-def check_adapters(config: "RookWorldGRPOConfig") -> None:
+def check_adapters(config: GRPOConfig) -> None:
     require(
         not (config.use_peft and config.rollout_backend == "native"),
         "rollout_backend",
@@ -227,7 +222,7 @@ def check_adapters(config: "RookWorldGRPOConfig") -> None:
         )
 
 
-def check_precision(config: "RookWorldGRPOConfig") -> None:
+def check_precision(config: GRPOConfig) -> None:
     dtype = dict(config.model_init_kwargs or {}).get("dtype", torch.float32)
     require(
         dtype in (torch.float32, "float32"),
@@ -246,7 +241,7 @@ def check_precision(config: "RookWorldGRPOConfig") -> None:
     )
 
 
-def check_kl(config: "RookWorldGRPOConfig") -> None:
+def check_kl(config: GRPOConfig) -> None:
     needs_reference = {
         "kl_control": config.kl_control != "fixed",
         "kl_warmup_steps": config.kl_warmup_steps > 0,
@@ -285,7 +280,7 @@ def check_kl(config: "RookWorldGRPOConfig") -> None:
     )
 
 
-def check_advantages(config: "RookWorldGRPOConfig") -> None:
+def check_advantages(config: GRPOConfig) -> None:
     own = config.use_gae or config.advantage_baseline != "group_mean"
     require(
         not (own and config.multi_objective_aggregation != "sum_then_normalize"),
@@ -326,45 +321,7 @@ def check_advantages(config: "RookWorldGRPOConfig") -> None:
     )
 
 
-def check_objective(config: "RookWorldGRPOConfig") -> None:
-    """What the exact gradient leaves no room for."""
-    if config.objective == "sampled":
-        return
-    no_advantages = "the points of a completion say what each alternative earns, so nothing is compared"
-    off_policy = "a batch that is used more than once has prefixes of an older policy"
-    conflicts = {
-        "mining": (config.mining, "no group can teach nothing, so none has to give way", "set it to False"),
-        "use_gae": (config.use_gae, no_advantages, "set it to False"),
-        "advantage_baseline": (config.advantage_baseline != "group_mean", no_advantages, "leave it at group_mean"),
-        "num_iterations": (config.num_iterations > 1, off_policy, "set it to 1"),
-        "steps_per_generation": (
-            config.steps_per_generation != config.gradient_accumulation_steps,
-            off_policy,
-            "leave it at `gradient_accumulation_steps`",
-        ),
-        "scale_rewards": (
-            config.scale_rewards == "batch",
-            "each decision point has a deviation of its own, in closed form",
-            "set it to group or none",
-        ),
-        "kl_estimator": (config.kl_estimator == "exact", "it needs a forward pass without branches", "use k3, say"),
-        "auto_batch_size": (config.auto_batch_size, "it does not measure branches", "set it to False"),
-        "torch_compile": (config.torch_compile, "the forward pass is watched by hooks", "set it to False"),
-    }
-    for name, (found, problem, remedy) in conflicts.items():
-        why = f"`objective` is {config.objective}, and {problem}"
-        require(not found, name, getattr(config, name), why, remedy)
-    rows = config.per_device_train_batch_size * config.gradient_accumulation_steps
-    require(
-        config.objective == "exact" or rows % config.num_generations == 0,
-        "num_generations",
-        config.num_generations,
-        f"`objective` is mixed, and a process's {rows} completions a step are no whole number of groups",
-        f"choose a divisor of {rows}",
-    )
-
-
-def check_monitoring(config: "RookWorldGRPOConfig") -> None:
+def check_monitoring(config: GRPOConfig) -> None:
     bands = config.health_bands if isinstance(config.health_bands, dict) else {}
     for name, band in bands.items():
         pair = isinstance(band, list | tuple) and len(band) == 2 and all(isinstance(x, int | float) for x in band)

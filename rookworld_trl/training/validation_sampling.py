@@ -1,13 +1,11 @@
 """Checks of what is sampled, by whom and from which prompts; part of `validation`."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from trl import GRPOConfig
 
 from rookworld_trl.training.refusal import require
-
-if TYPE_CHECKING:
-    from rookworld_trl.training.config import RookWorldGRPOConfig
 
 ROLLOUT_BACKENDS = ("auto", "native", "transformers", "vllm")
 
@@ -18,7 +16,7 @@ SCORED = "the loss scores tokens under the untruncated distribution, so this one
 _WITHOUT_TRUNCATION: dict[str, Any] = {"top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
 
 
-def check_sampling(config: "RookWorldGRPOConfig") -> None:
+def check_sampling(config: GRPOConfig) -> None:
     extra = set(config.generation_kwargs or {}) - _HARMLESS_GENERATION_KWARGS
     require(not extra, "generation_kwargs", sorted(extra), SCORED, "remove these keys")
     other = config.use_vllm or config.use_transformers_continuous_batching
@@ -61,7 +59,7 @@ def check_sampling(config: "RookWorldGRPOConfig") -> None:
     )
 
 
-def check_task_sampling(config: "RookWorldGRPOConfig") -> None:
+def check_task_sampling(config: GRPOConfig) -> None:
     by_task = config.task_sampling or {}
     require(
         isinstance(by_task, dict) and all(isinstance(own, dict) for own in by_task.values()),
@@ -77,7 +75,7 @@ def check_task_sampling(config: "RookWorldGRPOConfig") -> None:
         "vLLM and continuous batching take one setting for all rows",
         "unset `use_vllm` and `use_transformers_continuous_batching`, or leave it out",
     )
-    for task, own in dict(by_task).items():  # type: ignore[arg-type]
+    for task, own in dict(by_task).items():
         for name, value in own.items():
             field = f"task_sampling[{task}].{name}"
             if name == "temperature":
@@ -95,7 +93,7 @@ def check_task_sampling(config: "RookWorldGRPOConfig") -> None:
                 require(False, field, value, "no such setting", "use temperature or max_completion_length")
 
 
-def check_mining(config: "RookWorldGRPOConfig") -> None:
+def check_mining(config: GRPOConfig) -> None:
     require(
         not (config.mining and config.use_gae),
         "mining",
@@ -116,4 +114,42 @@ def check_mining(config: "RookWorldGRPOConfig") -> None:
         True,
         "it samples parts of a batch, which vLLM and continuous batching here do not",
         "unset `use_vllm` and `use_transformers_continuous_batching`, or set `mining` to False",
+    )
+
+
+def check_objective(config: GRPOConfig) -> None:
+    """What the exact gradient leaves no room for."""
+    if config.objective == "sampled":
+        return
+    no_advantages = "the points of a completion say what each alternative earns, so nothing is compared"
+    off_policy = "a batch that is used more than once has prefixes of an older policy"
+    conflicts = {
+        "mining": (config.mining, "no group can teach nothing, so none has to give way", "set it to False"),
+        "use_gae": (config.use_gae, no_advantages, "set it to False"),
+        "advantage_baseline": (config.advantage_baseline != "group_mean", no_advantages, "leave it at group_mean"),
+        "num_iterations": (config.num_iterations > 1, off_policy, "set it to 1"),
+        "steps_per_generation": (
+            config.steps_per_generation != config.gradient_accumulation_steps,
+            off_policy,
+            "leave it at `gradient_accumulation_steps`",
+        ),
+        "scale_rewards": (
+            config.scale_rewards == "batch",
+            "each decision point has a deviation of its own, in closed form",
+            "set it to group or none",
+        ),
+        "kl_estimator": (config.kl_estimator == "exact", "it needs a forward pass without branches", "use k3, say"),
+        "auto_batch_size": (config.auto_batch_size, "it does not measure branches", "set it to False"),
+        "torch_compile": (config.torch_compile, "the forward pass is watched by hooks", "set it to False"),
+    }
+    for name, (found, problem, remedy) in conflicts.items():
+        why = f"`objective` is {config.objective}, and {problem}"
+        require(not found, name, getattr(config, name), why, remedy)
+    rows = config.per_device_train_batch_size * config.gradient_accumulation_steps
+    require(
+        config.objective == "exact" or rows % config.num_generations == 0,
+        "num_generations",
+        config.num_generations,
+        f"`objective` is mixed, and a process's {rows} completions a step are no whole number of groups",
+        f"choose a divisor of {rows}",
     )

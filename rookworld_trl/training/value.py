@@ -24,7 +24,13 @@ class ValueHead:
     """
 
     def __init__(
-        self, width: int, hidden: int, learning_rate: float, epochs: int, seed: int, device: torch.device | str = "cpu"
+        self,
+        width: int,
+        hidden: int = 64,
+        learning_rate: float = 1e-3,
+        epochs: int = 4,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
     ):
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)  # `torch.manual_seed` would seed the GPUs too
@@ -109,8 +115,7 @@ class ValueHead:
             self.net.load_state_dict(state["weights"])
         except RuntimeError as error:
             raise ValueError(
-                f"the value head cannot be restored ({error}); resume from a checkpoint of a run with the same "
-                "`value_hidden_size`"
+                f"the value head cannot be restored ({error}); resume from a checkpoint of a run of the same model"
             ) from error
         for parameter, moments in zip(self.net.parameters(), state["moments"], strict=True):
             self.optimizer.state[parameter] = {name: tensor.clone() for name, tensor in moments.items()}

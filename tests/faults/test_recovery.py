@@ -354,21 +354,21 @@ def test_a_restored_optimizer_shares_nothing_with_the_snapshot() -> None:
 
 @pytest.mark.parametrize("nested", [False, True])
 def test_the_cut_outlasts_the_schedule(nested: bool) -> None:
-    """Linear from 1 to 0 over 10 steps; halved after 2 of them, and once more, down to the floor, after 4."""
+    """Linear from 1 to 0 over 10 steps; halved after 2 of them and after 4, and no more after 5."""
     weight = nn.Parameter(torch.ones(1))
     optimizer = torch.optim.SGD([weight], lr=1.0)
     schedule: Any = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / 10)
     if nested:
         schedule = torch.optim.lr_scheduler.SequentialLR(optimizer, [schedule], milestones=[])
-    cut, rates = LearningRateCut(0.5, floor=0.3), []
+    cut, rates = LearningRateCut(2), []
     for step in range(1, 7):
         weight.grad = torch.zeros(1)
         optimizer.step()
-        if step in (2, 4):
+        if step in (2, 4, 5):
             cut.cut(optimizer, schedule)
         schedule.step()
         rates.append(optimizer.param_groups[0]["lr"])
-    assert rates == pytest.approx([0.9, 0.4, 0.35, 0.18, 0.15, 0.12])
+    assert rates == pytest.approx([0.9, 0.4, 0.35, 0.15, 0.125, 0.1])
 
 
 def test_logits_that_are_no_distribution_are_mended() -> None:

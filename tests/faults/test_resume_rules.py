@@ -92,7 +92,7 @@ def test_an_unhealthy_step_delays_promotion(tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(store, "promote", lambda folder, limit: promoted.append(folder))
         for last_fault, expected in ((4, 0), (3, 1)):
-            stable = store.StableCheckpoints(after=2, limit=1, candidates=[checkpoint])
+            stable = store.StableCheckpoints(after=2, candidates=[checkpoint])
             stable.step_done(5, last_fault, write=True)
             assert len(promoted) == expected
             assert stable.candidates == []

@@ -133,7 +133,6 @@ def test_nothing_warns_of_what_the_user_did_not_set(tmp_path: Any) -> None:
         ({"mining": True, "use_gae": True}, r"`mining` is True: with `use_gae` .* Set one of them to False"),
         ({"mining": True, "advantage_baseline": "ema"}, r"`mining` is True: with `advantage_baseline` .* Leave"),
         ({"mining": True, "advantage_baseline": "adaptive"}, r"`mining` is True: with `advantage_baseline` .* Leave"),
-        ({"lora_dropout": 0.1}, r"`lora_dropout` is 0.1: .* Leave it at 0"),
         ({"use_peft": True, "rollout_backend": "native"}, r"`rollout_backend` is 'native': .* Set it to auto"),
         (
             {"use_peft": True, "reference_reset_steps": 5},

@@ -15,6 +15,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from rookworld_trl.training import RookWorldGRPOConfig, RookWorldGRPOTrainer, placement
+from rookworld_trl.training.config import COMPILE_BUCKET
 
 Make = Callable[..., RookWorldGRPOTrainer]
 CPU = torch.device("cpu")
@@ -69,7 +70,7 @@ def test_inputs_go_there_and_log_probs_come_back(make_trainer: Make) -> None:
 def test_the_policy_is_never_wrapped_in_data_parallel(make_trainer: Make, options: dict[str, Any]) -> None:
     config = RookWorldGRPOConfig(**options)
     config._n_gpu = 2  # what transformers finds in one process that sees two
-    placement.settle(config)
+    config.settle_devices()
     assert config.n_gpu == 1
     trainer = make_trainer(max_steps=1)
     trainer.train()
@@ -125,7 +126,7 @@ def test_each_process_would_take_the_same_gpu(options: dict[str, Any], monkeypat
     config = RookWorldGRPOConfig(**{**options, "ref_device": "cuda:1"})
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match="every process would put its reference there"):
-        placement.settle(config)
+        config.settle_devices()
 
 
 @pytest.mark.parametrize(
@@ -148,7 +149,7 @@ def test_precision_by_the_gpu(
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
     monkeypatch.setattr(torch.cuda, "_check_bf16_tensor_supported", lambda device: True)
     config = SimpleNamespace(**{"bf16": None, "fp16": False, "tf32": None, "use_cpu": False, **given})
-    placement.choose_precision(config)
+    RookWorldGRPOConfig.choose_precision(config)
     assert {name: getattr(config, name) for name in expected} == expected
 
 
@@ -161,9 +162,9 @@ def test_compiled_shapes_are_padded_to_buckets(options: dict[str, Any]) -> None:
     config = RookWorldGRPOConfig(**options)
     assert config.pad_to_multiple_of is None
     config.torch_compile = True  # not by the constructor, which tells accelerate through the environment
-    for given, expected in ((None, placement.COMPILE_BUCKET), (32, 32)):
+    for given, expected in ((None, COMPILE_BUCKET), (32, 32)):
         config.pad_to_multiple_of = given
-        placement.settle(config)
+        config.settle_devices()
         assert config.pad_to_multiple_of == expected
 
 
@@ -178,7 +179,7 @@ def test_cuda_graphs_would_overwrite_accumulated_gradients(
     config.torch_compile, config.torch_compile_mode = True, mode
     config.gradient_accumulation_steps = accumulation
     with pytest.raises(ValueError, match="torch_compile_mode") if refused else nullcontext():
-        placement.settle(config)
+        config.settle_devices()
 
 
 def test_a_compiled_reference_is_reset_and_kept(make_trainer: Make, policy: nn.Module) -> None:
