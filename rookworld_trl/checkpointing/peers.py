@@ -51,6 +51,7 @@ class PeerWatch:
         self.give_up = give_up or _end_process
         self._seen: dict[int, bytes] = {}  # each one's last sign
         self._silence: dict[int, float] = {}  # seconds since then; of those that have begun and not left
+        self._waited = 0.0  # seconds since the store last answered
         self._over = threading.Event()
         # Two threads: reading blocks for as long as the process that holds the store is stopped.
         self._threads = [threading.Thread(target=work, daemon=True) for work in (self._exchange, self._count)]
@@ -77,6 +78,7 @@ class PeerWatch:
                         self._silence.pop(peer, None)
                     elif sign != self._seen.get(peer, b""):
                         self._seen[peer], self._silence[peer] = sign, 0.0
+                self._waited = 0.0
                 self._over.wait(self.beat)
         except RuntimeError:  # the process that holds the store is gone, which collectives notice by themselves
             self._over.set()
@@ -85,9 +87,13 @@ class PeerWatch:
         while not self._over.wait(self.beat):
             for peer in list(self._silence):
                 self._silence[peer] += self.beat
+            self._waited += self.beat
             silent = sorted(peer for peer, seconds in self._silence.items() if seconds >= self.limit)
-            if silent:
-                self.give_up([self._seen[peer].decode().partition(" ")[2] for peer in silent], self.limit)
+            named = [self._seen[peer].decode().partition(" ")[2] for peer in silent]
+            if not named and self._waited >= self.limit + self.beat:  # stopped before its first sign was read
+                named = ["the process that holds the group's store"]
+            if named:
+                self.give_up(named, self.limit)
                 return
 
 

@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -57,6 +58,25 @@ def test_without_its_store_a_watch_ends_and_says_nothing() -> None:
     for watch in watches:
         watch.leave()
     assert found == []
+
+
+def test_a_store_that_never_answers_counts_as_silence() -> None:
+    """Whoever holds it may stop before any sign of its life was read."""
+    answers = threading.Event()
+
+    class Stopped:
+        def set(self, *_: object) -> None:
+            answers.wait(60)
+            raise RuntimeError("gone")
+
+    found: list[Sequence[str]] = []
+    watch = PeerWatch(Stopped(), 1, 2, limit=0.2, beat=0.02, give_up=lambda silent, _: found.append(silent))
+    deadline = time.monotonic() + 30
+    while not found and time.monotonic() < deadline:
+        time.sleep(0.02)
+    answers.set()
+    watch._over.set()
+    assert found == [["the process that holds the group's store"]]
 
 
 def start(folder: Path, rank: int, port: int, plan: list[tuple[int, int, str]]) -> subprocess.Popen:
