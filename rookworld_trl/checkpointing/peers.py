@@ -91,7 +91,7 @@ class PeerWatch:
             silent = sorted(peer for peer, seconds in self._silence.items() if seconds >= self.limit)
             named = [self._seen[peer].decode().partition(" ")[2] for peer in silent]
             if not named and self._waited >= self.limit + self.beat:  # stopped before its first sign was read
-                named = ["the process that holds the group's store"]
+                named = ["process 0, which holds the group's store"]
             if named:
                 self.give_up(named, self.limit)
                 return
