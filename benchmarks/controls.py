@@ -56,7 +56,7 @@ ON: dict[str, Any] = {
 OFF: dict[str, Any] = {
     "kl_stop_threshold": 0.0,
     "recovery": False,
-    "truth_rows": 0,
+    "target_rows": 0,
     "health_bands": dict.fromkeys(DEFAULT_BANDS),
 }
 
@@ -102,7 +102,7 @@ def train(arguments: argparse.Namespace) -> None:
         )
         trainer = RookWorldGRPOTrainer(model, REWARDS, args, plan, None, tokenizer)
         if arguments.side == "off":
-            for callback in (trainer.health, trainer.truth_probe, trainer.throughput):
+            for callback in (trainer.health, trainer.target_probe, trainer.throughput):
                 trainer.remove_callback(callback)
             trainer.throughput.counts = False
         trainer.callback_handler.callbacks.insert(0, Baton(channel))  # before all others

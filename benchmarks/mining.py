@@ -1,10 +1,10 @@
-"""Does prompt mining raise the share of useful groups, and what does it cost?
+"""Does prompt mining raise the share of informative groups, and what does it cost?
 
     python -m benchmarks.mining [--reward exact graduated] [--steps 6] [--prompts 20] [--samples 8]
 
 rookworld-nano on its shipped prompts, a fifth of them `A:`, trained from the same weights with the same plan,
-plainly and with mining. A group is useful if its rewards differ. `exact` rewards pass or fail (1 for a completion that
-earns the full graduated reward, else 0): there most groups agree. Prints one line for each reward and writes JSON.
+plainly and with mining. A group is informative if its rewards differ. `exact` rewards pass or fail (1 for a completion
+that earns the full graduated reward, else 0): there most groups agree. Prints one line for each reward, writes JSON.
 """
 
 import argparse
@@ -66,7 +66,7 @@ def run(arguments: argparse.Namespace, reward: str, mining: bool) -> dict[str, f
             use_cpu=True,
             bf16=False,
             disable_tqdm=True,
-            truth_rows=0,
+            target_rows=0,
             seed=1,
         )
         trainer = RookWorldGRPOTrainer(model, REWARDS[reward], args, plan, None, tokenizer)
@@ -74,8 +74,8 @@ def run(arguments: argparse.Namespace, reward: str, mining: bool) -> dict[str, f
         trainer.add_callback(times)
         trainer.train()
     log = [row for row in trainer.state.log_history if "loss" in row]
-    names = ("groups/useful", "groups/useful/policy", "groups/useful/environment", "reward")
-    names += ("mining/ordinary_useful", "mining/resampled", "mining/pass_rate") if mining else ()
+    names = ("groups/informative", "groups/informative/policy", "groups/informative/environment", "reward")
+    names += ("mining/ordinary_informative", "mining/resampled", "mining/pass_rate") if mining else ()
     result = {name: statistics.mean(row[name] for row in log if name in row) for name in names}
     return result | {"seconds_per_step": statistics.median(times.seconds)}
 
@@ -95,9 +95,10 @@ def main() -> None:
     for reward in arguments.reward:
         plain, mined = (run(arguments, reward, mining) for mining in (False, True))
         row = {"reward": reward, "plain": plain, "mined": mined}
-        row["useful_share_raised_by"] = round(mined["groups/useful"] / plain["groups/useful"] - 1, 3)
-        row["useful_groups_per_second_raised_by"] = round(
-            (mined["groups/useful"] / mined["seconds_per_step"]) / (plain["groups/useful"] / plain["seconds_per_step"])
+        row["informative_share_raised_by"] = round(mined["groups/informative"] / plain["groups/informative"] - 1, 3)
+        row["informative_groups_per_second_raised_by"] = round(
+            (mined["groups/informative"] / mined["seconds_per_step"])
+            / (plain["groups/informative"] / plain["seconds_per_step"])
             - 1,
             3,
         )

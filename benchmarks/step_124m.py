@@ -43,7 +43,7 @@ def one_step(folder: Path, prompts: int, generations: int, completion: int, gpu:
         "eval_environment_items": 2,
         "save_strategy": "no",
         "report_to": "none",
-        "truth_rows": 2,
+        "target_rows": 2,
         "use_cpu": not gpu,
         "bf16": gpu,
         "seed": 1,

@@ -152,7 +152,7 @@ def _draw_from_zero(axes: Axes, run: Run, keys: Sequence[str]) -> None:
     axes.set_ylim(bottom=0)
 
 
-def _draw_useful(axes: Axes, run: Run, keys: Sequence[str]) -> None:
+def _draw_informative(axes: Axes, run: Run, keys: Sequence[str]) -> None:
     _draw_line(axes, *run.series(keys[0]), "#009E73")
     axes.set_ylim(0, 1.02)
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
@@ -189,7 +189,7 @@ PANELS: list[tuple[str, Sequence[str], Draw]] = [
         _draw_reward,
     ),
     ("Headline metrics on training samples", ["policy/best_legal", "policy/skill", "environment/exact"], _draw_share),
-    ("Groups whose rewards differ", ["groups/useful"], _draw_useful),
+    ("Groups whose rewards differ", ["groups/informative"], _draw_informative),
     ("KL to the reference (nats per token)", ["kl"], _draw_from_zero),
     ("Entropy (nats per token)", ["entropy"], _draw_plain),
     ("Completion length (tokens)", ["completions/mean_length"], _draw_plain),

@@ -8,8 +8,8 @@ import numpy as np
 from accelerate.utils import DistributedType
 
 from rookworld_trl import ranks
-from rookworld_trl.training.mining import PART_COLUMN, Curriculum, PromptMiner, part_of, prompt_key, useful_groups
-from rookworld_trl.training.monitor import truth_logps
+from rookworld_trl.training.mining import PART_COLUMN, Curriculum, PromptMiner, informative_groups, part_of, prompt_key
+from rookworld_trl.training.monitor import target_logps
 from rookworld_trl.training.sampler import Sampler, Samples
 
 Row = dict[str, Any]
@@ -97,16 +97,16 @@ class BatchMiner:
         for _ in range(self.args.mining_rounds):
             prompts, _ = self._groups(rows)
             rewards = self.reward(rows, drawn)
-            useful = useful_groups(rewards, self.samples)
-            dull = [group for group in minable if not useful[group]]
-            if not dull:
+            informative = informative_groups(rewards, self.samples)
+            flat = [group for group in minable if not informative[group]]
+            if not flat:
                 break
-            dropped = np.concatenate([rewards[group * self.samples : (group + 1) * self.samples] for group in dull])
-            self.miner.observe([prompts[group] for group in dull], [tasks[group] for group in dull], dropped)
-            self._replace(rows, dull, prompts, tasks, planned=False)
-            if mine := [row for row, _ in self._my_rows(dull, len(rows))]:
+            dropped = np.concatenate([rewards[group * self.samples : (group + 1) * self.samples] for group in flat])
+            self.miner.observe([prompts[group] for group in flat], [tasks[group] for group in flat], dropped)
+            self._replace(rows, flat, prompts, tasks, planned=False)
+            if mine := [row for row, _ in self._my_rows(flat, len(rows))]:
                 drawn.put(mine, self.sample([rows[row] for row in mine]))
-            resampled += len(dull)
+            resampled += len(flat)
         metrics["mining/resampled"].append(resampled / len(tasks))
         return drawn
 
@@ -117,8 +117,8 @@ class BatchMiner:
         passed = [rates[key] for key in map(prompt_key, prompts) if key in (rates := self.miner.pass_rates)]
         metrics["mining/pass_rate"].append(sum(passed) / max(1, len(passed)))
         if self._ordinary:  # what the batch would have been without mining
-            useful = useful_groups(rewards, self.samples)[self._ordinary]
-            metrics["mining/ordinary_useful"].append(float(useful.mean()))
+            informative = informative_groups(rewards, self.samples)[self._ordinary]
+            metrics["mining/ordinary_informative"].append(float(informative.mean()))
 
     # Steps of mining
 
@@ -158,7 +158,7 @@ class BatchMiner:
             wanted = miner.candidates * len(mine) - len(own)
             candidates = [*own, *miner.draw(task, wanted, present)]
             contents = [self.dataset[row] for row in candidates]
-            if contents and contents[0].get(self.args.task_column) == self.args.truth_task:
+            if contents and contents[0].get(self.args.task_column) == self.args.target_task:
                 self.measure_pass_rates(candidates, contents)
             weights = [miner.weight(row, task, each) for row, each in zip(candidates, contents, strict=True)]
             picked = miner.pick(candidates, weights, len(mine))
@@ -184,6 +184,6 @@ class BatchMiner:
             else:
                 self.miner.set_pass_rate(row, 0.0)  # cut off before its end
         size, pad = self.args.per_device_train_batch_size, self.tokenizer.pad_token_id
-        logps = truth_logps(self.policy, list(pairs.values()), pad, size, request.temperature)
+        logps = target_logps(self.policy, list(pairs.values()), pad, size, request.temperature)
         for row, chance in zip(pairs, logps.double().exp().clamp(max=1.0).tolist(), strict=True):
             self.miner.set_pass_rate(row, chance)

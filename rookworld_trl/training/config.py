@@ -109,14 +109,14 @@ class RookWorldGRPOConfig(GRPOConfig):
             "{environment: {temperature: 0.7, max_completion_length: 80}}. The loss scores each row at its temperature."
         },
     )
-    truth_task: str = field(
+    target_task: str = field(
         default="environment",
-        metadata={"help": "Task whose prompts have one right completion, the text in `truth_column`."},
+        metadata={"help": "Task whose prompts have one right completion, the text in `target_column`."},
     )
     draft_rollouts: bool = field(
         default=True,
         metadata={
-            "help": "Native rollouts of `truth_task` draft the right completion: the same samples in fewer passes."
+            "help": "Native rollouts of `target_task` draft the right completion: the same samples in fewer passes."
         },
     )
 
@@ -195,9 +195,9 @@ class RookWorldGRPOConfig(GRPOConfig):
     health_patience: int = field(
         default=3, metadata={"help": "Logs in a row that must agree before a metric changes its colour."}
     )
-    truth_column: str = field(default="target", metadata={"help": "Column that holds the right completion's text."})
-    truth_rows: int = field(default=32, metadata={"help": "Rows whose truth's log-prob is followed; 0: none."})
-    truth_every: int = field(default=10, metadata={"help": "Optimizer steps between two looks at it."})
+    target_column: str = field(default="target", metadata={"help": "Column that holds the right completion's text."})
+    target_rows: int = field(default=32, metadata={"help": "Rows whose truth's log-prob is followed; 0: none."})
+    target_every: int = field(default=10, metadata={"help": "Optimizer steps between two looks at it."})
     peak_tflops: float | None = field(
         default=None, metadata={"help": "Peak of one device, for MFU; by default known for common GPUs only."}
     )

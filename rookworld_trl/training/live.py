@@ -24,7 +24,11 @@ TABLE_COLUMNS = 240
 
 # Label, key in TRL's log, format. A key that a run does not log is left out of the line.
 Columns = Sequence[tuple[str, str, str]]
-COLUMNS: Columns = (("KL", "kl", ".4f"), ("entropy", "entropy", ".3f"), ("useful groups", "groups/useful", ".0%"))
+COLUMNS: Columns = (
+    ("KL", "kl", ".4f"),
+    ("entropy", "entropy", ".3f"),
+    ("informative groups", "groups/informative", ".0%"),
+)
 
 
 def report_live(trainer: Trainer, folder: Path, columns: Columns = (), max_minutes: float | None = None) -> None:

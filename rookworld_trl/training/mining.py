@@ -8,7 +8,7 @@ is m + (1 - m) q. The miner remembers p and q of each prompt as exponential aver
 completion, one forward pass over it gives p exactly, and says nothing of q.
 
 A share of every part's prompts stays ordinary: it is trained on as it comes, so that what has become easy is not
-forgotten, and its useful share says what the run would have had without mining. Nothing here knows a trainer.
+forgotten, and its informative share says what the run would have had without mining. Nothing here knows a trainer.
 """
 
 import copy
@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 # Gives the weight, 0 or more, of trying a prompt: called with the row of the data set and the prompt's pass rate so
-# far, or None. It multiplies the chance that the prompt's group will be useful.
+# far, or None. It multiplies the chance that the prompt's group will be informative.
 Curriculum = Callable[[Mapping[str, Any], float | None], float]
 
 
@@ -38,12 +38,12 @@ def part_of(row: Mapping[str, Any], task_column: str) -> str:
     return "/".join(str(row[column]) for column in (task_column, PART_COLUMN) if column in row)
 
 
-def useful_chance(pass_rate: float, samples: int) -> float:
+def informative_chance(pass_rate: float, samples: int) -> float:
     """Probability that of so many independent samples some pass and some fail: 1 - p^n - (1 - p)^n."""
     return 1.0 - pass_rate**samples - (1.0 - pass_rate) ** samples
 
 
-def useful_groups(rewards: np.ndarray, samples: int) -> np.ndarray:
+def informative_groups(rewards: np.ndarray, samples: int) -> np.ndarray:
     """Which groups (N / samples,) hold different rewards (N,); NaN do not count."""
     groups = rewards.reshape(-1, samples)
     highest = np.where(np.isnan(groups), -np.inf, groups).max(axis=1)
@@ -63,14 +63,14 @@ class PromptMiner:
         ordinary: share of each task's prompts that are not mined.
         candidates: prompts looked at for each one that is sampled.
         seed: of the draws.
-        curriculum: weighs prompts beside their chance to be useful; see `Curriculum`.
+        curriculum: weighs prompts beside their chance to be informative; see `Curriculum`.
 
     Attributes:
         pass_rates: p by prompt key, an exponential average or exact.
         shares: q by prompt key, an exponential average, of prompts with a group that all passed or all failed.
         graded: by task, how many of its latest groups of that kind differed and how many there were, discounted: what
             to expect of a prompt that has shown none.
-        priors: by task, the useful share of prompts at their first observation: what to expect of an unknown one.
+        priors: by task, the informative share of prompts at their first observation: what to expect of an unknown one.
         draws: random decisions taken so far; each has its own generator, so that a resumed run goes on alike.
     """
 
@@ -104,9 +104,9 @@ class PromptMiner:
 
     def observe(self, prompts: Sequence[str], tasks: Sequence[str], rewards: np.ndarray) -> None:
         """Remember how groups fared: G prompts with their tasks, and their rewards (G * samples,), NaN for none."""
-        useful = useful_groups(rewards, self.samples)
+        informative = informative_groups(rewards, self.samples)
         for prompt, task, group, differs in zip(
-            prompts, tasks, rewards.reshape(-1, self.samples), useful.tolist(), strict=True
+            prompts, tasks, rewards.reshape(-1, self.samples), informative.tolist(), strict=True
         ):
             scored = group[~np.isnan(group)]
             if not len(scored):
@@ -128,15 +128,15 @@ class PromptMiner:
         self.pass_rates[self.keys[row]] = pass_rate
 
     def _chance(self, key: str, task: str) -> float:
-        """Probability that a group of this prompt will be useful."""
+        """Probability that a group of this prompt will be informative."""
         if key not in self.pass_rates:
             return self.priors.get(task, 1.0)
         hits, trials = self.graded.get(task, (1.0, 1.0))
-        mixed = useful_chance(self.pass_rates[key], self.samples)
+        mixed = informative_chance(self.pass_rates[key], self.samples)
         return mixed + (1 - mixed) * self.shares.get(key, hits / trials)
 
     def weight(self, row: int, task: str, content: Mapping[str, Any] | None = None) -> float:
-        """How much a row is worth trying: its chance to be useful, times what the curriculum says of `content`."""
+        """How much a row is worth trying: its chance to be informative, times what the curriculum says of `content`."""
         key = self.keys[row]
         chance = self._chance(key, task)
         if self.curriculum is not None and content is not None:

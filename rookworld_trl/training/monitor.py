@@ -30,7 +30,7 @@ DEFAULT_BANDS: dict[str, tuple[float, float]] = {
     "reward": (0.0, -0.2),  # below 0, most completions are unusable
     "*/parsed": (0.9, 0.5),  # structure validity, per task
     "entropy": (0.05, 0.005),  # nats a token; below, all samples of a group are alike
-    "groups/useful": (0.3, 0.1),  # share of groups whose rewards differ
+    "groups/informative": (0.3, 0.1),  # share of groups whose rewards differ
     "clip_ratio/region_mean": (0.1, 0.3),
     "grad_norm": (10.0, 100.0),
     "sampling/sampling_logp_difference/mean": (0.03, 0.1),  # nats; red: the gate's bound. A sampler with old weights
@@ -96,7 +96,7 @@ class HealthMonitor(TrainerCallback):
         return LEVELS[recent[0] if recent[0] > present else min(present, recent[-1])]
 
     def line(self, step: int, logs: Mapping[str, Any], events: Sequence[Mapping[str, Any]] = ()) -> str:
-        """What changed, and what else is not green: `step 12 health yellow: kl 0.2 (was green), groups/useful 0.22`."""
+        """What changed, and what else is not green: `step 12 health yellow: kl 0.2 (was green), entropy 0.22`."""
         was = {event["metric"]: f" (was {event['from']})" for event in events}
         names = [*was, *(name for name, level in self.levels.items() if level != GREEN and name not in was)]
         cells = []
@@ -135,7 +135,7 @@ class HealthMonitor(TrainerCallback):
                 logger.warning(f"events of step {state.global_step} are in no file: {error}")
 
 
-def truth_logps(
+def target_logps(
     model: nn.Module,
     rows: Sequence[tuple[list[int], list[int]]],
     pad_token_id: int,
@@ -169,7 +169,7 @@ def truth_logps(
     return totals
 
 
-class TruthProbe(TrainerCallback):
+class TargetProbe(TrainerCallback):
     """Follows the log-prob of known right completions on fixed rows: its gain over the run's start, in nats.
 
     It tells learning from luck: rewards move with the prompts drawn, these rows stay.
@@ -193,7 +193,7 @@ class TruthProbe(TrainerCallback):
 
     def measure(self, model: nn.Module) -> float:
         """Mean log-prob, nats a completion."""
-        return truth_logps(model, self.rows, self.pad_token_id).mean().item()
+        return target_logps(model, self.rows, self.pad_token_id).mean().item()
 
     def on_train_begin(
         self,
@@ -228,7 +228,7 @@ class TruthProbe(TrainerCallback):
         self.before = state["before"]
 
 
-def truth_rows(
+def target_rows(
     dataset: Any, tokenizer: Any, column: str, count: int, context: int | None
 ) -> list[tuple[list[int], list[int]]]:
     """Token ids of prompt and right completion (with eos) of `count` rows spread evenly over `dataset`.

@@ -13,7 +13,7 @@ from transformers.utils import logging
 
 from rookworld_trl import ranks
 from rookworld_trl.modeling.tokens import completion_texts
-from rookworld_trl.training.advantages import combine_rewards, useful_share
+from rookworld_trl.training.advantages import combine_rewards, informative_share
 
 logger = logging.get_logger(__name__)
 
@@ -83,9 +83,9 @@ def screened(rewards: torch.Tensor, limit: float) -> tuple[torch.Tensor, dict[st
 
 def by_task(rewards: torch.Tensor, tasks: Sequence[str], num_generations: int) -> dict[str, float]:
     """Metrics of the combined rewards (N,) of all processes: mean by task, and the share of groups that differ."""
-    metrics = {"groups/useful": useful_share(rewards, num_generations)}
+    metrics = {"groups/informative": informative_share(rewards, num_generations)}
     for task in sorted(set(tasks) - {""}):
         own = rewards[torch.tensor([name == task for name in tasks], device=rewards.device)]
         metrics[f"reward/{task}"] = own.nanmean().item()
-        metrics[f"groups/useful/{task}"] = useful_share(own, num_generations)
+        metrics[f"groups/informative/{task}"] = informative_share(own, num_generations)
     return metrics

@@ -113,14 +113,14 @@ class Sampler:
         task = str(row.get(args.task_column, ""))
         own = dict(args.task_sampling or {}).get(task, {})
         draft = None
-        if self.backend == "native" and args.draft_rollouts and task == args.truth_task:
+        if self.backend == "native" and args.draft_rollouts and task == args.target_task:
             draft = self.target_ids(row)
         temperature = float(own.get("temperature", args.temperature))
         return Request(temperature, own.get("max_completion_length", args.max_completion_length), draft)
 
     def target_ids(self, row: dict[str, Any]) -> tuple[int, ...] | None:
         """Token ids of the row's one right completion, its end token included; None where the data has none."""
-        target = row.get(self.args.truth_column)
+        target = row.get(self.args.target_column)
         if not target:
             return None
         return (*self.tokenizer(text=target, add_special_tokens=False)["input_ids"], self.eos_token_ids[0])

@@ -30,7 +30,7 @@ from rookworld_trl.training.guard import Guard, no_rewards
 from rookworld_trl.training.kl_control import StopCallback
 from rookworld_trl.training.kl_penalty import KLPenalty
 from rookworld_trl.training.mining import Curriculum
-from rookworld_trl.training.monitor import HealthMonitor, TruthProbe, truth_rows
+from rookworld_trl.training.monitor import HealthMonitor, TargetProbe, target_rows
 from rookworld_trl.training.points import FindPoints, check_points
 from rookworld_trl.training.preparation import check_built, float32_head, prepare, weights_on_disk
 from rookworld_trl.training.recovery import LearningRateCut
@@ -150,19 +150,19 @@ class RookWorldGRPOTrainer(DurableGRPOTrainer):
             self.guard = Guard(args, accelerator, *parts, running_loss=lambda: self._tr_loss, **hooks)
         self.throughput = Throughput(policy.config, record, peak_of(args, accelerator), self.scorer.shared)
         context = getattr(policy.config, "max_position_embeddings", None)
-        rows = truth_rows(self.train_dataset, self.processing_class, args.truth_column, args.truth_rows, context)
-        self.truth_probe = TruthProbe(rows, self.processing_class.pad_token_id, record, args.truth_every)
+        rows = target_rows(self.train_dataset, self.processing_class, args.target_column, args.target_rows, context)
+        self.target_probe = TargetProbe(rows, self.processing_class.pad_token_id, record, args.target_every)
         self.health = HealthMonitor(args.bands(), Path(args.output_dir), args.health_patience)
         compiled = [placement.CompileCounter(record)] if args.torch_compile else []
         guard = [self.guard] if self.guard else []
-        for callback in (StopCallback(kl.stop), *compiled, *guard, self.throughput, self.truth_probe, self.health):
+        for callback in (StopCallback(kl.stop), *compiled, *guard, self.throughput, self.target_probe, self.health):
             self.add_callback(callback)
         self.controls |= {
             **{name: control for name, control in learning.items() if name != "kl_stop"},  # it ends the run
             **({"miner": self.mining.miner} if self.mining else {}),
             "reference_reset": kl.reset,
             "recovery": self.learning_rate_cut,
-            "truth_probe": self.truth_probe,
+            "target_probe": self.target_probe,
             "health": self.health,
         }
 

@@ -75,14 +75,14 @@ FIELD_CHECKS = (
     ),
     FieldCheck(
         "per_device_train_batch_size gradient_accumulation_steps num_iterations steps_per_generation "
-        "generation_batch_size kl_interval mining_candidates health_patience truth_every "
+        "generation_batch_size kl_interval mining_candidates health_patience target_every "
         "debug_total_limit recovery_snapshot_steps lora_r",
         _at_least(1),
         "it must be a count of at least 1",
         "set it to 1 or more",
     ),
     FieldCheck(
-        "mining_rounds truth_rows stable_after_steps recovery_max_attempts seed warmup_steps lr_decay_steps "
+        "mining_rounds target_rows stable_after_steps recovery_max_attempts seed warmup_steps lr_decay_steps "
         "learning_rate weight_decay adam_epsilon beta kl_warmup_steps kl_stop_threshold reference_reset_steps "
         "reference_reset_stall max_grad_norm",
         _at_least(0),

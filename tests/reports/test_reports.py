@@ -40,7 +40,7 @@ def run(tmp_path: Path) -> Path:
     folder.mkdir()
     with (folder / "metrics.jsonl").open("w") as file:
         for step in range(1, 41):
-            row = {"step": step, "reward": 0.01 * step, "kl": 0.001 * step, "groups/useful": 0.75}
+            row = {"step": step, "reward": 0.01 * step, "kl": 0.001 * step, "groups/informative": 0.75}
             row |= {"rewards/policy_reward/mean": 0.02 * step, "rewards/environment_reward/mean": 0.5}
             file.write(json.dumps(row) + "\n")
     rows = [

@@ -130,7 +130,7 @@ def figures() -> list[str]:
     size = saving["sizes"]["nano"]
     recovered = faults["recovery on"]
     mined = {each["reward"]: each for each in mining["results"]}["graduated"]
-    shares = [100 * mined[side]["groups/useful"] for side in ("plain", "mined")]
+    shares = [100 * mined[side]["groups/informative"] for side in ("plain", "mined")]
     learned = " and ".join(f"{each['speedup']:.1f} times ({each['shape']})" for each in learning["results"])
     positions = generation["results"][-1]
     rows = [

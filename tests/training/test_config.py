@@ -116,7 +116,7 @@ def test_nothing_warns_of_what_the_user_did_not_set(tmp_path: Any) -> None:
         ({"lr_floor": 2.0}, r"`lr_floor` is 2.0: it is a share. Set it between 0 and 1"),
         ({"lr_decay_steps": -1.0}, r"`lr_decay_steps` is -1.0: .* Set it to 0 or more"),
         ({"health_bands": {"kl": [0.1]}}, r"`health_bands\[kl\]` is \[0.1\]: .* Write \[yellow, red\]"),
-        ({"truth_every": 0}, r"`truth_every` is 0: .* Set it to 1 or more"),
+        ({"target_every": 0}, r"`target_every` is 0: .* Set it to 1 or more"),
         ({"max_completion_length": 0}, r"`max_completion_length` is 0: .* Set it"),
         ({"task_sampling": {"A": {"top_p": 0.9}}}, r"`task_sampling\[A\].top_p` is 0.9: .* Leave it out"),
         ({"task_sampling": {"A": {"top_k": 5}}}, r"`task_sampling\[A\].top_k` is 5: the loss scores .* Leave it out"),

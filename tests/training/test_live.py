@@ -11,13 +11,19 @@ from trl.trainer.utils import print_prompt_completions_sample
 from recipes import grpo
 from rookworld_trl.training.live import COLUMNS, LiveReport, live_line, widen_tables
 
-LOGS = {"rewards/policy_reward/mean": 0.3124, "kl": 0.0021, "policy/best_legal": 0.61, "groups/useful": 0.94, "x": 1.0}
+LOGS = {
+    "rewards/policy_reward/mean": 0.3124,
+    "kl": 0.0021,
+    "policy/best_legal": 0.61,
+    "groups/informative": 0.94,
+    "x": 1.0,
+}
 
 
 def test_a_line_shows_what_was_logged_and_nothing_else():
     own = [("reward P", "rewards/policy_reward/mean", "+.3f"), ("B legal", "policy/best_legal", ".0%"), ("y", "y", "")]
     line = live_line(7, 110, LOGS, [*own, *COLUMNS])
-    assert line == "step   7/110  reward P +0.312  B legal 61%  KL 0.0021  useful groups 94%"
+    assert line == "step   7/110  reward P +0.312  B legal 61%  KL 0.0021  informative groups 94%"
 
 
 def test_printed_completions_are_whole(monkeypatch, capsys):

@@ -1,4 +1,4 @@
-"""Prompt mining: chances by hand, exact task shares, pass rates that survive a resume, and more useful groups."""
+"""Prompt mining: chances by hand, exact task shares, pass rates that survive a resume, and more informative groups."""
 
 import copy
 import itertools
@@ -16,7 +16,7 @@ from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from rookworld_trl.training import RookWorldGRPOConfig, RookWorldGRPOTrainer
 from rookworld_trl.training.advantages import Baseline, _Moments
-from rookworld_trl.training.mining import PromptMiner, prompt_key, useful_chance, useful_groups
+from rookworld_trl.training.mining import PromptMiner, informative_chance, informative_groups, prompt_key
 
 NAN = float("nan")
 
@@ -26,15 +26,15 @@ def miner(prompts: str = "abcdefgh", tasks: str = "xxxxyyyy", **options: Any) ->
 
 
 def test_useful_chance_by_hand() -> None:
-    assert useful_chance(0.0, 4) == useful_chance(1.0, 4) == 0
-    assert useful_chance(0.5, 2) == 0.5
-    assert useful_chance(0.9, 3) == pytest.approx(1 - 0.729 - 0.001)
+    assert informative_chance(0.0, 4) == informative_chance(1.0, 4) == 0
+    assert informative_chance(0.5, 2) == 0.5
+    assert informative_chance(0.9, 3) == pytest.approx(1 - 0.729 - 0.001)
 
 
 def test_useful_groups_by_hand() -> None:
     rewards = np.array([1.0, 1.0, 0.0, 1.0, NAN, NAN, NAN, 1.0])
-    assert useful_groups(rewards, 2).tolist() == [False, True, False, False]
-    assert useful_groups(rewards, 4).tolist() == [True, False]
+    assert informative_groups(rewards, 2).tolist() == [False, True, False, False]
+    assert informative_groups(rewards, 4).tolist() == [True, False]
 
 
 def test_pass_rates_are_exponential_averages() -> None:
@@ -56,7 +56,7 @@ def test_an_exact_pass_rate_takes_nothing_from_what_graded_rewards_have_shown() 
     for row in range(4):
         known.set_pass_rate(row, 1e-5)
     assert known.weight(0, "x") == pytest.approx(1.0)
-    assert known.weight(1, "x") == pytest.approx(useful_chance(1e-5, 4), rel=1e-3)
+    assert known.weight(1, "x") == pytest.approx(informative_chance(1e-5, 4), rel=1e-3)
     assert known.weight(2, "x") == pytest.approx(
         0.99 / 1.99, rel=1e-3
     )  # as often as others of its task: the first of two
@@ -72,7 +72,7 @@ def test_under_pass_or_fail_the_exact_pass_rate_decides() -> None:
         assert known.weight(row, "x") == pytest.approx(4e-5, rel=1e-3)
 
 
-def test_unknown_prompts_are_expected_to_be_as_useful_as_others_were() -> None:
+def test_unknown_prompts_are_expected_to_be_as_informative_as_others_were() -> None:
     known = miner()
     assert known.weight(0, "x") == 1.0
     known.observe(["a", "b"], ["x", "x"], np.array([1.0, 1.0, 1.0, 1.0]))
@@ -186,7 +186,7 @@ def trainer_of(
 
     def make(curriculum: Any = None, rows: list[dict[str, Any]] = ROWS, **changes: Any) -> RookWorldGRPOTrainer:
         settings: dict[str, Any] = {**options, "rollout_backend": "native", "shuffle_dataset": False}
-        settings |= {"per_device_train_batch_size": 32, "truth_task": "A", "mining": True, "max_completion_length": 3}
+        settings |= {"per_device_train_batch_size": 32, "target_task": "A", "mining": True, "max_completion_length": 3}
         return RookWorldGRPOTrainer(
             copy.deepcopy(policy),
             right,
@@ -240,7 +240,12 @@ def test_a_mined_batch(trainer_of: Trainers, backend: str) -> None:
     texts = trainer.processing_class.batch_decode(batch["prompt_ids"], skip_special_tokens=True)
     assert texts == [row["prompt"] for row in inputs]
     metrics = trainer._metrics["train"]
-    assert {"mining/ordinary_useful", "mining/resampled", "mining/pass_rate", "groups/useful"} <= metrics.keys()
+    assert {
+        "mining/ordinary_informative",
+        "mining/resampled",
+        "mining/pass_rate",
+        "groups/informative",
+    } <= metrics.keys()
     assert len(metrics["rewards/right/mean"]) == 1, "probing leaves no trace in TRL's logs"
     assert not trainer.gates.pending
     assert (batch.get("sampling_per_token_logps") is not None) == (backend == "native")
@@ -259,7 +264,7 @@ def test_a_prompt_gives_way_to_one_of_its_part(trainer_of: Trainers) -> None:
         assert [row["prompt"] for row in inputs] != [row["prompt"] for row in planned]
 
 
-def test_only_dull_groups_are_sampled_again(trainer_of: Trainers, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_zero_variance_groups_are_sampled_again(trainer_of: Trainers, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rewards by call: first all groups agree but the third and an ordinary one, then all differ."""
     trainer = trainer_of(mining_rounds=3, mining_candidates=1)  # one candidate: at first, the prompts as planned
     trainer.model.train()
@@ -288,16 +293,18 @@ def test_only_dull_groups_are_sampled_again(trainer_of: Trainers, monkeypatch: p
     changed = [inputs[4 * group]["prompt"] != planned[4 * group]["prompt"] for group in range(8)]
     assert changed == [True, True, False, True, True, True, False, False]
     assert trainer._metrics["train"]["mining/resampled"] == [5 / 8]
-    assert trainer._metrics["train"]["mining/ordinary_useful"] == [1.0]  # groups 6 and 7, when they were rewarded last
-    assert trainer._metrics["train"]["groups/useful"] == [1.0]
+    assert trainer._metrics["train"]["mining/ordinary_informative"] == [
+        1.0
+    ]  # groups 6 and 7, when they were rewarded last
+    assert trainer._metrics["train"]["groups/informative"] == [1.0]
 
 
-def test_mining_raises_the_useful_share_by_half(trainer_of: Trainers) -> None:
+def test_mining_raises_the_informative_share_by_half(trainer_of: Trainers) -> None:
     shares = {}
     for mining in (False, True):
         trainer = trainer_of(mining=mining, mining_rounds=3, max_steps=6, learning_rate=1e-9, seed=5)
         trainer.train()
-        shares[mining] = [row["groups/useful"] for row in trainer.state.log_history if "loss" in row]
+        shares[mining] = [row["groups/informative"] for row in trainer.state.log_history if "loss" in row]
     plain, mined = (sum(shares[mining]) / 6 for mining in (False, True))
     assert 0.1 < plain < 0.6
     assert mined >= 1.5 * plain

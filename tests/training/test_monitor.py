@@ -9,8 +9,8 @@ import pytest
 import torch
 from transformers import GPT2LMHeadModel
 
-from rookworld_trl.training.advantages import useful_share
-from rookworld_trl.training.monitor import DEFAULT_BANDS, HealthMonitor, level_of, truth_logps, truth_rows
+from rookworld_trl.training.advantages import informative_share
+from rookworld_trl.training.monitor import DEFAULT_BANDS, HealthMonitor, level_of, target_logps, target_rows
 
 
 @pytest.mark.parametrize(
@@ -59,18 +59,18 @@ def test_a_change_must_last() -> None:
 
 def test_the_line() -> None:
     monitor = HealthMonitor(DEFAULT_BANDS)
-    logs = {"reward": 0.3123, "kl": 0.2, "environment/parsed": 0.4, "policy/parsed": 0.97, "groups/useful": 0.22}
+    logs = {"reward": 0.3123, "kl": 0.2, "environment/parsed": 0.4, "policy/parsed": 0.97, "groups/informative": 0.22}
     events = monitor.observe(12, logs)
     assert monitor.line(12, logs, events) == (
         "step 12 health red: kl 0.2 yellow (was green), environment/parsed 0.4 (was green), "
-        "groups/useful 0.22 yellow (was green)"
+        "groups/informative 0.22 yellow (was green)"
     )
     logs |= {"environment/parsed": 0.95}
     events = monitor.observe(13, logs)
     assert monitor.line(13, logs, events) == (
-        "step 13 health yellow: environment/parsed 0.95 green (was red), kl 0.2, groups/useful 0.22"
+        "step 13 health yellow: environment/parsed 0.95 green (was red), kl 0.2, groups/informative 0.22"
     )
-    monitor.observe(14, {"kl": 0.0, "groups/useful": 1.0})
+    monitor.observe(14, {"kl": 0.0, "groups/informative": 1.0})
     assert monitor.line(14, {}) == "step 14 health green"
 
 
@@ -86,8 +86,8 @@ def test_the_monitor_is_restored() -> None:
 def test_useful_share_by_hand() -> None:
     nan = float("nan")
     rewards = torch.tensor([1.0, 1.0, 0.0, 1.0, nan, nan, nan, 1.0])
-    assert useful_share(rewards, 2) == 0.25
-    assert useful_share(rewards, 4) == 0.5
+    assert informative_share(rewards, 2) == 0.25
+    assert informative_share(rewards, 4) == 0.5
 
 
 def test_truth_logps_equal_unpadded_scoring(policy: GPT2LMHeadModel) -> None:
@@ -98,7 +98,7 @@ def test_truth_logps_equal_unpadded_scoring(policy: GPT2LMHeadModel) -> None:
         with torch.no_grad():
             logps = policy(torch.tensor([prompt + target])).logits[0].log_softmax(-1)
         expected.append(sum(logps[len(prompt) - 1 + i, token].item() for i, token in enumerate(target)))
-    assert truth_logps(policy, rows, pad_token_id=0, batch_size=2).tolist() == pytest.approx(expected, rel=1e-4)
+    assert target_logps(policy, rows, pad_token_id=0, batch_size=2).tolist() == pytest.approx(expected, rel=1e-4)
 
 
 def test_a_run_records_health_and_truth(make_trainer: Callable[..., Any], options: dict[str, Any]) -> None:
@@ -109,17 +109,17 @@ def test_a_run_records_health_and_truth(make_trainer: Callable[..., Any], option
     assert "kl" not in trainer.args.bands()
     assert trainer.args.bands()["grad_norm"] == DEFAULT_BANDS["grad_norm"]
     dataset = trainer.train_dataset.add_column("target", ["aa", "b", "h1h2", "k", "q", "r", "ee", "f"])
-    trainer.truth_probe.rows = truth_rows(dataset, trainer.processing_class, "target", 4, 64)
-    assert len(trainer.truth_probe.rows) == 4
-    assert trainer.truth_probe.rows[1][1][-1] == trainer.processing_class.eos_token_id
-    trainer.truth_probe.every = 1
+    trainer.target_probe.rows = target_rows(dataset, trainer.processing_class, "target", 4, 64)
+    assert len(trainer.target_probe.rows) == 4
+    assert trainer.target_probe.rows[1][1][-1] == trainer.processing_class.eos_token_id
+    trainer.target_probe.every = 1
     trainer.train()
     log = trainer.state.log_history
-    assert log[0]["truth/logp_gain"] == pytest.approx(log[0]["truth/logp"] - trainer.truth_probe.before, abs=1e-5)
+    assert log[0]["truth/logp_gain"] == pytest.approx(log[0]["truth/logp"] - trainer.target_probe.before, abs=1e-5)
     assert log[1]["truth/logp_gain"] != 0
     assert 0 < log[1]["perf/mfu"] < 1
-    assert 0 <= log[0]["groups/useful"] <= 1
+    assert 0 <= log[0]["groups/informative"] <= 1
     events = [json.loads(row) for row in (Path(options["output_dir"]) / "health.jsonl").read_text().splitlines()]
     assert {"entropy"} <= {event["metric"] for event in events if event["to"] == "red"}
-    assert truth_rows(trainer.train_dataset, trainer.processing_class, "target", 4, 64) == []
-    assert truth_rows(dataset, trainer.processing_class, "target", 4, 1) == []
+    assert target_rows(trainer.train_dataset, trainer.processing_class, "target", 4, 64) == []
+    assert target_rows(dataset, trainer.processing_class, "target", 4, 1) == []

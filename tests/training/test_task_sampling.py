@@ -35,7 +35,13 @@ def make(policy: GPT2LMHeadModel, tiny_tokenizer: PreTrainedTokenizerFast, optio
     """A trainer on two prompts of each task, all in every batch."""
 
     def build(**changes: Any) -> RookWorldGRPOTrainer:
-        settings = {**options, "per_device_train_batch_size": 16, "truth_task": "A", "task_sampling": COOL, "beta": 0.1}
+        settings = {
+            **options,
+            "per_device_train_batch_size": 16,
+            "target_task": "A",
+            "task_sampling": COOL,
+            "beta": 0.1,
+        }
         args = RookWorldGRPOConfig(**settings | changes)
         return RookWorldGRPOTrainer(policy, letters, args, Dataset.from_list(ROWS), None, tiny_tokenizer)
 

@@ -47,8 +47,8 @@ def test_metrics_by_task(make: Make) -> None:
     trainer.train()
     log = trainer.state.log_history[0]
     assert log["reward/P"] == log["reward/A"] == 0.5
-    assert (log["groups/useful/P"], log["groups/useful/A"]) == (1.0, 0.0)
-    assert log["groups/useful"] == pytest.approx(5 / 8)
+    assert (log["groups/informative/P"], log["groups/informative/A"]) == (1.0, 0.0)
+    assert log["groups/informative"] == pytest.approx(5 / 8)
     assert log["A/parsed"] == 0.25
     assert log["rewards/by_prompt/mean"] == 0.5
 
@@ -78,7 +78,7 @@ def test_every_tracker_gets_every_number(make: Make, monkeypatch: pytest.MonkeyP
         monkeypatch.setattr(profiling, name, fakes[name], raising=False)
     trainer = make(report_to=["tensorboard", "wandb", "trackio"])
     trainer.train()
-    wanted = {f"train/{name}" for name in ("loss", "kl", "reward", "reward/P", "groups/useful/A", "A/parsed")}
+    wanted = {f"train/{name}" for name in ("loss", "kl", "reward", "reward/P", "groups/informative/A", "A/parsed")}
     writer = fakes["torch.utils.tensorboard"].SummaryWriter.return_value
     scalars = {call.args[0]: call.args[1] for call in writer.add_scalar.call_args_list}
     assert wanted <= scalars.keys()
@@ -86,4 +86,4 @@ def test_every_tracker_gets_every_number(make: Make, monkeypatch: pytest.MonkeyP
     for name in ("wandb", "trackio"):
         logged = [call.args[0] for call in fakes[name].log.call_args_list]
         (step,) = [each for each in logged if wanted <= each.keys()]
-        assert step["train/groups/useful/A"] == 0.0, name
+        assert step["train/groups/informative/A"] == 0.0, name

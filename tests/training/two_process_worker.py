@@ -83,7 +83,7 @@ def main(checkpoint: str, output: str, options: str) -> None:
     trainer.train()
     if trainer.accelerator.is_main_process:
         weights = trainer.accelerator.unwrap_model(trainer.model).state_dict()
-        keys = ("kl", "kl/coefficient", "kl/sequence_p95", "reward", "groups/useful", "value/error", "exact/value")
+        keys = ("kl", "kl/coefficient", "kl/sequence_p95", "reward", "groups/informative", "value/error", "exact/value")
         log = [{key: row[key] for key in keys if key in row} for row in trainer.state.log_history if "loss" in row]
         torch.save({"weights": weights, "log": log}, Path(output))
 
