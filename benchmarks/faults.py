@@ -25,8 +25,8 @@ from transformers.utils import logging
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from tests.faults.injection import STATE, Injector  # noqa: E402
-from tests.faults.toy import make_trainer  # noqa: E402
+from tests.support.injection import STATE, Injector  # noqa: E402
+from tests.support.toy import make_trainer  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results" / "faults.json"
 KINDS = [

@@ -1,4 +1,4 @@
-"""The golden runs of tests/training/golden_run.py by the code of two commits: checkpoints and logs, tolerance zero.
+"""The golden runs of tests/support/golden_run.py by the code of two commits: checkpoints and logs, tolerance zero.
 
     python -m benchmarks.golden <commit> [<variant> ...]
 
@@ -19,9 +19,9 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from tests.support.checkpoint_diff import IGNORED, compare, differences  # noqa: E402
-from tests.training.golden_run import VARIANTS  # noqa: E402
+from tests.support.golden_run import VARIANTS  # noqa: E402
 
-WORKER = ROOT / "tests" / "training" / "golden_run.py"
+WORKER = ROOT / "tests" / "support" / "golden_run.py"
 
 
 @contextmanager

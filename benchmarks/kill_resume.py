@@ -25,8 +25,8 @@ sys.path.insert(0, str(ROOT))
 
 from rookworld_trl.checkpointing import store  # noqa: E402
 from rookworld_trl.checkpointing.resume import choose_start  # noqa: E402
-from tests.faults.toy import make_trainer  # noqa: E402
 from tests.support.checkpoint_diff import IGNORED, differences  # noqa: E402
+from tests.support.toy import make_trainer  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results" / "kill_resume.json"
 # Mid-cycle steps, two epochs, accumulation, a moving KL coefficient, a checkpoint at every step, few kept.

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
+
+from tests.support.builders import character_tokenizer, random_gpt2
 
 # A shell ignores SIGINT for what it starts in the background, nohup SIGHUP, and children inherit that. What is ignored
 # stays ignored, so without this the tests of signals would depend on how they are started.
@@ -38,30 +39,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
     """One token per character of both tasks' texts, and separate pad and end tokens."""
-    characters = sorted(set(" +-./:0123456789ABEKMNPQRabcdefghknpqrw"))
-    vocabulary = {token: index for index, token in enumerate(["<pad>", "<eos>", "<unk>", *characters])}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="<unk>"))
-    tokenizer.decoder = decoders.Fuse()  # without it, decode() puts a space between tokens
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", bos_token="<eos>", unk_token="<unk>"
-    )
+    return character_tokenizer()
 
 
 @pytest.fixture
-def tiny_model(tiny_tokenizer: PreTrainedTokenizerFast) -> GPT2LMHeadModel:
+def tiny_model() -> GPT2LMHeadModel:
     """A random two-layer GPT-2 over `tiny_tokenizer`, the same one for every test; long enough for `A:` rows."""
-    torch.manual_seed(0)
-    config = GPT2Config(
-        vocab_size=len(tiny_tokenizer),
-        n_positions=320,
-        n_embd=32,
-        n_layer=2,
-        n_head=2,
-        bos_token_id=tiny_tokenizer.bos_token_id,
-        eos_token_id=tiny_tokenizer.eos_token_id,
-        pad_token_id=tiny_tokenizer.pad_token_id,
-    )
-    return GPT2LMHeadModel(config)
+    return random_gpt2(n_positions=320)
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ import contextlib
 import os
 import random
 import signal
-import stat
 import subprocess
 import sys
 import threading
@@ -17,7 +16,7 @@ import chess.engine
 import pytest
 
 from rookworld_trl.engine import Engine, MoveValue, find_engine
-from tests.stockfish import requires_stockfish
+from tests.support.stockfish import fake_engine, requires_stockfish
 
 
 @pytest.fixture(autouse=True)
@@ -174,24 +173,6 @@ def test_a_killed_engine_is_replaced() -> None:
             board.push(list(board.legal_moves)[restarts])
             assert engine.analyse(board, multipv=1)
             assert engine.restarts == restarts
-
-
-def fake_engine(path: Path, on_go: str) -> str:
-    """A UCI engine in a few lines of Python that answers `go` as told."""
-    path.write_text(
-        f"#!{sys.executable}\n"
-        "import os, sys, time\n"
-        "for line in sys.stdin:\n"
-        "    word = line.split()[0] if line.split() else ''\n"
-        "    if word == 'uci': print('id name Fake\\noption name Hash type spin default 1 min 1 max 99', flush=True)\n"
-        "    if word == 'uci': print('option name Threads type spin default 1 min 1 max 9', flush=True)\n"
-        "    if word == 'uci': print('option name MultiPV type spin default 1 min 1 max 500\\nuciok', flush=True)\n"
-        "    if word == 'isready': print('readyok', flush=True)\n"
-        "    if word == 'quit': break\n"
-        f"    if word == 'go':\n        {on_go}\n"
-    )
-    path.chmod(path.stat().st_mode | stat.S_IXUSR)
-    return str(path)
 
 
 @pytest.mark.parametrize(

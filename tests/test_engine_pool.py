@@ -9,7 +9,7 @@ import pytest
 
 from rookworld_trl.engine import Engine, MoveValue
 from rookworld_trl.engine_pool import EnginePool, ValueCache
-from tests.stockfish import requires_stockfish
+from tests.support.stockfish import requires_stockfish
 
 FENS = [
     chess.STARTING_FEN,

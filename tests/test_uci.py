@@ -14,7 +14,7 @@ from rookworld_trl.play import EnginePlayer, ModelPlayer, RandomPlayer
 from rookworld_trl.play import players as players_module
 from rookworld_trl.tasks.policy import PolicyOutput
 from rookworld_trl.uci import UciEngine, read_position
-from tests.stockfish import requires_stockfish
+from tests.support.stockfish import requires_stockfish
 
 START = chess.Board()
 

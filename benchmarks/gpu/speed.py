@@ -132,7 +132,7 @@ def launched(stage: Stage, config: str, processes: int, program: str = "recipes/
 
 def fsdp2(stage: Stage) -> str:
     """FSDP2 over one card: sharding's own code path, checkpoint and evaluation, with nobody to share with."""
-    return launched(stage, "fsdp2", 1, "recipes/grpo.py" if stage.cuda else "tests.sharded_on_cpu")
+    return launched(stage, "fsdp2", 1, "recipes/grpo.py" if stage.cuda else "tests.support.sharded_on_cpu")
 
 
 def second_card(stage: Stage) -> str:

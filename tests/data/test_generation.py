@@ -12,7 +12,7 @@ from rookworld_trl.data.generation import GameSettings, generate_positions, read
 from rookworld_trl.data.splits import split_of
 from rookworld_trl.data.supervised import policy_completion, supervised_rows
 from rookworld_trl.tasks import environment, policy
-from tests.stockfish import requires_stockfish
+from tests.support.stockfish import requires_stockfish
 
 SETTINGS = GameSettings(seed=3, nodes=200, max_plies=12, games_per_shard=2)
 

@@ -10,7 +10,7 @@ import pytest
 from rookworld_trl.data.sources import DataOptions, load_prompts
 from rookworld_trl.data.values import ValuesReport, with_values
 from rookworld_trl.engine import MoveValue
-from tests.stockfish import requires_stockfish
+from tests.support.stockfish import requires_stockfish
 
 START = chess.STARTING_FEN
 MATE_IN_ONE = "6k1/5ppp/8/8/8/8/5PPP/R5K1 w - - 0 1"

@@ -11,7 +11,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from rookworld_trl.evaluation import METRICS, Evaluation, evaluate, evaluation_table, score
 from rookworld_trl.modeling.tokens import CUT_OFF
-from tests.stockfish import requires_stockfish
+from tests.support.stockfish import requires_stockfish
 
 SETTINGS = {"temperature": 1.0, "max_new_tokens": 99, "seed": 0}
 

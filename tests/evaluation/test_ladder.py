@@ -15,7 +15,7 @@ from recipes.evaluate import main
 from rookworld_trl.evaluation.elo import rate
 from rookworld_trl.evaluation.ladder import SCALE_ELO, ladder_table, run_ladder, run_llm_chess, standard_anchors
 from rookworld_trl.play import Choice, RandomPlayer
-from tests.stockfish import requires_stockfish
+from tests.support.stockfish import requires_stockfish
 
 
 class Faulty(RandomPlayer):

@@ -8,8 +8,8 @@ import pytest
 
 from rookworld_trl.checkpointing import store
 from rookworld_trl.checkpointing.store import CheckpointError
-from tests.faults.disk import files_end_at
-from tests.faults.toy import make_trainer
+from tests.support.disk import files_end_at
+from tests.support.toy import make_trainer
 
 
 def failing_at(trainer: Any, steps: set[int], size: int) -> Callable[..., Path]:

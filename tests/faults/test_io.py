@@ -19,8 +19,8 @@ from rookworld_trl.reports.run import read_run
 from rookworld_trl.training import monitor
 from rookworld_trl.training.live import LiveReport, live_line
 from rookworld_trl.training.monitor import HealthMonitor
-from tests.faults.disk import files_end_at
-from tests.faults.toy import make_trainer
+from tests.support.disk import files_end_at
+from tests.support.toy import make_trainer
 
 ROOT = Path(__file__).parents[2]
 
@@ -136,7 +136,7 @@ def test_clocks_may_jump(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 PROGRAM = """
 import sys
 from pathlib import Path
-from tests.faults.toy import make_trainer
+from tests.support.toy import make_trainer
 make_trainer(Path(sys.argv[1]), max_steps=1).train()
 """
 

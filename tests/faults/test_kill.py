@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from rookworld_trl.checkpointing import store
-from tests.faults.toy import StopAt, make_trainer
 from tests.support.checkpoint_diff import differences
+from tests.support.toy import StopAt, make_trainer
 
 ROOT = Path(__file__).parents[2]
 # What a save does to the disk, by its audit event; fsync has none and is wrapped.

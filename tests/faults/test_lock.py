@@ -7,8 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -18,30 +16,8 @@ from rookworld_trl.checkpointing import store
 from rookworld_trl.checkpointing.exits import BAD_INPUT, UNRECOVERABLE, reported
 from rookworld_trl.checkpointing.lock import LOCK_FILE, FolderInUseError, locked, reclaim
 from rookworld_trl.checkpointing.store import CheckpointError
-from tests.faults.toy import make_trainer
-
-ROOT = Path(__file__).parents[2]
-HOLDER = """
-import fcntl, os, sys, time
-file = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT)
-fcntl.flock(file, fcntl.LOCK_EX)
-os.pwrite(file, f"process {os.getpid()} on {os.uname().nodename}".encode(), 0)
-print("locked", flush=True)
-time.sleep(600)
-"""
-
-
-@contextmanager
-def another_run(folder: Path) -> Iterator[subprocess.Popen[str]]:
-    """A process that holds the folder's lock."""
-    command = [sys.executable, "-c", HOLDER, str(folder / LOCK_FILE)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "locked\n"
-        try:
-            yield process
-        finally:
-            process.kill()
+from tests.support.processes import ROOT, another_run
+from tests.support.toy import make_trainer
 
 
 def test_a_second_run_is_refused_by_name_and_touches_nothing(tmp_path: Path) -> None:

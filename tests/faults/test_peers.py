@@ -1,6 +1,5 @@
 """A process that is stopped, not dead, ends the others in time; one that is busy, late or done does not."""
 
-import json
 import os
 import signal
 import socket
@@ -15,8 +14,8 @@ import pytest
 from torch.distributed import TCPStore
 
 from rookworld_trl.checkpointing.peers import PeerWatch
-
-ROOT = Path(__file__).parents[2]
+from tests.support.injection import train
+from tests.support.processes import ALONE, ROOT, command
 
 
 def test_the_silent_one_is_named_and_no_other() -> None:
@@ -81,12 +80,10 @@ def test_a_store_that_never_answers_counts_as_silence() -> None:
 
 def start(folder: Path, rank: int, port: int, plan: list[tuple[int, int, str]]) -> subprocess.Popen:
     """One of two processes, without a launcher, whose exit codes would be its own; the first one holds the store."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, **ALONE, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     environment |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    settings = json.dumps({"max_steps": 4, "save_strategy": "no", "ddp_timeout": 30})
-    command = [sys.executable, "-m", "tests.faults.recovery_worker", str(folder), json.dumps(plan), settings]
-    return subprocess.Popen(command, env=environment, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    words = command(train, folder, plan, {"max_steps": 4, "save_strategy": "no", "ddp_timeout": 30})
+    return subprocess.Popen([sys.executable, *words], env=environment, cwd=ROOT, stderr=subprocess.PIPE, text=True)
 
 
 @pytest.mark.slow

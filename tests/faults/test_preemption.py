@@ -14,8 +14,8 @@ import pytest
 
 from rookworld_trl.checkpointing import preemption as preemption_module
 from rookworld_trl.checkpointing.preemption import SIGNALS, Preemption
-from tests.faults.toy import make_trainer
 from tests.support.checkpoint_diff import differences
+from tests.support.toy import make_trainer
 
 ROOT = Path(__file__).parents[2]
 

@@ -25,8 +25,8 @@ from rookworld_trl.training.recovery import (
     load_optimizer,
     remedy,
 )
-from tests.faults.injection import STATE, Injector, hash_of
-from tests.faults.toy import make_trainer
+from tests.support.injection import STATE, Injector, hash_of
+from tests.support.toy import make_trainer
 
 NAN, INF = math.nan, math.inf
 

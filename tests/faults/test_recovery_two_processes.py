@@ -1,27 +1,21 @@
 """A fault on one of two processes: both decide alike, stay equal to the last bit, and neither waits for the other."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.support.injection import train
+from tests.support.processes import called
+
 DEADLINE = 120.0  # seconds from the start of training to both errors; a process left waiting takes gloo's 30 minutes
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 
 def launch(folder: Path, plan: list[tuple[int, int, str]], **options: Any) -> list[dict[str, Any]]:
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    settings = json.dumps({"save_strategy": "no", "lr_scheduler_type": "constant", **options})
-    worker = ["-m", "tests.faults.recovery_worker", str(folder), json.dumps(plan), settings]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([*launcher, *worker], env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    called(train, folder, plan, {"save_strategy": "no", "lr_scheduler_type": "constant", **options})
     return [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in (0, 1)]
 
 

@@ -16,8 +16,8 @@ from rookworld_trl.checkpointing import rescue, store
 from rookworld_trl.checkpointing.exits import UNRECOVERABLE
 from rookworld_trl.checkpointing.rescue import rescued, write_model
 from rookworld_trl.checkpointing.store import CheckpointError
-from tests.faults.disk import files_end_at
-from tests.faults.toy import make_trainer, policy
+from tests.support.disk import files_end_at
+from tests.support.toy import make_trainer, policy
 
 
 @pytest.fixture

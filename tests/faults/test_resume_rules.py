@@ -17,7 +17,7 @@ from tokenizers.processors import TemplateProcessing
 from rookworld_trl.checkpointing import identity, rescue, resume, store
 from rookworld_trl.checkpointing.exits import BAD_INPUT, UNRECOVERABLE, reported
 from rookworld_trl.checkpointing.resume import NothingToResumeError, ResumeError, choose_start
-from tests.faults.toy import make_trainer, policy, prompts, tokenizer
+from tests.support.toy import make_trainer, policy, prompts, tokenizer
 
 Edit = Callable[[Path], None]
 

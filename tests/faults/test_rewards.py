@@ -18,7 +18,7 @@ from rookworld_trl.training.kl import KL_ESTIMATORS, KL_TYPES
 from rookworld_trl.training.recovery import finite
 from rookworld_trl.training.rewards import screened
 from rookworld_trl.training.sampler import Sampler, Samples
-from tests.faults.toy import make_trainer
+from tests.support.toy import make_trainer
 
 NAN, INF = math.nan, math.inf
 

@@ -1,27 +1,36 @@
 """Processes that wait for one of them outlast the group's time limit, and not the death of that one."""
 
 import os
-import subprocess
-import sys
 import time
-from pathlib import Path
+from datetime import timedelta
 
 import pytest
+from torch import distributed
+
+from rookworld_trl.checkpointing.exits import others_wait
+from tests.support.processes import call
+
+LIMIT, WORK = 2, 5  # seconds
+
+
+def worker(how: str) -> None:
+    """The first of two processes works for longer than the group's time limit."""
+    distributed.init_process_group("gloo", timeout=timedelta(seconds=LIMIT))
+    first = distributed.get_rank() == 0
+    if how == "barrier":
+        time.sleep(WORK * first)
+        distributed.barrier()
+    else:
+        with others_wait():
+            time.sleep(WORK * first)
+            if first and how == "dies":
+                os._exit(3)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("how", "succeeds"), [("others_wait", True), ("barrier", False), ("dies", False)])
 def test_the_others_wait(how: str, succeeds: bool) -> None:
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path.cwd())}
     started = time.perf_counter()
-    done = subprocess.run(
-        [*launcher, "-m", "tests.faults.waiting_worker", how],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
+    done = call(worker, how)
     assert (done.returncode == 0) is succeeds, done.stderr[-3000:]
-    assert time.perf_counter() - started > 5
+    assert WORK < time.perf_counter() - started < 120

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2LMHeadModel
 
 from rookworld_trl.modeling.hub import PushError, push_folder
 from rookworld_trl.modeling.loading import load
-from tests.hub import TOKEN, Hub, serve
+from tests.support.hub import TOKEN, Hub, serve
 
 
 @pytest.fixture

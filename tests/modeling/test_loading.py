@@ -20,7 +20,7 @@ from rookworld_trl.modeling.loading import (
     load_tokenizer,
     parameter_count,
 )
-from tests.hub import Hub, serve
+from tests.support.hub import Hub, serve
 
 IDS = torch.tensor([[3, 5, 8, 13]])
 

@@ -4,20 +4,20 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GPT2LMHeadModel
 
 from rookworld_trl.modeling import packing
 from rookworld_trl.modeling.gpt2 import GPT2
 from rookworld_trl.modeling.rollout import rollout
 from rookworld_trl.modeling.shared_prefix import prefill
+from tests.support.builders import random_gpt2
 
 PROMPTS = [[5, 6, 7], [9], [11, 3, 4, 8, 2]]
 
 
 @pytest.fixture
 def model() -> GPT2LMHeadModel:
-    torch.manual_seed(0)
-    return GPT2LMHeadModel(GPT2Config(vocab_size=97, n_positions=64, n_embd=48, n_layer=2, n_head=3)).eval()
+    return random_gpt2(vocab_size=97, n_embd=48, n_head=3).eval()
 
 
 @pytest.fixture

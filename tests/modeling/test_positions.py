@@ -3,16 +3,15 @@
 import pytest
 import torch
 from torch import nn
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GPT2LMHeadModel
 
 from rookworld_trl.modeling.positions import install_position_hook, positions_from_mask
+from tests.support.builders import random_gpt2
 
 
 @pytest.fixture
 def model() -> GPT2LMHeadModel:
-    torch.manual_seed(0)
-    config = GPT2Config(n_layer=2, n_head=2, n_embd=32, vocab_size=23, n_positions=32, initializer_range=0.5)
-    return GPT2LMHeadModel(config).eval()
+    return random_gpt2(vocab_size=23, n_positions=32, initializer_range=0.5).eval()
 
 
 ROW = [5, 7, 11, 2, 19]

@@ -22,7 +22,7 @@ from rookworld_trl.play import (
 )
 from rookworld_trl.tasks import ParseError
 from rookworld_trl.tasks.policy import PolicyOutput
-from tests.stockfish import requires_stockfish
+from tests.support.stockfish import requires_stockfish
 
 START = chess.STARTING_FEN
 

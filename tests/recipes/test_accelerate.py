@@ -170,7 +170,7 @@ def test_a_sharded_run_learns_what_a_plain_one_does(settings: dict[str, object],
     learning |= {"per_device_train_batch_size": 8, "save_strategy": "steps", "save_steps": 1}
     runs = {name: settings | learning | {"output_dir": tmp_path / name} for name in ("plain", "sharded")}
     del runs["sharded"]["use_cpu"]  # accelerate would shard nothing
-    sharded = launcher("fsdp2", "-m", "tests.sharded_on_cpu")
+    sharded = launcher("fsdp2", "-m", "tests.support.sharded_on_cpu")
     _, plain_steps = run(launcher("cpu_x2", "recipes/grpo.py"), runs["plain"])
     _, steps = run(sharded, runs["sharded"])
     for name in ("reward", "kl", "loss", "grad_norm"):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from rookworld_trl.data.generation import GameSettings, generate_positions, shard_path
-from tests.stockfish import requires_stockfish
+from tests.support.stockfish import requires_stockfish
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "generate_data.py"
 SETTINGS = GameSettings(seed=5, nodes=100, games_per_shard=1)

@@ -19,7 +19,7 @@ from rookworld_trl.evaluation import accuracy
 from rookworld_trl.files import write_atomically
 from rookworld_trl.modeling.loading import load_model
 from rookworld_trl.reports import summary
-from tests.faults.test_lock import another_run
+from tests.support.processes import another_run
 
 ROOT = Path(__file__).parents[2]
 

@@ -14,7 +14,7 @@ from rookworld_trl.checkpointing.resume import FINISHED_FILE
 from rookworld_trl.data import prompts
 from rookworld_trl.modeling.hub import PushError
 from rookworld_trl.reports import results
-from tests.hub import TOKEN, Hub, Repository, serve
+from tests.support.hub import TOKEN, Hub, Repository, serve
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ import pytest
 from rookworld_trl.data import load_shipped
 from rookworld_trl.rewards import PolicyScore, score_policy
 from rookworld_trl.tasks.policy import format_completion
-from tests.rewards.positions import best_first
+from tests.support.positions import best_first
 
 Row = dict[str, Any]
 Pick = Callable[[Row, random.Random], list[str]]

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from rookworld_trl.rewards import score_environment
 from rookworld_trl.tasks import ParseError
 from rookworld_trl.tasks.environment import prompt as environment_prompt
-from tests.rewards.positions import TRANSITIONS
+from tests.support.positions import TRANSITIONS
 
 E4_PROMPT = f"A: {chess.STARTING_FEN}+e2e4+e2e4+"
 E4_TRUTH = "rnbqkbnr/pppppppp/8/8/4P3/8/PPPP1PPP/RNBQKBNR b KQkq - 0 1+0.001+0+0"

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from rookworld_trl.rewards import score_policy
 from rookworld_trl.tasks.policy import format_completion, win_chance
-from tests.rewards.positions import POLICY_FENS, best_first, spread_values
+from tests.support.positions import POLICY_FENS, best_first, spread_values
 
 # Twelve moves of a made-up position, best first, in centipawns. Win chance falls by about 9 points a pawn near 0.
 MOVES = ["e2e4", "d2d4", "g1f3", "c2c4", "b1c3", "g2g3", "a2a3", "h2h3", "f2f3", "a2a4", "h2h4", "g2g4"]

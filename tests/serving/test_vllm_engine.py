@@ -43,7 +43,7 @@ def environment() -> dict[str, str]:
 def train(environment: dict[str, str], recipe: str, **settings: object) -> list[dict[str, float]]:
     """Run a recipe; the lines of its metrics."""
     words = [word for key, value in {**SMALL, **settings}.items() for word in (f"--{key}", str(value))]
-    command = [sys.executable, "-m", "tests.vllm_on_cpu", "--config", str(RECIPES / f"{recipe}.yaml"), *words]
+    command = [sys.executable, "-m", "tests.support.vllm_on_cpu", "--config", str(RECIPES / f"{recipe}.yaml"), *words]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, (done.stdout + done.stderr)[-5000:]
     assert "Traceback" not in done.stderr, done.stderr[-5000:]

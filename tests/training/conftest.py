@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from datasets import Dataset
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 from trl import GRPOConfig, GRPOTrainer
 
 from rookworld_trl.training import RookWorldGRPOConfig, RookWorldGRPOTrainer
+from tests.support.builders import random_gpt2
 
 PROMPTS = ["P: a", "P: abcdefgh", "A: e", "P: aa bb cc dd", "A: 1234567890", "P: b", "A: h1h2", "P: kqr"]
 
@@ -26,21 +26,9 @@ def prompts() -> Dataset:
 
 
 @pytest.fixture
-def policy(tiny_tokenizer: PreTrainedTokenizerFast) -> GPT2LMHeadModel:
+def policy() -> GPT2LMHeadModel:
     """Dropout at GPT-2's 0.1, weights large enough that a shifted position changes the log-probs."""
-    torch.manual_seed(1)
-    config = GPT2Config(
-        vocab_size=len(tiny_tokenizer),
-        n_positions=64,
-        n_embd=32,
-        n_layer=2,
-        n_head=2,
-        initializer_range=0.3,
-        bos_token_id=tiny_tokenizer.bos_token_id,
-        eos_token_id=tiny_tokenizer.eos_token_id,
-        pad_token_id=tiny_tokenizer.pad_token_id,
-    )
-    return GPT2LMHeadModel(config)
+    return random_gpt2(seed=1, initializer_range=0.3)
 
 
 @pytest.fixture

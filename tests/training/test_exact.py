@@ -7,11 +7,12 @@ from typing import Any
 import peft
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GPT2LMHeadModel
 
 from rookworld_trl.modeling.positions import install_position_hook
 from rookworld_trl.training.exact import LEAST_DEVIATION, score_tree
 from rookworld_trl.training.points import Decision, Determined, Points, Rest, points_of_batch
+from tests.support.builders import random_gpt2
 
 VOCABULARY = 5
 LENGTH = 4
@@ -23,12 +24,9 @@ SECOND = {(0,): 0.9, (4,): 0.1}
 
 @pytest.fixture
 def model() -> GPT2LMHeadModel:
-    torch.manual_seed(3)
-    config = GPT2Config(
-        vocab_size=VOCABULARY, n_positions=16, n_embd=16, n_layer=2, n_head=2, initializer_range=0.5,
-        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
-    )  # fmt: skip
-    model = GPT2LMHeadModel(config).double()
+    dropout = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+    sizes = {"vocab_size": VOCABULARY, "n_positions": 16, "n_embd": 16}
+    model = random_gpt2(seed=3, initializer_range=0.5, **sizes, **dropout).double()
     install_position_hook(model)
     return model
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.checkpoint_diff import differences
-from tests.training.golden_run import VARIANTS, main
+from tests.support.golden_run import VARIANTS, main
 
 
 @pytest.mark.slow

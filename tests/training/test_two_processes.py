@@ -1,17 +1,21 @@
 """One global batch on one process and on two gives the same weights, KL, coefficient and advantages."""
 
-import json
 import os
-import subprocess
-import sys
+import random
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
+from datasets import Dataset
+from transformers import AutoTokenizer, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-WORKER = Path(__file__).with_name("two_process_worker.py")
+from rookworld_trl.training import RookWorldGRPOConfig, RookWorldGRPOTrainer
+from rookworld_trl.training.sampler import Samples
+from tests.support.processes import called
+from tests.training.conftest import PROMPTS, share_of_letters
+
 SETTINGS: list[dict[str, Any]] = [
     {"advantage_baseline": "adaptive", "kl_control": "multiplicative", "kl_target": 1e-4, "kl_interval": 1},
     {"use_gae": True, "kl_estimator": "exact", "gradient_accumulation_steps": 1},
@@ -20,15 +24,75 @@ SETTINGS: list[dict[str, Any]] = [
 ]
 
 
+TOKENS = 42  # of the tests' tokenizer
+
+
+def fixed(prompt_ids: list[list[int]], *_: Any, **__: Any) -> Samples:
+    """Completions depend on the prompt and on the number in the group alone, so that both runs see the same batch."""
+    samples = Samples.blank(len(prompt_ids))
+    samples.prompt_ids, samples.completion_ids = prompt_ids, []
+    for prompt, run in groupby(prompt_ids):
+        for number, _row in enumerate(run):
+            dice = random.Random(f"{prompt} {number}")
+            samples.completion_ids.append([dice.randrange(3, TOKENS) for _ in range(dice.randint(1, 6))])
+    return samples
+
+
+def find_points(row: dict[str, Any], completion: list[int]) -> dict[str, Any]:
+    """Two actions behind the first token, one of two tokens; a right end where the completion ends; a sampled rest."""
+    if row["task"] == "a":
+        return {
+            "decisions": [{"position": 0, "actions": [[5, 6], [9]], "rewards": [1.0, 0.4]}],
+            "rest_is_sampled": True,
+        }
+    at = min(1, len(completion) - 1)
+    decision = {"position": at, "actions": [[7], [8, 4]], "rewards": [1.0, -0.5], "otherwise": 0.1}
+    return {"decisions": [decision], "determined": [{"position": len(completion) - 1, "tokens": [1], "weight": 0.3}]}
+
+
+def worker(checkpoint: str, output: str, options: dict[str, Any]) -> None:
+    """Three steps of the toy task, alone or under torchrun; what came out goes to a file."""
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    tasks = ["p", "p", "a", "p", "a", "p", "a", "p"]
+    args = RookWorldGRPOConfig(
+        output_dir=f"{output}-run",
+        use_cpu=True,
+        ddp_backend="gloo" if processes > 1 else None,
+        per_device_train_batch_size=8 // processes,
+        num_generations=4,
+        max_completion_length=6,
+        max_steps=3,
+        learning_rate=0.5,
+        optim="sgd",  # Adam would turn rounding of a zero gradient into a whole step
+        max_grad_norm=0.0,
+        lr_scheduler_type="constant",
+        save_strategy="no",
+        disable_tqdm=True,
+        seed=1,
+        **options,
+    )
+    trainer = RookWorldGRPOTrainer(
+        GPT2LMHeadModel.from_pretrained(checkpoint),
+        share_of_letters,
+        args,
+        Dataset.from_dict({"prompt": PROMPTS, "task": tasks}),
+        None,
+        tokenizer,
+        find_points=None if args.objective == "sampled" else find_points,
+    )
+    trainer.sampler.sample = fixed  # type: ignore[method-assign]
+    trainer.gates.pending = False  # they compare with a real sampler
+    trainer.train()
+    if trainer.accelerator.is_main_process:
+        weights = trainer.accelerator.unwrap_model(trainer.model).state_dict()
+        keys = ("kl", "kl/coefficient", "kl/sequence_p95", "reward", "groups/informative", "value/error", "exact/value")
+        log = [{key: row[key] for key in keys if key in row} for row in trainer.state.log_history if "loss" in row]
+        torch.save({"weights": weights, "log": log}, Path(output))
+
+
 def run(checkpoint: Path, output: Path, settings: dict[str, Any], processes: int) -> dict[str, Any]:
-    launcher = [sys.executable]
-    if processes > 1:
-        launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    command = [*launcher, str(WORKER), str(checkpoint), str(output), json.dumps(settings)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "FutureWarning" not in done.stderr  # of the pinned versions, about nothing that a user could change
+    called(worker, checkpoint, output, settings, processes=processes)
     return torch.load(output, weights_only=True)
 
 

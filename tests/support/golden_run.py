@@ -1,6 +1,6 @@
 """rookworld-nano for a dozen steps with every control on: run twice, or by two versions of the code, nothing differs.
 
-    python tests/training/golden_run.py <variant> <folder> [<checkpoint to resume from>]
+    python tests/support/golden_run.py <variant> <folder> [<checkpoint to resume from>]
 
 Variants of two processes are started by torchrun. What is compared are the checkpoints, value by value, and the log.
 """

@@ -4,40 +4,23 @@ subprocesses can build it too."""
 from pathlib import Path
 from typing import Any
 
-import torch
 from datasets import Dataset
-from tokenizers import Tokenizer, decoders, models
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast, TrainerCallback
+from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast, TrainerCallback
 
 from rookworld_trl.training import RookWorldGRPOConfig, RookWorldGRPOTrainer
 from rookworld_trl.training.monitor import DEFAULT_BANDS
+from tests.support.builders import character_tokenizer, random_gpt2
 
 LETTERS = "abcdefghkqr"
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
-    vocabulary = {token: index for index, token in enumerate(["<pad>", "<eos>", "<unk>", *" :PA12345678", *LETTERS])}
-    made = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="<unk>"))
-    made.decoder = decoders.Fuse()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=made, pad_token="<pad>", eos_token="<eos>", bos_token="<eos>", unk_token="<unk>"
-    )
+    return character_tokenizer(" :PA12345678" + LETTERS)
 
 
 def policy() -> GPT2LMHeadModel:
-    torch.manual_seed(1)
-    config = GPT2Config(
-        vocab_size=len(tokenizer()),
-        n_positions=32,
-        n_embd=16,
-        n_layer=2,
-        n_head=2,
-        initializer_range=0.3,
-        bos_token_id=1,
-        eos_token_id=1,
-        pad_token_id=0,
-    )
-    return GPT2LMHeadModel(config)
+    small = {"vocab_size": len(tokenizer()), "n_positions": 32, "n_embd": 16}
+    return random_gpt2(seed=1, initializer_range=0.3, **small)
 
 
 def prompts(count: int) -> Dataset:

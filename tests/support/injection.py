@@ -1,15 +1,19 @@
 """Faults placed by process and step, each of its own kind and at its own place in an optimizer step."""
 
 import hashlib
+import json
 import os
 import signal
+import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import TrainerCallback
 
 from rookworld_trl.training import RookWorldGRPOTrainer
+from tests.support.toy import make_trainer
 
 NAN, INF = float("nan"), float("inf")
 
@@ -149,3 +153,23 @@ def hash_of(tensors: Sequence[torch.Tensor]) -> str:
     for tensor in tensors:
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
+
+
+def train(folder: str, plan: list[tuple[int, int, str]], options: dict[str, Any]) -> None:
+    """Train the toy task in this process and others, with faults by (process, step); write what each process saw."""
+    trainer = make_trainer(Path(folder), per_device_train_batch_size=2, ddp_backend="gloo", **options)
+    injector = Injector(trainer, [(rank, step, kind) for rank, step, kind in plan])
+    error, started = "", time.monotonic()
+    try:
+        trainer.train()
+    except Exception as raised:
+        error = f"{type(raised).__name__}: {raised}"
+    result = {
+        "error": error,
+        "seconds": time.monotonic() - started,
+        "hashes": list(injector.hashes.values()),
+        "finite": all(injector.finite.values()),
+        "attempts": trainer.guard.attempts.count,
+    }
+    Path(folder, f"rank-{trainer.args.process_index}.json").write_text(json.dumps(result), encoding="utf-8")
+    trainer.accelerator.wait_for_everyone()
