@@ -17,8 +17,6 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from tqdm import tqdm
-
 from rookworld_trl.config import bad_input
 from rookworld_trl.data.generation import (
     GameSettings,
@@ -27,6 +25,7 @@ from rookworld_trl.data.generation import (
     write_shards_of_rank,
 )
 from rookworld_trl.data.shipping import POLICY_ROWS, build_shipped, counts
+from rookworld_trl.terminal import progress_bar
 
 
 def positions(args: argparse.Namespace) -> None:
@@ -41,7 +40,7 @@ def positions(args: argparse.Namespace) -> None:
     if args.executor != "processes":
         return positions_by_datatrove(args, shards, settings)
     total = 0
-    with tqdm(total=args.shards, unit="shard") as bar:
+    with progress_bar("positions", args.shards, "shard") as bar:
         for _, rows in generate_positions(args.output, shards, settings, args.workers, args.engine):
             total += rows
             bar.update()
@@ -74,7 +73,7 @@ def positions_by_datatrove(args: argparse.Namespace, shards: range, settings: Ga
 def dataset(args: argparse.Namespace) -> None:
     if not any(args.positions.glob("positions-*.parquet")):
         raise ValueError(f"--positions: {args.positions} holds no positions-*.parquet; make them first")
-    with tqdm(total=sum(POLICY_ROWS.values()), unit="position") as bar:
+    with progress_bar("values", sum(POLICY_ROWS.values()), "position") as bar:
         for valued in build_shipped(args.positions, args.output, args.seed, args.nodes, args.workers, args.engine):
             bar.update(valued)
     for split, strata in counts(args.output).items():

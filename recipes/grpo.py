@@ -3,8 +3,13 @@
     accelerate launch --quiet recipes/grpo.py --config recipes/nano/grpo/config_cpu.yaml [--key value ...]
 
 Writes to `output_dir`: checkpoint/ (model, tokenizer, card), summary.json, metrics.jsonl, plot.png, and every held-out
-item's result in evaluation_before.json and evaluation_after.json.
+item's result in evaluation_before.json and evaluation_after.json. `--help` lists all keys.
 """
+
+if __name__ == "__main__":  # before what takes seconds to import
+    from rookworld_trl.help import show_help
+
+    show_help(__file__)
 
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
@@ -29,6 +34,7 @@ from rookworld_trl.reports.summary import timed
 from rookworld_trl.rewards.choices import COLUMNS, REWARDS
 from rookworld_trl.rewards.decisions import ChessPoints
 from rookworld_trl.tasks import check_tasks
+from rookworld_trl.terminal import TerminalOptions, shown
 from rookworld_trl.training import RookWorldGRPOConfig, RookWorldGRPOTrainer
 from rookworld_trl.training.live import report_live
 
@@ -36,28 +42,21 @@ SHOWN = ["seed", "learning_rate", "beta", "temperature", "num_generations", "gen
 
 
 @dataclass
-class RunConfig(PromptOptions):
-    """What to train, on which prompts, for how long, and what to measure; the rest is RookWorldGRPOConfig's."""
+class RunConfig(PromptOptions, TerminalOptions):
+    """What to train, on which prompts, for how long, what to measure and to show; the rest is RookWorldGRPOConfig's."""
 
     model: str = option(NANO, "`nano`, which comes with the package, a folder, or `owner/name` on the Hub.")
     model_revision: str | None = option(None, "Branch, tag or commit of a model on the Hub.")
-    reward: Literal["graduated", "continuous"] = option(
-        "graduated", "`graduated`, six levels from -0.3 to 1.0, or `continuous`."
-    )
-    max_train_minutes: float | None = option(
-        None, "Training stops after the step in which this time is over, if `max_steps` has not ended it before."
-    )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.max_train_minutes is not None and not self.max_train_minutes > 0:
-            raise ValueError(f"`max_train_minutes` is {self.max_train_minutes}: it must be above 0, or left out")
+    expected_parameters: int | None = option(None, "Refuse a model with another number of parameters.")
+    reward: Literal["graduated", "continuous"] = option("graduated", "Six levels from -0.3 to 1.0, or `continuous`.")
+    max_train_minutes: float | None = option(None, "Stop training after the step in which this time is over.")
 
 
 def load_start(run: RunConfig, args: RookWorldGRPOConfig) -> tuple[PreTrainedModel, Any]:
     """Model and tokenizer that training starts from."""
     with blame("model", run.model):
-        return load(run.model, run.leading_eos, revision=run.model_revision, token=args.hub_token)
+        source = {"revision": run.model_revision, "token": args.hub_token}
+        return load(run.model, run.leading_eos, expected_parameters=run.expected_parameters, **source)
 
 
 def build(run: RunConfig, args: RookWorldGRPOConfig) -> tuple[RookWorldGRPOTrainer, Dataset]:
@@ -67,7 +66,6 @@ def build(run: RunConfig, args: RookWorldGRPOConfig) -> tuple[RookWorldGRPOTrain
     held_out, prompts = held_out_and_training_prompts(run, args, tokenizer, model.config.n_positions)
     points = None if args.objective == "sampled" else ChessPoints(tokenizer)
     trainer = RookWorldGRPOTrainer(model, REWARDS[run.reward], args, prompts, None, tokenizer, find_points=points)
-    Path(args.output_dir).mkdir(parents=True, exist_ok=True)
     report_live(trainer, Path(args.output_dir), COLUMNS, run.max_train_minutes)
     return trainer, held_out
 
@@ -94,6 +92,7 @@ def run_recipe(argv: Sequence[str] | None) -> int:
         with bad_input(), exits.reported(), timed(seconds, "setup"):
             run, args = parse_recipe((RunConfig, RookWorldGRPOConfig), argv)
             stack.enter_context(locked(args.output_dir, args.process_index == 0))
+            result = stack.enter_context(shown(run, args.output_dir, args.process_index == 0))
             start = choose_start(args, vars(run))
             if start.finished:
                 return exits.DONE
@@ -124,11 +123,11 @@ def run_recipe(argv: Sequence[str] | None) -> int:
         if before is not None and after is not None:  # the main process
             comparison, groups = compare(before, after), compare_groups(before, after)
             print(f"\n{comparison_table(comparison)}\n\n{comparison_table(comparison, True, groups)}")
-            facts = {**vars(run), **{name: getattr(args, name) for name in SHOWN}, "groups": groups}
-            facts |= {"steps": trainer.state.global_step, "stop_reason": trainer.stop_reason}
+            result |= {"steps": trainer.state.global_step, "stop_reason": trainer.stop_reason, "metrics": comparison}
+            facts = {**vars(run), **{name: getattr(args, name) for name in SHOWN}, **result, "groups": groups}
             with last.step("evaluation_after.json"), exits.needs_disk(folder / "evaluation_after.json"):
                 after.write(folder / "evaluation_after.json")
-            write_results(folder, last.step, comparison, seconds, **facts, identity=trainer.identity.fingerprint)
+            write_results(folder, last.step, seconds, **facts, identity=trainer.identity.fingerprint)
             print(f"\nwrote {folder}/: {', '.join(['checkpoint', 'metrics.jsonl', *last.done])}")
             if args.push_to_hub:
                 with last.step("push"):

@@ -6,12 +6,17 @@ Rows come from the positions that `recipes/generate_data.py positions` wrote. Ru
 was interrupted, damaged or finished is seen, and the exit code says how it went (`rookworld_trl.checkpointing.exits`).
 """
 
+if __name__ == "__main__":  # before what takes seconds to import
+    from rookworld_trl.help import show_help
+
+    show_help(__file__)
+
 import hashlib
 import json
 import os
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -32,16 +37,27 @@ from rookworld_trl.modeling.hub import hide_token
 from rookworld_trl.modeling.loading import load_model, load_tokenizer
 from rookworld_trl.modeling.starting_weights import set_starting_weights
 from rookworld_trl.modeling.tokenizer import build_gpt2_tokenizer, build_nano_tokenizer
+from rookworld_trl.terminal import TerminalOptions, shown
+from rookworld_trl.training.live import report_live
 from rookworld_trl.training.supervised import MuonFactory, SupervisedConfig, SupervisedTrainer
 
+LIVE = [("loss", "loss", ".4f"), ("gradient", "grad_norm", ".2f"), ("rate", "learning_rate", ".2e")]
 SORTED_BATCHES = 64  # in as many batches of a task the rows are sorted by length, so that little padding is computed
 
 # Fields that say where something lies or how it is read, not what; hashes of the content stand for them.
-PLACES = ("positions", "first_shard", "max_shards", "init_from", "average_with", "num_proc")
+PLACES = (
+    *(field.name for field in fields(TerminalOptions)),
+    "positions",
+    "first_shard",
+    "max_shards",
+    "init_from",
+    "average_with",
+    "num_proc",
+)
 
 
 @dataclass
-class SFTRecipe:
+class SFTRecipe(TerminalOptions):
     """What to train, on what, and with which optimizer."""
 
     positions: str = option("data/positions", "Folder of the shards that `generate_data.py positions` wrote.")
@@ -219,11 +235,13 @@ def run_recipe(argv: Sequence[str] | None) -> int:
             recipe, args = parse_recipe((SFTRecipe, SupervisedConfig), argv)
             hide_token(args)
             stack.enter_context(locked(args.output_dir, args.process_index == 0))
+            result = stack.enter_context(shown(recipe, args.output_dir, args.process_index == 0))
             start = choose_start(args, {**vars(recipe), "rates": [args.learning_rate, recipe.muon_lr]})
             if start.finished:
                 return DONE
             set_seed(args.seed)
             trainer, others = build(recipe, args)
+            report_live(trainer, Path(args.output_dir), LIVE)
         with reported():
             trainer.train(start.checkpoint)
             if trainer.preemption.signal:
@@ -235,6 +253,7 @@ def run_recipe(argv: Sequence[str] | None) -> int:
             facts = {"rows": len(trainer.train_dataset), "seed": args.seed, "steps": trainer.state.global_step}
             facts |= {"data_seed": args.data_seed, "data_sha256": trainer.facts()["data_sha256"]}
             facts |= {"init_from": recipe.init_from, "average_with": recipe.average_with}
+            result |= facts
             with reported(), needs_disk(folder / "training.json"):
                 write_atomically(folder / "training.json", json.dumps(facts, indent=2) + "\n")
                 mark_finished(folder, start, folder)

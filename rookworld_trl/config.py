@@ -1,7 +1,8 @@
 """Recipes: one YAML file, `--key value` to override it, typed dataclasses out. Strict, so that a typo never trains.
 
 Every key must be a field of one of the dataclasses and every value must have the field's type. An error names the
-file and line (or the command line), the key and what to write instead.
+file and line (or the command line), the key and what to write instead. Variables `ROOKWORLD_<KEY>` of the environment
+stand between the two: `ROOKWORLD_MAX_STEPS=5` wins over the file, and `--max_steps 6` over both.
 
 A file may start from others: `extends: ../../presets/standard.yaml` (or a list, later ones winning), relative to
 itself; its own keys win over theirs.
@@ -10,17 +11,20 @@ itself; its own keys win over theirs.
 import dataclasses
 import difflib
 import enum
+import os
 import re
 import sys
 import types
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+from rookworld_trl.help import ENVIRONMENT, usage
 
 EXIT_BAD_INPUT = 2
 EXTENDS = "extends"
@@ -36,7 +40,7 @@ class RecipeError(ValueError):
 @dataclass(frozen=True, slots=True)
 class _Setting:
     value: Any
-    source: str  # "file.yaml line 3" or "command line"
+    source: str  # "file.yaml line 3", "environment" or "command line"
     text: str | None = None  # as written, of a plain value: YAML reads `no` as false, a choice may be called that
     typed: bool = False  # on the command line, where nobody quotes: a field of type str takes `text` for what it is
 
@@ -44,8 +48,8 @@ class _Setting:
 def parse_recipe(types_: Sequence[type], argv: Sequence[str] | None = None) -> tuple[Any, ...]:
     """Read `--config FILE` and `--key value` pairs into one instance of each dataclass.
 
-    The command line wins over the file, whatever their order. A bare `--flag` means true. Lists and mappings are
-    written as in YAML: `--report_to '[tensorboard]'`.
+    The command line wins over the environment, and that over the file, whatever their order. A bare `--flag` means
+    true. Lists and mappings are written as in YAML: `--report_to '[tensorboard]'`.
 
     Args:
         types_: dataclasses; a key may be a field of only one of them.
@@ -62,11 +66,11 @@ def parse_recipe(types_: Sequence[type], argv: Sequence[str] | None = None) -> t
     hints = {cls: _init_hints(cls) for cls in types_}
     known = {key: hint for cls in types_ for key, hint in hints[cls].items()}
     if {"-h", "--help"} & set(argv):
-        print(_usage(types_, hints))
+        print(usage(types_, hints))
         raise SystemExit(0)
 
     settings: dict[str, _Setting] = {}
-    overrides = _read_command_line(argv)
+    overrides = _read_environment(os.environ, known) | _read_command_line(argv)
     config = overrides.pop("config", None)
     if config is not None:
         settings |= _read_recipe(Path(config.text or ""))
@@ -175,6 +179,30 @@ def _read_file(path: Path, whence: str = "") -> dict[str, _Setting]:
     return settings
 
 
+def _read_environment(environment: Mapping[str, str], known: Iterable[str]) -> dict[str, _Setting]:
+    """The variables `ROOKWORLD_<KEY>`, `ROOKWORLD_CONFIG` among them.
+
+    Raises:
+        RecipeError: one that is called after no key: it would be a setting that does nothing.
+    """
+    keys = {f"{ENVIRONMENT}{key.upper()}": key for key in (*known, "config")}
+    settings: dict[str, _Setting] = {}
+    for name in sorted(name for name in environment if name.startswith(ENVIRONMENT)):
+        if name not in keys:
+            close = difflib.get_close_matches(name, keys, n=1, cutoff=0.0)
+            raise RecipeError(f"environment: {name} is called after no key; the nearest is {close[0]}. Or unset it")
+        settings[keys[name]] = _Setting(_read_text(environment[name]), f"environment {name}", environment[name], True)
+    return settings
+
+
+def _read_text(text: str) -> Any:
+    """A value as YAML reads it; text that is no YAML is text."""
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+
+
 def _read_command_line(argv: list[str]) -> dict[str, _Setting]:
     settings: dict[str, _Setting] = {}
     rest = argv[::-1]
@@ -185,13 +213,9 @@ def _read_command_line(argv: list[str]) -> dict[str, _Setting]:
         key, equals, text = word[2:].partition("=")
         if not equals:
             text = rest.pop() if rest and not rest[-1].startswith("--") else "true"
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError:
-            value = text
         if key == "config" in settings:
             raise RecipeError(f"command line: --config stands twice; write a file that begins with '{EXTENDS}: [A, B]'")
-        settings[key.replace("-", "_")] = _Setting(value, "command line", text, typed=True)
+        settings[key.replace("-", "_")] = _Setting(_read_text(text), "command line", text, typed=True)
     return settings
 
 
@@ -287,15 +311,3 @@ def _build(cls: type, values: dict[str, Any], settings: dict[str, _Setting], sou
         named = [field.name for field in fields(cls) if field.name in words]
         places = [f"{name} ({settings[name].source if name in settings else 'not set'})" for name in named]
         raise RecipeError(f"{source}: {error}" + (f" Change {' or '.join(places)}." if places else "")) from error
-
-
-def _usage(types_: Sequence[type], hints: dict[type, dict[str, Any]]) -> str:
-    lines = [f"--config FILE, which may start from others ({EXTENDS}: PATH), and any of these keys, as --key value:"]
-    for cls in types_:
-        lines.append(f"\n{cls.__name__}")
-        for field in fields(cls):
-            if field.name in hints[cls]:
-                default = "required" if field.default is MISSING else repr(field.default)
-                default = "[...]" if field.default_factory is not MISSING else default
-                lines.append(f"  --{field.name}  {field.metadata.get('help', '')} [{default}]")
-    return "\n".join(lines)

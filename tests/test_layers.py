@@ -20,16 +20,19 @@ MAY_IMPORT = {
     "tasks": set(),
     "engine": {"files"},
     "engine_pool": {"engine", "files"},
-    "config": set(),
+    "help": set(),
+    "config": {"help"},
+    "terminal": {"config"},
+    "alerts": set(),
     "rewards": {"tasks", "engine"},
     "modeling": {"files"},
-    "checkpointing": {"modeling", "files", "ranks"},
+    "checkpointing": {"modeling", "files", "ranks", "alerts"},
     "play": {"tasks", "engine", "modeling"},
     "uci": {"play", "tasks", "modeling"},
-    "data": {"tasks", "engine", "engine_pool", "play", "modeling", "files", "config"},
-    "training": {"modeling", "checkpointing", "files", "ranks"},
-    "evaluation": {"tasks", "engine", "engine_pool", "play", "rewards", "modeling", "files", "data"},
-    "reports": {"files", "config", "__init__"},  # the package's version
+    "data": {"tasks", "engine", "engine_pool", "play", "modeling", "files", "config", "terminal"},
+    "training": {"modeling", "checkpointing", "files", "ranks", "terminal", "alerts"},
+    "evaluation": {"tasks", "engine", "engine_pool", "play", "rewards", "modeling", "files", "data", "terminal"},
+    "reports": {"files", "config", "help", "__init__"},  # the package's version
     "__init__": set(),
 }
 

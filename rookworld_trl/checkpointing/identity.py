@@ -32,7 +32,7 @@ FREE = (
         "restore_callback_states_from_checkpoint",
         "enable_jit_checkpoint",
     ),
-    *("engine_workers", "engine_cache"),
+    *("engine_workers", "engine_cache", "expected_parameters", "quiet", "json", "alert"),
 )
 APPLIED = (
     "max_train_minutes",
@@ -53,7 +53,7 @@ APPLIED = (
 # Fields that say where something comes from, by the digest that says what it is.
 BY_CONTENT = {
     "train_dataset": ("dataset", "dataset_split", "streaming", "max_rows", "best_move", "illegal", "engine_nodes"),
-    "starting_weights": ("model", "model_revision"),
+    "starting_weights": ("model", "model_revision", "model_commit"),
 }
 
 

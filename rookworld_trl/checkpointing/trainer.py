@@ -65,6 +65,7 @@ class DurableGRPOTrainer(DurableTrainer, GRPOTrainer):
             "rewards": list(self.reward_func_names),
             "train_dataset": identity.dataset_digests(self.train_dataset, ordered=not self.args.shuffle_dataset),
             "starting_weights": identity.weights_digest(weights) if weights else None,
+            "model_commit": getattr(self.model.config, "_commit_hash", None),  # of a model from the Hub
             "tokenizer": identity.tokenizer_digest(self.processing_class),
         }
 

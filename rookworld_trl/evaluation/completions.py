@@ -1,17 +1,14 @@
 """Completions of prompts, as every evaluation needs them: batched by length, seeded by prompt, in the given order."""
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from rookworld_trl.modeling.rollout import rollout
 from rookworld_trl.modeling.tokens import completion_texts
-
-LOG_SECONDS = 30.0
+from rookworld_trl.terminal import progress_bar
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,15 +18,6 @@ class Completion:
     text: str
     tokens: int
     finished: bool
-
-
-def progress_bar(title: str, total: int, unit: str) -> tqdm:
-    """A bar on stderr; without a terminal a line every half a minute, for logs. No title: nothing."""
-    options: dict[str, Any] = {"total": total, "desc": title, "unit": unit, "disable": not title}
-    if not sys.stderr.isatty():
-        options |= {"mininterval": LOG_SECONDS, "maxinterval": 2 * LOG_SECONDS, "miniters": 1}
-        options["bar_format"] = "{desc}: {n_fmt} of {total_fmt} {unit}s after {elapsed}\n"
-    return tqdm(**options)
 
 
 def fitting_length(model: PreTrainedModel, tokenizer: Any, prompts: Sequence[str], max_new_tokens: int) -> int:

@@ -17,7 +17,6 @@ from typing import Any
 import chess
 
 from rookworld_trl.engine import Engine
-from rookworld_trl.evaluation.completions import progress_bar
 from rookworld_trl.evaluation.elo import Rating, rate
 from rookworld_trl.evaluation.intervals import wilson
 from rookworld_trl.play import (
@@ -32,6 +31,7 @@ from rookworld_trl.play import (
     play_games,
     random_opening,
 )
+from rookworld_trl.terminal import progress_bar
 
 RULES = ("strict", "lenient")
 SCALE_ELO = 1350  # the weakest that Stockfish 15.1 can be set to

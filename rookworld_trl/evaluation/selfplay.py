@@ -12,11 +12,12 @@ from typing import Any
 import chess
 from transformers import PreTrainedModel
 
-from rookworld_trl.evaluation.completions import complete, fitting_length, progress_bar
+from rookworld_trl.evaluation.completions import complete, fitting_length
 from rookworld_trl.evaluation.metrics import Metric
 from rookworld_trl.evaluation.suite import SuiteItem, SuiteResult, answer
 from rookworld_trl.play import random_opening
 from rookworld_trl.tasks import ParseError, environment
+from rookworld_trl.terminal import progress_bar
 
 METRICS = [
     Metric("legal_plies", "legal plies a game", lambda s: s["legal_plies"], proportion=False, format=".1f"),

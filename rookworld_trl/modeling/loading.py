@@ -63,7 +63,7 @@ def load(
     """Load a model for training and its tokenizer, from a folder or the Hub; they are checked against each other.
 
     Embedding rows beyond the tokenizer's vocabulary are cut when they are padding (see `load_model`). The model's end
-    and pad tokens become the tokenizer's.
+    and pad tokens become the tokenizer's. The commit of a model from the Hub is in `config._commit_hash`.
 
     Args:
         name: a local folder, a repository on the Hub such as `jrahn/RookWorld-LM-124M`, or `nano`: the model that comes
@@ -88,8 +88,10 @@ def load(
     count = model.num_parameters()
     if expected_parameters is not None and count != expected_parameters:
         raise LoadingError(
-            f"{name} has {count:,} parameters, {expected_parameters:,} were expected: check the name and the revision"
+            f"{name} has {count:,} parameters, and `expected_parameters` is {expected_parameters}: check name and "
+            "revision, or change it"
         )
+    model.config._commit_hash = commit_of(folder)
     for config in (model.config, model.generation_config):
         config.eos_token_id, config.pad_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id
     return model, tokenizer
@@ -148,6 +150,11 @@ def checkpoint_folder(
     for file in folder.iterdir():
         _check_blob(file)
     return folder
+
+
+def commit_of(folder: Path) -> str | None:
+    """The commit that a folder of the Hub's cache holds, which it is called after; None for any other folder."""
+    return folder.name if folder.parent.name == "snapshots" and re.fullmatch("[0-9a-f]{40}", folder.name) else None
 
 
 def _reason(error: Exception, name: str | Path, revision: str | None) -> str:

@@ -115,7 +115,9 @@ def _training(summary: dict[str, Any]) -> str:
     if identity and identity.get("train_dataset"):
         data += f", SHA-256 of the prompts in their order `{_whole(identity['train_dataset'])}`"
     items = [
-        f"start: `{summary['model']}`" + (f" at {summary['model_revision']}" if summary.get("model_revision") else ""),
+        f"start: `{summary['model']}`"
+        + (f" at {summary['model_revision']}" if summary.get("model_revision") else "")
+        + (f", commit {summary['model_commit']}" if summary.get("model_commit") else ""),
         f"data: {data}; {summary['mix_env_ratio']:.0%} of the prompts of each batch were `A:`",
         f"rewards: {reward}, {REWARDS.get(reward, 'by python-chess and stored engine values')}; no judge, no engine "
         "during training",

@@ -28,6 +28,19 @@ class RookWorldGRPOConfig(GRPOConfig):
 
     _VALID_DICT_FIELDS: ClassVar[list[str]] = [*GRPOConfig._VALID_DICT_FIELDS, "health_bands", "task_sampling"]
 
+    CHOICES: ClassVar[dict[str, tuple[Any, ...]]] = validation.CHOICES
+    # Of TRL and transformers: read by their example scripts, for chats, images and experts, for other evaluations, old
+    # names, or refused at any value but one.
+    INERT: ClassVar[tuple[str, ...]] = (
+        *("do_train", "do_eval", "do_predict", "local_rank", "label_names", "label_smoothing_factor"),
+        *("prediction_loss_only", "include_for_metrics", "batch_eval_metrics", "eval_do_concat_batches"),
+        *("eval_use_gather_object", "length_column_name", "train_sampling_strategy", "router_aux_loss_coef"),
+        *("chat_template_kwargs", "max_tool_calling_iterations", "log_multimodal", "shuffle_dataset"),
+        *("use_transformers_paged", "vllm_importance_sampling_cap"),
+        *("gradient_checkpointing", "gradient_checkpointing_kwargs"),
+        *("disable_dropout", "top_p", "top_k", "min_p", "repetition_penalty", "save_only_model"),
+    )
+
     # TRL keeps GPT-2's dropout of 0.1 in training: the same tokens under the same weights then score differently in
     # sampling, reference and loss, which looks like KL and is noise.
     disable_dropout: bool = field(

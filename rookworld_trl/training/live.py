@@ -16,6 +16,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.utils import logging
 
 from rookworld_trl.files import append_line, write_atomically
+from rookworld_trl.terminal import progress_bar
 
 logger = logging.get_logger(__name__)
 
@@ -32,9 +33,16 @@ COLUMNS: Columns = (
 
 
 def report_live(trainer: Trainer, folder: Path, columns: Columns = (), max_minutes: float | None = None) -> None:
-    """Put a `LiveReport` in place of the trainer's own bar and printed dictionaries."""
-    if trainer.args.log_completions:
+    """Put a `LiveReport` in place of the trainer's own bar and printed dictionaries.
+
+    Raises:
+        ValueError: no time at all.
+    """
+    if max_minutes is not None and not max_minutes > 0:
+        raise ValueError(f"`max_train_minutes` is {max_minutes}: it must be above 0, or left out")
+    if getattr(trainer.args, "log_completions", False):
         widen_tables()
+    folder.mkdir(parents=True, exist_ok=True)
     for callback in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(callback)
     trainer.add_callback(LiveReport(folder, columns, max_minutes))
@@ -101,7 +109,7 @@ class LiveReport(TrainerCallback):
                 (row["seconds"] for row in rows if type(row.get("seconds")) in (int, float)), default=0.0
             )
             write_atomically(self.file, "".join(json.dumps(row) + "\n" for row in rows))
-            self.bar = tqdm(total=state.max_steps, initial=state.global_step, unit="step", dynamic_ncols=True)
+            self.bar = progress_bar("train", state.max_steps, "step", state.global_step)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self.bar is not None:

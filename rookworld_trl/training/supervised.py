@@ -29,6 +29,18 @@ class SupervisedConfig(SFTConfig):
     auto_resume: ClassVar[bool] = True  # these two are what `rookworld_trl.checkpointing.resume` asks for
     recovery_mode: ClassVar[bool] = False
 
+    # Of TRL and transformers: read by their example scripts, for other rows than token ids with labels, for chats and
+    # experts, for other evaluations, old names, or refused at any value but one.
+    INERT: ClassVar[tuple[str, ...]] = (
+        *("do_train", "do_eval", "do_predict", "local_rank", "label_names", "prediction_loss_only"),
+        *("include_for_metrics", "batch_eval_metrics", "eval_do_concat_batches", "eval_use_gather_object"),
+        *("length_column_name", "router_aux_loss_coef", "chat_template_path", "dataset_text_field", "dataset_num_proc"),
+        *("eos_token", "pad_token", "completion_only_loss", "assistant_only_loss", "eval_packing", "packing_strategy"),
+        *("packing", "padding_free", "model_init_kwargs", "trust_remote_code", "truncation_mode", "push_to_hub"),
+        *("hub_token", "hub_private_repo", "hub_model_id", "hub_strategy", "hub_always_push", "hub_revision"),
+        *("gradient_checkpointing", "gradient_checkpointing_kwargs"),
+    )
+
     # TRL's default is True under this old name, of which transformers warns.
     gradient_checkpointing: bool | None = field(
         default=None, metadata={"help": "Old name of `activation_checkpointing`, which is off by default."}

@@ -42,6 +42,7 @@ class FieldCheck(NamedTuple):
     holds: Callable[[Any], bool]
     problem: str
     remedy: str
+    choices: tuple[Any, ...] = ()  # where these are all
 
     def accepts(self, value: Any) -> bool:
         try:
@@ -60,7 +61,7 @@ def _above(bound: float) -> Callable[[Any], bool]:
 
 def _one_of(names: str, *choices: Any) -> FieldCheck:
     shown = ", ".join(str(choice) for choice in choices if not isinstance(choice, bool))
-    return FieldCheck(names, lambda value: value in choices, "no such choice", f"choose one of {shown}")
+    return FieldCheck(names, lambda value: value in choices, "no such choice", f"choose one of {shown}", choices)
 
 
 FIELD_CHECKS = (
@@ -146,6 +147,9 @@ FIELD_CHECKS = (
         "leave it False; what is evaluated is the model after the last step",
     ),
 )
+
+
+CHOICES = {name: check.choices for check in FIELD_CHECKS if check.choices for name in check.fields.split()}
 
 
 def check_fields(config: TrainingArguments, of: type[TrainingArguments] | None = None) -> None:

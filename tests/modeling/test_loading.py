@@ -169,7 +169,7 @@ def test_broken_tokenizers_are_named(tiny_checkpoint: Path) -> None:
 
 
 def test_model_and_tokenizer_must_fit(tiny_checkpoint: Path) -> None:
-    with pytest.raises(LoadingError, match=r"parameters, 124,439,808 were expected"):
+    with pytest.raises(LoadingError, match=r"37,056 parameters, and `expected_parameters` is 124439808: check name"):
         load(tiny_checkpoint, expected_parameters=124_439_808)
     words = load_file(tiny_checkpoint / "model.safetensors")["transformer.wte.weight"]
     edit_weights(tiny_checkpoint, transformer__wte__weight=words[:-2].clone())

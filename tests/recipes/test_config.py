@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import pytest
 
@@ -113,6 +113,34 @@ def test_what_a_file_starts_from_is_named_in_errors(tmp_path):
     assert "'extends' belongs in a file" in message("model: a\n", "--extends", "base.yaml")
 
 
+def test_the_environment_stands_between_the_file_and_the_command_line(recipe, monkeypatch, tmp_path):
+    variables = {"STEPS": "5", "RATE": "1e-3", "NAMES": "[x]", "MODEL": "007", "SWITCH": "no", "BATCH_SIZE": "4"}
+    for name, value in variables.items():
+        monkeypatch.setenv(f"ROOKWORLD_{name}", value)
+    run, other = recipe("model: a\nsteps: 1\nrate: 1\nlimit: 2\n", "--rate", "3")
+    assert run == Run("007", 3.0, steps=5, limit=2, names=["x"], switch="no")
+    assert other.batch_size == 4
+    (tmp_path / "other.yaml").write_text("quiet: true\n")
+    monkeypatch.setenv("ROOKWORLD_CONFIG", str(tmp_path / "other.yaml"))
+    assert parse_recipe((Run, Other), [])[0].quiet
+    assert not recipe("model: a\n")[0].quiet, "the command line's own recipe wins"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("ROOKWORLD_STEP", "3", "environment: ROOKWORLD_STEP is called after no key; the nearest is ROOKWORLD_STEPS"),
+        ("ROOKWORLD_STEPS", "ten", "environment ROOKWORLD_STEPS: key 'steps' is 'ten'; write a whole number"),
+        ("ROOKWORLD_GROUPS", "3", r"divisible .* groups \(environment ROOKWORLD_GROUPS\)"),
+        ("ROOKWORLD_CONFIG", "none.yaml", "none.yaml: cannot be read"),
+    ],
+)
+def test_bad_variables(monkeypatch, name, value, message):
+    monkeypatch.setenv(name, value)
+    with pytest.raises(RecipeError, match=message):
+        parse_recipe((Run, Other), ["--model", "a"])
+
+
 BAD = {
     "two recipes": ("model: a\n", ("--config", "other.yaml"), r"command line: --config stands twice; .*'extends"),
     "binary": ("model: \x00\n", (), r"recipe.yaml: is not valid YAML: .*\w"),
@@ -182,12 +210,24 @@ def test_bugs_keep_their_traceback():
         raise AttributeError("a bug")
 
 
-def test_help_lists_every_key(capsys):
+def test_help_has_type_choices_default_and_variable_of_every_key(capsys):
+    class Inert(Other):
+        CHOICES: ClassVar = {"batch_size": (2, 4)}
+        INERT: ClassVar = ("groups",)
+
     with pytest.raises(SystemExit):
-        parse_recipe((Run, Other), ["--help"])
-    shown = capsys.readouterr().out
-    assert "--rate" in shown
-    assert "--groups" in shown
+        parse_recipe((Run, Inert), ["--help"])
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    assert "--model TEXT  (required)  ROOKWORLD_MODEL" in lines
+    assert "--rate NUMBER  (default 0.5)  ROOKWORLD_RATE" in lines
+    assert "--limit WHOLE  (default null)  ROOKWORLD_LIMIT" in lines
+    assert "--color white|black  (default white)  ROOKWORLD_COLOR" in lines
+    assert "--mode fast|exact  (default exact)  ROOKWORLD_MODE" in lines
+    assert "--names LIST  (default [])  ROOKWORLD_NAMES" in lines
+    assert "--extra MAPPING|TEXT  (default null)  ROOKWORLD_EXTRA" in lines
+    assert "--batch_size 2|4  (default 8)  ROOKWORLD_BATCH_SIZE" in lines
+    assert not any(line.startswith("--groups") for line in lines)
+    assert lines[-1].endswith("only one valid value: groups.")
 
 
 def test_a_recipe_that_is_no_text_is_named(tmp_path):

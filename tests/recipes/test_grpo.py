@@ -89,6 +89,29 @@ def test_a_run_leaves_everything_behind(arguments, capsys):
     assert trained.config.vocab_size == start.config.vocab_size
 
 
+def test_json_quiet_and_a_log_file(arguments, monkeypatch, capsys):
+    """With a setting from the environment, which the card's command line has too."""
+    del arguments["max_steps"]
+    monkeypatch.setenv("ROOKWORLD_MAX_STEPS", "1")
+    run(arguments | {"json": True, "quiet": True, "log_file": True, "auto_resume": True})
+    folder, shown = arguments["output_dir"], capsys.readouterr()
+    result = json.loads(shown.out)
+    assert {name: result[name] for name in ("output_dir", "steps", "stop_reason")} == {
+        "output_dir": str(folder),
+        "steps": 1,
+        "stop_reason": "",
+    }
+    summary = json.loads((folder / "summary.json").read_text())
+    assert result["metrics"] == summary["metrics"]
+    assert summary["command"].startswith("ROOKWORLD_MAX_STEPS=1 ")
+    assert "evaluate" not in shown.err
+    log = (folder / "log.txt").read_text()
+    assert " step 1/1  reward P -0.3" in log
+    assert "before    after" in log
+    run(arguments | {"json": True, "auto_resume": True})
+    assert json.loads(capsys.readouterr().out) == {"output_dir": str(folder)}, "it was finished"
+
+
 def test_one_run_at_a_time_in_a_folder(arguments, capsys):
     run(arguments | {"max_steps": 1})
     folder = arguments["output_dir"]
@@ -411,6 +434,7 @@ BAD = {
     "unknown key": ({"learning_rat": 1}, "unknown key 'learning_rat'; the nearest valid key is 'learning_rate'"),
     "wrong type": ({"max_steps": "many"}, "key 'max_steps' is 'many'; write a whole number"),
     "no checkpoint": ({"model": "./nowhere"}, "`model` is './nowhere': ./nowhere is neither a folder nor"),
+    "another size": ({"expected_parameters": 124439808}, "37,056 parameters, and `expected_parameters` is 124439808"),
     "no data": ({"dataset": "nowhere.parquet"}, "nowhere.parquet: no such file"),
     "group cut in two": ({"num_generations": 3}, "`num_generations` is 3: it does not divide the 10 completions"),
     "impossible ratio": ({"mix_env_ratio": 0.3}, "`mix_env_ratio` is 0.3: 1.5 of 5 prompts"),

@@ -1,5 +1,6 @@
 """`push_to_hub` from the recipe: checkpoint and card arrive, and what arrives says what was trained."""
 
+import json
 import sys
 from pathlib import Path
 from unittest.mock import patch
@@ -53,6 +54,21 @@ def run(arguments: dict) -> None:
     words = [word for key, value in arguments.items() for word in (f"--{key}", str(value))]
     with patch.object(sys, "argv", ["recipes/grpo.py", *words]):  # what the card quotes
         grpo.main()
+
+
+def test_the_commit_of_a_model_of_the_hub_is_kept(hub: Hub, arguments: dict, tiny_checkpoint: Path) -> None:
+    """What `main` stood for when the run began; a run that goes on knows it from its own checkpoint."""
+    commit = hub.add("owner/start", tiny_checkpoint).sha("main")
+    saving = {"save_strategy": "steps", "save_steps": 1, "push_to_hub": False, "max_steps": 1}
+    run(arguments | saving | {"model": "owner/start", "model_revision": "main"})
+    folder = arguments["output_dir"]
+    summary = json.loads((folder / "summary.json").read_text())
+    kept = json.loads((folder / "checkpoint-1" / "run.json").read_text())
+    assert summary["model_commit"] == kept["fingerprint"]["model_commit"] == commit
+    assert f"- start: `owner/start` at main, commit {commit}\n" in (folder / "checkpoint" / "README.md").read_text()
+    resume = {"resume_from_checkpoint": folder / "checkpoint-1", "max_steps": 2}
+    run(arguments | saving | resume | {"model": tiny_checkpoint})  # the same weights, from a folder
+    assert json.loads((folder / "summary.json").read_text())["steps"] == 2
 
 
 @pytest.mark.parametrize("strategy", ["end", "every_save", "checkpoint"])

@@ -91,6 +91,17 @@ def test_an_interrupted_run_ends_as_an_undisturbed_one(
     assert torch.equal(load_model(str(resumed)).lm_head.weight, load_model(str(whole)).lm_head.weight)
 
 
+def test_json_and_the_metrics_of_each_log(run: Runs, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(max_steps=2, logging_steps=1, json="true", log_file="true") == DONE
+    result = json.loads(capsys.readouterr().out)
+    assert result == json.loads((tmp_path / "run" / "training.json").read_text()) | {
+        "output_dir": str(tmp_path / "run")
+    }
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [(row["step"], "loss" in row) for row in rows] == [(1, True), (2, True)]
+    assert f" step 2/2  loss {rows[1]['loss']:.4f}  gradient" in (tmp_path / "run" / "log.txt").read_text()
+
+
 OTHERS: list[tuple[dict[str, Any], str]] = [
     ({"seed": 2}, "`seed` was 1 and is 2"),
     ({"learning_rate": 1e-2}, "`rates` was"),

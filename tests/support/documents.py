@@ -1,6 +1,6 @@
 """The repository's Markdown pages as the tests read them, and the tables in them that are generated.
 
-    python -m tests.support.documents     writes those tables anew (`make docs`)
+    python -m tests.support.documents     writes those tables, and the programs' `--help`, anew (`make docs`)
 
 The tables of `docs/results.md` come from the files under `benchmarks/results/`, those of `docs/recipes.md` from the
 configuration classes. A table of fields stands between `<!-- fields of CLASS: PATTERNS -->` and `<!-- end -->`. It
@@ -9,25 +9,35 @@ earlier table of the class does; `@changed` names those of a class above.
 """
 
 import json
+import os
 import re
 import shlex
+import sys
+from contextlib import redirect_stdout, suppress
 from dataclasses import MISSING, Field, fields
 from fnmatch import fnmatchcase
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
+from recipes import evaluate, grpo, sft
 from recipes.grpo import RunConfig
 from recipes.sft import SFTRecipe
 from rookworld_trl.data.prompts import PromptOptions
 from rookworld_trl.data.sources import DataOptions
+from rookworld_trl.help import WIDTH, shown, stamp, stored
+from rookworld_trl.terminal import TerminalOptions
 from rookworld_trl.training import RookWorldGRPOConfig
+from rookworld_trl.training.supervised import SupervisedConfig
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 PAGES = [README, *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("benchmarks/*.md"))]
 FIELDS_PAGE = ROOT / "docs" / "recipes.md"
 FIGURES_PAGE = ROOT / "docs" / "results.md"
-CLASSES = {cls.__name__: cls for cls in (RunConfig, PromptOptions, DataOptions, RookWorldGRPOConfig, SFTRecipe)}
+GROUPS = (RunConfig, PromptOptions, DataOptions, TerminalOptions, RookWorldGRPOConfig, SFTRecipe, SupervisedConfig)
+CLASSES = {cls.__name__: cls for cls in GROUPS}
+PROGRAMS = {"recipes/grpo.py": grpo.main, "recipes/sft.py": sft.main, "recipes/evaluate.py": evaluate.main}
 
 _FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^ *```$", flags=re.MULTILINE | re.DOTALL)
 _TABLE = re.compile(r"(<!-- fields of (\w+): (.*?) -->\n).*?(<!-- end -->)", flags=re.DOTALL)
@@ -63,13 +73,6 @@ def commands(code: str) -> list[list[str]]:
 def own_fields(cls: type) -> list[Field[Any]]:
     """The fields that a class defines itself, new or with another default."""
     return [field for field in fields(cls) if field.name in cls.__annotations__]
-
-
-def shown(default: Any) -> str:
-    """A default as a recipe would write it."""
-    if default is None or isinstance(default, bool):
-        return {None: "null", True: "true", False: "false"}[default]
-    return f"{default:g}" if isinstance(default, float) else str(default)
 
 
 def row(cls: type, field: Field[Any]) -> str:
@@ -188,8 +191,24 @@ def with_figures(text: str) -> str:
     return text
 
 
+def help_of(program: str) -> str:
+    """What a program's `--help` prints where nothing is stored, under the versions that it was made for."""
+    argv, columns = sys.argv, os.environ.get("COLUMNS")
+    sys.argv, os.environ["COLUMNS"] = [Path(program).name], str(WIDTH)
+    try:
+        with redirect_stdout(StringIO()) as text, suppress(SystemExit):
+            PROGRAMS[program](["--help"])
+    finally:
+        sys.argv = argv
+        os.environ.pop("COLUMNS") if columns is None else os.environ.update(COLUMNS=columns)
+    return f"{stamp()}\n{text.getvalue()}"
+
+
 GENERATED = {FIELDS_PAGE: with_fields, FIGURES_PAGE: with_figures}
 
 if __name__ == "__main__":
     for page, rewrite in GENERATED.items():
         page.write_text(rewrite(page.read_text(encoding="utf-8")), encoding="utf-8")
+    for program in PROGRAMS:
+        stored(ROOT / program).parent.mkdir(exist_ok=True)
+        stored(ROOT / program).write_text(help_of(program), encoding="utf-8")

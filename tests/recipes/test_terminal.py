@@ -1,0 +1,147 @@
+"""What the programs show: help without waiting, nothing, JSON, and a log file beside the metrics."""
+
+import json
+import logging
+import resource
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from recipes import grpo, sft
+from rookworld_trl import help as help_
+from rookworld_trl import terminal
+from rookworld_trl.terminal import LOG_FILE, TerminalOptions, progress_bar, shown
+from rookworld_trl.training import RookWorldGRPOConfig
+from rookworld_trl.training.supervised import SupervisedConfig
+from tests.support.documents import PROGRAMS, ROOT, help_of
+
+CLASSES = (grpo.RunConfig, RookWorldGRPOConfig, sft.SFTRecipe, SupervisedConfig)
+
+
+# Help
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_the_stored_help_is_the_programs_own(program: str) -> None:
+    stored = help_.stored(ROOT / program).read_text()
+    if stored.partition("\n")[0] != help_.stamp():
+        pytest.skip("it was made for other versions, where the program makes it anew")
+    assert stored == help_of(program), "`make docs` writes it anew"
+
+
+@pytest.mark.parametrize("program", ["grpo", "sft"])
+def test_help_takes_less_than_three_seconds_of_a_core(program: str) -> None:
+    """Of the processor's time, which a busy machine does not change."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    command = [sys.executable, f"recipes/{program}.py", "--help"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 3.0
+    assert result.stdout == help_.stored(ROOT / f"recipes/{program}.py").read_text().partition("\n")[2]
+
+
+def test_help_for_other_versions_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "mine.py"
+    help_.stored(program).parent.mkdir()
+    monkeypatch.setattr(sys, "argv", ["mine.py", "--help"])
+    help_.show_help(program)  # there is none: the program goes on
+    help_.stored(program).write_text("trl 0.1\nold\n")
+    help_.show_help(program)
+    help_.stored(program).write_text(f"{help_.stamp()}\nnew\n")
+    with pytest.raises(SystemExit) as exit_:
+        help_.show_help(program)
+    assert exit_.value.code == 0
+    monkeypatch.setattr(sys, "argv", ["mine.py"])
+    help_.show_help(program)
+
+
+@pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
+def test_every_key_has_a_sentence(cls: type) -> None:
+    assert not [field.name for field in fields(cls) if field.init and not field.metadata.get("help", "").strip()]
+
+
+@pytest.mark.parametrize("cls", [RookWorldGRPOConfig, SupervisedConfig])
+def test_inert_keys_are_others_and_no_recipe_sets_them(cls: Any) -> None:
+    known = {field.name: field.name in cls.__annotations__ for field in fields(cls)}
+    kind = "sft" if cls is SupervisedConfig else "grpo"
+    used = {key for path in ROOT.glob(f"recipes/*/{kind}/*.yaml") for key in yaml.safe_load(path.read_text())}
+    for name in cls.INERT:
+        assert name in known, f"{name} is no key any more: strike it out"
+        assert name not in used
+    assert {name for name in cls.INERT if known[name]} <= {"disable_dropout", "gradient_checkpointing"}
+
+
+# What is printed
+
+
+def test_json_alone_is_on_stdout(capsys: pytest.CaptureFixture[str]) -> None:
+    with shown(TerminalOptions(json=True), "runs/x") as result:
+        print("a table")
+        result["steps"] = 3
+    out, err = capsys.readouterr()
+    assert json.loads(out) == {"output_dir": "runs/x", "steps": 3}
+    assert out.count("\n") == 1
+    assert err == "a table\n"
+
+
+def test_a_result_that_never_came_is_not_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit), shown(TerminalOptions(json=True)):
+        raise SystemExit(2)
+    assert capsys.readouterr().out == ""
+
+
+def test_quiet_is_quiet_but_for_warnings(capsys: pytest.CaptureFixture[str]) -> None:
+    with shown(TerminalOptions(quiet=True)):
+        print("a table")
+        with progress_bar("work", 3, "item") as bar:
+            bar.update()
+        print("warning: disk", file=sys.stderr)
+    assert capsys.readouterr() == ("", "warning: disk\n")
+    with progress_bar("work", 3, "item") as bar:
+        assert not bar.disable, "afterwards, bars are there again"
+
+
+def test_a_bar_tells_the_time_left(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(terminal, "LOG_SECONDS", 0.0)
+    with progress_bar("work", 4, "item") as bar:
+        bar.update(2)
+        bar.refresh()
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last.startswith("work: 2 of 4 items after 00:00, 00:00 left")
+
+
+def test_the_log_file_has_what_the_terminal_has(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = TerminalOptions(quiet=True, log_file=True)
+
+    @shown(options, tmp_path)
+    def program() -> None:
+        print("step 1/2  reward", "+0.5", "--hub_token hf_abcdefgh12345678")
+        print("warning: disk", file=sys.stderr)
+        print("\r 10%|#\r100%|##########", file=sys.stderr)
+        logging.getLogger("transformers.trainer").warning("of the library")
+        raise KeyError("a bug")
+
+    with pytest.raises(KeyError):
+        program()
+    with shown(options, tmp_path):
+        print("resumed")
+    lines = (tmp_path / LOG_FILE).read_text().splitlines()
+    assert all(line[:4].isdigit() and line[10] == "T" for line in lines), "each with its time"
+    texts = [line.split(" ", 1)[1] for line in lines]
+    assert texts[0].startswith("$ ")
+    assert texts[1:5] == ["step 1/2  reward +0.5 --hub_token ***", "warning: disk", "100%|##########", "of the library"]
+    assert texts[5] == "Traceback (most recent call last):"
+    assert "KeyError: 'a bug'" in texts
+    assert texts[-1] == "resumed"
+    assert "step 1/2" not in capsys.readouterr().out
+
+
+def test_other_processes_keep_no_log(tmp_path: Path) -> None:
+    with shown(TerminalOptions(log_file=True, json=True), tmp_path, main=False):
+        print("x")
+    assert not list(tmp_path.iterdir())
