@@ -28,11 +28,11 @@ from transformers import GPT2Config, GPT2LMHeadModel, TrainerCallback
 from rookworld_trl import rewards
 from rookworld_trl.checkpointing import store
 from rookworld_trl.checkpointing.resume import choose_start
+from rookworld_trl.checkpointing.snapshots import Snapshots
 from rookworld_trl.data import load_shipped
 from rookworld_trl.data.mixing import mix
 from rookworld_trl.modeling.loading import NANO, load
 from rookworld_trl.training import RookWorldGRPOConfig, RookWorldGRPOTrainer
-from rookworld_trl.training.recovery import Snapshots
 
 RESULTS = Path(__file__).parent / "results" / "checkpointing.json"
 DEFAULT_INTERVAL = int(RookWorldGRPOConfig.save_steps)

@@ -64,12 +64,12 @@ def run(seed: int, faults: int, recovery: bool, folder: Path) -> dict[str, Any]:
         error = f"{type(raised).__name__}: {raised}"
     path = folder / "recovery.jsonl"
     events = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    refused = {event["step"] for event in events}
+    skipped = {event["step"] for event in events}
     hit = [step for _, step, _ in planned if step <= len(injector.finite) + 1]
     return {
         "faults": len(hit),
-        "recovered": sum(step in refused and injector.finite.get(step, False) and not error for step in hit),
-        "refused_without_a_fault": len(refused - set(hit)),
+        "recovered": sum(step in skipped and injector.finite.get(step, False) and not error for step in hit),
+        "skipped_without_a_fault": len(skipped - set(hit)),
         "steps": len(injector.finite),
         "steps_with_broken_weights": sum(not finite for finite in injector.finite.values()),
         "lost": bool(error) or trainer.state.global_step < last,

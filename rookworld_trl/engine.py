@@ -48,7 +48,7 @@ def find_engine(path: str | None = None) -> str:
     """The engine's executable: `path`, else $STOCKFISH_PATH, else `stockfish` on PATH or in /usr/games.
 
     Raises:
-        FileNotFoundError: naming what was looked for and how to mend it.
+        FileNotFoundError: naming what was looked for and how to fix it.
     """
     asked = path or os.environ.get(ENV_PATH)
     wanted = asked or "stockfish"

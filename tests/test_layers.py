@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "alerts": set(),
     "rewards": {"tasks", "engine"},
     "modeling": {"files"},
-    "checkpointing": {"modeling", "files", "ranks", "alerts"},
+    "checkpointing": {"modeling", "files", "ranks", "alerts", "config"},
     "play": {"tasks", "engine", "modeling"},
     "uci": {"play", "tasks", "modeling"},
     "data": {"tasks", "engine", "engine_pool", "play", "modeling", "files", "config", "terminal"},

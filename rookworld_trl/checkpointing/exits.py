@@ -23,9 +23,11 @@ from pathlib import Path
 from safetensors import SafetensorError
 from torch import distributed
 
+from rookworld_trl.config import EXIT_BAD_INPUT
+
 DONE = 0
 CRASHED = 1
-BAD_INPUT = 2
+BAD_INPUT = EXIT_BAD_INPUT
 DIVERGED = 3
 UNRECOVERABLE = 4
 PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: "the user is invited to retry"

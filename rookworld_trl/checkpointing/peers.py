@@ -28,7 +28,7 @@ class PeerWatch:
     """Writes and reads the signs of life of one group until `leave`.
 
     Args:
-        store: of the group, with a connection of its own: a wait elsewhere must not keep signs of life back.
+        store: the group's, with a connection of its own: a wait elsewhere must not keep signs of life back.
         rank: this process.
         world_size: processes in all.
         limit: seconds of silence after which a process counts as stopped; counted while this one runs itself, so that

@@ -42,7 +42,7 @@ class ResumeError(ValueError):
 
 
 class NothingToResumeError(ResumeError):
-    """Checkpoints there are, but none that may be trusted: starting anew would throw the run away in silence."""
+    """Checkpoints there are, but none that may be trusted: starting again would throw the run away in silence."""
 
     exit_code = UNRECOVERABLE
 
@@ -92,7 +92,7 @@ def _choose_start(args: Any, output_dir: Path, asked: Mapping[str, Any]) -> Star
         if stable is None:
             raise ResumeError(
                 f"`recovery_mode` starts from a stable checkpoint, and {output_dir} holds none that verifies. Give "
-                "one by `resume_from_checkpoint`, or start anew with other settings"
+                "one by `resume_from_checkpoint`, or start again with other settings"
             )
         return Start(stable, asked=asked)
     if is_finished(output_dir, asked):

@@ -50,7 +50,7 @@ def ratios(numerators: Array, denominators: Array) -> Array:
 def bootstrap_ratios(
     numerators: Array, denominators: Array, resamples: int = RESAMPLES, seed: int = 0
 ) -> NDArray[np.float64]:
-    """Resample items with replacement and compute every ratio anew.
+    """Resample items with replacement and compute every ratio again.
 
     Args:
         numerators, denominators: (items, k), one column per ratio. The k ratios share each resample of the items,

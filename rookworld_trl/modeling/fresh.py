@@ -17,7 +17,7 @@ def write_fresh(folder: Path, seed: int = 0, **size: int) -> GPT2LMHeadModel:
 
     Args:
         folder: where to.
-        seed: of the weights.
+        seed: seeds the weights.
         size: fields of `GPT2Config` that differ from GPT-2 small's, whose 124,439,808 parameters are the default.
     """
     tokenizer = build_gpt2_tokenizer()

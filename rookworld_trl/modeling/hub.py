@@ -43,7 +43,7 @@ def explained(repo_id: str, again: str) -> Iterator[None]:
 
     Args:
         repo_id: where to.
-        again: what to do once the cause is mended.
+        again: what to do once the cause is fixed.
     """
     try:
         yield
@@ -93,10 +93,10 @@ def push_folder(
     where it stopped: large files that the Hub has are not sent again.
 
     Args:
-        folder: of the checkpoint.
+        folder: the checkpoint's.
         repo_id: `owner/name`.
         token: one that may write; None takes the one saved by `hf auth login`.
-        private: of a repository that is made; None: as the owner's settings say.
+        private: whether a new repository is; None: as the owner's settings say.
         revision: a branch, made if need be; None: the main one.
 
     Returns:
@@ -131,7 +131,7 @@ def push_in_background(
 
     Args:
         checkpoint: folder.
-        message: of the commits.
+        message: the commits'.
         whole_as: a folder of the repository that gets all of the checkpoint, the optimizer's state included, so that
             training can resume from there; None: no such folder.
 

@@ -6,7 +6,6 @@ shape, or loading stops with one error that says what to do.
 
 import hashlib
 import json
-import pickle
 import re
 from importlib.resources import files
 from pathlib import Path
@@ -36,15 +35,13 @@ logger = logging.get_logger(__name__)
 NANO = "nano"
 NANO_FOLDER = Path(str(files("rookworld_trl"))) / "assets" / NANO
 
-SAFE_WEIGHTS = "model.safetensors"
-PICKLED_WEIGHTS = "pytorch_model.bin"
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 # Named from the top of the repository: a pattern such as `*.safetensors` would fetch training checkpoints too.
 _CONFIG_FILES = ["config.json", "generation_config.json"]
 _TOKENIZER_FILES = ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"]
 _TOKENIZER_FILES += ["vocab.json", "merges.txt", "chat_template.jinja"]
-_SAFE_FILES = [SAFE_WEIGHTS, SAFE_WEIGHTS + ".index.json", "model-*-of-*.safetensors"]
-_PICKLED_FILES = [PICKLED_WEIGHTS, PICKLED_WEIGHTS + ".index.json", "pytorch_model-*-of-*.bin"]
+_WEIGHT_FILES = [WEIGHTS, INDEX, "model-*-of-*.safetensors"]
 
 
 class LoadingError(ValueError):
@@ -57,7 +54,6 @@ def load(
     *,
     dtype: torch.dtype = torch.float32,
     expected_parameters: int | None = None,
-    allow_pickle: bool = False,
     **hub: Any,
 ) -> tuple[GPT2LMHeadModel, PreTrainedTokenizerBase]:
     """Load a model for training and its tokenizer, from a folder or the Hub; they are checked against each other.
@@ -72,14 +68,12 @@ def load(
         expected_parameters: refuse a model with another number of parameters.
         hub: `revision`, `token` and the others of `checkpoint_folder`.
 
-    `dtype` and `allow_pickle` are those of `load_model`.
-
     Raises:
         LoadingError: see `checkpoint_folder`, `load_model` and `load_tokenizer`; or model and tokenizer do not fit.
     """
-    folder = checkpoint_folder(name, allow_pickle=allow_pickle, **hub)
+    folder = checkpoint_folder(name, **hub)
     tokenizer = load_tokenizer(folder, leading_eos=leading_eos)
-    model = load_model(folder, dtype=dtype, vocab_size=len(tokenizer), allow_pickle=allow_pickle)
+    model = load_model(folder, dtype=dtype, vocab_size=len(tokenizer))
     if len(tokenizer) > model.config.vocab_size:
         raise LoadingError(
             f"{folder}: the tokenizer has {len(tokenizer)} tokens, the model {model.config.vocab_size}: "
@@ -104,7 +98,6 @@ def checkpoint_folder(
     token: str | bool | None = None,
     cache_dir: str | Path | None = None,
     local_files_only: bool = False,
-    allow_pickle: bool = False,
     endpoint: str | None = None,
 ) -> Path:
     """The local folder of a checkpoint; a repository on the Hub is downloaded first, or found in the cache.
@@ -117,7 +110,6 @@ def checkpoint_folder(
         token: for private and gated repositories; None takes the one saved by `hf auth login`.
         cache_dir: default: the Hub's own cache.
         local_files_only: take what the cache has and do not ask the Hub.
-        allow_pickle: fetch `.bin` weights where there are no safetensors.
         endpoint: another Hub, such as a mirror.
 
     Raises:
@@ -128,28 +120,21 @@ def checkpoint_folder(
         return NANO_FOLDER
     if Path(name).is_dir():
         return Path(name)
-
-    def download(files: list[str]) -> Path:
+    try:
         folder = snapshot_download(
             str(name),
             revision=revision,
             token=token,
             cache_dir=cache_dir,
             local_files_only=local_files_only,
-            allow_patterns=[*_CONFIG_FILES, *_TOKENIZER_FILES, *files],
+            allow_patterns=[*_CONFIG_FILES, *_TOKENIZER_FILES, *_WEIGHT_FILES],
             endpoint=endpoint,
         )
-        return Path(folder)
-
-    try:
-        folder = download(_SAFE_FILES)
-        if allow_pickle and not _weight_files(folder, SAFE_WEIGHTS):
-            folder = download(_PICKLED_FILES)
     except (HFValidationError, HTTPError, OSError) as error:
         raise LoadingError(_reason(error, name, revision)) from error
-    for file in folder.iterdir():
+    for file in Path(folder).iterdir():
         _check_blob(file)
-    return folder
+    return Path(folder)
 
 
 def commit_of(folder: Path) -> str | None:
@@ -208,7 +193,6 @@ def load_model(
     *,
     dtype: torch.dtype = torch.float32,
     vocab_size: int | None = None,
-    allow_pickle: bool = False,
 ) -> GPT2LMHeadModel:
     """Load a GPT-2 for training from a folder: every weight accounted for, dropout 0, in eval mode.
 
@@ -220,8 +204,6 @@ def load_model(
 
     Args:
         vocab_size: the tokenizer's number of tokens, where the config gives the padded one; None: the config's.
-        allow_pickle: take `.bin` weights where there are no safetensors. They are read without running code
-            (`weights_only`), but the format has a history.
 
     Raises:
         LoadingError: a file is missing, unreadable or truncated, or is not a GPT-2 of a supported variant.
@@ -230,7 +212,7 @@ def load_model(
     config = _read_config(folder)
     if vocab_size is not None and config.vocab_size == _padded(vocab_size):
         config.vocab_size = vocab_size
-    weights = _read_weights(folder, allow_pickle)
+    weights = _read_weights(folder)
     for name, tensor in weights.items():
         if name.endswith(("wte.weight", "lm_head.weight")) and tensor.shape[0] == _padded(config.vocab_size):
             weights[name] = tensor[: config.vocab_size]
@@ -315,34 +297,19 @@ def _read_json(file: Path) -> dict:
         raise LoadingError(f"{file} is not valid JSON ({error}): download it again") from error
 
 
-def _weight_files(folder: Path, name: str) -> list[Path]:
-    """The file of that name, or the shards that its index lists, or nothing."""
-    if (folder / name).exists():
-        return [folder / name]
-    index = folder / f"{name}.index.json"
-    if not index.exists():
-        return []
-    return [folder / shard for shard in sorted(set(_read_json(index).get("weight_map", {}).values()))]
-
-
-def _read_weights(folder: Path, allow_pickle: bool) -> dict[str, Tensor]:
-    safe, pickled = _weight_files(folder, SAFE_WEIGHTS), _weight_files(folder, PICKLED_WEIGHTS)
-    if not safe and pickled and not allow_pickle:
-        raise LoadingError(
-            f"{folder} has pickled weights only ({pickled[0].name}), a format that can carry code: "
-            "ask for a safetensors export, or pass allow_pickle=True if you trust the source"
-        )
-    if not safe and not pickled:
-        raise LoadingError(
-            f"{folder} has no {SAFE_WEIGHTS}: save the model with save_pretrained(), "
-            "or pass allow_pickle=True for a repository that has .bin weights only and that you trust"
-        )
+def _read_weights(folder: Path) -> dict[str, Tensor]:
+    """Of the one file, or of the shards that the index lists. No pickles: that format can carry code."""
+    files = [folder / WEIGHTS]
+    if not files[0].exists():
+        if not (folder / INDEX).exists():
+            raise LoadingError(f"{folder} has no {WEIGHTS}: save the model with save_pretrained()")
+        files = [folder / shard for shard in sorted(set(_read_json(folder / INDEX).get("weight_map", {}).values()))]
     weights: dict[str, Tensor] = {}
-    for file in safe or pickled:
+    for file in files:
         try:
-            weights |= load_file(file) if safe else torch.load(file, map_location="cpu", weights_only=True)
+            weights |= load_file(file)
         except FileNotFoundError:
             raise LoadingError(f"{file} is missing, but the index lists it: download it again") from None
-        except (SafetensorError, pickle.UnpicklingError, EOFError, RuntimeError, OSError) as error:
+        except (SafetensorError, OSError) as error:
             raise LoadingError(f"{file} is damaged or truncated ({error}): download it again") from error
     return weights

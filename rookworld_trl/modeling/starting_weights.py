@@ -29,7 +29,7 @@ def set_starting_weights(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerF
     Block matrices start at 0.5/sqrt(fan_in), the two residual projections at a fifth of that; norms and biases stay.
 
     Args:
-        model: of any size; with named squares its width is a multiple of four.
+        model: one of any size; with named squares its width is a multiple of four.
         tokenizer: its vocabulary gives the embeddings' rows.
         squares_named: whether that is the nano tokenizer; otherwise embeddings are random over all dimensions,
             positions sinusoids over all of them, and no head is special.

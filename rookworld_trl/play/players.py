@@ -104,7 +104,7 @@ class ModelPlayer:
         temperature: 0 for greedy, which plays equal positions equally.
         retries: how often an illegal move is sampled again, at temperature 1, before falling back.
         max_new_tokens: at most; less where the prompt leaves less of the model's context.
-        seed: of samples; a random fallback follows from it and the position.
+        seed: seeds the samples; a random fallback follows from it and the position.
 
     Attributes:
         origins: moves played, by `Choice.origin`.
@@ -180,7 +180,7 @@ class ModelPlayer:
             max_new_tokens=min(self._max_new_tokens, max(room, 1)),
             eos_token_id=self._tokenizer.eos_token_id,
             temperature=temperature,
-            seed=self._rng.getrandbits(31),  # a new one each time: a position met again is sampled anew
+            seed=self._rng.getrandbits(31),  # a new one each time: a position met again gets another sample
             batch_size=self._batch_size,
         )
         return [_parsed(text) for text in completion_texts(self._tokenizer, sampled.completion_ids)]

@@ -31,14 +31,6 @@ def combine_rewards(per_function: torch.Tensor, weights: torch.Tensor) -> torch.
     return total.masked_fill(per_function.isnan().all(dim=1), torch.nan)
 
 
-def informative_share(rewards: torch.Tensor, num_generations: int) -> float:
-    """Share of groups whose rewards (N,) differ; the others teach a group baseline nothing. NaN do not count."""
-    groups = rewards.view(-1, num_generations)
-    highest = groups.nan_to_num(nan=-torch.inf).amax(dim=1)
-    lowest = groups.nan_to_num(nan=torch.inf).amin(dim=1)
-    return (highest - lowest > 1e-6).float().mean().item()
-
-
 @dataclass
 class _Moments:
     """Moving averages of one task's rewards."""

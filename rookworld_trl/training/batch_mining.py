@@ -26,7 +26,7 @@ class BatchMiner:
         accelerator: for the processes' shares of a batch.
         policy: the model, for exact pass rates.
         dataset: the rows to choose from.
-        tokenizer: of the prompts.
+        tokenizer: makes the prompts' tokens.
         sampler: knows the settings of tasks and the right completions of rows.
         sample: draws a completion for each row.
         reward: gives the rewards (N,) of the global batch, from this process's rows and samples.

@@ -59,7 +59,7 @@ class Scored:
     """Result of `score_tree`; all (B, C), float32, 0 where the completion is masked.
 
     Attributes:
-        logps, entropies: of the sampled completion tokens (nats).
+        logps, entropies: those of the sampled completion tokens (nats).
         objective: sum of the decisions' scaled J and of the determined tokens' log-probs, each in the cell of its
             position: to be maximised, aggregated as the loss aggregates its own terms.
         metrics: sum and count over the batch by name, for the log.
@@ -87,7 +87,7 @@ def score_tree(
         model: called with token ids, a mask (B, 1, S, S) and position ids: wrapped or not, with adapters or not.
         head: its output embeddings, applied in float32 to the nodes that predict something.
         batch: `prompt_ids`, `prompt_mask` (B, P), `completion_ids`, `completion_mask` (B, C).
-        points: of each row.
+        points: each row's.
         temperature: that logits are divided by; one for all rows, or (B,) of each.
         scale: divide each decision's J by its reward's deviation under the policy.
     """
@@ -221,7 +221,7 @@ class ExactObjective:
 
     Args:
         args: the configuration.
-        accelerator: of the trainer.
+        accelerator: the trainer's.
         policy: the model that is trained.
         scorer: whose log-probs TRL's loss asks for.
         loss: TRL's loss, `(model, inputs) -> loss`.

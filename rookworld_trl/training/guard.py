@@ -25,24 +25,19 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.utils import logging
 
 from rookworld_trl import ranks
-from rookworld_trl.checkpointing.state import Stateful
-from rookworld_trl.training.gates import GateResult
-from rookworld_trl.training.recovery import (
-    FAULTS,
-    Attempts,
-    Diverged,
-    LearningRateCut,
+from rookworld_trl.checkpointing.attempts import Attempts, LearningRateCut
+from rookworld_trl.checkpointing.snapshots import (
     Snapshots,
     copy_tree,
-    described,
     finite,
-    finite_logits,
     load_optimizer,
     load_tensors,
     numbers_finite,
-    remedy,
     trained_tensors,
 )
+from rookworld_trl.checkpointing.state import Stateful
+from rookworld_trl.training.gates import GateResult
+from rookworld_trl.training.recovery import FAULTS, Diverged, described, finite_logits, remedy
 from rookworld_trl.training.sampler import Samples
 
 logger = logging.get_logger(__name__)

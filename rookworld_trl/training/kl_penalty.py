@@ -23,7 +23,7 @@ class KLPenalty:
         scorer: gives hidden states, for the exact estimator.
 
     Attributes:
-        controller: of the coefficient.
+        controller: holds and moves the coefficient.
         stop: ends a run that has left its reference.
         reset: when the policy becomes the reference.
     """

@@ -65,8 +65,8 @@ def worst_pass(
 
     Args:
         length: tokens of a row.
-        keep: of its completion, the last ones.
-        dtype: of autocast, None without.
+        keep: its completion's, the last ones.
+        dtype: autocast's, None without.
         checkpointing: with `activation_checkpointing`.
     """
     device, training = next(model.parameters()).device, model.training

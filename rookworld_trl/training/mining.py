@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 
 # Gives the weight, 0 or more, of trying a prompt: called with the row of the data set and the prompt's pass rate so
 # far, or None. It multiplies the chance that the prompt's group will be informative.
@@ -51,18 +52,23 @@ def informative_groups(rewards: np.ndarray, samples: int) -> np.ndarray:
     return highest - lowest > 1e-6
 
 
+def informative_share(rewards: torch.Tensor, samples: int) -> float:
+    """Share of such groups; the others teach a group baseline nothing."""
+    return informative_groups(rewards.cpu().numpy(), samples).mean(dtype=np.float32).item()
+
+
 class PromptMiner:
     """What is known of every prompt, and which prompts to try next.
 
     Args:
-        prompts, tasks: of each row of the data set; a prompt that occurs again counts once. A task here, as below, is
+        prompts, tasks: each row's of the data set; a prompt that occurs again counts once. A task here, as below, is
             what `part_of` says: rows of one never give way to rows of another.
         samples: completions of a group.
         decay: share of the old average kept at a new observation.
         pass_reward: the reward from which on a completion passes.
         ordinary: share of each task's prompts that are not mined.
         candidates: prompts looked at for each one that is sampled.
-        seed: of the draws.
+        seed: seeds the draws.
         curriculum: weighs prompts beside their chance to be informative; see `Curriculum`.
 
     Attributes:
@@ -147,7 +153,7 @@ class PromptMiner:
         return max(chance, 1e-6)  # never nothing: the policy changes, and what is known of a prompt gets old
 
     def split(self, tasks: Sequence[str]) -> list[int]:
-        """Of groups with these tasks, which may be mined; of each task, the ordinary share (rounded) may not."""
+        """Which of the groups with these tasks may be mined: all but each task's ordinary share (rounded)."""
         rng = self._rng()
         mined: list[int] = []
         for task in sorted(set(tasks)):

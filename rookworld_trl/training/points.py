@@ -15,9 +15,9 @@ class Decision:
     Attributes:
         position: completion tokens before it.
         actions: token ids of each action; none is empty or the beginning of another, so that they exclude each other.
-        rewards: of each action.
+        rewards: what each action earns.
         otherwise: reward of everything else that may stand there.
-        weight: of this decision in the objective.
+        weight: the decision's in the objective.
     """
 
     position: int
@@ -56,8 +56,8 @@ class Rest:
     """What a prompt's samples say about the completions that its one decision does not enumerate.
 
     Attributes:
-        reward: of this row's sample; None if it is one of the actions, whose part is exact.
-        mean, variance: of the rewards of all the prompt's samples that are none of the actions.
+        reward: the reward of this row's sample; None if it is one of the actions, whose part is exact.
+        mean, variance: those of the rewards of all the prompt's samples that are none of the actions.
     """
 
     reward: float | None
@@ -107,7 +107,7 @@ class Points:
         return cls(tuple(decisions), tuple(determined), rest)
 
 
-# Of a row of the data set and the token ids of a completion sampled for it, its end token included: `decisions`,
+# Takes a row of the data set and the token ids of a completion sampled for it, end token included; gives `decisions`,
 # `determined` and, where the actions of the only decision are whole completions, `rest_is_sampled`.
 FindPoints = Callable[[dict[str, Any], Sequence[int]], Mapping[str, Any]]
 
@@ -123,9 +123,9 @@ def points_of_batch(
     """The points of sampled completions as plain data, which checkpoints keep and `Points.read` reads.
 
     Args:
-        rows: of the data set, one for each completion; those of one prompt follow each other, `samples` at a time.
+        rows: rows of the data set, one for each completion; those of one prompt follow each other, `samples` at a time.
         completions: token ids, end token included.
-        rewards: of each completion; NaN where it has none.
+        rewards: each completion's; NaN where it has none.
         sample_rest: estimate what is not enumerated from the samples, where `find` says that there is something;
             otherwise it counts as 0.
 

@@ -13,7 +13,8 @@ from transformers.utils import logging
 
 from rookworld_trl import ranks
 from rookworld_trl.modeling.tokens import completion_texts
-from rookworld_trl.training.advantages import combine_rewards, informative_share
+from rookworld_trl.training.advantages import combine_rewards
+from rookworld_trl.training.mining import informative_share
 
 logger = logging.get_logger(__name__)
 

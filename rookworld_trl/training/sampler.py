@@ -62,10 +62,6 @@ class Samples(gates.Sampled):
             count = len(self.completion_ids)
             logger.warning(f"{len(empty)} of {count} completions have no tokens: taken as their end token alone")
 
-    def for_trl(self) -> tuple[list[list[int]], list[list[float]] | None]:
-        """Completions and their log-probs, as TRL's `_generate_single_turn` returns them."""
-        return self.completion_ids, None if None in self.logps else self.logps  # type: ignore[return-value]
-
 
 class Sampler:
     """Draws completions by this package's GPT-2, by transformers or by vLLM.
@@ -74,7 +70,7 @@ class Sampler:
         args: the configuration.
         accelerator: for the precision that the loss scores in.
         model: the policy, as TRL has prepared it.
-        tokenizer: of the right completions that are drafted.
+        tokenizer: makes the tokens of the right completions that are drafted.
         eos_token_ids: any of them ends a completion.
         generation_config: what the stock backends read their settings from at each call.
 

@@ -34,7 +34,7 @@ class Scorer:
         accelerator: for the precision.
         policy: the model that is trained.
         reference: None with adapters, which are switched off in its place, or without KL.
-        device: of a reference that does not sit beside the policy.
+        device: where a reference stays that does not sit beside the policy.
         stock: TRL's own scoring, `_get_per_token_logps_and_entropies` of `GRPOTrainer`.
 
     Attributes:
@@ -226,7 +226,7 @@ def score(
     """What TRL's `_get_per_token_logps_and_entropies` returns for its arguments; those for images do not apply.
 
     Args:
-        temperature: of all rows, or (B,) of each.
+        temperature: one for all rows, or (B,), one for each.
 
     Returns:
         Log-probs and entropies (or None), both (B, logits_to_keep), 0 at padding; no auxiliary loss.

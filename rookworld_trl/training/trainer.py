@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from rookworld_trl import ranks
+from rookworld_trl.checkpointing.attempts import LearningRateCut
 from rookworld_trl.checkpointing.state import Stateful
 from rookworld_trl.checkpointing.trainer import DurableGRPOTrainer
 from rookworld_trl.training import gates, placement, scoring
@@ -33,7 +34,6 @@ from rookworld_trl.training.mining import Curriculum
 from rookworld_trl.training.monitor import HealthMonitor, TargetProbe, target_rows
 from rookworld_trl.training.points import FindPoints, check_points
 from rookworld_trl.training.preparation import check_built, float32_head, prepare, weights_on_disk
-from rookworld_trl.training.recovery import LearningRateCut
 from rookworld_trl.training.rewards import RewardCaller, by_task
 from rookworld_trl.training.sampler import Sampler, Samples
 from rookworld_trl.training.schedules import advanced_scheduler
@@ -365,7 +365,7 @@ class RookWorldGRPOTrainer(DurableGRPOTrainer):
         super()._maybe_log_save_evaluate(*args, **kwargs)
 
     def _drop_samples(self, step: int) -> None:
-        """A fault has been found in this step: what was computed from the state before goes, samples are drawn anew."""
+        """A fault has been found in this step: what was computed from the state before goes, new samples are drawn."""
         self.last_fault = step
         self._buffered_inputs = self._entropy_window_stats = None
 

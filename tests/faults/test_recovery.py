@@ -11,20 +11,12 @@ import pytest
 import torch
 from torch import nn
 
+from rookworld_trl.checkpointing.attempts import Attempts, LearningRateCut
 from rookworld_trl.checkpointing.resume import choose_start
+from rookworld_trl.checkpointing.snapshots import Snapshots, copy_tree, finite, load_optimizer
 from rookworld_trl.checkpointing.store import newest_valid
 from rookworld_trl.training import RookWorldGRPOTrainer
-from rookworld_trl.training.recovery import (
-    Attempts,
-    Diverged,
-    LearningRateCut,
-    Snapshots,
-    copy_tree,
-    finite,
-    finite_logits,
-    load_optimizer,
-    remedy,
-)
+from rookworld_trl.training.recovery import Diverged, finite_logits, remedy
 from tests.support.injection import STATE, Injector, hash_of
 from tests.support.toy import make_trainer
 
@@ -122,7 +114,7 @@ def test_a_run_without_faults_is_the_same_run(tmp_path: Path) -> None:
 
 
 def test_back_to_the_last_state_that_had_a_good_step_after_it(tmp_path: Path) -> None:
-    """Step 5 is refused: the state after 4 has proved nothing yet, that after 3 has."""
+    """Step 5 is skipped: the state after 4 has proved nothing yet, that after 3 has."""
     trainer, injector = run_with([(0, 5, "loss")], tmp_path, recovery_snapshot_steps=1, learning_rate=1e-2)
     hashes = injector.hashes
     assert hashes[5] == hashes[3]
@@ -371,7 +363,7 @@ def test_the_cut_outlasts_the_schedule(nested: bool) -> None:
     assert rates == pytest.approx([0.9, 0.4, 0.35, 0.15, 0.125, 0.1])
 
 
-def test_logits_that_are_no_distribution_are_mended() -> None:
+def test_logits_that_are_no_distribution_are_repaired() -> None:
     class Toy(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -382,11 +374,11 @@ def test_logits_that_are_no_distribution_are_mended() -> None:
 
     model = Toy()
     good, banned = [0.5, -1.0], [1.0, -INF]
-    with finite_logits(model) as mended:
+    with finite_logits(model) as repaired:
         assert model.head(torch.tensor([[good, banned]])).tolist() == [[good, banned]]
         assert model.head(torch.tensor([[good], [[NAN, 1.0]]])).tolist() == [[good], [[0, 0]]]
         assert model.head(torch.tensor([[INF, 1.0], [-INF, -INF]])).tolist() == [[0, 0], [0, 0]]
-    assert [bool(each) for each in mended] == [False, True, True]
+    assert [bool(each) for each in repaired] == [False, True, True]
     assert torch.isnan(model.head(torch.tensor([NAN]))).all()  # the hook is gone
 
 

@@ -1,6 +1,5 @@
 """Loading: strict about every file, one clear error each; the Hub is a small server on loopback."""
 
-import io
 import json
 import shutil
 from collections.abc import Iterator
@@ -101,18 +100,11 @@ def test_shards_load(tiny_model: GPT2LMHeadModel, tiny_checkpoint: Path) -> None
         load_model(tiny_checkpoint)
 
 
-def test_pickled_weights_only_on_request(tiny_model: GPT2LMHeadModel, tiny_checkpoint: Path) -> None:
+def test_pickled_weights_are_not_read(tiny_model: GPT2LMHeadModel, tiny_checkpoint: Path) -> None:
     (tiny_checkpoint / "model.safetensors").unlink()
     torch.save(tiny_model.state_dict(), tiny_checkpoint / "pytorch_model.bin")
-    with pytest.raises(LoadingError, match=r"pickled weights only \(pytorch_model\.bin\).*allow_pickle=True"):
+    with pytest.raises(LoadingError, match=r"has no model\.safetensors: save the model with save_pretrained"):
         load_model(tiny_checkpoint)
-    with torch.no_grad():
-        loaded = load_model(tiny_checkpoint, allow_pickle=True)
-        assert torch.equal(loaded(IDS).logits, tiny_model.eval()(IDS).logits)
-    file = tiny_checkpoint / "pytorch_model.bin"
-    file.write_bytes(file.read_bytes()[:1000])
-    with pytest.raises(LoadingError, match=r"pytorch_model\.bin is damaged or truncated"):
-        load_model(tiny_checkpoint, allow_pickle=True)
 
 
 def test_broken_files_are_named(tiny_checkpoint: Path, tmp_path: Path) -> None:
@@ -200,20 +192,6 @@ def test_a_repository_is_downloaded_once_and_found_again(hub: Hub, tiny_model: G
     assert folder.name == commit
     assert checkpoint_folder("me/rook", local_files_only=True, **where) == folder
     assert not hub.fetched
-
-
-def test_pickled_weights_of_a_repository_only_on_request(hub: Hub, tiny_model: GPT2LMHeadModel, tmp_path: Path) -> None:
-    weights = io.BytesIO()
-    torch.save(tiny_model.state_dict(), weights)
-    files = hub.repositories["me/rook"].branches["main"]
-    del files["model.safetensors"]
-    files["pytorch_model.bin"] = weights.getvalue()
-    where = {"cache_dir": tmp_path / "cache", "endpoint": hub.endpoint}
-    with pytest.raises(LoadingError, match=r"has no model\.safetensors.*allow_pickle=True"):
-        load("me/rook", **where)
-    assert "pytorch_model.bin" not in hub.fetched
-    load("me/rook", allow_pickle=True, **where)
-    assert "pytorch_model.bin" in hub.fetched
 
 
 @pytest.mark.parametrize(

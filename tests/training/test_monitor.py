@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import GPT2LMHeadModel
 
-from rookworld_trl.training.advantages import informative_share
+from rookworld_trl.training.mining import informative_share
 from rookworld_trl.training.monitor import DEFAULT_BANDS, HealthMonitor, level_of, target_logps, target_rows
 
 
