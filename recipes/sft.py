@@ -31,6 +31,7 @@ from rookworld_trl.checkpointing.identity import weights_digest
 from rookworld_trl.checkpointing.lock import locked
 from rookworld_trl.checkpointing.resume import choose_start, mark_finished
 from rookworld_trl.config import RecipeError, bad_input, option, parse_recipe
+from rookworld_trl.data.splits import HELD_OUT_ANSWERS
 from rookworld_trl.data.supervised import ROWS_VERSION, supervised_rows
 from rookworld_trl.files import write_atomically
 from rookworld_trl.modeling.hub import hide_token
@@ -63,7 +64,7 @@ class SFTRecipe(TerminalOptions):
     positions: str = option("data/positions", "Folder of the shards that `generate_data.py positions` wrote.")
     first_shard: int = option(0, "Number of the first shard to use.")
     max_shards: int | None = option(None, "Shards to use; default: all.")
-    environment_share: float = option(1.0, "`A:` rows for each `P:` row.")
+    environment_share: float = option(1.0, "`A:` rows for each `P:` row; above 1: several moves in the same position.")
     listing_share: float = option(0.0, "`L:` rows, which list all legal moves, for each `P:` row.")
     scarce_share: float = option(
         0.0, "Share of the positions that offer a mate, a promotion or the like which give one more `A:` row of it."
@@ -72,7 +73,6 @@ class SFTRecipe(TerminalOptions):
         0.0,
         "Share of the positions in check, or before one, which give one more `L:` row and the `P:` row three times.",
     )
-    best_first: bool = option(False, "`P:` candidates begin with the best one; otherwise all are in UCI order.")
     init_from: str | None = option(None, "Checkpoint to start from; default: a new model of the size below.")
     average_with: list[str] = field(
         default_factory=list, metadata={"help": "The mean of these checkpoints and the trained model is saved."}
@@ -92,7 +92,7 @@ class SFTRecipe(TerminalOptions):
 
     def row_options(self) -> tuple[Any, ...]:
         """What `supervised_rows` takes behind the seed, in its order."""
-        return self.environment_share, self.listing_share, self.scarce_share, self.check_share, self.best_first
+        return self.environment_share, self.listing_share, self.scarce_share, self.check_share
 
 
 def encode_shard(shard: str, recipe: SFTRecipe, tokenizer: PreTrainedTokenizerFast, seed: int) -> list[dict[str, Any]]:
@@ -119,7 +119,7 @@ def load_rows(recipe: SFTRecipe, tokenizer: PreTrainedTokenizerFast, seed: int) 
         )
     options = " ".join(map(str, (*recipe.row_options(), recipe.n_positions)))
     settings = f"{ROWS_VERSION} {seed} {options} {tokenizer.backend_tokenizer.to_str()}"
-    digest = hashlib.sha256(settings.encode())
+    digest = hashlib.sha256(settings.encode() + HELD_OUT_ANSWERS.read_bytes())
     for shard in shards:
         digest.update(hashlib.sha256(shard.read_bytes()).digest())
     cache = directory / f"rows-{digest.hexdigest()[:16]}"

@@ -26,7 +26,6 @@ from rookworld_trl.training.supervised import MuonFactory, SupervisedConfig, Sup
 from rookworld_trl.training.throughput import peak_flops
 
 PLIES, KEPT = 80, 0.3  # of a random game, at most; and the share of its positions that become rows
-ILLEGAL, RARE = 0.12, 0.35  # as `supervised_rows` has them
 
 
 def encoded(row: dict[str, str], tokenizer: Any) -> dict[str, Any]:
@@ -48,7 +47,7 @@ def game_rows(game: int) -> list[dict[str, str]]:
         played = rng.choice([move.uci() for move in board.legal_moves])
         if rng.random() < KEPT and split_of(board.fen()) == "train":
             record = {"fen": board.fen(), "history": " ".join(history), "played": played}
-            row = environment_row(record, choose_move(record, rng, ILLEGAL, RARE))
+            row = environment_row(record, choose_move(record, rng))
             rows += [row] if split_of(row["after"]) == "train" else []
         board.push_uci(played)
         history.append(played)

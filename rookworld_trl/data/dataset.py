@@ -1,5 +1,6 @@
 """The shipped data set for GRPO and evaluation: compact on disk, whole rows in memory."""
 
+import random
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
@@ -44,7 +45,10 @@ def expand(record: Mapping[str, Any]) -> dict[str, Any]:
     values = record["cp"]
     if len(values) != len(moves):
         raise ValueError(f"field 'cp' of {record['fen']}: {len(values)} values for {len(moves)} legal moves")
-    answer = {"prompt": policy.prompt(record["fen"]), "target": policy_completion(moves, values)}
+    answer = {
+        "prompt": policy.prompt(record["fen"]),
+        "target": policy_completion(moves, values, random.Random(record["fen"])),
+    }
     return row | answer | {"legal_moves": moves, "legal_cp": values}
 
 

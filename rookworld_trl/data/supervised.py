@@ -12,21 +12,25 @@ from rookworld_trl.data.splits import split_of
 from rookworld_trl.data.strata import illegal_move, rare_move, scarce_move
 from rookworld_trl.tasks import environment, policy, position_key
 
-ROWS_VERSION = 4  # of what `supervised_rows` makes of the same positions; part of the hash of cached rows
+ROWS_VERSION = 5  # of what `supervised_rows` makes of the same positions; part of the hash of cached rows
 LISTING_PREFIX = "L: "
 CHECK_REPEATS = 2  # how often more a `P:` row in check is given, where `check_share` asks for such rows
+ILLEGAL_SHARE, RARE_SHARE = 0.2, 0.3  # of the moves of `A:` rows; the others are the one played or any legal one
+
+# Half of the `A:` rows show all the moves before that are known, up to nine; the others any number of them, so that a
+# model does not learn to lean on a full history. Some show a position of no game with other clocks, where the fifty-
+# and the seventy-five-move rule are near.
+WHOLE_HISTORY_SHARE = 0.5
+CLOCK_SHARE = 0.06
 
 
-def policy_completion(moves: list[str], centipawns: list[int], best_first: bool = False) -> str:
-    """The gold `P:` completion from moves and their values: the five best in UCI order.
-
-    The order is one that a small model can follow. In order of value, what comes next hardly depends on what was
-    written before, and the likeliest completion is one move five times. With `best_first` the best comes first and the
-    four others follow in UCI order; then it is the best that is repeated.
+def policy_completion(moves: list[str], centipawns: list[int], rng: random.Random) -> str:
+    """The gold `P:` completion from moves and their values: the five best in random order, as RookWorld's rows have
+    them, so that neither a place in the list nor the alphabet tells the best one. Of equals the first listed is `B:`.
     """
     ranked = sorted(zip(moves, centipawns, strict=True), key=lambda pair: -pair[1])[: policy.MAX_CANDIDATES]
-    best = ranked[0][0]
-    ranked.sort(key=lambda pair: (pair[0] != best or not best_first, pair[0]))
+    rng.shuffle(ranked)
+    best = max(ranked, key=lambda pair: pair[1])[0]
     candidates, values = zip(*ranked, strict=True)
     return policy.format_completion(list(candidates), [policy.format_eval(cp) for cp in values], best)
 
@@ -65,17 +69,33 @@ def in_check(record: dict[str, Any], rng: random.Random) -> chess.Board | None:
     return board
 
 
-def choose_move(record: dict[str, Any], rng: random.Random, illegal_share: float, rare_share: float) -> str:
+def choose_move(record: dict[str, Any], rng: random.Random) -> str:
     """The move of an `A:` row: the one played, a random legal one, a rare one, or an illegal one."""
     board = chess.Board(record["fen"])
     draw = rng.random()
-    if draw < illegal_share:
+    if draw < ILLEGAL_SHARE:
         return illegal_move(board, rng)
-    if draw < illegal_share + rare_share:
+    if draw < ILLEGAL_SHARE + RARE_SHARE:
         return rare_move(board, rng)
-    if draw < illegal_share + rare_share + (1 - illegal_share - rare_share) / 2:
+    if draw < ILLEGAL_SHARE + RARE_SHARE + (1 - ILLEGAL_SHARE - RARE_SHARE) / 2:
         return rng.choice([legal.uci() for legal in board.legal_moves])
     return str(record["played"])
+
+
+def cut_history(history: list[str], rng: random.Random) -> list[str]:
+    """The moves before a position, or the last few of them, of each number alike."""
+    if rng.random() < WHOLE_HISTORY_SHARE:
+        return history
+    return history[len(history) - rng.randint(0, len(history)) :]
+
+
+def with_clocks(fen: str, rng: random.Random) -> str | None:
+    """The position late in a game without captures and pawn moves; None where the last move was a double step."""
+    *fields, en_passant, _, number = fen.split()
+    if en_passant != "-":
+        return None
+    clock = rng.choice((149, 149, rng.randint(140, 149), rng.randint(97, 101), rng.randint(0, 149)))
+    return " ".join((*fields, "-", str(clock), str(max(int(number), clock // 2 + rng.randint(1, 60)))))
 
 
 def environment_row(record: dict[str, Any], move: str) -> dict[str, str]:
@@ -89,6 +109,19 @@ def environment_row(record: dict[str, Any], move: str) -> dict[str, str]:
     }
 
 
+def environment_rows(record: dict[str, Any], number: int, scarce: bool, rng: random.Random) -> list[dict[str, str]]:
+    """`A:` rows of one position, no move twice: so many, and one of a scarce kind of move if asked for and offered."""
+    moves = dict.fromkeys(choose_move(record, rng) for _ in range(number))
+    if scarce and (move := scarce_move(chess.Board(record["fen"]), rng)):
+        moves.setdefault(move)
+    rows = []
+    for move in moves:
+        late = with_clocks(record["fen"], rng) if rng.random() < CLOCK_SHARE else None
+        history = "" if late else " ".join(cut_history(record["history"].split(), rng))
+        rows.append(environment_row(record | {"fen": late or record["fen"], "history": history}, move))
+    return rows
+
+
 def supervised_rows(
     shards: Iterable[Path],
     seed: int,
@@ -96,18 +129,18 @@ def supervised_rows(
     listing_share: float = 0.0,
     scarce_share: float = 0.0,
     check_share: float = 0.0,
-    best_first: bool = False,
-    illegal_share: float = 0.12,
-    rare_share: float = 0.35,
 ) -> Iterator[dict[str, str]]:
-    """Train-split rows with the columns `task`, `prompt` and `completion`, in the order of the shards.
+    """Train-split rows, in the order of the shards; all rows of a position follow each other.
 
-    A position met before in the same shard is skipped (openings repeat). Every position gives a `P:` row and, with
-    probability `environment_share`, an `A:` row and, with `listing_share`, an `L:` row. With `scarce_share` one that
-    offers a mate, a promotion or another scarce kind of move gives one more `A:` row, of that move. With `check_share`
-    a position in check, or one that a check can lead to, gives one more `L:` row, and a `P:` row in check comes three
-    times. A row whose next position belongs to dev or test is dropped: no held-out position is seen in training, not
-    even as an answer.
+    Columns: `task` (`policy`, `environment` or `listing`), `prompt`, `completion`, and `position`, a name that the
+    rows of one record share and no others: prompts of its `A:` rows begin alike.
+
+    A position met before in the same shard is skipped (openings repeat). Every position gives a `P:` row,
+    `environment_share` `A:` rows in the mean (2.5: two or three, of different moves) and, with probability
+    `listing_share`, an `L:` row. With `scarce_share` one that offers a mate, a promotion or another scarce kind of
+    move gives one more `A:` row, of that move. With `check_share` a position in check, or one that a check can lead
+    to, gives one more `L:` row, and a `P:` row in check comes three times. A row whose next position belongs to dev
+    or test is dropped: no held-out position is seen in training, not even as an answer.
     """
     for shard in shards:
         rng = random.Random(f"{seed}:{shard.name}")
@@ -117,23 +150,22 @@ def supervised_rows(
             if key in seen or split_of(record["fen"]) != "train":
                 continue
             seen.add(key)
+            name = f"{shard.name}:{len(seen)}"
             row = {
                 "task": "policy",
                 "prompt": policy.prompt(record["fen"]),
-                "completion": policy_completion(record["moves"], record["cp"], best_first),
+                "completion": policy_completion(record["moves"], record["cp"], rng),
+                "position": name,
             }
             yield row
-            others = []
-            if rng.random() < environment_share:
-                others.append(environment_row(record, choose_move(record, rng, illegal_share, rare_share)))
+            whole, rest = divmod(environment_share, 1)
+            number = int(whole) + (rng.random() < rest)
+            others = environment_rows(record, number, rng.random() < scarce_share, rng)
             if rng.random() < listing_share:
                 others.append(listing_row(nearby(record, rng)))
-            if scarce_share and rng.random() < scarce_share:
-                move = scarce_move(chess.Board(record["fen"]), rng)
-                others += [] if move is None else [environment_row(record, move)]
             if check_share and rng.random() < check_share:
                 board = in_check(record, rng)
                 others += [] if board is None else [listing_row(board)]
                 if chess.Board(record["fen"]).is_check():
                     yield from [row] * CHECK_REPEATS
-            yield from (row for row in others if split_of(row.pop("after")) == "train")
+            yield from (other | {"position": name} for other in others if split_of(other.pop("after")) == "train")

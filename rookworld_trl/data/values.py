@@ -1,5 +1,6 @@
 """Values of moves for `P:` rows that have none, from a pool of engines."""
 
+import random
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -50,7 +51,7 @@ def with_values(rows: Iterable[dict[str, Any]], pool: EnginePool, report: Values
                 continue
             by_move = {value.move: value.centipawns for value in sorted(values, key=lambda value: value.move)}
             row |= {"legal_moves": list(by_move), "legal_cp": list(by_move.values())}
-            target = _target(row["target"], by_move)
+            target = _target(row["target"], by_move, fen)
             report.best_repaired += bool(row["target"]) and target != row["target"]
             row["target"] = target
         report.valued += len(bare) - len(failed)
@@ -58,9 +59,9 @@ def with_values(rows: Iterable[dict[str, Any]], pool: EnginePool, report: Values
         yield from (row for row in chunk if id(row) not in failed)
 
 
-def _target(written: str, values: dict[str, int]) -> str:
+def _target(written: str, values: dict[str, int], fen: str) -> str:
     if not written:
-        return policy_completion(list(values), list(values.values()))
+        return policy_completion(list(values), list(values.values()), random.Random(fen))
     output = policy.parse(written.rstrip())
     best = max(output.moves, key=values.__getitem__)  # the first of equals, as the row has them
     if output.best in output.moves and values[output.best] == values[best]:

@@ -1,4 +1,4 @@
-"""The chess-aware tokenizer of rookworld-nano: one token a square, two a move, one an eval.
+"""The chess-aware tokenizer of rookworld-nano: one token a square, two a move, two an eval.
 
 The squares of a FEN are written out and each token names its square as well as what stands on it ("⟨e4⟩P"): 64
 tokens, whatever the position, and a model finds or copies a square by its name instead of by adding up digits. The
@@ -32,7 +32,7 @@ _SPLIT = "|".join(
         r"\+(?:-1\.0|0\.001|0\.5|1\.0|0|1)(?=\+|$)",
         rf"/?⟨[a-h][1-8]⟩[{MEN}]",
         r" ?[a-h][1-8]",
-        r" -?\d+\.\d(?!\d)",
+        r" -?\d+\.\d(?=\d?(?!\d))",  # a second decimal is a token of its own
         r" \d{1,3}(?!\d)",
         r" (?:[wb-]|K?Q?k?q?(?<! ))(?= )",
         r"[\s\S]",

@@ -39,7 +39,7 @@ _LONGEST = 12  # characters of a move or an eval, and then some
 _LEAST_STAKE = 0.02  # win chance
 
 _MOVE = re.compile(f" {MOVE_PATTERN}")
-_EVAL = re.compile(r" -?[0-9]{1,4}\.[0-9]")
+_EVAL = re.compile(r" -?[0-9]{1,4}\.[0-9]{1,2}")
 
 
 class ChessPoints:

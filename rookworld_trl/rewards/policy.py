@@ -186,17 +186,16 @@ def score_policy(completion: str, legal_moves: Sequence[str], legal_cp: Sequence
 
 
 def _score_evals(evals: Sequence[float], true_cp: Sequence[int], best_cp: Sequence[int]) -> float:
-    """Evals' score in [0, 1]. The values as they are and as rows write them, more coarsely, are both the truth."""
+    """Evals' score in [0, 1]. The values as they are and rounded to a tenth of a pawn are both the truth."""
     guesses = [policy.win_chance(100.0 * pawns) for pawns in evals]
-    as_written = _above_constant(guesses, true_cp, best_cp, _written_chance)
-    return (
-        as_written
-        if as_written == 1.0
-        else max(as_written, _above_constant(guesses, true_cp, best_cp, policy.win_chance))
-    )
+    rounded = _above_constant(guesses, true_cp, best_cp, _rounded_chance)
+    return rounded if rounded == 1.0 else max(rounded, _above_constant(guesses, true_cp, best_cp, policy.win_chance))
 
 
-def _written_chance(centipawns: int) -> float:
+def _rounded_chance(centipawns: int) -> float:
+    """Win chance of a value to a tenth of a pawn, where rows write two decimals: nobody has to know centipawns."""
+    if abs(centipawns) < 1000:
+        return policy.win_chance(10.0 * round(centipawns / 10))
     return policy.win_chance(100.0 * float(policy.format_eval(centipawns)))
 
 

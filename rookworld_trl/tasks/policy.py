@@ -94,15 +94,17 @@ def _well_spaced(section: str, width: int) -> bool:
 
 
 def format_eval(centipawns: int) -> str:
-    """Write an eval in pawns from the mover's side, coarser the larger it is, so that it stays one token.
+    """Write an eval in pawns from the mover's side, so that moves of different values are told apart where it matters.
 
-    One decimal below 10 pawns, whole pawns up to 30 and no further; a mate (`MATE_CP` or beyond) is +-1000.0.
+    Two decimals below 10 pawns, as RookWorld's rows have them, whole pawns up to 30 and no further; a mate (`MATE_CP`
+    or beyond) is +-1000.0.
     """
     if abs(centipawns) >= MATE_CP:
         return f"{math.copysign(MATE_PAWNS, centipawns):.1f}"
     pawns = centipawns / 100
-    rounded = round(pawns, 1) if abs(pawns) < 9.95 else max(-30.0, min(30.0, float(round(pawns))))
-    return f"{rounded + 0.0:.1f}"
+    if abs(centipawns) < 1000:
+        return f"{pawns:.2f}"
+    return f"{max(-30.0, min(30.0, float(round(pawns)))):.1f}"
 
 
 def format_completion(moves: list[str], evals: list[str], best: str, padded: bool = False) -> str:

@@ -1,9 +1,12 @@
 """Positions by self-play and rows made from them."""
 
+import itertools
 import json
 import random
+from collections import Counter
 
 import chess
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -12,6 +15,7 @@ from rookworld_trl.data.generation import GameSettings, generate_positions, read
 from rookworld_trl.data.splits import split_of
 from rookworld_trl.data.supervised import policy_completion, supervised_rows
 from rookworld_trl.tasks import environment, policy
+from rookworld_trl.tasks.formats import board_from_fen
 from tests.support.stockfish import requires_stockfish
 
 SETTINGS = GameSettings(seed=3, nodes=200, max_plies=12, games_per_shard=2)
@@ -82,7 +86,6 @@ def test_supervised_rows_parse_and_hold_no_held_out_position(tmp_path):
             assert split_of(policy.parse_prompt(row["prompt"])) == "train"
             output = policy.parse(row["completion"])
             assert output.best in output.moves
-            assert list(output.moves) == sorted(output.moves)
             assert row["task"] == "policy"
         elif row["prompt"].startswith("L: "):
             board = chess.Board(row["prompt"].removeprefix("L: "))
@@ -97,15 +100,24 @@ def test_supervised_rows_parse_and_hold_no_held_out_position(tmp_path):
     assert {row["prompt"][0] for row in rows} == {"P", "A", "L"}
 
 
-def test_candidates_stand_in_uci_order_or_the_best_first():
+def test_candidates_stand_in_random_order_and_the_best_is_the_one_of_the_highest_eval():
     moves, values = ["g1f3", "e2e4", "b1c3", "d2d4", "c2c4", "a2a3"], [30, 25, -5, 40, 20, -100]
-    completion = policy_completion(moves, values)
-    assert completion.split()[1:6] == ["b1c3", "c2c4", "d2d4", "e2e4", "g1f3"]
-    assert completion.split()[7:12] == list(map(policy.format_eval, (-5, 20, 40, 25, 30)))
-    assert completion.endswith(" B: d2d4")
-    first = policy_completion(moves, values, best_first=True)
-    assert first.split()[1:6] == ["d2d4", "b1c3", "c2c4", "e2e4", "g1f3"]
-    assert first.split()[7:12] == list(map(policy.format_eval, (40, -5, 20, 25, 30)))
+    places, orders = Counter(), set()
+    for seed in range(400):
+        words = policy_completion(moves, values, random.Random(seed)).split()
+        assert (words[0], words[6], words[12]) == ("M:", "E:", "B:")
+        listed, evals = words[1:6], words[7:12]
+        written = {"g1f3": "0.30", "e2e4": "0.25", "b1c3": "-0.05", "d2d4": "0.40", "c2c4": "0.20"}
+        assert dict(zip(listed, evals, strict=True)) == written
+        assert words[13] == "d2d4"
+        orders.add(tuple(listed))
+        places[listed.index("d2d4")] += 1
+    assert len(orders) > 100  # of 120
+    assert min(places.values()) > 50
+    assert len(places) == 5  # the best one at every place alike: 80 times each, give or take 8
+    for seed in range(20):  # of equals the first listed, which the text itself tells
+        words = policy_completion(["a2a3", "b2b3"], [7, 7], random.Random(seed)).split()
+        assert words[-1] == words[1]
 
 
 def test_openings_are_read_as_moves_and_errors_name_the_line(tmp_path):
@@ -127,13 +139,18 @@ STRATA = [
     ("r3k2r/8/8/8/8/8/8/R3K2R w KQkq - 0 1", "e1g1", "castle_king"),
     ("r3k2r/8/8/8/8/8/8/R3K2R b KQkq - 0 1", "e8c8", "castle_queen"),
     ("4k3/8/8/3pP3/8/8/8/4K3 w - d6 0 2", "e5d6", "en_passant"),
+    ("4k3/8/8/8/3p4/8/4P3/4K3 w - - 0 1", "e2e4", "en_passant_offered"),
+    ("4k3/8/8/8/2p5/8/4P3/4K3 w - - 0 1", "e2e4", "quiet"),  # no pawn beside it
+    ("r3k3/8/8/8/8/7P/6B1/4K3 w q - 0 1", "g2a8", "castling_right_taken"),
+    ("r3k3/8/8/8/8/7P/6B1/4K3 w - - 0 1", "g2a8", "capture"),  # there was none
+    ("r3k3/8/8/8/8/7P/6B1/4K2R w K - 0 1", "h1h2", "quiet"),  # one's own
     ("8/P6k/8/8/8/8/8/K7 w - - 0 1", "a7a8r", "promotion"),
     ("4k3/8/8/8/8/8/8/4K2R w K - 0 1", "h1h8", "check"),
     ("6k1/5ppp/8/8/8/8/8/R3K3 w Q - 0 1", "a1a8", "mate"),
     ("7k/5K2/8/6Q1/8/8/8/8 w - - 0 1", "g5g6", "stalemate"),
     ("8/8/8/8/8/2k5/1q6/K7 w - - 0 1", "a1b2", "illegal"),
-    ("8/8/8/8/8/4k3/1q6/K7 w - - 0 1", "a1b2", "draw"),  # only the kings are left
-    ("4k3/8/8/8/8/8/8/R3K3 w - - 149 120", "a1a2", "draw"),  # the 75-move rule
+    ("8/8/8/8/8/4k3/1q6/K7 w - - 0 1", "a1b2", "dead_material"),  # only the kings are left
+    ("4k3/8/8/8/8/8/8/R3K3 w - - 149 120", "a1a2", "seventyfive_moves"),  # the 75-move rule
 ]
 
 
@@ -144,14 +161,47 @@ def test_strata_by_hand(fen, move, kind):
     assert board.fen() == chess.Board(fen).fen()
 
 
-def test_illegal_moves_are_illegal_and_well_formed():
+ILLEGAL = {
+    "pinned": (
+        "4k3/4r3/8/8/8/8/4B3/4K3 w - - 0 1",
+        {"e2d1", "e2f1", "e2d3", "e2c4", "e2b5", "e2a6", "e2f3", "e2g4", "e2h5"},
+    ),
+    "into_check": ("4k3/8/8/8/8/8/1r6/4K3 w - - 0 1", {"e1d2", "e1e2", "e1f2"}),
+    "leaves_check": ("4k3/4r3/8/8/8/8/P7/4K3 w - - 0 1", {"a2a3", "a2a4"}),
+    "castling": ("r3k2r/8/8/8/8/5r2/8/R3K2R w KQ - 0 1", {"e1g1"}),  # through f1
+    "missing_promotion": ("7k/P7/8/8/8/8/8/K7 w - - 0 1", {"a7a8"}),
+    "wrong_promotion": ("7k/8/8/8/8/P7/8/K7 w - - 0 1", {"a3a4q", "a1a2q", "a1b2n"}),
+    "wrong_pawn": ("7k/8/8/8/3p4/3P4/8/K7 w - - 0 1", {"d3d4", "d3d5", "d3c4", "d3e4", "d3d2"}),
+    "empty_square": ("7k/8/8/8/8/8/8/K7 w - - 0 1", {"d4d5", "d4e6", "a2h2"}),
+    "wrong_colour": ("7k/8/8/8/8/8/8/K7 w - - 0 1", {"h8g8", "h8g7", "h8h7"}),
+    "own_man": ("7k/8/8/8/8/8/PP6/KN6 w - - 0 1", {"a1a2", "a1b1", "a1b2"}),
+    "jump": ("7k/8/8/8/8/P7/8/R6K w - - 0 1", {"a1a4", "a1a8"}),
+    "geometry": ("7k/8/8/8/8/8/8/KN6 w - - 0 1", {"b1b2", "a1c3"}),
+}
+
+
+@pytest.mark.parametrize("kind", ILLEGAL)
+def test_every_kind_of_illegal_move_by_hand(kind):
+    fen, some = ILLEGAL[kind]
+    found = strata.ILLEGAL_KINDS[kind](chess.Board(fen))
+    assert some <= set(found)
+    if kind in ("pinned", "into_check", "leaves_check", "castling", "missing_promotion", "wrong_colour", "own_man"):
+        assert some == set(found)
+
+
+def test_illegal_moves_are_illegal_and_well_formed_whatever_the_position():
     rng = random.Random(0)
-    for fen in ("r3k2r/8/8/8/8/8/8/R3K2R w KQkq - 0 1", chess.STARTING_FEN, "4k3/4r3/8/8/8/8/4B3/4K3 w - - 0 1"):
-        board = chess.Board(fen)
-        for _ in range(50):
-            move = strata.illegal_move(board, rng)
-            assert environment.transition(fen, move).truncated
-            assert environment.parse_prompt(environment.prompt(fen, move, [])).move == move
+    boards = [generation.random_endgame(rng) for _ in range(150)]
+    for _ in range(3):
+        board = chess.Board()
+        while not board.is_game_over() and board.ply() < 100:
+            boards.append(board.copy(stack=False))
+            board.push(rng.choice(list(board.legal_moves)))
+    for board in boards:
+        for moves in map(list, (find(board) for find in strata.ILLEGAL_KINDS.values())):
+            for move in [*rng.sample(moves, min(3, len(moves))), strata.illegal_move(board, rng)]:
+                assert environment.transition(board.fen(), move).truncated, (board.fen(), move)
+                assert environment.parse_prompt(environment.prompt(board.fen(), move, [])).move == move
 
 
 def test_endgames_are_legal_and_not_over():
@@ -159,3 +209,67 @@ def test_endgames_are_legal_and_not_over():
         board = generation.random_endgame(random.Random(seed))
         assert board.is_valid()
         assert any(board.legal_moves)
+
+
+GAME = ["e2e4", "e7e5", "g1f3", "b8c6", "f1b5", "a7a6", "b5a4", "g8f6", "e1g1", "f8e7", "f1e1", "b7b5", "a4b3"]
+
+
+@pytest.fixture(scope="module")
+def game_rows(tmp_path_factory):
+    """Rows of the positions of a short game, many times."""
+    path = tmp_path_factory.mktemp("game") / "positions-00000.parquet"
+    board, records = chess.Board(), []
+    for ply, move in enumerate(GAME):
+        history = " ".join(GAME[max(0, ply - 9) : ply])
+        moves = sorted(legal.uci() for legal in board.legal_moves)[:5]
+        record = {"fen": board.fen(), "history": history, "moves": moves, "cp": [0] * 5, "played": move, "game": 0}
+        records.append(record)
+        board.push_uci(move)
+    pq.write_table(pa.Table.from_pylist(records, schema=generation.POSITION_SCHEMA), path)
+    return [list(supervised_rows([path], seed, environment_share=6.5, listing_share=0.5)) for seed in range(15)]
+
+
+def test_histories_of_every_length_that_end_with_the_move(game_rows):
+    lengths = Counter()
+    for row in (row for rows in game_rows for row in rows if row["task"] == "environment"):
+        given = environment.parse_prompt(row["prompt"])
+        assert given.history[-1] == given.move
+        before = list(given.history[:-1])
+        number = chess.Board(given.fen).ply()
+        if int(given.fen.split()[4]) < 5:  # not a late position of no game
+            assert before == GAME[number - len(before) : number]
+        lengths[len(given.history)] += 1
+    assert set(lengths) == set(range(1, 11))
+    assert min(lengths.values()) > 0.02 * lengths.total()
+
+
+def test_rows_of_a_position_follow_each_other_with_moves_of_their_own(game_rows):
+    for rows in game_rows:
+        names = [row["position"] for row in rows]
+        changes = sum(a != b for a, b in itertools.pairwise(names))
+        assert changes + 1 == len(set(names))
+        for name in set(names):
+            moves = [row["prompt"].split("+")[1] for row in rows if row["position"] == name and row["task"][0] == "e"]
+            assert len(moves) == len(set(moves))
+    assert 4 < sum(row["task"] == "environment" for rows in game_rows for row in rows) / (15 * len(GAME)) <= 6.5
+
+
+def test_the_seventyfive_move_rule_ends_games_and_the_fifty_move_rule_does_not(game_rows):
+    ended, claimable = 0, 0
+    for row in (row for rows in game_rows for row in rows if row["task"] == "environment"):
+        fen = environment.parse_prompt(row["prompt"]).fen
+        assert board_from_fen(fen)
+        after = environment.parse(row["completion"])
+        clock = int(after.fen.split()[4])
+        ended += clock == 150 and (after.reward, after.terminated) == (0.5, True)
+        claimable += 100 <= clock < 150 and (after.reward, after.terminated) == (0.001, False)
+    assert ended >= 3
+    assert claimable >= 3
+
+
+def test_every_kind_of_illegal_move_is_drawn():
+    rng = random.Random(0)
+    for kind, (fen, _) in ILLEGAL.items():
+        board = chess.Board(fen)
+        known = set(strata.ILLEGAL_KINDS[kind](board))
+        assert any(strata.illegal_move(board, rng) in known for _ in range(100)), kind

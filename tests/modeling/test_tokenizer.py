@@ -20,7 +20,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 def test_tokens_of_a_policy_row(tokenizer):
-    tokens = tokenizer.tokenize(policy.format_row(KIWIPETE, ["e2a6", "b7b8q"], ["0.3", "-12.0"], "e2a6"))
+    tokens = tokenizer.tokenize(policy.format_row(KIWIPETE, ["e2a6", "b7b8q"], ["0.3", "-12.0", "-0.34"], "e2a6"))
     assert tokens[0] == "P: "
     board = chess.Board(KIWIPETE)
     by_hand = []
@@ -30,7 +30,22 @@ def test_tokens_of_a_policy_row(tokenizer):
         by_hand.append(f"{slash}⟨{chess.square_name(square)}⟩{man.symbol() if man else '·'}")
     assert tokens[1:65] == by_hand
     assert tokens[65:70] == [" w", " KQkq", " -", " 0", " 1"]
-    assert tokens[70:] == [" M:", " e2", "a6", " b7", "b8", "q", " E:", " 0.3", " -12.0", " B:", " e2", "a6"]
+    assert tokens[70:] == [
+        " M:",
+        " e2",
+        "a6",
+        " b7",
+        "b8",
+        "q",
+        " E:",
+        " 0.3",
+        " -12.0",
+        " -0.3",
+        "4",
+        " B:",
+        " e2",
+        "a6",
+    ]
 
 
 def random_rows(games: int):

@@ -25,7 +25,7 @@ ROW = {
     "legal_moves": ["a7a8n", "a7a8q", "c1c2", "c1d1"],
     "legal_cp": [0, 9990, -9990, 0],
 }
-GOLD = " M: a7a8q a7a8n c1d1 c1c2 E: 1000.0 0.0 0.0 -1000.0 B: a7a8q"
+GOLD = " M: a7a8q a7a8n c1d1 c1c2 E: 1000.0 0.00 0.00 -1000.0 B: a7a8q"
 
 
 @pytest.fixture(scope="module", params=["nano", "gpt2"])
@@ -60,14 +60,14 @@ def test_what_each_move_earns(tokenizer: Any) -> None:
     assert len(found["decisions"]) == 5
     assert not found["rest_is_sampled"]
     texts = [tokenizer.decode(each["tokens"]) for each in found["determined"]]
-    assert texts == [" M:", " E:", " 1000.0", " 0.0", " 0.0", " -1000.0", " B:", tokenizer.eos_token]
+    assert texts == [" M:", " E:", " 1000.0", " 0.00", " 0.00", " -1000.0", " B:", tokenizer.eos_token]
     for each in found["determined"]:  # all of it stands there, in a right answer
         assert ids[each["position"] : each["position"] + len(each["tokens"])] == each["tokens"]
 
 
 def test_a_move_outside_of_the_list_earns_little_at_b(tokenizer: Any) -> None:
     row = {**ROW, "legal_moves": [*ROW["legal_moves"], "c1b1", "c1d2"], "legal_cp": [*ROW["legal_cp"], 0, 9990]}
-    found, _ = find(tokenizer, " M: a7a8q a7a8n c1d1 c1c2 c1b1 E: 1000.0 0.0 0.0 -1000.0 0.0 B: c1d2", row)
+    found, _ = find(tokenizer, " M: a7a8q a7a8n c1d1 c1c2 c1b1 E: 1000.0 0.00 0.00 -1000.0 0.0 B: c1d2", row)
     q = (1 - 3.5 / 6) / (1 - 3.5 / 6 + 0.02)  # values 0.5, 1, 0, 0.5, 0.5, 1
     assert rewards(tokenizer, found["decisions"][-1]) == pytest.approx(
         {"a7a8q": 0.2 + 0.8 * q, "a7a8n": 0.2, "c1d1": 0.2, "c1c2": 0.2, "c1b1": 0.2, "c1d2": 0.2 * q}
@@ -95,8 +95,8 @@ def test_where_nothing_is_at_stake_moves_are_nearly_alike(tokenizer: Any) -> Non
         ),
         (" M: a7a8q E: 1000.0 B: a7a8q", 2, [" M:"]),  # a candidate too few: a move, not E:, must stand there
         (" M: a7a8q a7a8n c1d1 c1c2 a7a8q E: 1.0", 4, [" M:", " E:"]),  # one too many: E: must stand there
-        (" M: a7a8q a7a8n c1d1 c1c2 E: 1000.0 B: a7a8q", 4, [" M:", " E:", " 1000.0", " 0.0"]),  # an eval missing
-        (" M: a7a8q a7a8n c1d1 c1c2 E: 1000.0 0.0 0.0 -1000.0 B: x", 5, None),  # no move at B:
+        (" M: a7a8q a7a8n c1d1 c1c2 E: 1000.0 B: a7a8q", 4, [" M:", " E:", " 1000.0", " 0.00"]),  # an eval missing
+        (" M: a7a8q a7a8n c1d1 c1c2 E: 1000.0 0.00 0.00 -1000.0 B: x", 5, None),  # no move at B:
         ("k", 0, [" M:"]),
     ],
 )
