@@ -35,6 +35,7 @@ def positions(args: argparse.Namespace) -> None:
         games_per_shard=args.games_per_shard,
         openings=args.openings,
         check_share=args.check_share,
+        held_out=args.held_out,
     )
     shards = range(args.first_shard, args.first_shard + args.shards)
     if args.executor != "processes":
@@ -97,6 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     play.add_argument(
         "--check_share", type=float, default=0.0, help="Share of the moves that could give check which do."
     )
+    play.add_argument("--held_out", action="store_true", help="Games of which dev and test rows are made.")
     play.add_argument("--workers", type=int, default=os.cpu_count())
     executors = ("processes", "datatrove", "slurm")
     play.add_argument("--executor", choices=executors, default="processes", help="Who runs the workers.")

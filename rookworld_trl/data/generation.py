@@ -16,14 +16,20 @@ import chess.pgn
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rookworld_trl.engine import Engine
+from rookworld_trl.data.splits import SplitName, split_by_hash
+from rookworld_trl.engine import Engine, MoveValue
 from rookworld_trl.tasks.formats import HISTORY_LENGTH
 from rookworld_trl.tasks.policy import win_chance
 
-# Noise of a game: softmax temperature over win chances, and the share of moves played at random. Drawn once a game,
-# so that the corpus holds sound games, sloppy ones and wild ones (promotions, lone kings, mates, stalemates).
+# Noise of a player: softmax temperature over win chances, and the share of moves played at random. Drawn for each side
+# of a game, so that the corpus holds sound games, sloppy ones, wild ones (promotions, lone kings, mates, stalemates),
+# one side punishing the other, and positions as a model that has learned nothing yet makes them.
 TEMPERATURES = (0.01, 0.03, 0.1)
-RANDOM_SHARES = (0.0, 0.05, 0.15, 0.4)
+RANDOM_SHARES = (0.0, 0.05, 0.15, 0.4, 1.0)
+
+# Of a held-out game's plies: where moves that were not played are looked at, too.
+DEVIATIONS_SHARE = 0.3
+TEST_GAMES = 0.6  # of the held-out games; the others are dev's
 
 POSITION_SCHEMA = pa.schema(
     [
@@ -48,6 +54,7 @@ class GameSettings:
     games_per_shard: int = 20
     openings: str | None = None
     check_share: float = 0.0  # of the moves played where check can be given: one that gives it
+    held_out: bool = False  # games of dev and test alone: only their positions are written, without values
 
 
 def read_openings(path: str | Path) -> list[tuple[str, ...]]:
@@ -108,41 +115,85 @@ def opening_position(rng: random.Random, openings: Sequence[tuple[str, ...]]) ->
     return board
 
 
-def _checks(board: chess.Board) -> list[str]:
-    return [move.uci() for move in board.legal_moves if board.gives_check(move)]
-
-
 def play_game(
     engine: Engine, index: int, settings: GameSettings, openings: Sequence[tuple[str, ...]]
 ) -> Iterator[dict[str, Any]]:
-    """Play one noisy self-play game and yield a record for each position (columns of POSITION_SCHEMA)."""
+    """Play one game of two noisy players and yield a record for each position (columns of POSITION_SCHEMA).
+
+    The moves of the opening are shown from a random one on, so that first moves of games occur.
+    """
     rng = random.Random(f"{settings.seed}:{index}")
-    board = opening_position(rng, openings)
-    temperature, random_share = rng.choice(TEMPERATURES), rng.choice(RANDOM_SHARES)
-    for _ in range(settings.max_plies):
+    start = opening_position(rng, openings)
+    board, opening = start.root(), [move.uci() for move in start.move_stack]
+    shown = rng.randint(0, len(opening))
+    noise = {side: (rng.choice(TEMPERATURES), rng.choice(RANDOM_SHARES)) for side in chess.COLORS}
+    split: SplitName = "test" if rng.random() < TEST_GAMES else "dev"
+    for ply in range(settings.max_plies):
         if board.is_game_over() or board.is_repetition(3):
             return
-        values = engine.analyse(board, multipv=settings.multipv, game=index)
-        if not values:
-            return
-        checks = _checks(board) if settings.check_share and rng.random() < settings.check_share else []
-        if checks:
-            played = rng.choice(checks)
-        elif rng.random() < random_share:
-            played = rng.choice([move.uci() for move in board.legal_moves])
+        if ply < shown:
+            board.push_uci(opening[ply])
+            continue
+        temperature, random_share = noise[board.turn]
+        known = ply < len(opening)
+        values: list[MoveValue] = []
+        if not settings.held_out or not (known or random_share == 1.0):
+            values = engine.analyse(board, multipv=settings.multipv, game=index) or []
+            if not values:
+                return
+        played = opening[ply] if known else choose_move(board, values, temperature, random_share, settings, rng)
+        if settings.held_out:
+            yield from held_out_records(board, split, index, rng)
         else:
-            best = win_chance(values[0].centipawns)
-            weights = [math.exp((win_chance(value.centipawns) - best) / temperature) for value in values]
-            played = rng.choices([value.move for value in values], weights)[0]
-        yield {
-            "fen": board.fen(),
-            "history": " ".join(move.uci() for move in board.move_stack[-(HISTORY_LENGTH - 1) :]),
-            "moves": [value.move for value in values],
-            "cp": [value.centipawns for value in values],
-            "played": played,
-            "game": index,
-        }
+            yield _record(board, index, values, played)
         board.push_uci(played)
+
+
+def choose_move(
+    board: chess.Board,
+    values: Sequence[MoveValue],
+    temperature: float,
+    random_share: float,
+    settings: GameSettings,
+    rng: random.Random,
+) -> str:
+    """The move of a player: one that gives check, a random one, or one of those with values, better ones likelier."""
+    if settings.check_share and rng.random() < settings.check_share:
+        checks = [move.uci() for move in board.legal_moves if board.gives_check(move)]
+        if checks:
+            return rng.choice(checks)
+    if rng.random() < random_share:
+        return rng.choice([move.uci() for move in board.legal_moves])
+    best = win_chance(values[0].centipawns)
+    weights = [math.exp((win_chance(value.centipawns) - best) / temperature) for value in values]
+    return rng.choices([value.move for value in values], weights)[0]
+
+
+def held_out_records(board: chess.Board, split: SplitName, game: int, rng: random.Random) -> Iterator[dict[str, Any]]:
+    """The position, and at some plies those after each legal move, as far as their hash says `split`.
+
+    They have no values and no move played. Since no position of the training split is among them, a folder of held-out
+    games gives no rows to a training that reads it by mistake.
+    """
+    if split_by_hash(board.fen()) == split:
+        yield _record(board, game, (), "")
+    if rng.random() < DEVIATIONS_SHARE:
+        for move in list(board.legal_moves):
+            board.push(move)
+            if split_by_hash(board.fen()) == split and any(board.legal_moves):
+                yield _record(board, game, (), "")
+            board.pop()
+
+
+def _record(board: chess.Board, game: int, values: Sequence[MoveValue], played: str) -> dict[str, Any]:
+    return {
+        "fen": board.fen(),
+        "history": " ".join(move.uci() for move in board.move_stack[-(HISTORY_LENGTH - 1) :]),
+        "moves": [value.move for value in values],
+        "cp": [value.centipawns for value in values],
+        "played": played,
+        "game": game,
+    }
 
 
 def write_parquet(table: pa.Table, path: Path) -> None:

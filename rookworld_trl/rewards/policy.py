@@ -193,10 +193,11 @@ def _score_evals(evals: Sequence[float], true_cp: Sequence[int], best_cp: Sequen
 
 
 def _rounded_chance(centipawns: int) -> float:
-    """Win chance of a value to a tenth of a pawn, where rows write two decimals: nobody has to know centipawns."""
-    if abs(centipawns) < 1000:
-        return policy.win_chance(10.0 * round(centipawns / 10))
-    return policy.win_chance(100.0 * float(policy.format_eval(centipawns)))
+    """Win chance of a value to a tenth of a pawn, from 10 pawns on to a whole one: nobody has to know centipawns."""
+    if abs(centipawns) < 995:
+        return policy.win_chance(100.0 * round(centipawns / 100, 1))
+    mate = abs(centipawns) >= policy.MATE_CP
+    return policy.win_chance(centipawns if mate else 100.0 * max(-30, min(30, round(centipawns / 100))))
 
 
 def _above_constant(
