@@ -22,7 +22,6 @@ from rookworld_trl.data import load_shipped
 from rookworld_trl.data.mixing import mix
 from rookworld_trl.files import write_atomically
 from rookworld_trl.training import RookWorldGRPOConfig, RookWorldGRPOTrainer
-from rookworld_trl.training.throughput import memory_gb
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -215,7 +214,7 @@ def timed_training(
         "seconds_per_step": round(statistics.median(sum(step.values()) for step in timed), 4),
         "phases": {name: round(statistics.median(step.get(name, 0.0) for step in timed), 4) for name in names},
         "completion_tokens": round(statistics.mean(row["completions/mean_length"] for row in log[1:]), 1),
-        "memory_gb": round(memory_gb(), 3),
+        "memory_gb": round(log[-1]["perf/memory_gb"], 3),
         **{name: round(median(f"perf/{name}"), 4) for name in ("tflops_per_second", "mfu") if f"perf/{name}" in log[1]},
         "gates": {key.removeprefix("gates/"): value for key, value in log[0].items() if key.startswith("gates/")},
         "log": log,

@@ -24,7 +24,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from benchmarks.common import RESULTS, ROOT, best_device, machine, timed_training, write_report
 from rookworld_trl.modeling.loading import NANO_FOLDER, load
-from rookworld_trl.training.throughput import memory_gb
+from rookworld_trl.training.memory import memory_gb
 
 OUTPUT = RESULTS / "growth.json"
 BASE = {"prompts": 8, "samples": 16, "tokens": 100, "size": None}

@@ -126,6 +126,8 @@ class Stage:
         for gate, limit in limits.items():
             self.check(f"{what}: gate {gate}", found["gates"].get(gate, float("nan")), limit)
         log = found.pop("log")
+        if "perf/compiled_graphs" in log[-1]:
+            found["graphs"] = log[-1]["perf/compiled_graphs"]
         found["first_step"] = {name: log[0][name] for name in ("loss", "grad_norm", "kl", "reward", "step_time")}
         self.figures[what] = found
         return found

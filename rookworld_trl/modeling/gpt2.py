@@ -137,20 +137,55 @@ def _affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return torch.addmm(bias, x.reshape(-1, x.shape[-1]), weight).view(*x.shape[:-1], -1)
 
 
+def before_attention(x: Tensor, layer: Layer, heads: int, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values (..., heads, head_dim) of a block's input (..., n_embd)."""
+    width = x.shape[-1]
+    normed = F.layer_norm(x, (width,), layer.ln_1_weight, layer.ln_1_bias, eps)
+    q, k, v = _affine(normed, layer.attn_weight, layer.attn_bias).unflatten(-1, (3, heads, width // heads)).unbind(-3)
+    return q, k, v
+
+
+def after_attention(
+    x: Tensor, mixed: Tensor, layer: Layer, activation: Callable[[Tensor], Tensor], eps: float
+) -> Tensor:
+    """A block's output (..., n_embd) from its input and what attention made of it, (..., heads, head_dim)."""
+    x = x + _affine(mixed.flatten(-2), layer.attn_proj_weight, layer.attn_proj_bias)
+    normed = F.layer_norm(x, x.shape[-1:], layer.ln_2_weight, layer.ln_2_bias, eps)
+    return x + _affine(
+        activation(_affine(normed, layer.fc_weight, layer.fc_bias)), layer.fc_proj_weight, layer.fc_proj_bias
+    )
+
+
+class Blocks(NamedTuple):
+    """What computes a block around its attention, token by token; see `compiling` for the compiled ones.
+
+    Attributes:
+        padded: how many tokens a pass over so many is padded to, so that shapes come again.
+    """
+
+    before: Callable[..., tuple[Tensor, Tensor, Tensor]] = before_attention
+    after: Callable[..., Tensor] = after_attention
+    padded: Callable[[int], int] = int
+
+
+EAGER = Blocks()
+
+
 class GPT2:
     """GPT-2's forward pass over a mapping of weights, which are used in place and never copied.
 
     Args:
         config: a transformers `GPT2Config` or anything with its fields.
         weights: state dict or named parameters; see `canonical_weights` for what is accepted.
+        blocks: what computes them.
 
     Raises:
         ValueError: the config is of an unsupported variant, or the weights do not fit it.
     """
 
-    def __init__(self, config: Any, weights: Mapping[str, Tensor]) -> None:
+    def __init__(self, config: Any, weights: Mapping[str, Tensor], blocks: Blocks = EAGER) -> None:
         check_config(config)
-        self.config = config
+        self.config, self.blocks = config, blocks
         tensors = list(canonical_weights(config, weights).values())
         self.wte, self.wpe, self.ln_f_weight, self.ln_f_bias = tensors[0], tensors[1], tensors[-2], tensors[-1]
         self._packed_head: Tensor | None = None
@@ -163,7 +198,7 @@ class GPT2:
         self._activation = ACTIVATIONS[config.activation_function]
 
     @classmethod
-    def sharing(cls, model: nn.Module) -> "GPT2":
+    def sharing(cls, model: nn.Module, blocks: Blocks = EAGER) -> "GPT2":
         """The same function on the live parameters of a transformers `GPT2LMHeadModel`: updates show at once.
 
         Raises:
@@ -172,22 +207,17 @@ class GPT2:
         names = dict(model.named_parameters())
         if any("lora_" in name for name in names):
             raise ValueError("the model carries unmerged LoRA adapters: call merge_and_unload() on it first")
-        return cls(model.config, names)
+        return cls(model.config, names, blocks)
 
     def hidden_states(self, input_ids: Tensor, position_ids: Tensor, attend: Attend) -> Tensor:
         """Final hidden states (B, T, n_embd) of tokens (B, T) at the given positions (B, T) or (T,)."""
-        width, eps = self.config.n_embd, self.config.layer_norm_epsilon
-        heads = (self.config.n_head, self.head_dim)
+        heads, eps = self.config.n_head, self.config.layer_norm_epsilon
+        before, after, _ = self.blocks
         x = F.embedding(input_ids, self.wte) + F.embedding(position_ids, self.wpe)
         for i, layer in enumerate(self.layers):
-            normed = F.layer_norm(x, (width,), layer.ln_1_weight, layer.ln_1_bias, eps)
-            q, k, v = _affine(normed, layer.attn_weight, layer.attn_bias).unflatten(-1, (3, *heads)).unbind(-3)
-            mixed = attend(i, q, k, v, self.scales[i]).flatten(-2)
-            x = x + _affine(mixed, layer.attn_proj_weight, layer.attn_proj_bias)
-            normed = F.layer_norm(x, (width,), layer.ln_2_weight, layer.ln_2_bias, eps)
-            inner = self._activation(_affine(normed, layer.fc_weight, layer.fc_bias))
-            x = x + _affine(inner, layer.fc_proj_weight, layer.fc_proj_bias)
-        return F.layer_norm(x, (width,), self.ln_f_weight, self.ln_f_bias, eps)
+            q, k, v = before(x, layer, heads, eps)
+            x = after(x, attend(i, q, k, v, self.scales[i]), layer, self._activation, eps)
+        return F.layer_norm(x, x.shape[-1:], self.ln_f_weight, self.ln_f_bias, eps)
 
     def logits(self, hidden_states: Tensor) -> Tensor:
         """Logits (..., vocab_size) of hidden states (..., n_embd), in the weights' precision under autocast too.

@@ -52,6 +52,7 @@ def per_token_logps(
     """
     arrays = (x.cpu().numpy() for x in (prompt_ids, prompt_mask.bool(), completion_ids, completion_mask.bool()))
     trie = _Trie(*arrays)
+    trie.pad(gpt2.blocks.padded(len(trie.tokens)))
     shape, device = completion_ids.shape, gpt2.wte.device
     if not len(trie.tokens):  # a zero that is part of the graph, so that `backward` works on an empty batch too
         zeros = (gpt2.ln_f_bias.sum() * 0).float().expand(shape)
@@ -195,6 +196,13 @@ class _Trie:
             bias = None if inside.all() else torch.from_numpy(np.where(inside, 0.0, -np.inf)[:, None].astype("float32"))
             index = np.concatenate([index, path_index.reshape(len(chosen), -1)], axis=1)
             self.tiles.append(_Tile(torch.from_numpy(index), bias, size, width, length))
+
+    def pad(self, count: int) -> None:
+        """Add tokens that predict nothing and that nobody sees, up to so many in all."""
+        if len(self.tokens):
+            names = ("tokens", "positions", "slot_of_token")
+            for name, array in ((name, getattr(self, name)) for name in names):
+                setattr(self, name, np.pad(array, (0, count - len(array))))
 
     def of_nodes(self, values: np.ndarray, columns: int) -> np.ndarray:
         """The rows' values (B,) as values (M,) of the predicting tokens; `columns` is C.

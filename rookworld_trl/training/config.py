@@ -9,7 +9,7 @@ from trl import GRPOConfig
 
 from rookworld_trl.training import validation
 from rookworld_trl.training.monitor import DEFAULT_BANDS
-from rookworld_trl.training.placement import on_gpu
+from rookworld_trl.training.placement import choose_compile, insist_on_no_compile, on_gpu
 from rookworld_trl.training.validation_devices import check_devices
 
 COMPILE_BUCKET = 64  # tokens; prompts and completions of compiled models are padded to multiples of it
@@ -240,6 +240,10 @@ class RookWorldGRPOConfig(GRPOConfig):
         default="reverse", metadata={"help": "reverse KL(pi||ref), forward KL(ref||pi), or symmetric, half of each."}
     )
     kl_estimator: str = field(default="k3", metadata={"help": "k1, k2, k3, or exact (over the whole vocabulary)."})
+    # transformers' False would contradict accelerate's own setting, which acts without being asked.
+    torch_compile: bool | None = field(
+        default=None, metadata={"help": "Compile the model; default: as `accelerate launch` says (`dynamo_config`)."}
+    )
     kl_control: str = field(
         default="fixed", metadata={"help": "What moves beta: fixed, multiplicative, or proportional (Ziegler et al.)."}
     )
@@ -283,6 +287,7 @@ class RookWorldGRPOConfig(GRPOConfig):
         if parse_flag_from_env("ACCELERATE_USE_CPU"):  # which transformers asks too, for the device alone
             self.use_cpu = True
         self.choose_precision()
+        choose_compile(self)
         if self.rollout_backend == "vllm":
             self.use_vllm = True
         validation.check_fields(self)
@@ -304,6 +309,7 @@ class RookWorldGRPOConfig(GRPOConfig):
     def settle_devices(self) -> None:
         """Fill in what follows from the fields about devices, and check them."""
         config: Any = self
+        insist_on_no_compile(config)
         if config.n_gpu > 1:
             config._n_gpu = 1  # read by transformers where it would wrap the policy in DataParallel
         if config.torch_compile and config.pad_to_multiple_of is None:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from accelerate.utils import DynamoBackend, TorchDynamoPlugin
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl import GRPOConfig
 
@@ -85,6 +86,7 @@ def arrange(config: GRPOConfig, accelerator: Any, policy: Any, reference: Any, s
     home = accelerator.device
     if home.type == "cpu":
         keep_freed_memory()
+    keep_float32(config, accelerator)
     for model in (policy, reference):
         # Unwrapped: the `config` of DeepSpeed's engine is its own.
         plain = None if model is None else accelerator.unwrap_model(model)
@@ -125,16 +127,58 @@ def precision_of(home: torch.device, device: torch.device, mixed_precision: str)
         yield
 
 
+def choose_compile(config: Any) -> None:
+    """Settle whether, by what backend and in which mode to compile: by the fields that are set, else by what
+    `accelerate launch` was told (`dynamo_config` of its file, which reaches a program through the environment).
+
+    Its `dynamic`, `fullgraph` and regional compilation have no field here, and hold wherever something is compiled.
+    """
+    launched = TorchDynamoPlugin()
+    on = launched.backend != DynamoBackend.NO
+    backend = config.torch_compile_backend or (launched.backend.value.lower() if on else None)
+    mode = config.torch_compile_mode or (launched.mode if on else None)
+    if config.torch_compile is None or backend == "no":
+        config.torch_compile = backend != "no" and bool(backend or mode)
+    # transformers takes either of these for a wish to compile.
+    config.torch_compile_backend, config.torch_compile_mode = (backend, mode) if config.torch_compile else (None, None)
+
+
+def insist_on_no_compile(config: Any) -> None:
+    """With `torch_compile` False, keep accelerate from what its launcher was told. After transformers' checks."""
+    if not config.torch_compile and TorchDynamoPlugin().backend != DynamoBackend.NO:
+        config.torch_compile_backend = "no"
+
+
+def cuda_graphs(config: GRPOConfig) -> bool:
+    """Whether what is compiled is recorded as CUDA graphs."""
+    return config.torch_compile and config.torch_compile_mode in ("reduce-overhead", "max-autotune")
+
+
+def keep_float32(config: Any, accelerator: Any) -> None:
+    """Take back TF32, which accelerate and transformers turn on where a float32 run is compiled: the gates would see
+    its three digits."""
+    if config.torch_compile and accelerator.mixed_precision == "no" and not config.tf32:
+        torch.backends.cuda.matmul.fp32_precision = "ieee"
+
+
 class CompileCounter(TrainerCallback):
-    """Reports how many graphs were compiled so far; padding to buckets keeps the number small, this shows it."""
+    """Reports how many graphs this run has compiled so far; padding keeps the number small, this shows it."""
 
     def __init__(self, record: Callable[[str, float], None]):
-        self.record = record
+        self.record, self.before = record, 0
+
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        self.before = compiled_graphs()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        from torch._dynamo.utils import counters  # imported where something is compiled
+        self.record("perf/compiled_graphs", compiled_graphs() - self.before)
 
-        self.record("perf/compiled_graphs", counters["stats"]["unique_graphs"])
+
+def compiled_graphs() -> int:
+    """Graphs that this process has compiled."""
+    from torch._dynamo.utils import counters  # imported where something is compiled
+
+    return counters["stats"]["unique_graphs"]
 
 
 def on_gpu(config: GRPOConfig) -> bool:

@@ -16,7 +16,8 @@ from accelerate.utils import DistributedType
 from torch import nn
 from trl.trainer.utils import use_adapter
 
-from rookworld_trl.modeling.gpt2 import GPT2
+from rookworld_trl.modeling.compiling import compile_blocks
+from rookworld_trl.modeling.gpt2 import EAGER, GPT2, Blocks
 from rookworld_trl.modeling.hooks import hooked
 from rookworld_trl.modeling.shared_scoring import per_token_logps
 from rookworld_trl.training import placement
@@ -53,6 +54,7 @@ class Scorer:
         self.args, self.accelerator, self.policy, self.stock = args, accelerator, policy, stock
         self.reference, self.device = reference, device
         self.shared = can_share(policy, args, accelerator)
+        self.blocks = compile_blocks(accelerator.state.dynamo_plugin.to_kwargs()) if args.torch_compile else EAGER
         self._temperatures: torch.Tensor | None = None  # (B,) of the rows being scored; None: all `args.temperature`
         self._only: tuple[torch.Tensor, torch.Tensor | None] | None = None  # of `score_some`; None: all rows
         self._passes: list[torch.Tensor] | None = None  # collects log-probs while somebody watches
@@ -134,10 +136,12 @@ class Scorer:
         temperatures, common = self._temperatures, self.args.temperature
         if self.shared:
             temperature = common if temperatures is None else temperatures
+            plain = self.accelerator.unwrap_model(model, keep_torch_compile=False)
+            kwargs["blocks"] = self.blocks
             with self.accelerator.autocast():
                 if self._only is None:
-                    return score(temperature, model, *args, **kwargs)
-                return score_some(*self._only, temperature, model, *args, **kwargs)
+                    return score(temperature, plain, *args, **kwargs)
+                return score_some(*self._only, temperature, plain, *args, **kwargs)
         scaled: Any = nullcontext()
         if temperatures is not None:
             scaled = at_temperatures(self.accelerator.unwrap_model(model), temperatures, common)
@@ -169,14 +173,15 @@ def can_share(model: nn.Module, args: RookWorldGRPOConfig, accelerator: Accelera
     """Whether log-probs can come from the weights alone, past the model's own `forward`.
 
     Not if that forward pass does more than compute them: gather shards or synchronise gradients between processes,
-    recompute activations, run compiled or with adapters, hand its hidden states to the exact KL.
+    recompute activations, run with adapters or as CUDA graphs (those of single blocks would overwrite each other's
+    results), hand its hidden states to the exact KL.
     """
     alone = accelerator.distributed_type == DistributedType.NO and args.n_gpu <= 1
-    special = args.gradient_checkpointing or args.torch_compile or args.cast_lm_head_to_fp32
+    special = args.gradient_checkpointing or placement.cuda_graphs(args) or args.cast_lm_head_to_fp32
     if not (args.share_prefixes and alone) or special or args.kl_estimator == "exact":
         return False
     try:
-        GPT2.sharing(model)
+        GPT2.sharing(accelerator.unwrap_model(model, keep_torch_compile=False))
     except (AttributeError, ValueError):  # no GPT-2, or one with adapters, untied or of another variant
         return False
     return True
@@ -221,17 +226,19 @@ def score(
     logits_to_keep: int,
     batch_size: int | None = None,
     compute_entropy: bool = False,
+    blocks: Blocks = EAGER,
     **_: Any,
 ) -> tuple[torch.Tensor, torch.Tensor | None, None]:
     """What TRL's `_get_per_token_logps_and_entropies` returns for its arguments; those for images do not apply.
 
     Args:
         temperature: one for all rows, or (B,), one for each.
+        blocks: compute the model's.
 
     Returns:
         Log-probs and entropies (or None), both (B, logits_to_keep), 0 at padding; no auxiliary loss.
     """
-    gpt2 = GPT2.sharing(model)
+    gpt2 = GPT2.sharing(model, blocks)
     prompt = input_ids.shape[1] - logits_to_keep
     rows = batch_size or max(1, len(input_ids))
     parts = zip(input_ids.split(rows), attention_mask.split(rows), strict=True)

@@ -11,7 +11,7 @@ from transformers import TrainingArguments
 from trl import SFTConfig, SFTTrainer
 
 from rookworld_trl.checkpointing.durable import DurableTrainer
-from rookworld_trl.training.placement import keep_freed_memory
+from rookworld_trl.training.placement import choose_compile, insist_on_no_compile, keep_freed_memory
 from rookworld_trl.training.recovery import Diverged
 from rookworld_trl.training.validation import check_fields
 
@@ -46,11 +46,18 @@ class SupervisedConfig(SFTConfig):
         default=None, metadata={"help": "Old name of `activation_checkpointing`, which is off by default."}
     )
 
+    # transformers' False would contradict accelerate's own setting, which acts without being asked.
+    torch_compile: bool | None = field(
+        default=None, metadata={"help": "Compile the model; default: as `accelerate launch` says (`dynamo_config`)."}
+    )
+
     def __post_init__(self) -> None:
         if parse_flag_from_env("ACCELERATE_USE_CPU"):  # which transformers asks too, for the device alone
             self.use_cpu = True
         check_fields(self, TrainingArguments)
+        choose_compile(self)
         super().__post_init__()
+        insist_on_no_compile(self)
         for name in ("packing", "padding_free"):
             if getattr(self, name):
                 raise ValueError(f"`{name}` is True: it joins rows, over which the loss is a mean. Set it to False")

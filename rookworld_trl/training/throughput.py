@@ -8,8 +8,6 @@ evaluation, recomputation.
 """
 
 import re
-import resource
-import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,6 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from rookworld_trl.training.memory import Memory
 
 # Dense peaks from the makers' data sheets, in operations a second: (float32, bf16 with float32 accumulation), by the
 # whole name that the driver gives: cards of one family differ (PCIe, NVL, laptops), and slices of a card are no card.
@@ -107,6 +107,12 @@ class Throughput(TrainerCallback):
         self.counts = config.model_type == "gpt2"
         self.flops = 0
         self.started = 0.0
+        self.memory = Memory()
+
+    def rolled_out(self, seconds_per_sample: float, metrics: dict[str, list[float]]) -> None:
+        """A rollout has ended."""
+        self.memory.ended("rollout")
+        metrics["rollout/seconds_per_sample"].append(seconds_per_sample)
 
     def sampled(
         self, batch: dict[str, torch.Tensor], num_generations: int, drafted: Sequence[bool] | None = None
@@ -117,6 +123,7 @@ class Throughput(TrainerCallback):
             drafted: rows whose completions were drawn along a draft; of these, what samples share may have been
                 computed once, and counts once.
         """
+        self.memory.ended("scoring")
         if self.counts:
             alone = batch
             if drafted is not None:
@@ -150,6 +157,7 @@ class Throughput(TrainerCallback):
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.flops, self.started = 0, time.perf_counter()
+        self.memory.begin()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         seconds = time.perf_counter() - self.started
@@ -157,7 +165,8 @@ class Throughput(TrainerCallback):
             self.record("perf/tflops_per_second", self.flops / seconds / 1e12)
             if self.peak:
                 self.record("perf/mfu", self.flops / seconds / self.peak)
-        self.record("perf/memory_gb", memory_gb())
+        for name, value in self.memory.step().items():
+            self.record(f"perf/memory_{name}", value)
 
 
 SIDES = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
@@ -165,11 +174,3 @@ SIDES = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
 
 def _lengths(batch: dict[str, torch.Tensor]) -> tuple[list[int], list[int]]:
     return batch["prompt_mask"].sum(1).tolist(), batch["completion_mask"].sum(1).tolist()
-
-
-def memory_gb() -> float:
-    """Most memory used so far, GB: of the GPU by tensors, or of this process where none are on a GPU."""
-    if torch.cuda.is_available() and (used := torch.cuda.max_memory_allocated()):
-        return used / 1e9
-    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux KiB
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9

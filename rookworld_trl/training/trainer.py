@@ -153,9 +153,9 @@ class RookWorldGRPOTrainer(DurableGRPOTrainer):
         rows = target_rows(self.train_dataset, self.processing_class, args.target_column, args.target_rows, context)
         self.target_probe = TargetProbe(rows, self.processing_class.pad_token_id, record, args.target_every)
         self.health = HealthMonitor(args.bands(), Path(args.output_dir), args.health_patience)
-        compiled = [placement.CompileCounter(record)] if args.torch_compile else []
-        guard = [self.guard] if self.guard else []
-        for callback in (StopCallback(kl.stop), *compiled, *guard, self.throughput, self.target_probe, self.health):
+        optional = placement.CompileCounter(record) if args.torch_compile else None, self.guard
+        extra = filter(None, optional)
+        for callback in (StopCallback(kl.stop), *extra, self.throughput, self.target_probe, self.health):
             self.add_callback(callback)
         self.controls |= {
             **{name: control for name, control in learning.items() if name != "kl_stop"},  # it ends the run
@@ -235,8 +235,8 @@ class RookWorldGRPOTrainer(DurableGRPOTrainer):
             )
             drawn.append(samples)
         samples.end_empty(self.eos_token_ids[0])
-        seconds = time.perf_counter() - started
-        self._metrics[self._mode]["rollout/seconds_per_sample"].append(seconds / len(prompt_ids))
+        seconds = (time.perf_counter() - started) / len(prompt_ids)
+        self.throughput.rolled_out(seconds, self._metrics[self._mode])
         return samples
 
     def _sample_rows(self, rows: list[Row]) -> Samples:

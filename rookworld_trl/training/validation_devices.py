@@ -5,7 +5,7 @@ import re
 
 from trl import GRPOConfig
 
-from rookworld_trl.training.placement import on_gpu
+from rookworld_trl.training.placement import cuda_graphs, on_gpu
 from rookworld_trl.training.refusal import require
 
 _DEVICE = re.compile(r"cpu|cuda:\d+")
@@ -19,9 +19,8 @@ def check_devices(config: GRPOConfig) -> None:
     """
     # CUDA graphs give their memory to the next call, and with it the gradients that are being summed up. Nor are shapes
     # fixed: on a GPU TRL's head takes the valid tokens of a batch only. So torch's default mode stands unless changed.
-    graphs = config.torch_compile and config.torch_compile_mode in ("reduce-overhead", "max-autotune")
     require(
-        not (graphs and config.gradient_accumulation_steps > 1),
+        not (cuda_graphs(config) and config.gradient_accumulation_steps > 1),
         "torch_compile_mode",
         config.torch_compile_mode,
         "its CUDA graphs overwrite gradients that are accumulated (`gradient_accumulation_steps` is "

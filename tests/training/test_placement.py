@@ -11,11 +11,15 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate.utils import DynamoBackend, TorchDynamoPlugin
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from rookworld_trl.modeling.compiling import next_multiple
+from rookworld_trl.modeling.gpt2 import EAGER
 from rookworld_trl.training import RookWorldGRPOConfig, RookWorldGRPOTrainer, placement
 from rookworld_trl.training.config import COMPILE_BUCKET
+from rookworld_trl.training.supervised import SupervisedConfig
 
 Make = Callable[..., RookWorldGRPOTrainer]
 CPU = torch.device("cpu")
@@ -158,6 +162,93 @@ def test_the_attention_kernel_is_the_one_asked_for(make_trainer: Make) -> None:
     assert trainer.model.config._attn_implementation == trainer.ref_model.config._attn_implementation == "eager"
 
 
+LAUNCHED = {"ACCELERATE_DYNAMO_BACKEND": "AOT_EAGER", "ACCELERATE_DYNAMO_MODE": "default"}
+LAUNCHED |= {"ACCELERATE_DYNAMO_USE_DYNAMIC": "True", "ACCELERATE_DYNAMO_USE_FULLGRAPH": "False"}
+
+
+@pytest.mark.parametrize("config_class", [RookWorldGRPOConfig, SupervisedConfig])
+@pytest.mark.parametrize(
+    ("launched", "given", "expected"),
+    [
+        (False, {}, {}),
+        (False, {"torch_compile": True}, {"backend": "inductor"}),
+        (False, {"torch_compile_backend": "eager"}, {"backend": "eager"}),
+        (False, {"torch_compile_mode": "max-autotune"}, {"backend": "inductor", "mode": "max-autotune"}),
+        (False, {"torch_compile": False, "torch_compile_backend": "eager"}, {}),
+        (True, {}, {"backend": "aot_eager", "dynamic": True}),
+        (True, {"torch_compile": True}, {"backend": "aot_eager", "dynamic": True}),
+        (True, {"torch_compile_backend": "eager"}, {"backend": "eager", "dynamic": True}),
+        (True, {"torch_compile": False}, {}),
+        (True, {"torch_compile_backend": "no"}, {}),
+    ],
+)
+def test_accelerate_says_what_is_compiled_unless_the_fields_do(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    config_class: type[Any],
+    launched: bool,
+    given: dict[str, Any],
+    expected: dict[str, Any],
+) -> None:
+    """What the plugin that transformers makes of the fields gives `torch.compile`; read back from a file, the same."""
+    for name, value in LAUNCHED.items() if launched else ():
+        monkeypatch.setenv(name, value)
+    config = config_class(output_dir=str(tmp_path), use_cpu=True, bf16=False, report_to="none", **given)
+    for _ in range(2):
+        plugin = TorchDynamoPlugin(backend=config.torch_compile_backend, mode=config.torch_compile_mode)
+        off = plugin.backend == DynamoBackend.NO
+        assert ({} if off else {"backend": plugin.backend.value.lower(), **plugin.to_kwargs()}) == expected
+        assert config.torch_compile == bool(expected)
+        fields = ("torch_compile", "torch_compile_backend", "torch_compile_mode")
+        given = {name: getattr(config, name) for name in fields}
+        config = config_class(output_dir=str(tmp_path), use_cpu=True, bf16=False, report_to="none", **given)
+
+
+def test_what_accelerate_compiles_shares_prefixes(
+    make_trainer: Make, policy: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A launched run against an eager one: the same numbers, by compiled blocks, in a bounded number of graphs."""
+    torch._dynamo.reset()
+    start = {name: tensor.clone() for name, tensor in policy.state_dict().items()}
+    case = {"rollout_backend": "native", "task_sampling": {"": {"temperature": 0.7}}, "num_iterations": 2}
+    eager = trained(make_trainer, **case)
+    policy.load_state_dict(start)
+    for name, value in LAUNCHED.items():
+        monkeypatch.setenv(name, value)
+    compiled = trained(make_trainer, **case)
+    assert compiled.scorer.shared
+    assert (compiled.scorer.blocks.padded, eager.scorer.blocks) == (next_multiple, EAGER)
+    for log, other in zip(eager.state.log_history[:-1], compiled.state.log_history[:-1], strict=True):
+        for key in {"kl", "loss", "reward", "grad_norm", "entropy"} & log.keys():
+            assert log[key] == pytest.approx(other[key], rel=1e-3, abs=1e-6), key
+        assert "perf/compiled_graphs" not in log
+    graphs = [log["perf/compiled_graphs"] for log in compiled.state.log_history[:-1]]
+    assert 0 < graphs[0] <= graphs[-1] <= 4, "two functions, with and without gradients"
+
+
+@pytest.mark.parametrize(("mode", "shared"), [("default", True), ("reduce-overhead", False), ("max-autotune", False)])
+def test_blocks_are_no_cuda_graphs(make_trainer: Make, mode: str, shared: bool) -> None:
+    options = {"torch_compile": True, "torch_compile_backend": "eager", "torch_compile_mode": mode}
+    assert make_trainer(**options).scorer.shared == shared
+
+
+@pytest.mark.parametrize(
+    ("compiled", "tf32", "precision", "expected"),
+    [(False, None, "no", "tf32"), (True, True, "no", "tf32"), (True, None, "bf16", "tf32"), (True, None, "no", "ieee")],
+)
+def test_float32_stays_float32_where_accelerate_would_take_tf32(
+    compiled: bool, tf32: bool | None, precision: str, expected: str
+) -> None:
+    products = torch.backends.cuda.matmul
+    before, products.fp32_precision = products.fp32_precision, "tf32"
+    try:
+        config = SimpleNamespace(torch_compile=compiled, tf32=tf32)
+        placement.keep_float32(config, SimpleNamespace(mixed_precision=precision))
+        assert products.fp32_precision == expected
+    finally:
+        products.fp32_precision = before
+
+
 def test_compiled_shapes_are_padded_to_buckets(options: dict[str, Any]) -> None:
     config = RookWorldGRPOConfig(**options)
     assert config.pad_to_multiple_of is None
@@ -199,12 +290,13 @@ def test_a_compiled_reference_is_reset_and_kept(make_trainer: Make, policy: nn.M
     [
         {"kl_estimator": "exact", "task_sampling": {"": {"temperature": 0.6}}},
         {"use_gae": True, "scale_rewards": "none"},
+        {"use_gae": True, "scale_rewards": "none", "share_prefixes": True},
     ],
-    ids=["exact KL and temperatures", "states of GAE"],
+    ids=["exact KL and temperatures", "states of GAE", "states of GAE beside compiled blocks"],
 )
 def test_hooks_act_in_a_compiled_run(make_trainer: Make, policy: nn.Module, case: dict[str, Any]) -> None:
     start = {name: tensor.clone() for name, tensor in policy.state_dict().items()}
-    case = {**case, "rollout_backend": "native", "share_prefixes": False, "num_iterations": 2, "pad_to_multiple_of": 8}
+    case = {"rollout_backend": "native", "share_prefixes": False, "num_iterations": 2, "pad_to_multiple_of": 8, **case}
     plain = trained(make_trainer, **case).state.log_history[:-1]
     policy.load_state_dict(start)
     compiled = trained(make_trainer, **case, torch_compile=True, torch_compile_backend="eager").state.log_history[:-1]

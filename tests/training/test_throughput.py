@@ -9,7 +9,6 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from rookworld_trl.training.throughput import (
     Throughput,
     forward_flops,
-    memory_gb,
     peak_flops,
     sampling_flops,
     scoring_flops,
@@ -121,11 +120,3 @@ def test_peaks() -> None:
     laptops_and_others = ["NVIDIA GeForce RTX 4090 Laptop GPU", "NVIDIA GeForce RTX 4090 D", "NVIDIA H100 NVL"]
     for name in (*laptops_and_others, "NVIDIA A100-SXM4-80GB MIG 1g.10gb", "something else"):
         assert peak_flops(name, mixed=True) is None
-
-
-def test_memory_of_a_run_on_the_cpu_of_a_machine_with_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 0)
-    assert memory_gb() > 0.1
-    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 5_000_000_000)
-    assert memory_gb() == 5
