@@ -2,8 +2,8 @@
 
     accelerate launch --quiet recipes/grpo.py --config recipes/nano/grpo/config_cpu.yaml [--key value ...]
 
-Writes to `output_dir`: checkpoint/ (model, tokenizer, card), summary.json, metrics.jsonl, plot.png, and every held-out
-item's result in evaluation_before.json and evaluation_after.json. `--help` lists all keys.
+Writes to `output_dir`: checkpoint/ (model, tokenizer, card), summary.json, metrics.jsonl, report.html, and every
+held-out item's result in evaluation_before.json and evaluation_after.json. `--help` lists all keys.
 """
 
 if __name__ == "__main__":  # before what takes seconds to import

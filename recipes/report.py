@@ -1,9 +1,8 @@
-"""Make a run's plot and report from its files.
+"""Make one HTML page of a run, or of several side by side, from their files. It opens without a network.
 
-    python recipes/report.py runs/demo
+    python recipes/report.py runs/demo [runs/other ...]
 
-Reads metrics.jsonl and summary.json; writes plot.png, report.md and report.html beside them, or into --output.
-Works while a run is still going, and on one that was interrupted.
+Works while a run is still going on, and on one that was interrupted.
 """
 
 import argparse
@@ -11,19 +10,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rookworld_trl.config import bad_input
-from rookworld_trl.reports import write_report
+from rookworld_trl.reports.document import write_report
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, nargs="+", metavar="run", help="Folder of a run.")
-    parser.add_argument("--output", type=Path, help="Folder to write to; with several runs, one folder in it for each.")
+    parser.add_argument("--output", type=Path, help="File to write; default: report.html in the first run's folder.")
     args = parser.parse_args(arguments)
     with bad_input():
-        for run in args.runs:
-            output = args.output / run.resolve().name if args.output and len(args.runs) > 1 else args.output
-            for path in write_report(run, output):
-                print(path)
+        print(write_report(args.runs, args.output))
 
 
 if __name__ == "__main__":

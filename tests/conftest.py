@@ -7,7 +7,6 @@ from importlib.metadata import distributions
 # Before any library reads them.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-os.environ.setdefault("MPLBACKEND", "Agg")
 
 from pathlib import Path
 

@@ -18,10 +18,12 @@ from rookworld_trl.evaluation.completions import Completion, complete, fitting_l
 from rookworld_trl.evaluation.metrics import METRICS, Estimate, estimate, numeric
 from rookworld_trl.files import write_atomically
 from rookworld_trl.rewards import score_environment_rows, score_policy_rows
+from rookworld_trl.rewards.moves import move_values
 from rookworld_trl.tasks import PREFIXES, ParseError, TaskName, environment, policy, task_of
 
 MODES = ("greedy", "sampled")
 COLUMNS = ("prompt", "task", "target", "legal_moves", "legal_cp", "stratum")
+MAX_REFERENCES = 10_000  # about 300 bytes each
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +61,15 @@ class Evaluation:
         settings: temperature, max_new_tokens, task_sampling: what two evaluations must share to be compared; seed.
         items: mode-major, in the data set's order.
         seconds: wall time of each mode.
+        references: by key, what a report draws beside an item's completion: of an `A:` item the right answer, of a
+            `P:` item the value of each legal move, 1 minus the win chance it gives away. Of the first
+            `MAX_REFERENCES` items.
     """
 
     settings: dict[str, Any]
     items: list[Item]
     seconds: dict[str, float] = field(default_factory=dict)
+    references: dict[str, str | dict[str, float]] = field(default_factory=dict)
 
     def select(self, task: TaskName, mode: str, **having: str) -> list[Item]:
         """The items of a task and mode; `stratum`, `color` and `stake` narrow it further."""
@@ -124,6 +130,7 @@ class Evaluation:
             "seconds": self.seconds,
             "metrics": metrics,
             "items": [asdict(item) for item in self.items],
+            "references": self.references,
         }
 
     def write(self, path: Path) -> None:
@@ -139,7 +146,9 @@ class Evaluation:
         """
         try:
             items = [Item(**item) for item in data["items"]]
-            evaluation = cls(dict(data["settings"]), items, dict(data.get("seconds", {})))
+            evaluation = cls(
+                dict(data["settings"]), items, dict(data.get("seconds", {})), dict(data.get("references", {}))
+            )
             older = any(not {"at_stake", "copy.exact"} & set(item.scores) for item in items)
         except (KeyError, TypeError) as error:
             raise ValueError(f"this is no evaluation written by recipes/evaluate.py: {error}") from error
@@ -209,7 +218,7 @@ def evaluate(
     settings: dict[str, Any] = {"temperature": temperature, "max_new_tokens": max_new_tokens, "seed": seed}
     if task_sampling:
         settings["task_sampling"] = {task: dict(own) for task, own in task_sampling.items()}
-    return Evaluation(settings, items, seconds)
+    return Evaluation(settings, items, seconds, {_key(row): _reference(row) for row in rows[:MAX_REFERENCES]})
 
 
 def score(rows: Sequence[Mapping[str, Any]], completions: Sequence[str], mode: str = "greedy") -> list[Item]:
@@ -256,6 +265,13 @@ def _check(rows: Sequence[Mapping[str, Any]], modes: Sequence[str]) -> None:
 def _key(row: Mapping[str, Any]) -> str:
     reference = [row[name] for name in ("prompt", "target", "legal_moves", "legal_cp")]
     return hashlib.sha256(json.dumps(reference).encode()).hexdigest()[:16]
+
+
+def _reference(row: Mapping[str, Any]) -> str | dict[str, float]:
+    if row["task"] == "environment":
+        return row["target"]
+    values = move_values(row["legal_cp"])
+    return {move: round(value, 3) for move, value in zip(row["legal_moves"], values, strict=True)}
 
 
 def _color(prompt: str) -> str:

@@ -1,142 +1,187 @@
-"""A run's report as Markdown, and as one HTML file that carries its picture inside."""
+"""The report: one HTML file with everything inside, which opens without a network, of one run or of several."""
 
-import base64
-import html
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rookworld_trl.reports.plots import plot_run
+from bokeh.embed import components
+from bokeh.resources import Resources
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from rookworld_trl.files import write_atomically
+from rookworld_trl.reports.boards import CHOSEN, ILLEGAL, SIZE, VALUES, WRONG, gallery, shared_definitions
+from rookworld_trl.reports.charts import PREFIX, forests, training_figures
 from rookworld_trl.reports.run import GROUPED, Run, losses, read_run, shown, trivial
 
-PLOT, MARKDOWN, HTML = "plot.png", "report.md", "report.html"
+HTML = "report.html"
+_NOT_FACTS = ("metrics", "headline", "losses", "groups", "seconds")
 
-Table = tuple[list[str], list[list[str]]]  # header, rows
-Block = tuple[str, str, Table | str]  # heading (may be empty), kind: "text", "table" or "code", content
-
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 60rem; margin: 2rem auto; padding: 0 1rem }
-img { max-width: 100% } h2 { margin-top: 2rem } pre { background: #f4f4f4; padding: .8rem; overflow-x: auto }
-table { border-collapse: collapse } th, td { padding: .25rem .8rem; border-bottom: 1px solid #ddd; text-align: right }
-th:first-child, td:first-child { text-align: left }
-"""
+Cell = dict[str, Any]  # text, value to sort by, whether it is a loss or a gain
 
 
-def write_report(folder: Path | str, output: Path | str | None = None) -> list[Path]:
-    """Read a run's folder and write `plot.png`, `report.md` and `report.html`.
+def write_report(folders: Sequence[Path | str], output: Path | str | None = None) -> Path:
+    """Write the report of one run, or of several side by side, and return its path.
 
     Args:
-        output: where to write; None: into the run's folder.
-
-    Returns:
-        The three files.
+        folders: the runs' output folders.
+        output: the file; None: `report.html` in the first folder.
 
     Raises:
-        RunError: the folder holds no readable run.
-        ValueError: the run logged nothing.
+        RunError: a folder holds no readable run.
     """
-    run = read_run(folder)
-    output = Path(folder if output is None else output)
-    output.mkdir(parents=True, exist_ok=True)
-    plot = plot_run(run, output / PLOT)
-    markdown, page = output / MARKDOWN, output / HTML
-    markdown.write_text(render_markdown(run), encoding="utf-8")
-    page.write_text(render_html(run, plot.read_bytes()), encoding="utf-8")
-    return [plot, markdown, page]
+    runs = named_apart([read_run(folder) for folder in folders], [str(folder) for folder in folders])
+    path = Path(folders[0], HTML) if output is None else Path(output)
+    write_atomically(path, render(runs))
+    return path
 
 
-def render_markdown(run: Run) -> str:
-    """The report as GitHub Markdown; the picture is a link to `plot.png` beside it."""
-    lines = [f"# {_escape_markdown(run.name)}", "", f"![How the run went]({PLOT})", ""]
-    for heading, kind, content in _blocks(run):
-        lines += [f"## {heading}", ""] if heading else []
-        if isinstance(content, tuple):
-            header, rows = content
-            lines += [_markdown_row(header), _markdown_row(["---", *["---:"] * (len(header) - 1)])]
-            lines += [_markdown_row(map(_escape_markdown, row)) for row in rows]
-        else:
-            lines += ["```", content, "```"] if kind == "code" else [_escape_markdown(content)]
-        lines.append("")
-    return "\n".join(lines)
+def named_apart(runs: Sequence[Run], folders: Sequence[str]) -> list[Run]:
+    """The runs, those of one name called by their folders."""
+    names = [run.name for run in runs]
+    return [
+        replace(run, name=folder) if names.count(run.name) > 1 else run
+        for run, folder in zip(runs, folders, strict=True)
+    ]
 
 
-def render_html(run: Run, plot: bytes) -> str:
-    """The report as one self-contained HTML page."""
-    image = base64.b64encode(plot).decode()
-    title = html.escape(run.name)
-    body = [f"<h1>{title}</h1>", f'<img alt="How the run went" src="data:image/png;base64,{image}">']
-    for heading, kind, content in _blocks(run):
-        body += [f"<h2>{html.escape(heading)}</h2>"] if heading else []
-        if isinstance(content, tuple):
-            header, rows = content
-            body += ["<table>", _html_row(header, "th"), *(_html_row(row, "td") for row in rows), "</table>"]
-        else:
-            tag = "pre" if kind == "code" else "p"
-            body.append(f"<{tag}>{html.escape(content)}</{tag}>")
-    head = f'<meta charset="utf-8"><title>{title}</title><style>{_STYLE}</style>'
-    return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>\n' + "\n".join(body) + "\n</body></html>\n"
+def render(runs: Sequence[Run]) -> str:
+    """The page."""
+    figures = {"Change": forests(runs), **training_figures(runs)}
+    flat = [plot for plots in figures.values() for plot in plots]
+    script, divs = components(flat) if flat else ("", ())
+    rest = iter(divs)
+    charts = {name: [(plot.name, Markup(next(rest))) for plot in plots] for name, plots in figures.items() if plots}
+    environment = Environment(
+        loader=PackageLoader("rookworld_trl.reports"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    cards = [card for run in runs for card in gallery(run)]
+    return environment.get_template("report.html.jinja").render(
+        title=", ".join(run.name for run in runs),
+        runs=[_about(run) for run in runs],
+        headlines=[
+            {"run": run.name, **_headline(row)} for run in runs for row in run.comparisons if row.get("headline")
+        ],
+        losses=[_losses(run) for run in runs],
+        metrics=_table(runs, [run.comparisons for run in runs]),
+        groups=_table(runs, [run.groups for run in runs]),
+        charts=charts,
+        cards=cards,
+        kinds=list(dict.fromkeys(kind for card in cards for kind in card.kinds)),
+        definitions=Markup(shared_definitions()) if cards else "",
+        board={"size": SIZE, "values": VALUES, "illegal": ILLEGAL, "wrong": WRONG, "chosen": CHOSEN},
+        prefix=PREFIX,
+        bokeh=Markup(Resources(mode="inline", components=["bokeh"]).render_js()) if flat else "",
+        script=Markup(script),
+        markup=Markup,
+    )
 
 
-def _blocks(run: Run) -> Iterator[Block]:
-    rows = run.comparisons
-    for row in rows:
-        if row.get("headline"):
-            yield "", "text", _sentence(row)
-    header = ["metric", "before", "after", "change", "95 % interval", "p (McNemar)", "trivial players"]
-    for of_what, judged_rows in (("metrics", rows), (GROUPED, run.summary.get("groups") or [])):
-        found, judged = losses(judged_rows)
-        if found:
-            named = [[f"{row['task']}, {row['mode']}: {_cells(row)[0]}", *_cells(row)[1:]] for row in found]
-            yield f"Significant losses: {len(found)} of {judged} {of_what}", "table", (header, named)
-        elif judged:
-            yield "", "text", f"Significant losses: none among {judged} {of_what}."
-    for task, mode in dict.fromkeys((row["task"], row["mode"]) for row in rows):
-        chosen = [row for row in rows if (row["task"], row["mode"]) == (task, mode)]
-        yield f"{task}, {mode}, {chosen[0]['items']} items", "table", (header, [_cells(row) for row in chosen])
-    if not rows:
-        yield "", "text", "The run has no held-out comparison: it did not finish, or was not evaluated."
-    if seconds := run.summary.get("seconds"):
-        total = sum(seconds.values())
-        phases = [[str(phase), f"{value:.1f}"] for phase, value in seconds.items()]
-        yield "Time", "table", (["phase", "seconds"], [*phases, ["all", f"{total:.1f}"]])
-    if last := run.steps[-1:]:
-        yield "Last logged step", "table", (["quantity", "value"], [[k, _plain(v)] for k, v in last[0].items()])
-    facts = {
-        name: value for name, value in run.summary.items() if name not in ("metrics", "headline", "losses", "seconds")
+def _about(run: Run) -> dict[str, Any]:
+    """What heads the page: how far the run is, and what it was made with."""
+    step = int(run.steps[-1]["step"]) if run.steps else 0
+    model, seed, steps = (run.summary.get(name) for name in ("model", "seed", "steps"))
+    state = "finished" if run.summary else "not finished: it is going on, or ended before its last step"
+    if run.summary.get("stop_reason"):
+        state = f"stopped: {run.summary['stop_reason']}"
+    parts = [*([f"model {Path(str(model)).name}"] if model else []), f"{steps or step} steps", state]
+    parts += [f"seed {seed}"] if seed is not None else []
+    best = next((row for row in reversed(run.steps) if "eval_best" in row), None)
+    if best:
+        parts.append(f"best held-out value {best['eval_best']:.4g} at step {best['eval_best_step']:g}")
+    seconds = run.summary.get("seconds", {})
+    if not seconds and run.steps and "seconds" in run.steps[-1]:
+        seconds = {"train": run.steps[-1]["seconds"]}
+    facts = {name: value for name, value in run.summary.items() if name not in _NOT_FACTS}
+    return {
+        "name": run.name,
+        "parts": parts,
+        "seconds": {phase: f"{value / 60:.1f} min" for phase, value in seconds.items()},
+        "last": {name: _plain(value) for name, value in (run.steps[-1] if run.steps else {}).items()},
+        "facts": json.dumps(facts, indent=1, default=str) if facts else "",
     }
-    if facts:
-        yield "Made with", "code", json.dumps(facts, indent=2, default=str)
 
 
-def _sentence(row: Mapping[str, Any]) -> str:
-    _, before, after, change, interval, _, players = _cells(row)
-    verdict = "" if row["difference"] is None else f" ({change}, 95 % interval {interval}, {row['items']} items)"
-    verdict += f"; {players}" if players else ""
-    return f"{row['task']}, {row['mode']}: {row.get('label', row['metric'])} {before} → {after}{verdict}."
-
-
-def _cells(row: Mapping[str, Any]) -> list[str]:
+def _headline(row: Mapping[str, Any]) -> dict[str, Any]:
     spec = row.get("format", ".3f")
-    before, after = (shown(row[name], spec, unit=" %") for name in ("before", "after"))
-    change, low, high = (shown(row[name], spec, "+") for name in ("difference", "ci_low", "ci_high"))  # in points
-    interval = "" if row["difference"] is None else f"[{low}, {high}]"
-    p_value = "" if row.get("p_value") is None else f"{row['p_value']:.2g}"
-    label = " ".join([*([row["group"]] if "group" in row else []), str(row.get("label", row["metric"]))])
-    return [label, before, after, change, interval, p_value, trivial(row)]
+    known = row["difference"] is not None
+    interval = f"[{', '.join(shown(row[name], spec, '+') for name in ('ci_low', 'ci_high'))}]" if known else ""
+    return {
+        "label": f"{PREFIX.get(row['task'], row['task'])} {row.get('label', row['metric'])}, {row['mode']}",
+        "before": shown(row["before"], spec, unit=" %"),
+        "after": shown(row["after"], spec, unit=" %"),
+        "change": f"{shown(row['difference'], spec, '+')} {interval}" if known else "",
+        "kind": _kind(row),
+        "items": row["items"],
+        "trivial": trivial(row),
+    }
+
+
+def _kind(row: Mapping[str, Any]) -> str:
+    """Of a row's change: `gain`, `loss`, or nothing where it is not significant or is neither."""
+    if row["difference"] is None or not row.get("significant", True) or not row.get("better", 1):
+        return ""
+    return "loss" if row.get("loss", row["ci_high"] < 0) else "gain"
+
+
+def _losses(run: Run) -> dict[str, Any]:
+    """The significant losses, and the sentences that say how many there are among how many."""
+    lines, found = [], []
+    for of_what, rows in (("metrics", run.comparisons), (GROUPED, run.groups)):
+        lost, judged = losses(rows)
+        if judged:
+            lines.append(f"{len(lost) or 'none'} {'of' if lost else 'among'} {judged} {of_what}")
+        found += [
+            {
+                **_headline(row),
+                "label": " ".join([_headline(row)["label"], *([row["group"]] if "group" in row else [])]),
+            }
+            for row in lost
+        ]
+    return {"run": run.name, "lines": lines, "rows": found}
+
+
+def _table(runs: Sequence[Run], rows: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
+    """Rows by task, decoding, group and metric, with the columns of each run side by side."""
+    merged: dict[tuple[str, ...], dict[int, Mapping[str, Any]]] = {}
+    for number, of_run in enumerate(rows):
+        for row in of_run:
+            merged.setdefault((row["task"], row["mode"], row.get("group", ""), row["metric"]), {})[number] = row
+    trained = [any(row["after"] is not None for row in of_run) for of_run in rows]
+    lines = []
+    for (task, mode, group, metric), found in merged.items():
+        known = {**next(iter(found.values()))}
+        for row in found.values():  # an unfinished run's rows lack label and format
+            known = {**known, **{name: row[name] for name in ("label", "format", "headline") if name in row}}
+        cells = []
+        for number in range(len(runs)):
+            whole = {**known, **found[number]} if number in found else None
+            cells += _cells(whole)[: 3 if trained[number] else 1]
+        head = {"task": task, "mode": mode, "group": group, "headline": bool(known.get("headline"))}
+        label = f"{PREFIX.get(task, '')} {known.get('label', metric)}".strip()
+        lines.append({**head, "label": label, "cells": cells, "trivial": trivial(known), "items": known["items"]})
+    columns = [
+        f"{run.name}: {name}" if len(runs) > 1 else name
+        for run, after in zip(runs, trained, strict=True)
+        for name in (("before", "after", "change") if after else ("before",))
+    ]
+    return {"rows": lines, "columns": columns, "grouped": any(line["group"] for line in lines)}
+
+
+def _cells(row: Mapping[str, Any] | None) -> list[Cell]:
+    """Before, after, and change with its interval."""
+    if row is None:
+        return [{"text": "", "value": "", "kind": ""}] * 3
+    head = _headline(row)
+    texts = (head["before"], head["after"] if row["after"] is not None else "", head["change"])
+    values = (row["before"], row["after"], row["difference"])
+    return [
+        {"text": text, "value": "" if value is None else value, "kind": kind}
+        for text, value, kind in zip(texts, values, ("", "", head["kind"]), strict=True)
+    ]
 
 
 def _plain(value: Any) -> str:
     return f"{value:.5g}" if isinstance(value, float) else str(value)
-
-
-def _markdown_row(cells: Iterable[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
-
-
-def _escape_markdown(text: str) -> str:
-    return "".join("\\" + c if c in "|_*`<[" else c for c in text.replace("\n", " "))
-
-
-def _html_row(cells: Sequence[str], tag: str) -> str:
-    return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"

@@ -1,4 +1,4 @@
-"""What a run leaves behind for people: its summary, the model's card and the plot, made one after the other."""
+"""What a run leaves behind for people: its summary, the model's card and the report, made one after the other."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from rookworld_trl.reports.card import write_card
-from rookworld_trl.reports.plots import plot_run
-from rookworld_trl.reports.run import read_run
+from rookworld_trl.reports.document import HTML, write_report
 from rookworld_trl.reports.summary import write_summary
 
 
@@ -19,7 +18,7 @@ def write_results(
     metrics: Sequence[Mapping[str, Any]],
     **facts: Any,
 ) -> None:
-    """Write `summary.json`, the card of `checkpoint/` and `plot.png`; see `write_summary` for the arguments.
+    """Write `summary.json`, the card of `checkpoint/` and `report.html`; see `write_summary` for the arguments.
 
     Args:
         metrics: its `comparison`.
@@ -31,5 +30,5 @@ def write_results(
         write_summary(folder, comparison=metrics, seconds=seconds, **facts)
     with step("model card"):
         write_card(folder, folder / "checkpoint")
-    with step("plot.png"):
-        plot_run(read_run(folder), folder / "plot.png")
+    with step(HTML):
+        write_report([folder])

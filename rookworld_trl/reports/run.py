@@ -1,9 +1,12 @@
-"""A run's folder as data: `metrics.jsonl`, one object a logging step, and `summary.json`, written at the end."""
+"""A run's folder as data: the logged steps, what happened on the way, both evaluations, and the summary at its end.
+
+Every file may be missing, and the last line of a log may be torn: the run may be going on, or be dead.
+"""
 
 import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ from numpy.typing import NDArray
 
 GROUPED = "headline metrics by colour, stake and stratum"
 COMPARISON_FIELDS = ("task", "mode", "metric", "before", "after", "difference", "ci_low", "ci_high", "items")
+EVALUATIONS = ("before", "after")
 
 
 class RunError(ValueError):
@@ -26,11 +30,15 @@ class Run:
         name: the folder's name.
         steps: the logged steps, oldest first. A step logged twice (a resumed run) counts as logged last.
         summary: `summary.json`, or empty while the run has not finished.
+        events: rows of `health.jsonl` and `recovery.jsonl`, each with a `step`, oldest first.
+        evaluations: the held-out evaluations that are there, by `before` and `after`.
     """
 
     name: str
     steps: list[dict[str, Any]]
     summary: Mapping[str, Any]
+    events: list[dict[str, Any]] = field(default_factory=list)
+    evaluations: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def series(self, key: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Steps and values of one logged number, NaN and other texts left out; empty where it was never logged."""
@@ -40,8 +48,22 @@ class Run:
 
     @property
     def comparisons(self) -> list[dict[str, Any]]:
-        """Before/after rows of all metrics, or none."""
-        return list(self.summary.get("metrics", []))
+        """Before/after rows of all metrics; of a run without a summary, the values before it and no others."""
+        return list(self.summary["metrics"]) if "metrics" in self.summary else list(self._values_before(grouped=False))
+
+    @property
+    def groups(self) -> list[dict[str, Any]]:
+        """Rows like `comparisons` of the headlines by `group`, a colour, stake or stratum."""
+        return list(self.summary["groups"]) if "groups" in self.summary else list(self._values_before(grouped=True))
+
+    def _values_before(self, grouped: bool) -> Iterator[dict[str, Any]]:
+        unknown = dict.fromkeys(("after", "difference", "ci_low", "ci_high"))
+        for part in self.evaluations.get("before", {}).get("metrics", []):
+            for group, of_group in part["groups"].items() if grouped else [("", part)]:
+                for name, found in of_group["metrics"].items():
+                    row = {"task": part["task"], "mode": part["mode"], "metric": name, "before": found["value"]}
+                    row |= {"items": of_group["items"], "baselines": of_group["baselines"].get(name, {}), **unknown}
+                    yield row | ({"group": group} if grouped else {})
 
 
 def losses(rows: Sequence[Mapping[str, Any]]) -> tuple[list[Mapping[str, Any]], int]:
@@ -74,27 +96,32 @@ def trivial(row: Mapping[str, Any]) -> str:
 
 
 def read_run(folder: Path | str) -> Run:
-    """Read a run's folder. A torn last line of `metrics.jsonl`, as an interrupted run leaves it, is passed over.
+    """Read a run's folder. A torn last line of a log, as an interrupted run leaves it, is passed over.
 
     Raises:
-        RunError: no folder, neither file in it, or one that is malformed.
+        RunError: no folder, no file of a run in it, or one that is malformed.
     """
     folder = Path(folder)
-    metrics, summary = folder / "metrics.jsonl", folder / "summary.json"
     if not folder.is_dir():
         raise RunError(f"{folder} is no folder; give a run's output folder")
-    if not metrics.exists() and not summary.exists():
+    evaluations = {name: folder / f"evaluation_{name}.json" for name in EVALUATIONS}
+    metrics, summary = folder / "metrics.jsonl", folder / "summary.json"
+    if not any(path.exists() for path in (metrics, summary, *evaluations.values())):
         raise RunError(f"{folder} holds neither metrics.jsonl nor summary.json; give a run's output folder")
+    events = [row for name in ("health.jsonl", "recovery.jsonl") for row in _read_lines(folder / name)]
     return Run(
         folder.resolve().name,
-        _read_steps(metrics) if metrics.exists() else [],
+        _read_steps(metrics),
         _read_summary(summary) if summary.exists() else {},
+        sorted(events, key=lambda event: event["step"]),
+        {name: _read_evaluation(path) for name, path in evaluations.items() if path.exists()},
     )
 
 
-def _read_steps(path: Path) -> list[dict[str, Any]]:
-    lines = path.read_bytes().splitlines()
-    rows: dict[float, dict[str, Any]] = {}
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    """The rows of a log, each an object with a number `step`; none where there is no file."""
+    lines = path.read_bytes().splitlines() if path.exists() else []
+    rows = []
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
@@ -103,23 +130,40 @@ def _read_steps(path: Path) -> list[dict[str, Any]]:
         except ValueError as error:
             if number == len(lines):
                 break
-            raise RunError(f"{path}, line {number} is no JSON: {error}; mend or remove it") from error
+            raise RunError(f"{path}, line {number} is no JSON: {error}; fix or remove it") from error
         if not isinstance(row, dict) or not _is_number(row.get("step")):
             raise RunError(f"{path}, line {number}: expected an object with a number 'step'")
-        # Trainers log a last line with only totals for the final step: merge, don't replace.
+        rows.append(row)
+    return rows
+
+
+def _read_steps(path: Path) -> list[dict[str, Any]]:
+    rows: dict[float, dict[str, Any]] = {}
+    for row in _read_lines(path):
+        # An evaluation and the totals at the end have lines of their own for their step: merge, don't replace.
         rows[row["step"]] = rows.get(row["step"], {}) | row
     return [rows[step] for step in sorted(rows)]
 
 
-def _read_summary(path: Path) -> dict[str, Any]:
+def _read_object(path: Path, remedy: str) -> dict[str, Any]:
     try:
-        summary = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise RunError(
-            f"{path} is no JSON: {error}; run again, or remove it to report on metrics.jsonl alone"
-        ) from error
-    if not isinstance(summary, dict):
+        raise RunError(f"{path} is no JSON: {error}; {remedy}") from error
+    if not isinstance(found, dict):
         raise RunError(f"{path}: expected an object")
+    return found
+
+
+def _read_evaluation(path: Path) -> dict[str, Any]:
+    found = _read_object(path, "evaluate again, or remove it to report on the rest")
+    if not all(isinstance(found.get(name), list) for name in ("items", "metrics")):
+        raise RunError(f"{path}: expected the lists 'items' and 'metrics'; evaluate again, or remove it")
+    return found
+
+
+def _read_summary(path: Path) -> dict[str, Any]:
+    summary = _read_object(path, "run again, or remove it to report on metrics.jsonl alone")
     if not isinstance(summary.get("metrics", []), list):
         raise RunError(f"{path}, field 'metrics': expected a list of comparisons")
     for i, row in enumerate(summary.get("metrics", [])):

@@ -121,7 +121,7 @@ def test_a_push_that_fails_costs_nothing_but_the_push(arguments: dict, hub: Hub,
 @pytest.mark.parametrize(
     ("broken", "error", "code", "lost"),
     [
-        ("plot_run", ValueError("expected an end of formula"), 1, {"plot.png"}),
+        ("write_report", ValueError("no such template"), 1, {"report.html"}),
         # The next `auto_resume` makes up for it.
         ("write_summary", OSError(28, "No space left on device"), 4, {"summary.json", FINISHED_FILE}),
     ],
@@ -140,7 +140,7 @@ def test_a_last_step_that_fails_costs_nothing_but_itself(
     assert f"error: {max(lost)}: {error}" in shown.err
     assert ("Traceback" in shown.err) == (code == 1)
     names = {path.name for path in arguments["output_dir"].iterdir()}
-    assert {"checkpoint", "metrics.jsonl", "plot.png", "summary.json", FINISHED_FILE} - names == lost
+    assert {"checkpoint", "metrics.jsonl", "report.html", "summary.json", FINISHED_FILE} - names == lost
     assert max(lost) not in shown.out
     assert "model.safetensors" in hub.repositories["me/trained"].branches["main"]
 

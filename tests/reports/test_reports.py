@@ -1,17 +1,18 @@
 """Reports from run folders written by hand: whole, unfinished, torn and malformed ones."""
 
 import json
-import sys
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from matplotlib.image import imread
 
 from recipes import report as recipe
-from rookworld_trl.reports import RunError, plot_run, read_run, write_report
-from rookworld_trl.reports.plots import _loss_lines, smooth
+from rookworld_trl.reports.charts import smooth, thinned
+from rookworld_trl.reports.document import write_report
+from rookworld_trl.reports.run import RunError, read_run
+from tests.reports.pages import Page, read_page
 
 
 def comparison(**changes: Any) -> dict[str, Any]:
@@ -41,7 +42,7 @@ def run(tmp_path: Path) -> Path:
     with (folder / "metrics.jsonl").open("w") as file:
         for step in range(1, 41):
             row = {"step": step, "reward": 0.01 * step, "kl": 0.001 * step, "groups/informative": 0.75}
-            row |= {"rewards/policy_reward/mean": 0.02 * step, "rewards/environment_reward/mean": 0.5}
+            row |= {"reward/policy": 0.02 * step, "reward/environment": 0.5}
             file.write(json.dumps(row) + "\n")
     rows = [
         comparison(),
@@ -89,77 +90,114 @@ def test_nan_is_left_out_and_a_step_logged_twice_counts_as_last(tmp_path: Path) 
     assert (steps.tolist(), values.tolist()) == ([2], [3])
 
 
-def test_smoothing_by_hand() -> None:
+def test_smoothing_and_thinning_by_hand() -> None:
     np.testing.assert_allclose(smooth(np.array([1.0, 2.0, 6.0, 3.0]), 3), [1.5, 3.0, 11 / 3, 4.5])
     np.testing.assert_allclose(smooth(np.array([1.0, 2.0]), 1), [1.0, 2.0])
+    np.testing.assert_allclose(thinned(np.array([1.0, 3.0, 5.0, 9.0, 4.0]), 3), [2.0, 7.0, 4.0])
+    np.testing.assert_allclose(thinned(np.array([1.0, 3.0]), 3), [1.0, 3.0])
 
 
-def test_report_holds_the_numbers(run: Path) -> None:
-    plot, markdown, page = write_report(run)
-    pixels = imread(plot)
-    assert pixels.shape[1] == 1650
-    assert pixels[..., :3].std() > 0.05  # not a blank page
-    text = markdown.read_text()
-    assert "policy, greedy: win-chance value of B 70.0 % → 75.0 % (+5.0, 95 % interval" in text
-    assert "| candidates | 4.00 | 4.50 | +0.05 |" in text
-    assert "| 0.031 |" in text
-    assert "| all | 75.5 |" in text
-    assert "n/a → 75.0 %." in text
-    assert r"exact \| \<b>" in text  # a label cannot break the table
-    assert '"beta": 0.04' in text
-    # Headings with what was lost come before the gains' tables: of 4 metrics that are defined and have a direction.
-    losses = text.index("## Significant losses: 1 of 4 metrics")
-    assert losses < text.index("## policy, greedy")
-    line = "| policy, greedy: B is best | 8.6 % | 7.3 % | -1.3 | \\[-2.4, -0.1] |  | random legal 9.0 |"
-    assert line in text[losses : text.index("## policy, greedy")]
-    assert "## Significant losses: 1 of 2 headline metrics by colour, stake and stratum" in text
-    assert "| policy, greedy: stratum=check win-chance value of B |" in text
-    content = page.read_text()
-    assert "data:image/png;base64," in content
-    assert "exact | &lt;b&gt;" in content
-    assert "<b>" not in content
-    assert "http" not in content  # stands alone
+def rows_of(page: Page, section: str) -> list[list[str]]:
+    """The cells of a section's table, head first."""
+    return page.tables[section]
+
+
+def test_the_page_holds_the_numbers_and_stands_alone(run: Path) -> None:
+    path = write_report([run])
+    assert path == run / "report.html"
+    page = read_page(path)
+    assert page.links == set()  # nothing is fetched
+    assert "P: win-chance value of B, greedy 70.0 % → 75.0 % +5.0 [+2.0, +8.0] 500 items" in page.text
+    assert "n/a → 75.0 %" in page.text
+    assert "exact | <b>" in page.text  # a label is text, not markup
+    assert '"beta": 0.04' in page.text
+    assert "train 1.0 min, evaluate 0.3 min" in page.text
+    assert "Significant losses: 1 of 4 metrics; 1 of 2 headline metrics by colour, stake and stratum" in page.text
+    assert "P: B is best, greedy: 8.6 % → 7.3 %, -1.3 [-2.4, -0.1]" in page.text
+    assert "P: win-chance value of B, greedy stratum=check" in page.text
+    head, *rows = rows_of(page, "metrics")
+    assert head == ["metric", "decoding", "before", "after", "change", "trivial players", "items"]
+    assert ["P: candidates", "greedy", "4.00", "4.50", "+0.05 [+0.02, +0.08]", "", "500"] in rows
+    assert ["P: B is best", "greedy", "8.6 %", "7.3 %", "-1.3 [-2.4, -0.1]", "random legal 9.0", "500"] in rows
+    assert rows_of(page, "strata")[1][:3] == ["color=white", "P: win-chance value of B", "greedy"]
 
 
 def test_no_loss_is_said_too(run: Path) -> None:
     summary = json.loads((run / "summary.json").read_text())
     summary["metrics"] = [row for row in summary["metrics"] if row["metric"] != "top1"]
     (run / "summary.json").write_text(json.dumps(summary))
-    assert "Significant losses: none among 3 metrics." in write_report(run)[1].read_text()
+    assert "Significant losses: none among 3 metrics" in read_page(write_report([run])).text
 
 
-def test_the_picture_says_what_was_lost(run: Path) -> None:
-    rows = read_run(run).comparisons
-    assert _loss_lines(rows) == [
-        "Significant losses: 1 of 4 metrics",
-        "P: B is best, greedy -1.3 [-2.4, -0.1]",
-    ]
-    assert _loss_lines([row for row in rows if row["metric"] != "top1"]) == ["Significant losses: none among 3 metrics"]
-    # An older summary, which doesn't say what is better: less counts as a loss.
-    old = [{key: row[key] for key in row if key not in ("better", "loss")} for row in rows]
-    assert len(_loss_lines(old)) == 2
-    assert _loss_lines(old)[0] == "Significant losses: 2 of 5 metrics"
+def test_an_older_summary_does_not_say_what_is_better_and_less_counts_as_a_loss(run: Path) -> None:
+    summary = json.loads((run / "summary.json").read_text())
+    for row in summary["metrics"]:
+        row.pop("better", None), row.pop("loss", None)
+    (run / "summary.json").write_text(json.dumps(summary))
+    assert "Significant losses: 2 of 5 metrics" in read_page(write_report([run])).text
 
 
-def test_an_unfinished_run_is_reported_too(run: Path) -> None:
+def test_runs_stand_side_by_side(run: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other" / "demo"
+    shutil.copytree(run, other)
+    summary = json.loads((other / "summary.json").read_text())
+    summary["metrics"] = [comparison(after=0.9, difference=0.2, ci_low=0.1, ci_high=0.3)]
+    (other / "summary.json").write_text(json.dumps(summary))
+    page = read_page(write_report([run, other], tmp_path / "both.html"))
+    head, first, *rest = rows_of(page, "metrics")
+    names = [f"{folder}: {name}" for folder in (run, other) for name in ("before", "after", "change")]
+    assert head[2:8] == names, "two runs of one name go by their folders"
+    changes = ["70.0 %", "75.0 %", "+5.0 [+2.0, +8.0]", "70.0 %", "90.0 %", "+20.0 [+10.0, +30.0]"]
+    assert first[2:8] == changes
+    assert all(row[5:8] == ["", "", ""] for row in rest)
+    assert {f"{run}: P:", f"{other}: P:", f"{other}, greedy"} <= set(page.legends), "each run has its own lines"
+
+
+def test_a_run_that_is_going_on_is_reported_too(run: Path) -> None:
+    """No summary, the last lines of both logs torn, the evaluation after training not there yet."""
     (run / "summary.json").unlink()
     with (run / "metrics.jsonl").open("a") as file:
         file.write('{"step": 41, "rew')  # killed while writing
-    assert len(read_run(run).steps) == 40
-    assert "no held-out comparison" in write_report(run)[1].read_text()
+    (run / "health.jsonl").write_text(
+        json.dumps({"step": 9, "metric": "kl", "value": 0.2, "from": "green", "to": "yellow"}) + '\n{"step": 12, "me'
+    )
+    page = read_page(write_report([run]))
+    assert "40 steps · not finished" in page.text
+    assert "No held-out evaluation yet" in page.text
+    assert "KL to the reference" in page.text
+    assert [event["step"] for event in read_run(run).events] == [9]
+
+    estimates = {"best_legal": {"value": 0.5, "ci_low": 0.1, "ci_high": 0.9, "numerator": 1, "denominator": 2}}
+    part = {"task": "policy", "mode": "greedy", "items": 2, "metrics": estimates, "baselines": {}}
+    evaluation = {"metrics": [{**part, "groups": {"color=white": part}}], "items": []}
+    (run / "evaluation_before.json").write_text(json.dumps(evaluation))
+    page = read_page(write_report([run]))
+    assert rows_of(page, "metrics") == [
+        ["metric", "decoding", "before", "trivial players", "items"],
+        ["P: best_legal", "greedy", "0.500", "", "2"],
+    ]
+    assert rows_of(page, "strata")[1][:4] == ["color=white", "P: best_legal", "greedy", "0.500"]
 
 
-def test_bars_alone_and_single_steps_can_be_drawn(run: Path, tmp_path: Path) -> None:
-    (run / "metrics.jsonl").write_text('{"step": 1, "reward": 0.5}\n')
-    assert plot_run(read_run(run), tmp_path / "one.png").exists()
-    (run / "metrics.jsonl").unlink()
-    assert plot_run(read_run(run), tmp_path / "bars.png").exists()
+def test_a_run_that_has_just_begun_is_a_page(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text("")
+    assert "0 steps · not finished" in read_page(write_report([tmp_path])).text
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "reward": 0.5}\n')
+    assert "Mean reward" in read_page(write_report([tmp_path])).text
 
 
-def test_nothing_to_draw_is_an_error(tmp_path: Path) -> None:
-    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 0.5}\n')
-    with pytest.raises(ValueError, match="nothing to draw"):
-        write_report(tmp_path)
+def test_every_quantity_that_is_logged_has_its_curve(run: Path) -> None:
+    """One panel or more for each line of the page's contract; the held-out metrics of training among them."""
+    keys = ["entropy", "kl/coefficient", "clip_ratio/region_mean", "learning_rate", "step_time", "perf/memory_gb"]
+    keys += ["policy/best_legal", "environment/exact", "eval_policy/skill", "eval_best", "eval_best_step"]
+    rows = [{"step": step, **dict.fromkeys(keys, 0.1 * step)} for step in (1, 2, 3)]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    text = read_page(write_report([run])).text
+    titles = ["Entropy", "β, the KL", "Clipped tokens", "Learning rate", "Time of a step", "Memory", "P: by field"]
+    for title in [*titles, "A: by field", "Held-out metrics while training", "change by training"]:
+        assert title in text, title
+    assert "KL of a completion" not in text  # not logged
+    assert "best held-out value 0.3 at step 0.3" in text  # as `eval_best_step` has it
 
 
 @pytest.mark.parametrize(
@@ -169,6 +207,8 @@ def test_nothing_to_draw_is_an_error(tmp_path: Path) -> None:
         ("metrics.jsonl", '{"step": 1}\n{"ö": 1, "step": 1}\n{"step": 2}\n', r"metrics\.jsonl, line 2 is no JSON"),
         ("metrics.jsonl", '{"reward": 1}\n', r"metrics\.jsonl, line 1.*step"),
         ("metrics.jsonl", "[1]\n", r"metrics\.jsonl, line 1"),
+        ("health.jsonl", '{"step": 1}\n{oops\n{"step": 2}\n', r"health\.jsonl, line 2"),
+        ("evaluation_after.json", '{"items": 3}', r"evaluation_after\.json: expected the lists"),
         ("summary.json", "{", r"summary\.json is no JSON"),
         ("summary.json", '{"ö": 1}', r"summary\.json is no JSON"),
         ("summary.json", "[]", r"summary\.json: expected an object"),
@@ -177,17 +217,15 @@ def test_nothing_to_draw_is_an_error(tmp_path: Path) -> None:
     ],
 )
 def test_malformed_files_are_named(tmp_path: Path, file: str, content: str, message: str) -> None:
+    (tmp_path / "summary.json").write_text("{}")
     (tmp_path / file).write_text(content, encoding="latin-1")
     with pytest.raises(RunError, match=message):
         read_run(tmp_path)
 
 
 def test_a_folder_may_have_any_name(run: Path) -> None:
-    """Two dollar signs would begin and end a formula of matplotlib's, and this one is none."""
-    folder = run.rename(run.with_name(r"run$\frac$_%s {}"))
-    summary = json.loads((folder / "summary.json").read_text())
-    (folder / "summary.json").write_text(json.dumps(summary | {"model": r"models/$^$"}))
-    assert all(path.exists() for path in write_report(folder))
+    folder = run.rename(run.with_name("run$\\frac$_%s {{x}} <i>"))
+    assert "run$\\frac$_%s {{x}} <i>" in read_page(write_report([folder])).text
 
 
 def test_missing_runs_are_named(tmp_path: Path) -> None:
@@ -198,20 +236,9 @@ def test_missing_runs_are_named(tmp_path: Path) -> None:
 
 
 def test_recipe(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    recipe.main([str(run), "--output", str(tmp_path / "out")])
-    assert capsys.readouterr().out.split() == [
-        str(tmp_path / "out" / name) for name in ("plot.png", "report.md", "report.html")
-    ]
+    recipe.main([str(run), "--output", str(tmp_path / "out" / "page.html")])
+    assert capsys.readouterr().out.split() == [str(tmp_path / "out" / "page.html")]
     with pytest.raises(SystemExit) as exit_:
         recipe.main([str(tmp_path / "nowhere")])
     assert exit_.value.code == 2
     assert "no folder" in capsys.readouterr().err
-
-
-def test_reports_read_files_only() -> None:
-    """The layer rule: no other part of the package is imported."""
-    import subprocess
-
-    code = "import sys, rookworld_trl.reports; print([m for m in sys.modules if m.startswith('rookworld_trl.')])"
-    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert all(part.startswith("rookworld_trl.reports") for part in eval(loaded))

@@ -1,0 +1,233 @@
+"""Boards of held-out items: what the model answered beside what is right, as SVG that shares its pieces and squares.
+
+A `P:` item shows its position with the candidate moves as arrows, coloured by value, and the chosen move's squares
+filled. An `A:` item shows the true next position and the predicted ones, with the wrong squares filled.
+"""
+
+import random
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import chess
+import chess.svg
+
+from rookworld_trl.reports.run import Run
+
+# Value of a move, 1 minus the win chance it gives away: at least this much has this colour. Okabe and Ito's hues,
+# from blue over yellow to red, so that good and bad differ in every kind of colour vision.
+VALUES = ((0.99, "#0072B2", "best"), (0.95, "#56B4E9", "good"), (0.85, "#E69F00", "weak"), (0.0, "#D55E00", "bad"))
+ILLEGAL, UNKNOWN, WRONG, CHOSEN = "#8A1C1C", "#555555", "#E0384B", "#F7E26B"
+SIZE = 390  # side of a board's coordinate system, as chess.svg draws it with coordinates
+
+PER_KIND, PER_STRATUM = 6, 2  # items shown of each task and kind: of all, and at least of each stratum
+_ELEMENT = re.compile(r"<g .*?</g>|<(?:rect|use|line|polygon|circle)\b[^>]*/>", flags=re.DOTALL)
+_PARTS = re.compile(r"M:(?P<moves>.*?)(?:E:.*?)?(?:B:(?P<best>.*))?$", flags=re.DOTALL)
+_MOVE = re.compile(r"[a-h][1-8][a-h][1-8][qrbn]?")
+
+
+Text = tuple[str, tuple[tuple[str, bool], ...]]  # label; words, each with whether it is wrong
+
+
+@dataclass(frozen=True, slots=True)
+class Board:
+    """One drawn position: its caption and its SVG elements, to stand behind the frame of its orientation."""
+
+    caption: str
+    elements: str
+    flipped: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """One held-out item.
+
+    Attributes:
+        kinds: why it is shown: `improved`, `worse`, `random`, or of an unfinished run `best` and `worst`.
+        score: its continuous reward, as text.
+        texts: the prompt's and each completion's.
+    """
+
+    run: str
+    task: str
+    stratum: str
+    kinds: tuple[str, ...]
+    score: str
+    boards: tuple[Board, ...]
+    texts: tuple[Text, ...]
+
+
+def shared_definitions() -> str:
+    """Pieces, and for each orientation the frame with its squares: what every board refers to, once a page."""
+    pieces = "".join(chess.svg.PIECES[symbol] for symbol in chess.svg.PIECES)
+    frames = "".join(
+        f'<symbol id="frame-{color}" viewBox="0 0 {SIZE} {SIZE}">{"".join(_frame(orientation))}</symbol>'
+        for color, orientation in (("white", chess.WHITE), ("black", chess.BLACK))
+    )
+    return f'<svg width="0" height="0" style="position:absolute" aria-hidden="true"><defs>{pieces}{frames}</defs></svg>'
+
+
+def gallery(run: Run, seed: int = 0) -> list[Card]:
+    """Cards of a run's held-out items by greedy decoding: the most improved, the worst, and some drawn at random."""
+    answers = {name: _greedy(evaluation["items"]) for name, evaluation in run.evaluations.items()}
+    if not answers:
+        return []
+    references: dict[str, Any] = {}
+    for evaluation in run.evaluations.values():
+        references |= evaluation.get("references", {})
+    first, last = next(iter(answers.values())), list(answers.values())[-1]
+    shared = [key for key in first if key in last]
+    cards = []
+    for task in dict.fromkeys(first[key]["task"] for key in shared):
+        mine = [key for key in shared if first[key]["task"] == task]
+        for key, kinds in _picked(mine, first, last, random.Random(seed)).items():
+            cards.append(_card(run.name, kinds, {name: found[key] for name, found in answers.items()}, references))
+    return cards
+
+
+def _greedy(items: Iterable[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    return {item["key"]: item for item in items if item["mode"] == "greedy"}
+
+
+def _picked(
+    keys: Sequence[str], first: Mapping[str, Any], last: Mapping[str, Any], draw: random.Random
+) -> dict[str, tuple[str, ...]]:
+    """Which items are shown, and as what."""
+
+    def score(items: Mapping[str, Any], key: str) -> float:
+        return float(items[key]["scores"]["continuous"])
+
+    compared = first is not last
+    gain = {key: score(last, key) - (score(first, key) if compared else 0.0) for key in keys}
+    shuffled = draw.sample(keys, len(keys))
+    ordered = {
+        "improved" if compared else "best": sorted(shuffled, key=lambda key: -gain[key]),
+        "worse" if compared else "worst": sorted(shuffled, key=lambda key: gain[key]),
+        "random": shuffled,
+    }
+    kinds: dict[str, list[str]] = {}
+    for kind, ranked in ordered.items():
+        if compared and kind != "random":
+            ranked = [key for key in ranked if (gain[key] > 0) == (kind == "improved") and gain[key]]
+        counts: dict[str, int] = {}
+        for place, key in enumerate(ranked):
+            stratum = first[key]["stratum"]
+            if place < PER_KIND or counts.get(stratum, 0) < PER_STRATUM:
+                kinds.setdefault(key, []).append(kind)
+            counts[stratum] = counts.get(stratum, 0) + 1
+    return {key: tuple(found) for key, found in kinds.items()}
+
+
+def _card(run: str, kinds: tuple[str, ...], answers: Mapping[str, Mapping[str, Any]], references: Any) -> Card:
+    item = next(iter(answers.values()))
+    reference = references.get(item["key"])
+    draw = _policy if item["task"] == "policy" else _environment
+    score = " → ".join(f"{answer['scores']['continuous']:.2f}" for answer in answers.values())
+    texts: list[Text] = [("prompt", ((item["prompt"], False),))]
+    if item["task"] == "environment":
+        right = reference if isinstance(reference, str) else ""
+        texts += [(name, tuple(_marked(answer["completion"], right))) for name, answer in answers.items()]
+        texts += [("right", ((right, False),))] if right else []
+    else:
+        texts += [(name, ((answer["completion"], False),)) for name, answer in answers.items()]
+    completions = {name: answer["completion"] for name, answer in answers.items()}
+    boards = tuple(draw(item["prompt"], completions, reference))
+    return Card(run, item["task"], item["stratum"], kinds, score, boards, tuple(texts))
+
+
+def _policy(prompt: str, completions: Mapping[str, str], values: Any) -> Iterator[Board]:
+    try:
+        board = chess.Board(prompt.removeprefix("P: ").strip())
+    except ValueError:
+        return
+    known = values if isinstance(values, dict) else {}
+    best = max(known, key=lambda move: known[move], default="")
+    for name, completion in completions.items():
+        found = _PARTS.search(completion)
+        moves = _MOVE.findall(found["moves"]) if found else []
+        chosen = (found["best"] or "").strip() if found else ""
+        arrows = [_arrow(board, move, known) for move in dict.fromkeys(moves) if move != chosen]
+        caption, fill = f"{name}: {_judged(board, chosen, known)}", {}
+        if _MOVE.fullmatch(chosen):
+            arrows.append(_arrow(board, chosen, known))
+            fill = {chess.parse_square(chosen[:2]): CHOSEN, chess.parse_square(chosen[2:4]): CHOSEN}
+        if best and known.get(chosen, -1.0) < known[best]:
+            caption += f"; best {best}"
+        yield Board(caption, _elements(board, board.turn, arrows, fill), board.turn == chess.BLACK)
+
+
+def _judged(board: chess.Board, move: str, values: Mapping[str, float]) -> str:
+    """A chosen move in words: `e2e4, value 0.97`."""
+    if not move:
+        return "no move"
+    if move in values:
+        return f"{move}, value {values[move]:.2f}"
+    return move if move in {legal.uci() for legal in board.legal_moves} else f"{move[:12]}, illegal"
+
+
+def _arrow(board: chess.Board, move: str, values: Mapping[str, float]) -> chess.svg.Arrow:
+    if move in values:
+        color = next(color for least, color, _ in VALUES if values[move] >= least)
+    else:
+        color = UNKNOWN if move in {legal.uci() for legal in board.legal_moves} else ILLEGAL
+    return chess.svg.Arrow(chess.parse_square(move[:2]), chess.parse_square(move[2:4]), color=f"{color}CC")
+
+
+def _environment(prompt: str, completions: Mapping[str, str], target: Any) -> Iterator[Board]:
+    fen, _, rest = prompt.removeprefix("A: ").partition("+")
+    move = rest.partition("+")[0]
+    turn = " b " not in fen
+    right = target if isinstance(target, str) else None
+    true = _placed(right) if right else None
+    if true is not None:
+        arrow = [chess.svg.Arrow(*map(chess.parse_square, (move[:2], move[2:4])), color=f"{UNKNOWN}AA")]
+        drawn = _elements(true, turn, arrow if _MOVE.fullmatch(move) else [])
+        yield Board(f"right, after {move}", drawn, not turn)
+    for name, completion in completions.items():
+        board = _placed(completion)
+        if board is None:
+            yield Board(f"{name}: no position", _elements(None, turn), not turn)
+            continue
+        wrong = [square for square in chess.SQUARES if true and board.piece_at(square) != true.piece_at(square)]
+        squares = f"{len(wrong)} wrong square{'s' if len(wrong) != 1 else ''}" if wrong else "all squares right"
+        verdict = "exact" if completion == right else squares if right else "predicted"
+        drawn = _elements(board, turn, (), dict.fromkeys(wrong, WRONG))
+        yield Board(f"{name}: {verdict}", drawn, not turn)
+
+
+def _placed(text: str) -> chess.BaseBoard | None:
+    """The pieces of a text that begins like a FEN; None if it does not."""
+    try:
+        return chess.BaseBoard(text.strip().split(" ")[0])
+    except ValueError:
+        return None
+
+
+def _marked(text: str, right: str) -> Iterator[tuple[str, bool]]:
+    """The text's FEN fields, reward and flags, each with whether it differs from the right one's."""
+    words, expected = re.findall(r"[^ +]+[ +]?", text), re.findall(r"[^ +]+[ +]?", right)
+    for place, word in enumerate(words):
+        yield word, bool(right) and (place >= len(expected) or word != expected[place])
+
+
+def _elements(
+    board: chess.BaseBoard | None,
+    orientation: chess.Color,
+    arrows: Sequence[chess.svg.Arrow] = (),
+    fill: Mapping[chess.Square, str] | None = None,
+) -> str:
+    """What chess.svg draws beyond the frame of an empty board."""
+    drawn = chess.svg.board(board, orientation=orientation, arrows=arrows, fill=dict(fill or {}), size=SIZE)
+    frame = set(_frame(orientation))
+    kept = [each for each in _ELEMENT.findall(drawn.partition("</defs>")[2] or drawn) if each not in frame]
+    return re.sub(r' (?:xlink:href|class)="[^"]*"', "", "".join(kept))
+
+
+_FRAMES: dict[chess.Color, list[str]] = {}
+
+
+def _frame(orientation: chess.Color) -> list[str]:
+    if orientation not in _FRAMES:
+        _FRAMES[orientation] = _ELEMENT.findall(chess.svg.board(None, orientation=orientation, size=SIZE))
+    return _FRAMES[orientation]

@@ -1,0 +1,127 @@
+"""The report in a real browser, as wide as a desk's screen and as a phone's: it draws, filters and sorts.
+
+    python -m tests.reports.test_browser PAGE PICTURE [WIDTH HEIGHT]
+
+takes a picture of any page.
+"""
+
+import html
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from rookworld_trl.reports.document import write_report
+from tests.reports.test_boards import AFTER, BEFORE, write
+from tests.reports.test_reports import run as run_with_results  # noqa: F401 - a fixture
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+requires_browser = pytest.mark.skipif(
+    BROWSER is None and os.environ.get("CI") != "true", reason="needs a browser: apt-get install chromium"
+)
+WIDTHS = (DESK, PHONE) = (1200, 390)
+
+# Runs in the page once all is drawn, and tells the page around it what it found.
+PROBE = """<script>
+addEventListener("load", () => setTimeout(() => {
+  const shown = () => [...document.querySelectorAll(".card:not([hidden])")].map((card) => card.dataset);
+  const choose = (name, value) => {
+    const select = document.querySelector(`#boards [data-filter=${name}]`);
+    select.value = value;
+    select.dispatchEvent(new Event("change"));
+  };
+  const rows = () => [...document.querySelectorAll("#metrics tbody tr")];
+  const column = (place) => rows().map((row) => row.cells[place].textContent);
+  const head = document.querySelectorAll("#metrics th")[2];
+  const found = { width: innerWidth, needed: document.documentElement.scrollWidth, errors };
+  found.plots = [...document.querySelectorAll(".chart")].map((chart) => chart.scrollHeight);
+  found.names = [...document.querySelectorAll(".chart h4")].map((each) => each.textContent);
+  found.first = shown().map((card) => card.kind);
+  choose("kind", "");
+  found.all = shown().length;
+  choose("task", "environment");
+  found.tasks = shown().map((card) => card.task);
+  found.count = document.querySelector("#boards .count").textContent;
+  choose("task", "");
+  choose("kind", "random");
+  head.click();
+  found.down = column(2);
+  head.click();
+  found.up = column(2);
+  found.board = document.querySelector(".card:not([hidden]) svg").getBoundingClientRect().width;
+  parent.postMessage(JSON.stringify(found), "*");
+}, 1500));
+</script>"""
+AROUND = """<script>addEventListener("message", (event) => {
+  const found = document.body.appendChild(document.createElement("pre"));
+  found.textContent = event.data;
+});</script>"""
+ERRORS = """<script>const errors = []; addEventListener("error", (event) => errors.push(event.message));</script>"""
+
+
+def browse(page: Path, width: int, height: int, *options: str) -> str:
+    """Start the browser on the page, without network, and return what it prints."""
+    with tempfile.TemporaryDirectory() as profile:
+        command = [str(BROWSER), "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--log-level=3"]
+        command += [f"--user-data-dir={profile}", f"--window-size={width},{height}", "--virtual-time-budget=6000"]
+        command += ["--host-resolver-rules=MAP * ~NOTFOUND", *options, page.resolve().as_uri()]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=200).stdout
+
+
+def picture(page: Path, path: Path, width: int, height: int) -> None:
+    browse(page, width, height, f"--screenshot={path.resolve()}")
+
+
+@pytest.fixture
+def report(run_with_results: Path) -> Path:  # noqa: F811
+    write(run_with_results, "before", BEFORE)
+    write(run_with_results, "after", AFTER)
+    return write_report([run_with_results])
+
+
+@requires_browser
+def test_it_draws_filters_and_sorts(report: Path, tmp_path: Path) -> None:
+    text = report.read_text(encoding="utf-8").replace("<head>", f"<head>{ERRORS}", 1)
+    (tmp_path / "probed.html").write_text(text.replace("</body>", f"{PROBE}</body>"), encoding="utf-8")
+    frames = "".join(
+        f'<iframe src="probed.html" width="{width}" height="900" frameborder="0"></iframe>' for width in WIDTHS
+    )
+    page = tmp_path / "around.html"
+    page.write_text(f"<!doctype html><html><body>{AROUND}{frames}</body></html>", encoding="utf-8")
+    texts = re.findall(r"<pre>(.*?)</pre>", browse(page, 1300, 900, "--dump-dom"), flags=re.DOTALL)
+    both = sorted((json.loads(html.unescape(each)) for each in texts), key=lambda found: -found["width"])
+    assert [found["width"] for found in both] == list(WIDTHS)
+    for found in both:
+        assert found["errors"] == []
+        assert found["needed"] <= found["width"], "nothing sticks out of the screen"
+        assert len(found["plots"]) >= 5
+        assert min(found["plots"]) > 100, found["names"]
+        assert all("improved" in kinds.split() for kinds in found["first"])
+        assert (len(found["first"]), found["all"], found["tasks"], found["count"]) == (2, 3, ["environment"], "1")
+        assert found["down"] == ["4.00", "70.0 %", "70.0 %", "0.7", "8.6 %", "n/a"]
+        assert found["up"] == ["8.6 %", "70.0 %", "70.0 %", "0.7", "4.00", "n/a"], "what is not known stays below"
+        assert found["board"] >= 120
+
+
+@requires_browser
+def test_plots_and_boards_are_visible(report: Path, tmp_path: Path) -> None:
+    path = tmp_path / "page.png"
+    picture(report, path, DESK, 3000)
+    pixels = np.asarray(Image.open(path).convert("RGB")).astype(int)
+    assert pixels.shape == (3000, 1200, 3)
+    for color in ("0072B2", "FFCE9E", "D18B47"):  # a gain's mark and a curve; a board's light and dark squares
+        wanted = [int(color[i : i + 2], 16) for i in (0, 2, 4)]
+        assert (np.abs(pixels - wanted).max(axis=2) <= 2).sum() > 400, color
+
+
+if __name__ == "__main__":
+    size = [int(word) for word in sys.argv[3:]] or [DESK, 1600]
+    picture(Path(sys.argv[1]), Path(sys.argv[2]), *size)
