@@ -11,43 +11,13 @@ from rookworld_trl.evaluation import accuracy
 from rookworld_trl.evaluation.accuracy import Evaluation, score
 from rookworld_trl.reports.boards import ILLEGAL, VALUES, WRONG, Card, gallery, shared_definitions
 from rookworld_trl.reports.run import read_run
-from rookworld_trl.tasks import environment
-
-START = chess.Board().fen()
-MATE = "6k1/5ppp/8/8/8/8/8/R5K1 w - - 0 1"  # Ra8 mates
-SETTINGS = {"temperature": 1.0, "max_new_tokens": 80}
-
-
-def policy_row(fen: str, best: str) -> dict:
-    moves = sorted(move.uci() for move in chess.Board(fen).legal_moves)
-    values = [500 if move == best else 0 for move in moves]
-    return {"prompt": f"P: {fen}", "task": "policy", "target": "", "legal_moves": moves, "legal_cp": values} | {
-        "stratum": "endgame" if fen == MATE else "opening"
-    }
-
-
-def environment_row(fen: str, move: str) -> dict:
-    target = environment.format_completion(environment.transition(fen, move))
-    row = {"prompt": f"A: {fen}+{move}+{move}+", "task": "environment", "target": target, "stratum": "quiet"}
-    return row | {"legal_moves": [], "legal_cp": []}
-
-
-ROWS = [policy_row(START, "e2e4"), policy_row(MATE, "a1a8"), environment_row(START, "e2e4")]
-RIGHT = ROWS[2]["target"]
-COPIED = f"{START}+0.001+0+0"
-BEFORE = [" M: d2d4 E: 0.1 B: d2d4", " M: a1a9 E: 0.1 B: a1b2", COPIED]
-AFTER = [" M: e2e4 d2d4 E: 0.1 0.1 B: e2e4", " nothing", RIGHT]
-
-
-def write(folder: Path, name: str, completions: list[str]) -> None:
-    references = {accuracy._key(row): accuracy._reference(row) for row in ROWS}
-    Evaluation(SETTINGS, score(ROWS, completions), {}, references).write(folder / f"evaluation_{name}.json")
+from tests.support.runs import AFTER, BEFORE, MATE, RIGHT, ROWS, SETTINGS, START, policy_row, write_evaluation
 
 
 @pytest.fixture
 def cards(tmp_path: Path) -> dict[str, Card]:
-    write(tmp_path, "before", BEFORE)
-    write(tmp_path, "after", AFTER)
+    write_evaluation(tmp_path, "before", BEFORE)
+    write_evaluation(tmp_path, "after", AFTER)
     return {card.texts[0][1][0][0]: card for card in gallery(read_run(tmp_path))}
 
 

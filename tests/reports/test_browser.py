@@ -20,8 +20,7 @@ import pytest
 from PIL import Image
 
 from rookworld_trl.reports.document import write_report
-from tests.reports.test_boards import AFTER, BEFORE, write
-from tests.reports.test_reports import run as run_with_results  # noqa: F401 - a fixture
+from tests.support.runs import AFTER, BEFORE, write_evaluation, write_run
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 requires_browser = pytest.mark.skipif(
@@ -81,10 +80,11 @@ def picture(page: Path, path: Path, width: int, height: int) -> None:
 
 
 @pytest.fixture
-def report(run_with_results: Path) -> Path:  # noqa: F811
-    write(run_with_results, "before", BEFORE)
-    write(run_with_results, "after", AFTER)
-    return write_report([run_with_results])
+def report(tmp_path: Path) -> Path:
+    folder = write_run(tmp_path / "demo")
+    write_evaluation(folder, "before", BEFORE)
+    write_evaluation(folder, "after", AFTER)
+    return write_report([folder])
 
 
 @requires_browser

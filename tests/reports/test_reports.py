@@ -3,7 +3,6 @@
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -12,68 +11,13 @@ from recipes import report as recipe
 from rookworld_trl.reports.charts import smooth, thinned
 from rookworld_trl.reports.document import write_report
 from rookworld_trl.reports.run import RunError, read_run
-from tests.reports.pages import Page, read_page
-
-
-def comparison(**changes: Any) -> dict[str, Any]:
-    row = {
-        "task": "policy",
-        "mode": "greedy",
-        "metric": "best_value",
-        "label": "win-chance value of B",
-        "headline": True,
-        "format": "percent",
-        "before": 0.7,
-        "after": 0.75,
-        "difference": 0.05,
-        "ci_low": 0.02,
-        "ci_high": 0.08,
-        "p_value": None,
-        "items": 500,
-        "significant": True,
-    }
-    return {**row, **changes}
+from tests.support.pages import Page, read_page
+from tests.support.runs import comparison, write_run
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    folder = tmp_path / "demo"
-    folder.mkdir()
-    with (folder / "metrics.jsonl").open("w") as file:
-        for step in range(1, 41):
-            row = {"step": step, "reward": 0.01 * step, "kl": 0.001 * step, "groups/informative": 0.75}
-            row |= {"reward/policy": 0.02 * step, "reward/environment": 0.5}
-            file.write(json.dumps(row) + "\n")
-    rows = [
-        comparison(),
-        comparison(metric="n_candidates", label="candidates", headline=False, format=".2f", before=4.0, after=4.5),
-        comparison(task="environment", metric="exact", label="exact | <b>", p_value=0.03125),
-        comparison(
-            metric="top1",
-            label="B is best",
-            headline=False,
-            before=0.086,
-            after=0.073,
-            difference=-0.013,
-            ci_low=-0.0243,
-            ci_high=-0.0013,
-            better=1,
-            loss=True,
-            baselines={"random legal": 0.09},
-        ),
-        comparison(metric="tokens", difference=-3.0, ci_low=-4.0, ci_high=-2.0, format=".1f", better=0, loss=False),
-        comparison(metric="f1", headline=True, before=None, difference=None, ci_low=None, ci_high=None),
-    ]
-    groups = [comparison(group="color=white", loss=False), comparison(group="stratum=check", loss=True, better=1)]
-    summary = {
-        "groups": groups,
-        "metrics": rows,
-        "seconds": {"train": 60.0, "evaluate": 15.5},
-        "seed": 3,
-        "config": {"beta": 0.04},
-    }
-    (folder / "summary.json").write_text(json.dumps(summary))
-    return folder
+    return write_run(tmp_path / "demo")
 
 
 def test_series_are_what_was_logged(run: Path) -> None:
