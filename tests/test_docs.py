@@ -13,6 +13,7 @@ import pytest
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import launch_command_parser
 from transformers import LlamaConfig, LlamaForCausalLM
+from trl import GRPOConfig
 
 from recipes import evaluate, generate_data, grpo, report, sft
 from rookworld_trl import uci
@@ -213,6 +214,16 @@ def test_recipe_fragments_parse(page, tmp_path):
         path = tmp_path / "recipes" / "mine" / "grpo" / f"{number}.yaml"
         path.write_text(code)
         parse_recipe(GRPO_TYPES, ["--config", str(path), "--use_cpu", "true"])
+
+
+def test_every_field_of_ours_is_set_by_a_recipe_or_an_example() -> None:
+    """What nobody shows a use of should be a constant."""
+    yaml = [path.read_text() for path in ROOT.glob("recipes/**/*.yaml")]
+    yaml += [code for page in PAGES for code in blocks(page.read_text(), "yaml")]
+    keys = set(re.findall(r"^(\w+):", "\n".join(yaml), flags=re.MULTILINE))
+    options = {word for page in PAGES for word in re.findall(r"--(\w+)", page.read_text())}
+    ours = {each.name for each in fields(RookWorldGRPOConfig)} - {each.name for each in fields(GRPOConfig)}
+    assert ours - keys - options == set()
 
 
 @pytest.fixture

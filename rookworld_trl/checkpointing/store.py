@@ -7,8 +7,8 @@ A process killed at any point leaves either the checkpoint or a `.staging-` fold
     kind        written                                      kept
     checkpoint  every `save_steps`, and at a stop            the newest `save_total_limit`
     stable      a copy, once the steps after it were healthy the newest two
-    recovery    before a rollback                            the newest `debug_total_limit`
-    debug       a state that failed a check                  the newest `debug_total_limit`
+    recovery    before a rollback                            the newest three
+    debug       a state that failed a check                  the newest three
 
 Only the first two are ever resumed from without being named. The hashes detect damage, not tampering.
 """
@@ -47,7 +47,7 @@ REQUIRED = {
 }
 MODEL_FOLDER = "checkpoint"  # in the output folder: the trained model
 MODEL_FILES = ("model", "config.json", "tokenizer")  # how their names begin
-STABLE_LIMIT = 2
+STABLE_LIMIT, SPECIAL_LIMIT = 2, 3
 STAGING, REPLACED, DELETING = ".staging-", ".replaced-", ".deleting-"
 
 # What loading would pick up if it lay in the folder, whoever put it there.

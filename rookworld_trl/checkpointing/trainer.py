@@ -75,7 +75,7 @@ class DurableGRPOTrainer(DurableTrainer, GRPOTrainer):
         """Write the present state as `<kind>-<step>`, outside of the rotation; see `write_checkpoint`."""
         folder = self.write_checkpoint(kind, extra=extra)
         if self.args.should_save:
-            store.prune(folder.parent, kind, self.args.debug_total_limit, [folder])  # later steps' may be there
+            store.prune(folder.parent, kind, store.SPECIAL_LIMIT, [folder])  # later steps' may be there
         return folder
 
     def _saved(self, folder: Path) -> None:

@@ -14,6 +14,8 @@ from rookworld_trl.training.sampler import Sampler, Samples
 
 Row = dict[str, Any]
 
+CANDIDATES = 4  # prompts looked at, by what is known of them, for each one that is sampled
+
 
 class BatchMiner:
     """Replaces prompts whose groups teach nothing, before and after sampling them, task by task.
@@ -65,7 +67,6 @@ class BatchMiner:
             parts,
             samples=self.samples,
             ordinary=args.mining_ordinary,
-            candidates=args.mining_candidates,
             seed=args.seed,
             curriculum=curriculum,
         )
@@ -155,7 +156,7 @@ class BatchMiner:
         for task in sorted({tasks[group] for group in groups}):
             mine = [group for group in groups if tasks[group] == task]
             own = {miner.row_of[prompt_key(prompts[group])]: group for group in mine} if planned else {}
-            wanted = miner.candidates * len(mine) - len(own)
+            wanted = CANDIDATES * len(mine) - len(own)
             candidates = [*own, *miner.draw(task, wanted, present)]
             contents = [self.dataset[row] for row in candidates]
             if contents and contents[0].get(self.args.task_column) == self.args.target_task:

@@ -143,9 +143,6 @@ class RookWorldGRPOConfig(GRPOConfig):
     mining_rounds: int = field(
         default=1, metadata={"help": "How often groups that agree are sampled again from other prompts, at most."}
     )
-    mining_candidates: int = field(
-        default=4, metadata={"help": "Prompts looked at, by what is known of them, for each one that is sampled."}
-    )
 
     # Adapters (LoRA, arXiv 2106.09685, by peft): the base stays frozen and is the reference.
     use_peft: bool = field(default=False, metadata={"help": "Train low-rank adapters instead of the model's weights."})
@@ -169,9 +166,9 @@ class RookWorldGRPOConfig(GRPOConfig):
     gae_gamma: float = field(default=1.0, metadata={"help": "Discount of GAE, per token."})
     gae_lambda: float = field(default=0.95, metadata={"help": "Lambda of GAE."})
 
-    # Recovery from NaN and Inf, and rewards that are none; see `rookworld_trl.training.recovery_trainer`.
+    # Recovery from NaN and Inf, and rewards that are none; see `rookworld_trl.training.guard`.
     recovery: bool = field(
-        default=True, metadata={"help": "Refuse steps with NaN or Inf, go back to the last good state and go on."}
+        default=True, metadata={"help": "Skip steps with NaN or Inf, go back to the last good state and go on."}
     )
     recovery_max_attempts: int = field(
         default=3,
@@ -230,9 +227,6 @@ class RookWorldGRPOConfig(GRPOConfig):
     stable_after_steps: int = field(
         default=10,
         metadata={"help": "Healthy optimizer steps that must follow a checkpoint to make it stable; 0: never."},
-    )
-    debug_total_limit: int = field(
-        default=3, metadata={"help": "Recovery and debug checkpoints to keep, the newest of each."}
     )
 
     # KL to the reference; formulas, biases and sources in `rookworld_trl.training.kl`.

@@ -67,7 +67,6 @@ class PromptMiner:
         decay: share of the old average kept at a new observation.
         pass_reward: the reward from which on a completion passes.
         ordinary: share of each task's prompts that are not mined.
-        candidates: prompts looked at for each one that is sampled.
         seed: seeds the draws.
         curriculum: weighs prompts beside their chance to be informative; see `Curriculum`.
 
@@ -89,12 +88,11 @@ class PromptMiner:
         decay: float = 0.5,
         pass_reward: float = 1.0,
         ordinary: float = 0.2,
-        candidates: int = 4,
         seed: int = 0,
         curriculum: Curriculum | None = None,
     ):
         self.samples, self.decay, self.pass_reward, self.ordinary = samples, decay, pass_reward, ordinary
-        self.candidates, self.seed, self.curriculum = candidates, seed, curriculum
+        self.seed, self.curriculum = seed, curriculum
         self.keys = [prompt_key(prompt) for prompt in prompts]
         self.row_of: dict[str, int] = {}
         for row, key in enumerate(self.keys):

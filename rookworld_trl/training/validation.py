@@ -76,8 +76,8 @@ FIELD_CHECKS = (
     ),
     FieldCheck(
         "per_device_train_batch_size gradient_accumulation_steps num_iterations steps_per_generation "
-        "generation_batch_size kl_interval mining_candidates health_patience target_every "
-        "debug_total_limit recovery_snapshot_steps lora_r",
+        "generation_batch_size kl_interval health_patience target_every "
+        "recovery_snapshot_steps lora_r",
         _at_least(1),
         "it must be a count of at least 1",
         "set it to 1 or more",

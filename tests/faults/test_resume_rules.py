@@ -100,15 +100,15 @@ def test_an_unhealthy_step_delays_promotion(tmp_path: Path) -> None:
 
 def test_special_checkpoints(run: Path) -> None:
     """Written whole under names of their own, with what they were given, and not more than allowed."""
-    trainer = trainer_for(run, debug_total_limit=2)
+    trainer = trainer_for(run)
     trainer.train(resume_from_checkpoint=str(run / "checkpoint-2"))
-    for step in (7, 8, 9):
+    for step in (6, 7, 8, 9):
         trainer.state.global_step = step
         extra = {"batch": [{"ids": torch.arange(3)}], "texts": ["a"], "where": Path("x"), "loss": float("nan")}
         folder = trainer.save_special("debug", extra)
         assert folder == run / f"debug-{step}"
         assert store.verify(folder) == []
-    assert sorted(path.name for path in run.glob("debug-*")) == ["debug-8", "debug-9"]
+    assert sorted(path.name for path in run.glob("debug-*")) == ["debug-7", "debug-8", "debug-9"]
     kept = json.loads((folder / "extra.json").read_text())
     assert (kept["texts"], kept["where"]) == (["a"], "x")
     assert load_file(folder / "extra.safetensors")["0"].tolist() == [0, 1, 2]

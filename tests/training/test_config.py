@@ -129,7 +129,6 @@ def test_nothing_warns_of_what_the_user_did_not_set(tmp_path: Any) -> None:
         ({"task_sampling": {"temperature": 1.0}}, r"`task_sampling` is {'temp.* settings stand by task. Write it as"),
         ({"mining_ordinary": 1.5}, r"`mining_ordinary` is 1.5: it is a share"),
         ({"mining_rounds": -1}, r"`mining_rounds` is -1: .* Set it to 0 or more"),
-        ({"mining_candidates": 0}, r"`mining_candidates` is 0: .* Set it to 1 or more"),
         ({"mining": True, "use_gae": True}, r"`mining` is True: with `use_gae` .* Set one of them to False"),
         ({"mining": True, "advantage_baseline": "ema"}, r"`mining` is True: with `advantage_baseline` .* Leave"),
         ({"mining": True, "advantage_baseline": "adaptive"}, r"`mining` is True: with `advantage_baseline` .* Leave"),

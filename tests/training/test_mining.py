@@ -14,7 +14,7 @@ import torch
 from datasets import Dataset
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from rookworld_trl.training import RookWorldGRPOConfig, RookWorldGRPOTrainer
+from rookworld_trl.training import RookWorldGRPOConfig, RookWorldGRPOTrainer, batch_mining
 from rookworld_trl.training.advantages import Baseline, _Moments
 from rookworld_trl.training.mining import PromptMiner, informative_chance, informative_groups, prompt_key
 
@@ -22,7 +22,7 @@ NAN = float("nan")
 
 
 def miner(prompts: str = "abcdefgh", tasks: str = "xxxxyyyy", **options: Any) -> PromptMiner:
-    return PromptMiner(list(prompts), list(tasks), **{"samples": 2, "candidates": 2} | options)
+    return PromptMiner(list(prompts), list(tasks), **{"samples": 2} | options)
 
 
 def test_useful_chance_by_hand() -> None:
@@ -266,7 +266,8 @@ def test_a_prompt_gives_way_to_one_of_its_part(trainer_of: Trainers) -> None:
 
 def test_only_zero_variance_groups_are_sampled_again(trainer_of: Trainers, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rewards by call: first all groups agree but the third and an ordinary one, then all differ."""
-    trainer = trainer_of(mining_rounds=3, mining_candidates=1)  # one candidate: at first, the prompts as planned
+    trainer = trainer_of(mining_rounds=3)
+    monkeypatch.setattr(batch_mining, "CANDIDATES", 1)  # at first, the prompts as planned
     trainer.model.train()
     assert trainer.mining is not None
     monkeypatch.setattr(trainer.mining.miner, "split", lambda tasks: [0, 1, 2, 3, 4, 5])
@@ -327,9 +328,7 @@ def test_what_the_miner_knows_is_saved_and_resumed(
 
 
 def test_a_curriculum_chooses(trainer_of: Trainers) -> None:
-    trainer = trainer_of(
-        curriculum=lambda row, rate: 1.0 if row["target"] in "ab" else 1e-9, mining_ordinary=0.0, mining_candidates=8
-    )
+    trainer = trainer_of(curriculum=lambda row, rate: 1.0 if row["target"] in "ab" else 1e-9, mining_ordinary=0.0)
     trainer.model.train()
     inputs = list(next(iter(trainer.get_train_dataloader())))
     trainer._generate_and_score_completions(inputs)
