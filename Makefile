@@ -15,7 +15,7 @@ export HF_HUB_DISABLE_TELEMETRY = 1
 export TOKENIZERS_PARALLELISM = false
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help setup demo demo-long test test-vllm lint parity bench gpu data sft docs clean
+.PHONY: help setup demo demo-long evaluate test test-vllm lint parity bench gpu data sft docs clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -35,6 +35,10 @@ demo: $(STAMP) ## evaluate rookworld-nano, train it with GRPO on the CPU, evalua
 
 demo-long: $(STAMP) ## the same with both tasks, forty minutes or more
 	$(LAUNCH) recipes/grpo.py --config recipes/nano/grpo/config_cpu_long.yaml $(ARGS)
+
+# Anything recipes/evaluate.py takes may follow: make evaluate ARGS="--model runs/demo/checkpoint --dataset suite.epd"
+evaluate: $(STAMP) ## measure a model: held-out, mate in one, a ladder of games; writes runs/evaluate.json and .md
+	$(BIN)/python recipes/evaluate.py --suite held_out mate_in_one ladder --games 20 --output runs/evaluate.json $(ARGS)
 
 test: $(STAMP) ## run the tests
 	$(BIN)/python -m pytest $(ARGS)

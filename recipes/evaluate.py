@@ -1,130 +1,110 @@
-"""Measure a model on held-out positions, greedy and sampled; optionally against an earlier evaluation, item by item.
+"""Measure models: held-out positions, mate in one, test suites and puzzles from files, self-play, games.
 
     python recipes/evaluate.py
     python recipes/evaluate.py --model runs/demo/checkpoint --output after.json --baseline before.json
+    python recipes/evaluate.py --model nano runs/demo/checkpoint --suite held_out mate_in_one ladder
+    python recipes/evaluate.py --dataset STS1-STS15_LAN_v8.epd lichess_db_puzzle.csv.zst --max_rows 20000 --limit 1000
     python recipes/evaluate.py --dataset games.pgn --best_move engine --limit 500
-    python recipes/evaluate.py --suite mate_in_one --dataset task.json     (BIG-bench; or Lichess's puzzles as .csv)
-    python recipes/evaluate.py --suite sts --dataset STS1-STS15_LAN_v8.epd
-    python recipes/evaluate.py --suite selfplay --limit 100
-    python recipes/evaluate.py --suite ladder --pgn games.pgn        (Elo against Stockfish; all its games)
-    python recipes/evaluate.py --suite llm_chess --move_by evals
+    python recipes/evaluate.py --suite selfplay closed_loop ladder llm_chess --pgn games.pgn
 
-Prints a table with 95 % intervals, over games where the rows come from games, else over rows; --output keeps every
-item's or game's result as JSON.
+Prints tables with 95 % intervals, over games where rows come from games, else over rows, and trivial players beside
+them. --output keeps every item's or game's result as JSON, and the models side by side as Markdown.
 """
 
 import argparse
-import hashlib
 import json
-import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import torch
-from transformers import PreTrainedModel
+import yaml
+from datasets import Dataset
 
 from rookworld_trl.checkpointing.exits import run_program
 from rookworld_trl.config import bad_input, blame
 from rookworld_trl.data import load_shipped
+from rookworld_trl.data.mates import MATES_FILE
+from rookworld_trl.data.seen import SHIPPED
 from rookworld_trl.data.sources import DataOptions, load_prompts
-from rookworld_trl.data.splits import draw_of_each
-from rookworld_trl.engine import find_engine
-from rookworld_trl.evaluation import (
-    MODES,
-    Evaluation,
-    compare,
-    compare_groups,
-    comparison_table,
-    evaluate,
-    evaluation_table,
-    ladder_table,
-    read_puzzles,
-    read_sts,
+from rookworld_trl.evaluation import MODES, comparison_table, evaluate, evaluation_table, ladder_table, suite_table
+from rookworld_trl.evaluation.items import unseen_problems, unseen_rows
+from rookworld_trl.evaluation.ladder import (
+    ANCHOR_KINDS,
+    Ladder,
+    choose_anchors,
     run_ladder,
     run_llm_chess,
-    run_mate_in_one,
-    run_selfplay,
-    run_sts,
     standard_anchors,
-    suite_table,
 )
+from rookworld_trl.evaluation.openings import random_openings
+from rookworld_trl.evaluation.problem_files import is_problem_file
+from rookworld_trl.evaluation.problems import run_problems
+from rookworld_trl.evaluation.results import ModelResults, data_hash, names_of, overview, read_baseline
+from rookworld_trl.evaluation.selfplay import run_selfplay
+from rookworld_trl.evaluation.suite import Ask, ModelAnswers, SuiteResult
+from rookworld_trl.files import write_atomically
 from rookworld_trl.modeling.loading import NANO, load
 from rookworld_trl.play import ModelPlayer
 from rookworld_trl.reports.summary import command, versions
-from rookworld_trl.tasks import PREFIXES
+from rookworld_trl.tasks import PREFIXES, check_tasks
 
-# Reader of the suite's file, and the suite.
-FILE_SUITES: dict[str, Any] = {"mate_in_one": (read_puzzles, run_mate_in_one), "sts": (read_sts, run_sts)}
-GAME_SUITES = ("ladder", "llm_chess")
-OPENINGS = 50
-READING = [option for option in fields(DataOptions) if option.name != "leading_eos"]
-
-
-def data_hash(rows: Sequence[Mapping[str, Any]]) -> str:
-    """SHA-256 over the rows, which says whether two evaluations saw the same data."""
-    return hashlib.sha256(json.dumps(list(rows), sort_keys=True).encode()).hexdigest()
-
-
-def read_evaluation(path: Path) -> Evaluation:
-    """An evaluation written with --output.
-
-    Raises:
-        ValueError: the file is no such evaluation.
-    """
-    try:
-        return Evaluation.from_dict(json.loads(path.read_text(encoding="utf-8")))
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+SUITES = ("held_out", "mate_in_one", "selfplay", "closed_loop", "ladder", "llm_chess")
+GAMES = ("ladder", "llm_chess")  # played by a `ModelPlayer`
+TASK_SAMPLING = {"temperature": (int, float), "max_completion_length": (int,)}
+READING = [option for option in fields(DataOptions) if option.name not in ("leading_eos", "max_rows")]
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default=NANO, help="A folder, or a name on the Hub; default: rookworld-nano.")
-    parser.add_argument("--leading_eos", action="store_true", help="Put the end token in front of every prompt.")
-    parser.add_argument(
-        "--suite",
-        choices=("held_out", *FILE_SUITES, "selfplay", *GAME_SUITES),
-        default="held_out",
-        help="What to measure on. ladder: games against players from a random mover to Stockfish, rated together. "
-        "llm_chess: that benchmark's game, Black against a random White.",
+    add = parser.add_argument
+    add("--model", nargs="+", default=[NANO], help="Folders, or names on the Hub; default: rookworld-nano.")
+    add(
+        "--model_revision",
+        "--revision",
+        nargs="+",
+        default=[],
+        help="Branch, tag or commit of each --model; or of all.",
     )
-    parser.add_argument("--split", default="test", help="Split of the shipped data: dev or test.")
-    parser.add_argument("--dataset", help="A file, or a name on the Hub and its --split, instead of the shipped data.")
-    parser.add_argument(
-        "--limit",
-        type=int,
-        help="Measure only so many rows of each task, positions of a suite, games of selfplay or llm_chess (100), or "
-        f"openings of the ladder ({OPENINGS}). Rows are drawn at random, the same in every run, from as many games as "
-        "possible.",
+    add("--leading_eos", action="store_true", help="Put the end token in front of every prompt.")
+    about = "What to measure, beside the problems of --dataset; default: held_out, unless those are all that is asked."
+    add("--suite", nargs="+", choices=SUITES, help=about)
+    add("--split", default="test", help="Split of the shipped data: dev or test.")
+    about = "Files of problems (EPD, Lichess's puzzles, BIG-bench's task.json); rows to hold out, instead of the "
+    add("--dataset", nargs="+", default=[], help=about + "shipped ones: a file, or a name on the Hub and its --split.")
+    add("--max_rows", type=int, help="Read only so many rows of each --dataset; default: all.")
+    about = "Measure only so many rows of each task and problems of each file, drawn at random, the same in every run."
+    add("--limit", type=int, help=about)
+    about = "Games of selfplay, closed_loop and llm_chess, and of each of the ladder's pairings; default: 100."
+    add("--games", type=int, default=100, help=about)
+    add("--mode", choices=(*MODES, "both"), default="both", help="Decoding; default: both, but greedy against players.")
+    add("--temperature", type=float, default=1.0, help="Temperature of the sampled mode.")
+    about = "By task, `temperature` and `max_completion_length`, as in recipes/grpo.py: '{policy: {temperature: 0.7}}'."
+    add("--task_sampling", type=yaml.safe_load, help=about)
+    add("--seed", type=int, default=0)
+    add("--batch_size", type=int, default=64, help="Prompts decoded at a time.")
+    about = "Tokens of a completion, at most; fewer where the model's context ends."
+    add("--max_new_tokens", type=int, default=144, help=about)
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    about = "What the models were trained on: `shipped`, files, names on the Hub; nothing behind it: unknown."
+    add("--trained_on", nargs="*", default=[SHIPPED], help=about)
+    about = "What becomes of items of --dataset that show a position of --trained_on; default: refuse."
+    add("--seen", choices=("refuse", "drop"), default="refuse", help=about)
+    add("--baseline", type=Path, help="JSON of an earlier evaluation to compare each model with, item by item.")
+    add(
+        "--output", type=Path, help="File that everything is written to, as JSON; the overview stands beside it as .md."
     )
-    parser.add_argument(
-        "--mode", choices=(*MODES, "both"), default="both", help="Decoding; default: both, but greedy in played games."
-    )
-    parser.add_argument("--temperature", type=float, default=1.0, help="Temperature of the sampled mode.")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--batch_size", type=int, default=64, help="Prompts decoded at a time.")
-    parser.add_argument(
-        "--max_new_tokens",
-        type=int,
-        default=144,
-        help="Tokens of a completion, at most; fewer where the model's context ends.",
-    )
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--baseline", type=Path, help="JSON of an earlier evaluation to compare with, item by item.")
-    parser.add_argument("--output", type=Path, help="File that everything is written to, as JSON.")
-    playing = parser.add_argument_group("How the model plays, in the suites ladder and llm_chess")
-    playing.add_argument(
-        "--move_by", choices=("best", "evals"), help="Its move: B: or its highest eval; default: best."
-    )
-    playing.add_argument(
-        "--retries",
-        type=int,
-        help="Sample an illegal move again so often; default: 0, in llm_chess 2, as its rules say.",
-    )
+    playing = parser.add_argument_group("How models play, in the suites ladder and llm_chess")
+    playing.add_argument("--move_by", choices=("best", "evals"), help="B: or the highest eval; default: best.")
+    about = "Sample an illegal move again so often; default: 0, in llm_chess 2, as its rules say."
+    playing.add_argument("--retries", type=int, help=about)
+    about = "uci_elo adds Stockfish at UCI_Elo 1350, whose games differ from run to run; simple is without Stockfish. "
+    about += "Default: reproducible, or simple where there is no Stockfish."
+    playing.add_argument("--anchors", choices=ANCHOR_KINDS, help=about)
     playing.add_argument("--pgn", type=Path, help="File that the games are written to, illegal moves replaced.")
-    reading = parser.add_argument_group("How --dataset is read, as in recipes/grpo.py")
+    reading = parser.add_argument_group("How the rows of --dataset are read, as in recipes/grpo.py")
     for option in READING:
         kind = get_type_hints(DataOptions)[option.name]
         how: dict[str, Any] = {"type": int if kind in (int, int | None) else str}
@@ -135,127 +115,168 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         about = f"{option.metadata['help']} [{option.default}]".replace("%", "%%")
         reading.add_argument(f"--{option.name}", default=option.default, help=about, **how)
     args = parser.parse_args(arguments)
-    changed = [option.name for option in READING if getattr(args, option.name) != option.default]
-    if changed and (not args.dataset or args.suite != "held_out"):
-        parser.error(f"--{changed[0]} says how the rows of --dataset are read, and there are none; leave it out")
-    for name in ("limit", "batch_size", "max_new_tokens", "temperature"):
-        if (value := getattr(args, name)) is not None and value <= 0:
-            parser.error(f"--{name} must be above 0; got {value}")
-    if args.baseline and args.suite != "held_out":
-        parser.error(f"--baseline compares evaluations of the suite held_out; leave it out with --suite {args.suite}")
-    if args.dataset and args.suite in ("selfplay", *GAME_SUITES):
-        parser.error(f"--suite {args.suite} takes no --dataset: the model plays games")
-    played = [name for name in ("move_by", "retries", "pgn") if getattr(args, name) is not None]
-    if played and args.suite not in GAME_SUITES:
-        parser.error(f"--{played[0]} says how games are played; leave it out with --suite {args.suite}")
-    if args.retries is not None and args.retries < 0:
-        parser.error(f"--retries must be 0 or more; got {args.retries}")
-    if args.suite in FILE_SUITES and args.dataset is None:
-        parser.error(f"--suite {args.suite} needs its file; give it with --dataset")
-    for name in ("output", "pgn"):
-        if (file := getattr(args, name)) and file.is_dir():
-            parser.error(f"--{name} {file} is a folder; give the name of a file")
+    args.problems = [Path(name) for name in args.dataset if is_problem_file(Path(name))]
+    rows = [name for name in args.dataset if Path(name) not in args.problems]
+    args.rows = rows[0] if rows else None
+    args.suite = args.suite or ([] if args.problems and not rows else ["held_out"])
+    check(parser, args, rows)
     return args
 
 
-def held_out(args: argparse.Namespace, model: PreTrainedModel, tokenizer: Any) -> dict[str, Any]:
-    """Evaluate on held-out rows, compare with the baseline, print both; return what --output writes."""
-    baseline = None
-    if args.baseline:
-        with blame("--baseline", args.baseline):
-            baseline = read_evaluation(args.baseline)
-    if args.dataset:
+def check(parser: argparse.ArgumentParser, args: argparse.Namespace, rows: Sequence[str]) -> None:
+    """Settings that contradict each other, in one line each."""
+    changed = [option.name for option in READING if getattr(args, option.name) != option.default]
+    if changed and not rows:
+        parser.error(f"--{changed[0]} says how the rows of --dataset are read, and there are none; leave it out")
+    for name in ("limit", "max_rows", "batch_size", "max_new_tokens", "temperature"):
+        if (value := getattr(args, name)) is not None and value <= 0:
+            parser.error(f"--{name} must be above 0; got {value}")
+    if args.games < 2 or args.games % 2:
+        parser.error(f"--games must be even and 2 or more, for openings are played with both colours; got {args.games}")
+    if rows and "held_out" not in args.suite:
+        parser.error(f"--dataset {rows[0]} holds no problems: give problems, or add `--suite held_out` for rows")
+    if len(rows) > 1:
+        parser.error(f"--dataset takes one source of rows; got {', '.join(rows)}")
+    if len(args.model_revision) not in (0, 1, len(args.model)):
+        parser.error(f"--model_revision: give one, or one for each of the {len(args.model)} models")
+    for name in ("move_by", "retries", "pgn"):
+        if getattr(args, name) is not None and not set(GAMES) & set(args.suite):
+            parser.error(f"--{name} says how games are played; leave it out without the suites {' and '.join(GAMES)}")
+    if args.retries is not None and args.retries < 0:
+        parser.error(f"--retries must be 0 or more; got {args.retries}")
+    for name in ("output", "pgn"):
+        if (file := getattr(args, name)) and file.is_dir():
+            parser.error(f"--{name} {file} is a folder; give the name of a file")
+    sampling = {} if args.task_sampling is None else args.task_sampling
+    try:
+        check_tasks("--task_sampling", sampling)
+        right = all(isinstance(own[k], TASK_SAMPLING[k]) and own[k] > 0 for own in sampling.values() for k in own)
+    except (ValueError, KeyError, TypeError) as error:
+        parser.error(f"--task_sampling: {error}; write it like {{policy: {{temperature: 0.7}}}}")
+    if not right:
+        parser.error(f"--task_sampling: {args.task_sampling}; write numbers above 0")
+
+
+def plan(args: argparse.Namespace) -> tuple[Dataset | None, dict[str, Callable[[Ask], SuiteResult]]]:
+    """The rows to hold out, and the suites that need nothing but completions, by name; every input is checked."""
+    unseen: dict[str, Any] = {"trained_on": args.trained_on, "drop": args.seen == "drop", "limit": args.limit}
+    rows = None
+    if "held_out" in args.suite:
         options = DataOptions(**{option.name: getattr(args, option.name) for option in fields(DataOptions)})
-        dataset = load_prompts(args.dataset, args.split, options)
+        dataset = load_prompts(args.rows, args.split, options) if args.rows else load_shipped(args.split)
+        rows = unseen_rows(dataset, args.rows or SHIPPED, **unseen)
+    files = {file.name: (file, args.max_rows) for file in args.problems}
+    files |= {"mate in one": (MATES_FILE, None)} if "mate_in_one" in args.suite else {}
+    suites: dict[str, Callable[[Ask], SuiteResult]] = {}
+    for name, (file, max_rows) in files.items():
+        suites[name] = partial(run_problems, problems=unseen_problems(file, max_rows=max_rows, **unseen), name=name)
+    for suite, name in (("selfplay", "self-play"), ("closed_loop", "closed loop")):
+        if suite in args.suite:
+            go_on = suite == "closed_loop"
+            suites[name] = partial(run_selfplay, games=args.games, seed=args.seed, go_on=go_on, progress=True)
+    return rows, suites
+
+
+def play(args: argparse.Namespace, suite: str, model: Any, tokenizer: Any, **limits: Any) -> Ladder:
+    """Play the ladder or llm_chess's game."""
+    retries = args.retries if args.retries is not None else 2 * (suite == "llm_chess")
+    settings: dict[str, Any] = {"move_by": args.move_by or "best", "retries": retries}
+    settings |= {"temperature": temperatures(args, "sampled" if args.mode == "sampled" else "greedy")["policy"]}
+    player = ModelPlayer(model, tokenizer, **settings, **limits)
+    if suite == "llm_chess":
+        result = run_llm_chess(player, games=args.games, seed=args.seed, progress=True)
     else:
-        dataset = load_shipped(args.split)
-    rows = list(draw_of_each(dataset, dict.fromkeys(PREFIXES, args.limit)) if args.limit else dataset)
-    modes = MODES if args.mode == "both" else (args.mode,)
-    evaluation = evaluate(model, tokenizer, rows, modes=modes, temperature=args.temperature, **common_options(args))
-    print(evaluation_table(evaluation))
-    source = {"source": args.dataset or "shipped", "split": args.split, "rows": len(rows), "sha256": data_hash(rows)}
-    result = {"data": source, **evaluation.to_dict()}
-    if baseline is not None:
-        comparison, groups = compare(baseline, evaluation), compare_groups(baseline, evaluation)
-        result |= {"comparison": comparison, "groups": groups}
-        print(f"\n{args.baseline} -> {args.model}\n\n{comparison_table(comparison, groups=groups)}")
+        with standard_anchors(args.seed, args.anchors) as anchors:
+            fens = random_openings(args.games // 2, args.seed)
+            result = run_ladder(player, anchors, openings=fens, seed=args.seed, progress=True)
+    result.settings.update(settings)
     return result
 
 
-def suite(args: argparse.Namespace, model: PreTrainedModel, tokenizer: Any) -> dict[str, Any]:
-    """Run a suite in each mode and print it; return what --output writes."""
-    results = []
-    for mode in MODES if args.mode == "both" else (args.mode,):
-        options = {"temperature": args.temperature if mode == "sampled" else 0.0, **common_options(args)}
-        if args.suite == "selfplay":
-            del options["batch_size"]  # all games move together
-            results.append(run_selfplay(model, tokenizer, games=args.limit or 100, **options))
-        else:
-            read, measure = FILE_SUITES[args.suite]
-            positions = read(args.dataset)
-            drawn = sorted(
-                random.Random(0).sample(range(len(positions)), min(args.limit or len(positions), len(positions)))
-            )
-            results.append(measure(model, tokenizer, [positions[i] for i in drawn], **options))
-        print(suite_table(results[-1]), end="\n\n")
-    return {"suites": [result.to_dict() for result in results]}
+def temperatures(args: argparse.Namespace, mode: str) -> dict[str, float]:
+    """By task."""
+    own = args.task_sampling or {}
+    of_task = {str(task): own.get(task, {}).get("temperature", args.temperature) for task in PREFIXES}
+    return of_task if mode == "sampled" else dict.fromkeys(of_task, 0.0)
 
 
-def games(args: argparse.Namespace, model: PreTrainedModel, tokenizer: Any) -> dict[str, Any]:
-    """Play the ladder or llm_chess's game and print the table; return what --output writes."""
-    retries = args.retries if args.retries is not None else 2 * (args.suite == "llm_chess")
-    player = ModelPlayer(
-        model,
-        tokenizer,
-        name="rookworld-nano" if args.model == str(NANO) else Path(args.model).name,
-        move_by=args.move_by or "best",
-        temperature=args.temperature if args.mode == "sampled" else 0.0,
-        retries=retries,
-        max_new_tokens=args.max_new_tokens,
-        batch_size=args.batch_size,
-        seed=args.seed,
-    )
-    if args.suite == "llm_chess":
-        result = run_llm_chess(player, games=args.limit or 100, seed=args.seed, progress=True)
-    else:
-        with standard_anchors(args.seed) as anchors:
-            result = run_ladder(player, *anchors, openings=args.limit or OPENINGS, seed=args.seed, progress=True)
-    if args.pgn:
-        args.pgn.write_text("\n".join(game.pgn(args.suite, str(n)) for n, game in enumerate(result.games, 1)))
-    print(ladder_table(result))
-    return {"suites": [{**result.to_dict(), "move_by": args.move_by or "best", "retries": retries}]}
+def measure(args: argparse.Namespace, model: Any, tokenizer: Any, results: ModelResults, planned: Any) -> None:
+    """Measure one model, print its tables, fill its results."""
+    modes = MODES if args.mode == "both" else (args.mode,)
+    rows, suites = planned
+    limits = {"max_new_tokens": args.max_new_tokens, "batch_size": args.batch_size, "seed": args.seed}
+    if rows is not None:
+        sampling = {"temperature": args.temperature, "task_sampling": args.task_sampling}
+        results.held_out = evaluate(model, tokenizer, rows, modes=modes, progress=True, **sampling, **limits)
+        print(evaluation_table(results.held_out), end="\n\n")
+    at_once = max(args.batch_size, args.games)  # games' equal positions are sampled anew within a batch alone
+    for suite in suites.values():
+        for mode in modes:
+            settings = {
+                "temperature": temperatures(args, mode),
+                "max_new_tokens": args.max_new_tokens,
+                "seed": args.seed,
+            }
+            result = suite(ModelAnswers(model, tokenizer, batch_size=at_once, progress=True, **settings))
+            result.settings.update(settings)
+            results.suites.append((mode, result))
+            print(suite_table(result), end="\n\n")
+    for name in (name for name in GAMES if name in args.suite):
+        played = play(args, name, model, tokenizer, name=results.name, **limits)
+        results.suites.append(("sampled" if args.mode == "sampled" else "greedy", played))
+        print(ladder_table(played), end="\n\n")
 
 
-def common_options(args: argparse.Namespace) -> dict[str, Any]:
-    names = ("max_new_tokens", "batch_size", "seed")
-    return {name: getattr(args, name) for name in names} | {"progress": True}
-
-
-def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Evaluate as told, print the tables, return what --output writes."""
+def run(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    """Evaluate as told and print the tables; return what --output writes, and the overview."""
     with blame("--device", args.device):
         try:
             torch.empty(0, device=args.device)
         except (RuntimeError, AssertionError) as error:
             raise ValueError(f"torch has no such device here ({str(error).splitlines()[0]})") from error
-    if args.suite == "ladder":
-        find_engine()
-    model, tokenizer = load(args.model, leading_eos=args.leading_eos)
-    print(f"{args.model}\n")
-    measure = held_out if args.suite == "held_out" else games if args.suite in GAME_SUITES else suite
-    measured = measure(args, model.to(args.device), tokenizer)
-    return {"command": command(), "model": args.model, "versions": versions(), **measured}
+    if "ladder" in args.suite:
+        args.anchors = choose_anchors(args.anchors)
+    planned = plan(args)
+    baseline = None
+    if args.baseline:
+        modes = MODES if args.mode == "both" else (args.mode,)
+        with blame("--baseline", args.baseline):
+            baseline = read_baseline(args.baseline)
+            baseline.check(planned[0] is not None, [(name, mode) for name in planned[1] for mode in modes])
+    revisions = args.model_revision or [None]
+    models, written = [], []
+    revisions *= len(args.model) // len(revisions)
+    for name, label, revision in zip(args.model, names_of(args.model), revisions, strict=True):
+        model, tokenizer = load(name, leading_eos=args.leading_eos, revision=revision)
+        commit = getattr(model.config, "_commit_hash", None)  # of the Hub
+        models.append(ModelResults(label, {"model": name, "revision": revision, "commit": commit}))
+        print(f"{name}\n")
+        measure(args, model.to(args.device), tokenizer, models[-1], planned)
+        written.append(models[-1].to_dict())
+        if baseline:
+            comparison, groups = models[-1].against(baseline)
+            written[-1] |= {"comparison": comparison, "groups": groups}
+            print(f"{args.baseline} -> {name}\n\n{comparison_table(comparison, groups=groups)}\n")
+    table = overview(models)
+    if len(models) > 1 or len(planned[1]) + len(args.suite) > 1:
+        print(table)
+    source = {"source": args.rows or SHIPPED, "split": args.split, "trained_on": args.trained_on, "seen": args.seen}
+    if planned[0] is not None:
+        source |= {"rows": len(planned[0]), "sha256": data_hash(list(planned[0]))}
+    if args.pgn:
+        played = [suite.pgn() for model in models for _, suite in model.suites if isinstance(suite, Ladder)]
+        write_atomically(args.pgn, "\n".join(played))
+    return {"command": command(), "versions": versions(), "data": source, "models": written}, table
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     args = parse(arguments)
     with bad_input():
-        for file in filter(None, (args.output, args.pgn)):
-            file.parent.mkdir(parents=True, exist_ok=True)
-        result = run(args)
+        result, table = run(args)
         if args.output:
-            args.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-            print(f"\nWrote {args.output}")
+            write_atomically(args.output, json.dumps(result, indent=1) + "\n")
+            write_atomically(args.output.with_suffix(".md"), table + "\n")
+            print(f"\nWrote {args.output} and {args.output.with_suffix('.md').name}")
 
 
 if __name__ == "__main__":

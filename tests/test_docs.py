@@ -15,7 +15,7 @@ from accelerate.commands.launch import launch_command_parser
 from transformers import LlamaConfig, LlamaForCausalLM
 from trl import GRPOConfig
 
-from recipes import evaluate, generate_data, grpo, report, sft
+from recipes import evaluate, generate_data, grpo, play, report, sft
 from rookworld_trl import uci
 from rookworld_trl.checkpointing import exits
 from rookworld_trl.config import parse_recipe
@@ -122,6 +122,8 @@ def recipe(script: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -> No
         parse_recipe(SFT_TYPES, on_this_machine(words))
     elif script == "recipes/evaluate.py":
         evaluate.parse(words)
+    elif script == "recipes/play.py":
+        play.parse(words)
     elif script in ("recipes/generate_data.py", "recipes/report.py"):
         called = []
         for module, function in ((generate_data, "positions"), (generate_data, "dataset"), (report, "write_report")):
@@ -190,7 +192,12 @@ def test_options_in_the_text_exist(capsys):
     options = set(re.findall(r"`--([\w-]+)", text)) - {"key"}  # `--key value` stands for all of them
     known = {field.name for cls in (*GRPO_TYPES, *SFT_TYPES) for field in fields(cls)} | {"config", "help"}
     known |= {action.dest for action in launch_command_parser()._actions}
-    for main, words in ((evaluate.parse, []), (generate_data.main, ["positions"]), (generate_data.main, ["dataset"])):
+    for main, words in (
+        (evaluate.parse, []),
+        (play.parse, []),
+        (generate_data.main, ["positions"]),
+        (generate_data.main, ["dataset"]),
+    ):
         with pytest.raises(SystemExit):
             main([*words, "--help"])
         known |= set(re.findall(r"--([\w-]+)", capsys.readouterr().out))

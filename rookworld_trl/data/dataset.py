@@ -13,7 +13,7 @@ from datasets import Dataset
 
 from rookworld_trl.data.splits import SPLITS
 from rookworld_trl.data.supervised import policy_completion
-from rookworld_trl.tasks import environment, policy
+from rookworld_trl.tasks import environment, policy, position_key
 
 SHIPPED_DIRECTORY = Path(str(files("rookworld_trl"))) / "assets" / "data"
 
@@ -65,3 +65,13 @@ def load_shipped(split: str, directory: Path = SHIPPED_DIRECTORY) -> Dataset:
     if split not in SPLITS:
         raise ValueError(f"split '{split}' does not exist; choose one of {', '.join(SPLITS)}")
     return Dataset.from_list([expand(record) for record in pq.read_table(directory / f"{split}.parquet").to_pylist()])
+
+
+def shipped_positions(split: str, directory: Path = SHIPPED_DIRECTORY) -> set[str]:
+    """All positions that a shipped split shows, in prompts and in answers, by `position_key`."""
+    keys = set()
+    for record in pq.read_table(directory / f"{split}.parquet", columns=["task", "fen", "move"]).to_pylist():
+        keys.add(position_key(record["fen"]))
+        if record["task"] == "environment":
+            keys.add(position_key(environment.transition(record["fen"], record["move"]).fen))
+    return keys

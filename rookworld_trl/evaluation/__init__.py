@@ -1,37 +1,43 @@
-"""Held-out evaluation: accuracy of both tasks, with intervals and paired comparisons; position suites; self-play."""
+"""Held-out evaluation: accuracy of both tasks, with intervals and paired comparisons; problems; self-play; matches."""
 
 from rookworld_trl.evaluation.accuracy import MODES, Evaluation, Item, evaluate, score
-from rookworld_trl.evaluation.comparison import Comparison, compare, compare_groups
-from rookworld_trl.evaluation.ladder import ladder_table, run_ladder, run_llm_chess, standard_anchors
-from rookworld_trl.evaluation.mate_in_one import read_puzzles, run_mate_in_one
+from rookworld_trl.evaluation.comparison import Comparison, compare, compare_groups, compare_suites
+from rookworld_trl.evaluation.ladder import ladder_table, run_ladder, run_llm_chess, run_match, standard_anchors
 from rookworld_trl.evaluation.metrics import HEADLINES, METRICS
+from rookworld_trl.evaluation.openings import random_openings, read_openings
+from rookworld_trl.evaluation.problem_files import read_problems
+from rookworld_trl.evaluation.problems import Problem, run_problems
 from rookworld_trl.evaluation.selfplay import run_selfplay
-from rookworld_trl.evaluation.sts import read_sts, run_sts
-from rookworld_trl.evaluation.suite import SuiteItem, SuiteResult, suite_table
-from rookworld_trl.evaluation.tables import comparison_table, evaluation_table
+from rookworld_trl.evaluation.suite import Ask, ModelAnswers, SuiteItem, SuiteResult
+from rookworld_trl.evaluation.tables import comparison_table, evaluation_table, suite_table
 
 __all__ = [
     "HEADLINES",
     "METRICS",
     "MODES",
+    "Ask",
     "Comparison",
     "Evaluation",
     "Item",
+    "ModelAnswers",
+    "Problem",
     "SuiteItem",
     "SuiteResult",
     "compare",
     "compare_groups",
+    "compare_suites",
     "comparison_table",
     "evaluate",
     "evaluation_table",
     "ladder_table",
-    "read_puzzles",
-    "read_sts",
+    "random_openings",
+    "read_openings",
+    "read_problems",
     "run_ladder",
     "run_llm_chess",
-    "run_mate_in_one",
+    "run_match",
+    "run_problems",
     "run_selfplay",
-    "run_sts",
     "score",
     "standard_anchors",
     "suite_table",

@@ -1,12 +1,13 @@
 """Before against after on the same items: paired differences with intervals."""
 
 import dataclasses
-from collections.abc import Container
-from typing import Any, TypedDict
+from collections.abc import Container, Sequence
+from typing import Any, TypedDict, cast
 
 import numpy as np
 
 from rookworld_trl.evaluation.accuracy import Evaluation
+from rookworld_trl.evaluation.baselines import Baselines
 from rookworld_trl.evaluation.intervals import (
     bootstrap_ratios,
     mcnemar_exact,
@@ -14,8 +15,8 @@ from rookworld_trl.evaluation.intervals import (
     ratios,
     sums_by_cluster,
 )
-from rookworld_trl.evaluation.metrics import HEADLINES, METRICS, shared, terms
-from rookworld_trl.tasks import TaskName
+from rookworld_trl.evaluation.metrics import HEADLINES, METRICS, Metric, Scores, shared, terms
+from rookworld_trl.evaluation.suite import SuiteItem, SuiteResult
 
 
 class Comparison(TypedDict):
@@ -30,7 +31,7 @@ class Comparison(TypedDict):
     Values are None where undefined (no positives).
     """
 
-    task: TaskName
+    task: str  # or a suite's name
     mode: str
     metric: str
     label: str
@@ -64,47 +65,91 @@ def compare(
     rows: list[Comparison] = []
     for task, mode in before.tasks_and_modes():
         metrics = [metric for metric in METRICS[task] if only is None or metric.name in only]
-        k = len(metrics)
         items = before.select(task, mode)
-        tops, bottoms = zip(
-            *(terms([item.scores for item in run.select(task, mode)], metrics) for run in (before, after)), strict=True
-        )
-        top, bottom, games = np.hstack(tops), np.hstack(bottoms), [item.game for item in items]
-        values, by_game, trivial = ratios(top, bottom), shared(games), before.baselines(task, mode)
-        if by_game:
-            top, bottom = sums_by_cluster(top, games), sums_by_cluster(bottom, games)
-        draws = bootstrap_ratios(top, bottom, seed=seed)
-        for i, metric in enumerate(metrics):
-            old, new = float(values[i]), float(values[k + i])
-            defined = not (np.isnan(old) or np.isnan(new))
-            low, high = percentile_interval(draws[:, k + i] - draws[:, i])
-            up, down = defined and low > 0, defined and high < 0
-            p_value = None
-            if metric.proportion and not by_game and all((of_run[:, i] == 1).all() for of_run in bottoms):
-                change = tops[1][:, i] - tops[0][:, i]
-                p_value = mcnemar_exact(int((change > 0).sum()), int((change < 0).sum()))
-            rows.append(
-                Comparison(
-                    task=task,
-                    mode=mode,
-                    metric=metric.name,
-                    label=metric.label,
-                    headline=metric.name in HEADLINES[task],
-                    format=metric.format,
-                    before=None if np.isnan(old) else old,
-                    after=None if np.isnan(new) else new,
-                    difference=new - old if defined else None,
-                    ci_low=low if defined else None,
-                    ci_high=high if defined else None,
-                    p_value=p_value,
-                    items=len(items),
-                    significant=up or down,
-                    better=metric.better,
-                    loss=(down and metric.better > 0) or (up and metric.better < 0),
-                    baselines=trivial.get(metric.name, {}),
-                )
-            )
+        old, new = ([item.scores for item in run.select(task, mode)] for run in (before, after))
+        found = _paired_rows(metrics, old, new, [item.game for item in items], seed)
+        headlines, trivial = HEADLINES[task], before.baselines(task, mode)
+        rows += [_named(row, task, mode, headlines, trivial) for row in found]
     return rows
+
+
+def compare_suites(before: dict[str, Any], after: SuiteResult, mode: str, seed: int = 0) -> list[Comparison]:
+    """Compare a suite's result with an earlier one of the same items, as `SuiteResult.to_dict` wrote it.
+
+    Raises:
+        ValueError: it is of other items, or was made with other settings (another seed may be), or a metric's numbers
+            are missing.
+    """
+    try:
+        settings, items = before["settings"], [SuiteItem(**item) for item in before["items"]]
+    except (KeyError, TypeError) as error:
+        raise ValueError(
+            f"the baseline's suite '{after.name}' is none that recipes/evaluate.py wrote: {error}"
+        ) from error
+    unlike = {k for k in {*settings, *after.settings} - {"seed"} if settings.get(k) != after.settings.get(k)}
+    if unlike:
+        raise ValueError(f"suite '{after.name}' differs from the baseline's in {', '.join(sorted(unlike))}")
+    old = {item.name: item for item in items}
+    if len(old) < len(items) or sorted(old) != sorted(item.name for item in after.items):
+        raise ValueError(f"suite '{after.name}' is not of the baseline's items; measure both on the same ones")
+    pairs = [(old[item.name].scores, item.scores) for item in after.items]
+    try:
+        found = _paired_rows(after.metrics, [a for a, _ in pairs], [b for _, b in pairs], seed=seed)
+    except KeyError as error:
+        raise ValueError(f"the baseline's suite '{after.name}' lacks {error}; measure it again") from error
+    return [_named(row, after.name, mode, (after.metrics[0].name,), after.baselines()) for row in found]
+
+
+def _paired_rows(
+    metrics: Sequence[Metric],
+    before: Sequence[Scores],
+    after: Sequence[Scores],
+    games: Sequence[str] = (),
+    seed: int = 0,
+) -> list[dict[str, Any]]:
+    """A row a metric, without what `_named` adds."""
+    k = len(metrics)
+    tops, bottoms = zip(*(terms(scores, metrics) for scores in (before, after)), strict=True)
+    top, bottom = np.hstack(tops), np.hstack(bottoms)
+    values, by_game = ratios(top, bottom), shared(games)
+    if by_game:
+        top, bottom = sums_by_cluster(top, games), sums_by_cluster(bottom, games)
+    draws = bootstrap_ratios(top, bottom, seed=seed)
+    rows: list[dict[str, Any]] = []
+    for i, metric in enumerate(metrics):
+        old, new = float(values[i]), float(values[k + i])
+        defined = not (np.isnan(old) or np.isnan(new))
+        low, high = percentile_interval(draws[:, k + i] - draws[:, i])
+        up, down = defined and low > 0, defined and high < 0
+        p_value = None
+        if metric.proportion and not by_game and all((of_run[:, i] == 1).all() for of_run in bottoms):
+            change = tops[1][:, i] - tops[0][:, i]
+            p_value = mcnemar_exact(int((change > 0).sum()), int((change < 0).sum()))
+        rows.append(
+            {
+                "metric": metric.name,
+                "label": metric.label,
+                "format": metric.format,
+                "before": None if np.isnan(old) else old,
+                "after": None if np.isnan(new) else new,
+                "difference": new - old if defined else None,
+                "ci_low": low if defined else None,
+                "ci_high": high if defined else None,
+                "p_value": p_value,
+                "items": len(before),
+                "significant": up or down,
+                "better": metric.better,
+                "loss": (down and metric.better > 0) or (up and metric.better < 0),
+            }
+        )
+    return rows
+
+
+def _named(row: dict[str, Any], task: str, mode: str, headlines: Container[str], trivial: Baselines) -> Comparison:
+    """A row with its place: whose it is, whether it is a headline, and what trivial players get."""
+    metric = row["metric"]
+    place = {"task": task, "mode": mode, "headline": metric in headlines, "baselines": trivial.get(metric, {})}
+    return cast(Comparison, {**place, **row})
 
 
 def compare_groups(before: Evaluation, after: Evaluation) -> list[dict[str, Any]]:

@@ -1,24 +1,28 @@
-"""A ladder: the model and players of known kind, in games from mirrored openings, rated on one scale.
+"""Matches from mirrored openings, rated on one scale: between any players, or a model against the ladder's anchors.
 
-The model plays each game once, to its end, with a fallback in place of each illegal move: the *lenient* rules. Cut at
+A model plays each game once, to its end, with a fallback in place of each illegal move: the *lenient* rules. Cut at
 the first fallback, and lost there, the same games are those of the *strict* rules, so the two are compared on equal
 games. Each of the two is rated by itself, together with the games among the anchors.
 """
 
 import itertools
-import random
+import math
 import textwrap
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any
+from operator import itemgetter
+from typing import Any, Literal, get_args
 
 import chess
 
-from rookworld_trl.engine import Engine
+from rookworld_trl.engine import Engine, find_engine
+from rookworld_trl.evaluation.comparison import Comparison
 from rookworld_trl.evaluation.elo import Rating, rate
 from rookworld_trl.evaluation.intervals import wilson
+from rookworld_trl.evaluation.metrics import Metric
+from rookworld_trl.evaluation.suite import SuiteItem, SuiteResult
 from rookworld_trl.play import (
     EnginePlayer,
     Game,
@@ -29,13 +33,14 @@ from rookworld_trl.play import (
     RandomPlayer,
     mirrored,
     play_games,
-    random_opening,
 )
 from rookworld_trl.terminal import progress_bar
 
 RULES = ("strict", "lenient")
-SCALE_ELO = 1350  # the weakest that Stockfish 15.1 can be set to
+UCI_ELO = 1350  # the weakest that Stockfish 15.1 can be set to
 NODES = (1, 10, 100)
+AnchorKind = Literal["reproducible", "uci_elo", "simple"]
+ANCHOR_KINDS: tuple[AnchorKind, ...] = get_args(AnchorKind)
 _LABEL, _CELL = 26, 36  # columns of a table: names, and what stands under each of the rules
 
 
@@ -44,15 +49,16 @@ class Ladder:
     """Games as they were played, the model's by the lenient rules.
 
     Attributes:
-        model: the rated player's name.
-        anchor: the player whose rating is `SCALE_ELO`; empty where nothing is rated.
-        origins: the model's moves by `Choice.origin`.
+        model: the name of the player whose matches are shown.
+        anchor: the player whose rating is `anchor_elo`; empty where nothing is rated.
+        origins: the model's moves by `Choice.origin`; empty where `model` is no model.
     """
 
     name: str
     settings: dict[str, Any]
     model: str
     anchor: str
+    anchor_elo: float
     games: list[GameRecord]
     origins: dict[str, int]
 
@@ -66,7 +72,7 @@ class Ladder:
         if not self.anchor:
             return {}
         results = [(game.white, game.black, game.white_score or 0.0) for game in self.records(rules)]
-        return dict(sorted(rate(results, self.anchor, SCALE_ELO).items(), key=lambda pair: -pair[1].elo))
+        return dict(sorted(rate(results, self.anchor, self.anchor_elo).items(), key=lambda pair: -pair[1].elo))
 
     def matches(self, rules: str) -> dict[str, dict[str, Any]]:
         """The model's games by opponent: `won`, `drawn`, `lost`, `score` with its 95 % interval, `ends`."""
@@ -78,14 +84,39 @@ class Ladder:
                 met.append((score if white else 1 - score, game.reason))
         return {opponent: _match(games) for opponent, games in by_opponent.items()}
 
+    def pgn(self) -> str:
+        """All games, one behind the other."""
+        return "\n".join(game.pgn(self.name, str(number)) for number, game in enumerate(self.games, 1))
+
+    def points(self) -> SuiteResult:
+        """The model's points game by game, filed under its opponents, for a comparison."""
+        items: list[SuiteItem] = []
+        met = Counter[str]()
+        for game in self.games:
+            if self.model not in (game.white, game.black):
+                continue
+            white = game.white == self.model
+            opponent = game.black if white else game.white
+            met[opponent] += 1
+            played = game.white_score is not None
+            scores = {"played": float(played)}
+            for rules, record in (("strict", game.strict), ("lenient", game)):
+                score = record.white_score or 0.0
+                scores[rules] = played * (score if white else 1 - score)
+            name = f"{opponent}, game {met[opponent]}"
+            items.append(SuiteItem(name, opponent, game.fen, " ".join(game.moves), scores))
+        metrics = [
+            Metric(rules, f"points, {rules} rules", itemgetter(rules), itemgetter("played"), False) for rules in RULES
+        ]
+        return SuiteResult(self.name, self.settings, metrics, items)
+
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
         rated = {rules: {name: asdict(each) for name, each in self.ratings(rules).items()} for rules in RULES}
         return {
-            "suite": self.name,
-            "settings": self.settings,
+            **self.points().to_dict(),
             "model": self.model,
-            "scale": {self.anchor: SCALE_ELO} if self.anchor else {},
+            "scale": {self.anchor: self.anchor_elo} if self.anchor else {},
             "ratings": rated,
             "matches": {rules: self.matches(rules) for rules in RULES},
             "moves": self.origins,
@@ -93,46 +124,87 @@ class Ladder:
         }
 
 
+@dataclass(frozen=True, slots=True)
+class Anchors:
+    """Players to be measured against.
+
+    Attributes:
+        make: the players anew, from the weakest on, so that no pairing's random moves depend on another's games.
+        scale: the name of the one whose rating is `elo`.
+        engine: told among the settings, since the scale is the engine's.
+    """
+
+    make: Callable[[], Sequence[Player]]
+    scale: str
+    elo: float
+    engine: str = ""
+
+
 @contextmanager
-def standard_anchors(seed: int = 0) -> Iterator[tuple[Callable[[], list[Player]], str, str]]:
-    """The ladder's anchors, anew at each call, the name of the one whose rating is `SCALE_ELO`, and the engine's own.
+def standard_anchors(seed: int = 0, kind: AnchorKind = "reproducible") -> Iterator[Anchors]:
+    """The ladder's anchors.
 
     From the weakest on: the random mover, the greedy capturer, Stockfish with every second and every fourth move a
-    random one, at limited strength, and at fixed nodes. Those with random moves are steps between players that else
-    hardly take a point off each other. At limited strength Stockfish plays one of its best four moves at depth 1, drawn
-    from the clock: its games alone differ from run to run.
+    random one, and at fixed nodes. Those with random moves are steps between players that else hardly take a point off
+    each other. The random mover's rating is 0.
+
+    Args:
+        kind: `uci_elo` adds Stockfish at `UCI_Elo` 1350 and gives that one 1350. At limited strength Stockfish plays
+            one of its best four moves at depth 1, drawn from the clock: its games differ from run to run. `simple` is
+            without Stockfish: the random mover and the greedy capturer alone.
 
     Raises:
         FileNotFoundError: there is no Stockfish.
         EngineStartError: it does not start, or takes no `UCI_Elo`.
     """
+    if kind == "simple":
+        yield Anchors(lambda: [RandomPlayer(seed), GreedyCapturePlayer(seed)], RandomPlayer.name, 0)
+        return
     with ExitStack() as stack:
         engines = {n: stack.enter_context(Engine(nodes=n, hash_mb=1)) for n in NODES}
-        limits = {"UCI_LimitStrength": True, "UCI_Elo": SCALE_ELO}
-        limited = stack.enter_context(Engine(depth=1, hash_mb=1, options=limits))
-        scale = f"Stockfish, UCI_Elo {SCALE_ELO}"
+        limited: list[Player] = []
+        scale, elo = RandomPlayer.name, 0
+        if kind == "uci_elo":
+            options = {"UCI_LimitStrength": True, "UCI_Elo": UCI_ELO}
+            scale, elo = f"Stockfish, UCI_Elo {UCI_ELO}", UCI_ELO
+            limited = [EnginePlayer(stack.enter_context(Engine(depth=1, hash_mb=1, options=options)), scale)]
 
-        def anchors() -> list[Player]:
+        def make() -> list[Player]:
             return [
                 RandomPlayer(seed),
                 GreedyCapturePlayer(seed),
                 EnginePlayer(engines[1], "Stockfish, 1/2 random", 1 / 2, seed),
                 EnginePlayer(engines[1], "Stockfish, 1/4 random", 1 / 4, seed),
-                EnginePlayer(limited, scale),
+                *limited,
                 *(EnginePlayer(engine, f"Stockfish, {n} node{'s'[: n > 1]}") for n, engine in engines.items()),
             ]
 
-        yield anchors, scale, limited.name
+        yield Anchors(make, scale, elo, engines[1].name)
+
+
+def choose_anchors(kind: AnchorKind | None = None) -> AnchorKind:
+    """The kind that was asked for, checked; without one the reproducible kind, or where there is no Stockfish, the
+    simple one, and a line that says so.
+
+    Raises:
+        FileNotFoundError: the kind needs Stockfish and there is none.
+    """
+    try:
+        if kind != "simple":
+            find_engine()
+    except FileNotFoundError:
+        if kind is not None:
+            raise
+        print("no Stockfish here: the ladder's only anchors are the random mover and the greedy capturer\n")
+        return "simple"
+    return kind or "reproducible"
 
 
 def run_ladder(
     model: ModelPlayer,
-    anchors: Callable[[], Sequence[Player]],
-    anchor: str,
-    engine: str = "",
+    anchors: Anchors,
     *,
-    openings: int,
-    opening_plies: int = 4,
+    openings: Sequence[str],
     max_plies: int = 200,
     seed: int = 0,
     progress: bool = False,
@@ -140,33 +212,37 @@ def run_ladder(
     """Play the model against every anchor, and each anchor against the next two, each opening with both colours.
 
     Args:
-        anchors: from the weakest on; called anew for each pairing, so that no pairing's random moves depend on
-            another's games.
-        anchor: the name of the one whose rating is `SCALE_ELO`.
-        engine: told among the settings, since the scale is the engine's.
-        openings: random ones, `opening_plies` legal plies from the start; a pairing has twice as many games.
+        openings: FENs; a pairing has twice as many games.
         max_plies: a game that gets there is a draw.
 
     Raises:
         ValueError: no openings, or as in `rate`.
     """
-    if openings < 1:
-        raise ValueError(f"openings must be above 0; got {openings}")
-    rng = random.Random(seed)
-    fens = [random_opening(rng, opening_plies).fen() for _ in range(openings)]
-    games = [game for one in range(len(anchors())) for game in mirrored(model, anchors()[one], fens)]
-    for one, two in itertools.combinations(range(len(anchors())), 2):
+    met = [anchors.make() for _ in anchors.make()]
+    games = [game for number, each in enumerate(met) for game in mirrored(model, each[number], openings)]
+    for one, two in itertools.combinations(range(len(met)), 2):
         if two - one <= 2:
-            met = anchors()
-            games += mirrored(met[one], met[two], fens)
-    settings: dict[str, Any] = {
-        "openings": openings,
-        "opening_plies": opening_plies,
-        "max_plies": max_plies,
-        "seed": seed,
-    }
-    settings |= {"engine": engine} if engine else {}
-    return _played("ladder", settings, model, anchor, games, max_plies, progress)
+            each = anchors.make()
+            games += mirrored(each[one], each[two], openings)
+    settings: dict[str, Any] = {"openings": len(openings), "max_plies": max_plies, "seed": seed}
+    settings |= {"engine": anchors.engine} if anchors.engine else {}
+    return _played("ladder", settings, model, (anchors.scale, anchors.elo), games, max_plies, progress)
+
+
+def run_match(
+    players: Sequence[Player], *, openings: Sequence[str], max_plies: int = 200, progress: bool = False
+) -> Ladder:
+    """Play every player against every other, each opening with both colours; the second one's rating is 0.
+
+    Raises:
+        ValueError: no openings, fewer than two players, or two of one name.
+    """
+    names = [player.name for player in players]
+    if len(set(names)) < max(2, len(names)):
+        raise ValueError(f"a match needs two or more players of different names; got {', '.join(names) or 'none'}")
+    games = [game for one, two in itertools.combinations(players, 2) for game in mirrored(one, two, openings)]
+    settings = {"openings": len(openings), "max_plies": max_plies}
+    return _played("match", settings, players[0], (names[1], 0), games, max_plies, progress)
 
 
 def run_llm_chess(model: ModelPlayer, *, games: int, seed: int = 0, progress: bool = False) -> Ladder:
@@ -182,15 +258,64 @@ def run_llm_chess(model: ModelPlayer, *, games: int, seed: int = 0, progress: bo
         raise ValueError(f"games must be above 0; got {games}")
     white = RandomPlayer(seed)
     settings = {"games": games, "max_plies": 200, "seed": seed}
-    return _played("llm_chess", settings, model, "", [(white, model, chess.STARTING_FEN)] * games, 200, progress)
+    return _played("llm_chess", settings, model, ("", 0), [(white, model, chess.STARTING_FEN)] * games, 200, progress)
 
 
 def _played(
-    name: str, settings: dict[str, Any], model: ModelPlayer, anchor: str, games: list[Game], plies: int, progress: bool
+    name: str,
+    settings: dict[str, Any],
+    player: Player,
+    anchor: tuple[str, float],
+    games: list[Game],
+    plies: int,
+    progress: bool,
 ) -> Ladder:
+    if not games:
+        raise ValueError("openings must be above 0: there are no games to play")
     with progress_bar(name if progress else "", len(games), "game") as bar:
         records = play_games(games, plies, bar.update)
-    return Ladder(name, settings, model.name, anchor, records, dict(model.origins.most_common()))
+    origins = getattr(player, "origins", Counter[str]())
+    return Ladder(name, settings, player.name, *anchor, records, dict(origins.most_common()))
+
+
+def elo_changes(before: Mapping[str, Any], after: Ladder, mode: str) -> list[Comparison]:
+    """The model's ratings against those that an earlier ladder's `to_dict` tells; the games are taken as independent.
+
+    Raises:
+        ValueError: the two are on different scales.
+    """
+    scale = {after.anchor: after.anchor_elo} if after.anchor else {}
+    if before.get("scale") != scale:
+        raise ValueError(f"the baseline's ratings are on another scale ({before.get('scale')}, here {scale})")
+    rows = []
+    for rules in RULES if scale else ():
+        old, new = Rating(**before["ratings"][rules][before["model"]]), after.ratings(rules)[after.model]
+        bounded = None not in (old.ci_low, old.ci_high, new.ci_low, new.ci_high)
+        change = new.elo - old.elo
+        half = math.hypot(*((each.ci_high or 0) - each.elo for each in (old, new)))
+        significant = bounded and abs(change) > half
+        rows.append(
+            Comparison(
+                task=after.name,
+                mode=mode,
+                metric=f"elo_{rules}",
+                label=f"Elo, {rules} rules",
+                headline=True,
+                format=".0f",
+                before=old.elo,
+                after=new.elo,
+                difference=change,
+                ci_low=change - half if bounded else None,
+                ci_high=change + half if bounded else None,
+                p_value=None,
+                items=new.games,
+                significant=significant,
+                better=1,
+                loss=significant and change < 0,
+                baselines={},
+            )
+        )
+    return rows
 
 
 def ladder_table(ladder: Ladder) -> str:
@@ -217,8 +342,9 @@ def ladder_table(ladder: Ladder) -> str:
     if ladder.anchor:
         lines += [
             "",
-            f"{ladder.anchor} = {SCALE_ELO}; other scales cannot be compared. Elo by joint maximum likelihood over all",
-            "games (Bradley-Terry, one virtual draw a player), with its 95 % interval; < or >: no point won or lost.",
+            f"{ladder.anchor} = {ladder.anchor_elo:.0f}; other scales cannot be compared. Elo by joint maximum",
+            "likelihood over all games (Bradley-Terry, one virtual draw a player), with its 95 % interval;",
+            "< or >: no point won or lost.",
         ]
     return "\n".join(lines)
 

@@ -1,54 +1,96 @@
 """Self-play without a board: the model picks a move by `P:` and works out the next position by `A:`, ply after ply.
 
-Python-chess follows along. A game ends when the model leaves the rules (a move that is illegal, a next position, a
-reward or a flag that is wrong, a text that does not parse), when the game is over, or at the limit. How many plies it
-lasts measures both tasks together: one fault a hundred plies is rare in a table of accuracies and ends most games.
+Python-chess follows along. In *self-play* a game ends when the model leaves the rules (a move that is illegal, a next
+position, a reward or a flag that is wrong, a text that does not parse), when the game is over, or at the limit. How
+many plies it lasts measures both tasks together: one fault a hundred plies is rare in a table of accuracies and ends
+most games.
+
+In the *closed loop* the game goes on after a fault. The model sees nothing but the position that it last wrote; a move
+that is illegal on the true board is replaced there, and in the next `A:` prompt, by a random legal one. How far the
+model's board is from the true one, ply by ply, is its drift.
 """
 
 import random
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import chess
-from transformers import PreTrainedModel
 
-from rookworld_trl.evaluation.completions import complete, fitting_length
-from rookworld_trl.evaluation.metrics import Metric
-from rookworld_trl.evaluation.suite import SuiteItem, SuiteResult, answer
+from rookworld_trl.evaluation.metrics import Metric, Term
+from rookworld_trl.evaluation.suite import Ask, SuiteItem, SuiteResult
 from rookworld_trl.play import random_opening
-from rookworld_trl.tasks import ParseError, environment
+from rookworld_trl.tasks import ParseError, environment, policy, task_of
+from rookworld_trl.tasks.formats import squares
 from rookworld_trl.terminal import progress_bar
+
+FAULTLESS = ("game over", "ply limit")
+SHOWN_PLIES = (1, 10, 20, 40, 80)  # of the closed loop's table; its items have every ply
+COPIER = {"copier": "random move, input copied"}
+
+
+def _share(name: str, label: str, of: str) -> Metric:
+    return Metric(name, label, lambda s: s[name], lambda s: s[of], proportion=False)
+
+
+def _wrong(ply: int) -> Metric:
+    def of(name: str) -> Term:
+        return lambda scores: scores.get(name, 0.0)
+
+    label = f"squares wrong after ply {ply}"
+    return Metric(f"wrong_{ply}", label, of(f"wrong_{ply}"), of(f"reached_{ply}"), False, ".2f", better=-1)
+
 
 METRICS = [
     Metric("legal_plies", "legal plies a game", lambda s: s["legal_plies"], proportion=False, format=".1f"),
     Metric("faultless_plies", "faultless plies a game", lambda s: s["faultless_plies"], proportion=False, format=".1f"),
     Metric("faultless", "games without a fault", lambda s: s["faultless"]),
 ]
-
-FAULTLESS = ("game over", "ply limit")
+DRIFT_METRICS = [
+    Metric("wrong", "squares wrong, mean over plies", lambda s: s["wrong"], lambda s: s["plies"], False, ".2f", -1),
+    _share("right", "plies with the right board", "plies"),
+    _share("legal", "moves legal on the true board", "plies"),
+    _share("parsed", "answers parsable", "answers"),
+    METRICS[1],
+    *map(_wrong, SHOWN_PLIES),
+]
 
 
 @dataclass(slots=True)
 class _Game:
+    """A game on two boards.
+
+    Attributes:
+        board: the true one.
+        belief: the FEN that the model wrote last.
+        end: why the game ended, or its first fault.
+        drift: squares that are wrong after each ply.
+    """
+
     board: chess.Board
+    belief: str
+    rng: random.Random
+    end: str = ""
     legal_plies: int = 0
     faultless_plies: int = 0
-    end: str = ""
+    legal: int = 0
+    parsed: int = 0
+    drift: list[int] = field(default_factory=list)
     prompt: str = ""
     completion: str = ""
     move: str = ""
 
+    def fault(self, reason: str) -> None:
+        self.end = self.end or reason
+
 
 def run_selfplay(
-    model: PreTrainedModel,
-    tokenizer: Any,
+    ask: Ask,
     *,
     games: int = 100,
     max_plies: int = 200,
     opening_plies: int = 2,
-    temperature: float = 1.0,
-    max_new_tokens: int,
     seed: int = 0,
+    go_on: bool = False,
     progress: bool = False,
 ) -> SuiteResult:
     """Let the model play games against itself inside its own environment.
@@ -57,83 +99,144 @@ def run_selfplay(
         games: played side by side.
         max_plies: plies of the model at most; a game that gets there is faultless.
         opening_plies: random legal plies before the model takes over, so that greedy games differ.
+        go_on: the closed loop: play on after a fault, and measure drift.
 
     Returns:
-        One item a game: `legal_plies` counts legal moves, `faultless_plies` those whose outcome was right too; the
-        group is the reason why the game ended; prompt and completion are the last ones.
+        One item a game. Self-play: `legal_plies` counts legal moves, `faultless_plies` those whose outcome was right
+        too; the group is the reason why the game ended; prompt and completion are the last ones. Closed loop: the
+        group is the first fault, and `wrong_N` says how many squares are wrong after ply N.
 
     Raises:
-        ValueError: no games, or as in `complete`.
+        ValueError: no games, or as `ask` does.
     """
     if games < 1 or max_plies < 1:
         raise ValueError(f"games and max_plies must be above 0; got {games} and {max_plies}")
+    settings = {"max_plies": max_plies, "opening_plies": opening_plies, "openings_seed": seed}
+    name = "closed loop" if go_on else "self-play"
+    sides = []
+    for player, title in ((ask, name if progress else ""), (copier(seed), "")):
+        rng = random.Random(seed)
+        openings = [random_opening(rng, opening_plies) for _ in range(games)]
+        played = [_Game(board, board.fen(), random.Random(f"{seed} {number}")) for number, board in enumerate(openings)]
+        _play(player, played, max_plies, go_on, title)
+        sides.append(played)
+    items = []
+    for number, (game, copied) in enumerate(zip(*sides, strict=True)):
+        copies = {f"copier.{key}": value for key, value in _scores(copied, go_on).items()}
+        scores = _scores(game, go_on) | copies
+        items.append(SuiteItem(f"game {number}", game.end, game.prompt, game.completion, scores))
+    return SuiteResult(name, settings, DRIFT_METRICS if go_on else METRICS, items, COPIER)
+
+
+def copier(seed: int = 0) -> Ask:
+    """A trivial player: a random legal move of the position that it is shown, and every input copied."""
     rng = random.Random(seed)
-    played = [_Game(random_opening(rng, opening_plies)) for _ in range(games)]
-    options: dict[str, Any] = {"temperature": temperature, "seed": seed, "batch_size": games}
-    with progress_bar("self-play" if progress else "", max_plies, "ply") as bar:
+
+    def ask(prompts: Sequence[str], title: str) -> list[str]:
+        return [_copied(prompt, rng) for prompt in prompts]
+
+    return ask
+
+
+def _copied(prompt: str, rng: random.Random) -> str:
+    if task_of(prompt) == "environment":
+        fen = environment.parse_prompt(prompt).fen
+        return environment.format_completion(environment.EnvironmentOutput(fen, environment.REWARD_LEGAL, False, False))
+    moves = sorted(move.uci() for move in chess.Board(policy.parse_prompt(prompt)).legal_moves)
+    move = rng.choice(moves or ["a1a2"])
+    return policy.format_completion([move], ["0.0"], move)
+
+
+def drift_by_ply(result: SuiteResult) -> list[tuple[int, int, float]]:
+    """Of a closed loop: the ply, the games that reached it, and the squares that are wrong on average."""
+    rows = []
+    for ply in range(1, result.settings["max_plies"] + 1):
+        wrong = [item.scores[f"wrong_{ply}"] for item in result.items if f"wrong_{ply}" in item.scores]
+        if wrong:
+            rows.append((ply, len(wrong), sum(wrong) / len(wrong)))
+    return rows
+
+
+def _play(ask: Ask, games: list[_Game], max_plies: int, go_on: bool, title: str) -> None:
+    over: set[int] = set()
+    with progress_bar(title, max_plies, "ply") as bar:
         for _ in range(max_plies):
-            running = [game for game in played if not game.end]
+            running = [game for game in games if id(game) not in over]
             if not running:
                 break
             bar.set_postfix(games=len(running))
-            _move(model, tokenizer, running, max_new_tokens, options)
-            _advance(model, tokenizer, [game for game in running if not game.end], max_new_tokens, options)
+            _choose(ask, running)
+            _advance(ask, [game for game in running if go_on or not game.end])
+            for game in running:
+                if game.board.is_game_over() or (game.end and not go_on):
+                    over.add(id(game))
+                    game.fault("game over")
             bar.update()
-    for game in played:
-        game.end = game.end or "ply limit"
-    items = [_item(number, game) for number, game in enumerate(played)]
-    settings = {"temperature": temperature, "seed": seed, "max_plies": max_plies, "opening_plies": opening_plies}
-    return SuiteResult("self-play", settings, METRICS, items)
+    for game in games:
+        game.fault("ply limit")
 
 
-def _move(
-    model: PreTrainedModel, tokenizer: Any, games: list[_Game], max_new_tokens: int, options: dict[str, Any]
-) -> None:
-    """Choose each game's next move by `P:`; a fault ends the game."""
-    boards = [game.board for game in games]
-    answers = answer(model, tokenizer, boards, max_new_tokens=max_new_tokens, **options)
-    for game, given in zip(games, answers, strict=True):
-        game.prompt, game.completion = given.prompt, given.completion
-        if given.move is None:
-            game.end = "illegal move" if given.parsed else "unparsable P:"
+def _choose(ask: Ask, games: list[_Game]) -> None:
+    """Choose each game's next move by `P:`."""
+    prompts = [policy.prompt(game.belief) for game in games]
+    for game, prompt, completion in zip(games, prompts, ask(prompts, ""), strict=True):
+        if not game.end:
+            game.prompt, game.completion = prompt, completion
+        moves = sorted(move.uci() for move in game.board.legal_moves)
+        try:
+            game.move = policy.parse(completion).best
+            game.parsed += 1
+        except ParseError:
+            game.fault("unparsable P:")
+            game.move = ""
+        if game.move in moves:
+            game.legal += 1
+            game.legal_plies += not game.end
         else:
-            game.legal_plies += 1
-            game.move = given.move.uci()
+            game.fault("illegal move")
+            game.move = game.rng.choice(moves)
 
 
-def _advance(
-    model: PreTrainedModel, tokenizer: Any, games: list[_Game], max_new_tokens: int, options: dict[str, Any]
-) -> None:
-    """Work out each game's next position by `A:`; a fault, or the end of the game, ends it."""
-    if not games:
-        return
+def _advance(ask: Ask, games: list[_Game]) -> None:
+    """Work out each game's next position by `A:`, and play the move on the true board."""
     histories = [[move.uci() for move in game.board.move_stack] for game in games]
     prompts = [
-        environment.prompt(game.board.fen(), game.move, history) for game, history in zip(games, histories, strict=True)
+        environment.prompt(game.belief, game.move, history) for game, history in zip(games, histories, strict=True)
     ]
-    room = fitting_length(model, tokenizer, prompts, max_new_tokens)
-    completions = complete(model, tokenizer, prompts, max_new_tokens=room, **options)
-    for game, prompt, completion in zip(games, prompts, completions, strict=True):
-        game.prompt, game.completion = prompt, completion.text
-        truth = environment.transition(game.board.fen(), game.move)
+    for game, prompt, completion in zip(games, prompts, ask(prompts, ""), strict=True):
+        if not game.end:
+            game.prompt, game.completion = prompt, completion
+        right = environment.transition(game.board.fen(), game.move)
         try:
-            predicted = environment.parse(completion.text)
+            written = environment.parse(completion)
+            game.parsed += 1
+            game.belief = written.fen
+            if written != right:
+                game.fault("wrong position" if written.fen != right.fen else "wrong reward or flag")
         except ParseError:
-            game.end = "unparsable A:"
-            continue
-        if predicted != truth:
-            game.end = "wrong position" if predicted.fen != truth.fen else "wrong reward or flag"
-            continue
-        game.faultless_plies += 1
+            game.fault("unparsable A:")
+        game.faultless_plies += not game.end
         game.board.push_uci(game.move)
-        if truth.terminated:
-            game.end = "game over"
+        game.drift.append(wrong_squares(game.belief, game.board))
 
 
-def _item(number: int, game: _Game) -> SuiteItem:
+def wrong_squares(fen: str, board: chess.Board) -> int:
+    """How many of the 64 squares a FEN has other than the board."""
+    pairs = zip(squares(fen.split(" ")[0]) or "", squares(board.board_fen()) or "", strict=True)
+    return sum(one != two for one, two in pairs)
+
+
+def _scores(game: _Game, drift: bool) -> dict[str, float]:
     scores = {
         "legal_plies": float(game.legal_plies),
         "faultless_plies": float(game.faultless_plies),
         "faultless": float(game.end in FAULTLESS),
     }
-    return SuiteItem(f"game {number}", game.end, game.prompt, game.completion, scores)
+    if not drift:
+        return scores
+    plies = len(game.drift)
+    scores |= {"plies": float(plies), "answers": 2.0 * plies, "parsed": float(game.parsed), "legal": float(game.legal)}
+    scores |= {"wrong": float(sum(game.drift)), "right": float(game.drift.count(0))}
+    for ply, wrong in enumerate(game.drift, start=1):
+        scores |= {f"wrong_{ply}": float(wrong)}
+    return scores | {f"reached_{ply}": 1.0 for ply in SHOWN_PLIES if ply <= plies}

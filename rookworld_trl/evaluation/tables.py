@@ -1,12 +1,12 @@
-"""Evaluations and comparisons as text, at most 100 columns wide."""
+"""Evaluations, suites and comparisons as text, at most 100 columns wide."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from rookworld_trl.evaluation.accuracy import Evaluation
-from rookworld_trl.evaluation.baselines import PLAYERS
 from rookworld_trl.evaluation.comparison import Comparison
 from rookworld_trl.evaluation.metrics import HEADLINES, METRICS, Estimate, estimate, shared
+from rookworld_trl.evaluation.suite import SuiteResult
 from rookworld_trl.tasks import PREFIXES, TaskName
 
 _LABEL = 36
@@ -34,7 +34,7 @@ def evaluation_table(evaluation: Evaluation) -> str:
             lines.append(_row(f"  {metric.label}{star}", cells))
         trivial = evaluation.baselines(task, modes[0])
         of_task = [(m.label, m.format, trivial[m.name]) for m in METRICS[task] if m.name in trivial]
-        lines += ["", *_baseline_lines(task, of_task), "", *_group_lines(evaluation, task, modes), ""]
+        lines += ["", *baseline_lines(of_task), "", *_group_lines(evaluation, task, modes), ""]
     games = {item.game for item in evaluation.items if item.game}
     intervals = "Wilson for shares, bootstrap for the rest"
     if shared([item.game for item in evaluation.items if item.mode == evaluation.items[0].mode]):
@@ -54,19 +54,40 @@ def comparison_table(
     shown = [row for row in rows if row["headline"] or not headlines_only]
     for task in dict.fromkeys(row["task"] for row in shown):
         of_task = [row for row in shown if row["task"] == task]
+        prefix = PREFIXES.get(cast(TaskName, task), "")
         for mode in dict.fromkeys(row["mode"] for row in of_task):
             of_mode = [row for row in of_task if row["mode"] == mode]
-            head = f"{PREFIXES[task].strip()} {task}, {mode}, {of_mode[0]['items']} items"
+            head = f"{prefix}{task}, {mode}, {of_mode[0]['items']} items"
             lines += [f"{head:{_LABEL}}{'before':>9}{'after':>9}{'change':>9}   95 % interval", "-" * 84]
             lines += [*map(_comparison_line, of_mode), ""]
         trivial = {row["metric"]: (row["label"], row["format"], row["baselines"]) for row in of_task}
-        lines += [*_baseline_lines(task, trivial.values()), ""]
+        if any(values for *_, values in trivial.values()):
+            lines += [*baseline_lines(trivial.values()), ""]
     note = "* headline metrics; + or - marks a change whose paired 95 % interval leaves out 0."
     lines += _loss_lines(rows, "metrics")
     if groups:
         named: list[Any] = [{**row, "label": f"{row['group']}: {row['label']}"} for row in groups]
         lines += _loss_lines(named, "headline metrics by colour, stake and stratum")
     return "\n".join([*lines, "", note])
+
+
+def suite_table(result: SuiteResult) -> str:
+    """The suite's metrics, trivial players, then the headline by group."""
+    title = f"{result.name}, {len(result.items)} items"
+    settings = ", ".join(f"{name}={value}" for name, value in result.settings.items())
+    estimates, trivial = result.estimates(), result.baselines()
+    lines = [title, f"  {settings}", *(metric_row(m.label, estimates[m.name], m.format) for m in result.metrics)]
+    if trivial:
+        of_players = [(m.label, m.format, trivial[m.name]) for m in result.metrics if m.name in trivial]
+        lines += ["", *baseline_lines(of_players)]
+    head = result.metrics[0]
+    if groups := result.groups():
+        lines += ["", f"  {head.label}, by group"]
+        lines += [
+            metric_row(f"  {name[:36]:36} {count:5}", result.estimates(name)[head.name], head.format)
+            for name, count in groups.items()
+        ]
+    return "\n".join(lines)
 
 
 def metric_row(label: str, result: Estimate, format: str) -> str:
@@ -76,8 +97,8 @@ def metric_row(label: str, result: Estimate, format: str) -> str:
 
 def _comparison_line(row: Comparison, width: int = _LABEL) -> str:
     label, format = f"  {row['label']}{' *' if row['headline'] else ''}", row["format"]
-    before, after = _number(row["before"], format), _number(row["after"], format)
-    change, low, high = (_number(row[name], format, sign=True) for name in ("difference", "ci_low", "ci_high"))
+    before, after = number(row["before"], format), number(row["after"], format)
+    change, low, high = (number(row[name], format, sign=True) for name in ("difference", "ci_low", "ci_high"))
     interval = "" if row["difference"] is None else f"[{low}, {high}]"
     mark = ("+" if change.startswith("+") else "-") if row["significant"] else ""
     return f"{label:{width}}{before:>9}{after:>9}{change:>9}   {interval:<18} {mark}".rstrip()
@@ -90,18 +111,21 @@ def _loss_lines(rows: Sequence[Comparison], of_what: str) -> list[str]:
         return [f"Significant losses: none among {len(judged)} {of_what}."]
     lines = [f"Significant losses: {len(losses)} of {len(judged)} {of_what}"]
     for row in losses:
-        line = _comparison_line({**row, "label": f"{PREFIXES[row['task']]}{row['label']}"}, _LABEL + 3)
+        prefix = PREFIXES.get(cast(TaskName, row["task"]), "")
+        line = _comparison_line({**row, "label": f"{prefix}{row['label']}"}, _LABEL + 3)
         lines.append(f"{line} {row['mode']}")
     return lines
 
 
-def _baseline_lines(task: TaskName, metrics: Iterable[tuple[str, str, dict[str, float]]]) -> list[str]:
+def baseline_lines(metrics: Iterable[tuple[str, str, Mapping[str, float]]]) -> list[str]:
     """What trivial players get: a metric (label, format, value by player) a line, a player a column."""
-    players = list(PLAYERS[task].values())
-    lines = ["".join([f"{'  trivial players, same items':{_LABEL}}", *(f"{player:>16}" for player in players)])]
+    metrics = list(metrics)
+    players = list(dict.fromkeys(player for *_, values in metrics for player in values))
+    widths = {player: max(16, len(player) + 2) for player in players}
+    lines = ["".join([f"{'  trivial players, same items':{_LABEL}}", *(f"{p:>{widths[p]}}" for p in players)])]
     for label, format, values in metrics:
         if values:
-            cells = [f"{_number(values.get(player), format):>16}" for player in players]
+            cells = [f"{number(values.get(player), format):>{widths[player]}}" for player in players]
             lines.append("".join([f"    {label:{_LABEL - 4}}", *cells]))
     return lines
 
@@ -126,11 +150,11 @@ def _cell(result: Estimate, format: str) -> str:
     """25 characters: the value and its interval."""
     if result["value"] is None:
         return f"{'n/a':>8}{'':17}"
-    low, high = _number(result["ci_low"], format), _number(result["ci_high"], format)
-    return f"{_number(result['value'], format):>8}{f'[{low}, {high}]':>17}"
+    low, high = number(result["ci_low"], format), number(result["ci_high"], format)
+    return f"{number(result['value'], format):>8}{f'[{low}, {high}]':>17}"
 
 
-def _number(value: float | None, format: str, sign: bool = False) -> str:
+def number(value: float | None, format: str, sign: bool = False) -> str:
     if value is None:
         return "n/a"
     plus = "+" if sign else ""

@@ -2,6 +2,7 @@
 
 from rookworld_trl.play.games import Game, GameRecord, mirrored, play_games, random_opening
 from rookworld_trl.play.players import Choice, EnginePlayer, GreedyCapturePlayer, ModelPlayer, Player, RandomPlayer
+from rookworld_trl.play.specs import player
 
 __all__ = [
     "Choice",
@@ -14,5 +15,6 @@ __all__ = [
     "RandomPlayer",
     "mirrored",
     "play_games",
+    "player",
     "random_opening",
 ]

@@ -260,16 +260,19 @@ def test_recipe_prints_writes_and_compares(
     common = ["--model", str(tiny_checkpoint), "--dataset", str(data_file), "--max_new_tokens", "5"]
     recipe.main([*common, "--output", str(output)])
     result = json.loads(output.read_text())
+    assert json.loads(output.read_text())["models"][0]["held_out"]["items"]
+    assert "| held-out A: | exact, whole string | greedy |" in output.with_suffix(".md").read_text()
     assert result["data"]["rows"] == 5
     assert len(result["data"]["sha256"]) == 64
     assert "torch" in result["versions"]
-    again = recipe.run(recipe.parse([*common, "--baseline", str(output)]))
-    assert all(row["difference"] in (0.0, None) for row in again["comparison"])
+    again, _ = recipe.run(recipe.parse([*common, "--baseline", str(output)]))
+    assert all(row["difference"] in (0.0, None) for row in again["models"][0]["comparison"])
     shown = capsys.readouterr().out
     assert "paired 95 % interval" in shown
     assert "Significant losses: none among" in shown
     assert "headline metrics by colour, stake and stratum." in shown
-    assert len(recipe.run(recipe.parse([*common, "--limit", "1", "--mode", "greedy"]))["items"]) == 2
+    few, _ = recipe.run(recipe.parse([*common, "--limit", "1", "--mode", "greedy"]))
+    assert len(few["models"][0]["held_out"]["items"]) == 2
 
 
 @requires_stockfish
@@ -281,9 +284,9 @@ def test_recipe_measures_games_by_an_engine(
     games = tmp_path / "games.pgn"
     games.write_text("1. e4 e5 2. Nf3 *\n\n1. d4 d5 2. c4 *\n\n1. g4 *\n")
     common = ["--model", str(tiny_checkpoint), "--dataset", str(games), "--max_new_tokens", "5", "--mode", "greedy"]
-    result = recipe.run(
-        recipe.parse([*common, "--best_move", "engine", "--engine_nodes", "500", "--engine_cache", "", "--limit", "4"])
-    )
+    engine = ["--best_move", "engine", "--engine_nodes", "500", "--engine_cache", ""]
+    whole, _ = recipe.run(recipe.parse([*common, *engine, "--limit", "4", "--trained_on"]))
+    result = whole["models"][0]["held_out"]
     assert [(found["task"], found["items"]) for found in result["metrics"]] == [("policy", 4), ("environment", 4)]
     moves = [item["game"] for item in result["items"] if item["task"] == "environment"]
     assert set(moves) == {"1", "2", "3"}, "of three games four rows: each is seen"
@@ -296,7 +299,7 @@ def test_recipe_measures_games_by_an_engine(
 def test_options_of_reading_need_a_data_set(capsys: pytest.CaptureFixture[str]) -> None:
     from recipes import evaluate as recipe
 
-    for arguments in ([], ["--suite", "sts", "--dataset", "sts.epd"]):
+    for arguments in ([], ["--dataset", "sts.epd"]):
         with pytest.raises(SystemExit):
             recipe.parse(["--best_move", "engine", *arguments])
         assert "--best_move says how the rows of --dataset are read" in capsys.readouterr().err
@@ -329,7 +332,7 @@ def test_recipe_says_in_one_line_what_is_wrong(
 
 
 def test_data_hash_sees_every_change(rows: list[dict[str, Any]]) -> None:
-    from recipes.evaluate import data_hash
+    from rookworld_trl.evaluation.results import data_hash
 
     before = data_hash(rows)
     assert before == data_hash([dict(reversed(row.items())) for row in rows])  # the order of columns is no change
@@ -338,8 +341,8 @@ def test_data_hash_sees_every_change(rows: list[dict[str, Any]]) -> None:
 
 
 def test_recipe_refuses_a_foreign_baseline(tmp_path: Path) -> None:
-    from recipes.evaluate import read_evaluation
+    from rookworld_trl.evaluation.results import read_baseline
 
     (tmp_path / "x.json").write_text("{}")
     with pytest.raises(ValueError, match=r"x\.json"):
-        read_evaluation(tmp_path / "x.json")
+        read_baseline(tmp_path / "x.json")

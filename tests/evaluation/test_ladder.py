@@ -12,8 +12,20 @@ import chess.pgn
 import pytest
 
 from recipes.evaluate import main
+from rookworld_trl.evaluation.comparison import compare_suites
 from rookworld_trl.evaluation.elo import rate
-from rookworld_trl.evaluation.ladder import SCALE_ELO, ladder_table, run_ladder, run_llm_chess, standard_anchors
+from rookworld_trl.evaluation.ladder import (
+    UCI_ELO,
+    Anchors,
+    Ladder,
+    elo_changes,
+    ladder_table,
+    run_ladder,
+    run_llm_chess,
+    run_match,
+    standard_anchors,
+)
+from rookworld_trl.evaluation.openings import random_openings, read_openings
 from rookworld_trl.play import Choice, RandomPlayer
 from tests.support.stockfish import requires_stockfish
 
@@ -48,8 +60,15 @@ def anchors() -> list[Any]:
     return [Named("x"), Named("yy"), Named("zzz"), Named("wwww")]
 
 
+def ladder_of(
+    openings: int = 3, make: Any = anchors, model: Any = None, max_plies: int = 40, seed: int = 5, elo: float = 1350
+) -> Ladder:
+    fens = random_openings(openings, seed)
+    return run_ladder(model or Faulty(), Anchors(make, "yy", elo), openings=fens, max_plies=max_plies, seed=seed)
+
+
 def test_who_plays_whom_and_from_where() -> None:
-    ladder = run_ladder(Faulty(), anchors, "yy", openings=3, opening_plies=4, max_plies=40, seed=5)  # type: ignore[arg-type]
+    ladder = ladder_of()
     pairings = Counter(frozenset((game.white, game.black)) for game in ladder.games)
     met = ["faulty x", "faulty yy", "faulty zzz", "faulty wwww", "x yy", "x zzz", "yy zzz", "yy wwww", "zzz wwww"]
     assert pairings == {frozenset(pair.split()): 6 for pair in met}  # not x and wwww: each meets the next two
@@ -62,8 +81,8 @@ def test_who_plays_whom_and_from_where() -> None:
 
 
 def test_strict_games_are_the_lenient_ones_cut_and_each_is_rated_with_the_anchors() -> None:
-    ladder = run_ladder(Faulty(), anchors, "yy", openings=3, max_plies=40)  # type: ignore[arg-type]
-    assert ladder == run_ladder(Faulty(), anchors, "yy", openings=3, max_plies=40)  # type: ignore[arg-type]
+    ladder = ladder_of()
+    assert ladder == ladder_of()
     strict, lenient = ladder.matches("strict"), ladder.matches("lenient")
     assert list(strict) == list(lenient) == ["x", "yy", "zzz", "wwww"]
     for opponent in strict:
@@ -76,7 +95,7 @@ def test_strict_games_are_the_lenient_ones_cut_and_each_is_rated_with_the_anchor
     for rules in ("strict", "lenient"):
         games = [game.strict if rules == "strict" else game for game in ladder.games]
         rated = ladder.ratings(rules)
-        assert rated == rate([(game.white, game.black, game.white_score) for game in games], "yy", SCALE_ELO)
+        assert rated == rate([(game.white, game.black, game.white_score) for game in games], "yy", 1350)
         assert [rating.elo for rating in rated.values()] == sorted((r.elo for r in rated.values()), reverse=True)
         assert rated["yy"].elo == 1350
     fallbacks = sum(
@@ -99,7 +118,7 @@ def test_a_bound_stands_alone_in_the_table() -> None:
         def choose(self, boards: Sequence[chess.Board]) -> list[Choice]:
             return [choice._replace(origin="random") for choice in super().choose(boards)]
 
-    ladder = run_ladder(Hopeless(), anchors, "yy", openings=2, max_plies=8)  # type: ignore[arg-type]
+    ladder = ladder_of(2, model=Hopeless(), max_plies=8)
     rating = ladder.ratings("strict")["faulty"]
     line = next(line for line in ladder_table(ladder).splitlines() if line.startswith("  faulty "))
     assert (rating.points, rating.ci_low) == (0.0, None)
@@ -110,12 +129,12 @@ def test_void_games_count_nowhere() -> None:
     def some_dead() -> list[Any]:
         return [Named("x"), Named("yy"), Named("dead", dead=True)]
 
-    ladder = run_ladder(Faulty(), some_dead, "yy", openings=1, max_plies=8)  # type: ignore[arg-type]
+    ladder = ladder_of(1, some_dead, max_plies=8)
     assert set(ladder.ratings("lenient")) == {"faulty", "x", "yy"}
     assert "10 games, 6 void" not in ladder_table(ladder)
     assert "12 games, 6 void" in ladder_table(ladder)
     with pytest.raises(ValueError, match="openings must be above 0"):
-        run_ladder(Faulty(), anchors, "x", openings=0)  # type: ignore[arg-type]
+        ladder_of(0)
 
 
 def test_the_game_of_llm_chess() -> None:
@@ -136,10 +155,10 @@ def test_the_game_of_llm_chess() -> None:
 @requires_stockfish
 def test_the_standard_anchors_stand_in_their_order() -> None:
     """The steps between neighbours that are far apart; 1, 10 and 100 nodes are near each other."""
-    with standard_anchors(1) as (make, scale, engine):
-        assert (scale, engine.split()[0]) == ("Stockfish, UCI_Elo 1350", "Stockfish")
-        names = [player.name for player in make()]
-        ladder = run_ladder(Faulty(3), make, scale, openings=2, max_plies=120)  # type: ignore[arg-type]
+    with standard_anchors(1, "uci_elo") as made:
+        assert (made.scale, made.elo, made.engine.split()[0]) == ("Stockfish, UCI_Elo 1350", UCI_ELO, "Stockfish")
+        names = [player.name for player in made.make()]
+        ladder = run_ladder(Faulty(3), made, openings=random_openings(2), max_plies=120)  # type: ignore[arg-type]
     assert names == [
         "random", "greedy capture", "Stockfish, 1/2 random", "Stockfish, 1/4 random", "Stockfish, UCI_Elo 1350",
         "Stockfish, 1 node", "Stockfish, 10 nodes", "Stockfish, 100 nodes",
@@ -148,16 +167,81 @@ def test_the_standard_anchors_stand_in_their_order() -> None:
     assert elo["random"] < elo["Stockfish, 1/4 random"] < 1350 < elo["Stockfish, 100 nodes"]
 
 
-@pytest.mark.slow
 @requires_stockfish
-def test_the_recipe_writes_table_json_and_pgn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_reproducible_ladder_is_reproducible() -> None:
+    def once() -> Ladder:
+        with standard_anchors(1) as made:
+            assert (made.scale, made.elo) == ("random", 0)
+            return run_ladder(Faulty(3), made, openings=random_openings(1), max_plies=60)  # type: ignore[arg-type]
+
+    first = once()
+    assert first == once()
+    assert not any("UCI_Elo" in name for game in first.games for name in (game.white, game.black))
+
+
+def test_points_and_elo_against_an_earlier_ladder() -> None:
+    """Against itself nothing changes; against one in which every game was lost, everything rises."""
+    ladder = ladder_of()
+    before = json.loads(json.dumps(ladder.to_dict(), allow_nan=False))
+    rows = [*elo_changes(before, ladder, "greedy"), *compare_suites(before, ladder.points(), "greedy")]
+    assert [row["metric"] for row in rows] == ["elo_strict", "elo_lenient", "strict", "lenient"]
+    assert {row["difference"] for row in rows} == {0.0}
+    lenient = ladder.matches("lenient")
+    points = sum(match["score"] * 6 for match in lenient.values()) / 24
+    assert rows[3]["after"] == pytest.approx(points)
+    for item in before["items"]:
+        item["scores"] |= {"strict": 0.0, "lenient": 0.0}
+    risen = compare_suites(before, ladder.points(), "greedy")[1]
+    assert (risen["before"], risen["difference"], risen["significant"]) == (0, pytest.approx(points), True)
+    with pytest.raises(ValueError, match="another scale"):
+        elo_changes({**before, "scale": {"x": 0}}, ladder, "greedy")
+    old = before["ratings"]["lenient"]["faulty"]
+    before["ratings"]["lenient"]["faulty"] = old | {k: old[k] - 10_000 for k in ("elo", "ci_low", "ci_high")}
+    strict, lenient_elo = elo_changes(before, ladder, "greedy")
+    assert (strict["significant"], strict["ci_low"]) == (False, None), "all lost: there is a bound alone"
+    assert (lenient_elo["significant"], lenient_elo["difference"]) == (True, pytest.approx(10_000))
+
+
+def test_a_match_between_any_players() -> None:
+    players = [Named("x"), Named("yy"), Faulty()]
+    match = run_match(players, openings=random_openings(2), max_plies=30)
+    pairings = Counter(frozenset((game.white, game.black)) for game in match.games)
+    assert pairings == {frozenset(pair): 4 for pair in (("x", "yy"), ("x", "faulty"), ("yy", "faulty"))}
+    assert (match.model, match.anchor, match.ratings("lenient")["yy"].elo) == ("x", "yy", 0)
+    assert "x against" in ladder_table(match)
+    with pytest.raises(ValueError, match="different names"):
+        run_match([Named("x"), Named("x")], openings=random_openings(1))
+
+
+def test_openings_from_files(tmp_path: Path) -> None:
+    table = tmp_path / "openings.tsv"
+    table.write_text("eco\tname\tpgn\nA\ta\t1. e4\nB\tb\t1. d4 d5\nC\tc\t1. e4\n")
+    fens = {"rnbqkbnr/pppppppp/8/8/4P3/8/PPPP1PPP/RNBQKBNR b KQkq - 0 1"}
+    fens.add("rnbqkbnr/ppp1pppp/8/3p4/3P4/8/PPP1PPPP/RNBQKBNR w KQkq - 0 2")
+    assert set(read_openings(table, 2)) == fens
+    lines = tmp_path / "lines.epd"
+    lines.write_text("".join(f"{' '.join(fen.split()[:4])} bm e5;\n{fen}\n" for fen in sorted(fens)))
+    assert len(read_openings(lines, 3)) == 3  # one of them has other clocks without its FEN's
+    with pytest.raises(ValueError, match=r"openings\.tsv: holds 2 different openings, 3 are"):
+        read_openings(table, 3)
+    lines.write_text("8/8/8/8 w - -\n")
+    with pytest.raises(ValueError, match=r"lines\.epd, line 1"):
+        read_openings(lines, 1)
+
+
+@requires_stockfish
+def test_the_recipe_writes_table_json_and_pgn(
+    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny = ["--model", str(tiny_checkpoint), "--max_new_tokens", "2"]
     files = {name: tmp_path / "new" / name for name in ("ladder.json", "games.pgn")}
-    main(["--suite", "ladder", "--limit", "1", "--output", f"{files['ladder.json']}", "--pgn", f"{files['games.pgn']}"])
+    main([*tiny, "--suite", "ladder", "--games", "2", "--output", f"{files['ladder.json']}", "--pgn", f"{files['games.pgn']}"])
     printed = capsys.readouterr().out
-    assert "rookworld-nano against" in printed
+    assert "tiny-checkpoint against" in printed
     assert "engine=Stockfish" in printed
-    (suite,) = json.loads(files["ladder.json"].read_text())["suites"]
-    assert (suite["suite"], len(suite["games"]), suite["scale"]) == ("ladder", 42, {"Stockfish, UCI_Elo 1350": 1350})
+    (suite,) = json.loads(files["ladder.json"].read_text())["models"][0]["suites"]
+    assert (suite["suite"], len(suite["games"]), suite["scale"]) == ("ladder", 2 * (7 + 6 + 5), {"random": 0})
+    assert "| ladder | Elo, strict rules (random = 0) | greedy |" in (tmp_path / "new" / "ladder.md").read_text()
     read, file = [], io.StringIO(files["games.pgn"].read_text())
     while game := chess.pgn.read_game(file):
         assert not game.errors
@@ -166,21 +250,33 @@ def test_the_recipe_writes_table_json_and_pgn(tmp_path: Path, capsys: pytest.Cap
 
 
 def test_the_recipe_plays_llm_chess_without_an_engine(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("STOCKFISH_PATH", "/no/engine")
-    main(["--suite", "llm_chess", "--limit", "1", "--move_by", "evals", "--output", str(tmp_path / "out.json")])
-    assert "llm_chess, 1 games" in capsys.readouterr().out
-    (suite,) = json.loads((tmp_path / "out.json").read_text())["suites"]
-    assert (suite["retries"], suite["move_by"], len(suite["games"])) == (2, "evals", 1)
+    arguments = ["--model", str(tiny_checkpoint), "--max_new_tokens", "2", "--suite", "llm_chess", "--games", "2"]
+    main([*arguments, "--move_by", "evals", "--output", str(tmp_path / "out.json")])
+    assert "llm_chess, 2 games" in capsys.readouterr().out
+    (suite,) = json.loads((tmp_path / "out.json").read_text())["models"][0]["suites"]
+    assert (suite["settings"]["retries"], suite["settings"]["move_by"], len(suite["games"])) == (2, "evals", 2)
+
+
+def test_without_stockfish_the_ladder_says_so(
+    tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STOCKFISH_PATH", "/no/engine")
+    main(["--model", str(tiny_checkpoint), "--max_new_tokens", "2", "--suite", "ladder", "--games", "2"])
+    printed = capsys.readouterr().out
+    assert "no Stockfish here: the ladder's only anchors are the random mover and the greedy capturer" in printed
+    assert "ladder, 6 games" in printed
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--suite", "ladder"], "engine '/no/engine' was not found"),
-        (["--pgn", "games.pgn"], "--pgn says how games are played; leave it out with --suite held_out"),
-        (["--suite", "ladder", "--dataset", "x.pgn"], "--suite ladder takes no --dataset"),
+        (["--suite", "ladder", "--anchors", "uci_elo"], "engine '/no/engine' was not found"),
+        (["--pgn", "games.pgn"], "--pgn says how games are played; leave it out without the suites"),
+        (["--suite", "ladder", "--dataset", "x.pgn"], "--dataset x.pgn holds no problems"),
+        (["--suite", "ladder", "--games", "3"], "--games must be even and 2 or more"),
         (["--suite", "llm_chess", "--retries", "-1"], "--retries must be 0 or more; got -1"),
         (["--suite", "llm_chess", "--pgn", "."], "--pgn . is a folder"),
     ],

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from recipes import evaluate, generate_data, report
+from recipes import evaluate, generate_data, play, report
 
 EVALUATE = ("--limit", "1", "--mode", "greedy")
 BAD: dict[str, tuple[Callable[[list[str]], None], tuple[str, ...], str]] = {
@@ -46,17 +46,57 @@ BAD: dict[str, tuple[Callable[[list[str]], None], tuple[str, ...], str]] = {
     "no JSON": (evaluate.main, ("--baseline", "script", *EVALUATE), "`--baseline` is 'script': "),
     "binary": (evaluate.main, ("--baseline", "binary", *EVALUATE), "`--baseline` is 'binary': "),
     "a list": (evaluate.main, ("--baseline", "list.json", *EVALUATE), "`--baseline` is 'list.json': .*no evaluation"),
-    "a suite against a baseline": (
+    "a baseline without the suite": (
         evaluate.main,
-        ("--suite", "selfplay", "--baseline", "nope.json"),
-        "--baseline compares evaluations of the suite held_out",
+        ("--suite", "selfplay", "--baseline", "other.json"),
+        "`--baseline` is 'other.json': .*no suite 'self-play', greedy",
+    ),
+    "a baseline without held-out items": (
+        evaluate.main,
+        ("--baseline", "other.json", *EVALUATE),
+        "`--baseline` is 'other.json': .*no held-out items",
     ),
     "self-play from a file": (
         evaluate.main,
         ("--suite", "selfplay", "--dataset", "x.jsonl"),
-        "--suite selfplay takes no --dataset",
+        "--dataset x.jsonl holds no problems",
     ),
-    "a suite without its file": (evaluate.main, ("--suite", "sts"), "--suite sts needs its file"),
+    "two sources of rows": (evaluate.main, ("--dataset", "a.jsonl", "b.jsonl"), "--dataset takes one source of rows"),
+    "no such EPD": (evaluate.main, ("--dataset", "nowhere.epd"), "nowhere.epd: cannot be read"),
+    "revisions": (evaluate.main, ("--model", "a", "b", "c", "--revision", "x", "y"), "--model_revision: give one"),
+    "a task's temperature": (
+        evaluate.main,
+        ("--task_sampling", "{policy: {temperatur: 1}}"),
+        "--task_sampling: 'temperatur'; write it like",
+    ),
+    "an unknown task": (evaluate.main, ("--task_sampling", "{P: {temperature: 1}}"), "--task_sampling.*no task P"),
+    "a negative temperature": (
+        evaluate.main,
+        ("--task_sampling", "{policy: {temperature: -1}}"),
+        "--task_sampling: .*write numbers above 0",
+    ),
+    "no training data": (
+        evaluate.main,
+        ("--dataset", "mates.epd", "--trained_on", "nothing.jsonl"),
+        "nothing.jsonl: no such file",
+    ),
+    "trained on": (
+        evaluate.main,
+        ("--dataset", "mates.epd", "--trained_on", "train.jsonl"),
+        "mates.epd: 1 of 1 items show positions that stand in the training data 'train.jsonl'",
+    ),
+    "nothing left": (
+        evaluate.main,
+        ("--dataset", "mates.epd", "--trained_on", "train.jsonl", "--seen", "drop"),
+        "all 1 items show positions of the training data",
+    ),
+    "one player": (play.main, ("random",), "give two or more players"),
+    "no such setting": (play.main, ("random", "nano,moves=3"), "'moves=3' is none of its settings; write name"),
+    "no such choice": (play.main, ("random", "nano,move_by=luck"), "move_by is 'luck'; write best or evals"),
+    "no number": (play.main, ("random", "stockfish,nodes=many"), "nodes is 'many'"),
+    "odd games": (play.main, ("random", "greedy", "--games", "3"), "--games must be even"),
+    "no model to play": (play.main, ("random", "nowhere", "--games", "2"), "nowhere"),
+    "no openings": (play.main, ("random", "greedy", "--openings", "nowhere.epd"), "nowhere.epd"),
     "output is a folder": (evaluate.main, ("--output", ".", *EVALUATE), "--output"),
 }
 
@@ -68,6 +108,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "script").chmod(0o755)
     (tmp_path / "binary").write_bytes(bytes(range(256)))
     (tmp_path / "list.json").write_text("[]")
+    (tmp_path / "other.json").write_text('{"models": [{"suites": []}]}')
+    fen = "rnbqkbnr/pppp1ppp/8/4p3/6P1/5P2/PPPPP2P/RNBQKBNR b KQkq -"
+    (tmp_path / "mates.epd").write_text(f"{fen} bm Qh4#;\n")
+    (tmp_path / "train.jsonl").write_text(f'{{"prompt": "P: {fen} 3 9"}}\n')
 
 
 @pytest.mark.parametrize("case", BAD)

@@ -1,0 +1,79 @@
+"""Matches between any players, from mirrored openings: results, Elo, games as PGN.
+
+    python recipes/play.py nano random greedy --games 20
+    python recipes/play.py runs/demo/checkpoint,move_by=evals,retries=3,top_k=5 stockfish,nodes=1 --pgn games.pgn
+    python recipes/play.py nano stockfish,depth=1,skill=0 --openings openings.tsv --output match.json
+
+Every player meets every other. The first one's results are shown; the second one's rating is 0.
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import torch
+
+from rookworld_trl.checkpointing.exits import run_program
+from rookworld_trl.config import bad_input
+from rookworld_trl.evaluation import ladder_table, random_openings, read_openings, run_match
+from rookworld_trl.files import write_atomically
+from rookworld_trl.play import player
+from rookworld_trl.play.specs import read_spec
+from rookworld_trl.reports.summary import command, versions
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    about = "random, greedy, stockfish or a model (a folder, nano, or a name on the Hub), settings behind commas."
+    parser.add_argument("players", nargs="+", metavar="PLAYER", help=about)
+    parser.add_argument("--games", type=int, default=20, help="Games of each pairing, an even number; default: 20.")
+    parser.add_argument(
+        "--openings", type=Path, help="FEN or EPD lines, or a .tsv with a column `pgn`; default: random."
+    )
+    parser.add_argument("--opening_plies", type=int, default=4, help="Plies of random openings; default: 4.")
+    parser.add_argument("--max_plies", type=int, default=200, help="A game that gets there is a draw; default: 200.")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--batch_size", type=int, default=64, help="Positions that a model decodes at a time.")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--pgn", type=Path, help="File that the games are written to, illegal moves replaced.")
+    parser.add_argument("--output", type=Path, help="File that everything is written to, as JSON.")
+    args = parser.parse_args(arguments)
+    if len(args.players) < 2:
+        parser.error("give two or more players")
+    if args.games < 2 or args.games % 2:
+        parser.error(f"--games must be even and 2 or more, for each opening is played twice; got {args.games}")
+    for name in ("max_plies", "batch_size"):
+        if getattr(args, name) < 1:
+            parser.error(f"--{name} must be 1 or more; got {getattr(args, name)}")
+    return args
+
+
+def run(args: argparse.Namespace) -> None:
+    for text in args.players:
+        read_spec(text)
+    if args.openings:
+        fens = read_openings(args.openings, args.games // 2, args.seed)
+    else:
+        fens = random_openings(args.games // 2, args.seed, args.opening_plies)
+    with ExitStack() as stack:
+        options = {"device": args.device, "seed": args.seed, "batch_size": args.batch_size}
+        players = [stack.enter_context(player(text, **options)) for text in args.players]
+        match = run_match(players, openings=fens, max_plies=args.max_plies, progress=True)
+    print(ladder_table(match))
+    if args.pgn:
+        write_atomically(args.pgn, match.pgn())
+    if args.output:
+        result = {"command": command(), "versions": versions(), **match.to_dict()}
+        write_atomically(args.output, json.dumps(result, indent=1) + "\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    args = parse(arguments)
+    with bad_input():
+        run(args)
+
+
+if __name__ == "__main__":
+    run_program(main)
