@@ -274,7 +274,7 @@ def _played(
         raise ValueError("openings must be above 0: there are no games to play")
     with progress_bar(name if progress else "", len(games), "game") as bar:
         records = play_games(games, plies, bar.update)
-    origins = getattr(player, "origins", Counter[str]())
+    origins: Counter[str] = getattr(player, "origins", None) or Counter()
     return Ladder(name, settings, player.name, *anchor, records, dict(origins.most_common()))
 
 

@@ -235,7 +235,8 @@ def test_the_recipe_writes_table_json_and_pgn(
 ) -> None:
     tiny = ["--model", str(tiny_checkpoint), "--max_new_tokens", "2"]
     files = {name: tmp_path / "new" / name for name in ("ladder.json", "games.pgn")}
-    main([*tiny, "--suite", "ladder", "--games", "2", "--output", f"{files['ladder.json']}", "--pgn", f"{files['games.pgn']}"])
+    written = ["--output", f"{files['ladder.json']}", "--pgn", f"{files['games.pgn']}"]
+    main([*tiny, "--suite", "ladder", "--games", "2", *written])
     printed = capsys.readouterr().out
     assert "tiny-checkpoint against" in printed
     assert "engine=Stockfish" in printed
