@@ -12,7 +12,7 @@ import pytest
 from recipes.play import main
 from rookworld_trl.play import GreedyCapturePlayer, ModelPlayer, RandomPlayer, player
 from rookworld_trl.play.specs import read_spec
-from tests.stockfish import requires_stockfish
+from tests.support.stockfish import requires_stockfish
 
 
 def test_settings_are_read_by_their_types() -> None:
