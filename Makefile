@@ -40,8 +40,13 @@ demo-long: $(STAMP) ## the same with both tasks, forty minutes or more
 evaluate: $(STAMP) ## measure a model: held-out, mate in one, a ladder of games; writes runs/evaluate.json and .md
 	$(BIN)/python recipes/evaluate.py --suite held_out mate_in_one ladder --games 20 --output runs/evaluate.json $(ARGS)
 
-test: $(STAMP) ## run the tests
+test: $(STAMP) ## run all tests (about 15 minutes)
 	$(BIN)/python -m pytest $(ARGS)
+
+# Left out are whole runs of the programs, several processes, kills at every file operation, resuming after every step,
+# golden runs, compiled models and sweeps over all shipped rows: run `make test` before you share a change.
+test-fast: $(STAMP) ## the tests of parts, without those marked slow: what to run while you work (about 3 minutes)
+	$(BIN)/python -m pytest -m "not slow" $(ARGS)
 
 # vLLM wants another transformers than the newest. The builds of torchvision, torchaudio and torchcodec that its package
 # asks for are made for CUDA, fail to load beside a CPU's torch, and are not needed here.

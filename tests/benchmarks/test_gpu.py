@@ -156,6 +156,7 @@ def test_nan_and_too_much_do_not_hold(stage: Stage) -> None:
     assert held(stage) == {"a", "d"}
 
 
+@pytest.mark.slow
 def test_a_head_in_bf16_is_seen(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     checks.head(stage)
     assert held(stage) == set(stage.checks)

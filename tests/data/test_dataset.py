@@ -27,6 +27,7 @@ def positions(rows) -> set[str]:
     return keys
 
 
+@pytest.mark.slow
 def test_splits_share_no_position(shipped):
     seen = {split: positions(rows) for split, rows in shipped.items()}
     assert not seen["train"] & seen["dev"]

@@ -152,6 +152,7 @@ def test_the_game_of_llm_chess() -> None:
         run_llm_chess(Faulty(), games=0)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 @requires_stockfish
 def test_the_standard_anchors_stand_in_their_order() -> None:
     """The steps between neighbours that are far apart; 1, 10 and 100 nodes are near each other."""
@@ -250,6 +251,7 @@ def test_the_recipe_writes_table_json_and_pgn(
     assert read == [game["moves"] for game in suite["games"]]
 
 
+@pytest.mark.slow
 def test_the_recipe_plays_llm_chess_without_an_engine(
     tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

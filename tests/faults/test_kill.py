@@ -55,6 +55,7 @@ def save_and_die(trainer: Any, operation: int, output_dir: Path) -> bool:
         os._exit(7)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
 def test_sigkill_at_every_file_operation_of_a_save(tmp_path: Path) -> None:

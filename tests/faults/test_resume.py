@@ -143,10 +143,9 @@ def worker(options: dict[str, Any], folder: str) -> None:
         Path(folder, "result.json").write_text(json.dumps(result | one_only), encoding="utf-8")
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[] if name == "iterations" else pytest.mark.slow) for name in CONFIGURATIONS]
-)
+@pytest.mark.parametrize("name", CONFIGURATIONS)
 def test_bit_equal_at_every_step(name: str, tmp_path: Path) -> None:
     found = interrupted_everywhere(tmp_path, **CONFIGURATIONS[name])
     assert len(found) == CONFIGURATIONS[name]["max_steps"] + 1

@@ -314,6 +314,7 @@ def test_recovery_halves_the_rate_and_tightens_the_kl_for_good(run: Path) -> Non
     assert later.identity.recoveries == 1
 
 
+@pytest.mark.slow
 def test_a_second_recovery_does_not_repeat_the_first(run: Path) -> None:
     """From the same checkpoint or an older one, whatever the first left on the disk."""
     settings = {"recovery_mode": True, "kl_target": 0.03, "save_strategy": "no"}

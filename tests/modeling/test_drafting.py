@@ -159,6 +159,7 @@ def test_batches_and_small_memory_change_nothing(
     assert whole.completion_ids == plain.completion_ids
 
 
+@pytest.mark.slow
 def test_drafts_that_end_beside_drafts_that_are_cut_at_the_real_vocabulary(make_gpt2: GPT2Factory) -> None:
     """GPT-2's 50,257 tokens, so that logits along drafts are computed in several chunks by the real limit."""
     model = make_gpt2(vocab_size=50_257, seed=1)

@@ -72,6 +72,7 @@ def test_round_trip_and_boundaries_on_random_games(tokenizer):
         assert tokenizer(prompt).input_ids + tokenizer(completion).input_ids == ids
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("split", ["train", "dev", "test"])
 def test_every_shipped_row_round_trips_and_splits_exactly(tokenizer, split):
     rows = load_shipped(split)

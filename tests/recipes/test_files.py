@@ -107,6 +107,6 @@ def test_files_that_are_named_exist(path):
 
 def test_make_targets_expand():
     """A dry run of each target that the pages and continuous integration use."""
-    for target in ("demo", "demo-long", "test", "lint", "bench", "data", "sft", "docs", "parity", "gpu"):
+    for target in ("demo", "demo-long", "test", "test-fast", "lint", "bench", "data", "sft", "docs", "parity", "gpu"):
         result = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True)
         assert result.returncode == 0, result.stderr

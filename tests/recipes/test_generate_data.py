@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
+import pytest
 
 from rookworld_trl.data.generation import GameSettings, generate_positions, shard_path
 from tests.support.stockfish import requires_stockfish
@@ -18,6 +19,7 @@ def recipe(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=300, check=False)
 
 
+@pytest.mark.slow
 @requires_stockfish
 def test_two_tasks_of_datatrove_write_what_one_process_writes(tmp_path: Path) -> None:
     dict(generate_positions(tmp_path / "one", range(3), SETTINGS, workers=1))

@@ -112,6 +112,7 @@ def test_json_quiet_and_a_log_file(arguments, monkeypatch, capsys):
     assert json.loads(capsys.readouterr().out) == {"output_dir": str(folder)}, "it was finished"
 
 
+@pytest.mark.slow
 def test_one_run_at_a_time_in_a_folder(arguments, capsys):
     run(arguments | {"max_steps": 1})
     folder = arguments["output_dir"]
@@ -197,6 +198,7 @@ def test_a_disk_that_is_full_in_the_first_evaluation_is_one_line(arguments, monk
     assert "evaluation_before.json could not be written: [Errno 28]" in capsys.readouterr().err.splitlines()[-1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lost", ["evaluation_after.json", "summary.json"])
 def test_a_disk_that_is_full_behind_the_training_costs_a_file_until_there_is_room(arguments, monkeypatch, capsys, lost):
     def full(path, text):
@@ -268,6 +270,7 @@ def test_held_out_positions_never_train(arguments, rows_file, held_out, capsys):
     assert "dropped 2 training prompts whose positions are held out" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_finished_run_goes_on_where_it_is_asked_for_more(arguments, caplog):
     run(arguments | {"save_strategy": "steps", "save_steps": 1})
     again = arguments | {"save_strategy": "steps", "save_steps": 1, "auto_resume": True, "max_steps": 3}
@@ -308,6 +311,7 @@ def test_a_refused_resume_has_measured_and_written_nothing(arguments, tiny_model
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_looked_at(arguments, capsys, caplog):
     """Its settings and its model: another run is refused, one without its model ends anew."""
     command = arguments | {"auto_resume": True, "save_strategy": "steps", "save_steps": 1, "max_steps": 1}
@@ -345,6 +349,7 @@ def test_a_stop_is_reported_and_has_its_own_exit_code(arguments, monkeypatch):
     assert summary["steps"] < 20
 
 
+@pytest.mark.slow
 def test_preempted_resumed_finished_and_damaged(arguments, monkeypatch, capsys):
     """The same command each time, as a scheduler would repeat it; each outcome has its exit code."""
     calls = []
@@ -380,6 +385,7 @@ def test_preempted_resumed_finished_and_damaged(arguments, monkeypatch, capsys):
     assert "holds no checkpoint that verifies (quarantined-checkpoint-1" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("phase", ["before", "after"])
 def test_a_signal_during_an_evaluation_loses_nothing(arguments, monkeypatch, phase):
     """Even where no checkpoints are asked for: what was trained is one, and the run goes on with the evaluation."""
@@ -497,6 +503,7 @@ def test_weights_cut_short(arguments, tiny_checkpoint, capsys):
     refused(arguments, capsys, "model.safetensors is damaged or truncated")
 
 
+@pytest.mark.slow
 def test_from_a_shell_there_is_no_traceback():
     command = [sys.executable, "recipes/grpo.py", "--config", "nowhere.yaml"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)

@@ -71,6 +71,7 @@ def test_the_commit_of_a_model_of_the_hub_is_kept(hub: Hub, arguments: dict, tin
     assert json.loads((folder / "summary.json").read_text())["steps"] == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["end", "every_save", "checkpoint"])
 def test_the_run_ends_on_the_hub(hub: Hub, arguments: dict, tmp_path: Path, strategy: str) -> None:
     saving = {"save_strategy": "steps", "save_steps": 1, "stable_after_steps": 1, "hub_always_push": True}

@@ -74,6 +74,7 @@ def during_training(monkeypatch: pytest.MonkeyPatch, step: int, act: Callable[[S
     monkeypatch.setattr(SupervisedTrainer, "train", watched)
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_ends_as_an_undisturbed_one(
     run: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

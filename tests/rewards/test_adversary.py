@@ -125,6 +125,7 @@ def rows() -> dict[str, list[Row]]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["reward", "continuous"])
 @pytest.mark.parametrize(
     ("pick", "most"),

@@ -273,6 +273,7 @@ def test_cuda_graphs_would_overwrite_accumulated_gradients(
         config.settle_devices()
 
 
+@pytest.mark.slow
 def test_a_compiled_reference_is_reset_and_kept(make_trainer: Make, policy: nn.Module) -> None:
     start = {name: tensor.clone() for name, tensor in policy.state_dict().items()}
     compiled = {"torch_compile": True, "torch_compile_backend": "eager", "share_prefixes": False}
@@ -285,6 +286,7 @@ def test_a_compiled_reference_is_reset_and_kept(make_trainer: Make, policy: nn.M
     assert "kl" in again.state.log_history[-2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "case",
     [
@@ -317,6 +319,7 @@ print(kept, (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) * reso
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
 def test_memory_once_freed_is_used_again() -> None:
     """Five tensors of 64 MiB after one of that size: without it, each is of fresh pages, 320 MiB in all."""
