@@ -37,6 +37,7 @@ from rookworld_trl.tasks import check_tasks
 from rookworld_trl.terminal import TerminalOptions, shown
 from rookworld_trl.training import RookWorldGRPOConfig, RookWorldGRPOTrainer
 from rookworld_trl.training.live import report_live
+from rookworld_trl.training.stages import Stages
 
 SHOWN = ["seed", "learning_rate", "beta", "temperature", "num_generations", "generation_batch_size", "num_iterations"]
 
@@ -65,7 +66,8 @@ def build(run: RunConfig, args: RookWorldGRPOConfig) -> tuple[RookWorldGRPOTrain
     model, tokenizer = load_start(run, args)
     held_out, prompts = held_out_and_training_prompts(run, args, tokenizer, model.config.n_positions)
     points = None if args.objective == "sampled" else ChessPoints(tokenizer)
-    trainer = RookWorldGRPOTrainer(model, REWARDS[run.reward], args, prompts, None, tokenizer, find_points=points)
+    plan: Any = {"find_points": points, "stages": Stages(prompts, run.stage_ends) if run.stages else None}
+    trainer = RookWorldGRPOTrainer(model, REWARDS[run.reward], args, prompts, None, tokenizer, **plan)
     report_live(trainer, Path(args.output_dir), COLUMNS, run.max_train_minutes)
     return trainer, held_out
 

@@ -13,6 +13,7 @@ import difflib
 import enum
 import os
 import re
+import shlex
 import sys
 import types
 import typing
@@ -31,6 +32,7 @@ EXTENDS = "extends"
 
 # An option that takes a token, and what follows it; a token of the Hub, wherever it stands.
 _SECRET = re.compile(r"(?<=--)([\w-]*token)([= ])\S+|\bhf_\w{8,}")
+_SECRET_NAME = re.compile(r"(?:--|ROOKWORLD_)(?:[\w-]*token|alert)", re.IGNORECASE)
 
 
 class RecipeError(ValueError):
@@ -96,6 +98,19 @@ def option(default: Any, help: str) -> Any:
 def without_secrets(text: str) -> str:
     """The text with the values of tokens replaced by `***`: what is printed ends in logs, and cards are published."""
     return _SECRET.sub(lambda found: f"{found[1] or ''}{found[2] or ''}***", text)
+
+
+def command() -> str:
+    """The program's command line behind the settings from the environment, without secrets: what quotes it is
+    published, and an address to alert may be one."""
+    words, secret = [], False
+    variables = [f"{name}={value}" for name, value in sorted(os.environ.items()) if name.startswith(ENVIRONMENT)]
+    for word in (*variables, *sys.argv):
+        name, equals, _ = word.partition("=")
+        hidden, secret = secret, bool(_SECRET_NAME.fullmatch(name)) and not equals
+        named = f"{name}=***" if equals and _SECRET_NAME.fullmatch(name) else word
+        words.append("***" if hidden else named)
+    return without_secrets(" ".join(word if word.endswith("***") else shlex.quote(word) for word in words))
 
 
 @contextmanager

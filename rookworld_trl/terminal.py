@@ -3,7 +3,6 @@
 import json
 import logging
 import os
-import shlex
 import sys
 import traceback
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
-from rookworld_trl.config import option, without_secrets
+from rookworld_trl.config import command, option, without_secrets
 
 LOG_FILE = "log.txt"
 LOG_SECONDS = 30.0
@@ -91,7 +90,7 @@ def _copied(out: TextIO, errors: TextIO, file: Path) -> Iterator[tuple[Any, Any]
         both = _Copied(out, log), _Copied(errors, log)
         handler = logging.StreamHandler(_Copied(None, log))  # transformers' own holds on to the stderr of its import
         logging.getLogger("transformers").addHandler(handler)
-        both[0].note(f"$ {without_secrets(shlex.join(sys.argv))}")
+        both[0].note(f"$ {command()}")
         try:
             yield both
         except Exception:

@@ -32,7 +32,7 @@ MAY_IMPORT = {
     "data": {"tasks", "engine", "engine_pool", "play", "modeling", "files", "config", "terminal"},
     "training": {"modeling", "checkpointing", "files", "ranks", "terminal", "alerts"},
     "evaluation": {"tasks", "engine", "engine_pool", "play", "rewards", "modeling", "files", "data", "terminal"},
-    "reports": {"files", "config", "help", "__init__"},  # the package's version
+    "reports": {"files", "config", "__init__"},  # the package's version
     "__init__": set(),
 }
 

@@ -14,6 +14,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
 from rookworld_trl import ranks
+from rookworld_trl.alerts import Alert
 from rookworld_trl.checkpointing import resume, store
 from rookworld_trl.checkpointing.identity import RunIdentity, settings
 from rookworld_trl.checkpointing.lock import locked, reclaim
@@ -38,6 +39,7 @@ class DurableTrainer(Trainer):
     Attributes:
         identity: id, start and fingerprint of the run.
         preemption: its `signal` says which signal ended training, if one did.
+        alert: tells somebody, as `args.alert` says.
     """
 
     args: Any
@@ -46,6 +48,7 @@ class DurableTrainer(Trainer):
         super().__init__(*args, **kwargs)
         self.identity = RunIdentity(run_name=self.args.run_name)
         self.preemption = Preemption()
+        self.alert = Alert(getattr(self.args, "alert", None) if self.args.should_save else None)
         watch_peers(self.args.ddp_timeout)
         self._staging: Path | None = None  # stands in for the output folder while a checkpoint is written
         self._failed_saves = 0
@@ -210,8 +213,17 @@ class DurableTrainer(Trainer):
             checkpoint, state, self._learning_rate_factor = start
             self.identity = RunIdentity.from_state(state)
             self.args.run_name = self.identity.run_name
-            with self.preemption.watching(), self.identity.tracked():
+            end = self.alert.end_of(self.args.output_dir, self._end)
+            with self.preemption.watching(), self.identity.tracked(), end:
                 return super().train(None if checkpoint is None else str(checkpoint), *args, **kwargs)
+
+    def _end(self) -> dict[str, Any]:
+        return {"step": self.state.global_step, "stop_reason": self.stop_reason or self.preemption.signal}
+
+    @property
+    def stop_reason(self) -> str:
+        """Why training stopped before its last step, if a check of its own stopped it."""
+        return ""
 
     def admit(self, checkpoint: Path | None, recipe: Mapping[str, Any]) -> None:
         """Hold the run against the one that wrote the checkpoint, before anything is measured, written or trained.

@@ -32,7 +32,7 @@ FREE = (
         "restore_callback_states_from_checkpoint",
         "enable_jit_checkpoint",
     ),
-    *("engine_workers", "engine_cache", "expected_parameters", "quiet", "json", "alert"),
+    *("engine_workers", "engine_cache", "expected_parameters", "quiet", "json"),
 )
 APPLIED = (
     "max_train_minutes",
@@ -98,8 +98,12 @@ class RunIdentity:
 
 
 def settings(args: Any, recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """Training arguments and a recipe's own fields as JSON values: as they come back from a file, without tuples."""
-    return json.loads(json.dumps({**recipe, **args.to_dict()}, default=str))
+    """Training arguments and a recipe's own fields as JSON values: as they come back from a file, without tuples.
+
+    Without `alert`, whose address or command may hold a secret.
+    """
+    chosen = {name: value for name, value in {**recipe, **args.to_dict()}.items() if name != "alert"}
+    return json.loads(json.dumps(chosen, default=str))
 
 
 def dataset_digests(dataset: Any, ordered: bool) -> dict[str, str] | None:

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from datasets import Dataset, concatenate_datasets
@@ -12,6 +13,7 @@ from rookworld_trl.data.dataset import load_shipped
 from rookworld_trl.data.mixing import mix
 from rookworld_trl.data.sources import DataOptions, check_lengths, load_prompts, without
 from rookworld_trl.data.splits import draw_of_each
+from rookworld_trl.data.stages import check_stages, lay_out
 
 
 @dataclass
@@ -19,12 +21,19 @@ class PromptOptions(DataOptions):
     """Which prompts a run trains on, in which shares, and on which it is measured."""
 
     dataset: str = option(
-        "shipped", "`shipped`, which comes with the package, a file (see docs/data.md), or `owner/name` on the Hub."
+        "shipped",
+        "`shipped`, which comes with the package, a file (see docs/data.md), a folder that `generate_data.py dataset` "
+        "wrote, or `owner/name` on the Hub.",
     )
     dataset_split: str = option("train", "Split of a data set on the Hub.")
     mix_env_ratio: float = option(0.2, "Share of `A:` prompts, exactly this in every batch.")
     policy_strata: dict[str, float] | None = option(
         None, "Exact shares of the `P:` prompts for what is rare, such as `{check: 0.25}`."
+    )
+    stages: list[dict[str, Any]] | None = option(
+        None,
+        "A curriculum: stages that end at `until_step` or at `until_pass_rate` (the share of completions with a reward "
+        "of 1), each with its `mix_env_ratio`, `policy_strata` and `temperature`.",
     )
     eval_split: Literal["dev", "test"] = option("test", "`dev` to choose settings, `test` to believe a result.")
     eval_policy_items: int | None = option(None, "Held-out `P:` items to measure, drawn at random; default: all.")
@@ -33,9 +42,15 @@ class PromptOptions(DataOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_stages(self.stages or ())
         for name in ("eval_policy_items", "eval_environment_items", "eval_batch_size"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"`{name}` is {value}: nothing would be measured. Set it to 1 or more")
+
+    @property
+    def stage_ends(self) -> list[tuple[int | None, float | None]]:
+        """When each stage but the last is over, as `rookworld_trl.training.stages` takes it."""
+        return [(stage.get("until_step"), stage.get("until_pass_rate")) for stage in (self.stages or [])[:-1]]
 
 
 def training_prompts(run: PromptOptions, args: GRPOConfig) -> Dataset:
@@ -43,7 +58,7 @@ def training_prompts(run: PromptOptions, args: GRPOConfig) -> Dataset:
 
     Sets `args.max_steps` where the epochs decide it, and `args.shuffle_dataset`, for the order is made here.
     """
-    dataset = load_shipped("train") if run.dataset == "shipped" else load_prompts(run.dataset, run.dataset_split, run)
+    dataset = _read(run)
     # All of both splits, whichever this run is measured on and however much of it.
     dataset, dropped = without(dataset, concatenate_datasets([load_shipped(split) for split in ("dev", "test")]))
     if dropped:
@@ -55,7 +70,23 @@ def training_prompts(run: PromptOptions, args: GRPOConfig) -> Dataset:
         args.max_steps = math.ceil(args.num_train_epochs * len(dataset) / prompts_per_batch * steps_per_batch)
     args.shuffle_dataset = False
     sizes = {"prompts_per_batch": prompts_per_batch, "batches": math.ceil(args.max_steps / steps_per_batch)}
-    return mix(dataset, run.mix_env_ratio, **sizes, seed=args.seed, policy_strata=run.policy_strata)
+    shares = (run.mix_env_ratio, run.policy_strata)
+    if run.stages:
+        return lay_out(dataset, run.stages, *shares, args.temperature, **sizes, seed=args.seed)
+    return mix(dataset, shares[0], **sizes, seed=args.seed, policy_strata=shares[1])
+
+
+def _read(run: PromptOptions) -> Dataset:
+    """The rows that are shipped, or those of a folder that `generate_data.py dataset` wrote, a file or the Hub."""
+    folder = Path(run.dataset)
+    if run.dataset == "shipped" or not folder.is_dir():
+        return load_shipped("train") if run.dataset == "shipped" else load_prompts(run.dataset, run.dataset_split, run)
+    if not (folder / f"{run.dataset_split}.parquet").is_file():
+        raise ValueError(
+            f"`dataset` is '{folder}', a folder without {run.dataset_split}.parquet: make it by `generate_data.py "
+            "dataset`, or give a file"
+        )
+    return load_shipped(run.dataset_split, folder)
 
 
 def held_out_and_training_prompts(

@@ -1,10 +1,7 @@
 """`summary.json`: what a run did, in one file that needs nothing else to be understood."""
 
 import json
-import os
 import platform
-import shlex
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,19 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import rookworld_trl
-from rookworld_trl.config import without_secrets
+from rookworld_trl.config import command
 from rookworld_trl.files import write_atomically
-from rookworld_trl.help import ENVIRONMENT
 
 SUMMARY_FILE = "summary.json"
 PACKAGES = ("torch", "transformers", "trl", "accelerate", "datasets", "chess")
-
-
-def command() -> str:
-    """The program's command line, with the settings from the environment before it and without the values of tokens:
-    what quotes it is published."""
-    variables = [f"{name}={value}" for name, value in sorted(os.environ.items()) if name.startswith(ENVIRONMENT)]
-    return without_secrets(shlex.join([*(each for each in variables if "TOKEN=" not in each), *sys.argv]))
 
 
 @contextmanager

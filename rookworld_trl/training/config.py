@@ -12,6 +12,7 @@ from rookworld_trl.training.monitor import DEFAULT_BANDS
 from rookworld_trl.training.placement import choose_compile, insist_on_no_compile, on_gpu
 from rookworld_trl.training.validation_devices import check_devices
 
+KL_STOP = 50.0  # nats a completion
 COMPILE_BUCKET = 64  # tokens; prompts and completions of compiled models are padded to multiples of it
 
 
@@ -189,6 +190,13 @@ class RookWorldGRPOConfig(GRPOConfig):
             "help": "transformers: `lr_scheduler_type` rules; advanced: warm-up, cosine to `lr_floor`, linear to 0."
         },
     )
+    lr_control: str = field(
+        default="fixed",
+        metadata={
+            "help": "fixed, or kl: half the learning rate, to a tenth of its schedule at most, each time the KL is "
+            "above `kl_target` x `kl_factor` for `kl_interval` steps in a row, and a tenth more when it is not."
+        },
+    )
     lr_floor: float = field(default=0.1, metadata={"help": "Where the advanced cosine ends, as a share of the peak."})
     lr_decay_steps: float = field(
         default=0.1, metadata={"help": "Steps of the advanced schedule's last decay; below 1: a share of the run."}
@@ -204,6 +212,13 @@ class RookWorldGRPOConfig(GRPOConfig):
     )
     health_patience: int = field(
         default=3, metadata={"help": "Logs in a row that must agree before a metric changes its colour."}
+    )
+    alert: str | None = field(
+        default=None,
+        metadata={
+            "help": "A command, or an http(s) address: told as JSON (on stdin, or as a POST) when a band turns red and "
+            "when training ends. A failure of it is a warning."
+        },
     )
     target_column: str = field(default="target", metadata={"help": "Column that holds the right completion's text."})
     target_rows: int = field(default=32, metadata={"help": "Rows whose truth's log-prob is followed; 0: none."})
@@ -247,11 +262,11 @@ class RookWorldGRPOConfig(GRPOConfig):
     beta_min: float = field(default=1e-4, metadata={"help": "Lower bound of a controlled beta."})
     beta_max: float = field(default=1.0, metadata={"help": "Upper bound of a controlled beta."})
     kl_warmup_steps: int = field(default=0, metadata={"help": "Optimizer steps over which beta ramps up from 0."})
-    kl_stop_threshold: float = field(
-        default=50.0,
+    kl_stop_threshold: float | None = field(
+        default=None,
         metadata={
             "help": "Stop, with a checkpoint, when mean or 95th percentile of the completions' |KL| (nats a "
-            "completion) exceeds this; 0: never."
+            "completion) exceeds this; 0: never. Default: 50, and 0 where `beta` is 0 and there is no KL."
         },
     )
     reference_reset_steps: int = field(
@@ -287,6 +302,8 @@ class RookWorldGRPOConfig(GRPOConfig):
         validation.check_fields(self)
         validation.check_groups(self)
         super().__post_init__()
+        if self.kl_stop_threshold is None:
+            self.kl_stop_threshold = KL_STOP if self.beta else 0.0
         validation.check(self)
         self.settle_devices()
 

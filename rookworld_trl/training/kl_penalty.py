@@ -1,5 +1,6 @@
 """The KL term of the loss: a direction, an estimator and a controlled coefficient."""
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -7,6 +8,7 @@ import torch
 from rookworld_trl.training import kl
 from rookworld_trl.training.config import RookWorldGRPOConfig
 from rookworld_trl.training.kl_control import KLController, KLMeter, KLStop, ReferenceReset
+from rookworld_trl.training.schedules import RateControl
 from rookworld_trl.training.scoring import Scorer
 
 # What `--recovery_mode` does, each time it is given.
@@ -25,6 +27,7 @@ class KLPenalty:
     Attributes:
         controller: holds and moves the coefficient.
         stop: ends a run that has left its reference.
+        rate: of the learning rate; None if that only follows its schedule.
         reset: when the policy becomes the reference.
     """
 
@@ -32,7 +35,8 @@ class KLPenalty:
         self.args, self.accelerator, self.scorer = args, accelerator, scorer
         self.exact = args.kl_estimator == "exact"
         self.controller = KLController(**args.kl_controller_options())
-        self.stop = KLStop(args.kl_stop_threshold)
+        self.stop = KLStop(args.kl_stop_threshold or 0.0)
+        self.rate = RateControl(args.kl_interval) if args.lr_control == "kl" else None
         self.reset = ReferenceReset(args.reference_reset_steps, args.reference_reset_stall)
         self._meter = KLMeter()
         if scorer.reference is None and (self.reset.every or self.reset.stall_window):
@@ -49,6 +53,12 @@ class KLPenalty:
             controller.beta *= RECOVERY_BETA**new
             if controller.control != "fixed":
                 controller.beta = min(self.args.beta_max, controller.beta)
+
+    def replace_reference(self, policy: Any) -> None:
+        """Give the reference the policy's weights, and start counting anew."""
+        plain = partial(self.accelerator.unwrap_model, keep_torch_compile=False)
+        plain(self.scorer.reference).load_state_dict(plain(policy).state_dict())
+        self.reset.done()
 
     def __call__(
         self,
@@ -102,5 +112,8 @@ class KLPenalty:
             return
         metrics["kl/coefficient"].append(self.controller.coefficient)
         metrics["kl/sequence_p95"].append(self.stop.observe(sequences)[1])
+        if self.rate is not None:
+            metrics["kl/rate_scale"].append(self.rate.scale)
+            self.rate.observe(mean, self.controller.target * self.controller.factor)
         self.controller.update(mean, len(sequences))
         self.reset.observe(mean)

@@ -26,9 +26,11 @@ GREEN, YELLOW, RED = LEVELS = ("green", "yellow", "red")
 
 DEFAULT_BANDS: dict[str, tuple[float, float]] = {
     "kl": (0.1, 0.5),  # nats a token
-    "kl/sequence_p95": (10.0, 50.0),  # nats a completion
+    "kl/sequence_p95": (30.0, 45.0),  # nats a completion; at 50 the run stops
+    "loss": (2.0, 10.0),  # advantages are scaled to a deviation of 1, so a healthy loss is a fraction of that
     "reward": (0.0, -0.2),  # below 0, most completions are unusable
-    "*/parsed": (0.9, 0.5),  # structure validity, per task
+    "*/parsed": (0.9, 0.8),  # structure validity, per task
+    "*/best_legal": (0.7, 0.5),  # of the moves chosen; the weakest start here has 0.8
     "entropy": (0.05, 0.005),  # nats a token; below, all samples of a group are alike
     "groups/informative": (0.3, 0.1),  # share of groups whose rewards differ
     "clip_ratio/region_mean": (0.1, 0.3),
@@ -54,6 +56,7 @@ class HealthMonitor(TrainerCallback):
     Attributes:
         bands: by metric name or pattern; the first pattern that matches judges.
         folder: where the events go; None: nowhere.
+        alert: told of metrics that turn red.
         patience: a level changes when so many logs in a row lie beyond it, and then only as far as the mildest of
             them: single batches are noisy. A NaN changes it at once.
         levels: the present level of each judged metric, green to begin with.
@@ -65,6 +68,7 @@ class HealthMonitor(TrainerCallback):
     patience: int = 1
     levels: dict[str, str] = field(default_factory=dict)
     recent: dict[str, list[str]] = field(default_factory=dict)
+    alert: Callable[[Mapping[str, Any]], None] | None = None
 
     @property
     def level(self) -> str:
@@ -126,6 +130,9 @@ class HealthMonitor(TrainerCallback):
         if not events or not state.is_world_process_zero:
             return
         logger.warning(self.line(state.global_step, logs, events))
+        red = {event["metric"]: event["value"] for event in events if event["to"] == RED}
+        if red and self.alert is not None:
+            self.alert({"event": "red", "run": str(self.folder), "step": state.global_step, "metrics": red})
         if self.folder is not None:
             # JSON has no NaN: its name stands in a string.
             rows = [{**e, "value": e["value"] if math.isfinite(e["value"]) else str(e["value"])} for e in events]
@@ -249,3 +256,12 @@ def target_rows(
         if isinstance(row["prompt"], str) and row[column]
     ]
     return [(prompt, truth) for prompt, truth in rows if context is None or len(prompt) + len(truth) <= context]
+
+
+def target_probe(
+    args: Any, dataset: Any, tokenizer: Any, model: Any, record: Callable[[str, float], None]
+) -> TargetProbe:
+    """The probe that a `RookWorldGRPOConfig` asks for; `model` is the policy's configuration."""
+    context = getattr(model, "max_position_embeddings", None)
+    rows = target_rows(dataset, tokenizer, args.target_column, args.target_rows, context)
+    return TargetProbe(rows, tokenizer.pad_token_id, record, args.target_every)

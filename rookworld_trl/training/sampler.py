@@ -13,6 +13,7 @@ from transformers.utils import logging
 from rookworld_trl.modeling.rollout import rollout
 from rookworld_trl.training import gates
 from rookworld_trl.training.preparation import check_context, choose_rollout_backend
+from rookworld_trl.training.stages import TEMPERATURE_COLUMN
 
 logger = logging.get_logger(__name__)
 
@@ -111,7 +112,7 @@ class Sampler:
         draft = None
         if self.backend == "native" and args.draft_rollouts and task == args.target_task:
             draft = self.target_ids(row)
-        temperature = float(own.get("temperature", args.temperature))
+        temperature = float(own.get("temperature", row.get(TEMPERATURE_COLUMN, args.temperature)))
         return Request(temperature, own.get("max_completion_length", args.max_completion_length), draft)
 
     def target_ids(self, row: dict[str, Any]) -> tuple[int, ...] | None:
@@ -134,7 +135,7 @@ class Sampler:
             requests.append(requests[-1] if again else self.request(row))
         outer, self._requests = self._requests, requests
         temperatures = None
-        if self.args.task_sampling:
+        if self.args.task_sampling or any(TEMPERATURE_COLUMN in row for row in rows):
             own = [request.temperature for request in requests]
             temperatures = torch.tensor(own, device=self.accelerator.device)
         try:
@@ -203,7 +204,7 @@ class Sampler:
     @contextmanager
     def _generating_at(self, request: Request) -> Iterator[None]:
         config = self.generation_config
-        if not self.args.task_sampling:
+        if config is None:
             yield
             return
         defaults = config.temperature, config.max_new_tokens

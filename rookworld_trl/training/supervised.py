@@ -13,7 +13,7 @@ from trl import SFTConfig, SFTTrainer
 from rookworld_trl.checkpointing.durable import DurableTrainer
 from rookworld_trl.training.placement import choose_compile, insist_on_no_compile, keep_freed_memory
 from rookworld_trl.training.recovery import Diverged
-from rookworld_trl.training.validation import check_fields
+from rookworld_trl.training.validation import check_alert, check_fields
 
 NATS_SCALE = 32  # the loss is nats a completion divided by this, about the tokens of rookworld-nano's `A:` completion
 
@@ -41,6 +41,13 @@ class SupervisedConfig(SFTConfig):
         *("gradient_checkpointing", "gradient_checkpointing_kwargs"),
     )
 
+    alert: str | None = field(
+        default=None,
+        metadata={
+            "help": "A command, or an http(s) address: told as JSON (on stdin, or as a POST) when training ends. A "
+            "failure of it is a warning."
+        },
+    )
     # TRL's default is True under this old name, of which transformers warns.
     gradient_checkpointing: bool | None = field(
         default=None, metadata={"help": "Old name of `activation_checkpointing`, which is off by default."}
@@ -58,6 +65,7 @@ class SupervisedConfig(SFTConfig):
         choose_compile(self)
         super().__post_init__()
         insist_on_no_compile(self)
+        check_alert(self)
         for name in ("packing", "padding_free"):
             if getattr(self, name):
                 raise ValueError(f"`{name}` is True: it joins rows, over which the loss is a mean. Set it to False")

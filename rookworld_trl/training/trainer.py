@@ -31,13 +31,14 @@ from rookworld_trl.training.guard import Guard, no_rewards
 from rookworld_trl.training.kl_control import StopCallback
 from rookworld_trl.training.kl_penalty import KLPenalty
 from rookworld_trl.training.mining import Curriculum
-from rookworld_trl.training.monitor import HealthMonitor, TargetProbe, target_rows
+from rookworld_trl.training.monitor import HealthMonitor, target_probe
 from rookworld_trl.training.points import FindPoints, check_points
-from rookworld_trl.training.preparation import check_built, float32_head, prepare, weights_on_disk
+from rookworld_trl.training.preparation import check_built, check_curriculum, float32_head, prepare, weights_on_disk
 from rookworld_trl.training.rewards import RewardCaller, by_task
 from rookworld_trl.training.sampler import Sampler, Samples
 from rookworld_trl.training.schedules import advanced_scheduler
 from rookworld_trl.training.scoring import Scorer
+from rookworld_trl.training.stages import Stages
 from rookworld_trl.training.throughput import SIDES, Throughput, peak_of
 from rookworld_trl.training.value import ValueHead
 
@@ -64,6 +65,7 @@ class RookWorldGRPOTrainer(DurableGRPOTrainer):
     Args:
         curriculum: weighs the prompts that mining tries; see `rookworld_trl.training.mining.Curriculum`.
         find_points: finds what the exact objectives sum over; see `rookworld_trl.training.points.FindPoints`.
+        stages: of a curriculum; their rows are those of `train_dataset`.
 
     Attributes:
         objective: the loss of a micro-batch without its KL term, `(model, inputs) -> loss`: TRL's.
@@ -88,6 +90,7 @@ class RookWorldGRPOTrainer(DurableGRPOTrainer):
         processing_class: Any = None,
         curriculum: Curriculum | None = None,
         find_points: FindPoints | None = None,
+        stages: Stages | None = None,
         **kwargs: Any,
     ):
         args = prepare(args, model, train_dataset, processing_class, kwargs)
@@ -95,6 +98,7 @@ class RookWorldGRPOTrainer(DurableGRPOTrainer):
         with weights_on_disk(model, args, adapter, processing_class), float32_head():
             super().__init__(model, reward_funcs, args, train_dataset, eval_dataset, processing_class, **kwargs)
         check_built(self.model, self.ref_model, self.processing_class)
+        self.stages = stages
         self._build(curriculum, find_points)
         self._add_callbacks()
 
@@ -105,9 +109,8 @@ class RookWorldGRPOTrainer(DurableGRPOTrainer):
         sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
         generation_config = getattr(self, "generation_config", None)  # vLLM has its own
         self.sampler = Sampler(*common, self.processing_class, self.eos_token_ids, generation_config)
-        ref_device = placement.arrange(*common, self.ref_model, sharded)
         stock = super()._get_per_token_logps_and_entropies
-        self.scorer = Scorer(*common, self.ref_model, ref_device, stock)
+        self.scorer = Scorer(*common, self.ref_model, placement.arrange(*common, self.ref_model, sharded), stock)
         self.objective: Callable[[nn.Module, Row], torch.Tensor] = super()._compute_loss
         self.exact: ExactObjective | None = None
         check_points(args.objective, find_points)
@@ -130,8 +133,7 @@ class RookWorldGRPOTrainer(DurableGRPOTrainer):
             parts = (self.train_dataset, self.processing_class, self.sampler)
             calls = {"sample": self._sample_rows, "reward": self._probe}
             self.mining = BatchMiner(*common, *parts, **calls, curriculum=curriculum)
-        elif curriculum is not None:
-            raise ValueError("a `curriculum` weighs mined prompts: set `mining` to True")
+        check_curriculum(args, curriculum, self.stages)
         self.learning_rate_cut = LearningRateCut(args.recovery_max_attempts)
         self._mined: Samples | None = None  # what mining has sampled for the present batch
         self._rewards = torch.zeros(0)  # (N,) of the present batch, all processes'
@@ -149,17 +151,17 @@ class RookWorldGRPOTrainer(DurableGRPOTrainer):
             hooks: dict[str, Any] = {"save": self.save_special, "on_fault": self._drop_samples, "record": record}
             self.guard = Guard(args, accelerator, *parts, running_loss=lambda: self._tr_loss, **hooks)
         self.throughput = Throughput(policy.config, record, peak_of(args, accelerator), self.scorer.shared)
-        context = getattr(policy.config, "max_position_embeddings", None)
-        rows = target_rows(self.train_dataset, self.processing_class, args.target_column, args.target_rows, context)
-        self.target_probe = TargetProbe(rows, self.processing_class.pad_token_id, record, args.target_every)
-        self.health = HealthMonitor(args.bands(), Path(args.output_dir), args.health_patience)
-        optional = placement.CompileCounter(record) if args.torch_compile else None, self.guard
-        extra = filter(None, optional)
-        for callback in (StopCallback(kl.stop), *extra, self.throughput, self.target_probe, self.health):
+        self.target_probe = target_probe(args, self.train_dataset, self.processing_class, policy.config, record)
+        self.health = HealthMonitor(args.bands(), Path(args.output_dir), args.health_patience, alert=self.alert)
+        compiled = placement.CompileCounter(record) if args.torch_compile else None
+        optional = [each for each in (compiled, self.guard, kl.rate) if each is not None]
+        for callback in (StopCallback(kl.stop), *optional, self.throughput, self.target_probe, self.health):
             self.add_callback(callback)
         self.controls |= {
             **{name: control for name, control in learning.items() if name != "kl_stop"},  # it ends the run
             **({"miner": self.mining.miner} if self.mining else {}),
+            **({"rate_control": kl.rate} if kl.rate else {}),
+            **({"stages": self.stages} if self.stages else {}),
             "reference_reset": kl.reset,
             "recovery": self.learning_rate_cut,
             "target_probe": self.target_probe,
@@ -192,6 +194,8 @@ class RookWorldGRPOTrainer(DurableGRPOTrainer):
             self.guard.check_weights()
         if training and self.kl.reset.due:
             self._reset_reference()
+        if training and self.stages:
+            self.stages.choose(inputs, self.state.global_step, self._metrics["train"])
         if training and self.mining:
             self._mined = self.mining.choose(inputs, self._metrics["train"])
         try:
@@ -200,8 +204,7 @@ class RookWorldGRPOTrainer(DurableGRPOTrainer):
                 drafted = self.sampler.drafted()
         finally:
             self._mined = None
-        if temperatures is not None:
-            batch["temperatures"] = temperatures
+        batch |= {} if temperatures is None else {"temperatures": temperatures}
         if training:
             if self.gates.pending:
                 self._pass_gates(batch)
@@ -257,6 +260,8 @@ class RookWorldGRPOTrainer(DurableGRPOTrainer):
         rewards = self._rewards = self.rewards.combined(per_function)
         if training and bool(rewards.isnan().all()):
             no_rewards(self.guard, self.state.global_step + 1)
+        if training and self.stages:
+            self.stages.observe(rewards)
         if training and self.mining:
             self.mining.observe(inputs, rewards.double().cpu().numpy(), metrics)
         generations = self.num_generations if training else self.num_generations_eval
@@ -266,8 +271,7 @@ class RookWorldGRPOTrainer(DurableGRPOTrainer):
         return per_function
 
     def _screened(self, inputs: list[Row], completion_ids: list[list[int]]) -> torch.Tensor:
-        calculate = super()._calculate_rewards
-        per_function, counts = self.rewards(calculate, inputs, completion_ids, len(self.reward_funcs))
+        per_function, counts = self.rewards(super()._calculate_rewards, inputs, completion_ids, len(self.reward_funcs))
         for name, count in counts.items():
             self._metrics[self._mode][f"rewards/{name}"].append(count)
         return per_function
@@ -299,16 +303,15 @@ class RookWorldGRPOTrainer(DurableGRPOTrainer):
 
     def _advantages(self, inputs: list[Row], batch: Row) -> torch.Tensor:
         """This process's advantages in place of TRL's: (B,) by a baseline, or (B, C) by GAE."""
-        rewards, args = self._rewards, self.args
-        mine = self._mine(inputs)
+        rewards, args, mine = self._rewards, self.args, self._mine(inputs)
         if self.value_head is not None:
             states = self.scorer.hidden_states(self.model, batch)
             options = (args.gae_gamma, args.gae_lambda, args.scale_rewards == "batch", self.accelerator)
             advantages, error = self.value_head.advantages(states, rewards[mine], batch["completion_mask"], *options)
             self._record("value/error", error)
             return advantages
-        advantages = rewards - self.baseline(rewards, self.num_generations, ranks.everyones(self._tasks(inputs)))
-        advantages = scale_advantages(advantages, rewards, self.num_generations, args.scale_rewards)
+        raw = rewards - self.baseline(rewards, self.num_generations, ranks.everyones(self._tasks(inputs)))
+        advantages = scale_advantages(raw, rewards, self.num_generations, args.scale_rewards)
         self._logs["advantages"].extend(advantages.tolist())  # pushes out TRL's, which are as many
         return advantages[mine]
 
@@ -371,10 +374,8 @@ class RookWorldGRPOTrainer(DurableGRPOTrainer):
 
     def _reset_reference(self) -> None:
         """Make the current policy the reference and, as ProRL does, let the optimizer forget the old one's pull."""
-        plain = partial(self.accelerator.unwrap_model, keep_torch_compile=False)
-        plain(self.ref_model).load_state_dict(plain(self.model).state_dict())
+        self.kl.replace_reference(self.model)
         self.optimizer.state.clear()
-        self.kl.reset.done()
         self.reference_replaced = True
         self.state.log_history.append({"step": self.state.global_step, "reference_reset": True})
         if self.guard:
@@ -384,8 +385,7 @@ class RookWorldGRPOTrainer(DurableGRPOTrainer):
 
     def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> Any:
         if self.lr_scheduler is None and self.args.lr_schedule == "advanced":
-            parts = (self.args.get_warmup_steps(num_training_steps), self.args.lr_decay_steps, self.args.lr_floor)
-            self.lr_scheduler = advanced_scheduler(optimizer or self.optimizer, num_training_steps, *parts)
+            self.lr_scheduler = advanced_scheduler(optimizer or self.optimizer, num_training_steps, self.args)
             self._created_lr_scheduler = True
         return super().create_scheduler(num_training_steps, optimizer)
 

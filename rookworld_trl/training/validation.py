@@ -15,11 +15,12 @@ from transformers import TrainingArguments
 from transformers.integrations import get_available_reporting_integrations
 from trl import GRPOConfig
 
+from rookworld_trl.alerts import Alert
 from rookworld_trl.training.advantages import BASELINES
 from rookworld_trl.training.kl import KL_ESTIMATORS, KL_TYPES
 from rookworld_trl.training.kl_control import KL_CONTROLS
 from rookworld_trl.training.refusal import require
-from rookworld_trl.training.schedules import LR_SCHEDULES
+from rookworld_trl.training.schedules import LR_CONTROLS, LR_SCHEDULES
 from rookworld_trl.training.validation_sampling import (
     ROLLOUT_BACKENDS,
     SCORED,
@@ -124,6 +125,7 @@ FIELD_CHECKS = (
     _one_of("kl_control", *KL_CONTROLS),
     _one_of("advantage_baseline", *BASELINES),
     _one_of("lr_schedule", *LR_SCHEDULES),
+    _one_of("lr_control", *LR_CONTROLS),
     _one_of("rollout_backend", *ROLLOUT_BACKENDS),
     _one_of("attn_implementation", *ATTENTION),
     _one_of("loss_type", *LOSS_TYPES),
@@ -248,6 +250,8 @@ def check_precision(config: GRPOConfig) -> None:
 def check_kl(config: GRPOConfig) -> None:
     needs_reference = {
         "kl_control": config.kl_control != "fixed",
+        "lr_control": config.lr_control != "fixed",
+        "kl_stop_threshold": bool(config.kl_stop_threshold),
         "kl_warmup_steps": config.kl_warmup_steps > 0,
         "reference_reset_steps": config.reference_reset_steps > 0,
         "reference_reset_stall": config.reference_reset_stall > 0,
@@ -325,6 +329,19 @@ def check_advantages(config: GRPOConfig) -> None:
     )
 
 
+def check_alert(config: Any) -> None:
+    """Raises:
+    ValueError: `alert` is no command.
+    """
+    try:
+        Alert(config.alert)
+    except ValueError as error:
+        raise ValueError(
+            f"`alert` is {config.alert!r}: {error}. Write a command with its arguments, or an address that begins with "
+            "http:// or https://"
+        ) from error
+
+
 def check_monitoring(config: GRPOConfig) -> None:
     bands = config.health_bands if isinstance(config.health_bands, dict) else {}
     for name, band in bands.items():
@@ -336,6 +353,7 @@ def check_monitoring(config: GRPOConfig) -> None:
             "a band is a pair of two different numbers",
             "write [yellow, red], or null for no band",
         )
+    check_alert(config)
     there = get_available_reporting_integrations() if config.report_to else []
     for tracker in config.report_to:
         require(

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 
 import pytest
 
-from rookworld_trl.config import RecipeError, bad_input, parse_recipe
+from rookworld_trl.config import RecipeError, bad_input, command, parse_recipe
 
 
 class Color(Enum):
@@ -203,6 +203,15 @@ def test_errors_do_not_show_tokens(recipe, capsys, text, words):
     shown = capsys.readouterr().err
     assert "***" in shown
     assert "abcdefgh" not in shown
+
+
+def test_the_command_line_that_is_published_has_no_secrets(monkeypatch):
+    words = ["grpo.py", "--hub_token", "t0p secret", "--alert=curl -d @- https://t0p", "--max_steps", "3"]
+    monkeypatch.setattr("sys.argv", words)
+    monkeypatch.setenv("ROOKWORLD_ALERT", "https://t0p")
+    monkeypatch.setenv("ROOKWORLD_NAMES", "[a, b]")
+    expected = "ROOKWORLD_ALERT=*** 'ROOKWORLD_NAMES=[a, b]' grpo.py --hub_token *** --alert=*** --max_steps 3"
+    assert command() == expected
 
 
 def test_bugs_keep_their_traceback():

@@ -26,6 +26,8 @@ def test_defaults(tmp_path: Any) -> None:
     assert config.scale_rewards == "batch"
     assert config.loss_type == "dapo"
     assert config.logging_nan_inf_filter is False
+    assert config.kl_stop_threshold == 50
+    assert RookWorldGRPOConfig(output_dir=str(tmp_path), use_cpu=True, beta=0.0).kl_stop_threshold == 0, "there is none"
 
 
 def test_nothing_warns_of_what_the_user_did_not_set(tmp_path: Any) -> None:
@@ -88,6 +90,10 @@ def test_nothing_warns_of_what_the_user_did_not_set(tmp_path: Any) -> None:
             r"`kl_control` is 'mult.* no reference model .* Set `beta` above",
         ),
         ({"kl_warmup_steps": 5, "beta": 0}, r"`kl_warmup_steps` is 5: with `beta` 0 .* Set `beta` above 0"),
+        ({"lr_control": "kl", "beta": 0}, r"`lr_control` is 'kl': with `beta` 0 .* Set `beta` above 0"),
+        ({"kl_stop_threshold": 50, "beta": 0}, r"`kl_stop_threshold` is 50: with `beta` 0 .* no KL to act on"),
+        ({"lr_control": "loss"}, r"`lr_control` is 'loss': no such choice. Choose one of fixed, kl"),
+        ({"alert": "mail 'x"}, r"`alert` is \"mail 'x\": No closing quotation. Write a command"),
         ({"reference_reset_steps": 5, "beta": 0}, r"`reference_reset_steps` is 5: with `beta` 0 .* Set `beta` above 0"),
         ({"kl_control": "proportional", "beta": 5.0}, r"`beta` is 5.0: a controlled .* \[0.0001, 1\]\. Widen"),
         ({"kl_control": "proportional", "sync_ref_model": True}, r"`sync_ref_model` is True: .* Use `reference_reset"),

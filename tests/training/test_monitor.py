@@ -83,6 +83,30 @@ def test_the_monitor_is_restored() -> None:
     assert [event["to"] for event in second.observe(2, {"kl": 0.9})] == ["red"]
 
 
+def test_default_bands() -> None:
+    """Structure validity is red below 0.8, the KL's 95th percentile at 45, the reward at -0.2."""
+    monitor = HealthMonitor(DEFAULT_BANDS)
+    bad = {"policy/parsed": 0.79, "kl/sequence_p95": 45.0, "reward": -0.2, "loss": 10.0, "policy/best_legal": 0.49}
+    warned = {"policy/parsed": 0.81, "kl/sequence_p95": 31.0, "reward": -0.1, "loss": 3.0, "policy/best_legal": 0.6}
+    good = {"policy/parsed": 0.95, "kl/sequence_p95": 29.0, "reward": 0.1, "loss": -0.4, "policy/best_legal": 0.9}
+    for logs, level in ((bad, "red"), (warned, "yellow"), (good, "green")):
+        monitor.observe(1, logs)
+        assert monitor.levels == dict.fromkeys(logs, level)
+
+
+def test_a_run_alerts_at_red_and_at_its_end(make_trainer: Callable[..., Any], tmp_path: Path) -> None:
+    """Sent before anything is known to be wrong with it; a command that fails costs nothing."""
+    told: list[dict[str, Any]] = []
+    trainer = make_trainer(health_bands={"entropy": [0.0, 0.001]}, health_patience=1, alert="/nowhere/at-all")
+    send = trainer.alert._send
+    trainer.alert._send = lambda body: (told.append(json.loads(body)), send(body))
+    trainer.train()
+    assert [event["event"] for event in told] == ["red", "end"]
+    assert (told[0]["step"], list(told[0]["metrics"])) == (1, ["entropy"])
+    assert (told[1]["outcome"], told[1]["step"], told[1]["stop_reason"]) == ("finished", 2, "")
+    assert "/nowhere" not in json.dumps(trainer.identity.fingerprint)
+
+
 def test_useful_share_by_hand() -> None:
     nan = float("nan")
     rewards = torch.tensor([1.0, 1.0, 0.0, 1.0, nan, nan, nan, 1.0])

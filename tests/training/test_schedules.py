@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from rookworld_trl.training.schedules import advanced_schedule
+from rookworld_trl.training.schedules import RateControl, advanced_schedule
+from tests.support.checkpoint_diff import IGNORED, differences
 
 
 def curve(total: int, warmup: int, decay: int, floor: float) -> list[float]:
@@ -69,3 +70,52 @@ def test_transformers_schedules_still_work(make_trainer: Callable[..., Any]) -> 
     trainer = make_trainer(lr_scheduler_type="constant", learning_rate=1e-3)
     trainer.train()
     assert rates(trainer) == pytest.approx([1e-3, 1e-3])
+
+
+def test_a_short_run_leaves_what_the_warm_up_does_not_take(make_trainer: Callable[..., Any]) -> None:
+    """Of two steps one is the warm-up, rounded up; a share of the rest, not more than there is, decays."""
+    trainer = make_trainer(lr_schedule="advanced", learning_rate=1e-3, warmup_steps=0.03, lr_decay_steps=0.9)
+    trainer.train()
+    assert rates(trainer) == pytest.approx([0.5e-3, 0.1e-3])
+
+
+def test_the_rate_control_by_hand() -> None:
+    """Two steps in a row above 0.1 halve the rate, down to a tenth; two in a row within it add a tenth."""
+    control = RateControl(patience=2)
+    scales = []
+    for kl in (0.2, 0.0, 0.2, 0.2, math.nan, 0.2, 0.2, 0.05, 0.1, 0.05, 0.05):
+        control.observe(kl, 0.1)
+        control.scale = control.wanted
+        scales.append(control.scale)
+    assert scales == pytest.approx([1, 1, 1, 0.5, 0.5, 0.5, 0.25, 0.25, 0.275, 0.275, 0.3025])
+    for _ in range(10):
+        control.observe(9.0, 0.1)
+        control.scale = control.wanted
+    assert control.scale == 0.1
+    for _ in range(100):
+        control.observe(0.0, 0.1)
+        control.scale = control.wanted
+    assert control.scale == 1.0
+
+
+def test_a_controlled_rate_goes_on_after_a_resume(
+    make_trainer: Callable[..., Any], policy: Any, options: dict[str, Any]
+) -> None:
+    """Bit for bit, through the steps at which it changes; the recovery's own cut multiplies it."""
+    settings = {
+        "lr_control": "kl", "kl_target": 1e-9, "kl_interval": 2, "learning_rate": 1e-2, "lr_scheduler_type": "constant",
+        "max_steps": 6, "save_strategy": "steps", "save_steps": 3,
+    }  # fmt: skip
+    trainer = make_trainer(_model=copy.deepcopy(policy), **settings)
+    trainer.train()
+    # The first step starts at the reference: its KL is 0. So steps 2 and 3, and 4 and 5, are above.
+    assert rates(trainer) == pytest.approx([1e-2, 1e-2, 1e-2, 5e-3, 5e-3, 2.5e-3])
+    assert [row["kl/rate_scale"] for row in trainer.state.log_history if "kl/rate_scale" in row][-1] == 0.25
+    folder = Path(options["output_dir"])
+    (folder / "checkpoint-6").rename(folder / "whole")
+    resumed = make_trainer(_model=copy.deepcopy(policy), **settings)
+    resumed.train(resume_from_checkpoint=str(folder / "checkpoint-3"))
+    assert not differences(folder / "whole", folder / "checkpoint-6", ignore=IGNORED)
+    before = resumed.optimizer.param_groups[0]["lr"]
+    resumed.learning_rate_cut.cut(resumed.optimizer, resumed.lr_scheduler)
+    assert resumed.optimizer.param_groups[0]["lr"] == pytest.approx(before / 2)

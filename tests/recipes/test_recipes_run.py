@@ -1,0 +1,164 @@
+"""The recipes that take a GPU, or long, as they stand but small: a tiny model, a step or two, and what each is for."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import chess
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from datasets import Dataset
+
+from recipes import grpo
+from rookworld_trl.config import parse_recipe
+from rookworld_trl.data import prompts
+from rookworld_trl.data.dataset import COMPACT_SCHEMA, load_shipped
+from rookworld_trl.modeling.loading import load_model
+from rookworld_trl.training import RookWorldGRPOConfig, RookWorldGRPOTrainer
+from tests.recipes.conftest import positions
+
+ROOT = Path(__file__).parents[2]
+LARGE = ROOT / "recipes/rookworld-lm-124m/grpo"
+NANO = ROOT / "recipes/nano/grpo"
+Run = Callable[..., tuple[RookWorldGRPOTrainer, list[dict[str, Any]]]]
+
+
+def by_length(prompts: list[str], completions: list[str], **_: Any) -> list[float]:
+    """The random model earns -0.3 whatever it writes."""
+    return [len(completion) / 20 for completion in completions]
+
+
+@pytest.fixture
+def run(
+    tiny_checkpoint: Path, rows_file: Path, held_out: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Run:
+    """Run a recipe with as few prompts as its shares allow; return its trainer and the rows of metrics.jsonl."""
+    small = {"model": tiny_checkpoint, "expected_parameters": "null", "output_dir": tmp_path / "run", "max_steps": 2}
+    small |= {"dataset": rows_file, "num_generations": 2, "gradient_accumulation_steps": 1, "save_strategy": "no"}
+    small |= {"per_device_train_batch_size": 10, "max_completion_length": 12, "use_cpu": True, "bf16": False}
+    small |= {"eval_policy_items": 1, "eval_environment_items": 1, "policy_strata": "null", "eval_split": "dev"}
+
+    def start(path: Path, **changes: Any) -> tuple[RookWorldGRPOTrainer, list[dict[str, Any]]]:
+        monkeypatch.setattr(prompts, "load_shipped", lambda split, *own: load_shipped(split, *own) if own else held_out)
+        for name in grpo.REWARDS:
+            monkeypatch.setitem(grpo.REWARDS, name, [by_length])
+        made: list[RookWorldGRPOTrainer] = []
+        build = grpo.build
+        monkeypatch.setattr(grpo, "build", lambda *args: (made.append((both := build(*args))[0]), both)[1])
+        words = [word for key, value in (small | changes).items() for word in (f"--{key}", str(value))]
+        grpo.main(["--config", str(path), *words])
+        lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+        return made[0], [json.loads(line) for line in lines]
+
+    return start
+
+
+@pytest.mark.parametrize("stem", ["mixed", "policy", "environment"])
+def test_the_large_recipes_have_the_presets_controls(run: Run, stem: str) -> None:
+    trainer, rows = run(LARGE / f"config_{stem}.yaml", max_steps=1)
+    assert (trainer.kl.controller.control, trainer.args.lr_schedule) == ("multiplicative", "advanced")
+    assert trainer.guard is not None
+    assert trainer.args.kl_stop_threshold == 50
+    assert len(rows) == 1
+    assert rows[0]["kl/coefficient"] == 0.01
+
+
+def test_every_large_recipe_expects_its_model() -> None:
+    for path in LARGE.glob("*.yaml"):
+        run, _ = parse_recipe((grpo.RunConfig, RookWorldGRPOConfig), ["--config", str(path), "--use_cpu", "true"])
+        assert run.expected_parameters == 124_439_808, path
+
+
+def test_lora_trains_adapters_and_saves_them_merged(run: Run, tmp_path: Path, tiny_checkpoint: Path) -> None:
+    trainer, _ = run(LARGE / "config_lora.yaml")
+    names = {name for name, weight in trainer.model.named_parameters() if weight.requires_grad}
+    assert names
+    assert all("lora_" in name for name in names)
+    config = trainer.model.peft_config["default"]
+    assert (config.r, config.lora_alpha, config.target_modules) == (16, 32, {"c_attn", "c_proj", "c_fc"})
+    trained, start = load_model(tmp_path / "run" / "checkpoint"), load_model(tiny_checkpoint)
+    assert trained.config.to_dict().keys() == start.config.to_dict().keys()
+    assert not trained.transformer.h[0].attn.c_attn.weight.equal(start.transformer.h[0].attn.c_attn.weight)
+    assert trained.transformer.wte.weight.equal(start.transformer.wte.weight)
+
+
+def test_mining_samples_again(run: Run) -> None:
+    trainer, rows = run(LARGE / "config_mining.yaml", per_device_train_batch_size=8)
+    assert trainer.mining is not None
+    assert (trainer.mining.miner.ordinary, trainer.mining.miner.candidates) == (0.2, 8)
+    assert all("mining/resampled" in row for row in rows)
+
+
+def test_a_curriculum_goes_through_its_stages(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The shipped stages, at other steps: shares of `A:` and temperatures of what was sampled, step by step."""
+    seen: list[tuple[float, set[float]]] = []
+    score = RookWorldGRPOTrainer._generate_and_score_completions
+
+    def spied(self: RookWorldGRPOTrainer, inputs: list[dict[str, Any]]) -> Any:
+        batch = score(self, inputs)
+        share = sum(row["task"] == "environment" for row in inputs) / len(inputs)
+        seen.append((share, {round(each, 3) for each in batch["temperatures"].tolist()}))
+        return batch
+
+    monkeypatch.setattr(RookWorldGRPOTrainer, "_generate_and_score_completions", spied)
+    run_, _ = parse_recipe(
+        (grpo.RunConfig, RookWorldGRPOConfig), ["--config", str(NANO / "config_cpu_curriculum.yaml"), "--use_cpu=true"]
+    )
+    assert run_.stages is not None
+    stages = [{**stage, "policy_strata": None} for stage in run_.stages]  # none of the eight positions is in check
+    for number, stage in enumerate(stages[:2], start=1):
+        stage["until_step"] = number
+    trainer, rows = run(
+        NANO / "config_cpu_curriculum.yaml",
+        stages=json.dumps(stages),
+        max_steps=3,
+        per_device_train_batch_size=20,
+        beta=0.01,
+    )
+    assert seen == [(0.5, {1.0}), (0.2, {0.85}), (0.2, {0.7})]
+    assert [row["curriculum/stage"] for row in rows] == [1, 2, 3]
+    assert trainer.controls["stages"].state_dict()["number"] == 2
+
+
+def test_data_of_ones_own_making(run: Run, tmp_path: Path) -> None:
+    """A folder as `generate_data.py dataset` writes it."""
+    rows = []
+    for board in positions(0, 8):
+        common = {"fen": board.fen(), "history": "", "stratum": "opening"}
+        moves = sorted(move.uci() for move in board.legal_moves)
+        rows.append({**common, "task": "policy", "move": "", "cp": list(range(len(moves)))})
+        rows.append({**common, "task": "environment", "move": moves[0], "cp": []})
+    assert all(isinstance(board, chess.Board) for board in positions(0, 1))
+    (tmp_path / "own").mkdir()
+    pq.write_table(pa.Table.from_pylist(rows, schema=COMPACT_SCHEMA), tmp_path / "own" / "train.parquet")
+    trainer, _ = run(NANO / "config_cpu_own_data.yaml", dataset=tmp_path / "own", max_steps=1)
+    assert {row["prompt"].split("+")[0][3:] for row in trainer.train_dataset} <= {row["fen"] for row in rows}
+    assert trainer.train_dataset[0]["legal_cp"] or trainer.train_dataset[0]["task"] == "environment"
+
+
+def test_a_folder_without_such_data_is_refused(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        run(NANO / "config_cpu_own_data.yaml", dataset=tmp_path)
+    assert "a folder without train.parquet: make it by `generate_data.py dataset`" in capsys.readouterr().err
+
+
+BAD: dict[str, tuple[list[dict[str, Any]], str]] = {
+    "unknown key": ([{"until": 3}, {}], "stages: stage 1 has a key 'until'; the keys are until_step"),
+    "no end": ([{"mix_env_ratio": 0.5}, {}], "stages: stage 1 would never end; give it an `until_step`"),
+    "an end at the end": ([{"until_step": 3}], "stages: stage 1 is the last and lasts to the end"),
+    "backwards": ([{"until_step": 3}, {"until_step": 2}, {}], "stage 2: `until_step` is 2; write a step after 3"),
+    "no rate": ([{"until_pass_rate": 0}, {}], "stage 1: `until_pass_rate` is 0; write a share above 0"),
+    "cold": ([{"temperature": 0}], "stage 1: `temperature` is 0; write a number above 0"),
+    "no whole number": ([{"mix_env_ratio": 0.33}], "stages: stage 1: `mix_env_ratio` is 0.33: 1.65 of 5 prompts"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_stages(run: Run, capsys: pytest.CaptureFixture[str], case: str) -> None:
+    stages, message = BAD[case]
+    with pytest.raises(SystemExit) as exit_:
+        run(NANO / "config_cpu.yaml", stages=json.dumps(stages))
+    assert exit_.value.code == 2
+    assert message in capsys.readouterr().err
