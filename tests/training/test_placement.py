@@ -204,6 +204,7 @@ def test_accelerate_says_what_is_compiled_unless_the_fields_do(
         config = config_class(output_dir=str(tmp_path), use_cpu=True, bf16=False, report_to="none", **given)
 
 
+@pytest.mark.slow
 def test_what_accelerate_compiles_shares_prefixes(
     make_trainer: Make, policy: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:

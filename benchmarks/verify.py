@@ -1,0 +1,167 @@
+"""The three verifications of RookWorld-LM 124M at real size on a CPU, by their own recipes and few prompts.
+
+    python -m benchmarks.verify [--only random_weights components epochs] [--output FILE]
+
+`random_weights`: 124,439,808 random parameters at the recipe's learning rate and thresholds run into the KL stop and
+end in good order. `components`: three steps of them with everything in the log. `epochs`: sixty passes of the real
+weights of rookworld-nano over the same 32 rows (the real 124M weights are on the Hub). What holds in the report is not
+done again; the program fails if a check does not hold.
+"""
+
+import argparse
+import json
+import math
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from transformers import AutoModelForCausalLM
+
+from benchmarks.common import RESULTS, ROOT, machine, shipped, write_report
+from rookworld_trl.checkpointing.exits import DIVERGED, DONE
+from rookworld_trl.modeling.fresh import write_fresh
+from rookworld_trl.training.gates import Bounds
+
+OUTPUT = RESULTS / "verify.json"
+PARAMETERS = 124_439_808
+FEW = {"use_cpu": "true", "bf16": "false", "dataloader_num_workers": 0, "eval_policy_items": 2}
+FEW |= {"eval_environment_items": 2, "gradient_accumulation_steps": 1}
+ROWS, EPOCHS = 32, 60  # half of the rows are A:, and a step takes 8 prompts: 4 steps are a pass
+
+Steps = list[dict[str, Any]]
+
+
+def random_weights(folder: Path) -> dict[str, Any]:
+    """2 prompts of 2 samples instead of 8 of 4; lengths, rates and thresholds are the recipe's."""
+    start = fresh(folder)
+    small = {"model": start, "num_generations": 2, "per_device_train_batch_size": 4, "mix_env_ratio": 0.5}
+    code, steps, summary = run("random_weights", folder / "random", small)
+    model = AutoModelForCausalLM.from_pretrained(folder / "random" / "checkpoint")
+    checks = {
+        "it ends with 3, diverged": code == DIVERGED,
+        "the reason is the KL stop": "kl_stop_threshold" in summary["stop_reason"],
+        "it stops at its first step above 50 nats a completion": [row["kl/sequence_p95"] > 50 for row in steps]
+        == [False] * (len(steps) - 1) + [True],
+        "KL starts at 0": abs(steps[0]["kl"]) < 1e-6,
+        "losses and gradients are finite": finite(steps),
+        "the end was measured": bool(summary["headline"]),
+        "checkpoint and parameters": model.num_parameters() == PARAMETERS,
+    }
+    return {
+        "parameters": model.num_parameters(),
+        "steps": len(steps),
+        "stop_reason": summary["stop_reason"],
+        "kl_p95": [round(row["kl/sequence_p95"], 3) for row in steps],
+        "checks": checks,
+    }
+
+
+def components(folder: Path) -> dict[str, Any]:
+    """2 prompts of 4 samples of 24 tokens in two micro-batches, random weights."""
+    small = {"model": fresh(folder), "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
+    small |= {"num_generations": 4, "max_completion_length": 24, "mix_env_ratio": 0.5}
+    code, steps, _ = run("components", folder / "components", small)
+    bounds = Bounds.for_precision(mixed=False)
+    gates = {name: steps[0][f"gates/{name}"] for name in ("padding", "reference", "sampled_ids", "sampler")}
+    limits = {"padding": bounds.logp, "reference": bounds.kl, "sampled_ids": 0.0, "sampler": bounds.logp}
+    wanted = {"kl", "kl/coefficient", "kl/sequence_p95", "entropy", "grad_norm", "learning_rate", "perf/memory_gb"}
+    wanted |= {"perf/memory_rss_gb", "perf/tflops_per_second", "rollout/seconds_per_sample"}
+    wanted |= {"rewards/policy_reward_continuous/mean", "rewards/environment_reward_continuous/mean"}
+    checks = {
+        "it ends with 0": code == DONE,
+        "the gates hold": all(gates[name] <= limit for name, limit in limits.items()),
+        "KL starts at 0": abs(steps[0]["kl"]) < 1e-6,
+        "everything is in every line": len(steps) == 3 and all(wanted <= row.keys() for row in steps),
+        "losses and gradients are finite": finite(steps),
+        "a checkpoint at every step": len(list((folder / "components").glob("checkpoint-*"))) == 3,
+        "completions of every step": len(list((folder / "components" / "completions").glob("*.parquet"))) == 3,
+    }
+    return {"gates": gates, "memory_gb": round(steps[-1]["perf/memory_gb"], 2), "checks": checks}
+
+
+def epochs(folder: Path) -> dict[str, Any]:
+    """rookworld-nano at its own learning rate, 8 prompts of 8 samples a step."""
+    rows, counts = [], {"policy": ROWS // 2, "environment": ROWS // 2}
+    for row in shipped("train"):
+        if counts[row["task"]]:
+            counts[row["task"]] -= 1
+            rows.append({name: row[name] for name in ("prompt", "legal_moves", "legal_cp")})
+    file = folder / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    a_pass = ROWS // 8
+    small = {"model": "nano", "dataset": file, "streaming": "false", "max_rows": ROWS, "max_steps": EPOCHS * a_pass}
+    small |= {"num_generations": 8, "per_device_train_batch_size": 64, "max_completion_length": 80}
+    small |= {"learning_rate": 1e-4, "save_strategy": "no", "eval_policy_items": 64, "eval_environment_items": 64}
+    code, steps, summary = run("epochs", folder / "epochs", small)
+    first, last = (fmean(row["reward"] for row in part) for part in (steps[:a_pass], steps[-a_pass:]))
+    checks = {
+        "it ends with 0, not stopped": code == DONE and not summary["stop_reason"],
+        "all sixty passes": len(steps) == EPOCHS * a_pass,
+        "losses and gradients are finite": finite(steps),
+        "KL stays below 0.5 nats a token, and moves": 1e-5 < max(row["kl"] for row in steps) < 0.5,
+        "gradients stay below 10": max(row["grad_norm"] for row in steps) < 10,
+        "the last pass earns no less than the first": last >= first,
+    }
+    return {
+        "steps": len(steps),
+        "reward_first_pass": round(first, 4),
+        "reward_last_pass": round(last, 4),
+        "kl_most": round(max(row["kl"] for row in steps), 4),
+        "grad_norm_most": round(max(row["grad_norm"] for row in steps), 3),
+        "checks": checks,
+    }
+
+
+RUNS: dict[str, Callable[[Path], dict[str, Any]]] = {
+    each.__name__: each for each in (random_weights, components, epochs)
+}
+
+
+def fresh(folder: Path) -> Path:
+    """Random GPT-2 small, written once."""
+    model = folder / "random-124m"
+    if not model.exists():
+        write_fresh(model)
+    return model
+
+
+def finite(steps: Steps) -> bool:
+    return all(math.isfinite(row["loss"]) and math.isfinite(row["grad_norm"]) for row in steps)
+
+
+def run(recipe: str, folder: Path, settings: dict[str, Any]) -> tuple[int, Steps, dict[str, Any]]:
+    """Exit code, lines of the metrics, and summary of a recipe with these settings."""
+    config = f"recipes/rookworld-lm-124m/verify/{recipe}.yaml"
+    words = [f"--{key}={value}" for key, value in {**FEW, **settings, "output_dir": folder}.items()]
+    code = subprocess.run([sys.executable, "recipes/grpo.py", "--config", config, *words], cwd=ROOT).returncode
+    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return code, [row for row in lines if "kl" in row], json.loads((folder / "summary.json").read_text())
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=RUNS, default=list(RUNS))
+    parser.add_argument("--output", type=Path, default=OUTPUT)
+    arguments = parser.parse_args(argv)
+    report = json.loads(arguments.output.read_text()) if arguments.output.exists() else {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name in arguments.only:
+            if all(report.get(name, {}).get("checks", {"none": False}).values()):
+                continue
+            started = time.perf_counter()
+            report[name] = RUNS[name](Path(folder)) | {"minutes": round((time.perf_counter() - started) / 60, 1)}
+            report |= machine("cpu")
+            write_report(arguments.output, report)
+            print(f"{name}: {json.dumps(report[name], indent=1)}", flush=True)
+    failed = [f"{name}: {what}" for name in arguments.only for what, held in report[name]["checks"].items() if not held]
+    print("\n".join(f"does not hold: {each}" for each in failed) or "every check holds")
+    return int(bool(failed))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
