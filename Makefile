@@ -43,15 +43,13 @@ evaluate: $(STAMP) ## measure a model: held-out, mate in one, a ladder of games;
 test: $(STAMP) ## run all tests (about 15 minutes)
 	$(BIN)/python -m pytest $(ARGS)
 
-<<<<<<< HEAD
 # Left out are whole runs of the programs, several processes, kills at every file operation, resuming after every step,
 # golden runs, compiled models and sweeps over all shipped rows: run `make test` before you share a change.
 test-fast: $(STAMP) ## the tests of parts, without those marked slow: what to run while you work (about 3 minutes)
 	$(BIN)/python -m pytest -m "not slow" $(ARGS)
-=======
+
 test-long: $(STAMP) ## the tests at real size: 124M on the CPU, sixty epochs, 500 steps (hours)
 	$(BIN)/python -m pytest -m long -s $(ARGS)
->>>>>>> f9a7a75 (Switches on and off in one table; the three verifications and 500 steps at real size, by make test-long)
 
 # vLLM wants another transformers than the newest. The builds of torchvision, torchaudio and torchcodec that its package
 # asks for are made for CUDA, fail to load beside a CPU's torch, and are not needed here.
