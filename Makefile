@@ -76,10 +76,13 @@ bench: $(STAMP) ## measure speed and parity on the CPU; writes benchmarks/result
 gpu: $(STAMP) ## is it right, how fast is it, and does a model learn on this machine's GPU? (40 minutes; runs/gpu/table.md)
 	$(BIN)/python -m benchmarks.gpu $(ARGS)
 
+# OPENINGS=file.tsv: human opening lines, in the format of lichess-org/chess-openings; without, random openings.
+BOOK = $(if $(OPENINGS),--openings $(OPENINGS))
 data: $(STAMP) ## positions by engine self-play, and the data set for GRPO and evaluation (needs Stockfish)
-	$(BIN)/python recipes/generate_data.py positions --output data/positions $(ARGS)
-	$(BIN)/python recipes/generate_data.py positions --output data/positions-checks --shards 16 --seed 1 --check_share 0.5 $(ARGS)
-	$(BIN)/python recipes/generate_data.py dataset --positions data/positions --output data/shipped
+	$(BIN)/python recipes/generate_data.py positions --output data/positions $(BOOK) $(ARGS)
+	$(BIN)/python recipes/generate_data.py positions --output data/positions-checks --shards 16 --seed 1 --check_share 0.5 $(BOOK) $(ARGS)
+	$(BIN)/python recipes/generate_data.py positions --output data/held-out --shards 60 --seed 2 --nodes 50 --held_out $(BOOK) $(ARGS)
+	$(BIN)/python recipes/generate_data.py dataset --positions data/positions --held_out data/held-out --output data/shipped $(BOOK)
 
 sft: $(STAMP) ## train rookworld-nano from scratch, in five parts (needs the positions of `make data`)
 	set -e; for part in "" _2 _3 _4 _5; do $(LAUNCH) recipes/sft.py --config recipes/nano/sft/config_cpu$$part.yaml $(ARGS); done

@@ -1,7 +1,10 @@
 """Make chess data with an engine: positions by noisy self-play, and the shipped data set from such positions.
 
     python recipes/generate_data.py positions --output data/positions --shards 160 --openings openings.tsv
-    python recipes/generate_data.py dataset --positions data/positions --output rookworld_trl/assets/data
+    python recipes/generate_data.py positions --output data/held-out --shards 60 --seed 1 --nodes 50 --held_out \\
+        --openings openings.tsv
+    python recipes/generate_data.py dataset --positions data/positions --held_out data/held-out \\
+        --openings openings.tsv --output rookworld_trl/assets/data
 
 Deterministic from --seed, game by game; run the same command again to resume. Needs Stockfish. On a cluster the same
 shards are written by datatrove (extra `scale`), here by 64 tasks of a Slurm array job:
@@ -24,7 +27,8 @@ from rookworld_trl.data.generation import (
     missing_shards,
     write_shards_of_rank,
 )
-from rookworld_trl.data.shipping import POLICY_ROWS, build_shipped, counts
+from rookworld_trl.data.shipping import POLICY_ROWS, Sources, build_shipped, counts
+from rookworld_trl.data.splits import SplitName
 from rookworld_trl.terminal import progress_bar
 
 
@@ -72,10 +76,10 @@ def positions_by_datatrove(args: argparse.Namespace, shards: range, settings: Ga
 
 
 def dataset(args: argparse.Namespace) -> None:
-    if not any(args.positions.glob("positions-*.parquet")):
-        raise ValueError(f"--positions: {args.positions} holds no positions-*.parquet; make them first")
-    with progress_bar("values", sum(POLICY_ROWS.values()), "position") as bar:
-        for valued in build_shipped(args.positions, args.output, args.seed, args.nodes, args.workers, args.engine):
+    nodes: dict[SplitName, int] = {"train": args.train_nodes, "dev": args.nodes, "test": args.nodes}
+    sources = Sources(args.positions, args.held_out, args.openings)
+    with progress_bar("values", sum(sum(rows.values()) for rows in POLICY_ROWS.values()), "position") as bar:
+        for valued in build_shipped(sources, args.output, args.seed, nodes, args.workers, args.engine):
             bar.update(valued)
     for split, strata in counts(args.output).items():
         print(split, dict(sorted(strata.items())))
@@ -109,9 +113,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     build = commands.add_parser("dataset", help="Make the data set for GRPO and evaluation, every legal move valued.")
     build.set_defaults(run=dataset)
     build.add_argument("--positions", type=Path, required=True, help="Folder that `positions` wrote.")
+    build.add_argument("--held_out", type=Path, required=True, help="Folder that `positions --held_out` wrote.")
+    build.add_argument("--openings", help="TSV of opening lines (lichess-org/chess-openings); default: no such rows.")
     build.add_argument("--output", type=Path, required=True)
     build.add_argument("--seed", type=int, default=0)
-    build.add_argument("--nodes", type=int, default=8000, help="Engine nodes a position, shared by its legal moves.")
+    build.add_argument(
+        "--nodes", type=int, default=100_000, help="Engine nodes a dev or test position, shared by its legal moves."
+    )
+    build.add_argument("--train_nodes", type=int, default=20_000, help="Engine nodes a train position.")
     build.add_argument("--workers", type=int, default=os.cpu_count())
     build.add_argument("--engine", help="Path of the engine; default: Stockfish on PATH.")
     args = parser.parse_args(arguments)

@@ -198,7 +198,6 @@ class Engine:
                 raise chess.engine.EngineError("the engine sent a line without a move or a score")
             score = line["score"].relative
             values.append(MoveValue(line["pv"][0].uci(), score.score(mate_score=MATE_CENTIPAWNS), score.mate()))
-        # A node limit ends a search anywhere, and lines that were searched deeper may then stand out of order.
         return sorted(values, key=lambda value: -value.centipawns)
 
     def _start(self) -> None:
@@ -240,24 +239,38 @@ class _LastLines(chess.engine.UciProtocol):
     """Passes on an engine's last line for each move, cut to that move, once the search has ended.
 
     python-chess reads every line at every depth and plays it out on a board: more work than a short search itself, and
-    all engines of a process share one interpreter for it. What `analyse` returns comes from the last lines alone.
+    all engines of a process share one interpreter for it. What `analyse` returns comes from the last lines alone: those
+    of the last depth that all moves were searched to. A node limit ends a search anywhere, and values of unequal depth
+    must not be ranked together.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self._lines: dict[str, str] = {}  # by the number of the line
+        self._lines: dict[str, str] = {}  # by the number of the line, since number 1 came last
+        self._depths: set[str] = set()  # of these lines
+        self._even: dict[str, str] = {}  # the last ones of one depth, of as many moves as any
 
     def _line_received(self, line: str) -> None:
         head, mark, moves = line.partition(" pv ")
         if mark and " multipv " in head:
             number = head.partition(" multipv ")[2].partition(" ")[0]
+            if number == "1":
+                self._close()
+            self._depths.add(head.partition(" depth ")[2].partition(" ")[0])
             self._lines[number] = head + mark + moves.partition(" ")[0]
             return
         if line.startswith("bestmove"):
-            for kept in self._lines.values():
+            last = dict(self._lines)
+            self._close()
+            for kept in (self._even or last).values():
                 super()._line_received(kept)
-            self._lines.clear()
+            self._even = {}
         super()._line_received(line)
+
+    def _close(self) -> None:
+        if len(self._depths) == 1 and len(self._lines) >= len(self._even):
+            self._even = self._lines
+        self._lines, self._depths = {}, set()
 
 
 def _forget_commands(protocol: chess.engine.Protocol) -> None:

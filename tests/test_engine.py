@@ -67,6 +67,17 @@ def test_an_engines_last_lines_are_read_to_their_first_move_with_the_values_that
     assert {len(line["pv"]) for line in lines} == {1}
 
 
+def test_values_of_unequal_depth_are_not_ranked_together(tmp_path: Path) -> None:
+    """The search ends while depth 3 is under way: e2e4 is better at depth 3 than d2d4 at 2, but not at equal depth."""
+    lines = [(2, 1, 30, "d2d4"), (2, 2, 20, "e2e4"), (3, 1, 40, "e2e4"), (2, 2, 30, "d2d4")]
+    prints = "; ".join(
+        f"print('info depth {depth} multipv {number} score cp {cp} nodes 10 pv {move} a7a6', flush=True)"
+        for depth, number, cp, move in lines
+    )
+    with Engine(fake_engine(tmp_path / "fake", f"{prints}; print('bestmove e2e4', flush=True)"), nodes=10) as engine:
+        assert engine.analyse(chess.Board(), multipv=2) == [MoveValue("d2d4", 30, None), MoveValue("e2e4", 20, None)]
+
+
 @requires_stockfish
 def test_values_of_every_move_best_first() -> None:
     board = chess.Board("8/4P1k1/8/8/8/8/8/4K3 w - - 0 1")

@@ -26,17 +26,19 @@ COMPACT_SCHEMA = pa.schema(
         ("history", pa.string()),  # A: only; the moves before, oldest first
         ("cp", pa.list_(pa.int16())),  # P: only; of each legal move, in UCI order; mates +-(10000 - moves to mate)
         ("stratum", pa.string()),
+        ("game", pa.string()),  # what the position was taken from; empty: from nothing that gave another row
     ]
 )
 
 
 def expand(record: Mapping[str, Any]) -> dict[str, Any]:
-    """A compact record as a row with `prompt`, `task`, `target`, `legal_moves`, `legal_cp` and `stratum`.
+    """A compact record as a row with `prompt`, `task`, `target`, `legal_moves`, `legal_cp`, `stratum` and `game`.
 
     Raises:
         ValueError: a `P:` record does not hold one value for each legal move.
     """
-    row = {"task": record["task"], "stratum": record["stratum"], "legal_moves": [], "legal_cp": []}
+    row = {"task": record["task"], "stratum": record["stratum"], "game": record.get("game") or ""}
+    row |= {"legal_moves": [], "legal_cp": []}
     if record["task"] == "environment":
         output = environment.transition(record["fen"], record["move"])
         prompt = environment.prompt(record["fen"], record["move"], record["history"].split())
@@ -57,7 +59,7 @@ def load_shipped(split: str, directory: Path = SHIPPED_DIRECTORY) -> Dataset:
 
     Columns: `prompt`, `task` (`policy` or `environment`), `target` (gold completion), `legal_moves` and `legal_cp`
     (`P:` rows: every legal move in UCI order and its engine value in centipawns from the mover's side; `A:` rows:
-    empty), `stratum`.
+    empty), `stratum`, `game` (what the position was taken from, or empty: intervals go by game).
 
     Raises:
         ValueError: no such split.

@@ -1,9 +1,11 @@
-"""Builds the shipped data set from generated positions: stratified, deduplicated, every legal move valued."""
+"""Builds the shipped data set from generated positions: stratified, deduplicated, split by game, every move valued."""
 
+import json
 import random
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,139 +14,242 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rookworld_trl.data.dataset import COMPACT_SCHEMA
-from rookworld_trl.data.generation import write_parquet
-from rookworld_trl.data.splits import SPLITS, SplitName, split_of
-from rookworld_trl.data.strata import illegal_move, phase, stratum
+from rookworld_trl.data.generation import read_openings, write_parquet
+from rookworld_trl.data.splits import (
+    SPLITS,
+    SplitName,
+    held_out_answers,
+    position_number,
+    split_by_hash,
+    split_of,
+)
+from rookworld_trl.data.strata import phase
+from rookworld_trl.data.transitions import EnvironmentRows
 from rookworld_trl.engine import Engine
 from rookworld_trl.tasks import environment, position_key
 
-POLICY_ROWS: dict[SplitName, int] = {"train": 12_000, "dev": 2_000, "test": 3_000}
-ENVIRONMENT_ROWS: dict[SplitName, int] = {"train": 9_000, "dev": 1_000, "test": 1_500}
-
-# Shares of the strata; a stratum that has too few rows gives its place to quiet moves.
-POLICY_SHARES = {"opening": 0.2, "middlegame": 0.45, "endgame": 0.35}
-ENVIRONMENT_SHARES = {
-    "illegal": 0.12,
-    "mate": 0.05,
-    "stalemate": 0.02,
-    "draw": 0.02,
-    "promotion": 0.06,
-    "en_passant": 0.04,
-    "castle_king": 0.05,
-    "castle_queen": 0.04,
-    "check": 0.1,
-    "capture": 0.2,
-    "quiet": 0.3,
+# Rows of each phase, half of them with White to move, and of human openings.
+POLICY_ROWS: dict[SplitName, dict[str, int]] = {
+    "train": {"human_opening": 1_000, "opening": 1_800, "middlegame": 5_200, "endgame": 4_000},
+    "dev": {"human_opening": 200, "opening": 300, "middlegame": 840, "endgame": 660},
+    "test": {"human_opening": 300, "opening": 450, "middlegame": 1_260, "endgame": 990},
 }
+POOL: dict[SplitName, int] = {"train": 40_000, "dev": 25_000, "test": 40_000}  # positions looked at
+CHUNK = 50  # positions that an engine values in a row
 
 
-def read_pool(shards: Iterable[Path], seed: int, limit: dict[SplitName, int]) -> dict[SplitName, list[dict[str, Any]]]:
-    """Distinct positions of each split in random order; whatever the order of the shards, the same for a seed."""
-    pool: dict[SplitName, dict[str, dict[str, Any]]] = {split: {} for split in SPLITS}
-    for shard in sorted(shards):
-        for record in pq.read_table(shard, columns=["fen", "history"]).to_pylist():
-            pool[split_of(record["fen"])].setdefault(position_key(record["fen"]), record)
-    shuffled = {}
-    for split, records in pool.items():
-        order = list(records.values())
-        random.Random(f"{seed}:{split}").shuffle(order)
-        shuffled[split] = order[: limit[split]]
-    return shuffled
+@dataclass(frozen=True)
+class Sources:
+    """What a data set is built from: folders that `positions` wrote, and a TSV of opening lines, if any."""
+
+    positions: Path
+    held_out: Path
+    openings: str | None = None
 
 
-def choose_policy_positions(records: list[dict[str, Any]], rows: int) -> list[dict[str, Any]]:
-    """The first positions of each phase that fill its share, White and Black to move alike."""
-    wanted = {(name, turn): round(rows * share / 2) for name, share in POLICY_SHARES.items() for turn in (True, False)}
-    chosen = []
-    for record in records:
-        board = chess.Board(record["fen"])
-        kind = phase(board)
-        if wanted[kind, board.turn]:
-            wanted[kind, board.turn] -= 1
-            chosen.append({"task": "policy", "fen": record["fen"], "move": "", "history": "", "stratum": kind})
-    return chosen
+def game_names(folder: Path, held_out: bool) -> str:
+    """What the names of a folder's games begin with: the seed they were made from.
 
-
-def choose_environment_rows(
-    records: list[dict[str, Any]], rows: int, split: SplitName, rng: random.Random, taken: set[str]
-) -> list[dict[str, Any]]:
-    """One `A:` row a position at most, each stratum filled to its share; `taken` are positions of other splits.
-
-    No row of one split leads to a position that stands in another.
+    Raises:
+        ValueError: the folder holds no positions, or games that were (or were not) made to be held out.
     """
-    offers: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    stamp = folder / "settings.json"
+    if not stamp.exists() or not any(folder.glob("positions-*.parquet")):
+        raise ValueError(f"{folder} holds no positions-*.parquet with a settings.json; make them first")
+    settings = json.loads(stamp.read_text())
+    if settings.get("held_out", False) != held_out:
+        wanted = "with --held_out" if held_out else "without --held_out"
+        raise ValueError(f"{folder}: its games are not what dev and test or train need; make them {wanted}")
+    return f"{settings['seed']}:"
+
+
+def read_pool(sources: Sources, seed: int) -> dict[SplitName, list[dict[str, Any]]]:
+    """Distinct positions of each split, `game` with each, at first one of every game, then a second one, and so on.
+
+    Raises:
+        ValueError: see `game_names`; or both folders were made from the same seed.
+    """
+    folders = [(sources.positions, False), (sources.held_out, True)]
+    names = [game_names(folder, held_out) for folder, held_out in folders]
+    if names[0] == names[1]:
+        raise ValueError(f"{sources.held_out}: its games have the seed of {sources.positions}; give another --seed")
+    found: dict[SplitName, dict[str, dict[str, Any]]] = {split: {} for split in SPLITS}
+    for (folder, held_out), name in zip(folders, names, strict=True):
+        for shard in sorted(folder.glob("positions-*.parquet")):
+            for record in pq.read_table(shard, columns=["fen", "history", "game"]).to_pylist():
+                split = split_by_hash(record["fen"]) if held_out else split_of(record["fen"])
+                if held_out == (split != "train"):
+                    record["game"] = f"{name}{record['game']}"
+                    found[split].setdefault(position_key(record["fen"]), record)
+    return {
+        split: in_turn(list(records.values()), random.Random(f"{seed}:{split}"))[: POOL[split]]
+        for split, records in found.items()
+    }
+
+
+def in_turn(records: list[dict[str, Any]], rng: random.Random) -> list[dict[str, Any]]:
+    """The records in random order, the first one of each game before the second one of any."""
+    rng.shuffle(records)
+    turns: Counter[str] = Counter()
     for record in records:
-        board = chess.Board(record["fen"])
-        moves = [move.uci() for move in board.legal_moves]
-        if not moves:
-            continue
-        kinds: dict[str, str] = {}  # rarest first: one random move a kind
-        for uci in rng.sample(moves, len(moves)):
-            kinds.setdefault(stratum(board, uci), uci)
-        kinds["illegal"] = illegal_move(board, rng)
-        for kind, uci in kinds.items():
-            after = environment.transition(record["fen"], uci).fen
-            if position_key(after) in taken or (split == "train" and split_of(after) != "train"):
-                continue
-            offers[kind].append(
-                {
-                    "task": "environment",
-                    "move": uci,
-                    "fen": record["fen"],
-                    "history": record["history"],
-                    "stratum": kind,
-                }
-            )
+        record["turn"] = turns[record["game"]]
+        turns[record["game"]] += 1
+    return sorted(records, key=lambda record: record["turn"])
+
+
+def read_human_openings(path: str | None, seed: int) -> dict[SplitName, list[dict[str, Any]]]:
+    """Positions of human opening lines, by the split of their hash; lines that begin alike count as one game."""
+    found: dict[str, dict[str, Any]] = {}
+    for line in read_openings(path) if path else []:
+        board = chess.Board()
+        for ply, move in enumerate(line):
+            board.push_uci(move)
+            game = f"opening:{' '.join(line[:3])}"
+            record = {"fen": board.fen(), "history": " ".join(line[max(0, ply - 8) : ply + 1]), "game": game}
+            if any(board.legal_moves):
+                found.setdefault(position_key(board.fen()), record)
+    split: dict[SplitName, list[dict[str, Any]]] = {name: [] for name in SPLITS}
+    for record in found.values():
+        split[split_of(record["fen"])].append(record)
+    return {name: in_turn(records, random.Random(f"{seed}:{name}:openings")) for name, records in split.items()}
+
+
+def choose_policy_rows(
+    records: Iterable[dict[str, Any]],
+    openings: Iterable[dict[str, Any]],
+    wanted: dict[str, int],
+    taken: Collection[str],
+) -> list[dict[str, Any]]:
+    """The first positions of each stratum that fill its number, White and Black to move alike where there are enough.
+
+    Human openings that are missing are made up for by middlegames.
+    """
     chosen: dict[str, dict[str, Any]] = {}
-    for kind, share in ENVIRONMENT_SHARES.items():  # quiet comes last and fills up
-        quota = rows - len(chosen) if kind == "quiet" else round(rows * share)
-        fresh = (row for row in offers[kind] if row["fen"] not in chosen)
-        for _, row in zip(range(quota), fresh, strict=False):
-            chosen[row["fen"]] = row
+
+    def choose(record: dict[str, Any], stratum: str) -> None:
+        row = {"task": "policy", "move": "", "history": "", "stratum": stratum}
+        chosen[position_key(record["fen"])] = row | {"fen": record["fen"], "game": record["game"]}
+
+    for record in openings:
+        if len(chosen) < wanted["human_opening"] and position_key(record["fen"]) not in taken:
+            choose(record, "human_opening")
+    missing = wanted["human_opening"] - len(chosen)
+    left = {
+        (name, turn): (number + (missing if name == "middlegame" else 0) + turn) // 2
+        for name, number in wanted.items()
+        for turn in chess.COLORS
+    }
+    for record in records:
+        board, key = chess.Board(record["fen"]), position_key(record["fen"])
+        kind = phase(board)
+        if left[kind, board.turn] and key not in taken and key not in chosen:
+            left[kind, board.turn] -= 1
+            choose(record, kind)
     return list(chosen.values())
+
+
+def choose_rows(sources: Sources, seed: int) -> dict[SplitName, list[dict[str, Any]]]:
+    """The rows of each split, without values. A later split leaves out what an earlier one shows.
+
+    Test comes first, then dev. No answer of theirs is a position of the training folder.
+    """
+    pool, openings = read_pool(sources, seed), read_human_openings(sources.openings, seed)
+    trained = {
+        position_number(fen)
+        for shard in sorted(sources.positions.glob("positions-*.parquet"))
+        for fen in pq.read_table(shard, columns=["fen"])["fen"].to_pylist()
+    }
+    taken: set[str] = set()
+    rows: dict[SplitName, list[dict[str, Any]]] = {}
+    for split in ("test", "dev", "train"):
+        rng = random.Random(f"{seed}:{split}:rows")
+        first, human = openings[split][::5], [each for i, each in enumerate(openings[split]) if i % 5]
+        policy_rows = choose_policy_rows(pool[split], human, POLICY_ROWS[split], taken)
+        used = {position_key(row["fen"]) for row in policy_rows}
+        left = [record for record in pool[split] if position_key(record["fen"]) not in used]
+        builder = EnvironmentRows(split, rng, taken | used, trained if split != "train" else frozenset())
+        rows[split] = policy_rows + builder.choose(left, first)
+        for row in rows[split]:
+            taken.update(shown(row))
+    return rows
+
+
+def shown(row: dict[str, Any]) -> list[str]:
+    """The positions of a row, by `position_key`: its own and the one that its answer leads to."""
+    fens = [row["fen"]]
+    if row["task"] == "environment":
+        fens.append(environment.transition(row["fen"], row["move"]).fen)
+    return [position_key(fen) for fen in fens]
+
+
+def list_held_out_answers(rows: dict[SplitName, list[dict[str, Any]]]) -> pa.Table:
+    """The list of `splits.held_out_answers` with the answers of these rows added."""
+    listed = dict(held_out_answers())
+    for split in ("dev", "test"):
+        for row in rows[split]:
+            for key in shown(row):
+                if split_by_hash(f"{key} 0 1") != split:
+                    listed[position_number(f"{key} 0 1")] = split
+    order = sorted(listed)
+    return pa.table({"position": pa.array(order, pa.uint64()), "split": [listed[number] for number in order]})
 
 
 def value_every_move(fens: list[str], nodes: int, engine_path: str | None) -> list[list[int] | None]:
     """Engine values of all legal moves of each position, in UCI order; None where the engine failed."""
     values: list[list[int] | None] = []
-    with Engine(engine_path, nodes=nodes, cache_size=0, hash_mb=4) as engine:
+    with Engine(engine_path, nodes=nodes, cache_size=0, hash_mb=16, timeout=60.0) as engine:
         for fen in fens:
             found = engine.analyse(chess.Board(fen), multipv=500, game=fen)
             values.append([value.centipawns for value in sorted(found, key=lambda v: v.move)] if found else None)
     return values
 
 
-def build_shipped(
-    positions: Path, output: Path, seed: int, nodes: int, workers: int, engine_path: str | None = None
+def value_rows(
+    rows: Sequence[dict[str, Any]], nodes: int, memory: Path, workers: int, engine_path: str | None
 ) -> Iterator[int]:
-    """Write `train`, `dev` and `test` Parquet files; yields the number of positions valued since the last yield."""
-    pool = read_pool(positions.glob("positions-*.parquet"), seed, {"train": 60_000, "dev": 20_000, "test": 20_000})
-    taken: set[str] = set()
-    tables: dict[SplitName, list[dict[str, Any]]] = {}
-    for split in ("test", "dev", "train"):
-        rng = random.Random(f"{seed}:{split}:rows")
-        half = len(pool[split]) // 2  # a position is a P: row or an A: row, not both
-        policy_rows = choose_policy_positions(pool[split][:half], POLICY_ROWS[split])
-        environment_rows = choose_environment_rows(pool[split][half:], ENVIRONMENT_ROWS[split], split, rng, taken)
-        # A later split leaves out what an earlier one shows, as a prompt or as an answer.
-        tables[split] = [row for row in policy_rows + environment_rows if position_key(row["fen"]) not in taken]
-        for row in tables[split]:
-            taken.add(position_key(row["fen"]))
-            if row["task"] == "environment":
-                taken.add(position_key(environment.transition(row["fen"], row["move"]).fen))
+    """Write the `cp` of the rows' moves; what was valued before is read from `memory`, a JSON Lines file."""
+    known: dict[str, list[int] | None] = {}
+    if memory.exists():
+        for line in memory.read_text().splitlines():
+            entry = json.loads(line)
+            if entry["nodes"] == nodes:
+                known[entry["fen"]] = entry["cp"]
+    todo = [row["fen"] for row in rows if row["fen"] not in known]
+    yield len(rows) - len(todo)
+    chunks = [todo[i : i + CHUNK] for i in range(0, len(todo), CHUNK)]
+    with ProcessPoolExecutor(max_workers=workers) as executor, memory.open("a") as file:
+        jobs = [executor.submit(value_every_move, chunk, nodes, engine_path) for chunk in chunks]
+        for chunk, job in zip(chunks, jobs, strict=True):
+            for fen, values in zip(chunk, job.result(), strict=True):
+                known[fen] = values
+                file.write(json.dumps({"nodes": nodes, "fen": fen, "cp": values}) + "\n")
+            file.flush()
+            yield len(chunk)
+    for row in rows:
+        row["cp"] = known[row["fen"]]
+
+
+def build_shipped(
+    sources: Sources,
+    output: Path,
+    seed: int,
+    nodes: dict[SplitName, int],
+    workers: int,
+    engine_path: str | None = None,
+) -> Iterator[int]:
+    """Write `train`, `dev` and `test` Parquet files and the list of held-out answers.
+
+    Run again, it goes on where it was interrupted. Yields the number of positions valued since the last yield.
+    """
+    rows = choose_rows(sources, seed)
     output.mkdir(parents=True, exist_ok=True)
-    with ProcessPoolExecutor(max_workers=workers) as executor:
-        for split, rows in tables.items():
-            todo = [row for row in rows if row["task"] == "policy"]
-            chunks = [todo[i : i + 50] for i in range(0, len(todo), 50)]
-            jobs = [executor.submit(value_every_move, [row["fen"] for row in c], nodes, engine_path) for c in chunks]
-            for chunk, job in zip(chunks, jobs, strict=True):
-                for row, values in zip(chunk, job.result(), strict=True):
-                    row["cp"] = values
-                yield len(chunk)
-            done = [row | {"cp": row.get("cp", [])} for row in rows if row.get("cp", []) is not None]
-            random.Random(f"{seed}:{split}:order").shuffle(done)
-            write_parquet(pa.Table.from_pylist(done, schema=COMPACT_SCHEMA), output / f"{split}.parquet")
+    write_parquet(list_held_out_answers(rows), output / "held_out_answers.parquet")
+    for split in ("test", "dev", "train"):
+        policy_rows = [row for row in rows[split] if row["task"] == "policy"]
+        yield from value_rows(policy_rows, nodes[split], output / "values.jsonl", workers, engine_path)
+        done = [row | {"cp": row.get("cp", [])} for row in rows[split] if row.get("cp", []) is not None]
+        random.Random(f"{seed}:{split}:order").shuffle(done)
+        write_parquet(pa.Table.from_pylist(done, schema=COMPACT_SCHEMA), output / f"{split}.parquet")
 
 
 def counts(directory: Path) -> dict[str, Counter[str]]:
@@ -155,3 +260,16 @@ def counts(directory: Path) -> dict[str, Counter[str]]:
         )
         for split in SPLITS
     }
+
+
+def agreement(first: Sequence[Sequence[int]], second: Sequence[Sequence[int]]) -> dict[str, float]:
+    """How often two valuations of the same moves agree: the first one's best move is a best one of the second, it is
+    among the second's five best, and the share of the first's five best that are among the second's."""
+    totals: defaultdict[str, float] = defaultdict(float)
+    for one, two in zip(first, second, strict=True):
+        top, other = (sorted(range(len(values)), key=values.__getitem__, reverse=True)[:5] for values in (one, two))
+        fifth = min(two[i] for i in other)
+        totals["best"] += two[top[0]] == max(two)
+        totals["best_in_five"] += two[top[0]] >= fifth
+        totals["five"] += sum(two[i] >= fifth for i in top) / len(top)
+    return {name: total / len(first) for name, total in totals.items()}

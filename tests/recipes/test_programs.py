@@ -14,8 +14,8 @@ BAD: dict[str, tuple[Callable[[list[str]], None], tuple[str, ...], str]] = {
     "no run": (report.main, ("nowhere",), "nowhere"),
     "no positions": (
         generate_data.main,
-        ("dataset", "--positions", "nowhere", "--output", "x"),
-        "--positions: nowhere",
+        ("dataset", "--positions", "nowhere", "--held_out", "there", "--output", "x"),
+        "nowhere holds no positions-",
     ),
     "no partition": (
         generate_data.main,

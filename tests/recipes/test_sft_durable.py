@@ -107,7 +107,7 @@ OTHERS: list[tuple[dict[str, Any], str]] = [
     ({"seed": 2}, "`seed` was 1 and is 2"),
     ({"learning_rate": 1e-2}, "`rates` was"),
     ({"muon_lr": 1e-2}, "`rates` was"),
-    ({"best_first": "true"}, "`best_first` was False and is True"),
+    ({"environment_share": 0.5}, "`environment_share` was 1.0 and is 0.5"),
     ({"n_embd": 32}, "`n_embd` was 16 and is 32"),
 ]
 
