@@ -147,7 +147,7 @@ def late(record: dict[str, Any], move: str, name: str, rng: random.Random) -> tu
 
 
 def repeated(record: dict[str, Any], move: str, name: str, rng: random.Random) -> tuple[dict[str, Any], str] | None:
-    """The position after both sides moved there and back twice, so that the move repeats one for the third time, by proof."""
+    """The position after both sides moved there and back twice; the move provably repeats one for the third time."""
     board = chess.Board(record["fen"])
     if board.halfmove_clock > 80 or not _is_plain(board, move):  # or it would end by another rule
         return None
