@@ -87,7 +87,8 @@ def rescued(save: Save, output_dir: Path, main: bool) -> Iterator[None]:
 def _rescue(save: Save, output_dir: Path, main: bool) -> Path | None:
     if _written(save, output_dir, main):
         return output_dir / MODEL_FOLDER
-    for place in ranks.decided(main, _other_places):
+    others = [os.path.expanduser("~"), ".", os.environ.get("TMPDIR", "/tmp"), "/dev/shm"]  # the last one is memory
+    for place in ranks.decided(main, lambda: others):
         folder = ranks.decided(main, partial(_folder_in, place, output_dir.name))
         if folder is not None and _written(save, folder, main):
             return folder / MODEL_FOLDER
@@ -107,11 +108,6 @@ def _written(save: Save, folder: Path, main: bool) -> bool:
     except CheckpointError:
         return False
     return True
-
-
-def _other_places() -> list[str]:
-    """Where there may be room; the last one is memory."""
-    return [os.path.expanduser("~"), ".", os.environ.get("TMPDIR", "/tmp"), "/dev/shm"]
 
 
 def _folder_in(place: str, name: str) -> Path | None:

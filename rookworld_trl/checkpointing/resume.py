@@ -102,7 +102,7 @@ def _choose_start(args: Any, output_dir: Path, asked: Mapping[str, Any]) -> Star
         problems = store.verify(folder, finite=True)
         if not problems:
             return Start(folder, asked=asked)
-        store.quarantine(folder, "; ".join(problems))
+        store.set_aside(folder, "; ".join(problems))
     quarantined = sorted(path.name for path in output_dir.glob("quarantined-*"))
     if quarantined:
         raise NothingToResumeError(

@@ -141,7 +141,7 @@ def verify(folder: Path, finite: bool = False) -> list[str]:
     if not path.is_file():
         return [f"{MANIFEST_FILE} is missing: the checkpoint was not written to its end, or by another trainer"]
     try:
-        files = _read_manifest(path)
+        files = json.loads(path.read_text(encoding="utf-8"))["files"]
         damaged = damage(folder, files)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return [f"{MANIFEST_FILE} is damaged ({error!r})"]
@@ -159,18 +159,10 @@ def verify(folder: Path, finite: bool = False) -> list[str]:
     return problems or (_not_finite(folder, files) if finite else [])
 
 
-def _read_manifest(path: Path) -> dict[str, dict[str, Any]]:
-    return json.loads(path.read_text(encoding="utf-8"))["files"]
-
-
-def _is_weights(name: str) -> bool:
-    return Path(name).name.startswith(("model", "adapter_model"))
-
-
 def _not_finite(folder: Path, names: Iterable[str]) -> list[str]:
     problems = []
     for name in names:
-        if not (_is_weights(name) and name.endswith(".safetensors")):
+        if not (Path(name).name.startswith(("model", "adapter_model")) and name.endswith(".safetensors")):
             continue
         try:
             with safe_open(str(folder / name), framework="pt") as weights:
@@ -229,11 +221,6 @@ def set_aside(folder: Path, reason: str, prefix: str = "quarantined") -> Path:
     (target / REASON_FILE).write_text(reason + "\n", encoding="utf-8")
     logger.warning(f"{folder} is now {target.name}: {reason}. Delete it if you do not need it.")
     return target
-
-
-def quarantine(folder: Path, reason: str) -> Path:
-    """`set_aside` for a checkpoint that does not verify."""
-    return set_aside(folder, reason)
 
 
 def sweep(output_dir: Path) -> None:

@@ -125,7 +125,7 @@ def test_newest_by_step_not_by_time_or_text(tmp_path: Path) -> None:
 def test_quarantine_keeps_everything_and_says_why(tmp_path: Path) -> None:
     for expected in ("quarantined-checkpoint-1", "quarantined-checkpoint-1-2"):
         folder = write(tmp_path, "checkpoint-1")
-        moved = store.quarantine(folder, "a bit flipped")
+        moved = store.set_aside(folder, "a bit flipped")
         assert moved.name == expected
         assert not folder.exists()
         assert (moved / "reason.txt").read_text() == "a bit flipped\n"
