@@ -85,7 +85,11 @@ def components(folder: Path) -> dict[str, Any]:
 
 
 def epochs(folder: Path) -> dict[str, Any]:
-    """rookworld-nano at its own learning rate, 8 prompts of 8 samples a step."""
+    """rookworld-nano, 8 prompts of 8 samples a step; rate and thresholds are the recipe's.
+
+    The rate matters: at twenty times this one (1e-4) the KL stop ended the same run at step 155, with a last pass that
+    earned 0.06 more than the first.
+    """
     rows, counts = [], {"policy": ROWS // 2, "environment": ROWS // 2}
     for row in shipped("train"):
         if counts[row["task"]]:
@@ -96,7 +100,7 @@ def epochs(folder: Path) -> dict[str, Any]:
     a_pass = ROWS // 8
     small = {"model": "nano", "dataset": file, "streaming": "false", "max_rows": ROWS, "max_steps": EPOCHS * a_pass}
     small |= {"num_generations": 8, "per_device_train_batch_size": 64, "max_completion_length": 80}
-    small |= {"learning_rate": 1e-4, "save_strategy": "no", "eval_policy_items": 64, "eval_environment_items": 64}
+    small |= {"save_strategy": "no", "eval_policy_items": 64, "eval_environment_items": 64}
     code, steps, summary = run("epochs", folder / "epochs", small)
     first, last = (fmean(row["reward"] for row in part) for part in (steps[:a_pass], steps[-a_pass:]))
     checks = {

@@ -84,13 +84,30 @@ def step(checkpoint: str, rows: list[dict[str, list[int]]], output: str, options
                 "average_tokens_across_devices": False,
             },
         ),
+        pytest.param(
+            1,
+            {
+                "per_device_train_batch_size": 4,
+                "gradient_accumulation_steps": 2,
+                "torch_compile_backend": "eager",
+            },
+            marks=pytest.mark.slow,
+        ),
         pytest.param(2, {"per_device_train_batch_size": 4}, marks=pytest.mark.slow),
         pytest.param(2, {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}, marks=pytest.mark.slow),
         pytest.param(
             2, {"per_device_train_batch_size": 4, "average_tokens_across_devices": False}, marks=pytest.mark.slow
         ),
     ],
-    ids=["one batch", "two batches", "two batches alone", "two processes", "two batches each", "two processes alone"],
+    ids=[
+        "one batch",
+        "two batches",
+        "two batches alone",
+        "compiled",
+        "two processes",
+        "two batches each",
+        "two processes alone",
+    ],
 )
 def test_the_loss_is_that_of_one_large_batch(
     tiny_model: GPT2LMHeadModel,
