@@ -27,6 +27,7 @@ from rookworld_trl.checkpointing.resume import choose_start, mark_finished
 from rookworld_trl.config import bad_input, blame, option, parse_recipe
 from rookworld_trl.data.prompts import PromptOptions, held_out_and_training_prompts
 from rookworld_trl.evaluation import Evaluation, compare, compare_groups, comparison_table, evaluate
+from rookworld_trl.evaluation.watching import Watch
 from rookworld_trl.modeling.hub import push_folder
 from rookworld_trl.modeling.loading import NANO, load
 from rookworld_trl.reports.results import write_results
@@ -40,6 +41,7 @@ from rookworld_trl.training.live import report_live
 from rookworld_trl.training.stages import Stages
 
 SHOWN = ["seed", "learning_rate", "beta", "temperature", "num_generations", "generation_batch_size", "num_iterations"]
+SHOWN += ["metric_for_best_model"]
 
 
 @dataclass
@@ -60,14 +62,22 @@ def load_start(run: RunConfig, args: RookWorldGRPOConfig) -> tuple[PreTrainedMod
         return load(run.model, run.leading_eos, expected_parameters=run.expected_parameters, **source)
 
 
+def decoding(run: RunConfig, args: RookWorldGRPOConfig) -> dict[str, Any]:
+    """How held-out prompts are completed: as training samples them."""
+    settings = {"temperature": args.temperature, "max_new_tokens": args.max_completion_length}
+    return settings | {"task_sampling": args.task_sampling, "batch_size": run.eval_batch_size, "seed": args.seed}
+
+
 def build(run: RunConfig, args: RookWorldGRPOConfig) -> tuple[RookWorldGRPOTrainer, Dataset]:
     """Model, tokenizer, prompts and rewards put together, every input checked on the way."""
     check_tasks("task_sampling", args.task_sampling or {})
     model, tokenizer = load_start(run, args)
-    held_out, prompts = held_out_and_training_prompts(run, args, tokenizer, model.config.n_positions)
+    held_out, watched, prompts = held_out_and_training_prompts(run, args, tokenizer, model.config.n_positions)
     points = None if args.objective == "sampled" else ChessPoints(tokenizer)
     plan: Any = {"find_points": points, "stages": Stages(prompts, run.stage_ends) if run.stages else None}
-    trainer = RookWorldGRPOTrainer(model, REWARDS[run.reward], args, prompts, None, tokenizer, **plan)
+    trainer = RookWorldGRPOTrainer(model, REWARDS[run.reward], args, prompts, watched, tokenizer, **plan)
+    if watched is not None:
+        trainer.watch_with(Watch(tokenizer, run.reward, args.metric_for_best_model, decoding(run, args)))
     report_live(trainer, Path(args.output_dir), COLUMNS, run.max_train_minutes)
     return trainer, held_out
 
@@ -81,9 +91,8 @@ def measure(run: RunConfig, trainer: RookWorldGRPOTrainer, held_out: Dataset, na
     if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:  # in shards, or still on the CPU: the one on disk
         model, _ = load_start(run, args) if name == "before" else load(Path(args.output_dir, "checkpoint"))
         model.to(trainer.accelerator.device)
-    settings = {"temperature": trainer.temperature, "max_new_tokens": trainer.max_completion_length}
-    settings |= {"task_sampling": args.task_sampling, "batch_size": run.eval_batch_size, "seed": args.seed}
-    return trainer.preemption.until_signalled(lambda: evaluate(model, tokenizer, held_out, **settings, progress=True))
+    settings = decoding(run, args) | {"progress": True}
+    return trainer.preemption.until_signalled(lambda: evaluate(model, tokenizer, held_out, **settings))
 
 
 def run_recipe(argv: Sequence[str] | None) -> int:
@@ -125,7 +134,8 @@ def run_recipe(argv: Sequence[str] | None) -> int:
         if before is not None and after is not None:  # the main process
             comparison, groups = compare(before, after), compare_groups(before, after)
             print(f"\n{comparison_table(comparison)}\n\n{comparison_table(comparison, True, groups)}")
-            result |= {"steps": trainer.state.global_step, "stop_reason": trainer.stop_reason, "metrics": comparison}
+            result |= {"steps": trainer.state.global_step, "best_step": trainer.best_step}
+            result |= {"stop_reason": trainer.stop_reason, "metrics": comparison}
             facts = {**vars(run), **{name: getattr(args, name) for name in SHOWN}, **result, "groups": groups}
             with last.step("evaluation_after.json"), exits.needs_disk(folder / "evaluation_after.json"):
                 after.write(folder / "evaluation_after.json")

@@ -91,9 +91,11 @@ class DurableTrainer(Trainer):
         Raises:
             CheckpointError: the last checkpoint of the run, or several in a row, could not be written.
         """
+        best = self.state.best_model_checkpoint
         try:
             folder = self.write_checkpoint("checkpoint", trial)
         except CheckpointError as error:
+            self.state.best_model_checkpoint = best
             self._failed_saves += 1
             if self.control.should_training_stop or self._failed_saves >= MAX_FAILED_SAVES:
                 raise
@@ -131,9 +133,10 @@ class DurableTrainer(Trainer):
                 self._staging = staging
                 super()._save_checkpoint(self.model, trial)
                 self._staging = None
+                self._name_best(staging)
                 save_tree(folder, f"progress_{self.args.process_index}", self._progress())
                 if self.args.should_save:
-                    self._finish(folder, staging, extra)
+                    self._finish(folder, extra)
             with self._all_or_none(final):
                 if self.args.should_save:
                     store.commit(folder, final)
@@ -143,14 +146,17 @@ class DurableTrainer(Trainer):
                 shutil.rmtree(staging, ignore_errors=True)
         return final
 
-    def _finish(self, folder: Path, staging: Path, extra: Mapping[str, Any] | None) -> None:
+    def _name_best(self, staging: Path) -> None:
+        """If the best checkpoint is the one being written, call it by the place it is going to; in every process."""
+        best = self.state.best_model_checkpoint
+        if best is not None and Path(best).is_relative_to(staging):
+            self.state.best_model_checkpoint = str(staging.parent / Path(best).name)
+
+    def _finish(self, folder: Path, extra: Mapping[str, Any] | None) -> None:
         self._write_parts(folder)
         if extra is not None:
             save_tree(folder, EXTRA_FILE, dict(extra), other=str)
-        best = self.state.best_model_checkpoint
-        if best is not None and Path(best).is_relative_to(staging):  # this one: name the place it is going to
-            self.state.best_model_checkpoint = str(staging.parent / Path(best).name)
-            self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
+        self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
         # A pickle of arbitrary objects that nobody needs: the arguments are in run.json.
         (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)
 

@@ -15,9 +15,11 @@ from transformers.utils.hub import PushInProgress
 from trl import GRPOTrainer
 from trl.trainer.utils import RepeatSampler
 
-from rookworld_trl.checkpointing import identity, store
+from rookworld_trl import ranks
+from rookworld_trl.checkpointing import exits, identity, store, watching
 from rookworld_trl.checkpointing.durable import DurableTrainer
 from rookworld_trl.checkpointing.state import Stateful, load_state, save_state
+from rookworld_trl.checkpointing.watching import Evaluator
 from rookworld_trl.modeling.hub import check_write, explained, push_in_background
 
 
@@ -46,8 +48,11 @@ class DurableGRPOTrainer(DurableTrainer, GRPOTrainer):
         controls: whatever carries state from step to step, by its name in a checkpoint; the layer above fills it in.
         reference_replaced: the reference has other weights than at the start, so that checkpoints must hold it.
         last_fault: the optimizer step in which a fault was found last; 0: none yet.
+        evaluator: see `watch_with`.
     """
 
+    control: Any
+    evaluator: Evaluator | None = None
     _buffered_inputs: Any
     _entropy_window_stats: Any
 
@@ -68,6 +73,46 @@ class DurableGRPOTrainer(DurableTrainer, GRPOTrainer):
             "model_commit": getattr(self.model.config, "_commit_hash", None),  # of a model from the Hub
             "tokenizer": identity.tokenizer_digest(self.processing_class),
         }
+
+    # Held-out metrics on the way
+
+    def watch_with(self, evaluator: Evaluator) -> None:
+        """Measure the policy on `eval_dataset` by this, in the main process, and not by the rewards of samples.
+
+        Raises:
+            ValueError: the weights are in shards, of which no process has all.
+        """
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            raise ValueError("`eval_strategy` is on, and these weights are in shards. Set it to 'no'")
+        self.evaluator = evaluator
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Measure the policy as it is, and log it; training goes on as if nothing had been measured.
+
+        Raises:
+            ValueError: `metric_for_best_model` is none of the metrics.
+        """
+        with watching.undisturbed(self.model):
+            if self.evaluator is None:
+                return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+            main, found = self.accelerator.is_main_process, {}
+            with exits.others_wait():
+                if main:
+                    rows = self.eval_dataset if eval_dataset is None else eval_dataset
+                    found = dict(self.evaluator(self.merged_model(), rows))
+            found = ranks.decided(main, lambda: found)
+            metrics = watching.with_best(found, metric_key_prefix, self.args, self.state)
+            self.log(dict(metrics))  # in evaluation mode: TRL leaves the metrics of training for their own log
+            self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+            return metrics
+
+    @property
+    def best_step(self) -> int | None:
+        """The step whose weights the trained model has, where `load_best_model_at_end` has put them back."""
+        best = self.state.best_model_checkpoint
+        return store.step_of(Path(best)) if best and self.args.load_best_model_at_end else None
 
     # Writing
 

@@ -39,11 +39,17 @@ class PromptOptions(DataOptions):
     eval_policy_items: int | None = option(None, "Held-out `P:` items to measure, drawn at random; default: all.")
     eval_environment_items: int | None = option(None, "Held-out `A:` items to measure, drawn at random; default: all.")
     eval_batch_size: int = option(128, "Prompts decoded at a time in the evaluation.")
+    eval_dataset: str = option(
+        "shipped",
+        "Held-out rows to watch while training, every `eval_steps` where `eval_strategy` is `steps`: the `shipped` dev "
+        "split, or a file. Nothing is trained on that shows one of its positions.",
+    )
+    eval_items: int = option(250, "Rows of each task to watch, drawn at random.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_stages(self.stages or ())
-        for name in ("eval_policy_items", "eval_environment_items", "eval_batch_size"):
+        for name in ("eval_policy_items", "eval_environment_items", "eval_batch_size", "eval_items"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"`{name}` is {value}: nothing would be measured. Set it to 1 or more")
 
@@ -53,14 +59,15 @@ class PromptOptions(DataOptions):
         return [(stage.get("until_step"), stage.get("until_pass_rate")) for stage in (self.stages or [])[:-1]]
 
 
-def training_prompts(run: PromptOptions, args: GRPOConfig) -> Dataset:
+def training_prompts(run: PromptOptions, args: GRPOConfig, watched: Dataset | None = None) -> Dataset:
     """Prompts in the order they are trained on: every generation batch holds exactly `mix_env_ratio` of `A:`.
 
     Sets `args.max_steps` where the epochs decide it, and `args.shuffle_dataset`, for the order is made here.
     """
     dataset = _read(run)
     # All of both splits, whichever this run is measured on and however much of it.
-    dataset, dropped = without(dataset, concatenate_datasets([load_shipped(split) for split in ("dev", "test")]))
+    held_out = [load_shipped(split) for split in ("dev", "test")] + ([watched] if watched is not None else [])
+    dataset, dropped = without(dataset, concatenate_datasets([each.select_columns("prompt") for each in held_out]))
     if dropped:
         print(f"dropped {dropped} training prompts whose positions are held out")
     prompts_per_batch = args.generation_batch_size // args.num_generations
@@ -89,10 +96,18 @@ def _read(run: PromptOptions) -> Dataset:
     return load_shipped(run.dataset_split, folder)
 
 
+def watched_rows(run: PromptOptions, args: GRPOConfig) -> Dataset | None:
+    """The rows of which the run is measured on some while it trains; None if it is not."""
+    if args.eval_strategy == "no":
+        return None
+    shipped = run.eval_dataset == "shipped"
+    return load_shipped("dev") if shipped else load_prompts(run.eval_dataset, run.dataset_split, run)
+
+
 def held_out_and_training_prompts(
     run: PromptOptions, args: GRPOConfig, tokenizer: Any, context: int
-) -> tuple[Dataset, Dataset]:
-    """The rows that the run is measured on, before and after, and those it trains on, in their order.
+) -> tuple[Dataset, Dataset | None, Dataset]:
+    """The rows that the run is measured on before and after, those while it trains, and those it trains on, in order.
 
     Args:
         context: the model's, in tokens, of which every prompt must leave room for a completion.
@@ -101,7 +116,11 @@ def held_out_and_training_prompts(
         ValueError: a setting or a row that cannot be used; the message names it.
     """
     limits = {"policy": run.eval_policy_items, "environment": run.eval_environment_items}
-    held_out, prompts = draw_of_each(load_shipped(run.eval_split), limits), training_prompts(run, args)
-    for dataset in (prompts, held_out):
-        check_lengths(dataset, tokenizer, context, args.max_completion_length)
-    return held_out, prompts
+    held_out, watched = draw_of_each(load_shipped(run.eval_split), limits), watched_rows(run, args)
+    prompts = training_prompts(run, args, watched)
+    if watched is not None:
+        watched = draw_of_each(watched, dict.fromkeys(("policy", "environment"), run.eval_items))
+    for dataset in (prompts, held_out, watched):
+        if dataset is not None:
+            check_lengths(dataset, tokenizer, context, args.max_completion_length)
+    return held_out, watched, prompts

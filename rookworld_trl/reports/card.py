@@ -122,6 +122,7 @@ def _training(summary: dict[str, Any]) -> str:
         f"rewards: {reward}, {REWARDS.get(reward, 'by python-chess and stored engine values')}; no judge, no engine "
         "during training",
         f"steps: {summary['steps']}" + (f", stopped: {summary['stop_reason']}" if summary.get("stop_reason") else ""),
+        *_checkpoint(summary),
         f"command: `{summary['command']}`",
         f"seed: {summary['seed']}",
     ]
@@ -131,6 +132,12 @@ def _training(summary: dict[str, Any]) -> str:
         )
     items.append("versions: " + ", ".join(f"{name} {number}" for name, number in summary["versions"].items()))
     return "## Training\n\n" + "\n".join(f"- {item}" for item in items)
+
+
+def _checkpoint(summary: dict[str, Any]) -> list[str]:
+    """Which step's weights these are, where not the last one's."""
+    step, metric = summary.get("best_step"), summary.get("metric_for_best_model")
+    return [f"weights: those after step {step}, the best on held-out rows by `{metric}`"] if step else []
 
 
 def _limits() -> str:

@@ -21,4 +21,8 @@ COLUMNS = [
     ("B legal", "policy/best_legal", ".0%"),
     ("skill", "policy/skill", "+.3f"),
     ("A exact", "environment/exact", ".0%"),
+    ("held out: reward", "eval_reward", "+.3f"),
+    ("B legal", "eval_policy/best_legal", ".1%"),
+    ("skill", "eval_policy/skill", "+.3f"),
+    ("A exact", "eval_environment/exact", ".1%"),
 ]

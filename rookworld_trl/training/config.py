@@ -56,6 +56,10 @@ class RookWorldGRPOConfig(GRPOConfig):
     scale_rewards: str = field(
         default="batch", metadata={"help": "Divide advantages by the deviation of the `batch`, the `group`, or `none`."}
     )
+    # TRL's is `num_generations`, of which `per_device_eval_batch_size` would have to be a multiple.
+    num_generations_eval: int | None = field(
+        default=1, metadata={"help": "Completions a prompt in TRL's own evaluation, where no group is compared."}
+    )
     # Each token of the accumulated batch weighs the same, however rows fall into micro-batches.
     loss_type: str = field(default="dapo", metadata={"help": "Loss normalisation; see TRL's GRPOConfig."})
     # Clip-higher of DAPO (arXiv 2503.14476): rare good tokens may grow faster than common ones may shrink.
@@ -301,6 +305,7 @@ class RookWorldGRPOConfig(GRPOConfig):
             self.use_vllm = True
         validation.check_fields(self)
         validation.check_groups(self)
+        validation.check_best(self)
         super().__post_init__()
         if self.kl_stop_threshold is None:
             self.kl_stop_threshold = KL_STOP if self.beta else 0.0

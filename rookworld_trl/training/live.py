@@ -29,6 +29,8 @@ COLUMNS: Columns = (
     ("KL", "kl", ".4f"),
     ("entropy", "entropy", ".3f"),
     ("informative groups", "groups/informative", ".0%"),
+    ("best", "eval_best", ".4g"),  # of `metric_for_best_model`
+    ("at step", "eval_best_step", ".0f"),
 )
 
 
@@ -118,6 +120,8 @@ class LiveReport(TrainerCallback):
             over = [time.perf_counter() - self.started > self.max_seconds]
             broadcast_object_list(over)  # clocks differ between processes, the decision must not
             control.should_training_stop |= over[0]
+            if over[0] and args.metric_for_best_model:  # the last step may be the best
+                control.should_evaluate = control.should_save = True
 
     def on_log(
         self,

@@ -143,10 +143,10 @@ FIELD_CHECKS = (
         "leave it False; the trained model is saved by itself at the end",
     ),
     FieldCheck(
-        "load_best_model_at_end",
-        lambda value: value is False,
-        "nothing is evaluated while it trains, so no checkpoint is known to be the best",
-        "leave it False; what is evaluated is the model after the last step",
+        "save_strategy",
+        lambda value: str(getattr(value, "value", value)) != "best",
+        "a run that is interrupted between two best steps could not go on from where it was",
+        "set it to steps; with `metric_for_best_model` the best checkpoint is kept too",
     ),
 )
 
@@ -169,6 +169,40 @@ def check_fields(config: TrainingArguments, of: type[TrainingArguments] | None =
             value = getattr(config, name)
             unset = value is None and defaults[name] is None
             require(unset or check.accepts(value), name, value, check.problem, check.remedy)
+
+
+def check_best(config: TrainingArguments) -> None:
+    """What keeping the best checkpoint takes; before transformers' own checks, which leave cases open.
+
+    Raises:
+        ValueError: no evaluation, or one at steps that are not saved.
+    """
+    name = "load_best_model_at_end" if config.load_best_model_at_end else "metric_for_best_model"
+    if not getattr(config, name):
+        return
+    value = getattr(config, name)
+    require(
+        config.metric_for_best_model is not None,
+        name,
+        value,
+        "nothing says which checkpoint is the best",
+        "set `metric_for_best_model`",
+    )
+    strategies = [str(getattr(each, "value", each)) for each in (config.eval_strategy, config.save_strategy)]
+    require(
+        strategies == ["steps", "steps"] and config.eval_steps == config.save_steps,
+        name,
+        value,
+        "the best checkpoint is known only where each one is measured",
+        "set `eval_strategy` and `save_strategy` to steps, and `eval_steps` and `save_steps` to the same number",
+    )
+    require(
+        config.save_total_limit != 1,
+        "save_total_limit",
+        config.save_total_limit,
+        f"with `{name}` the best checkpoint is kept beside the newest, which a run goes on from",
+        "set it to 2 or more, or leave it out",
+    )
 
 
 def check_groups(config: GRPOConfig) -> None:

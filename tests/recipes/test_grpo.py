@@ -510,3 +510,51 @@ def test_from_a_shell_there_is_no_traceback():
     assert result.returncode == 2
     assert result.stderr.strip().splitlines()[-1].startswith("error: nowhere.yaml: cannot be read")
     assert "Traceback" not in result.stderr
+
+
+def test_held_out_rows_are_watched_on_the_way_and_the_best_step_is_the_result(arguments, rows_file, tmp_path, capsys):
+    """The user's own rows, whose positions are not trained on: in the log, the line, the summary, card and report."""
+    rows = [json.loads(line) for line in rows_file.read_text().splitlines()]
+    mine = tmp_path / "mine.jsonl"
+    mine.write_text("".join(json.dumps(row) + "\n" for row in rows[:4]))
+    watching = {"eval_strategy": "steps", "eval_steps": 1, "save_steps": 1, "save_strategy": "steps", "eval_items": 1}
+    best = {"metric_for_best_model": "policy/tokens", "load_best_model_at_end": True}
+    run(arguments | watching | best | {"eval_dataset": mine})
+    folder, out = arguments["output_dir"], capsys.readouterr().out
+    logged = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    found = [row for row in logged if "eval_reward" in row]
+    assert [row["step"] for row in found] == [1, 2]
+    # A random model writes nothing that can be read: -0.3 for either task's one row.
+    assert [row["eval_reward"] for row in found] == [-0.3, -0.3]
+    assert {"eval_policy/best_legal", "eval_environment/exact"} <= set(found[0])
+    assert "step 1/2  held out: reward -0.300" in out
+    assert "dropped 4 training prompts whose positions are held out" in out
+    step = json.loads((folder / "summary.json").read_text())["best_step"]
+    assert step == found[-1]["eval_best_step"]
+    assert (
+        f"weights: those after step {step}, the best on held-out rows by `policy/tokens`"
+        in (folder / "checkpoint" / "README.md").read_text()
+    )
+    assert "Held-out metrics while training" in (folder / "report.html").read_text()
+    kept = load_model(folder / f"checkpoint-{step}").state_dict()
+    result = load_model(folder / "checkpoint").state_dict()
+    assert all(torch.equal(result[name], weight) for name, weight in kept.items())
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (
+            {"metric_for_best_model": "policy/skil"},
+            "no such metric is measured. Choose one of reward, policy/best_legal",
+        ),
+        ({"eval_dataset": "nowhere.jsonl"}, "nowhere.jsonl: no such file"),
+        ({"eval_items": 0}, "`eval_items` is 0"),
+    ],
+)
+def test_what_cannot_be_watched_is_refused(arguments, wrong, message, capsys):
+    watching = {"eval_strategy": "steps", "eval_steps": 1, "save_steps": 1, "save_strategy": "steps"}
+    with pytest.raises(SystemExit) as exit_:
+        run(arguments | watching | wrong)
+    assert exit_.value.code == 2
+    assert message in capsys.readouterr().err

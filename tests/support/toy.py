@@ -33,7 +33,12 @@ def share_of_letters(completions: list[str], **_: Any) -> list[float]:
 
 
 def make_trainer(
-    output_dir: Path, rows: int = 32, reward: Any = share_of_letters, data: Dataset | None = None, **changes: Any
+    output_dir: Path,
+    rows: int = 32,
+    reward: Any = share_of_letters,
+    data: Dataset | None = None,
+    held_out: Dataset | None = None,
+    **changes: Any,
 ) -> RookWorldGRPOTrainer:
     options: dict[str, Any] = {
         "output_dir": str(output_dir),
@@ -55,7 +60,7 @@ def make_trainer(
     }
     args = RookWorldGRPOConfig(**options)
     data = prompts(rows) if data is None else data
-    return RookWorldGRPOTrainer(policy(), reward, args, data, processing_class=tokenizer())
+    return RookWorldGRPOTrainer(policy(), reward, args, data, held_out, tokenizer())
 
 
 class StopAt(TrainerCallback):

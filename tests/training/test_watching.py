@@ -1,0 +1,190 @@
+"""Held-out metrics while training: no trace in what is trained, the best checkpoint kept, and both over a restart."""
+
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from rookworld_trl.training import RookWorldGRPOConfig
+from rookworld_trl.training.live import METRICS_FILE, report_live
+from tests.support.checkpoint_diff import EACH_START, WALL_CLOCK
+from tests.support.toy import StopAt, make_trainer, prompts
+
+VALUES = {2: 0.3, 4: 0.7, 6: float("nan"), 8: 0.5}  # the held-out metric by step; undefined at step 6
+WATCH = {"eval_strategy": "steps", "eval_steps": 2, "save_steps": 2, "max_steps": 8, "metric_for_best_model": "score"}
+
+
+def watched(folder: Path, values: dict[int, float] = VALUES, **changes: Any) -> Any:
+    """A trainer whose evaluator draws from every generator, as a careless one may."""
+    trainer = make_trainer(folder, held_out=prompts(4), **{**WATCH, "save_total_limit": 2, **changes})
+
+    def evaluator(model: Any, rows: Any) -> dict[str, float]:
+        assert not model.training
+        assert len(rows) == 4
+        random.random(), np.random.rand(), torch.rand(1)
+        return {"score": values[trainer.state.global_step], "other": 1.0}
+
+    trainer.watch_with(evaluator)
+    report_live(trainer, folder)
+    return trainer
+
+
+def logged(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / METRICS_FILE).read_text().splitlines()]
+
+
+def learned(folder: Path) -> list[dict[str, Any]]:
+    """The rows of training, without times and gates."""
+    timed = ("seconds", *(name.strip("*") for name in (*WALL_CLOCK, *EACH_START)))
+    rows = [row for row in logged(folder) if "loss" in row]
+    return [{key: v for key, v in row.items() if not any(name in key for name in timed)} for row in rows]
+
+
+def test_training_is_the_same_with_evaluation_and_without(tmp_path: Path) -> None:
+    plain = make_trainer(tmp_path / "plain", max_steps=4, save_steps=2, logging_steps=1)
+    report_live(plain, tmp_path / "plain")
+    plain.train()
+    trainer = watched(tmp_path / "watched", max_steps=4, logging_steps=1)
+    trainer.train()
+    assert len(learned(tmp_path / "plain")) == 4
+    assert learned(tmp_path / "watched") == learned(tmp_path / "plain")
+    for name, weight in plain.model.state_dict().items():
+        assert torch.equal(weight, trainer.model.state_dict()[name])
+
+
+def test_a_log_of_several_steps_is_not_cut_by_an_evaluation(tmp_path: Path) -> None:
+    """Evaluated in the middle of a logging interval, training's averages still go over all of it."""
+    plain = make_trainer(tmp_path / "plain", max_steps=4, save_steps=2, logging_steps=4)
+    report_live(plain, tmp_path / "plain")
+    plain.train()
+    watched(tmp_path / "watched", max_steps=4, logging_steps=4).train()
+    (row,) = learned(tmp_path / "watched")
+    assert [row] == learned(tmp_path / "plain")
+    assert [row["eval_score"] for row in logged(tmp_path / "watched") if "eval_score" in row] == [0.3, 0.7]
+    assert not any(key.startswith("eval_") for key in row)
+
+
+def test_trls_own_evaluation_leaves_no_trace_either(tmp_path: Path) -> None:
+    plain = make_trainer(tmp_path / "plain", max_steps=4, save_steps=2)
+    report_live(plain, tmp_path / "plain")
+    plain.train()
+    trainer = make_trainer(
+        tmp_path / "watched", held_out=prompts(4), max_steps=4, save_steps=2, eval_strategy="steps", eval_steps=2
+    )
+    report_live(trainer, tmp_path / "watched")
+    trainer.train()
+    assert learned(tmp_path / "watched") == learned(tmp_path / "plain")
+    assert sum("eval_reward" in row for row in logged(tmp_path / "watched")) == 2
+
+
+def test_the_best_checkpoint_is_kept_and_put_back(tmp_path: Path) -> None:
+    trainer = watched(tmp_path, load_best_model_at_end=True, stable_after_steps=0)
+    trainer.train()
+    names = {path.name for path in tmp_path.glob("checkpoint-*")}
+    assert names == {"checkpoint-4", "checkpoint-6", "checkpoint-8"}, "the newest two and the best"
+    assert (trainer.state.best_metric, trainer.best_step) == (0.7, 4)
+    best = load_file(tmp_path / "checkpoint-4" / "model.safetensors")
+    last = load_file(tmp_path / "checkpoint-8" / "model.safetensors")
+    now = trainer.model.state_dict()
+    assert all(torch.equal(now[name], weight) for name, weight in best.items())
+    assert not all(torch.equal(now[name], weight) for name, weight in last.items())
+    found = [(row["step"], row["eval_best"], row["eval_best_step"]) for row in logged(tmp_path) if "eval_score" in row]
+    assert found == [(2, 0.3, 2), (4, 0.7, 4), (6, 0.7, 4), (8, 0.7, 4)]
+
+
+def test_less_may_be_better(tmp_path: Path) -> None:
+    trainer = watched(tmp_path, greater_is_better=False)
+    trainer.train()
+    assert (trainer.state.best_metric, trainer.state.best_global_step) == (0.3, 2)
+    assert trainer.best_step is None, "the last step's weights are the result"
+    assert logged(tmp_path)[-1]["eval_best_step"] == 2
+
+
+def test_the_best_is_known_after_a_restart(tmp_path: Path) -> None:
+    whole = watched(tmp_path / "whole", load_best_model_at_end=True)
+    whole.train()
+    first = watched(tmp_path / "parts", load_best_model_at_end=True)
+    first.add_callback(StopAt(6))
+    first.train()
+    second = watched(tmp_path / "parts", load_best_model_at_end=True)
+    second.train(resume_from_checkpoint=True)
+    assert (second.state.best_metric, second.best_step) == (0.7, 4)
+    assert learned(tmp_path / "parts") == learned(tmp_path / "whole")
+    evaluations = [
+        [(row["step"], row["eval_best"]) for row in logged(tmp_path / name) if "eval_score" in row]
+        for name in ("whole", "parts")
+    ]
+    assert evaluations[0] == evaluations[1]
+    assert all(
+        torch.equal(a, b) for a, b in zip(*(t.model.state_dict().values() for t in (whole, second)), strict=True)
+    )
+
+
+def test_the_best_of_an_earlier_checkpoint_is_found_again(tmp_path: Path) -> None:
+    """Going back to step 2 forgets that step 4 was the best: its checkpoint is superseded."""
+    watched(tmp_path).train()
+    again = watched(tmp_path, {**VALUES, 4: 0.1})
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    assert (again.state.best_metric, again.state.best_global_step) == (0.7, 4)
+
+
+def test_a_time_limit_measures_the_last_step_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = watched(tmp_path, {3: 0.9, **VALUES}, load_best_model_at_end=True)
+    live = next(each for each in trainer.callback_handler.callbacks if hasattr(each, "max_seconds"))
+    live.max_seconds = 1e9
+
+    class Over(StopAt):
+        def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if state.global_step == 2:
+                live.max_seconds = -1.0
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            """Nothing: the limit ends the run."""
+
+    trainer.add_callback(Over(0))
+    trainer.train()
+    assert (trainer.state.global_step, trainer.best_step) == (3, 3)
+
+
+def test_a_metric_that_is_not_measured_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="`metric_for_best_model` is 'none': the evaluation gives score, other"):
+        watched(tmp_path, metric_for_best_model="none").train()
+
+
+def test_a_failed_write_does_not_name_a_checkpoint_that_is_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = watched(tmp_path, load_best_model_at_end=True)
+    commit: Callable[..., None] = trainer._write_parts
+
+    def fails(folder: Path) -> None:
+        if trainer.state.global_step == 4:
+            raise OSError(28, "No space left on device")
+        commit(folder)
+
+    monkeypatch.setattr(trainer, "_write_parts", fails)
+    trainer.train()
+    assert trainer.best_step == 2, "the best of those that are there"
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"eval_strategy": "no"}, "metric_for_best_model"),
+        ({"eval_steps": 1}, "metric_for_best_model"),
+        ({"save_strategy": "no", "load_best_model_at_end": True}, "load_best_model_at_end"),
+        ({"metric_for_best_model": None, "load_best_model_at_end": True}, "load_best_model_at_end"),
+        ({"save_total_limit": 1}, "save_total_limit"),
+        ({"save_strategy": "best"}, "save_strategy"),
+    ],
+)
+def test_what_cannot_keep_the_best_is_refused(tmp_path: Path, changes: dict[str, Any], named: str) -> None:
+    settings = {**WATCH, "save_strategy": "steps", "output_dir": str(tmp_path), "use_cpu": True, **changes}
+    with pytest.raises(ValueError, match=rf"^`{named}` is "):
+        RookWorldGRPOConfig(**settings)
