@@ -120,7 +120,7 @@ class LiveReport(TrainerCallback):
             over = [time.perf_counter() - self.started > self.max_seconds]
             broadcast_object_list(over)  # clocks differ between processes, the decision must not
             control.should_training_stop |= over[0]
-            if over[0] and args.metric_for_best_model:  # the last step may be the best
+            if over[0] and getattr(args, "metric_for_best_model", None):  # the last step may be the best; SFT has none
                 control.should_evaluate = control.should_save = True
 
     def on_log(

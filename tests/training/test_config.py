@@ -183,7 +183,7 @@ def test_a_bad_value_is_refused_by_name_before_anything_else(tmp_path: Any, name
 def test_each_entry_of_the_table_refuses_a_bad_value_by_name(tmp_path: Any, check: FieldCheck) -> None:
     for name in check.fields.split():
         assert name in {field.name for field in fields(RookWorldGRPOConfig)}
-        bad = next(value for value in (-1.0, 0, 0.5, 2.0, NAN, "nonsense", True) if not check.accepts(value))
+        bad = next(value for value in (-1.0, 0, 0.5, 2.0, NAN, "nonsense", "best", True) if not check.accepts(value))
         with pytest.raises(ValueError, match=rf"^`{name}` is {bad!r}: .+\. [A-Z].+\.$"):
             RookWorldGRPOConfig(**{"output_dir": str(tmp_path), "use_cpu": True, name: bad})
 
