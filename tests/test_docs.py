@@ -16,7 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from trl import GRPOConfig
 
 from recipes import evaluate, generate_data, grpo, play, report, sft
-from rookworld_trl import uci
+from rookworld_trl import doctor, uci
 from rookworld_trl.checkpointing import exits
 from rookworld_trl.config import parse_recipe
 from rookworld_trl.modeling.loading import NANO_FOLDER
@@ -168,6 +168,7 @@ def run_or_parse(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
         "accelerate": lambda: accelerate(rest, monkeypatch),
         "python": lambda: python(rest, monkeypatch),
         "rookworld-uci": lambda: rookworld_uci(rest, monkeypatch),
+        "rookworld-doctor": lambda: doctor.parse(rest),
     }
     if program in FOREIGN:
         assert all((ROOT / word).exists() for word in rest if word.startswith(("recipes/", "accelerate_configs/")))
@@ -190,7 +191,8 @@ def test_shell_commands_are_what_the_programs_take(page, monkeypatch, tmp_path):
 def test_options_in_the_text_exist(capsys):
     text = "".join(prose(page.read_text()) for page in [README, *DOCS])
     options = set(re.findall(r"`--([\w-]+)", text)) - {"key"}  # `--key value` stands for all of them
-    known = {field.name for cls in (*GRPO_TYPES, *SFT_TYPES) for field in fields(cls)} | {"config", "help"}
+    kinds = (*GRPO_TYPES, *SFT_TYPES, doctor.DoctorArguments)
+    known = {field.name for cls in kinds for field in fields(cls)} | {"config", "help"}
     known |= {action.dest for action in launch_command_parser()._actions}
     for main, words in (
         (evaluate.parse, []),

@@ -29,6 +29,7 @@ MAY_IMPORT = {
     "checkpointing": {"modeling", "files", "ranks", "alerts", "config"},
     "play": {"tasks", "engine", "modeling"},
     "uci": {"play", "tasks", "modeling"},
+    "doctor": {"training", "modeling"},
     "data": {"tasks", "engine", "engine_pool", "play", "modeling", "files", "config", "terminal"},
     "training": {"modeling", "checkpointing", "files", "ranks", "terminal", "alerts"},
     "evaluation": {"tasks", "engine", "engine_pool", "play", "rewards", "modeling", "files", "data", "terminal"},

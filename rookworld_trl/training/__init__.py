@@ -3,10 +3,11 @@
 import warnings
 
 from rookworld_trl.training.config import RookWorldGRPOConfig
+from rookworld_trl.training.first_batch import GateCallback
 from rookworld_trl.training.gates import GateError
 from rookworld_trl.training.trainer import RookWorldGRPOTrainer
 
-__all__ = ["GateError", "RookWorldGRPOConfig", "RookWorldGRPOTrainer"]
+__all__ = ["GateCallback", "GateError", "RookWorldGRPOConfig", "RookWorldGRPOTrainer"]
 
 # TRL 1.16 asks models by the old name of a property, at every generation, of which transformers 5.23 warns.
 warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)

@@ -1,26 +1,32 @@
 """Gates: what must hold on the first batch, before the first update, or the run would learn from wrong numbers.
 
+* `dropout`: scoring the same rows twice gives the same log-probs.
 * `padding`: log-probs in the loss of a padded, mixed-length batch equal those of each row scored alone.
-* `reference`: while policy and reference have the same weights, KL(policy || reference) is 0.
+* `temperature`: the loss divides logits by the temperature that the sampler used.
+* `truncation`: the sampler drew from the whole vocabulary: no top-k, top-p, min-p, penalty, greedy or beam search.
 * `sampled_ids`: the tokens in the loss are the tokens that were sampled, not a re-tokenisation of their text.
+* `reference`: while policy and reference have the same weights, KL(policy || reference) is 0.
+* `weights`: an update of the learning rate's size changes the weights, in the precision they are kept in.
 * `sampler`: log-probs in the loss equal those recorded while sampling, so the log-ratio starts at 0.
 
-Each gate measures one number against one bound. Nothing here knows a trainer; callers pass the scoring function of
-the loss, `score(model, input_ids, attention_mask, logits_to_keep) -> (B, logits_to_keep)` log-probs. Where rows have
-temperatures of their own, the batch holds them as `temperatures` (B,), and `score` gets them as a fifth argument.
+Each gate measures one number against one bound. Nothing here knows a trainer: `rookworld_trl.training.first_batch` has
+any `GRPOTrainer` of TRL's pass or fail them. Callers pass the scoring function of the loss, `score(model, input_ids,
+attention_mask, logits_to_keep) -> (B, logits_to_keep)` log-probs. Where rows have temperatures of their own, the batch
+holds them as `temperatures` (B,), and `score` gets them as a fifth argument.
 """
 
+import inspect
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from textwrap import fill
 from typing import Any
 
 import torch
 from torch import nn
 
-from rookworld_trl import ranks
-from rookworld_trl.modeling.hooks import hooked
+from rookworld_trl.training.recording import Sampled
 
 Score = Callable[..., torch.Tensor]
 Batch = dict[str, torch.Tensor]
@@ -47,7 +53,7 @@ class Bounds:
 
     @classmethod
     def for_precision(cls, mixed: bool) -> "Bounds":
-        """Bounds for float32, or for 16-bit autocast over float32 weights (`mixed`)."""
+        """Bounds for float32, or where something computes in 16 bits (`mixed`)."""
         return cls(logp=0.1, kl=1e-3, average=True) if mixed else cls(logp=1e-4, kl=1e-6, average=False)
 
     def measure(self, deviations: torch.Tensor) -> float:
@@ -59,12 +65,13 @@ class Bounds:
 
 @dataclass(frozen=True)
 class GateResult:
-    """One measurement: `measured` and `bound` share the gate's unit; a NaN never passes."""
+    """One measurement: `measured` and `bound` share `unit`; a NaN never passes."""
 
     gate: str
     measured: float
     bound: float
     remedy: str
+    unit: str = "nats"
 
     @property
     def passed(self) -> bool:
@@ -96,28 +103,18 @@ def enforce(results: Sequence[GateResult]) -> None:
         raise GateError(results)
 
 
-@dataclass(slots=True)
-class Sampled:
-    """What a sampler returned for one batch, in the batch's order.
-
-    Attributes:
-        prompt_ids, completion_ids: token ids, unpadded.
-        recorded: log-prob of each completion token where it was sampled; None for rows not recorded.
-    """
-
-    prompt_ids: list[list[int]]
-    completion_ids: list[list[int]]
-    recorded: list[list[float] | None]
-
-
 def score_alone(model: nn.Module, prompt: torch.Tensor, completion: torch.Tensor, temperature: float) -> torch.Tensor:
     """Log-probs (C,) of `completion` (C,) after `prompt` (P,): one row, no padding, positions 0, 1, 2, ...
 
     Independent of the fused head that the loss uses, and, its positions being given, of the position hook.
     """
     row = torch.cat([prompt, completion])[None]
-    positions = torch.arange(row.shape[1], device=row.device)[None]
-    output = model(input_ids=row, attention_mask=torch.ones_like(row), position_ids=positions, use_cache=False)
+    positions = {"position_ids": torch.arange(row.shape[1], device=row.device)[None]}
+    plain: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+    named = inspect.signature(type(plain).forward).parameters
+    if "position_ids" not in named and not any(each.kind is each.VAR_KEYWORD for each in named.values()):
+        positions = {}  # ALiBi and the like have none to be wrong
+    output = model(input_ids=row, attention_mask=torch.ones_like(row), use_cache=False, **positions)
     logits = output.logits[0, len(prompt) - 1 : -1]
     logps = torch.log_softmax(logits.float() / temperature, dim=-1)
     return logps.gather(-1, completion[:, None])[:, 0]
@@ -141,33 +138,148 @@ def _telling_rows(batch: Batch, count: int) -> list[int]:
     return list(dict.fromkeys(extremes + usable))[:count]
 
 
+def _part(batch: Batch, rows: list[int]) -> Batch:
+    keys = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask", "temperatures")
+    return {key: batch[key][rows] for key in keys if key in batch}
+
+
+def _alone(part: Batch) -> Iterator[tuple[int, torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """Each row's number, prompt and completion without padding, and where its completion's tokens are."""
+    for row in range(len(part["prompt_ids"])):
+        tokens = part["completion_mask"][row].bool()
+        prompt = part["prompt_ids"][row][part["prompt_mask"][row].bool()]
+        yield row, prompt, part["completion_ids"][row][tokens], tokens
+
+
+def dropout_gate(score: Score, model: nn.Module, batch: Batch, bounds: Bounds) -> GateResult:
+    """Score the most telling rows twice, as the loss does; what differs is chance inside the model."""
+    part = _part(batch, _telling_rows(batch, count=4))
+    with torch.no_grad():
+        first, second = (loss_logps(score, model, part, len(part["prompt_ids"])) for _ in range(2))
+    return GateResult(
+        "dropout",
+        bounds.measure((first - second).abs()[part["completion_mask"].bool()]),
+        bounds.logp,
+        "The same rows score differently each time, so ratios and KL are noise: set `disable_dropout=True` (GPT-2's "
+        "config says 0.1), and `attention_dropout` to 0 in the config of a model that drops out by function",
+    )
+
+
 def padding_gate(score: Score, model: nn.Module, batch: Batch, temperature: float, bounds: Bounds) -> GateResult:
     """Score the most telling rows inside the padded batch and alone; what differs must be rounding.
 
     A batch that happens to hold no padding gets some columns of it, so the gate never passes for want of a case.
     """
-    rows = _telling_rows(batch, count=4)
-    keys = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask", "temperatures")
-    part = {key: batch[key][rows] for key in keys if key in batch}
+    part = _part(batch, _telling_rows(batch, count=4))
     if bool(part["prompt_mask"].all()):
         columns = torch.zeros_like(part["prompt_mask"][:, :1]).repeat(1, 3)
         part["prompt_mask"] = torch.cat([columns, part["prompt_mask"]], dim=1)
         part["prompt_ids"] = torch.cat([columns.to(part["prompt_ids"]), part["prompt_ids"]], dim=1)
-    deviations = []
+    deviations = [torch.zeros(0)]
     with torch.no_grad():
-        padded = loss_logps(score, model, part, len(rows))
-        for row in range(len(rows)):
-            prompt = part["prompt_ids"][row][part["prompt_mask"][row].bool()]
-            tokens = part["completion_mask"][row].bool()
+        padded = loss_logps(score, model, part, max(1, len(part["prompt_ids"])))
+        for row, prompt, completion, tokens in _alone(part):
             own = part["temperatures"][row].item() if "temperatures" in part else temperature
-            alone = score_alone(model, prompt, part["completion_ids"][row][tokens], own)
-            deviations.append((padded[row][tokens] - alone).abs())
+            deviations.append((padded[row][tokens] - score_alone(model, prompt, completion, own)).abs().cpu())
     return GateResult(
         "padding",
         bounds.measure(torch.cat(deviations)),
         bounds.logp,
-        "Padded rows are scored at other positions than the same rows alone: install the position hook of "
-        "`rookworld_trl.modeling.positions` on the policy, and switch dropout off",
+        "Padded rows are scored at other positions than the same rows alone: call `install_position_hook` of "
+        "`rookworld_trl.modeling.positions` on the policy and on the reference",
+    )
+
+
+def temperature_gate(
+    score: Score, model: nn.Module, batch: Batch, temperatures: Sequence[float], bounds: Bounds
+) -> GateResult:
+    """Score rows alone, by the loss and by hand at the temperature (of each row of the batch) that the sampler used."""
+    rows = _telling_rows(batch, count=2)
+    part = _part(batch, rows)
+    deviations = [torch.zeros(0)]
+    with torch.no_grad():
+        for row, prompt, completion, _ in _alone(part):
+            ids = torch.cat([prompt, completion])[None]
+            own = (part["temperatures"][row : row + 1],) if "temperatures" in part else ()
+            loss = score(model, ids, torch.ones_like(ids), len(completion), *own)[0]
+            deviations.append((loss - score_alone(model, prompt, completion, temperatures[rows[row]])).abs().cpu())
+    return GateResult(
+        "temperature",
+        bounds.measure(torch.cat(deviations)),
+        bounds.logp,
+        f"The sampler divides logits by {temperatures[0]:g} and the loss by another number: set the temperature in "
+        "`temperature` alone, not in `generation_kwargs`, and before the trainer is built",
+    )
+
+
+def truncation_gate(sampled: Sampled) -> GateResult | None:
+    """|Log-prob in the distribution that was drawn from - log-prob over the whole vocabulary|, of the drawn tokens.
+
+    Of a top-p of 0.9 it is up to log(1 / 0.9), always of one sign: what is left over is renormalised.
+
+    Returns:
+        None where the sampler's logits are out of sight.
+    """
+    seen = [each for each in sampled.drawn if each is not None and each.whole is not None]
+    if not seen:
+        return None
+    logps = torch.tensor([value for each in seen for value in each.logps], dtype=torch.float64)
+    whole = torch.tensor([value for each in seen for value in each.whole or ()], dtype=torch.float64)
+    measured = (logps - whole).abs().max().item() if len(logps) else 0.0
+    return GateResult("truncation", measured, 1e-4, f"{_TRUNCATED} {_WHOLE}")
+
+
+_TRUNCATED = (
+    "The loss scores tokens over the whole vocabulary, and they were drawn from a part of it or with a penalty."
+)
+_WHOLE = (
+    "Set `top_p` to 1.0, `top_k` to 0, `min_p` to none, `repetition_penalty` to 1.0, and take such keys out of "
+    "`generation_kwargs` and of the model's `generation_config.json`"
+)
+# What changes the distribution that is drawn from, and the values that do not.
+_HARMLESS: Mapping[str, tuple[Any, ...]] = {
+    "top_p": (None, 1.0),
+    "top_k": (None, 0, -1),
+    "min_p": (None, 0.0),
+    "typical_p": (None, 1.0),
+    "repetition_penalty": (None, 1.0),
+    "do_sample": (None, True),
+    "num_beams": (None, 1),
+}
+
+
+def settings_gate(args: Any) -> GateResult:
+    """Count the settings of a `GRPOConfig` that truncate or replace sampling; for samplers whose logits are hidden."""
+    asked = {name: getattr(args, name, None) for name in _HARMLESS} | dict(args.generation_kwargs or {})
+    found = [f"`{name}={asked[name]}`" for name, harmless in _HARMLESS.items() if asked[name] not in harmless]
+    remedy = f"{_TRUNCATED} Found {', '.join(found) or 'none'}. {_WHOLE}"
+    return GateResult("truncation", float(len(found)), 0.0, remedy, unit="settings")
+
+
+def weights_gate(model: nn.Module, learning_rate: float) -> GateResult:
+    """Share of the trainable weights that do not change if a number as large as the learning rate is added.
+
+    Adam's update is about as large as the learning rate, whatever the gradient. Up to 65,536 weights of each tensor
+    are tried.
+    """
+    lost = total = 0.0
+    for parameter in model.parameters():
+        if not parameter.requires_grad or not parameter.is_floating_point() or not learning_rate:
+            continue
+        weights = parameter.detach()
+        weights = (weights.to_local() if hasattr(weights, "to_local") else weights).flatten()
+        tried = weights[:: max(1, weights.numel() // 65_536)]
+        if tried.numel():
+            same = (tried + learning_rate == tried) & (tried - learning_rate == tried)
+            lost += same.double().mean().item() * weights.numel()
+            total += weights.numel()
+    return GateResult(
+        "weights",
+        lost / total if total else 0.0,
+        0.1,
+        f"An update of {learning_rate:g} is rounded away in these weights: load them in float32 "
+        '(`model_init_kwargs={"dtype": "float32"}`) and set `bf16=True`, which computes in 16 bits and keeps 32',
+        unit="of weights",
     )
 
 
@@ -185,8 +297,8 @@ def reference_gate(
         "reference",
         bounds.measure(log_ratio.expm1() - log_ratio),
         bounds.kl,
-        "Policy and reference disagree before any update: switch dropout off in both, give both the position hook, "
-        "and build the reference from the very weights the run starts from",
+        "Policy and reference disagree before any update: build the reference from the very weights the run starts "
+        "from (TRL reads it anew from `model.config._name_or_path`), without dropout, with the position hook in both",
     )
 
 
@@ -202,6 +314,7 @@ def sampled_ids_gate(sampled: Sampled, batch: Batch) -> GateResult:
         wrong / len(sampled.completion_ids),
         0.0,
         "The loss scores other tokens than were sampled: pass sampled ids on as they are, never decode and re-encode",
+        unit="of rows",
     )
 
 
@@ -213,10 +326,11 @@ def sampler_gate(sampled: Sampled, logps: torch.Tensor, mask: torch.Tensor, boun
         mask: (B, C); rows that are masked out entirely (truncated completions) are left out.
     """
     deviations = []
-    for row, row_logps in enumerate(sampled.recorded):
-        if row_logps is None or not mask[row].any():
+    for row, drawn in enumerate(sampled.drawn):
+        if drawn is None or not mask[row].any():
             continue
-        difference = logps[row, : len(row_logps)].cpu().double() - torch.tensor(row_logps, dtype=torch.float64)
+        recorded = torch.tensor(drawn.logps, dtype=torch.float64)
+        difference = logps[row, : len(recorded)].cpu().double() - recorded
         deviations.append(difference.abs())
     if not deviations and mask.any():
         deviations.append(torch.tensor([math.nan]))  # nothing was recorded: nothing was checked
@@ -229,63 +343,44 @@ def sampler_gate(sampled: Sampled, logps: torch.Tensor, mask: torch.Tensor, boun
     )
 
 
-class FirstBatch:
-    """Holds the gates until a batch has passed them.
-
-    Args:
-        args: the configuration.
-        accelerator: its processes decide alike, so that none waits for another that raised.
-        model: the policy.
-        score: as in the module.
-
-    Attributes:
-        pending: no batch has passed yet.
-        sampled: the last batch as it was sampled.
-    """
-
-    def __init__(self, args: Any, accelerator: Any, model: nn.Module, score: Score):
-        self.args, self.accelerator, self.model, self.score = args, accelerator, model, score
-        self.bounds = Bounds.for_precision(mixed=accelerator.mixed_precision != "no")
-        self.pending = True
-        self.sampled: Sampled | None = None
-
-    def measure(self, batch: Batch, step: int) -> list[GateResult]:
-        """Measure every gate; `enforce` judges.
-
-        Args:
-            step: optimizer steps done; at 0 policy and reference agree.
-        """
-        bounds, mask = self.bounds, batch["completion_mask"]
-        results = [padding_gate(self.score, self.model, batch, self.args.temperature, bounds)]
-        with torch.no_grad():
-            logps = loss_logps(self.score, self.model, batch, self.args.per_device_train_batch_size)
-        if "ref_per_token_logps" in batch and step == 0:
-            results.append(reference_gate(logps, batch["ref_per_token_logps"], mask, bounds))
-        if self.sampled is not None:
-            results.append(sampled_ids_gate(self.sampled, batch))
-            results.append(sampler_gate(self.sampled, logps, mask, bounds))
-        worst = ranks.largest([result.measured for result in results], self.accelerator)
-        return [replace(result, measured=value) for result, value in zip(results, worst, strict=True)]
-
-
 @contextmanager
-def record_generate(model: nn.Module, rows: int = 4) -> Iterator[Callable[[list[list[int]], float], list[list[float]]]]:
-    """Record the logits that `generate` samples from, for its first `rows` rows, at the output layer itself.
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Dropout off for the length of the block, so that other faults can be told from it."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
 
-    Yields a function that turns the ids `generate` returned into their log-probs, to be called after the block:
-    `logps(completion_ids, temperature)` gives one list for each recorded row.
-    """
-    head = model.get_output_embeddings()  # type: ignore[operator]
-    steps: list[torch.Tensor] = []
 
-    def logps(completion_ids: list[list[int]], temperature: float) -> list[list[float]]:
-        if not steps:
-            return []
-        table = torch.log_softmax(torch.stack(steps, dim=1) / temperature, dim=-1)  # (rows, steps, V)
-        return [
-            [table[row, step, token].item() for step, token in enumerate(ids)]
-            for row, ids in enumerate(completion_ids[: table.shape[0]])
-        ]
+# Why a gate may have nothing to measure.
+_UNMEASURED = {
+    "temperature": "the batch is sampled out of sight",
+    "truncation": "the batch is sampled out of sight",
+    "sampled_ids": "the batch is sampled out of sight",
+    "reference": "there is no reference (`beta` is 0), or updates have been made",
+    "sampler": "the batch is sampled out of sight",
+}
+GATES = ("dropout", "padding", "temperature", "truncation", "sampled_ids", "reference", "weights", "sampler")
 
-    with hooked(head, lambda _, __, logits: steps.append(logits[:rows, -1].detach().float())):
-        yield logps
+
+def table(results: Sequence[GateResult]) -> str:
+    """What was measured, as a table for a terminal; below it what to do about what fails."""
+    measured = {result.gate: result for result in results}
+    rows = [("gate", "measured", "allowed", "verdict")]
+    for gate in GATES:
+        if (result := measured.get(gate)) is not None:
+            verdict = "holds" if result.passed else "FAILS"
+            rows.append((gate, f"{result.measured:.2g} {result.unit}", f"{result.bound:.2g}", verdict))
+        else:
+            rows.append((gate, "-", "-", f"not measured: {_UNMEASURED.get(gate, 'left out')}"))
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    lines = ["  ".join([*(cell.ljust(n) for cell, n in zip(row, widths, strict=False)), row[3]]) for row in rows]
+    failed = {result.gate: result.remedy for result in results if not result.passed}
+    if failed.keys() & set(GATES[:5]) and "sampler" in failed:
+        failed["sampler"] = "Follows from what fails above: put that right first"
+    advice = [fill(f"{gate}: {remedy}.", 100, subsequent_indent="  ") for gate, remedy in failed.items()]
+    advice = advice or ["Nothing is wrong with what was measured."]
+    return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:], "", *advice])

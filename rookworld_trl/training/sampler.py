@@ -11,8 +11,8 @@ from torch import nn
 from transformers.utils import logging
 
 from rookworld_trl.modeling.rollout import rollout
-from rookworld_trl.training import gates
 from rookworld_trl.training.preparation import check_context, choose_rollout_backend
+from rookworld_trl.training.recording import Drawn, Sampled, record_generate
 from rookworld_trl.training.stages import TEMPERATURE_COLUMN
 
 logger = logging.get_logger(__name__)
@@ -33,7 +33,7 @@ class Request:
 
 
 @dataclass(slots=True)
-class Samples(gates.Sampled):
+class Samples(Sampled):
     """What the gates look at, and what TRL gets.
 
     Attributes:
@@ -50,7 +50,7 @@ class Samples(gates.Sampled):
         """Replace these rows by those of `other`."""
         for number, row in enumerate(rows):
             self.prompt_ids[row], self.completion_ids[row] = other.prompt_ids[number], other.completion_ids[number]
-            self.logps[row], self.recorded[row] = other.logps[number], other.recorded[number]
+            self.logps[row], self.drawn[row] = other.logps[number], other.drawn[number]
 
     def end_empty(self, eos_token_id: int) -> None:
         """Give completions without tokens, which ended at once, their end token: TRL reads each completion's last."""
@@ -187,7 +187,8 @@ class Sampler:
                 drafts=[request.draft for request in requests],
                 cuda_graphs=self.args.rollout_cuda_graphs,
             )
-        return Samples(prompt_ids, result.completion_ids, list(result.logps), list(result.logps))
+        drawn: list[Drawn | None] = [Drawn(logps) for logps in result.logps]
+        return Samples(prompt_ids, result.completion_ids, drawn, list(result.logps))
 
     def _stock(self, prompt_ids: list[list[int]], request: Request, stock: Callable[..., Any], record: bool) -> Samples:
         """TRL's own sampling at one request's settings."""
@@ -195,11 +196,11 @@ class Sampler:
         # Autocast, the precision that the loss scores in: only the model's own `forward` is wrapped by accelerate, and
         # `generate` of a model with adapters goes past it. vLLM has a dtype of its own.
         precision = nullcontext() if vllm else self.accelerator.autocast()
-        recorder: Any = gates.record_generate(self.model) if record and not vllm else nullcontext()
-        with self._generating_at(request), precision, recorder as logps_of:
+        recorder: Any = record_generate(self.model) if record and not vllm else nullcontext()
+        with self._generating_at(request), precision, recorder as drawn_of:
             ids, logps = stock(prompt_ids)
-            recorded = logps_of(ids, self.generation_config.temperature) if logps_of else list(logps or [])
-        return Samples(prompt_ids, ids, recorded + [None] * (len(ids) - len(recorded)), logps or [None] * len(ids))
+        drawn = drawn_of(ids) if drawn_of else [Drawn(row) for row in logps or []]
+        return Samples(prompt_ids, ids, [*drawn, *[None] * (len(ids) - len(drawn))], logps or [None] * len(ids))
 
     @contextmanager
     def _generating_at(self, request: Request) -> Iterator[None]:

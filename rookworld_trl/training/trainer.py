@@ -22,7 +22,7 @@ from rookworld_trl import ranks
 from rookworld_trl.checkpointing.attempts import LearningRateCut
 from rookworld_trl.checkpointing.state import Stateful
 from rookworld_trl.checkpointing.trainer import DurableGRPOTrainer
-from rookworld_trl.training import gates, placement, scoring
+from rookworld_trl.training import first_batch, placement, scoring
 from rookworld_trl.training.advantages import Baseline, scale_advantages
 from rookworld_trl.training.batch_mining import BatchMiner
 from rookworld_trl.training.config import RookWorldGRPOConfig
@@ -124,7 +124,7 @@ class RookWorldGRPOTrainer(DurableGRPOTrainer):
             self.objective = self.exact = ExactObjective(*common, *parts, **calls)
         self.rewards = RewardCaller(args, accelerator, self.processing_class, self.eos_token_ids, self.reward_weights)
         self.kl = KLPenalty(args, accelerator, self.scorer)
-        self.gates = gates.FirstBatch(*common, self.scorer.logps)
+        self.gates = first_batch.FirstBatch(*common, self.scorer.logps)
         self.baseline = Baseline(args.advantage_baseline)
         head = partial(ValueHead, policy.config.hidden_size, seed=args.seed, device=accelerator.device)
         self.value_head = head() if args.use_gae else None
@@ -298,7 +298,7 @@ class RookWorldGRPOTrainer(DurableGRPOTrainer):
             self._record(f"gates/{result.gate}", result.measured)
         if self.guard and self.guard.excuses(results):
             return  # nothing was measured: the next batch has to pass them
-        gates.enforce(results)
+        first_batch.enforce(results)
         self.gates.pending = False
 
     def _advantages(self, inputs: list[Row], batch: Row) -> torch.Tensor:

@@ -8,63 +8,32 @@ import pytest
 import torch
 from trl import GRPOTrainer
 
-from rookworld_trl.training import GateError, RookWorldGRPOTrainer, gates
+from rookworld_trl.training import GateError, RookWorldGRPOTrainer, first_batch, gates
+from rookworld_trl.training.recording import Drawn, Sampled
 
 Make = Callable[..., Any]
 FLOAT32 = gates.Bounds.for_precision(mixed=False)
 
 
-def first_batch(trainer: GRPOTrainer) -> tuple[dict[str, torch.Tensor], gates.Sampled]:
-    """Sample and score the first batch of any TRL trainer, recording what was sampled and at which log-probs."""
-    trainer.model.train()
-    sampled: list[gates.Sampled] = []
-    generate = trainer._generate_single_turn
-
-    def recording(prompt_ids: Any, *args: Any, **kwargs: Any) -> Any:
-        with gates.record_generate(trainer.model, rows=len(prompt_ids)) as logps_of:
-            completion_ids, logps = generate(prompt_ids, *args, **kwargs)
-        sampled.append(gates.Sampled(prompt_ids, completion_ids, list(logps_of(completion_ids, trainer.temperature))))
-        return completion_ids, logps
-
-    trainer._generate_single_turn = recording
-    batch = trainer._generate_and_score_completions(next(iter(trainer.get_train_dataloader())))
-    return batch, sampled[0]
-
-
 def measure(trainer: GRPOTrainer) -> dict[str, gates.GateResult]:
-    """Every gate on the first batch of any TRL trainer, at float32 bounds."""
+    """Every gate on the first batch of any TRL trainer."""
+    return {result.gate: result for result in first_batch.examine(trainer)}
 
-    def score(model: Any, ids: torch.Tensor, mask: torch.Tensor, keep: int) -> torch.Tensor:
-        return trainer._get_per_token_logps_and_entropies(model, ids, mask, keep)[0]
 
-    batch, sampled = first_batch(trainer)
-    with torch.no_grad():
-        logps = gates.loss_logps(score, trainer.model, batch, 8)
-    results = [
-        gates.padding_gate(score, trainer.model, batch, trainer.temperature, FLOAT32),
-        gates.reference_gate(logps, batch["ref_per_token_logps"], batch["completion_mask"], FLOAT32),
-        gates.sampled_ids_gate(sampled, batch),
-        gates.sampler_gate(sampled, logps, batch["completion_mask"], FLOAT32),
-    ]
-    return {result.gate: result for result in results}
+def failed(results: dict[str, gates.GateResult]) -> set[str]:
+    return {gate for gate, result in results.items() if not result.passed}
 
 
 def test_stock_fails_where_left_padding_and_dropout_bite(make_stock: Make) -> None:
     results = measure(make_stock(beta=0.1))
-    assert not results["padding"].passed
-    assert results["padding"].measured > 0.1
-    assert not results["reference"].passed
-    assert results["reference"].measured > 1e-2
-    assert not results["sampler"].passed
-    assert results["sampler"].measured > 0.1
-    assert results["sampled_ids"].passed
+    assert failed(results) == {"dropout", "padding", "sampler"}
+    assert min(results[gate].measured for gate in failed(results)) > 0.1
 
 
 def test_stock_without_dropout_still_fails_on_padding(make_stock: Make) -> None:
     results = measure(make_stock(beta=0.1, disable_dropout=True))
-    assert not results["padding"].passed
+    assert failed(results) == {"padding", "sampler"}
     assert results["padding"].measured > 0.1
-    assert not results["sampler"].passed
     assert results["sampler"].measured > 0.1
     assert results["reference"].passed  # both are wrong alike: KL alone would not notice
 
@@ -72,7 +41,8 @@ def test_stock_without_dropout_still_fails_on_padding(make_stock: Make) -> None:
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_ours_passes_all_of_them(make_trainer: Make, temperature: float) -> None:
     results = measure(make_trainer(temperature=temperature))
-    assert {name: result.measured for name, result in results.items() if not result.passed} == {}
+    assert failed(results) == set()
+    assert set(results) == set(gates.GATES)
     assert results["sampler"].measured < 1e-5
     assert results["reference"].measured == 0
 
@@ -123,9 +93,10 @@ def sample_warmer(trainer: RookWorldGRPOTrainer) -> None:
     ("fault", "gate"),
     [
         (remove_position_hooks, "padding"),
-        (switch_dropout_on, "reference"),
+        (switch_dropout_on, "dropout"),
         (move_reference, "reference"),
         (retokenise, "sampled_ids"),
+        (sample_warmer, "temperature"),
         (sample_warmer, "sampler"),
     ],
 )
@@ -137,8 +108,7 @@ def test_a_fault_is_refused_before_any_update(make_trainer: Make, fault: Callabl
     with pytest.raises(GateError, match=rf"gate '{gate}' FAILS: measured \S+, bound \S+\. \w+") as caught:
         trainer.train()
     assert all(torch.equal(a, b) for a, b in zip(before, trainer.model.parameters(), strict=True))
-    failed = [result for result in caught.value.results if not result.passed]
-    assert gate in [result.gate for result in failed]
+    assert gate in failed({result.gate: result for result in caught.value.results})
 
 
 def test_padding_gate_needs_no_padding_in_the_batch(make_trainer: Make) -> None:
@@ -152,13 +122,13 @@ def test_padding_gate_needs_no_padding_in_the_batch(make_trainer: Make) -> None:
 
 def test_nan_never_passes() -> None:
     assert not gates.GateResult("x", math.nan, 1.0, "").passed
-    sampled = gates.Sampled([[1], [1]], [[2], [2]], [[math.nan], [-1.0]])
+    sampled = Sampled([[1], [1]], [[2], [2]], [Drawn([math.nan]), Drawn([-1.0])])
     logps, mask = torch.tensor([[-1.0], [-1.0]]), torch.ones(2, 1)
     assert math.isnan(gates.sampler_gate(sampled, logps, mask, FLOAT32).measured)
 
 
 def test_sampler_gate_without_any_record_does_not_pass() -> None:
-    sampled = gates.Sampled([[1]], [[2]], [None])
+    sampled = Sampled([[1]], [[2]], [None])
     assert not gates.sampler_gate(sampled, torch.tensor([[-1.0]]), torch.ones(1, 1), FLOAT32).passed
 
 

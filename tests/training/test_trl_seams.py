@@ -1,6 +1,7 @@
 """What this package leans on inside TRL, pinned. A failure here names the seam an upgrade has moved."""
 
 import inspect
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,8 +9,10 @@ from typing import Any
 import pytest
 import torch
 from transformers import GPT2LMHeadModel, TrainerCallback
-from trl import GRPOTrainer
+from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import RepeatSampler
+
+from tests.support.documents import ROOT
 
 Make = Callable[..., GRPOTrainer]
 
@@ -299,3 +302,47 @@ def test_the_step_is_refused_by_taking_its_gradients_away(make_stock: Make) -> N
     assert order == ["begin", "norm", "updated", "end"], "seam training loop: other order"
     assert all(torch.equal(a, b) for a, b in zip(before, trainer.model.parameters(), strict=True))
     assert not trainer.optimizer.state_dict()["state"], "seam _get_grad_norm: the optimizer has stepped"
+
+
+def test_generate_asks_for_its_processors_by_the_method_that_is_recorded(make_stock: Make) -> None:
+    """Seam `_get_logits_processor` of transformers: what it returns is applied to each step's logits, in its order."""
+    trainer = make_stock(disable_dropout=True)
+    policy, calls = trainer.model, []
+    build = policy._get_logits_processor
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        processors = build(*args, **kwargs)
+        processors.append(lambda input_ids, scores: calls.append(input_ids.shape) or scores)
+        return processors
+
+    policy._get_logits_processor = watched
+    ids, _ = trainer._generate_single_turn([[5, 6]] * 8, None, {}, 8)
+    steps = max(map(len, ids))
+    assert calls == [(8, 2 + step) for step in range(steps)], "seam _get_logits_processor: not asked at each step"
+
+
+# What TRL 1.16 says is removed in 2.0.0, and what its deprecation texts may name besides.
+REMOVED_IN_2 = {"use_liger_kernel", "use_transformers_paged", "vllm_importance_sampling_cap"}
+
+
+def test_trl_names_the_fields_that_it_will_remove() -> None:
+    """Whatever a newer TRL deprecates turns up here before it is gone."""
+    found = set()
+    for cls in GRPOConfig.__mro__:
+        if cls.__module__.startswith("trl."):
+            source = inspect.getsource(cls).replace("\\`", "`")
+            found |= set(re.findall(r"`(\w+)`\s+(?:argument\s+)?is\s+deprecated\s+and\s+will\s+be", source))
+    assert found - {"pad_token"} <= REMOVED_IN_2, (
+        "TRL deprecates more: take it out of recipes and code, then add it here"
+    )
+    assert found & REMOVED_IN_2, "the deprecation notices read otherwise now: look for them anew"
+
+
+def test_nothing_uses_a_field_that_trl_2_removes() -> None:
+    places = ("rookworld_trl", "recipes", "accelerate_configs", "benchmarks", "notebooks")
+    files = [
+        file for place in places for file in (ROOT / place).rglob("*") if file.suffix in (".py", ".yaml", ".ipynb")
+    ]
+    assert len(files) > 100
+    using = {f"{file.name}: {name}" for file in files for name in REMOVED_IN_2 if name in file.read_text()}
+    assert not using

@@ -1,0 +1,107 @@
+"""Is my GRPO scoring what it sampled? Runs the first batch of a TRL setup and says what is wrong with it.
+
+    rookworld-doctor --model MODEL --dataset DATA [any field of GRPOConfig] [--config recipe.yaml]
+
+Takes the setup that `GRPOTrainer` would train with (its fields, from the command line or a YAML file), samples and
+scores one batch with TRL's own trainer, and prints a table: what was measured, what is allowed, what to do. Nothing is
+trained, nothing is written. The exit code is 0 if every gate holds and 1 if one does not.
+"""
+
+import json
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from trl import GRPOConfig, TrlParser
+
+LOADERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
+
+
+@dataclass
+class DoctorArguments:
+    """What `GRPOConfig` does not hold."""
+
+    model: str = field(metadata={"help": "A folder, or a name on the Hub."})
+    dataset: str = field(metadata={"help": "A .jsonl, .json, .csv or .parquet file, or a name on the Hub."})
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a data set on the Hub."})
+    dataset_split: str = field(default="train", metadata={"help": "Split of a data set on the Hub."})
+    position_hook: bool = field(
+        default=False, metadata={"help": "Install this package's position hook first, to see what it changes."}
+    )
+    json: str | None = field(default=None, metadata={"help": "Write the measurements to this file too."})
+
+
+def load_prompts(arguments: DoctorArguments) -> Any:
+    """The data set that the arguments name.
+
+    Raises:
+        ValueError: a file of another kind, or without a `prompt` column.
+        FileNotFoundError: a file that is not there.
+    """
+    from datasets import load_dataset
+
+    path = Path(arguments.dataset)
+    if path.suffix:
+        loader = LOADERS.get(path.suffix)
+        if loader is None:
+            raise ValueError(f"--dataset {path}: a {path.suffix} file is not read here. Give one of {sorted(LOADERS)}")
+        if not path.is_file():
+            raise FileNotFoundError(f"--dataset {path}: there is no such file")
+        dataset = load_dataset(loader, data_files=str(path), split="train")
+    else:
+        dataset = load_dataset(arguments.dataset, arguments.dataset_config, split=arguments.dataset_split)
+    if "prompt" not in dataset.column_names:
+        columns = ", ".join(f"`{name}`" for name in dataset.column_names)
+        raise ValueError(f"--dataset {arguments.dataset}: GRPO needs a `prompt` column, this has {columns}")
+    return dataset
+
+
+def no_reward(completions: Sequence[Any], **_: Any) -> list[float]:
+    """The gates look at log-probs alone."""
+    return [0.0] * len(completions)
+
+
+def examine(arguments: DoctorArguments, config: GRPOConfig) -> list[Any]:
+    """Build TRL's trainer as the user would, and measure every gate on its first batch."""
+    from trl import GRPOTrainer
+
+    from rookworld_trl.modeling.positions import install_position_hook
+    from rookworld_trl.training import first_batch
+
+    trainer = GRPOTrainer(arguments.model, no_reward, config, load_prompts(arguments))
+    for model in (trainer.model, trainer.ref_model) if arguments.position_hook else ():
+        if model is not None:
+            install_position_hook(model)
+    return first_batch.examine(trainer)
+
+
+def parse(words: Sequence[str]) -> tuple[DoctorArguments, GRPOConfig]:
+    """Arguments as TRL's own commands take them, from the command line and from `--config`."""
+    parser = TrlParser((DoctorArguments, GRPOConfig), prog="rookworld-doctor", description=__doc__.splitlines()[0])
+    return parser.parse_args_and_config(["--report_to", "none", *words])
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Entry point of `rookworld-doctor`."""
+    words = list(sys.argv[1:] if words is None else words)
+    with tempfile.TemporaryDirectory() as folder:
+        arguments, config = parse([*words, "--output_dir", folder])
+        try:
+            results = examine(arguments, config)
+        except (ValueError, OSError) as error:
+            raise SystemExit(f"rookworld-doctor: {error}") from error
+
+    from rookworld_trl.training.gates import table
+
+    print(table(results))
+    if arguments.json:
+        rows = [{"gate": each.gate, "measured": each.measured, "bound": each.bound} for each in results]
+        Path(arguments.json).write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    return 0 if all(result.passed for result in results) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
