@@ -72,7 +72,7 @@ test-trl-newest: ## the seams and the gates on the newest TRL of the registry, i
 
 TRL ?= ../trl
 test-trl-own: $(STAMP) ## TRL's own tests of its GRPO trainer with ours in its place (TRL= a checkout of TRL)
-	$(BIN)/python -m tests.trl_own $(TRL) $(ARGS)
+	$(BIN)/python tests/trl_own.py $(TRL) $(ARGS)
 
 lint: $(STAMP) ## ruff and mypy
 	$(BIN)/ruff check .

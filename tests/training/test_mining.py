@@ -303,7 +303,7 @@ def test_only_zero_variance_groups_are_sampled_again(trainer_of: Trainers, monke
 def test_mining_raises_the_informative_share_by_half(trainer_of: Trainers) -> None:
     shares = {}
     for mining in (False, True):
-        trainer = trainer_of(mining=mining, mining_rounds=3, max_steps=6, learning_rate=1e-9, seed=5)
+        trainer = trainer_of(mining=mining, mining_rounds=3, max_steps=6, learning_rate=0.0, seed=5)
         trainer.train()
         shares[mining] = [row["groups/informative"] for row in trainer.state.log_history if "loss" in row]
     plain, mined = (sum(shares[mining]) / 6 for mining in (False, True))

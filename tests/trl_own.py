@@ -1,0 +1,143 @@
+"""TRL's own tests of its GRPO trainer, with this package's trainer in its place and every model and data set made here.
+
+    python tests/trl_own.py /path/to/trl [--stock] [pytest's options]
+
+The checkout's `tests/test_grpo_trainer.py` is run as it is. `trl.GRPOTrainer` and `trl.GRPOConfig` are this package's
+(`--stock`: TRL's, to see what fails by itself), and names on the Hub are folders of the working directory, which
+`from_pretrained` and `load_dataset` prefer. Prints a table. A test is *refused* if this package's own checks raised;
+the exit code is 1 if one fails in another way. `docs/trl.md` has the table and the reasons.
+"""
+
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", ACCELERATE_USE_CPU="true")
+
+import pytest
+import torch
+import transformers
+import trl
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+import rookworld_trl
+from rookworld_trl.training import RookWorldGRPOConfig, RookWorldGRPOTrainer
+
+HUB = Path("trl-internal-testing")
+PACKAGE = str(Path(rookworld_trl.__file__).parent)
+# Qwen's special tokens stand where its vocabulary ends; tests name them by number.
+FIRST_SPECIAL, SPECIAL = 151_643, ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|finetune_right_pad_id|>"]
+SPECIAL += [f"<|special_{number}|>" for number in range(4, 22)]
+CHAT = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+# What one test expects word for word: beginnings of the lines of the Zen of Python.
+ZEN = [
+    *("Beautiful is better than", "Explicit is", "Simple is better", "Complex", "Flat is better than"),
+    *("Sparse is better", "Readability", "Special cases aren't special", "Although practicality beats"),
+    *("Errors should never", "Unless explicitly", "In the face of ambiguity, refuse"),
+]
+SIZES = {"hidden_size": 8, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+SIZES |= {"num_key_value_heads": 2, "head_dim": 2, "initializer_range": 0.3, "max_position_embeddings": 512}
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "tiny-Qwen2ForCausalLM-2.5": ("Qwen2ForCausalLM", {}),
+    "tiny-Qwen2ForSequenceClassification-2.5": ("Qwen2ForSequenceClassification", {"num_labels": 1}),
+    "tiny-Qwen3ForCausalLM": ("Qwen3ForCausalLM", {}),
+    "tiny-Qwen3ForSequenceClassification": ("Qwen3ForSequenceClassification", {"num_labels": 1}),
+    "tiny-Qwen3MoeForCausalLM": ("Qwen3MoeForCausalLM", EXPERTS),
+    "tiny-LlamaForSequenceClassification-3.2": ("LlamaForSequenceClassification", {"num_labels": 1}),
+    "tiny-Gemma2ForCausalLM": ("Gemma2ForCausalLM", {}),
+}
+
+
+def make_tokenizer() -> Any:
+    """Bytes, then names that nothing is encoded to, then the special tokens at Qwen's numbers."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    words = [*alphabet, *(f"<unused {number}>" for number in range(len(alphabet), FIRST_SPECIAL))]
+    tokenizer = Tokenizer(models.BPE(vocab={word: number for number, word in enumerate(words)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(SPECIAL)
+    names = {"pad_token": SPECIAL[0], "eos_token": SPECIAL[2]}
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, chat_template=CHAT, **names)
+
+
+def make_hub() -> None:
+    """The tests' models and data sets as folders below the working directory."""
+    tokenizer = make_tokenizer()
+    tokens = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id, "bos_token_id": None}
+    tokens["eos_token_id"] = tokenizer.eos_token_id
+    for name, (architecture, own) in MODELS.items():
+        cls = getattr(transformers, architecture)
+        torch.manual_seed(0)
+        cls(cls.config_class(**SIZES, **tokens, **own)).save_pretrained(HUB / name)
+        tokenizer.save_pretrained(HUB / name)
+    zen, configs = HUB / "zen", []
+    for config in ("standard_prompt_only", "conversational_prompt_only"):
+        (zen / config).mkdir(parents=True)
+        for split, lines in (("train", ZEN), ("test", ZEN[:3])):
+            chat = config.startswith("conversational")
+            rows = [{"prompt": [{"role": "user", "content": line}] if chat else line} for line in lines]
+            (zen / config / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        files = [{"split": split, "path": f"{config}/{split}.jsonl"} for split in ("train", "test")]
+        configs.append({"config_name": config, "data_files": files})
+    (zen / "README.md").write_text(f"---\n{json.dumps({'configs': configs})}\n---\n")
+
+
+class Table:
+    """Collects what became of each test."""
+
+    def __init__(self) -> None:
+        self.rows: dict[str, tuple[str, str]] = {}
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(self, item: pytest.Item, call: pytest.CallInfo[Any]) -> Iterator[None]:
+        report = yield
+        outcome, why = report.outcome, ""
+        if call.excinfo is not None and report.failed:
+            why = str(call.excinfo.value).strip().split("\n")[0]
+            ours = str(call.excinfo.traceback[-1].path).startswith(PACKAGE)
+            outcome = (
+                "refused" if ours and call.excinfo.errisinstance((ValueError, TypeError, RuntimeError)) else "FAILS"
+            )
+            why = why if ours else f"{call.excinfo.typename}: {why}"
+        elif report.skipped:
+            why = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(getattr(report, "wasxfail", ""))
+        if call.when == "call" or outcome != "passed":
+            self.rows[item.name] = (outcome, why.removeprefix("Skipped: "))
+        return report
+
+    def __str__(self) -> str:
+        counts = {each: sum(outcome == each for outcome, _ in self.rows.values()) for each, _ in self.rows.values()}
+        lines = [f"| `{name}` | {outcome} | {why} |" for name, (outcome, why) in self.rows.items()]
+        return "\n".join(["| test | outcome | reason |", "|---|---|---|", *lines, "", f"{counts}"])
+
+
+def main(words: list[str]) -> int:
+    checkout, options = Path(words[0]).resolve(), words[1:]
+    if not (checkout / "tests" / "test_grpo_trainer.py").is_file():
+        raise SystemExit(
+            f"{checkout}: no tests/test_grpo_trainer.py. Give a checkout of https://github.com/huggingface/trl"
+        )
+    if "--stock" in options:
+        options.remove("--stock")
+    else:
+        trl.GRPOTrainer, trl.GRPOConfig = RookWorldGRPOTrainer, RookWorldGRPOConfig
+    table = Table()
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+        make_hub()
+        where = ["--rootdir", str(checkout), "-c", os.devnull, str(checkout / "tests" / "test_grpo_trainer.py")]
+        pytest.main(["-q", "-p", "no:cacheprovider", "--tb=no", *where, *options], plugins=[table])
+    print(table)
+    return int(not table.rows or any(outcome == "FAILS" for outcome, _ in table.rows.values()))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
