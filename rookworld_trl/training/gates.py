@@ -125,6 +125,8 @@ def loss_logps(score: Score, model: nn.Module, batch: Batch, rows_at_a_time: int
     ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
     mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)
     keep = batch["completion_ids"].shape[1]
+    if not len(ids):  # every completion is masked out
+        return torch.zeros(0, keep, device=ids.device)
     own = (batch["temperatures"].split(rows_at_a_time),) if "temperatures" in batch else ()
     chunks = zip(ids.split(rows_at_a_time), mask.split(rows_at_a_time), *own, strict=True)
     return torch.cat([score(model, rows, row_mask, keep, *rest) for rows, row_mask, *rest in chunks])
