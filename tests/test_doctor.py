@@ -31,6 +31,7 @@ def masked(text: str) -> str:
     return re.sub(r"[ -]+", " ", re.sub(r"\d\.?\d*(?:e-\d+)?(?= nats)", "N", text)).strip()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(0, 1), (1, 0)], ids=["stock", "with the hook"])
 def test_the_pages_tables_are_what_the_command_prints(
     number: int, code: int, workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
