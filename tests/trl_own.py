@@ -8,10 +8,12 @@ The checkout's `tests/test_grpo_trainer.py` is run as it is. `trl.GRPOTrainer` a
 the exit code is 1 if one fails in another way. `docs/trl.md` has the table and the reasons.
 """
 
+import inspect
 import json
 import os
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,8 +31,11 @@ from rookworld_trl.training import RookWorldGRPOConfig, RookWorldGRPOTrainer
 
 HUB = Path("trl-internal-testing")
 PACKAGE = str(Path(rookworld_trl.__file__).parent)
-# Qwen's special tokens stand where its vocabulary ends; tests name them by number.
-FIRST_SPECIAL, SPECIAL = 151_643, ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|finetune_right_pad_id|>"]
+# Tests that name Qwen's tokens by number or a whole batch get a vocabulary and rows as large as the real ones; the
+# others are a hundred times faster with small ones.
+EXACT = ("151645", "expected_first_generation_batch")
+QWEN_SPECIAL = 151_643  # where its special tokens begin
+SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|finetune_right_pad_id|>"]
 SPECIAL += [f"<|special_{number}|>" for number in range(4, 22)]
 CHAT = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
@@ -56,10 +61,10 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def make_tokenizer() -> Any:
-    """Bytes, then names that nothing is encoded to, then the special tokens at Qwen's numbers."""
+def make_tokenizer(first_special: int) -> Any:
+    """Bytes, then names that nothing is encoded to, then the special tokens."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    words = [*alphabet, *(f"<unused {number}>" for number in range(len(alphabet), FIRST_SPECIAL))]
+    words = [*alphabet, *(f"<unused {number}>" for number in range(len(alphabet), first_special))]
     tokenizer = Tokenizer(models.BPE(vocab={word: number for number, word in enumerate(words)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -68,9 +73,9 @@ def make_tokenizer() -> Any:
     return transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, chat_template=CHAT, **names)
 
 
-def make_hub() -> None:
-    """The tests' models and data sets as folders below the working directory."""
-    tokenizer = make_tokenizer()
+def make_hub(first_special: int, count: int) -> None:
+    """The tests' models and data sets, of `count` rows, as folders below the working directory."""
+    tokenizer = make_tokenizer(first_special)
     tokens = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id, "bos_token_id": None}
     tokens["eos_token_id"] = tokenizer.eos_token_id
     for name, (architecture, own) in MODELS.items():
@@ -81,7 +86,7 @@ def make_hub() -> None:
     zen, configs = HUB / "zen", []
     for config in ("standard_prompt_only", "conversational_prompt_only"):
         (zen / config).mkdir(parents=True)
-        for split, lines in (("train", ZEN), ("test", ZEN[:3])):
+        for split, lines in (("train", ZEN[:count]), ("test", ZEN[:3])):
             chat = config.startswith("conversational")
             rows = [{"prompt": [{"role": "user", "content": line}] if chat else line} for line in lines]
             (zen / config / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -91,10 +96,16 @@ def make_hub() -> None:
 
 
 class Table:
-    """Collects what became of each test."""
+    """Runs each test in its folder, and prints what becomes of it."""
 
-    def __init__(self) -> None:
-        self.rows: dict[str, tuple[str, str]] = {}
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.outcomes: dict[str, str] = {}
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_setup(self, item: pytest.Item) -> None:
+        source = inspect.getsource(item.function)  # type: ignore[attr-defined]
+        os.chdir(self.folder / ("exact" if any(each in source for each in EXACT) else "small"))
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(self, item: pytest.Item, call: pytest.CallInfo[Any]) -> Iterator[None]:
@@ -110,33 +121,31 @@ class Table:
         elif report.skipped:
             why = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(getattr(report, "wasxfail", ""))
         if call.when == "call" or outcome != "passed":
-            self.rows[item.name] = (outcome, why.removeprefix("Skipped: "))
+            self.outcomes[item.name] = outcome
+            print(f"| `{item.name}` | {outcome} | {why.removeprefix('Skipped: ')} |", flush=True)
         return report
-
-    def __str__(self) -> str:
-        counts = {each: sum(outcome == each for outcome, _ in self.rows.values()) for each, _ in self.rows.values()}
-        lines = [f"| `{name}` | {outcome} | {why} |" for name, (outcome, why) in self.rows.items()]
-        return "\n".join(["| test | outcome | reason |", "|---|---|---|", *lines, "", f"{counts}"])
 
 
 def main(words: list[str]) -> int:
-    checkout, options = Path(words[0]).resolve(), words[1:]
-    if not (checkout / "tests" / "test_grpo_trainer.py").is_file():
-        raise SystemExit(
-            f"{checkout}: no tests/test_grpo_trainer.py. Give a checkout of https://github.com/huggingface/trl"
-        )
+    file, options = Path(words[0]).resolve() / "tests" / "test_grpo_trainer.py", words[1:]
+    if not file.is_file():
+        raise SystemExit(f"{file}: there is no such file. Give a checkout of https://github.com/huggingface/trl")
     if "--stock" in options:
         options.remove("--stock")
     else:
         trl.GRPOTrainer, trl.GRPOConfig = RookWorldGRPOTrainer, RookWorldGRPOConfig
-    table = Table()
     with tempfile.TemporaryDirectory() as folder:
-        os.chdir(folder)
-        make_hub()
-        where = ["--rootdir", str(checkout), "-c", os.devnull, str(checkout / "tests" / "test_grpo_trainer.py")]
-        pytest.main(["-q", "-p", "no:cacheprovider", "--tb=no", *where, *options], plugins=[table])
-    print(table)
-    return int(not table.rows or any(outcome == "FAILS" for outcome, _ in table.rows.values()))
+        for name, first_special, count in (("small", 256, 3), ("exact", QWEN_SPECIAL, len(ZEN))):
+            Path(folder, name).mkdir()
+            os.chdir(Path(folder, name))
+            make_hub(first_special, count)
+        print("| test | outcome | reason |\n|---|---|---|")
+        quiet = ["-p", "no:terminal", "-p", "no:cacheprovider", "--rootdir", str(file.parents[1]), "-c", os.devnull]
+        table = Table(Path(folder))
+        pytest.main([*quiet, str(file), *options], plugins=[table])
+    counts = Counter(table.outcomes.values())
+    print("\n" + ", ".join(f"{count} {outcome}" for outcome, count in counts.items()))
+    return int(not counts or counts["FAILS"] > 0)
 
 
 if __name__ == "__main__":

@@ -54,9 +54,12 @@ class RewardCaller:
                 traceback at the same time.
         """
         error, prompts = None, [row["prompt"] for row in rows]
-        texts = completion_texts(self.tokenizer, completion_ids, self.eos_token_ids)
+        completions: list[Any] = completion_texts(self.tokenizer, completion_ids, self.eos_token_ids)
+        for number, prompt in enumerate(prompts):
+            if not isinstance(prompt, str):  # a conversation, which the completion continues
+                completions[number] = [{"role": "assistant", "content": completions[number]}]
         try:
-            rewards = calculate(rows, prompts, texts, completion_ids)
+            rewards = calculate(rows, prompts, completions, completion_ids)
         except Exception as raised:
             # TRL gathers the rewards at its end: there the others are waiting.
             blank = torch.full((len(rows), functions), torch.nan, device=self.accelerator.device)

@@ -5,6 +5,7 @@ import math
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from rookworld_trl.rewards import environment_reward, environment_reward_continu
 from rookworld_trl.rewards.levels import UNPARSABLE
 from rookworld_trl.training.first_batch import FirstBatch
 from rookworld_trl.training.kl import KL_ESTIMATORS, KL_TYPES
-from rookworld_trl.training.rewards import screened
+from rookworld_trl.training.rewards import RewardCaller, screened
 from rookworld_trl.training.sampler import Sampler, Samples
 from tests.support.toy import make_trainer
 
@@ -190,3 +191,19 @@ def test_values_in_the_data_that_are_no_numbers_are_named(value: Any) -> None:
     columns = {"legal_moves": [["e1e2", "h1h8"]], "legal_cp": [[10, value]]}
     with pytest.raises(ValueError, match=r"legal_cp.*row 0"):
         policy_reward(["P: 4k3/8/8/8/8/8/8/4K2R w K - 0 1"], [" M: e1e2 h1h8 E: 0.1 3.0 B: h1h8"], **columns)
+
+
+def test_a_conversation_gets_its_completion_as_a_message(tiny_tokenizer: Any) -> None:
+    """As TRL gives it, with all of the text that was sampled; a prompt of plain text gets plain text."""
+    seen: list[Any] = []
+
+    def calculate(rows: Any, prompts: Any, completions: Any, ids: Any) -> torch.Tensor:
+        seen.extend(completions)
+        return torch.zeros(len(rows), 1)
+
+    eos = tiny_tokenizer.eos_token_id
+    accelerator, args = SimpleNamespace(device=torch.device("cpu")), SimpleNamespace(reward_limit=10.0)
+    caller = RewardCaller(args, accelerator, tiny_tokenizer, [eos], torch.ones(1))
+    ids = [[*tiny_tokenizer("a1")["input_ids"], eos]] * 2
+    caller(calculate, [{"prompt": [{"role": "user", "content": "a"}]}, {"prompt": "a"}], ids, 1)
+    assert seen == [[{"role": "assistant", "content": "a1"}], "a1"]
