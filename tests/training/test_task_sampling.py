@@ -151,7 +151,7 @@ def test_the_gates_see_a_row_scored_at_anothers_temperature(make: Make, monkeypa
     monkeypatch.setattr(trainer.scorer, "at", forgetful)
     with pytest.raises(GateError, match="gate 'sampler' FAILS") as caught:
         trainer.train()
-    assert {result.gate for result in caught.value.results if not result.passed} == {"padding", "temperature", "sampler"}
+    assert {each.gate for each in caught.value.results if not each.passed} == {"padding", "temperature", "sampler"}
 
 
 def test_a_cold_task_is_sampled_greedily_and_the_other_is_not(make: Make) -> None:
