@@ -13,17 +13,14 @@ if __name__ == "__main__":  # before what takes seconds to import
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import numpy as np
-import torch
-from datasets import Dataset, load_from_disk
+from datasets import Dataset
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast, set_seed
 
 from rookworld_trl.checkpointing.exits import DONE, PREEMPTED, needs_disk, reported, run_program
@@ -32,7 +29,7 @@ from rookworld_trl.checkpointing.lock import locked
 from rookworld_trl.checkpointing.resume import choose_start, mark_finished
 from rookworld_trl.config import RecipeError, bad_input, option, parse_recipe
 from rookworld_trl.data.splits import HELD_OUT_ANSWERS
-from rookworld_trl.data.supervised import ROWS_VERSION, supervised_rows
+from rookworld_trl.data.trees import VERSION, Words, position_trees, read_positions
 from rookworld_trl.files import write_atomically
 from rookworld_trl.modeling.hub import hide_token
 from rookworld_trl.modeling.loading import load_model, load_tokenizer
@@ -43,18 +40,9 @@ from rookworld_trl.training.live import report_live
 from rookworld_trl.training.supervised import MuonFactory, SupervisedConfig, SupervisedTrainer
 
 LIVE = [("loss", "loss", ".4f"), ("gradient", "grad_norm", ".2f"), ("rate", "learning_rate", ".2e")]
-SORTED_BATCHES = 64  # in as many batches of a task the rows are sorted by length, so that little padding is computed
 
-# Fields that say where something lies or how it is read, not what; hashes of the content stand for them.
-PLACES = (
-    *(field.name for field in fields(TerminalOptions)),
-    "positions",
-    "first_shard",
-    "max_shards",
-    "init_from",
-    "average_with",
-    "num_proc",
-)
+# Fields that say where something lies or what is shown; hashes of the content stand for them.
+PLACES = (*(field.name for field in fields(TerminalOptions)), "positions", "init_from")
 
 
 @dataclass
@@ -62,21 +50,7 @@ class SFTRecipe(TerminalOptions):
     """What to train, on what, and with which optimizer."""
 
     positions: str = option("data/positions", "Folder of the shards that `generate_data.py positions` wrote.")
-    first_shard: int = option(0, "Number of the first shard to use.")
-    max_shards: int | None = option(None, "Shards to use; default: all.")
-    environment_share: float = option(1.0, "`A:` rows for each `P:` row; above 1: several moves in the same position.")
-    listing_share: float = option(0.0, "`L:` rows, which list all legal moves, for each `P:` row.")
-    scarce_share: float = option(
-        0.0, "Share of the positions that offer a mate, a promotion or the like which give one more `A:` row of it."
-    )
-    check_share: float = option(
-        0.0,
-        "Share of the positions in check, or before one, which give one more `L:` row and the `P:` row three times.",
-    )
     init_from: str | None = option(None, "Checkpoint to start from; default: a new model of the size below.")
-    average_with: list[str] = field(
-        default_factory=list, metadata={"help": "The mean of these checkpoints and the trained model is saved."}
-    )
     tokenizer: Literal["nano", "gpt2"] = option(
         "nano", "Tokenizer of a new model; `gpt2`: GPT-2's 50,257 tokens, as RookWorld-LM has them."
     )
@@ -88,75 +62,22 @@ class SFTRecipe(TerminalOptions):
         "muon", "`muon` trains the block matrices with Muon and embeddings, norms and biases with AdamW."
     )
     muon_lr: float = option(0.02, "Learning rate of Muon.")
-    num_proc: int = option(2, "Processes that write the rows.")
-
-    def row_options(self) -> tuple[Any, ...]:
-        """What `supervised_rows` takes behind the seed, in its order."""
-        return self.environment_share, self.listing_share, self.scarce_share, self.check_share
 
 
-def encode_shard(shard: str, recipe: SFTRecipe, tokenizer: PreTrainedTokenizerFast, seed: int) -> list[dict[str, Any]]:
-    """Rows of one shard as token ids, with labels on the completion and its end token only."""
-    rows = []
-    for row in supervised_rows([Path(shard)], seed, *recipe.row_options()):
-        prompt = tokenizer(row["prompt"]).input_ids
-        completion = [*tokenizer(row["completion"], add_special_tokens=False).input_ids, tokenizer.eos_token_id]
-        ids = prompt + completion
-        if len(ids) <= recipe.n_positions:  # a position with eighty moves makes a longer L: row
-            labels = [-100] * len(prompt) + completion
-            rows.append({"task": row["task"], "input_ids": ids, "labels": labels, "length": len(ids)})
-    return rows
-
-
-def load_rows(recipe: SFTRecipe, tokenizer: PreTrainedTokenizerFast, seed: int) -> tuple[Dataset, str]:
-    """The training rows (cached beside the shards) and a hash of what they were made from."""
+def load_trees(
+    recipe: SFTRecipe, tokenizer: PreTrainedTokenizerFast, batch_size: int, seed: int
+) -> tuple[Dataset, str]:
+    """What is trained on, and a hash of what it is made from."""
     directory = Path(recipe.positions)
-    shards = sorted(directory.glob("positions-*.parquet"))[recipe.first_shard :][: recipe.max_shards]
+    shards = sorted(directory.glob("positions-*.parquet"))
     if not shards:
-        raise RecipeError(
-            f"positions: {directory} holds no positions-*.parquet from number {recipe.first_shard} on; make some with "
-            "generate_data.py"
-        )
-    options = " ".join(map(str, (*recipe.row_options(), recipe.n_positions)))
-    settings = f"{ROWS_VERSION} {seed} {options} {tokenizer.backend_tokenizer.to_str()}"
-    digest = hashlib.sha256(settings.encode() + HELD_OUT_ANSWERS.read_bytes())
-    for shard in shards:
-        digest.update(hashlib.sha256(shard.read_bytes()).digest())
-    cache = directory / f"rows-{digest.hexdigest()[:16]}"
-    if not cache.exists():
-        names = Dataset.from_dict({"shard": [str(shard) for shard in shards]})
-        rows = names.map(
-            lambda batch: _columns(encode_shard(batch["shard"][0], recipe, tokenizer, seed)),
-            batched=True,
-            batch_size=1,
-            remove_columns=["shard"],
-            num_proc=recipe.num_proc,
-            desc="Writing rows",
-        )
-        whole = cache.with_name(f".{cache.name}-{os.getpid()}")  # a killed process leaves no part of a cache
-        rows.save_to_disk(whole)
-        whole.rename(cache)
-    return load_from_disk(cache), digest.hexdigest()
-
-
-def uniform_batches(rows: Dataset, batch_size: int, seed: int) -> Dataset:
-    """The rows in an order in which each batch holds one task only, of nearly one length: hardly any padding is
-    computed. The rows within a task and the batches are shuffled; incomplete batches are left out."""
-    generator = np.random.default_rng(seed)
-    tasks, lengths = np.asarray(rows["task"]), np.asarray(rows["length"])
-    batches: list[np.ndarray] = []
-    for task in np.unique(tasks):
-        group = generator.permutation(np.flatnonzero(tasks == task))
-        group = group[: len(group) // batch_size * batch_size]
-        for start in range(0, len(group), SORTED_BATCHES * batch_size):
-            chunk = group[start : start + SORTED_BATCHES * batch_size]
-            batches.extend(chunk[np.argsort(lengths[chunk], kind="stable")].reshape(-1, batch_size))
-    order = generator.permutation(len(batches))
-    return rows.select(np.concatenate([batches[i] for i in order]))
-
-
-def _columns(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
-    return {key: [row[key] for row in rows] for key in ("task", "input_ids", "labels", "length")}
+        raise RecipeError(f"positions: {directory} holds no positions-*.parquet; make some with generate_data.py")
+    positions, digest = read_positions(shards)
+    trees = position_trees(positions, Words(tokenizer), batch_size, seed)
+    if not len(trees):
+        raise RecipeError(f"positions: {directory} holds {len(positions)} positions, too few for a step; make more")
+    settings = f"{VERSION} {tokenizer.backend_tokenizer.to_str()} {digest}"
+    return trees, hashlib.sha256(settings.encode() + HELD_OUT_ANSWERS.read_bytes()).hexdigest()
 
 
 def new_model(recipe: SFTRecipe, tokenizer: PreTrainedTokenizerFast) -> GPT2LMHeadModel:
@@ -180,52 +101,27 @@ def new_model(recipe: SFTRecipe, tokenizer: PreTrainedTokenizerFast) -> GPT2LMHe
     return model
 
 
-def load_others(model: GPT2LMHeadModel, folders: Sequence[str]) -> list[GPT2LMHeadModel]:
-    """The checkpoints to average with, of the model's own size."""
-    sizes = {name: weight.shape for name, weight in model.named_parameters()}
-    others = [load_model(folder) for folder in folders]
-    for folder, other in zip(folders, others, strict=True):
-        if {name: weight.shape for name, weight in other.named_parameters()} != sizes:
-            raise RecipeError(f"average_with: {folder} holds a model of another size than the one to train")
-    return others
-
-
-def average(model: GPT2LMHeadModel, others: Sequence[GPT2LMHeadModel]) -> None:
-    """Make the model's weights the mean of its own and the others': a "model soup", https://arxiv.org/abs/2203.05482.
-
-    Each part of a training favours what it has much of; of parts that began where another ended, the mean is better at
-    all of it than any of them.
-    """
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            weight.copy_(torch.stack([weight.cpu(), *(other.get_parameter(name) for other in others)]).mean(0))
-
-
-def build(recipe: SFTRecipe, args: SupervisedConfig) -> tuple[SupervisedTrainer, list[GPT2LMHeadModel]]:
-    """The trainer with its model and rows, and the models to average with."""
+def build(recipe: SFTRecipe, args: SupervisedConfig) -> SupervisedTrainer:
+    """The trainer with its model and rows."""
     if recipe.init_from:
         tokenizer, model = load_tokenizer(recipe.init_from), load_model(recipe.init_from)
     else:
         tokenizer = build_nano_tokenizer() if recipe.tokenizer == "nano" else build_gpt2_tokenizer()
         model = new_model(recipe, tokenizer)
-    others = load_others(model, recipe.average_with)
-    with args.main_process_first():
-        rows, data_hash = load_rows(recipe, tokenizer, args.seed)
-    order = args.seed if args.data_seed is None else args.data_seed
+    trees, data_hash = load_trees(recipe, tokenizer, args.per_device_train_batch_size, args.seed)
     facts = {name: value for name, value in vars(recipe).items() if name not in PLACES}
     facts |= {"data_sha256": data_hash, "rates": [args.learning_rate, recipe.muon_lr]}
     if recipe.init_from:
         facts["start"] = weights_digest(model.state_dict())
     muon = {"muon_lr": recipe.muon_lr, "adamw_lr": args.learning_rate}
-    trainer = SupervisedTrainer(
+    return SupervisedTrainer(
         model=model,
         args=args,
-        train_dataset=uniform_batches(rows, args.per_device_train_batch_size, order).remove_columns(["task", "length"]),
+        train_dataset=trees,
         processing_class=tokenizer,
         optimizer_cls_and_kwargs=(MuonFactory, muon) if recipe.optimizer == "muon" else None,
         facts=facts,
     )
-    return trainer, others
 
 
 def run_recipe(argv: Sequence[str] | None) -> int:
@@ -240,19 +136,17 @@ def run_recipe(argv: Sequence[str] | None) -> int:
             if start.finished:
                 return DONE
             set_seed(args.seed)
-            trainer, others = build(recipe, args)
+            trainer = build(recipe, args)
             report_live(trainer, Path(args.output_dir), LIVE)
         with reported():
             trainer.train(start.checkpoint)
             if trainer.preemption.signal:
                 return PREEMPTED  # after a checkpoint
-            average(trainer.accelerator.unwrap_model(trainer.model), others)
             trainer.save_final()
         if args.should_save:
             folder = Path(args.output_dir)
-            facts = {"rows": len(trainer.train_dataset), "seed": args.seed, "steps": trainer.state.global_step}
-            facts |= {"data_seed": args.data_seed, "data_sha256": trainer.facts()["data_sha256"]}
-            facts |= {"init_from": recipe.init_from, "average_with": recipe.average_with}
+            facts = {"seed": args.seed, "steps": trainer.state.global_step, "init_from": recipe.init_from}
+            facts |= {"tokens": trainer.tokens, "data_sha256": trainer.facts()["data_sha256"]}
             result |= facts
             with reported(), needs_disk(folder / "training.json"):
                 write_atomically(folder / "training.json", json.dumps(facts, indent=2) + "\n")

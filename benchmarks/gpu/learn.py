@@ -20,6 +20,7 @@ from recipes import grpo as grpo_recipe
 from recipes import sft as sft_recipe
 from rookworld_trl.data.splits import split_of
 from rookworld_trl.data.supervised import choose_move, environment_row
+from rookworld_trl.modeling.row_tree import RowTree
 from rookworld_trl.modeling.tokenizer import build_gpt2_tokenizer
 from rookworld_trl.reports.summary import read_summary
 from rookworld_trl.training.supervised import MuonFactory, SupervisedConfig, SupervisedTrainer
@@ -29,12 +30,11 @@ PLIES, KEPT = 80, 0.3  # of a random game, at most; and the share of its positio
 
 
 def encoded(row: dict[str, str], tokenizer: Any) -> dict[str, Any]:
-    """Token ids, with labels on the completion and its end token only."""
-    prompt = tokenizer(row["prompt"]).input_ids
-    completion = [*tokenizer(row["completion"], add_special_tokens=False).input_ids, tokenizer.eos_token_id]
-    ids = prompt + completion
-    labels = [-100] * len(prompt) + completion
-    return {"task": row["task"], "input_ids": ids, "labels": labels, "length": len(ids)}
+    """The row as a tree of its own."""
+    tree = RowTree()
+    completion = tokenizer(row["completion"], add_special_tokens=False).input_ids
+    tree.add(tokenizer(row["prompt"]).input_ids, [*completion, tokenizer.eos_token_id])
+    return tree.arrays()
 
 
 def game_rows(game: int) -> list[dict[str, str]]:
@@ -56,7 +56,7 @@ def game_rows(game: int) -> list[dict[str, str]]:
 
 def encoded_games(batch: dict[str, list[int]], tokenizer: Any) -> dict[str, list[Any]]:
     rows = [encoded(row, tokenizer) for game in batch["game"] for row in game_rows(game)]
-    return {key: [row[key] for row in rows] for key in ("task", "input_ids", "labels", "length")}
+    return {key: [row[key] for row in rows] for key in RowTree().arrays()}
 
 
 def rows(stage: Stage) -> str:
@@ -102,8 +102,6 @@ def train(stage: Stage, model: Any, tokenizer: Any, seed: int, **schedule: Any) 
     if not folder.exists():
         raise RuntimeError("there are no rows: run the stage `rows` first")
     batch = stage.pick(128, 4)
-    data = sft_recipe.uniform_batches(load_from_disk(str(folder)), batch, seed)
-    tokens = float(np.mean(data["length"]))
     args = SupervisedConfig(
         output_dir=str(stage.folder),
         use_cpu=not stage.cuda,
@@ -111,9 +109,6 @@ def train(stage: Stage, model: Any, tokenizer: Any, seed: int, **schedule: Any) 
         per_device_train_batch_size=batch,
         learning_rate=1e-3,
         max_grad_norm=1.0,
-        train_sampling_strategy="sequential",
-        max_length=512,
-        dataset_kwargs={"skip_prepare_dataset": True},
         dataloader_num_workers=stage.pick(4, 0),
         logging_steps=stage.pick(50, 1),
         save_strategy="no",
@@ -126,7 +121,7 @@ def train(stage: Stage, model: Any, tokenizer: Any, seed: int, **schedule: Any) 
     trainer = SupervisedTrainer(
         model=model,
         args=args,
-        train_dataset=data.remove_columns(["task", "length"]),
+        train_dataset=load_from_disk(str(folder)),
         processing_class=tokenizer,
         optimizer_cls_and_kwargs=(MuonFactory, {"muon_lr": 0.02, "adamw_lr": 1e-3}) if muon else None,
     )
@@ -137,7 +132,7 @@ def train(stage: Stage, model: Any, tokenizer: Any, seed: int, **schedule: Any) 
     seconds, steps = time.perf_counter() - started, trainer.state.global_step
     trainer.save_final()
     losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
-    speed = steps * batch * tokens / seconds
+    speed = trainer.tokens / seconds
     flops = 6 * model.num_parameters() * speed
     peak = peak_flops(torch.cuda.get_device_name(), True) if stage.cuda else None
     stage.figures |= {

@@ -7,6 +7,7 @@ that are named, in their order: a wrong name stays in the text, so that no answe
 """
 
 import itertools
+import re
 from importlib.resources import files
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
@@ -130,3 +131,33 @@ def empty_squares(text: str) -> Regex:
 
 def _bits(n: int) -> itertools.product:
     return itertools.product((False, True), repeat=n)
+
+
+class NanoEncoder:
+    """The tokenizer's ids of a row, found ten times faster: in Python, without its sixty passes over the text.
+
+    Args:
+        tokenizer: as `build_nano_tokenizer` makes it.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._ids = tokenizer.get_vocab()
+        self._pieces = re.compile(_SPLIT)
+
+    def __call__(self, text: str) -> list[int]:
+        """Ids of a text of the vocabulary's characters, without an end token.
+
+        Raises:
+            KeyError: there is another character in it.
+        """
+        ids = self._ids
+        found = self._pieces.findall(_PLACEMENT.sub(_name_squares, text))
+        return [number for piece in found for number in ([ids[piece]] if piece in ids else map(ids.__getitem__, piece))]
+
+
+_PLACEMENT = re.compile(rf"[1-8{MEN}]+(?:/[1-8{MEN}]+){{7}}(?= [wb] )")
+
+
+def _name_squares(placement: re.Match[str]) -> str:
+    men = "".join(EMPTY * int(man) if man in "12345678" else man for man in placement[0] if man != "/")
+    return "".join(map(square_token, SQUARES, men)) if len(men) == len(SQUARES) else placement[0]

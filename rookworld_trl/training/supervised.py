@@ -1,4 +1,4 @@
-"""Supervised training: its arguments, a trainer whose loss is a mean over rows, and its optimizer."""
+"""Supervised training: its arguments, a trainer over trees of rows, and its optimizer."""
 
 import math
 from dataclasses import dataclass, field
@@ -11,6 +11,8 @@ from transformers import TrainingArguments
 from trl import SFTConfig, SFTTrainer
 
 from rookworld_trl.checkpointing.durable import DurableTrainer
+from rookworld_trl.modeling.gpt2 import GPT2
+from rookworld_trl.modeling.row_tree import pack, weighted_nats
 from rookworld_trl.training.placement import choose_compile, insist_on_no_compile, keep_freed_memory
 from rookworld_trl.training.recovery import Diverged
 from rookworld_trl.training.validation import check_alert, check_fields
@@ -63,6 +65,9 @@ class SupervisedConfig(SFTConfig):
             self.use_cpu = True
         check_fields(self, TrainingArguments)
         choose_compile(self)
+        # Trees are made by the data set as they are asked for, of columns that the model does not know.
+        self.remove_unused_columns = False
+        self.dataset_kwargs = {"skip_prepare_dataset": True}
         super().__post_init__()
         insist_on_no_compile(self)
         check_alert(self)
@@ -77,23 +82,35 @@ class SupervisedConfig(SFTConfig):
 
 
 class SupervisedTrainer(DurableTrainer, SFTTrainer):
-    """`SFTTrainer` whose loss is the mean over a step's completions, not over their tokens: nats a completion / 32.
+    """`SFTTrainer` over trees of rows, whose loss is the mean over a step's completions: nats a completion / 32.
 
     An `A:` completion has three times the tokens of a `P:` completion and most are copied, so that a loss per token
     has gradients a quarter the size, which a momentum over batches of both tasks drowns in `P:`'s noise.
 
     Args:
+        train_dataset: of trees, as `rookworld_trl.modeling.row_tree.RowTree.arrays` writes them.
         facts: of the recipe, what decides the result beside the arguments; see `DurableTrainer.facts`.
     """
 
     def __init__(self, *args: Any, facts: dict[str, Any] | None = None, **kwargs: Any):
-        super().__init__(*args, **kwargs)
+        super().__init__(*args, data_collator=pack, **kwargs)
         if self.accelerator.device.type == "cpu":
             keep_freed_memory()
         self._facts = facts or {}
+        model: Any = self.model
+
+        def forward(**batch: torch.Tensor) -> torch.Tensor:
+            return weighted_nats(GPT2.sharing(model), batch)
+
+        model.forward = forward  # in place of TRL's, so that whatever wraps the model sees its weights being used
 
     def facts(self) -> dict[str, Any]:
         return self._facts
+
+    @property
+    def tokens(self) -> int:
+        """Tokens seen so far, in all processes, each of a tree once."""
+        return self._total_train_tokens
 
     def _progress(self) -> dict[str, Any]:
         return {**super()._progress(), "tokens": self._total_train_tokens}
@@ -108,10 +125,19 @@ class SupervisedTrainer(DurableTrainer, SFTTrainer):
 
         transformers counts tokens here, in which accumulated batches of few tokens would weigh little.
         """
-        rows = torch.tensor(sum(len(batch["labels"]) for batch in batch_samples), device=device)
+        rows = torch.stack([batch["rows"].sum() for batch in batch_samples]).sum().to(device)
         if self.args.average_tokens_across_devices:
             rows = self.accelerator.gather(rows).sum()
         return rows * NATS_SCALE
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> torch.Tensor:
+        loss: torch.Tensor = model(**inputs) / num_items_in_batch
+        tokens = torch.tensor(len(inputs["input_ids"]), device=loss.device)
+        self._total_train_tokens += int(self.accelerator.gather(tokens).sum())
+        self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
+        return loss * self.accelerator.num_processes if self.args.average_tokens_across_devices else loss
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         """The gradient's norm, before it is applied.

@@ -9,6 +9,7 @@ from datasets import Dataset
 from transformers import AutoTokenizer, GPT2LMHeadModel
 
 from rookworld_trl.checkpointing.store import verify
+from rookworld_trl.modeling.row_tree import RowTree
 from rookworld_trl.training.supervised import SupervisedConfig, SupervisedTrainer
 from tests.support.processes import called
 
@@ -39,6 +40,13 @@ def by_hand(checkpoint: Path, rows: list[dict[str, list[int]]]) -> tuple[float, 
     return loss.item(), {name: weight.grad for name, weight in model.named_parameters()}
 
 
+def tree(row: dict[str, list[int]]) -> dict[str, Any]:
+    start = sum(label == -100 for label in row["labels"])
+    made = RowTree()
+    made.add(row["input_ids"][:start], row["input_ids"][start:])
+    return made.arrays()
+
+
 def step(checkpoint: str, rows: list[dict[str, list[int]]], output: str, options: dict[str, Any]) -> None:
     """One supervised step, alone or under torchrun; what came out goes to a file."""
     args = SupervisedConfig(
@@ -51,7 +59,6 @@ def step(checkpoint: str, rows: list[dict[str, list[int]]], output: str, options
         max_grad_norm=0.0,
         lr_scheduler_type="constant",
         train_sampling_strategy="sequential",
-        dataset_kwargs={"skip_prepare_dataset": True},
         activation_checkpointing=False,
         save_steps=1,
         report_to="none",
@@ -62,7 +69,7 @@ def step(checkpoint: str, rows: list[dict[str, list[int]]], output: str, options
     trainer = SupervisedTrainer(
         model=GPT2LMHeadModel.from_pretrained(checkpoint),
         args=args,
-        train_dataset=Dataset.from_list(rows),
+        train_dataset=Dataset.from_list([tree(row) for row in rows]),
         processing_class=AutoTokenizer.from_pretrained(checkpoint),
     )
     trainer.train()

@@ -1,0 +1,180 @@
+"""Positions as trees of supervised rows: `P:` with every right answer and its share, `A:` with several moves.
+
+One sampled list of five moves says little of a position: which moves are good, and how much better one is, shows only
+over many samples. Here each place of a `P:` row has as its target the distribution that the sampling has, so that one
+row teaches what many would.
+"""
+
+import hashlib
+import math
+import random
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import chess
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from rookworld_trl.data.splits import split_of
+from rookworld_trl.data.supervised import environment_rows
+from rookworld_trl.modeling.row_tree import RowTree, Tokens
+from rookworld_trl.modeling.tokenizer import NanoEncoder, square_token
+from rookworld_trl.tasks import policy, position_key
+from rookworld_trl.tasks.policy import MATE_CP, format_eval, win_chance
+
+VERSION = 1  # of the trees made of the same positions
+
+# A loss of so much win chance makes a move e times less likely, in every place of the list and at `B:`: the values are
+# of few nodes, and in the mean off by more than a point.
+TEMPERATURE = 0.04
+# Of each place of the list: what all legal moves share, so that legality is learned from thirty moves and not from five
+# (the five best share the rest).
+LEGAL_SHARE = 0.15
+# How much a square counts, at the first place, from which a move could have been listed but is not: its moves.
+ASIDE_WEIGHT = 0.25
+BEST_WEIGHT = 2.0  # of `B:`, which is played
+# Evals are written as an engine of other seeds would give them: off by up to so many centipawns, more the larger they
+# are. Then `B:`, which is the best move all the same, is not merely read off them. Their last digits are chance, and
+# would drown the rest.
+OFF = range(-40, 41, 4)
+EVAL_WEIGHT = 0.5
+# Of `A:` rows, which have a twentieth of a `P:` row's nats: moves have many right answers, positions one.
+POSITION_WEIGHT = 2.0
+
+# The tasks of the batches of a step, in turn.
+TASKS = ("policy", "policy", "environment")
+MOVES_OF_POSITION = 2  # `A:` rows of one position
+
+
+class Words:
+    """A tokenizer that remembers words; texts of several words are tokenized anew."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.eos = int(tokenizer.eos_token_id)
+        # Of the chess-aware tokenizer there is a faster form; all texts here are ours, without anything unknown.
+        named = square_token("e4", "P") in tokenizer.get_vocab()
+        self.text: Callable[[str], list[int]] = NanoEncoder(tokenizer) if named else partial(_plain_ids, tokenizer)
+        self._lead: list[int] = tokenizer("").input_ids  # an end token, where each text begins with one
+        self._known: dict[str, Tokens] = {}
+
+    def prompt(self, text: str) -> list[int]:
+        return self._lead + self.text(text)
+
+    def __getitem__(self, word: str) -> Tokens:
+        """A word with the space before it."""
+        if word not in self._known:
+            self._known[word] = tuple(self.text(word))
+        return self._known[word]
+
+
+def _plain_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    return list(tokenizer(text, add_special_tokens=False).input_ids)
+
+
+def policy_tree(record: dict[str, Any], words: Words, rng: random.Random) -> RowTree:
+    """A `P:` row of a position: its best moves, better ones rather earlier, their values and the best one."""
+    legal = {move.uci(): words[f" {move.uci()}"] for move in chess.Board(record["fen"]).legal_moves}
+    ranked = sorted(zip(record["moves"], record["cp"], strict=True), key=lambda pair: -pair[1])[: policy.MAX_CANDIDATES]
+    values, best = dict(ranked), win_chance(ranked[0][1])
+    shares = {move: math.exp((win_chance(cp) - best) / TEMPERATURE) for move, cp in ranked}
+    tree = RowTree()
+    tree.rows = 1
+    node = tree.write(words[" M:"], tree.read(words.prompt(policy.prompt(record["fen"]))))
+    left, listed = dict(shares), list[str]()
+    while left:
+        move = rng.choices([*left], [*left.values()])[0]
+        good = (1 - LEGAL_SHARE) / sum(left.values())
+        options = {tokens: LEGAL_SHARE / len(legal) for tokens in legal.values()}
+        for other, share in left.items():
+            options[legal[other]] += good * share
+        if not listed:
+            aside(tree, node, options, legal[move][0])
+        node = tree.choose(options, legal.pop(move), node)
+        listed.append(move)
+        del left[move]
+    node = tree.write(words[" E:"], node)
+    for move in listed:
+        written = eval_options(values[move], words)
+        node = tree.choose(written, rng.choices([*written], [*written.values()])[0], node, EVAL_WEIGHT)
+    node = tree.write(words[" B:"], node)
+    node = tree.choose({words[f" {m}"]: s for m, s in shares.items()}, words[f" {ranked[0][0]}"], node, BEST_WEIGHT)
+    tree.want(node, words.eos)
+    return tree
+
+
+def aside(tree: RowTree, node: int, options: dict[Tokens, float], taken: int) -> None:
+    """What follows each first token of the options that is not the one taken."""
+    by_first: dict[int, dict[Tokens, float]] = {}
+    for tokens, share in options.items():
+        by_first.setdefault(tokens[0], {})[tokens] = share
+    for first, group in by_first.items():
+        if first != taken:
+            behind, total = tree.read((first,), node), sum(group.values())
+            for tokens, share in group.items():
+                tree.want(behind, tokens[1], ASIDE_WEIGHT * share / total)
+
+
+def eval_options(centipawns: int, words: Words) -> dict[Tokens, float]:
+    """The evals near a value, with their shares; a mate has one."""
+    if abs(centipawns) >= MATE_CP:
+        return {words[f" {format_eval(centipawns)}"]: 1.0}
+    scale = 1 + abs(centipawns) // 200
+    options: dict[Tokens, float] = {}
+    for off in OFF:
+        tokens = words[f" {format_eval(centipawns + off * scale)}"]
+        options[tokens] = options.get(tokens, 0.0) + 1 + OFF[-1] - abs(off)
+    return options
+
+
+def environment_tree(record: dict[str, Any], words: Words, rng: random.Random) -> RowTree:
+    """`A:` rows of several moves in a position, none of which leads into dev or test."""
+    tree = RowTree()
+    while not tree.rows:
+        for row in environment_rows(record, MOVES_OF_POSITION, rng.random() < 0.5, rng)[-MOVES_OF_POSITION:]:
+            if split_of(row["after"]) == "train":
+                tree.add(words.prompt(row["prompt"]), [*words.text(row["completion"]), words.eos], POSITION_WEIGHT)
+    return tree
+
+
+def read_positions(shards: Sequence[Path]) -> tuple[pa.Table, str]:
+    """The positions of the shards that belong to train, each once, and a hash of the shards."""
+    digest = hashlib.sha256()
+    tables = []
+    for shard in shards:
+        digest.update(hashlib.sha256(shard.read_bytes()).digest())
+        tables.append(pq.read_table(shard, columns=["fen", "history", "moves", "cp", "played"]))
+    table = pa.concat_tables(tables).combine_chunks()
+    first: dict[str, int] = {}
+    for number, fen in enumerate(table["fen"].to_pylist()):
+        if split_of(fen) == "train":
+            first.setdefault(position_key(fen), number)
+    return table.take(pa.array(first.values())), digest.hexdigest()
+
+
+def position_trees(positions: pa.Table, words: Words, batch_size: int, seed: int) -> Dataset:
+    """Trees in the order of training: batches of one task each, as TASKS says, until each position gave its `P:` row.
+
+    They are made when they are asked for. What a tree shows of a position follows from the seed and the position's
+    number, so a resumed run sees the same.
+    """
+    rng = np.random.default_rng(seed)
+    turns = {task: iter(rng.permutation(len(positions)).tolist()) for task in dict.fromkeys(TASKS)}
+    rounds = len(positions) // (batch_size * max(map(TASKS.count, TASKS)))
+    order = [(task, next(turns[task])) for _ in range(rounds) for task in TASKS for _ in range(batch_size)]
+
+    def make(task: str, number: int) -> dict[str, Any]:
+        rng = random.Random(f"{seed}:{task}:{number}")
+        (record,) = positions.slice(number, 1).to_pylist()
+        return (policy_tree if task == "policy" else environment_tree)(record, words, rng).arrays()
+
+    def transform(rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        trees = [make(task, number) for task, number in zip(rows["task"], rows["number"], strict=True)]
+        return {name: [tree[name] for tree in trees] for name in trees[0]}
+
+    tasks, numbers = zip(*order, strict=True) if order else ((), ())
+    return Dataset.from_dict({"task": tasks, "number": numbers}).with_transform(transform)
