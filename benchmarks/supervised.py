@@ -6,8 +6,8 @@ The same rows go forward and backward through rookworld-nano, with bf16 products
 `A:` rows of each of others. `padded` is TRL's pass over transformers' model, a line for each row, rows of one task and
 nearly one length in a batch. `trees` is the pass of `SupervisedTrainer` over the same rows, a tree for each position.
 `recipe` is the same with the targets of `recipes/sft.py`: all legal moves and the shares of the good ones. Seconds are
-the process's own time, in which others on the machine count less than by the clock. Beside them: operations a second, as
-a share of what the core does in one large product.
+the process's own time, in which others on the machine count less than by the clock. Beside them: operations a second,
+as a share of what the core does in one large product.
 """
 
 import argparse

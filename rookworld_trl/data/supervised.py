@@ -15,7 +15,7 @@ from rookworld_trl.tasks import environment, policy, position_key
 ROWS_VERSION = 5  # of what `supervised_rows` makes of the same positions; part of the hash of cached rows
 LISTING_PREFIX = "L: "
 CHECK_REPEATS = 2  # how often more a `P:` row in check is given, where `check_share` asks for such rows
-ILLEGAL_SHARE, RARE_SHARE = 0.2, 0.3  # of the moves of `A:` rows; the others are the one played or any legal one
+ILLEGAL_SHARE, RARE_SHARE = 0.25, 0.3  # of the moves of `A:` rows; the others are the one played or any legal one
 
 # Half of the `A:` rows show all the moves before that are known, up to nine; the others any number of them, so that a
 # model does not learn to lean on a full history. Some show a position of no game with other clocks, where the fifty-

@@ -6,6 +6,7 @@ row teaches what many would.
 """
 
 import hashlib
+import itertools
 import math
 import random
 from collections.abc import Callable, Sequence
@@ -27,7 +28,8 @@ from rookworld_trl.modeling.tokenizer import NanoEncoder, square_token
 from rookworld_trl.tasks import policy, position_key
 from rookworld_trl.tasks.policy import MATE_CP, format_eval, win_chance
 
-VERSION = 1  # of the trees made of the same positions
+MATE_IN_ONE = 9999  # its value in centipawns
+VERSION = 2  # of the trees made of the same positions
 
 # A loss of so much win chance makes a move e times less likely, in every place of the list and at `B:`: the values are
 # of few nodes, and in the mean off by more than a point.
@@ -36,15 +38,19 @@ TEMPERATURE = 0.04
 # (the five best share the rest).
 LEGAL_SHARE = 0.15
 # How much a square counts, at the first place, from which a move could have been listed but is not: its moves.
-ASIDE_WEIGHT = 0.25
+ASIDE_WEIGHT = 0.5
 BEST_WEIGHT = 2.0  # of `B:`, which is played
 # Evals are written as an engine of other seeds would give them: off by up to so many centipawns, more the larger they
 # are. Then `B:`, which is the best move all the same, is not merely read off them. Their last digits are chance, and
 # would drown the rest.
 OFF = range(-40, 41, 4)
-EVAL_WEIGHT = 0.5
+EVAL_WEIGHT = 0.3
 # Of `A:` rows, which have a twentieth of a `P:` row's nats: moves have many right answers, positions one.
-POSITION_WEIGHT = 2.0
+POSITION_WEIGHT = 4.0
+
+# Of the positions of `A:` rows, this share offers a scarce kind of move, each kind as often, and shows it.
+SCARCE_SHARE = 0.5
+FEW_MEN = 4  # with so many or fewer, stalemate and dead material are near
 
 # The tasks of the batches of a step, in turn.
 TASKS = ("policy", "policy", "environment")
@@ -132,13 +138,32 @@ def eval_options(centipawns: int, words: Words) -> dict[Tokens, float]:
 
 
 def environment_tree(record: dict[str, Any], words: Words, rng: random.Random) -> RowTree:
-    """`A:` rows of several moves in a position, none of which leads into dev or test."""
+    """`A:` rows of several moves in a position, one of a scarce kind if offered; none leads into dev or test."""
     tree = RowTree()
     while not tree.rows:
-        for row in environment_rows(record, MOVES_OF_POSITION, rng.random() < 0.5, rng)[-MOVES_OF_POSITION:]:
+        for row in environment_rows(record, MOVES_OF_POSITION, True, rng)[-MOVES_OF_POSITION:]:
             if split_of(row["after"]) == "train":
                 tree.add(words.prompt(row["prompt"]), [*words.text(row["completion"]), words.eos], POSITION_WEIGHT)
     return tree
+
+
+def scarce_kinds(fen: str, best: int) -> list[str]:
+    """Scarce kinds of moves that a position is seen to offer without looking at its moves.
+
+    Args:
+        best: value of the best move, in centipawns.
+    """
+    placement, turn, rights, en_passant, *_ = fen.split()
+    ranks, white = placement.split("/"), turn == "w"
+    home, seventh, pawn = (ranks[7], ranks[1], "P") if white else (ranks[0], ranks[6], "p")
+    kinds = {
+        "mate": best == MATE_IN_ONE,
+        "en_passant": en_passant != "-",
+        "promotion": pawn in seventh,
+        "castle_queen": ("Q" if white else "q") in rights and home.lower().startswith("r3k"),
+        "few_men": sum(map(str.isalpha, placement)) <= FEW_MEN,
+    }
+    return [kind for kind, offered in kinds.items() if offered]
 
 
 def read_positions(shards: Sequence[Path]) -> tuple[pa.Table, str]:
@@ -159,22 +184,34 @@ def read_positions(shards: Sequence[Path]) -> tuple[pa.Table, str]:
 def position_trees(positions: pa.Table, words: Words, batch_size: int, seed: int) -> Dataset:
     """Trees in the order of training: batches of one task each, as TASKS says, until each position gave its `P:` row.
 
-    They are made when they are asked for. What a tree shows of a position follows from the seed and the position's
-    number, so a resumed run sees the same.
+    They are made when they are asked for. What a tree shows follows from the seed and its place, so a resumed run sees
+    the same.
     """
     rng = np.random.default_rng(seed)
-    turns = {task: iter(rng.permutation(len(positions)).tolist()) for task in dict.fromkeys(TASKS)}
-    rounds = len(positions) // (batch_size * max(map(TASKS.count, TASKS)))
-    order = [(task, next(turns[task])) for _ in range(rounds) for task in TASKS for _ in range(batch_size)]
+    count = len(positions)
+    rounds = count // (batch_size * max(map(TASKS.count, TASKS)))
+    scarce: dict[str, list[int]] = {}
+    for number, (fen, values) in enumerate(zip(positions["fen"].to_pylist(), positions["cp"].to_pylist(), strict=True)):
+        for kind in scarce_kinds(fen, max(values)):
+            scarce.setdefault(kind, []).append(number)
+    every = {task: itertools.cycle(rng.permutation(count).tolist()) for task in dict.fromkeys(TASKS)}
+    rare = [itertools.cycle(rng.permutation(numbers).tolist()) for numbers in scarce.values()]
 
-    def make(task: str, number: int) -> dict[str, Any]:
-        rng = random.Random(f"{seed}:{task}:{number}")
+    def turn(task: str) -> int:
+        if task == "environment" and rare and rng.random() < SCARCE_SHARE:
+            return next(rare[rng.integers(len(rare))])
+        return next(every[task])
+
+    order = [(task, turn(task)) for _ in range(rounds) for task in TASKS for _ in range(batch_size)]
+
+    def make(place: int, task: str, number: int) -> dict[str, Any]:
+        rng = random.Random(f"{seed}:{place}")
         (record,) = positions.slice(number, 1).to_pylist()
         return (policy_tree if task == "policy" else environment_tree)(record, words, rng).arrays()
 
     def transform(rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        trees = [make(task, number) for task, number in zip(rows["task"], rows["number"], strict=True)]
+        trees = [make(*row) for row in zip(rows["place"], rows["task"], rows["number"], strict=True)]
         return {name: [tree[name] for tree in trees] for name in trees[0]}
 
     tasks, numbers = zip(*order, strict=True) if order else ((), ())
-    return Dataset.from_dict({"task": tasks, "number": numbers}).with_transform(transform)
+    return Dataset.from_dict({"place": range(len(order)), "task": tasks, "number": numbers}).with_transform(transform)

@@ -28,7 +28,7 @@ Runs = Callable[..., int]
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The positions after two plies, as far as they belong to the training split; rows are cached beside them."""
+    """The positions after two plies, as far as they belong to the training split."""
     folder = tmp_path_factory.mktemp("positions")
     records = [
         {"fen": board.fen(), "history": "", "moves": moves[:5], "cp": [5, 4, 3, 2, 1], "played": moves[0], "game": 0}
@@ -45,9 +45,9 @@ def run(shards: Path, tmp_path: Path) -> Runs:
     """The recipe over a model of a few thousand parameters, with a checkpoint at every step."""
 
     def start(**changes: Any) -> int:
-        settings = {"positions": shards, "output_dir": tmp_path / "run", "num_proc": 1}
+        settings = {"positions": shards, "output_dir": tmp_path / "run"}
         settings |= {"n_layer": 1, "n_embd": 16, "n_head": 2, "max_steps": 4, "per_device_train_batch_size": 2}
-        settings |= {"train_sampling_strategy": "sequential", "dataset_kwargs": "{skip_prepare_dataset: true}"}
+        settings |= {"train_sampling_strategy": "sequential", "gradient_accumulation_steps": 3}
         settings |= {"save_steps": 1, "logging_steps": 3, "use_cpu": "true", "bf16": "false", "seed": 1}
         settings |= {"report_to": "none", "disable_tqdm": "true", "dataloader_pin_memory": "false"}
         words = ((f"--{key}", str(value)) for key, value in (settings | changes).items())
@@ -107,7 +107,6 @@ OTHERS: list[tuple[dict[str, Any], str]] = [
     ({"seed": 2}, "`seed` was 1 and is 2"),
     ({"learning_rate": 1e-2}, "`rates` was"),
     ({"muon_lr": 1e-2}, "`rates` was"),
-    ({"environment_share": 0.5}, "`environment_share` was 1.0 and is 0.5"),
     ({"n_embd": 32}, "`n_embd` was 16 and is 32"),
 ]
 
