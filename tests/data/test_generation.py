@@ -6,15 +6,13 @@ import random
 from collections import Counter
 
 import chess
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from rookworld_trl.data import generation, strata
 from rookworld_trl.data.generation import GameSettings, generate_positions, read_openings
-from rookworld_trl.data.splits import split_of
-from rookworld_trl.data.supervised import policy_completion, supervised_rows
-from rookworld_trl.tasks import environment, policy
+from rookworld_trl.data.supervised import environment_rows, policy_completion
+from rookworld_trl.tasks import environment
 from rookworld_trl.tasks.formats import board_from_fen
 from tests.support.stockfish import requires_stockfish
 
@@ -71,33 +69,6 @@ def test_records_are_true(tmp_path):
         assert len(record["moves"]) == len(record["cp"]) == min(5, len(legal))
         assert record["cp"] == sorted(record["cp"], reverse=True)
         assert record["played"] in legal
-
-
-@requires_stockfish
-def test_supervised_rows_parse_and_hold_no_held_out_position(tmp_path):
-    run(tmp_path, range(1), GameSettings(seed=1, nodes=100, max_plies=60, games_per_shard=4))
-    rows = list(
-        supervised_rows(
-            [generation.shard_path(tmp_path, 0)], seed=0, environment_share=1.0, listing_share=0.5, check_share=1.0
-        )
-    )
-    for row in rows:
-        if row["prompt"].startswith("P: "):
-            assert split_of(policy.parse_prompt(row["prompt"])) == "train"
-            output = policy.parse(row["completion"])
-            assert output.best in output.moves
-            assert row["task"] == "policy"
-        elif row["prompt"].startswith("L: "):
-            board = chess.Board(row["prompt"].removeprefix("L: "))
-            assert split_of(board.fen()) == "train"
-            assert row["completion"].split() == ["M:", *sorted(move.uci() for move in board.legal_moves)]
-            assert row["task"] == "listing"
-        else:
-            given = environment.parse_prompt(row["prompt"])
-            truth = environment.transition(given.fen, given.move)
-            assert environment.parse(row["completion"]) == truth
-            assert split_of(given.fen) == split_of(truth.fen) == "train"
-    assert {row["prompt"][0] for row in rows} == {"P", "A", "L"}
 
 
 def test_candidates_stand_in_random_order_and_the_best_is_the_one_of_the_highest_eval():
@@ -215,23 +186,19 @@ GAME = ["e2e4", "e7e5", "g1f3", "b8c6", "f1b5", "a7a6", "b5a4", "g8f6", "e1g1", 
 
 
 @pytest.fixture(scope="module")
-def game_rows(tmp_path_factory):
-    """Rows of the positions of a short game, many times."""
-    path = tmp_path_factory.mktemp("game") / "positions-00000.parquet"
-    board, records = chess.Board(), []
+def game_rows():
+    """Rows of each position of a short game, many times."""
+    board, rows = chess.Board(), []
     for ply, move in enumerate(GAME):
-        history = " ".join(GAME[max(0, ply - 9) : ply])
-        moves = sorted(legal.uci() for legal in board.legal_moves)[:5]
-        record = {"fen": board.fen(), "history": history, "moves": moves, "cp": [0] * 5, "played": move, "game": 0}
-        records.append(record)
+        record = {"fen": board.fen(), "history": " ".join(GAME[max(0, ply - 9) : ply]), "played": move}
+        rows += [environment_rows(record, 6, seed % 2 == 0, random.Random(seed)) for seed in range(15)]
         board.push_uci(move)
-    pq.write_table(pa.Table.from_pylist(records, schema=generation.POSITION_SCHEMA), path)
-    return [list(supervised_rows([path], seed, environment_share=6.5, listing_share=0.5)) for seed in range(15)]
+    return rows
 
 
 def test_histories_of_every_length_that_end_with_the_move(game_rows):
     lengths = Counter()
-    for row in (row for rows in game_rows for row in rows if row["task"] == "environment"):
+    for row in itertools.chain(*game_rows):
         given = environment.parse_prompt(row["prompt"])
         assert given.history[-1] == given.move
         before = list(given.history[:-1])
@@ -243,20 +210,19 @@ def test_histories_of_every_length_that_end_with_the_move(game_rows):
     assert min(lengths.values()) > 0.02 * lengths.total()
 
 
-def test_rows_of_a_position_follow_each_other_with_moves_of_their_own(game_rows):
+def test_rows_of_a_position_are_true_and_of_different_moves(game_rows):
     for rows in game_rows:
-        names = [row["position"] for row in rows]
-        changes = sum(a != b for a, b in itertools.pairwise(names))
-        assert changes + 1 == len(set(names))
-        for name in set(names):
-            moves = [row["prompt"].split("+")[1] for row in rows if row["position"] == name and row["task"][0] == "e"]
-            assert len(moves) == len(set(moves))
-    assert 4 < sum(row["task"] == "environment" for rows in game_rows for row in rows) / (15 * len(GAME)) <= 6.5
+        given = [environment.parse_prompt(row["prompt"]) for row in rows]
+        assert 1 < len(rows) == len({each.move for each in given}) <= 7
+        for row, each in zip(rows, given, strict=True):
+            answer = environment.parse(row["completion"])
+            assert answer == environment.transition(each.fen, each.move)
+            assert row["after"] == answer.fen
 
 
 def test_the_seventyfive_move_rule_ends_games_and_the_fifty_move_rule_does_not(game_rows):
     ended, claimable = 0, 0
-    for row in (row for rows in game_rows for row in rows if row["task"] == "environment"):
+    for row in itertools.chain(*game_rows):
         fen = environment.parse_prompt(row["prompt"]).fen
         assert board_from_fen(fen)
         after = environment.parse(row["completion"])

@@ -20,6 +20,7 @@ from rookworld_trl.data.trees import (
     policy_tree,
     position_trees,
     read_positions,
+    scarce_kinds,
 )
 from rookworld_trl.modeling.tokenizer import build_gpt2_tokenizer, build_nano_tokenizer
 from rookworld_trl.tasks import environment, policy
@@ -48,6 +49,11 @@ def records(games: int) -> list[dict[str, Any]]:
             found.append(record | {"moves": moves[:5], "cp": [50, 30, 10, -10, -30][: len(moves)]})
             board.push_uci(dice.choice(moves))
     return found
+
+
+def write(folder: Path, name: str, rows: list[dict[str, Any]]) -> Path:
+    pq.write_table(pa.Table.from_pylist(rows, schema=POSITION_SCHEMA), folder / name)
+    return folder / name
 
 
 def wanted(tree: dict[str, Any], tokenizer: PreTrainedTokenizerFast) -> dict[str, dict[str, float]]:
@@ -87,10 +93,10 @@ def test_a_policy_tree_by_hand(tokenizer: PreTrainedTokenizerFast) -> None:
 
 
 def test_squares_that_are_not_taken_are_asked_for_their_moves(tokenizer: PreTrainedTokenizerFast) -> None:
-    """Behind the first place, each other square from which a move goes has a quarter's weight in all."""
+    """Behind the first place, each other square from which a move goes counts half in all."""
     record = RECORD | {"fen": chess.STARTING_FEN, "moves": ["g1f3"], "cp": [20], "played": "g1f3"}
     asked = wanted(policy_tree(record, Words(tokenizer), random.Random(0)).arrays(), tokenizer)
-    assert asked[" M: b1"] == {"a3": 0.125, "c3": 0.125}
+    assert asked[" M: b1"] == {"a3": 0.25, "c3": 0.25}
     assert len([text for text in asked if len(text) == len(" M: b1") and text.startswith(" M: ")]) == 10
     assert asked[" M:"][" g1"] == pytest.approx(0.85 + 0.15 * 2 / 20)
 
@@ -131,9 +137,36 @@ def test_what_is_read_is_right(build: Any) -> None:
             assert split_of(answer.fen) == "train"
 
 
-def write(folder: Path, name: str, rows: list[dict[str, Any]]) -> Path:
-    pq.write_table(pa.Table.from_pylist(rows, schema=POSITION_SCHEMA), folder / name)
-    return folder / name
+@pytest.mark.parametrize(
+    ("fen", "best", "kinds"),
+    [
+        ("6k1/5ppp/8/8/8/8/5PPP/R5K1 w - - 0 1", 9999, ["mate"]),
+        ("6k1/5ppp/8/8/8/8/5PPP/R5K1 w - - 0 1", 9998, []),
+        ("4k3/8/8/3pP3/8/8/8/4K3 w - d6 0 2", 20, ["en_passant", "few_men"]),
+        ("4k3/8/8/8/8/8/p4PPP/6K1 b - - 0 1", 900, ["promotion"]),
+        ("4k3/8/8/8/8/8/p4PPP/6K1 w - - 0 1", -900, []),
+        ("r3k2r/pppppppp/8/8/8/8/PPPPPPPP/R3K2R b Qkq - 0 1", 0, ["castle_queen"]),
+        ("r3k2r/pppppppp/8/8/8/8/PPPPPPPP/R3K2R w Kkq - 0 1", 0, []),
+        ("r2qk2r/pppppppp/8/8/8/8/PPPPPPPP/R3K2R b KQkq - 0 1", 0, []),
+    ],
+)
+def test_positions_that_offer_something_scarce_are_found(fen: str, best: int, kinds: list[str]) -> None:
+    assert scarce_kinds(fen, best) == kinds
+
+
+def test_scarce_kinds_come_as_often_as_each_other(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Of two hundred positions three offer a mate, two en passant, one castling: a sixth of the trees are of
+    each kind, and show it; the other half are of any position."""
+    rows = [record | {"cp": [50] * len(record["moves"])} for record in records(14)]
+    rows += [
+        rows[0] | {"fen": f"6k1/5ppp/8/8/8/8/5PPP/{rank} w - - 0 1", "moves": ["a1a8"], "cp": [9999]}
+        for rank in ("R5K1", "R4K2", "R3K3")
+    ]
+    positions, _ = read_positions([write(tmp_path, "positions-0.parquet", rows)])
+    trees = position_trees(positions, Words(tokenizer), batch_size=8, seed=0)
+    texts = [tokenizer.decode(tree["input_ids"]) for index, tree in enumerate(trees) if index % 24 >= 16]
+    mated = [text for text in texts if "+1.0+" in text]
+    assert len(texts) / 12 < len(mated) < len(texts) / 4
 
 
 def test_positions_are_of_train_and_come_once(tmp_path: Path) -> None:
