@@ -83,7 +83,8 @@ class RowTree:
         order: list[int] = []
         ends = np.empty(len(self._tokens), dtype=np.int64)
         # Depth first; a node is met again, as its complement, when its descendants are done.
-        place, stack = {}, [*reversed(self._children[0].values())]
+        place: dict[int, int] = {}
+        stack = [*reversed(self._children[0].values())]
         while stack:
             node = stack.pop()
             if node < 0:

@@ -25,7 +25,7 @@ class SupervisedConfig(SFTConfig):
     """TRL's arguments, for a run that goes on by itself where it was interrupted.
 
     Raises:
-        ValueError: settings that join rows, over which the loss is a mean; `push_to_hub`.
+        ValueError: settings of TRL's pass over rows, in whose place stands another; `push_to_hub`.
     """
 
     auto_resume: ClassVar[bool] = True  # these two are what `rookworld_trl.checkpointing.resume` asks for
@@ -40,7 +40,8 @@ class SupervisedConfig(SFTConfig):
         *("eos_token", "pad_token", "completion_only_loss", "assistant_only_loss", "eval_packing", "packing_strategy"),
         *("packing", "padding_free", "model_init_kwargs", "trust_remote_code", "truncation_mode", "push_to_hub"),
         *("hub_token", "hub_private_repo", "hub_model_id", "hub_strategy", "hub_always_push", "hub_revision"),
-        *("gradient_checkpointing", "gradient_checkpointing_kwargs"),
+        *("gradient_checkpointing", "gradient_checkpointing_kwargs", "activation_offloading", "dataset_kwargs"),
+        *("max_length", "remove_unused_columns", "loss_type", "label_smoothing_factor", "pad_to_multiple_of"),
     )
 
     alert: str | None = field(
@@ -71,9 +72,9 @@ class SupervisedConfig(SFTConfig):
         super().__post_init__()
         insist_on_no_compile(self)
         check_alert(self)
-        for name in ("packing", "padding_free"):
+        for name in ("packing", "padding_free", "activation_checkpointing", "activation_offloading"):
             if getattr(self, name):
-                raise ValueError(f"`{name}` is True: it joins rows, over which the loss is a mean. Set it to False")
+                raise ValueError(f"`{name}` is True: rows go through a pass of their own without it. Set it to False")
         if self.push_to_hub:
             raise ValueError(
                 "`push_to_hub` is True: checkpoints and logs would go along. Leave it out, and upload the model when "

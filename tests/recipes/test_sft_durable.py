@@ -215,9 +215,9 @@ def test_a_full_disk_behind_the_training_is_one_line(
     assert run(max_steps=1) == DONE
 
 
-def test_rows_are_not_joined(tmp_path: Path) -> None:
-    for name in ("packing", "padding_free"):
-        with pytest.raises(ValueError, match=f"`{name}` is True: it joins rows"):
+def test_what_the_pass_over_trees_does_not_do_is_refused(tmp_path: Path) -> None:
+    for name in ("packing", "padding_free", "activation_checkpointing"):
+        with pytest.raises(ValueError, match=f"`{name}` is True: rows go through a pass of their own"):
             SupervisedConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, **{name: True})
 
 
