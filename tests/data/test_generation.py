@@ -191,7 +191,7 @@ def game_rows():
     board, rows = chess.Board(), []
     for ply, move in enumerate(GAME):
         record = {"fen": board.fen(), "history": " ".join(GAME[max(0, ply - 9) : ply]), "played": move}
-        rows += [environment_rows(record, 6, seed % 2 == 0, random.Random(seed)) for seed in range(15)]
+        rows += [environment_rows(record, 6, seed % 2 == 0, random.Random(seed)) for seed in range(30)]
         board.push_uci(move)
     return rows
 
