@@ -1,0 +1,148 @@
+"""GRPO in its forms against every cheaper way, from one checkpoint, at equal CPU time, with seeds.
+
+    python -m benchmarks.evidence run --arms exact sampled gold soft --minutes 2 4 8 --seeds 1 2 3 --split dev
+    python -m benchmarks.evidence table --split dev --minutes 8
+
+`run` trains and measures what has no result yet, one after the other; stop it and run it again at will. Each point of
+a curve is a run of its own, whose rate falls to 0 by its end. `table` compares all arms by pairs on the same items;
+what counts as a win is written in `benchmarks/evidence/RULE.md`.
+"""
+
+import argparse
+import json
+import os
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.common import machine, shipped, write_report
+from benchmarks.evidence import store
+from benchmarks.evidence.budget import Budget
+from benchmarks.evidence.statistics import draws, holm, p_value
+from rookworld_trl.data.splits import draw_of_each
+from rookworld_trl.evaluation import evaluate
+from rookworld_trl.evaluation.intervals import percentile_interval
+from rookworld_trl.modeling.loading import NANO_FOLDER, load
+
+BASE = "base"
+TEMPERATURE, MAX_NEW_TOKENS = 0.7, 80
+COMPARED = ("best_legal", "skill", "exact")  # the three headlines: what a win is counted on
+
+
+def measure(model: Any, tokenizer: Any, arguments: argparse.Namespace) -> Any:
+    rows = draw_of_each(
+        shipped(arguments.split), {"policy": arguments.policy_items, "environment": arguments.environment_items}
+    )
+    return evaluate(
+        model,
+        tokenizer,
+        rows,
+        temperature=TEMPERATURE,
+        max_new_tokens=MAX_NEW_TOKENS,
+        batch_size=128,
+        seed=1,
+    )
+
+
+def run(arguments: argparse.Namespace) -> None:
+    from benchmarks.evidence.arms import ARMS  # which loads the trainers; a table needs none
+
+    if unknown := sorted(set(arguments.arms) - {*ARMS, BASE}):
+        raise SystemExit(f"unknown arms {unknown}; there are {', '.join([BASE, *ARMS])}")
+    jobs = [(0.0, 0, BASE)]
+    jobs += [(m, s, arm) for m in arguments.minutes for s in arguments.seeds for arm in arguments.arms if arm != BASE]
+    for minutes, seed, arm in jobs:
+        path = store.name_of(arguments.split, arm, minutes, seed, arguments.learning_rate if minutes else None)
+        if path.exists():
+            continue
+        budget = Budget(60 * minutes)
+        with tempfile.TemporaryDirectory() as folder:
+            if arm == BASE:
+                model = load(arguments.start)[0]
+                rate = None
+            else:
+                rate = arguments.learning_rate or ARMS[arm].learning_rate
+                model = ARMS[arm].train(arguments.start, Path(folder), budget, seed, rate)
+            evaluation = measure(model, load(arguments.start)[1], arguments)
+        facts = {"arm": arm, "minutes": minutes, "seed": seed, "learning_rate": rate, "samples": budget.samples}
+        facts |= {"steps": len(budget.curve), "cpu_seconds": budget.curve[-1][0] if budget.curve else 0.0}
+        facts |= {"split": arguments.split, "temperature": TEMPERATURE, **machine("cpu")}
+        store.save(path, evaluation, facts)
+        done = f"{path.name}: {facts['steps']} steps, {facts['samples']} samples"
+        print(f"{time.strftime('%H:%M:%S')} {done}; {_line(evaluation)}", flush=True)
+
+
+def _line(evaluation: Any) -> str:
+    parts = []
+    for task, mode in evaluation.tasks_and_modes():
+        values = evaluation.estimates(task, mode)
+        names = [name for name in COMPARED if name in values]
+        parts.append(f"{mode} " + " ".join(f"{name} {values[name]['value']:.3f}" for name in names))
+    return ", ".join(parts)
+
+
+def table(arguments: argparse.Namespace) -> None:
+    """Every arm against every other at one budget, all that is stored."""
+    folder = store.FOLDER / arguments.split
+    runs: dict[str, list[store.Result]] = {}
+    for path in sorted(folder.glob("*.npz")):
+        found = store.read(path)
+        if found.facts["minutes"] in (0.0, arguments.minutes[0]):
+            runs.setdefault(found.facts["arm"], []).append(found)
+    if BASE not in runs or len(runs) < 2:
+        raise SystemExit(f"{folder} holds no runs of {arguments.minutes[0]:g} minutes to compare; `run` makes them")
+    arms = [BASE, *sorted(set(runs) - {BASE})]
+    first = runs[BASE][0]
+    for arm in arms:
+        for each in runs[arm]:
+            if each.keys != first.keys:
+                raise SystemExit(f"{arm}, seed {each.facts['seed']}: other items than the base's; remove it and run")
+    rows, pairs = [], []
+    for (task, mode), _ in first.terms.items():
+        names = [metric.name for metric in store.metrics_of(task)]
+        drawn = draws([[each.terms[task, mode] for each in runs[arm]] for arm in arms], first.games[task])
+        for column, name in enumerate(names):
+            for i, arm in enumerate(arms):
+                sides = [each.terms[task, mode] for each in runs[arm]]
+                values = [float(top[:, column].sum() / bottom[:, column].sum()) for top, bottom in sides]
+                low, high = percentile_interval(drawn[:, i, column])
+                row = {"task": task, "mode": mode, "metric": name, "arm": arm, "mean": float(np.mean(values))}
+                rows.append(row | {"ci_low": low, "ci_high": high, "by_seed": values})
+            if name not in COMPARED:
+                continue
+            for i, arm in enumerate(arms):
+                for j in range(i):
+                    difference = drawn[:, i, column] - drawn[:, j, column]
+                    low, high = percentile_interval(difference)
+                    pair = {"task": task, "mode": mode, "metric": name, "arm": arm, "against": arms[j]}
+                    pair |= {"difference": float(np.nanmean(difference)), "ci_low": low, "ci_high": high}
+                    pairs.append(pair | {"p_value": p_value(difference)})
+    for pair, adjusted in zip(pairs, holm([pair["p_value"] for pair in pairs]), strict=True):
+        pair["p_holm"] = adjusted
+        pair["win"] = adjusted < 0.05
+    report = {"split": arguments.split, "minutes": arguments.minutes[0], "values": rows, "pairs": pairs}
+    write_report(store.FOLDER / f"{arguments.split}-{arguments.minutes[0]:g}min.json", report)
+    print(json.dumps([row for row in rows if row["metric"] in COMPARED], indent=1))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["run", "table"])
+    parser.add_argument("--arms", nargs="+", default=["exact", "sampled"])
+    parser.add_argument("--minutes", nargs="+", type=float, default=[4.0], help="CPU minutes of training")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[1])
+    parser.add_argument("--split", choices=["dev", "test"], default="dev")
+    parser.add_argument("--start", default=str(NANO_FOLDER), help="checkpoint that every arm starts from")
+    parser.add_argument("--learning-rate", type=float, help="another than the arm's, for trials on dev")
+    parser.add_argument("--policy-items", type=int)
+    parser.add_argument("--environment-items", type=int)
+    arguments = parser.parse_args()
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    {"run": run, "table": table}[arguments.what](arguments)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,175 @@
+"""What is compared: each arm starts from the same checkpoint and gets the same CPU time."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from transformers import PreTrainedModel, set_seed
+from transformers.utils import logging
+from trl import GRPOConfig, GRPOTrainer
+
+from benchmarks.common import ROOT, shipped
+from benchmarks.evidence import rivals
+from benchmarks.evidence.budget import Budget, BudgetCallback
+from recipes import grpo
+from rookworld_trl.config import parse_recipe
+from rookworld_trl.data.mixing import mix
+from rookworld_trl.modeling.loading import load
+from rookworld_trl.modeling.positions import install_position_hook
+from rookworld_trl.rewards.choices import REWARDS
+from rookworld_trl.training import RookWorldGRPOConfig
+
+NO_END = 1_000_000  # steps; the budget ends a run
+STEPS_OF_PROMPTS = 2_000  # batches of prompts laid out, which no budget outlasts
+
+SAMPLED, EXACT = "config_cpu", "config_cpu_exact"
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to spend the time.
+
+    Attributes:
+        train: (start, folder, budget, seed, learning rate) -> the trained model.
+        learning_rate: chosen on dev of those in `tried`.
+        tried: learning rates that were compared on dev.
+        about: a line for tables.
+    """
+
+    train: Callable[[str, Path, Budget, int, float], PreTrainedModel]
+    learning_rate: float
+    about: str
+    tried: tuple[float, ...] = field(default=())
+
+
+def of_recipe(
+    recipe: str, changed: Mapping[str, Any], start: str, folder: Path, budget: Budget, seed: int, learning_rate: float
+) -> PreTrainedModel:
+    """Ours: a shipped recipe of GRPO, some keys changed."""
+    keys = {
+        "model": start,
+        "output_dir": folder,
+        "seed": seed,
+        "learning_rate": learning_rate,
+        "lr_scheduler_type": "constant",
+        "max_steps": STEPS_OF_PROMPTS,
+        "max_train_minutes": NO_END,
+        "logging_steps": 10,
+        **changed,
+    }
+    argv = ["--config", str(ROOT / f"recipes/nano/grpo/{recipe}.yaml")]
+    for key, value in keys.items():
+        argv += [f"--{key}", str(value)]
+    run, args = parse_recipe((grpo.RunConfig, RookWorldGRPOConfig), argv)
+    set_seed(seed)
+    trainer, _ = grpo.build(run, args)
+    trainer.add_callback(BudgetCallback(budget, args.generation_batch_size))
+    with_model = trainer.model
+    try:
+        trainer.train()
+    finally:
+        trainer.close()
+    return with_model
+
+
+def of_stock(
+    positions: bool, start: str, folder: Path, budget: Budget, seed: int, learning_rate: float
+) -> PreTrainedModel:
+    """TRL's own trainer with the sampled recipe's settings, as it is or with the position ids that padding needs."""
+    logging.disable_progress_bar()
+    own = parse_recipe(
+        (grpo.RunConfig, RookWorldGRPOConfig), ["--config", str(ROOT / f"recipes/nano/grpo/{SAMPLED}.yaml")]
+    )
+    run, ours = own
+    args = GRPOConfig(
+        output_dir=str(folder),
+        use_cpu=True,
+        bf16=False,
+        per_device_train_batch_size=ours.per_device_train_batch_size,
+        gradient_accumulation_steps=ours.gradient_accumulation_steps,
+        num_generations=ours.num_generations,
+        max_completion_length=ours.max_completion_length,
+        temperature=ours.temperature,
+        top_p=1.0,
+        top_k=0,
+        beta=ours.beta,
+        scale_rewards=ours.scale_rewards,
+        learning_rate=learning_rate,
+        lr_scheduler_type="constant",
+        max_grad_norm=ours.max_grad_norm,
+        disable_dropout=True,
+        activation_checkpointing=False,
+        dataloader_pin_memory=False,
+        max_steps=STEPS_OF_PROMPTS,
+        shuffle_dataset=False,
+        seed=seed,
+        save_strategy="no",
+        report_to="none",
+        logging_steps=1,
+        disable_tqdm=True,
+    )
+    set_seed(seed)
+    prompts = args.generation_batch_size // args.num_generations
+    plan = mix(
+        shipped("train"),
+        run.mix_env_ratio,
+        prompts_per_batch=prompts,
+        batches=STEPS_OF_PROMPTS,
+        seed=seed,
+        policy_strata=run.policy_strata,
+    )
+    tokenizer = load(start)[1]
+    trainer = GRPOTrainer(start, REWARDS[run.reward], args, plan, processing_class=tokenizer)
+    if positions:
+        for model in (trainer.model, trainer.ref_model):
+            install_position_hook(model)
+    trainer.add_callback(BudgetCallback(budget, args.generation_batch_size))
+    trainer.train()
+    return trainer.model
+
+
+def of_loop(
+    loop: Callable[..., None], start: str, folder: Path, budget: Budget, seed: int, learning_rate: float
+) -> PreTrainedModel:
+    """A plain loop of `rivals`."""
+    model, tokenizer = load(start)
+    set_seed(seed)
+    loop(model.eval(), tokenizer, budget, seed, learning_rate)
+    return model
+
+
+def ours(recipe: str, learning_rate: float, about: str, **changed: Any) -> Arm:
+    return Arm(partial(of_recipe, recipe, MappingProxyType(changed)), learning_rate, about)
+
+
+ARMS: dict[str, Arm] = {
+    "exact": ours(EXACT, 3e-4, "ours, the exact gradient (the demo's recipe)"),
+    "sampled": ours(SAMPLED, 2e-4, "ours, sampled GRPO"),
+    "stock": Arm(partial(of_stock, False), 2e-4, "TRL's GRPOTrainer as it is, the same settings"),
+    "stock_positions": Arm(partial(of_stock, True), 2e-4, "TRL's GRPOTrainer with position ids from the mask"),
+    "gold": Arm(
+        partial(of_loop, partial(rivals.gold, rows=64)),
+        3e-4,
+        "supervised training on the right answers",
+        (1e-4, 3e-4, 1e-3),
+    ),
+    "soft": Arm(
+        partial(of_loop, partial(rivals.soft, rows=48, temperature=0.1)),
+        3e-4,
+        "supervised training on soft labels from the rewards' table",
+        (1e-4, 3e-4, 1e-3),
+    ),
+    "raft": Arm(
+        partial(of_loop, partial(rivals.raft, rows=60, samples=16, temperature=0.7)),
+        2e-4,
+        "best of 16 samples, learned from (RAFT)",
+        (1e-4, 2e-4, 5e-4),
+    ),
+    "sampled_graduated": ours(SAMPLED, 2e-4, "ours, sampled, graduated rewards", reward="graduated"),
+    "sampled_batch_scale": ours(SAMPLED, 2e-4, "ours, sampled, advantages scaled by batch", scale_rewards="batch"),
+    "sampled_no_checks": ours(SAMPLED, 2e-4, "ours, sampled, checks as rare as they are", policy_strata="null"),
+    "sampled_no_kl": ours(SAMPLED, 2e-4, "ours, sampled, no KL penalty", beta=0.0),
+}

@@ -1,0 +1,60 @@
+"""Equal CPU time for every arm: training ends when it is used up, and the learning rate falls to 0 by then.
+
+CPU time rather than the clock: other work on the machine does not shorten an arm's training. With one thread the two
+are the same on a quiet machine.
+"""
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from transformers import TrainerCallback
+
+
+@dataclass
+class Budget:
+    """CPU seconds that an arm may train for, and how many it has used.
+
+    Attributes:
+        seconds: all of them.
+        samples: completions that were trained on so far, gold ones included.
+        curve: (CPU seconds used, samples) after each step.
+    """
+
+    seconds: float
+    samples: int = 0
+    curve: list[tuple[float, int]] = field(default_factory=list)
+    _start: float | None = None
+
+    @property
+    def used(self) -> float:
+        """Seconds since the first time this was asked for."""
+        if self._start is None:
+            self._start = time.process_time()
+        return time.process_time() - self._start
+
+    @property
+    def left(self) -> float:
+        """Share of the budget that is left, in [0, 1]: the factor of the learning rate."""
+        return max(0.0, 1.0 - self.used / self.seconds)
+
+    def step(self, samples: int) -> bool:
+        """Count a step over `samples` completions; whether the budget is used up."""
+        self.samples += samples
+        self.curve.append((round(self.used, 2), self.samples))
+        return self.left == 0.0
+
+
+class BudgetCallback(TrainerCallback):
+    """Applies a budget to any trainer of transformers; give it a constant learning rate and steps without end."""
+
+    def __init__(self, budget: Budget, samples_per_step: int) -> None:
+        self.budget, self.samples_per_step = budget, samples_per_step
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        for group in kwargs["optimizer"].param_groups:
+            group["lr"] = args.learning_rate * self.budget.left
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.budget.step(self.samples_per_step):
+            control.should_training_stop = True

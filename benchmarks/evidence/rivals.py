@@ -1,0 +1,208 @@
+"""The cheaper ways, as plain loops over the shipped prompts: supervised training, and best-of-n fine-tuning.
+
+All of them update with AdamW at a rate that falls to 0 with the budget, clip the gradient at 1, and take `A:` prompts
+and positions in check in the shares that the recipes of GRPO have.
+"""
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from transformers import PreTrainedModel
+
+from benchmarks.common import REWARDS, shipped
+from benchmarks.evidence.budget import Budget
+from rookworld_trl.data.mixing import mix
+from rookworld_trl.modeling.rollout import rollout
+from rookworld_trl.modeling.tokens import completion_texts
+from rookworld_trl.rewards.decisions import ChessPoints
+from rookworld_trl.training.exact import score_tree
+from rookworld_trl.training.points import Points
+
+Row = dict[str, Any]
+BATCHES = 4_000  # more than any budget pays for
+
+
+def batches(prompts: int, seed: int) -> Iterator[list[Row]]:
+    """Batches of training rows, a quarter of them `A:`, a quarter of the others in check: the plan of the recipes."""
+    plan = mix(
+        shipped("train"), 0.25, prompts_per_batch=prompts, batches=BATCHES, seed=seed, policy_strata={"check": 0.25}
+    )
+    for start in range(0, len(plan), prompts):
+        yield list(plan.select(range(start, start + prompts)))
+
+
+def train(
+    model: PreTrainedModel,
+    loss: Callable[[list[Row]], tuple[Tensor, int]],
+    rows: Iterator[list[Row]],
+    budget: Budget,
+    learning_rate: float,
+) -> None:
+    """AdamW on `loss`, which returns a scalar and the number of completions it took, until the budget is used up."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.0)
+    for batch in rows:
+        optimizer.param_groups[0]["lr"] = learning_rate * budget.left
+        value, samples = loss(batch)
+        value.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        if budget.step(samples):
+            return
+
+
+def likelihood(model: PreTrainedModel, pad: int, prompts: list[list[int]], completions: list[list[int]]) -> Tensor:
+    """Mean cross-entropy of the completions' tokens (nats), rows padded on the right, so that positions are plain."""
+    width = max(len(p) + len(c) for p, c in zip(prompts, completions, strict=True))
+    ids = torch.full((len(prompts), width), pad)
+    labels = torch.full((len(prompts), width), -100)
+    mask = torch.zeros((len(prompts), width), dtype=torch.long)
+    for i, (p, c) in enumerate(zip(prompts, completions, strict=True)):
+        end = len(p) + len(c)
+        ids[i, :end], mask[i, :end] = torch.tensor(p + c), 1
+        labels[i, len(p) : end] = torch.tensor(c)
+    logits = model(input_ids=ids, attention_mask=mask).logits[:, :-1]
+    return cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten())
+
+
+def encode(tokenizer: Any, rows: Sequence[Row]) -> tuple[list[list[int]], list[list[int]]]:
+    """Token ids of prompts and of the rows' right answers, end token included."""
+    prompts = tokenizer([row["prompt"] for row in rows])["input_ids"]
+    answers = tokenizer([row["target"] for row in rows], add_special_tokens=False)["input_ids"]
+    return prompts, [[*ids, tokenizer.eos_token_id] for ids in answers]
+
+
+def gold(model: PreTrainedModel, tokenizer: Any, budget: Budget, seed: int, learning_rate: float, rows: int) -> None:
+    """Continued supervised training on the right answers."""
+
+    def loss(batch: list[Row]) -> tuple[Tensor, int]:
+        return likelihood(model, tokenizer.pad_token_id, *encode(tokenizer, batch)), len(batch)
+
+    train(model, loss, batches(rows, seed), budget, learning_rate)
+
+
+class SoftPoints:
+    """Decision points turned into soft labels: every action is right with probability softmax(reward / temperature).
+
+    The likelihood of a determined sequence is its log-prob times its weight, so an action's share of the label is a
+    weight, and a decision's are a cross-entropy to the whole distribution.
+    """
+
+    def __init__(self, tokenizer: Any, temperature: float) -> None:
+        self.find, self.temperature = ChessPoints(tokenizer), temperature
+
+    def __call__(self, row: Row, completion: Sequence[int]) -> Row:
+        points = self.find(row, completion)
+        soft = []
+        for decision in points["decisions"]:
+            logits = np.array(decision["rewards"]) / self.temperature
+            shares = np.exp(logits - logits.max())
+            shares /= shares.sum()
+            soft += [
+                {"position": decision["position"], "tokens": tokens, "weight": float(decision["weight"] * share)}
+                for tokens, share in zip(decision["actions"], shares, strict=True)
+            ]
+        return {"decisions": [], "determined": points["determined"] + soft}
+
+
+def soft(
+    model: PreTrainedModel,
+    tokenizer: Any,
+    budget: Budget,
+    seed: int,
+    learning_rate: float,
+    rows: int,
+    temperature: float,
+) -> None:
+    """Supervised training on soft labels from the same table of rewards as the exact gradient, on gold prefixes.
+
+    The gold list is drawn anew each time: five of the legal moves, by softmax(reward / temperature) without
+    replacement, in random order.
+    """
+    find, rng = SoftPoints(tokenizer, temperature), random.Random(seed)
+
+    def loss(batch: list[Row]) -> tuple[Tensor, int]:
+        prompts, answers = encode(tokenizer, [row | {"target": _shuffled(row, rng)} for row in batch])
+        points = []
+        for row, answer in zip(batch, answers, strict=True):
+            points.append(Points.read(find(row, answer)))
+        scored = score_tree(model, model.get_output_embeddings(), padded(prompts, answers), points)
+        return -scored.objective.sum() / len(batch), len(batch)
+
+    train(model, loss, batches(rows, seed), budget, learning_rate)
+
+
+def _shuffled(row: Row, rng: random.Random) -> str:
+    """The target with its candidates, and their evals, in random order; `A:` targets as they are."""
+    if row["task"] != "policy":
+        return str(row["target"])
+    head, best = row["target"].split(" B: ")
+    moves, evals = (part.split() for part in head.removeprefix(" M: ").split(" E: "))
+    pairs = rng.sample(list(zip(moves, evals, strict=True)), len(moves))
+    return f" M: {' '.join(m for m, _ in pairs)} E: {' '.join(e for _, e in pairs)} B: {best}"
+
+
+def padded(prompts: list[list[int]], completions: list[list[int]]) -> dict[str, Tensor]:
+    """A batch as TRL's trainer holds it: prompts padded on the left, completions on the right."""
+    batch = {}
+    for name, rows, left in (("prompt", prompts, True), ("completion", completions, False)):
+        width = max(map(len, rows))
+        fill = [[0] * (width - len(ids)) for ids in rows]
+        both = [(f + ids, [0] * len(f) + [1] * len(ids)) for f, ids in zip(fill, rows, strict=True)]
+        if not left:
+            both = [(ids + f, [1] * len(ids) + [0] * len(f)) for f, ids in zip(fill, rows, strict=True)]
+        batch[f"{name}_ids"] = torch.tensor([ids for ids, _ in both])
+        batch[f"{name}_mask"] = torch.tensor([mask for _, mask in both])
+    return batch
+
+
+def raft(
+    model: PreTrainedModel,
+    tokenizer: Any,
+    budget: Budget,
+    seed: int,
+    learning_rate: float,
+    rows: int,
+    samples: int,
+    temperature: float,
+) -> None:
+    """Best-of-n fine-tuning (RAFT, arXiv 2304.06767): of each prompt's samples the best is learned from.
+
+    Samples, rewards and temperature are those of GRPO. A prompt whose samples all earn the same teaches nothing
+    and is left out.
+    """
+    batch_number = 0
+
+    def loss(batch: list[Row]) -> tuple[Tensor, int]:
+        nonlocal batch_number
+        batch_number += 1
+        prompts = tokenizer([row["prompt"] for row in batch])["input_ids"]
+        sampled = rollout(
+            model,
+            prompts,
+            num_samples=samples,
+            max_new_tokens=80,
+            eos_token_id=tokenizer.eos_token_id,
+            temperature=temperature,
+            seed=seed * 100_003 + batch_number,
+        ).completion_ids
+        repeated = [row for row in batch for _ in range(samples)]
+        columns: dict[str, list[Any]] = {name: [row[name] for row in repeated] for name in repeated[0]}
+        texts = completion_texts(tokenizer, sampled)
+        earned = np.zeros(len(texts))
+        for reward in REWARDS:
+            values = reward(completions=texts, **{name: columns[name] for name in columns})
+            earned += [0.0 if value is None else value for value in values]
+        best = earned.reshape(-1, samples)
+        chosen = [i for i in range(len(batch)) if best[i].max() > best[i].min()]
+        if not chosen:
+            return sum(p.sum() for p in model.parameters()) * 0.0, len(texts)
+        winners = [sampled[i * samples + int(best[i].argmax())] for i in chosen]
+        return likelihood(model, tokenizer.pad_token_id, [prompts[i] for i in chosen], winners), len(texts)
+
+    train(model, loss, batches(rows, seed), budget, learning_rate)
