@@ -9,10 +9,11 @@ what counts as a win is written in `benchmarks/evidence/RULE.md`.
 """
 
 import argparse
-import json
+import contextlib
 import os
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,50 +24,61 @@ from benchmarks.evidence import store
 from benchmarks.evidence.budget import Budget
 from benchmarks.evidence.statistics import draws, holm, p_value
 from rookworld_trl.data.splits import draw_of_each
-from rookworld_trl.evaluation import evaluate
+from rookworld_trl.evaluation import Evaluation, evaluate
+from rookworld_trl.evaluation.accuracy import Item, score
 from rookworld_trl.evaluation.intervals import percentile_interval
 from rookworld_trl.modeling.loading import NANO_FOLDER, load
+from rookworld_trl.tasks import ParseError, policy
 
-BASE = "base"
+BASE, FREE = "base", "argmax_evals"  # no training; and, of the base's answers, the candidate with the best eval as B
 TEMPERATURE, MAX_NEW_TOKENS = 0.7, 80
 COMPARED = ("best_legal", "skill", "exact")  # the three headlines: what a win is counted on
 
 
-def measure(model: Any, tokenizer: Any, arguments: argparse.Namespace) -> Any:
-    rows = draw_of_each(
-        shipped(arguments.split), {"policy": arguments.policy_items, "environment": arguments.environment_items}
-    )
-    return evaluate(
-        model,
-        tokenizer,
-        rows,
-        temperature=TEMPERATURE,
-        max_new_tokens=MAX_NEW_TOKENS,
-        batch_size=128,
-        seed=1,
-    )
+def measure(model: Any, tokenizer: Any, arguments: argparse.Namespace, best_eval: bool) -> Evaluation:
+    limits = {"policy": arguments.policy_items, "environment": arguments.environment_items}
+    rows = draw_of_each(shipped(arguments.split), limits)
+    settings = {"temperature": TEMPERATURE, "max_new_tokens": MAX_NEW_TOKENS, "batch_size": 128, "seed": 1}
+    evaluation = evaluate(model, tokenizer, rows, **settings)
+    return with_best_evals(evaluation, list(rows)) if best_eval else evaluation
+
+
+def with_best_evals(evaluation: Evaluation, rows: list[dict[str, Any]]) -> Evaluation:
+    """The same answers, `B:` replaced by the candidate that the answer itself gives the highest eval (the first)."""
+    items: list[Item] = []
+    for mode in dict.fromkeys(item.mode for item in evaluation.items):
+        texts = []
+        for item in (item for item in evaluation.items if item.mode == mode):
+            text = item.completion
+            if item.task == "policy":
+                with contextlib.suppress(ParseError):
+                    answer = policy.parse(text)
+                    best = max(zip(answer.evals, answer.moves, strict=False), key=lambda pair: pair[0])[1]
+                    text = text[: text.rindex(" B: ")] + f" B: {best}"
+            texts.append(text)
+        items += score(rows, texts, mode)
+    return replace(evaluation, items=items)
 
 
 def run(arguments: argparse.Namespace) -> None:
     from benchmarks.evidence.arms import ARMS  # which loads the trainers; a table needs none
 
-    if unknown := sorted(set(arguments.arms) - {*ARMS, BASE}):
+    if unknown := sorted(set(arguments.arms) - {*ARMS, BASE, FREE}):
         raise SystemExit(f"unknown arms {unknown}; there are {', '.join([BASE, *ARMS])}")
-    jobs = [(0.0, 0, BASE)]
-    jobs += [(m, s, arm) for m in arguments.minutes for s in arguments.seeds for arm in arguments.arms if arm != BASE]
+    trained = [arm for arm in arguments.arms if arm in ARMS]
+    jobs = [(0.0, 0, BASE), (0.0, 0, FREE)]
+    jobs += [(minutes, seed, arm) for minutes in arguments.minutes for seed in arguments.seeds for arm in trained]
     for minutes, seed, arm in jobs:
         path = store.name_of(arguments.split, arm, minutes, seed, arguments.learning_rate if minutes else None)
         if path.exists():
             continue
         budget = Budget(60 * minutes)
         with tempfile.TemporaryDirectory() as folder:
-            if arm == BASE:
-                model = load(arguments.start)[0]
-                rate = None
-            else:
+            model, rate = load(arguments.start)[0], None
+            if arm in ARMS:
                 rate = arguments.learning_rate or ARMS[arm].learning_rate
                 model = ARMS[arm].train(arguments.start, Path(folder), budget, seed, rate)
-            evaluation = measure(model, load(arguments.start)[1], arguments)
+            evaluation = measure(model, load(arguments.start)[1], arguments, best_eval=arm == FREE)
         facts = {"arm": arm, "minutes": minutes, "seed": seed, "learning_rate": rate, "samples": budget.samples}
         facts |= {"steps": len(budget.curve), "cpu_seconds": budget.curve[-1][0] if budget.curve else 0.0}
         facts |= {"split": arguments.split, "temperature": TEMPERATURE, **machine("cpu")}
@@ -125,7 +137,27 @@ def table(arguments: argparse.Namespace) -> None:
         pair["win"] = adjusted < 0.05
     report = {"split": arguments.split, "minutes": arguments.minutes[0], "values": rows, "pairs": pairs}
     write_report(store.FOLDER / f"{arguments.split}-{arguments.minutes[0]:g}min.json", report)
-    print(json.dumps([row for row in rows if row["metric"] in COMPARED], indent=1))
+    print(as_text(report))
+
+
+def as_text(report: dict[str, Any]) -> str:
+    """The three headline metrics of every arm, greedy, and each arm's wins and losses against the base."""
+    greedy = [row for row in report["values"] if row["mode"] == "greedy" and row["metric"] in COMPARED]
+    values = {(row["arm"], row["metric"]): row for row in greedy}
+    marks = {
+        (pair["arm"], pair["metric"]): "+" if pair["difference"] > 0 else "-"
+        for pair in report["pairs"]
+        if pair["mode"] == "greedy" and pair["against"] == BASE and pair["win"]
+    }
+    lines = [f"{'arm':22}{'seeds':>6}" + "".join(f"{name:>30}" for name in COMPARED)]
+    for arm in dict.fromkeys(arm for arm, _ in values):
+        cells = ""
+        for name in COMPARED:
+            row = values[arm, name]
+            shown = f"{row['mean']:.3f} [{row['ci_low']:.3f}, {row['ci_high']:.3f}] {marks.get((arm, name), ' ')}"
+            cells += f"{shown:>30}"
+        lines.append(f"{arm:22}{len(values[arm, COMPARED[0]]['by_seed']):>6}{cells}")
+    return "\n".join(lines)
 
 
 def main() -> None:

@@ -1,5 +1,6 @@
 """What is compared: each arm starts from the same checkpoint and gets the same CPU time."""
 
+import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -46,9 +47,16 @@ class Arm:
 
 
 def of_recipe(
-    recipe: str, changed: Mapping[str, Any], start: str, folder: Path, budget: Budget, seed: int, learning_rate: float
+    recipe: str,
+    changed: Mapping[str, Any],
+    shuffled: bool,
+    start: str,
+    folder: Path,
+    budget: Budget,
+    seed: int,
+    learning_rate: float,
 ) -> PreTrainedModel:
-    """Ours: a shipped recipe of GRPO, some keys changed."""
+    """Ours: a shipped recipe of GRPO, some keys changed; with `shuffled`, every reward goes to the wrong completion."""
     keys = {
         "model": start,
         "output_dir": folder,
@@ -66,13 +74,23 @@ def of_recipe(
     run, args = parse_recipe((grpo.RunConfig, RookWorldGRPOConfig), argv)
     set_seed(seed)
     trainer, _ = grpo.build(run, args)
+    if shuffled:
+        trainer.reward_funcs = [partial(shuffled_reward, reward) for reward in trainer.reward_funcs]
     trainer.add_callback(BudgetCallback(budget, args.generation_batch_size))
-    with_model = trainer.model
     try:
         trainer.train()
     finally:
         trainer.close()
-    return with_model
+    return trainer.model
+
+
+def shuffled_reward(reward: Callable[..., list[float | None]], **columns: Any) -> list[float | None]:
+    """The same rewards, given to other completions of the batch: nothing is to be learned from them."""
+    values = reward(**columns)
+    given = [value for value in values if value is not None]
+    random.shuffle(given)
+    rest = iter(given)
+    return [None if value is None else next(rest) for value in values]
 
 
 def of_stock(
@@ -141,8 +159,8 @@ def of_loop(
     return model
 
 
-def ours(recipe: str, learning_rate: float, about: str, **changed: Any) -> Arm:
-    return Arm(partial(of_recipe, recipe, MappingProxyType(changed)), learning_rate, about)
+def ours(recipe: str, learning_rate: float, about: str, shuffled: bool = False, **changed: Any) -> Arm:
+    return Arm(partial(of_recipe, recipe, MappingProxyType(changed), shuffled), learning_rate, about)
 
 
 ARMS: dict[str, Arm] = {
@@ -171,5 +189,6 @@ ARMS: dict[str, Arm] = {
     "sampled_graduated": ours(SAMPLED, 2e-4, "ours, sampled, graduated rewards", reward="graduated"),
     "sampled_batch_scale": ours(SAMPLED, 2e-4, "ours, sampled, advantages scaled by batch", scale_rewards="batch"),
     "sampled_no_checks": ours(SAMPLED, 2e-4, "ours, sampled, checks as rare as they are", policy_strata="null"),
+    "sampled_shuffled": ours(SAMPLED, 2e-4, "ours, sampled, rewards given to the wrong completions", shuffled=True),
     "sampled_no_kl": ours(SAMPLED, 2e-4, "ours, sampled, no KL penalty", beta=0.0),
 }

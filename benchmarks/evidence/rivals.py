@@ -193,10 +193,11 @@ def raft(
         ).completion_ids
         repeated = [row for row in batch for _ in range(samples)]
         columns: dict[str, list[Any]] = {name: [row[name] for row in repeated] for name in repeated[0]}
+        columns["prompts"] = columns.pop("prompt")
         texts = completion_texts(tokenizer, sampled)
         earned = np.zeros(len(texts))
         for reward in REWARDS:
-            values = reward(completions=texts, **{name: columns[name] for name in columns})
+            values = reward(completions=texts, **columns)
             earned += [0.0 if value is None else value for value in values]
         best = earned.reshape(-1, samples)
         chosen = [i for i in range(len(batch)) if best[i].max() > best[i].min()]

@@ -1,0 +1,169 @@
+"""The evidence: statistics by hand, equal budgets, rivals that learn from what they should, results that come back."""
+
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks.evidence import __main__ as evidence
+from benchmarks.evidence import budget as budgets
+from benchmarks.evidence import rivals, store
+from benchmarks.evidence.arms import ARMS, shuffled_reward
+from benchmarks.evidence.budget import Budget
+from benchmarks.evidence.statistics import draws, holm, p_value
+from rookworld_trl.data import load_shipped
+from rookworld_trl.evaluation.accuracy import Evaluation, score
+from rookworld_trl.modeling.loading import NANO_FOLDER, load
+
+
+def test_holm_by_hand() -> None:
+    # Sorted .01 .02 .03 .04 times 4 3 2 1: .04 .06 .06 .04, each no smaller than the one before.
+    assert holm([0.03, 0.01, 0.04, 0.02]) == pytest.approx([0.06, 0.04, 0.06, 0.06])
+    assert holm([0.5, 0.6]) == pytest.approx([1.0, 1.0])
+
+
+def test_p_value_by_hand() -> None:
+    assert p_value(np.array([1.0] * 19 + [-1.0] * 1)) == pytest.approx(2 * 2 / 21)
+    assert p_value(np.array([1.0, -1.0, np.nan])) == 1.0
+
+
+def sides(*means: float, items: int = 50) -> list[tuple[Any, Any]]:
+    """One run a seed, whose items all score its mean."""
+    return [(np.full((items, 1), mean), np.ones((items, 1))) for mean in means]
+
+
+def test_the_bootstrap_sees_seeds_and_items() -> None:
+    same = draws([sides(0.5), sides(0.7)], [""] * 50)
+    assert np.allclose(same[:, 1] - same[:, 0], 0.2)  # neither seeds nor items differ: no spread
+    seeds = draws([sides(0.5), sides(0.6, 0.8)], [""] * 50)[:, 1, 0]
+    assert set(np.round(seeds, 6)) == {0.6, 0.7, 0.8}  # a mean of two draws from two seeds
+    assert np.mean(np.isclose(seeds, 0.7)) == pytest.approx(0.5, abs=0.03)
+    top = np.arange(50.0)[:, None] % 2
+    items = draws([[(top, np.ones_like(top))]], [""] * 50)[:, 0, 0]
+    assert items.std() == pytest.approx((0.25 / 50) ** 0.5, rel=0.1)
+    games = draws([[(top, np.ones_like(top))]], [str(i % 2) for i in range(50)])[:, 0, 0]
+    assert set(np.round(games, 6)) == {0.0, 0.5, 1.0}  # two games are drawn, whole
+
+
+def test_a_budget_counts_cpu_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(budgets.time, "process_time", lambda: now[0])
+    budget = Budget(10.0)
+    assert budget.left == 1.0
+    now[0] = 105.0
+    assert budget.left == 0.5
+    assert not budget.step(8)
+    now[0] = 111.0
+    assert budget.step(8)
+    assert budget.left == 0.0
+    assert budget.curve == [(5.0, 8), (11.0, 16)]
+
+
+def test_soft_labels_are_the_distribution_of_rewards() -> None:
+    tokenizer = load("nano")[1]
+    row = next(row for row in load_shipped("dev") if row["task"] == "policy" and len(row["legal_moves"]) > 5)
+    answer = [*tokenizer(row["target"], add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+    find = rivals.SoftPoints(tokenizer, 0.1)
+    hard, soft = find.find(row, answer), find(row, answer)
+    assert not soft["decisions"]
+    last = hard["decisions"][-1]
+    of_best = [each for each in soft["determined"] if each["position"] == last["position"]]
+    weights = np.array([each["weight"] for each in of_best])
+    expected = np.exp(np.array(last["rewards"]) / 0.1)
+    assert np.allclose(weights, last["weight"] * expected / expected.sum())
+
+
+class StepsBudget(Budget):
+    """A budget of so many steps, so that a test does not depend on the machine."""
+
+    left = 1.0
+
+    def step(self, samples: int) -> bool:
+        super().step(samples)
+        return len(self.curve) >= self.seconds
+
+
+@pytest.mark.parametrize(
+    "loop",
+    [
+        partial(rivals.gold, rows=16),
+        partial(rivals.soft, rows=16, temperature=0.1),
+        partial(rivals.raft, rows=16, samples=4, temperature=1.0),
+    ],
+    ids=["gold", "soft", "raft"],
+)
+def test_rivals_learn(loop: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The right answers of the rows that were learned from become likelier."""
+    model, tokenizer = load("nano")
+    rows = next(rivals.batches(16, seed=0))
+    monkeypatch.setattr(rivals, "batches", lambda prompts, seed: iter([rows] * 99))
+    batch = rivals.encode(tokenizer, rows)
+
+    def nats() -> float:
+        return float(rivals.likelihood(model, tokenizer.pad_token_id, *batch).detach())
+
+    before, budget = nats(), StepsBudget(6)
+    loop(model, tokenizer, budget, 0, 1e-3)
+    assert len(budget.curve) == 6
+    assert budget.samples in (6 * 16, 6 * 64)
+    if loop.func is not rivals.raft:  # whose answers are its own
+        assert nats() < before
+    else:
+        assert nats() != before
+
+
+def test_shuffled_rewards_are_the_same_rewards() -> None:
+    def reward(**columns: Any) -> list[float | None]:
+        return [0.1, None, 0.2, 0.3]
+
+    values = shuffled_reward(reward)
+    assert values[1] is None
+    assert sorted(v for v in values if v is not None) == [0.1, 0.2, 0.3]
+
+
+def test_best_eval_takes_the_place_of_b() -> None:
+    row = next(row for row in load_shipped("dev") if row["task"] == "policy" and len(row["legal_moves"]) > 5)
+    a, b = row["legal_moves"][:2]
+    text = f" M: {a} {b} E: 0.1 0.3 B: {a}"
+    evaluation = Evaluation({}, score([row, row], [text, " M: junk"]))
+    changed = evidence.with_best_evals(evaluation, [row, row])
+    assert [item.completion for item in changed.items] == [f" M: {a} {b} E: 0.1 0.3 B: {b}", " M: junk"]
+
+
+def test_results_come_back_and_make_a_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two arms and the base, trained for two steps each, measured on a few dev items; what is there isn't run again."""
+    monkeypatch.setattr(store, "FOLDER", tmp_path)
+    monkeypatch.setattr(evidence, "Budget", lambda seconds: StepsBudget(1))
+    arguments = SimpleNamespace(arms=["gold", "exact"], minutes=[1.0], seeds=[3], split="dev", start=str(NANO_FOLDER))
+    arguments.learning_rate, arguments.policy_items, arguments.environment_items = None, 12, 6
+    evidence.run(arguments)
+    assert {path.name for path in (tmp_path / "dev").iterdir()} == {
+        "base-0min-seed0.npz",
+        "argmax_evals-0min-seed0.npz",
+        "gold-1min-seed3.npz",
+        "exact-1min-seed3.npz",
+    }
+    found = store.read(store.name_of("dev", "exact", 1.0, 3))
+    assert found.facts["steps"] == 1
+    assert found.facts["samples"] == 96
+    assert found.terms["policy", "greedy"][0].shape == (12, len(store.metrics_of("policy")))
+    capsys.readouterr()
+    evidence.run(arguments)
+    assert capsys.readouterr().out == ""
+    evidence.table(arguments)
+    shown = capsys.readouterr().out
+    assert all(arm in shown for arm in ("base", "argmax_evals", "gold", "exact"))
+    report = (tmp_path / "dev-1min.json").read_text()
+    assert '"p_holm"' in report
+    assert '"against": "base"' in report
+
+
+def test_every_arm_says_what_it_is() -> None:
+    for name, arm in ARMS.items():
+        assert arm.about, name
+        assert arm.learning_rate > 0, name
