@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks.evidence import __main__ as evidence
 from benchmarks.evidence import budget as budgets
-from benchmarks.evidence import rivals, store
+from benchmarks.evidence import arms, rivals, store
 from benchmarks.evidence.arms import ARMS, shuffled_reward
 from benchmarks.evidence.budget import Budget
 from benchmarks.evidence.statistics import draws, holm, p_value
@@ -91,13 +91,14 @@ class StepsBudget(Budget):
     [
         partial(rivals.gold, rows=16),
         partial(rivals.soft, rows=16, temperature=0.1),
-        partial(rivals.raft, rows=16, samples=4, temperature=1.0),
+        partial(rivals.raft, rows=16, samples=2, temperature=1.0),
     ],
     ids=["gold", "soft", "raft"],
 )
 def test_rivals_learn(loop: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The right answers of the rows that were learned from become likelier."""
     model, tokenizer = load("nano")
+    monkeypatch.setattr(rivals, "BATCHES", 1)
     rows = next(rivals.batches(16, seed=0))
     monkeypatch.setattr(rivals, "batches", lambda prompts, seed: iter([rows] * 99))
     batch = rivals.encode(tokenizer, rows)
@@ -105,10 +106,10 @@ def test_rivals_learn(loop: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def nats() -> float:
         return float(rivals.likelihood(model, tokenizer.pad_token_id, *batch).detach())
 
-    before, budget = nats(), StepsBudget(6)
+    before, budget = nats(), StepsBudget(3)
     loop(model, tokenizer, budget, 0, 1e-3)
-    assert len(budget.curve) == 6
-    assert budget.samples in (6 * 16, 6 * 64)
+    assert len(budget.curve) == 3
+    assert budget.samples in (3 * 16, 3 * 32)
     if loop.func is not rivals.raft:  # whose answers are its own
         assert nats() < before
     else:
@@ -139,6 +140,8 @@ def test_results_come_back_and_make_a_table(
     """Two arms and the base, trained for two steps each, measured on a few dev items; what is there isn't run again."""
     monkeypatch.setattr(store, "FOLDER", tmp_path)
     monkeypatch.setattr(evidence, "Budget", lambda seconds: StepsBudget(1))
+    monkeypatch.setattr(rivals, "BATCHES", 1)
+    monkeypatch.setattr(arms, "STEPS_OF_PROMPTS", 1)
     arguments = SimpleNamespace(arms=["gold", "exact"], minutes=[1.0], seeds=[3], split="dev", start=str(NANO_FOLDER))
     arguments.learning_rate, arguments.policy_items, arguments.environment_items = None, 12, 6
     evidence.run(arguments)
