@@ -26,7 +26,7 @@ from benchmarks.evidence.statistics import draws, holm, p_value
 from rookworld_trl.data.splits import draw_of_each
 from rookworld_trl.evaluation import Evaluation, evaluate
 from rookworld_trl.evaluation.accuracy import Item, score
-from rookworld_trl.evaluation.intervals import percentile_interval
+from rookworld_trl.evaluation.intervals import percentile_interval, ratios
 from rookworld_trl.modeling.loading import NANO_FOLDER, load
 from rookworld_trl.tasks import ParseError, policy
 
@@ -119,7 +119,7 @@ def table(arguments: argparse.Namespace) -> None:
         for column, name in enumerate(names):
             for i, arm in enumerate(arms):
                 sides = [each.terms[task, mode] for each in runs[arm]]
-                values = [float(top[:, column].sum() / bottom[:, column].sum()) for top, bottom in sides]
+                values = [float(ratios(top, bottom)[column]) for top, bottom in sides]
                 low, high = percentile_interval(drawn[:, i, column])
                 row = {"task": task, "mode": mode, "metric": name, "arm": arm, "mean": float(np.mean(values))}
                 rows.append(row | {"ci_low": low, "ci_high": high, "by_seed": values})

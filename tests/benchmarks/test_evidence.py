@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from benchmarks.evidence import __main__ as evidence
-from benchmarks.evidence import budget as budgets
 from benchmarks.evidence import arms, rivals, store
+from benchmarks.evidence import budget as budgets
 from benchmarks.evidence.arms import ARMS, shuffled_reward
 from benchmarks.evidence.budget import Budget
 from benchmarks.evidence.statistics import draws, holm, p_value
