@@ -98,13 +98,22 @@ SECTIONS: dict[str, tuple[Panel, ...]] = {
             "Time of a step and its parts (s)",
             (
                 ("step_time", "step"),
-                ("time/sampling", "sampling"),
-                ("time/rewards", "rewards"),
-                ("time/loss", "loss, forward"),
+                ("perf/seconds_sampling", "sampling"),
+                ("perf/seconds_rewards", "rewards"),
+                ("perf/seconds_learning", "learning"),
             ),
         ),
         Panel("Sampling (s a completion)", (("rollout/seconds_per_sample", "seconds"),)),
-        Panel("Memory, peak (GB)", (("perf/memory_gb", "memory"),)),
+        Panel(
+            "Memory (GB), peaks of the run and of a step's phases",
+            (
+                ("perf/memory_gb", "run"),
+                ("perf/memory_rss_gb", "in use"),
+                ("perf/memory_rollout_gb", "rollout"),
+                ("perf/memory_scoring_gb", "scoring"),
+                ("perf/memory_learn_gb", "learning"),
+            ),
+        ),
     ),
 }
 HELD_OUT = Panel(

@@ -9,7 +9,8 @@ evaluation, recomputation.
 
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -108,11 +109,21 @@ class Throughput(TrainerCallback):
         self.flops = 0
         self.started = 0.0
         self.memory = Memory()
+        self.seconds: dict[str, float] = {}  # of the present step's parts
+        self.last = 0.0  # seconds of the part that ended last
 
-    def rolled_out(self, seconds_per_sample: float, metrics: dict[str, list[float]]) -> None:
-        """A rollout has ended."""
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """A part of the step, whose time is told apart from learning's."""
+        started = time.perf_counter()
+        yield
+        self.last = time.perf_counter() - started
+        self.seconds[name] = self.seconds.get(name, 0.0) + self.last
+
+    def rolled_out(self, samples: int, metrics: dict[str, list[float]]) -> None:
+        """A rollout, the part `sampling`, has ended."""
         self.memory.ended("rollout")
-        metrics["rollout/seconds_per_sample"].append(seconds_per_sample)
+        metrics["rollout/seconds_per_sample"].append(self.last / samples)
 
     def sampled(
         self, batch: dict[str, torch.Tensor], num_generations: int, drafted: Sequence[bool] | None = None
@@ -156,7 +167,7 @@ class Throughput(TrainerCallback):
         return shared_scoring_flops(self.config, ids, mask, completion.sum(1))
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self.flops, self.started = 0, time.perf_counter()
+        self.flops, self.started, self.seconds = 0, time.perf_counter(), {}
         self.memory.begin()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -165,6 +176,9 @@ class Throughput(TrainerCallback):
             self.record("perf/tflops_per_second", self.flops / seconds / 1e12)
             if self.peak:
                 self.record("perf/mfu", self.flops / seconds / self.peak)
+        parts = {name: self.seconds.get(name, 0.0) for name in ("sampling", "rewards")}
+        for name, value in {**parts, "learning": seconds - sum(parts.values())}.items():
+            self.record(f"perf/seconds_{name}", value)
         for name, value in self.memory.step().items():
             self.record(f"perf/memory_{name}", value)
 

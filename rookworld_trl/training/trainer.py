@@ -4,7 +4,6 @@ Each seam of TRL's is taken once, in the order in which a step meets it; each ca
 to an object with one job. `tests/training/test_trl_seams.py` pins the seams, so that an upgrade of TRL fails there.
 """
 
-import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
@@ -227,10 +226,9 @@ class RookWorldGRPOTrainer(DurableGRPOTrainer):
 
     def _draw(self, prompt_ids: list[list[int]], *others: Any, **options: Any) -> Samples:
         """New completions."""
-        started = time.perf_counter()
         single_turn = super()._generate_single_turn
         watched: Any = self.guard.sampling() if self.guard else nullcontext([])
-        with watched as drawn:
+        with watched as drawn, self.throughput.part("sampling"):
             samples = self.sampler.sample(
                 prompt_ids,
                 lambda prompts: single_turn(prompts, *others, **options),
@@ -238,8 +236,7 @@ class RookWorldGRPOTrainer(DurableGRPOTrainer):
             )
             drawn.append(samples)
         samples.end_empty(self.eos_token_ids[0])
-        seconds = (time.perf_counter() - started) / len(prompt_ids)
-        self.throughput.rolled_out(seconds, self._metrics[self._mode])
+        self.throughput.rolled_out(len(prompt_ids), self._metrics[self._mode])
         return samples
 
     def _sample_rows(self, rows: list[Row]) -> Samples:
@@ -271,7 +268,9 @@ class RookWorldGRPOTrainer(DurableGRPOTrainer):
         return per_function
 
     def _screened(self, inputs: list[Row], completion_ids: list[list[int]]) -> torch.Tensor:
-        per_function, counts = self.rewards(super()._calculate_rewards, inputs, completion_ids, len(self.reward_funcs))
+        calculate, count = super()._calculate_rewards, len(self.reward_funcs)
+        with self.throughput.part("rewards"):
+            per_function, counts = self.rewards(calculate, inputs, completion_ids, count)
         for name, count in counts.items():
             self._metrics[self._mode][f"rewards/{name}"].append(count)
         return per_function

@@ -6,6 +6,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from rookworld_trl.training import throughput
 from rookworld_trl.training.throughput import (
     Throughput,
     forward_flops,
@@ -89,6 +90,28 @@ def test_a_step_is_reported_as_a_share_of_the_peak() -> None:
     assert 0 < recorded["perf/mfu"] < 1
     assert recorded["perf/mfu"] == pytest.approx(recorded["perf/tflops_per_second"] / 1000)
     assert recorded["perf/memory_gb"] > 0
+
+
+def test_a_steps_time_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock by hand: sampling 10 to 13 and 14 to 15, rewards 16 to 18, the step 10 to 30; then one of 10 s."""
+    times = iter([10.0, 10.0, 13.0, 14.0, 15.0, 16.0, 18.0, 30.0, 40.0, 50.0])
+    monkeypatch.setattr(throughput.time, "perf_counter", lambda: next(times))
+    recorded: dict[str, float] = {}
+    meter = Throughput(GPT2Config(n_layer=1, n_embd=8, n_head=1, vocab_size=10), recorded.__setitem__, peak=None)
+    metrics: dict[str, list[float]] = {"rollout/seconds_per_sample": []}
+    meter.on_step_begin(None, None, None)
+    for name, samples in (("sampling", 6), ("sampling", 4), ("rewards", 0)):
+        with meter.part(name):
+            pass
+        if samples:
+            meter.rolled_out(samples, metrics)
+    meter.on_step_end(None, None, None)
+    assert metrics["rollout/seconds_per_sample"] == [0.5, 0.25]
+    parts = {name: recorded[f"perf/seconds_{name}"] for name in ("sampling", "rewards", "learning")}
+    assert parts == {"sampling": 4.0, "rewards": 2.0, "learning": 14.0}
+    meter.on_step_begin(None, None, None)
+    meter.on_step_end(None, None, None)
+    assert (recorded["perf/seconds_sampling"], recorded["perf/seconds_learning"]) == (0.0, 10.0)
 
 
 def test_drafted_rows_count_what_they_share_once() -> None:
