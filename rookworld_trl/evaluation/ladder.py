@@ -291,9 +291,9 @@ def elo_changes(before: Mapping[str, Any], after: Ladder, mode: str) -> list[Com
     for rules in RULES if scale else ():
         old, new = Rating(**before["ratings"][rules][before["model"]]), after.ratings(rules)[after.model]
         bounded = None not in (old.ci_low, old.ci_high, new.ci_low, new.ci_high)
-        change = new.elo - old.elo
+        change = float(new.elo - old.elo)
         half = math.hypot(*((each.ci_high or 0) - each.elo for each in (old, new)))
-        significant = bounded and abs(change) > half
+        significant = bool(bounded and abs(change) > half)
         rows.append(
             Comparison(
                 task=after.name,
@@ -303,7 +303,7 @@ def elo_changes(before: Mapping[str, Any], after: Ladder, mode: str) -> list[Com
                 headline=True,
                 format=".0f",
                 before=old.elo,
-                after=new.elo,
+                after=float(new.elo),
                 difference=change,
                 ci_low=change - half if bounded else None,
                 ci_high=change + half if bounded else None,

@@ -164,7 +164,7 @@ def _play(ask: Ask, games: list[_Game], max_plies: int, go_on: bool, title: str)
             running = [game for game in games if id(game) not in over]
             if not running:
                 break
-            bar.set_postfix(games=len(running))
+            bar.set_postfix(games=len(running), refresh=False)
             _choose(ask, running)
             _advance(ask, [game for game in running if go_on or not game.end])
             for game in running:

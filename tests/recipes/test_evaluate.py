@@ -1,0 +1,148 @@
+"""recipes/evaluate.py whole: every suite twice gives the same items, models side by side, a baseline compared."""
+
+import json
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from recipes import evaluate as recipe
+from rookworld_trl.data import load_shipped
+from rookworld_trl.data.dataset import SHIPPED_DIRECTORY
+from rookworld_trl.evaluation import ModelAnswers, score
+from rookworld_trl.evaluation.accuracy import Evaluation
+
+SUITES = ("held_out", "mate_in_one", "selfplay", "closed_loop", "ladder")
+EPD = "rnbqkbnr/pppppppp/8/8/8/8/PPPPPPPP/RNBQKBNR w KQkq -"
+SHOWN = ["mine.epd", "mate in one", "self-play", "closed loop", "ladder"]
+
+
+def few_rows(folder: Path, split: str = "dev", rows: int = 60) -> Path:
+    """The first rows of a shipped split, in a folder as `load_shipped` reads it: to make all of them takes seconds."""
+    pq.write_table(pq.read_table(SHIPPED_DIRECTORY / f"{split}.parquet").slice(0, rows), folder / f"{split}.parquet")
+    return folder
+
+
+@pytest.fixture
+def everything(tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """All suites, small; without Stockfish."""
+    monkeypatch.setenv("STOCKFISH_PATH", "/no/engine")
+    rows = load_shipped("dev", few_rows(tmp_path))
+    monkeypatch.setattr(recipe, "load_shipped", lambda split: rows)
+    for name, plies in (("run_selfplay", 4), ("run_ladder", 8)):
+        monkeypatch.setattr(recipe, name, partial(getattr(recipe, name), max_plies=plies))
+    (tmp_path / "mine.epd").write_text(f"{EPD} bm e4;\n{EPD} am f3;\n")
+    options = ["--dataset", str(tmp_path / "mine.epd"), "--trained_on", "--games", "2", "--limit", "2"]
+    return ["--model", str(tiny_checkpoint), *options, "--max_new_tokens", "3", "--suite", *SUITES]
+
+
+def of(path: Path, number: int = 0) -> dict[str, Any]:
+    return json.loads(path.read_text())["models"][number]
+
+
+def test_every_suite_is_reproducible_and_compared(
+    everything: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = tmp_path / "a" / "first.json", tmp_path / "second.json"
+    recipe.main([*everything, "--output", str(first)])
+    recipe.main([*everything, "--output", str(second), "--baseline", str(first)])
+    before, after = of(first), of(second)
+    comparison, groups = after.pop("comparison"), after.pop("groups")
+    for result in (before, after):
+        del result["held_out"]["seconds"]
+    assert before == after
+    assert list(dict.fromkeys(suite["suite"] for suite in before["suites"])) == SHOWN
+    modes = [suite["mode"] for suite in before["suites"]]
+    assert modes == ["greedy", "sampled"] * 4 + ["greedy"], "games against players are greedy alone"
+    assert {row["task"] for row in comparison} == {"policy", "environment", *SHOWN}
+    assert {row["difference"] for row in comparison} <= {0.0, None}
+    assert {row["task"] for row in groups} == {"policy", "environment"}
+    table = first.with_suffix(".md").read_text()
+    assert table == second.with_suffix(".md").read_text()
+    for line in ("| held-out P: | skill | greedy |", "| mate in one | solved | sampled |", "| ladder | Elo, strict"):
+        assert line in table
+    assert "random legal" in table
+    assert "input copied" in table
+    assert "no Stockfish here" in capsys.readouterr().out
+
+
+def test_models_stand_side_by_side(
+    everything: list[str], tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    real = recipe.load
+
+    def load(name: str, **options: Any) -> Any:
+        asked.append((name, options.pop("revision")))
+        return real(name, **options)
+
+    monkeypatch.setattr(recipe, "load", load)
+    other = tmp_path / "other"
+    other.symlink_to(tiny_checkpoint)
+    output = tmp_path / "both.json"
+    models = ["--model", str(tiny_checkpoint), str(other), "--model_revision", "main", "v2"]
+    wanted = ["--suite", "mate_in_one", "--mode", "greedy", "--output", str(output)]
+    recipe.main([*everything[2:], *models, *wanted])
+    assert asked == [(str(tiny_checkpoint), "main"), (str(other), "v2")]
+    assert [of(output, n)["name"] for n in (0, 1)] == ["tiny-checkpoint", "other"]
+    assert [of(output, n)["revision"] for n in (0, 1)] == ["main", "v2"]
+    head = "| suite | metric | decoding | tiny-checkpoint | other | trivial players |"
+    assert output.with_suffix(".md").read_text().startswith(head)
+
+
+def test_each_task_has_its_temperature(everything: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def silent(self: ModelAnswers, prompts: Sequence[str], title: str) -> list[str]:
+        seen.append(self.temperature)
+        return [""] * len(prompts)
+
+    monkeypatch.setattr(ModelAnswers, "__call__", silent)
+    output = tmp_path / "out.json"
+    sampling = ["--task_sampling", "{policy: {temperature: 0.5}}", "--temperature", "0.9", "--output", str(output)]
+    recipe.main([*everything[:-5], "selfplay", "held_out", *sampling, "--mode", "sampled"])
+    assert {tuple(each.items()) for each in seen} == {(("policy", 0.5), ("environment", 0.9))}
+    settings = of(output)["held_out"]["settings"]
+    assert (settings["temperature"], settings["task_sampling"]) == (0.9, {"policy": {"temperature": 0.5}})
+    greedy = recipe.temperatures(recipe.parse(sampling[:4]), "greedy")
+    assert greedy == {"policy": 0.0, "environment": 0.0}
+
+
+def test_the_truth_scores_all_and_a_copy_nothing_on_held_out_rows_too(tmp_path: Path) -> None:
+    rows = list(load_shipped("dev", few_rows(tmp_path)))
+    truth = Evaluation({}, score(rows, [row["target"] for row in rows]))
+    copied = Evaluation({}, score(rows, [row["prompt"][3:].split("+")[0] + "+0.001+0+0" for row in rows]))
+    for task, name in (("policy", "best_legal"), ("policy", "best_value"), ("environment", "exact")):
+        assert truth.estimates(task, "greedy")[name]["value"] == 1  # type: ignore[arg-type]
+        assert copied.estimates(task, "greedy")[name]["value"] == 0  # type: ignore[arg-type]
+    assert truth.estimates("policy", "greedy")["skill"]["value"] == 1
+
+
+def test_rows_that_were_trained_on_are_refused_or_dropped(
+    everything: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [load_shipped(split, few_rows(tmp_path, split, 1))[0] for split in ("train", "dev")]
+    mine = tmp_path / "rows.jsonl"
+    mine.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    common = [*everything[:2], "--max_new_tokens", "2", "--mode", "greedy", "--dataset", str(mine)]
+    with pytest.raises(SystemExit):
+        recipe.main(common)
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "rows.jsonl: 1 of 2 items show positions that stand in the training data 'shipped'" in error
+    result, _ = recipe.run(recipe.parse([*common, "--seen", "drop"]))
+    (item,) = result["models"][0]["held_out"]["items"]
+    assert item["prompt"] == rows[1]["prompt"]
+    unknown, _ = recipe.run(recipe.parse([*common, "--trained_on"]))
+    assert len(unknown["models"][0]["held_out"]["items"]) == 2
+    few, _ = recipe.run(recipe.parse([*common, "--trained_on", "--max_rows", "1"]))
+    assert len(few["models"][0]["held_out"]["items"]) == 1
+
+
+def test_make_evaluate_is_what_the_recipe_takes() -> None:
+    makefile = (Path(recipe.__file__).parents[1] / "Makefile").read_text()
+    (line,) = [line for line in makefile.splitlines() if "recipes/evaluate.py --suite" in line]
+    args = recipe.parse(line.split("recipes/evaluate.py ")[1].removesuffix(" $(ARGS)").split())
+    assert args.suite == ["held_out", "mate_in_one", "ladder"]
