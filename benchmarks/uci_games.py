@@ -12,6 +12,7 @@ its games are written as PGN and read again here. Without a screen it runs under
 import argparse
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -116,7 +117,7 @@ def read_match(pgn: Path) -> dict[str, Any]:
         while (game := chess.pgn.read_game(file)) is not None:
             games += 1
             end = game.end()
-            board, said = end.board(), end.comment.splitlines()[-1] if end.comment else ""
+            board, said = end.board(), re.sub(r"^[-+][\d./ ]+", "", " ".join(end.comment.split()))  # without its eval
             moves += board.ply() // 2 + (board.ply() % 2) * game.headers["White"].startswith("rookworld")
             results[game.headers["Result"]] += 1
             ended[said] += 1

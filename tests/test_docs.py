@@ -37,7 +37,7 @@ from tests.support.documents import (
 DOCS = sorted(ROOT.glob("docs/*.md"))
 DEMO = "recipes/nano/grpo/config_cpu_exact.yaml"
 # Programs that others wrote and that these tests need not have; the files that they are given must exist.
-FOREIGN = {"vllm", "sbatch", "docker", "apt-get", "export", ".", "cd", "git", "fastchess", "lm_eval"}
+FOREIGN = {"vllm", "sbatch", "docker", "apt-get", "export", ".", "cd", "git", "fastchess", "lm_eval", "xvfb-run"}
 GRPO_TYPES, SFT_TYPES = (grpo.RunConfig, RookWorldGRPOConfig), (sft.SFTRecipe, SupervisedConfig)
 pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
