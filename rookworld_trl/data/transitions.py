@@ -1,5 +1,6 @@
 """Chooses the `A:` rows of the shipped data: so many of each stratum, one a position, histories of several lengths."""
 
+import itertools
 import random
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator
@@ -7,7 +8,6 @@ from typing import Any
 
 import chess
 
-from rookworld_trl.data.generation import random_endgame
 from rookworld_trl.data.splits import SplitName, position_number, split_by_hash, split_of
 from rookworld_trl.data.strata import ENVIRONMENT_STRATA, ILLEGAL_KINDS, stratum
 from rookworld_trl.tasks import environment, position_key
@@ -23,7 +23,7 @@ MADE = ("seventyfive_moves", "fifty_moves", "repetition")
 STRATA = (*(name for name in ENVIRONMENT_STRATA if name not in MADE), *MADE, "first_moves")
 COMMON = ("quiet", "capture", "check")  # of these the answer's position is held out by its hash, too
 HISTORIES = (1, 2, 5, HISTORY_LENGTH)  # moves shown, this one included, if so many are known
-ENDGAMES = 4_000  # random ones looked at for mates, stalemates and dead material
+EXTRA = 8_000  # positions of random games, and as many of a cornered king, looked at for what games rarely offer
 FIRST_PLIES, FIRST_GAMES = 7, 15_000
 
 
@@ -45,7 +45,7 @@ class EnvironmentRows:
 
     def choose(self, records: list[dict[str, Any]], openings: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
         """The rows, of positions with `fen`, `history` and `game`; the scarce strata are filled first."""
-        offers = self._offers([*records, *self._endgames()])
+        offers = self._offers([*records, *self._random_games(), *self._cornered()])
         offers["first_moves"] = [(record, self._any_move(record)) for record in self._first_moves(openings)]
         quiet = iter(list(offers["quiet"][len(offers["quiet"]) // 2 :]))
         offers["quiet"] = offers["quiet"][: len(offers["quiet"]) // 2]
@@ -102,12 +102,28 @@ class EnvironmentRows:
         offers.pop("seventyfive_moves", None)
         return offers
 
-    def _endgames(self) -> Iterator[dict[str, Any]]:
-        """Random endgames of the split, of no game."""
-        for _ in range(ENDGAMES):
-            fen = random_endgame(self.rng).fen()
+    def _random_games(self) -> Iterator[dict[str, Any]]:
+        """Positions of the split from random games: captures en passant, rooks taken at home."""
+        left = self._extra()
+        for number in itertools.count():
+            for board in random_game(self.rng):
+                if split_of(board.fen()) == self.split:
+                    history = " ".join(move.uci() for move in board.move_stack[-(HISTORY_LENGTH - 1) :])
+                    yield {"fen": board.fen(), "history": history, "game": f"random:{self.split}:{number}"}
+                    if not (left := left - 1):
+                        return
+
+    def _cornered(self) -> Iterator[dict[str, Any]]:
+        """Positions of the split with a king at the edge, of no game: mates, stalemates, dead material."""
+        left = self._extra()
+        while left:
+            fen = cornered_king(self.rng).fen()
             if split_of(fen) == self.split:
+                left -= 1
                 yield {"fen": fen, "history": "", "game": ""}
+
+    def _extra(self) -> int:
+        return round(EXTRA * min(1.0, FACTOR[self.split]))
 
     def _first_moves(self, openings: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         """Positions of the split from the first moves of games: human ones and random ones, with all moves before."""
@@ -133,6 +149,46 @@ def _turns(lists: list[list[Any]]) -> Iterator[list[Any]]:
     """The first of each list, then the second, and so on."""
     for place in range(max(map(len, lists), default=0)):
         yield [each[place] for each in lists if place < len(each)]
+
+
+def random_game(rng: random.Random) -> Iterator[chess.Board]:
+    """The positions of a random game that likes what is rare: double steps that may be taken en passant, and attacks
+    on rooks that could castle."""
+    board = chess.Board()
+    while not board.is_game_over() and board.ply() < 60:
+        yield board
+        moves = list(board.legal_moves)
+        rng.shuffle(moves)
+        if rng.random() < 0.5:
+            moves.sort(key=lambda move: board.piece_type_at(move.from_square) != chess.PAWN)
+        board.push(next((move for move in moves if _offers_much(board, move)), moves[0]))
+
+
+def _offers_much(board: chess.Board, move: chess.Move) -> bool:
+    board.push(move)
+    much = board.has_legal_en_passant() or bool(
+        board.attacks_mask(move.to_square) & board.castling_rights & board.occupied_co[board.turn]
+    )
+    board.pop()
+    return much
+
+
+def cornered_king(rng: random.Random) -> chess.Board:
+    """A legal position, not over, of a king at the edge, another one, and one to three other men, mostly against it."""
+    while True:
+        board = chess.Board(None)
+        edge = rng.choice(list(chess.SquareSet(chess.BB_RANK_1 | chess.BB_RANK_8 | chess.BB_FILE_A | chess.BB_FILE_H)))
+        corner = rng.choice((chess.A1, chess.A8, chess.H1, chess.H8))
+        squares = [rng.choice((edge, corner)), *rng.sample(chess.SQUARES, rng.randint(2, 4))]
+        kinds = ["k", "K", *(rng.choice("QQRBNPP") for _ in squares[2:])]
+        for square, kind in zip(squares, kinds, strict=True):
+            symbol = kind.lower() if kind != "K" and rng.random() < 0.3 else kind
+            board.set_piece_at(square, chess.Piece.from_symbol(symbol))
+        board.turn = rng.random() < 0.5
+        board.fullmove_number = rng.randint(40, 90)
+        board = board.mirror() if rng.random() < 0.5 else board
+        if len(set(squares)) == len(squares) and board.is_valid() and not board.is_game_over():
+            return board
 
 
 def late(record: dict[str, Any], move: str, name: str, rng: random.Random) -> tuple[dict[str, Any], str] | None:
