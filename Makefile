@@ -98,7 +98,7 @@ data: $(STAMP) ## positions by engine self-play, and the data set for GRPO and e
 	$(BIN)/python recipes/generate_data.py positions --output data/held-out --shards 60 --seed 2 --nodes 50 --held_out $(BOOK) $(ARGS)
 	$(BIN)/python recipes/generate_data.py dataset --positions data/positions --held_out data/held-out --output data/shipped $(BOOK)
 
-sft: $(STAMP) ## rookworld-nano learns on from the positions of `make data`, an hour and a half on one core (runs/nano-sft)
+sft: $(STAMP) ## rookworld-nano learns on from the positions of `make data`, an hour on one core (runs/nano-sft)
 	$(LAUNCH) recipes/sft.py --config recipes/nano/sft/config_cpu.yaml $(ARGS)
 
 docs: $(STAMP) ## write the tables of docs/ anew, from the configuration classes and benchmarks/results
