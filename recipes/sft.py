@@ -4,6 +4,7 @@
 
 Rows come from the positions that `recipes/generate_data.py positions` wrote. Run the same command again to resume; what
 was interrupted, damaged or finished is seen, and the exit code says how it went (`rookworld_trl.checkpointing.exits`).
+After a run that diverged, `--recovery_mode` goes back further and halves the learning rates.
 """
 
 if __name__ == "__main__":  # before what takes seconds to import

@@ -34,9 +34,10 @@ class DurableTrainer(Trainer):
 
     Checkpoints go by `rookworld_trl.checkpointing.store` and hold, beyond what transformers keeps (weights, optimizer,
     schedule, generators of each process), the metrics not yet logged and the run's identity. A signal saves at the end
-    of the step.
+    of the step. A checkpoint that `args.stable_after_steps` healthy steps have followed has a stable copy.
 
     Attributes:
+        last_fault: the optimizer step in which a fault was found last; 0: none yet.
         identity: id, start and fingerprint of the run.
         preemption: its `signal` says which signal ended training, if one did.
         alert: tells somebody, as `args.alert` says.
@@ -52,6 +53,8 @@ class DurableTrainer(Trainer):
         watch_peers(self.args.ddp_timeout)
         self._staging: Path | None = None  # stands in for the output folder while a checkpoint is written
         self._failed_saves = 0
+        self.last_fault = 0
+        self._stable = store.StableCheckpoints(self.args.stable_after_steps)
         self._restored: dict[str, Any] = {}  # this process's progress, where the loop will not overwrite it
         self._learning_rate_factor = 1.0  # applied once, when optimizer and schedule have been restored
         self._recipe: dict[str, Any] = {}
@@ -63,9 +66,6 @@ class DurableTrainer(Trainer):
     def facts(self) -> dict[str, Any]:
         """What decides the result beside settings and the number of processes; asked before training."""
         return {}
-
-    def step_done(self) -> None:
-        """Called at the end of each step."""
 
     def _progress(self) -> dict[str, Any]:
         """What the loop and TRL's trainers keep in this process between two logs."""
@@ -81,7 +81,8 @@ class DurableTrainer(Trainer):
 
     def _also_kept(self) -> list[Path]:
         """Regular checkpoints that stay, however old."""
-        return [Path(best)] if (best := self.state.best_model_checkpoint) else []
+        best = self.state.best_model_checkpoint
+        return [*self._stable.candidates[:1], *([Path(best)] if best else [])]
 
     # Writing
 
@@ -106,6 +107,7 @@ class DurableTrainer(Trainer):
 
     def _saved(self, folder: Path) -> None:
         """What follows a regular checkpoint."""
+        self._stable.candidates.append(folder)
         if self.args.should_save:
             store.prune(folder.parent, "checkpoint", self.args.save_total_limit, self._also_kept())
 
@@ -271,6 +273,8 @@ class DurableTrainer(Trainer):
             identity, factor = resume.admit(checkpoint, fingerprint, recovering)
             identity.run_name = self.args.run_name or identity.run_name
         resume.clear_the_way(output_dir, checkpoint)
+        own = store.list_checkpoints(output_dir, ("checkpoint",))
+        self._stable.candidates = [checkpoint] if checkpoint in own else []
         return checkpoint, identity.state_dict(), factor
 
     def preempted(self) -> bool:
@@ -289,6 +293,7 @@ class DurableTrainer(Trainer):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """Everything that a checkpoint holds but weights and generators, which transformers restores by itself."""
         super()._load_optimizer_and_scheduler(checkpoint)
+        self.last_fault = 0
         if checkpoint is None:
             return
         name = f"progress_{self.args.process_index}"
@@ -333,7 +338,8 @@ class _StepEnd(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> TrainerControl:
-        self.trainer.step_done()
+        trainer = self.trainer
+        trainer._stable.step_done(state.global_step, trainer.last_fault, trainer.args.should_save)
         preemption = self.trainer.preemption
         if ranks.anywhere(bool(preemption.signal), self.trainer.accelerator):
             preemption.signal = preemption.signal or "a signal to another process"

@@ -47,7 +47,6 @@ class DurableGRPOTrainer(DurableTrainer, GRPOTrainer):
     Attributes:
         controls: whatever carries state from step to step, by its name in a checkpoint; the layer above fills it in.
         reference_replaced: the reference has other weights than at the start, so that checkpoints must hold it.
-        last_fault: the optimizer step in which a fault was found last; 0: none yet.
         evaluator: see `watch_with`.
     """
 
@@ -60,8 +59,6 @@ class DurableGRPOTrainer(DurableTrainer, GRPOTrainer):
         super().__init__(*args, **kwargs)
         self.controls: dict[str, Stateful] = {}
         self.reference_replaced = False
-        self.last_fault = 0
-        self._stable = store.StableCheckpoints(self.args.stable_after_steps)
         self._epoch_sampler: EpochSampler | None = None
 
     def facts(self) -> dict[str, Any]:
@@ -124,13 +121,9 @@ class DurableGRPOTrainer(DurableTrainer, GRPOTrainer):
         return folder
 
     def _saved(self, folder: Path) -> None:
-        self._stable.candidates.append(folder)
         super()._saved(folder)
         if self.args.push_to_hub:
             self._push_from_checkpoint(str(folder))
-
-    def _also_kept(self) -> list[Path]:
-        return [*self._stable.candidates[:1], *super()._also_kept()]
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """Upload a checkpoint on the way, in the background, as `hub_strategy` says; a push still under way goes first.
@@ -176,12 +169,6 @@ class DurableGRPOTrainer(DurableTrainer, GRPOTrainer):
 
     # Resuming
 
-    def _choose_start(self, wanted: str | Path | bool | None) -> tuple[Path | None, dict[str, Any], float]:
-        start = super()._choose_start(wanted)
-        own = store.list_checkpoints(Path(self.args.output_dir), ("checkpoint",))
-        self._stable.candidates = [start[0]] if start[0] in own else []
-        return start
-
     def _starting_weights(self) -> dict[str, torch.Tensor]:
         """The policy's or, with adapters, their base's; nothing where DeepSpeed may have cut them up already."""
         if self.is_deepspeed_enabled:
@@ -198,7 +185,6 @@ class DurableGRPOTrainer(DurableTrainer, GRPOTrainer):
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
-        self.last_fault = 0
         if checkpoint is None:
             return
         reference = self._plain_reference()
@@ -225,9 +211,6 @@ class DurableGRPOTrainer(DurableTrainer, GRPOTrainer):
         if self._epoch_sampler is not None:
             self._epoch_sampler.epoch = kwargs["epoch"]
         super()._run_epoch(**kwargs)
-
-    def step_done(self) -> None:
-        self._stable.step_done(self.state.global_step, self.last_fault, self.args.should_save)
 
     # The trained model
 

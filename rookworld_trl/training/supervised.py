@@ -28,8 +28,8 @@ class SupervisedConfig(SFTConfig):
         ValueError: settings of TRL's pass over rows, in whose place stands another; `push_to_hub`.
     """
 
-    auto_resume: ClassVar[bool] = True  # these two are what `rookworld_trl.checkpointing.resume` asks for
-    recovery_mode: ClassVar[bool] = False
+    auto_resume: ClassVar[bool] = True  # what `rookworld_trl.checkpointing` asks for
+    stable_after_steps: ClassVar[int] = 10
 
     # Of TRL and transformers: read by their example scripts, for other rows than token ids with labels, for chats and
     # experts, for other evaluations, old names, or refused at any value but one.
@@ -49,6 +49,13 @@ class SupervisedConfig(SFTConfig):
         metadata={
             "help": "A command, or an http(s) address: told as JSON (on stdin, or as a POST) when training ends. A "
             "failure of it is a warning."
+        },
+    )
+    recovery_mode: bool = field(
+        default=False,
+        metadata={
+            "help": "Go on from the newest stable checkpoint, one that ten healthy steps have followed, at half the "
+            "learning rates; give it once, after a run has diverged."
         },
     )
     # TRL's default is True under this old name, of which transformers warns.
@@ -149,7 +156,7 @@ class SupervisedTrainer(DurableTrainer, SFTTrainer):
         norm = super()._get_grad_norm(model, grad_norm)
         # With float16's loss scaling a gradient that overflows is routine, and the scaler leaves the step out.
         if self.accelerator.scaler is None and norm is not None and not math.isfinite(float(norm)):
-            remedy = "Resume, in case it was a fault of the moment; then start anew with lower learning rates"
+            remedy = "Resume, in case it was a fault of the moment; if it comes again, with `--recovery_mode`"
             raise Diverged(self.state.global_step + 1, f"the gradient's norm is {float(norm)}", remedy)
         return norm
 

@@ -180,6 +180,46 @@ def test_a_gradient_that_is_not_finite_is_never_applied(
     assert run() == DONE
 
 
+def test_recovery_goes_back_to_a_stable_checkpoint_at_half_the_rates(
+    run: Runs, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The checkpoint after step 2 has one healthy step behind it, that after step 3 none: the fault is in step 4."""
+    monkeypatch.setattr(SupervisedConfig, "stable_after_steps", 1)
+    rates: list[list[float]] = []
+
+    def poison(trainer: SupervisedTrainer) -> None:
+        trainer.model.lm_head.weight.register_hook(lambda gradient: gradient * torch.nan)
+
+    def note(trainer: SupervisedTrainer) -> None:
+        rates.append([group["lr"] for group in trainer.optimizer.param_groups])
+
+    def diverge(**changes: Any) -> None:
+        with monkeypatch.context() as patch:
+            during_training(patch, 3, poison)
+            during_training(patch, 2, note)
+            with pytest.raises(SystemExit) as exit_:
+                run(lr_scheduler_type="constant", **changes)
+        assert exit_.value.code == UNRECOVERABLE
+        assert "if it comes again, with `--recovery_mode`" in capsys.readouterr().err
+
+    folder = tmp_path / "run"
+    diverge()
+    assert sorted(path.name for path in folder.glob("stable-*")) == ["stable-1", "stable-2"]
+    diverge(recovery_mode="true")  # its count is kept beside the run: the next one halves once more
+    assert [path.name for path in folder.glob("superseded-*")] == ["superseded-checkpoint-3"]
+    during_training(monkeypatch, 2, note)
+    assert run(lr_scheduler_type="constant", recovery_mode="true") == DONE
+    assert rates == [rates[0], [rate / 2 for rate in rates[0]], [rate / 4 for rate in rates[0]]]
+    assert run(lr_scheduler_type="constant") == DONE, "finished"
+
+
+def test_recovery_without_a_stable_checkpoint_is_refused(run: Runs, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        run(recovery_mode="true")
+    assert exit_.value.code == BAD_INPUT
+    assert "`recovery_mode` starts from a stable checkpoint" in capsys.readouterr().err
+
+
 def test_a_full_disk_at_the_end_costs_no_training(
     run: Runs, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
