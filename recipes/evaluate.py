@@ -11,6 +11,11 @@ Prints tables with 95 % intervals, over games where rows come from games, else o
 them. --output keeps every item's or game's result as JSON, and the models side by side as Markdown.
 """
 
+if __name__ == "__main__":  # before what takes seconds to import
+    from rookworld_trl.help import show_help
+
+    show_help(__file__)
+
 import argparse
 import json
 from collections.abc import Callable, Sequence
@@ -50,6 +55,7 @@ from rookworld_trl.modeling.loading import NANO, load
 from rookworld_trl.play import ModelPlayer
 from rookworld_trl.reports.summary import command, versions
 from rookworld_trl.tasks import PREFIXES, check_tasks
+from rookworld_trl.terminal import add_options, shown
 
 SUITES = ("held_out", "mate_in_one", "selfplay", "closed_loop", "ladder", "llm_chess")
 GAMES = ("ladder", "llm_chess")  # played by a `ModelPlayer`
@@ -114,6 +120,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
             how = {"action": "store_true"}
         about = f"{option.metadata['help']} [{option.default}]".replace("%", "%%")
         reading.add_argument(f"--{option.name}", default=option.default, help=about, **how)
+    add_options(parser)
     args = parser.parse_args(arguments)
     args.problems = [Path(name) for name in args.dataset if is_problem_file(Path(name))]
     rows = [name for name in args.dataset if Path(name) not in args.problems]
@@ -271,8 +278,9 @@ def run(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     args = parse(arguments)
-    with bad_input():
+    with bad_input(), shown(args) as shown_result:
         result, table = run(args)
+        shown_result |= result
         if args.output:
             write_atomically(args.output, json.dumps(result, indent=1) + "\n")
             write_atomically(args.output.with_suffix(".md"), table + "\n")

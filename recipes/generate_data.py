@@ -19,6 +19,7 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from rookworld_trl.config import bad_input
 from rookworld_trl.data.generation import (
@@ -29,10 +30,11 @@ from rookworld_trl.data.generation import (
 )
 from rookworld_trl.data.shipping import POLICY_ROWS, Sources, build_shipped, counts
 from rookworld_trl.data.splits import SplitName
-from rookworld_trl.terminal import progress_bar
+from rookworld_trl.terminal import add_options, progress_bar, shown
 
 
-def positions(args: argparse.Namespace) -> None:
+def positions(args: argparse.Namespace) -> dict[str, Any]:
+    """Write the missing shards; return how many positions they hold, where this process has made them."""
     settings = GameSettings(
         seed=args.seed,
         nodes=args.nodes,
@@ -43,13 +45,15 @@ def positions(args: argparse.Namespace) -> None:
     )
     shards = range(args.first_shard, args.first_shard + args.shards)
     if args.executor != "processes":
-        return positions_by_datatrove(args, shards, settings)
+        positions_by_datatrove(args, shards, settings)
+        return {"output": str(args.output)}
     total = 0
     with progress_bar("positions", args.shards, "shard") as bar:
         for _, rows in generate_positions(args.output, shards, settings, args.workers, args.engine):
             total += rows
             bar.update()
             bar.set_postfix(positions=total)
+    return {"output": str(args.output), "positions": total}
 
 
 def positions_by_datatrove(args: argparse.Namespace, shards: range, settings: GameSettings) -> None:
@@ -75,14 +79,17 @@ def positions_by_datatrove(args: argparse.Namespace, shards: range, settings: Ga
         SlurmPipelineExecutor(**common, **slurm).run()
 
 
-def dataset(args: argparse.Namespace) -> None:
+def dataset(args: argparse.Namespace) -> dict[str, Any]:
+    """Write the three splits; return how many rows of each stratum they hold."""
     nodes: dict[SplitName, int] = {"train": args.train_nodes, "dev": args.nodes, "test": args.nodes}
     sources = Sources(args.positions, args.held_out, args.openings)
     with progress_bar("values", sum(sum(rows.values()) for rows in POLICY_ROWS.values()), "position") as bar:
         for valued in build_shipped(sources, args.output, args.seed, nodes, args.workers, args.engine):
             bar.update(valued)
-    for split, strata in counts(args.output).items():
-        print(split, dict(sorted(strata.items())))
+    rows = {split: dict(sorted(strata.items())) for split, strata in counts(args.output).items()}
+    for split, strata in rows.items():
+        print(split, strata)
+    return {"output": str(args.output), "rows": rows}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -123,12 +130,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     build.add_argument("--train_nodes", type=int, default=20_000, help="Engine nodes a train position.")
     build.add_argument("--workers", type=int, default=os.cpu_count())
     build.add_argument("--engine", help="Path of the engine; default: Stockfish on PATH.")
+    for command in (play, build):
+        add_options(command)
     args = parser.parse_args(arguments)
     for name in ("shards", "games_per_shard", "nodes", "workers", "tasks"):
         if (value := getattr(args, name, None)) is not None and value < 1:
             parser.error(f"--{name} must be 1 or more; got {value}")
-    with bad_input():
-        args.run(args)
+    with bad_input(), shown(args) as result:
+        result |= args.run(args)
 
 
 if __name__ == "__main__":

@@ -7,11 +7,17 @@
 Every player meets every other. The first one's results are shown; the second one's rating is 0.
 """
 
+if __name__ == "__main__":  # before what takes seconds to import
+    from rookworld_trl.help import show_help
+
+    show_help(__file__)
+
 import argparse
 import json
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -22,6 +28,7 @@ from rookworld_trl.files import write_atomically
 from rookworld_trl.play import player
 from rookworld_trl.play.specs import read_spec
 from rookworld_trl.reports.summary import command, versions
+from rookworld_trl.terminal import add_options, shown
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -39,6 +46,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--pgn", type=Path, help="File that the games are written to, illegal moves replaced.")
     parser.add_argument("--output", type=Path, help="File that everything is written to, as JSON.")
+    add_options(parser)
     args = parser.parse_args(arguments)
     if len(args.players) < 2:
         parser.error("give two or more players")
@@ -50,7 +58,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Play, and return what `--output` writes."""
     for text in args.players:
         read_spec(text)
     if args.openings:
@@ -64,15 +73,16 @@ def run(args: argparse.Namespace) -> None:
     print(ladder_table(match))
     if args.pgn:
         write_atomically(args.pgn, match.pgn())
+    result = {"command": command(), "versions": versions(), **match.to_dict()}
     if args.output:
-        result = {"command": command(), "versions": versions(), **match.to_dict()}
         write_atomically(args.output, json.dumps(result, indent=1) + "\n")
+    return result
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     args = parse(arguments)
-    with bad_input():
-        run(args)
+    with bad_input(), shown(args) as result:
+        result |= run(args)
 
 
 if __name__ == "__main__":

@@ -11,15 +11,18 @@ from pathlib import Path
 
 from rookworld_trl.config import bad_input
 from rookworld_trl.reports.document import write_report
+from rookworld_trl.terminal import add_options, shown
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, nargs="+", metavar="run", help="Folder of a run.")
     parser.add_argument("--output", type=Path, help="File to write; default: report.html in the first run's folder.")
+    add_options(parser)
     args = parser.parse_args(arguments)
-    with bad_input():
-        print(write_report(args.runs, args.output))
+    with bad_input(), shown(args) as result:
+        result["report"] = str(write_report(args.runs, args.output))
+        print(result["report"])
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """What a program shows: bars with the time left, nothing at all, or JSON; and the same lines in a log file."""
 
+import argparse
 import json
 import logging
 import os
@@ -7,7 +8,7 @@ import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO
@@ -30,9 +31,21 @@ class TerminalOptions:
     log_file: bool = option(False, "Keep every line of the terminal, with its time, in `log.txt` in `output_dir`.")
 
 
-def progress_bar(title: str, total: int | None, unit: str, initial: int = 0) -> tqdm:
-    """A bar with the time left on stderr; without a terminal a line every half a minute. No title: nothing."""
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options of a program without a recipe: `--quiet` and `--json`, as `shown` takes them."""
+    for field in fields(TerminalOptions):
+        if field.name != "log_file":
+            parser.add_argument(f"--{field.name}", action="store_true", help=field.metadata["help"])
+
+
+def progress_bar(title: str, total: int | None, unit: str, initial: int = 0, delay: float = 0.0) -> tqdm:
+    """A bar with the time left on stderr; without a terminal a line every half a minute. No title: nothing.
+
+    Args:
+        delay: seconds after which it appears, of what may be done before.
+    """
     options: dict[str, Any] = {"total": total, "desc": title, "unit": unit, "initial": initial, "dynamic_ncols": True}
+    options["delay"] = delay
     if not sys.stderr.isatty():
         options |= {"mininterval": LOG_SECONDS, "maxinterval": 2 * LOG_SECONDS, "miniters": 1}
         options["bar_format"] = "{desc}: {n_fmt} of {total_fmt} {unit}s after {elapsed}, {remaining} left\n"
@@ -40,11 +53,13 @@ def progress_bar(title: str, total: int | None, unit: str, initial: int = 0) -> 
 
 
 @contextmanager
-def shown(options: TerminalOptions, folder: str | Path = ".", main: bool = True) -> Iterator[dict[str, Any]]:
+def shown(
+    options: TerminalOptions | argparse.Namespace, folder: str | Path | None = None, main: bool = True
+) -> Iterator[dict[str, Any]]:
     """Show what the block prints as the options say; bars made by `progress_bar` and those of libraries follow.
 
     Args:
-        folder: where the log file goes. A resumed run appends to it.
+        folder: of a run, where the log file goes. A resumed run appends to it.
         main: this process is the one that people look at; of the others, nothing changes but the bars.
 
     Yields:
@@ -53,14 +68,14 @@ def shown(options: TerminalOptions, folder: str | Path = ".", main: bool = True)
     Raises:
         OSError: the log file cannot be written.
     """
-    stdout, result = sys.stdout, {"output_dir": str(folder)}
+    stdout, result = sys.stdout, dict[str, Any]() if folder is None else {"output_dir": str(folder)}
     with ExitStack() as stack:
         people: Any = sys.stderr if options.json else stdout
         if options.quiet:
             people = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
             stack.callback(_set_quiet, _quiet)
             _set_quiet(True)
-        if options.log_file and main:
+        if folder is not None and options.log_file and main:
             people, errors = stack.enter_context(_copied(people, sys.stderr, Path(folder) / LOG_FILE))
             stack.enter_context(redirect_stderr(errors))
         stack.enter_context(redirect_stdout(people))

@@ -28,12 +28,14 @@ from rookworld_trl.engine import MATE_CENTIPAWNS
 from rookworld_trl.engine_pool import EnginePool, ValueCache
 from rookworld_trl.tasks import ParseError, environment, policy, task_of
 from rookworld_trl.tasks.formats import board_from_fen
+from rookworld_trl.terminal import progress_bar
 
 PGN = "pgn"
 READERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv", ".txt": "text", ".pgn": PGN}
 KINDS = f"{', '.join(READERS)}, or one of them gzipped (.gz)"
 NO_ROWS = "has no rows that can be used. Give a data set with at least one prompt"
 SHUFFLE_BUFFER = 10_000  # rows of a stream held back at a time to be drawn from
+BAR_AFTER = 2.0  # seconds
 CHUNK = 50_000  # rows that are Python objects at a time; as Arrow they take a tenth of the memory
 FEATURES = Features(
     {
@@ -127,8 +129,11 @@ def load_prompts(source: str, split: str = "train", options: DataOptions | None 
     if options.best_move == "engine":
         rows = _valued(source, rows, options)
     chunks = []
-    while chunk := list(islice(rows, CHUNK)):
-        chunks.append(Dataset.from_list([{"game": "", **row} for row in chunk], features=FEATURES))
+    with progress_bar(f"read {Path(source).name}", options.max_rows, "row", delay=BAR_AFTER) as bar:
+        bar.iterable = rows
+        counted = iter(bar)
+        while chunk := list(islice(counted, CHUNK)):
+            chunks.append(Dataset.from_list([{"game": "", **row} for row in chunk], features=FEATURES))
     if not chunks:
         raise ValueError(f"{source}: {NO_ROWS}")
     return concatenate_datasets(chunks)

@@ -126,7 +126,7 @@ def test_data_of_ones_own_making(run: Run, tmp_path: Path) -> None:
     """A folder as `generate_data.py dataset` writes it."""
     rows = []
     for board in positions(0, 8):
-        common = {"fen": board.fen(), "history": "", "stratum": "opening"}
+        common = {"fen": board.fen(), "history": "", "stratum": "opening", "game": ""}
         moves = sorted(move.uci() for move in board.legal_moves)
         rows.append({**common, "task": "policy", "move": "", "cp": list(range(len(moves)))})
         rows.append({**common, "task": "environment", "move": moves[0], "cp": []})

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from recipes import grpo, sft
+from recipes import evaluate, generate_data, grpo, play, report, sft
 from rookworld_trl import help as help_
 from rookworld_trl import terminal
 from rookworld_trl.terminal import LOG_FILE, TerminalOptions, progress_bar, shown
@@ -34,7 +34,7 @@ def test_the_stored_help_is_the_programs_own(program: str) -> None:
     assert stored == help_of(program), "`make docs` writes it anew"
 
 
-@pytest.mark.parametrize("program", ["grpo", "sft"])
+@pytest.mark.parametrize("program", ["grpo", "sft", "evaluate", "play"])
 def test_help_takes_less_than_three_seconds_of_a_core(program: str) -> None:
     """Of the processor's time, which a busy machine does not change."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -145,3 +145,28 @@ def test_other_processes_keep_no_log(tmp_path: Path) -> None:
     with shown(TerminalOptions(log_file=True, json=True), tmp_path, main=False):
         print("x")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("program", ["evaluate", "generate_data positions", "generate_data dataset", "report", "play"])
+def test_every_program_is_quiet_and_speaks_json(program: str, capsys: pytest.CaptureFixture[str]) -> None:
+    name, *command = program.split()
+    main = {"evaluate": evaluate, "generate_data": generate_data, "report": report, "play": play}[name].main
+    with pytest.raises(SystemExit):
+        main([*command, "--help"])
+    out = capsys.readouterr().out
+    assert "--quiet" in out
+    assert "--json" in out
+
+
+def test_generate_data_and_report_print_json(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = iter([(0, 7), (1, 5)])
+    monkeypatch.setattr(generate_data, "generate_positions", lambda *_: made)
+    generate_data.main(["positions", "--output", str(tmp_path), "--shards", "2", "--json", "--quiet"])
+    out, err = capsys.readouterr()
+    assert json.loads(out) == {"output": str(tmp_path), "positions": 12}
+    assert err == ""
+    monkeypatch.setattr(report, "write_report", lambda runs, output: Path("x.html"))
+    report.main(["runs/demo", "--json"])
+    assert json.loads(capsys.readouterr().out) == {"report": "x.html"}

@@ -20,7 +20,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from recipes import evaluate, grpo, sft
+from recipes import evaluate, grpo, play, sft
 from recipes.grpo import RunConfig
 from recipes.sft import SFTRecipe
 from rookworld_trl.data.prompts import PromptOptions
@@ -37,7 +37,12 @@ FIELDS_PAGE = ROOT / "docs" / "recipes.md"
 FIGURES_PAGE = ROOT / "docs" / "results.md"
 GROUPS = (RunConfig, PromptOptions, DataOptions, TerminalOptions, RookWorldGRPOConfig, SFTRecipe, SupervisedConfig)
 CLASSES = {cls.__name__: cls for cls in GROUPS}
-PROGRAMS = {"recipes/grpo.py": grpo.main, "recipes/sft.py": sft.main, "recipes/evaluate.py": evaluate.main}
+PROGRAMS = {
+    "recipes/grpo.py": grpo.main,
+    "recipes/sft.py": sft.main,
+    "recipes/evaluate.py": evaluate.main,
+    "recipes/play.py": play.main,
+}
 
 _FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^ *```$", flags=re.MULTILINE | re.DOTALL)
 _TABLE = re.compile(r"(<!-- fields of (\w+): (.*?) -->\n).*?(<!-- end -->)", flags=re.DOTALL)

@@ -1,7 +1,11 @@
 """What leaves a run: metrics by task, completions as Parquet, and every number at each tracker."""
 
+import copy
+import inspect
+import re
 import sys
 from collections.abc import Callable
+from fnmatch import fnmatchcase
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
@@ -10,10 +14,15 @@ from unittest.mock import MagicMock
 import pandas as pd
 import pytest
 from datasets import Dataset
+from transformers import GPT2LMHeadModel
+from transformers import trainer as trainer_module
 from transformers.integrations import integration_utils
+from trl import GRPOTrainer
 from trl.extras import profiling
 
+from rookworld_trl import training
 from rookworld_trl.training import RookWorldGRPOTrainer
+from tests.support.documents import FIELDS_PAGE
 
 Make = Callable[..., RookWorldGRPOTrainer]
 
@@ -62,6 +71,36 @@ def test_completions_are_parquet(make: Make, options: dict[str, Any], capsys: py
     assert (table["prompt"].str[0] == table["task"]).all()
     assert set(table[table["task"] == "A"]["by_prompt"]) == {0.5}
     assert table["prompt"][0] not in capsys.readouterr().out, "the terminal is for the steps"
+
+
+def logged_names() -> set[str]:
+    """The names in the table of docs/recipes.md, as patterns."""
+    table = re.search("<!-- logged -->(.*?)<!-- end -->", FIELDS_PAGE.read_text(), flags=re.DOTALL)
+    assert table
+    firsts = [line.split("|")[1] for line in table[1].splitlines() if line.startswith("| `")]
+    return {re.sub(r"<\w+>", "*", name) for first in firsts for name in re.findall(r"`([^`]+)`", first)}
+
+
+SETTINGS = [{}, {"mining": True}, {"use_gae": True, "scale_rewards": "none"}, {"lr_control": "kl", "beta": 0.1}]
+
+
+def test_the_table_of_what_is_logged_is_what_is_logged(make: Make, prompts: Dataset, policy: GPT2LMHeadModel) -> None:
+    """Each name that runs of several kinds log is in the table, and each of the table is one that some code logs."""
+    names, seen = logged_names(), set[str]()
+    for settings in SETTINGS:
+        trainer = make(_model=copy.deepcopy(policy), **settings)
+        trainer.train()
+        seen |= {name for row in trainer.state.log_history if "loss" in row for name in row} - {"step"}
+    names.remove("*/*")  # the scores of the rewards, which stand under their tasks' names
+    known = {name for name in seen if any(fnmatchcase(name, pattern) for pattern in names)}
+    assert {name.partition("/")[0] for name in seen - known} == {"A"}
+    package = Path(training.__file__).parent
+    sources = [*package.glob("*.py"), Path(inspect.getsourcefile(GRPOTrainer)), Path(trainer_module.__file__)]
+    text = "".join(path.read_text() for path in sources)
+    for name in names - known:
+        logged = any(fnmatchcase(each, name) for each in seen)
+        parts = {name.partition("*")[0], name.rpartition("/")[2]}
+        assert logged or any(f'"{part}' in text for part in parts), f"nothing logs {name}"
 
 
 def test_every_tracker_gets_every_number(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
