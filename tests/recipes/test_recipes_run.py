@@ -39,6 +39,7 @@ def run(
     small |= {"dataset": rows_file, "num_generations": 2, "gradient_accumulation_steps": 1, "save_strategy": "no"}
     small |= {"per_device_train_batch_size": 10, "max_completion_length": 12, "use_cpu": True, "bf16": False}
     small |= {"eval_policy_items": 1, "eval_environment_items": 1, "policy_strata": "null", "eval_split": "dev"}
+    small |= {"eval_strategy": "no", "load_best_model_at_end": False, "metric_for_best_model": "null"}
 
     def start(path: Path, **changes: Any) -> tuple[RookWorldGRPOTrainer, list[dict[str, Any]]]:
         monkeypatch.setattr(prompts, "load_shipped", lambda split, *own: load_shipped(split, *own) if own else held_out)
