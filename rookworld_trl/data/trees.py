@@ -178,7 +178,7 @@ def read_positions(shards: Sequence[Path]) -> tuple[pa.Table, str]:
     for number, fen in enumerate(table["fen"].to_pylist()):
         if split_of(fen) == "train":
             first.setdefault(position_key(fen), number)
-    return table.take(pa.array(first.values())), digest.hexdigest()
+    return table.take(pa.array(first.values(), pa.int64())), digest.hexdigest()
 
 
 def position_trees(positions: pa.Table, words: Words, batch_size: int, seed: int) -> Dataset:
