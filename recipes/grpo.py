@@ -48,7 +48,7 @@ SHOWN += ["metric_for_best_model"]
 class RunConfig(PromptOptions, TerminalOptions):
     """What to train, on which prompts, for how long, what to measure and to show; the rest is RookWorldGRPOConfig's."""
 
-    model: str = option(NANO, "`nano`, which comes with the package, a folder, or `owner/name` on the Hub.")
+    model: str = option(NANO, "`nano` or `nano2`, which come with the package, a folder, or `owner/name` on the Hub.")
     model_revision: str | None = option(None, "Branch, tag or commit of a model on the Hub.")
     expected_parameters: int | None = option(None, "Refuse a model with another number of parameters.")
     reward: Literal["graduated", "continuous"] = option("graduated", "Six levels from -0.3 to 1.0, or `continuous`.")

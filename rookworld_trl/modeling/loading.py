@@ -32,8 +32,9 @@ from rookworld_trl.modeling.tokens import lead_with_eos
 
 logger = logging.get_logger(__name__)
 
-NANO = "nano"
-NANO_FOLDER = Path(str(files("rookworld_trl"))) / "assets" / NANO
+NANO, NANO2 = "nano", "nano2"  # the models that come with the package; `nano2` is the next one, half way
+_ASSETS = Path(str(files("rookworld_trl"))) / "assets"
+NANO_FOLDER = _ASSETS / NANO
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
@@ -116,8 +117,8 @@ def checkpoint_folder(
         LoadingError: the Hub is out of reach, the repository is gated or unknown, or the revision is; a file of the
             cache is damaged.
     """
-    if name == NANO:
-        return NANO_FOLDER
+    if name in (NANO, NANO2):
+        return _ASSETS / str(name)
     if Path(name).is_dir():
         return Path(name)
     try:
