@@ -10,7 +10,7 @@ import chess.pgn
 import pytest
 
 from recipes.play import main
-from rookworld_trl.play import GreedyCapturePlayer, ModelPlayer, RandomPlayer, player
+from rookworld_trl.play import GreedyCapturePlayer, ModelPlayer, RandomPlayer, player, players
 from rookworld_trl.play.specs import read_spec
 from tests.support.stockfish import requires_stockfish
 
@@ -58,3 +58,21 @@ def test_the_recipe_plays_a_match(tiny_checkpoint: Path, tmp_path: Path, capsys:
         read.append((game.headers["White"], game.headers["Black"], game.headers["FEN"]))
     assert sorted(read) == sorted((game["white"], game["black"], game["fen"]) for game in match["games"])
     assert len({fen for *_, fen in read}) == 1, "one opening, played with both colours"
+
+
+def test_only_retries_are_drawn_from_the_likeliest_tokens(
+    tiny_model: Any, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At `top_k` 1 a sample is the greedy answer, whatever the temperature."""
+    real, seen = players.rollout, []
+
+    def rollout(*arguments: Any, **settings: Any) -> Any:
+        sampled = real(*arguments, **settings)
+        seen.append((settings["temperature"], settings["top_k"], sampled.completion_ids))
+        return sampled
+
+    monkeypatch.setattr(players, "rollout", rollout)
+    ModelPlayer(tiny_model, tiny_tokenizer, retries=2, top_k=1, max_new_tokens=4).choose([chess.Board()])
+    (greedy, none, first), (warm, one, again) = seen
+    assert (greedy, none, warm, one) == (0.0, 0, 1.0, 1)
+    assert again == first * 2
