@@ -35,7 +35,7 @@ from rookworld_trl.data.mates import MATES_FILE
 from rookworld_trl.data.seen import SHIPPED
 from rookworld_trl.data.sources import DataOptions, load_prompts
 from rookworld_trl.evaluation import MODES, comparison_table, evaluate, evaluation_table, ladder_table, suite_table
-from rookworld_trl.evaluation.items import unseen_problems, unseen_rows
+from rookworld_trl.evaluation.items import known_training_data, unseen_problems, unseen_rows
 from rookworld_trl.evaluation.ladder import (
     ANCHOR_KINDS,
     Ladder,
@@ -94,8 +94,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     about = "Tokens of a completion, at most; fewer where the model's context ends."
     add("--max_new_tokens", type=int, default=144, help=about)
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    about = "What the models were trained on: `shipped`, files, names on the Hub; nothing behind it: unknown."
-    add("--trained_on", nargs="*", default=[SHIPPED], help=about)
+    about = "What the models were trained on: `shipped`, files, names on the Hub; nothing behind it: unknown. Default: "
+    add("--trained_on", nargs="*", help=about + "shipped, and the files that a model's run names in its summary.json.")
     about = "What becomes of items of --dataset that show a position of --trained_on; default: refuse."
     add("--seen", choices=("refuse", "drop"), default="refuse", help=about)
     add("--baseline", type=Path, help="JSON of an earlier evaluation to compare each model with, item by item.")
@@ -125,6 +125,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     args.problems = [Path(name) for name in args.dataset if is_problem_file(Path(name))]
     rows = [name for name in args.dataset if Path(name) not in args.problems]
     args.rows = rows[0] if rows else None
+    args.trained_on = known_training_data(args.model) if args.trained_on is None else args.trained_on
     args.suite = args.suite or ([] if args.problems and not rows else ["held_out"])
     check(parser, args, rows)
     return args

@@ -1,5 +1,6 @@
 """What is measured: rows and problems, drawn the same in every run, none of which the models were trained on."""
 
+import json
 import random
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -50,6 +51,24 @@ def unseen_problems(
         problems = [problems[number] for number in _unseen(path, shown, others, drop)]
     drawn = random.Random(0).sample(range(len(problems)), min(limit or len(problems), len(problems)))
     return [problems[number] for number in sorted(drawn)]
+
+
+def known_training_data(models: Iterable[str]) -> list[str]:
+    """What can be seen of the models' training: the shipped rows, and the files that their runs' summaries name.
+
+    Args:
+        models: folders as recipes/grpo.py writes them, with `summary.json` above them, or others, of which nothing is
+            known.
+    """
+    found = [SHIPPED]
+    for model in models:
+        try:
+            source = json.loads((Path(model).parent / "summary.json").read_text(encoding="utf-8"))["dataset"]
+        except (OSError, ValueError, LookupError, TypeError):
+            continue
+        if isinstance(source, str) and source not in found and Path(source).is_file():
+            found.append(source)
+    return found
 
 
 def _others(trained_on: Iterable[str], disjoint: bool) -> list[str]:

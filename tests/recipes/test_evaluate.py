@@ -141,6 +141,17 @@ def test_rows_that_were_trained_on_are_refused_or_dropped(
     assert len(few["models"][0]["held_out"]["items"]) == 1
 
 
+def test_a_runs_summary_says_what_it_was_trained_on(tmp_path: Path) -> None:
+    mine = tmp_path / "mine.jsonl"
+    mine.write_text("{}")
+    for run, source in (("a", str(mine)), ("b", "shipped"), ("c", "gone.jsonl"), ("d", None)):
+        (tmp_path / run / "checkpoint").mkdir(parents=True)
+        (tmp_path / run / "summary.json").write_text(json.dumps({"dataset": source}))
+    models = [str(tmp_path / run / "checkpoint") for run in "abcd"]
+    assert recipe.parse(["--model", *models, "nano"]).trained_on == ["shipped", str(mine)]
+    assert recipe.parse(["--model", *models, "--trained_on"]).trained_on == []
+
+
 def test_make_evaluate_is_what_the_recipe_takes() -> None:
     makefile = (Path(recipe.__file__).parents[1] / "Makefile").read_text()
     (line,) = [line for line in makefile.splitlines() if "recipes/evaluate.py --suite" in line]
