@@ -21,16 +21,16 @@ def set_attention(model: Any, name: str) -> None:
     """Give a model another attention.
 
     Raises:
-        ValueError: its kernels are not installed.
+        ValueError: its kernels are not installed, or the model has no such attention (Gemma 2 has no `sdpa`).
     """
+    own = model.config._attn_implementation
     try:
         model.set_attn_implementation(name)
-    except ImportError as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(
-            f"`attn_implementation` is {name!r}: {reason} Install it (flash_attention_2: `pip install flash-attn`) or "
-            "leave `attn_implementation` out"
-        ) from error
+    except (ImportError, ValueError) as error:
+        remedy = "Install it (flash_attention_2: `pip install flash-attn`) or leave `attn_implementation` out"
+        if isinstance(error, ValueError):
+            remedy = f"Set it to {own}"
+        raise ValueError(f"`attn_implementation` is {name!r}: {str(error).splitlines()[0]} {remedy}") from error
 
 
 def keep_freed_memory() -> bool:

@@ -14,6 +14,7 @@ import torch
 from accelerate.utils import DynamoBackend, TorchDynamoPlugin
 from torch import nn
 from torch.overrides import TorchFunctionMode
+from transformers import Gemma2Config, Gemma2ForCausalLM
 
 from rookworld_trl.modeling.compiling import next_multiple
 from rookworld_trl.modeling.gpt2 import EAGER
@@ -328,3 +329,10 @@ def test_memory_once_freed_is_used_again() -> None:
     kept, fresh = done.stdout.split()
     assert kept == "True"
     assert int(fresh) < 128
+
+
+def test_a_model_without_the_attention_is_told_its_own() -> None:
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "head_dim": 8}
+    model = Gemma2ForCausalLM(Gemma2Config(vocab_size=8, num_key_value_heads=1, pad_token_id=0, **sizes))
+    with pytest.raises(ValueError, match=r"^`attn_implementation` is 'sdpa': Gemma2ForCausalLM .* Set it to eager$"):
+        placement.set_attention(model, "sdpa")
