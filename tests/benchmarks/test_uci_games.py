@@ -1,5 +1,6 @@
 """The count of illegal moves and crashes: nought for the engine itself, and seen where there are some."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.uci_games import engine_command, play_by_python_chess, play_by_xboard, read_match
+from benchmarks.uci_games import RESULTS, engine_command, play_by_python_chess, play_by_xboard, read_match
 
 # Plays the first legal move, but cheats or ends in its third one.
 FAULTY = """
@@ -69,3 +70,15 @@ def test_without_xboard_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("it was started"))
     with pytest.raises(FileNotFoundError, match="apt-get install xboard polyglot xvfb stockfish"):
         play_by_xboard(["engine"], 1)
+
+
+def test_the_page_tells_what_was_measured() -> None:
+    root = RESULTS.parents[2]
+    measured = json.loads(RESULTS.read_text())
+    played, match = measured["python-chess"], measured["xboard"]
+    assert (played["games"], played["illegal_moves"], played["crashes"], match["faults"]) == (100, 0, 0, [])
+    told = " ".join((root / "docs" / "uci.md").read_text().split())
+    assert (
+        f"100 games of at most {played['max_plies']} plies in python-chess, {played['moves']} moves, 0 illegal" in told
+    )
+    assert f"{match['games']} games in XBoard, {match['moves']} moves, 0 faults" in told
