@@ -85,8 +85,7 @@ def retokenise(trainer: RookWorldGRPOTrainer) -> None:
 
 def sample_warmer(trainer: RookWorldGRPOTrainer) -> None:
     """The fused head keeps 1.0, the sampler runs at 2.0."""
-    trainer.generation_config.temperature = 2.0
-    trainer.temperature = 2.0
+    trainer.args.temperature = 2.0
 
 
 @pytest.mark.parametrize(
