@@ -28,8 +28,8 @@ from rookworld_trl.data.generation import (
     missing_shards,
     write_shards_of_rank,
 )
-from rookworld_trl.data.shipping import POLICY_ROWS, Sources, build_shipped, counts
-from rookworld_trl.data.splits import SplitName
+from rookworld_trl.data.shipping import Sources, build_shipped, candidates, counts
+from rookworld_trl.data.splits import SPLITS, SplitName
 from rookworld_trl.terminal import add_options, progress_bar, shown
 
 
@@ -83,7 +83,7 @@ def dataset(args: argparse.Namespace) -> dict[str, Any]:
     """Write the three splits; return how many rows of each stratum they hold."""
     nodes: dict[SplitName, int] = {"train": args.train_nodes, "dev": args.nodes, "test": args.nodes}
     sources = Sources(args.positions, args.held_out, args.openings)
-    with progress_bar("values", sum(sum(rows.values()) for rows in POLICY_ROWS.values()), "position") as bar:
+    with progress_bar("values", sum(sum(candidates(split).values()) for split in SPLITS), "position") as bar:
         for valued in build_shipped(sources, args.output, args.seed, nodes, args.workers, args.engine):
             bar.update(valued)
     rows = {split: dict(sorted(strata.items())) for split, strata in counts(args.output).items()}

@@ -27,6 +27,7 @@ from rookworld_trl.data.strata import phase
 from rookworld_trl.data.transitions import EnvironmentRows
 from rookworld_trl.engine import Engine
 from rookworld_trl.tasks import environment, position_key
+from rookworld_trl.tasks.policy import win_chance
 
 # Rows of each phase, half of them with White to move, and of human openings.
 POLICY_ROWS: dict[SplitName, dict[str, int]] = {
@@ -36,6 +37,16 @@ POLICY_ROWS: dict[SplitName, dict[str, int]] = {
 }
 POOL: dict[SplitName, int] = {"train": 40_000, "dev": 25_000, "test": 40_000}  # positions looked at
 CHUNK = 50  # positions that an engine values in a row
+
+# Of the `P:` rows of a stratum, those in which nothing is at stake: all moves within a point of win chance. To have
+# enough others, more positions of dev and test are valued than are kept.
+EVEN_SHARE, EVEN = 0.1, 0.01
+CANDIDATES: dict[SplitName, float] = {"train": 1.1, "dev": 1.8, "test": 1.8}
+
+
+def candidates(split: SplitName) -> dict[str, int]:
+    """How many positions of each stratum are valued."""
+    return {name: round(number * CANDIDATES[split]) for name, number in POLICY_ROWS[split].items()}
 
 
 @dataclass(frozen=True)
@@ -110,7 +121,9 @@ def read_human_openings(path: str | None, seed: int) -> dict[SplitName, list[dic
                 found.setdefault(position_key(board.fen()), record)
     split: dict[SplitName, list[dict[str, Any]]] = {name: [] for name in SPLITS}
     for record in found.values():
-        split[split_of(record["fen"])].append(record)
+        own = split_by_hash(record["fen"])
+        if own != "train" or split_of(record["fen"]) == "train":
+            split[own].append(record)
     return {name: in_turn(records, random.Random(f"{seed}:{name}:openings")) for name, records in split.items()}
 
 
@@ -148,8 +161,26 @@ def choose_policy_rows(
     return list(chosen.values())
 
 
+def keep_policy_rows(rows: Sequence[dict[str, Any]], wanted: dict[str, int]) -> list[dict[str, Any]]:
+    """The first valued rows of each stratum, as many as wanted, few of them with nothing at stake."""
+    left = dict(wanted)
+    even = {name: int(EVEN_SHARE * number) for name, number in wanted.items()}
+    left["middlegame"] += max(0, left["human_opening"] - sum(row["stratum"] == "human_opening" for row in rows))
+    kept = []
+    for row in (row for row in rows if row["cp"]):
+        chances = [win_chance(cp) for cp in row["cp"]]
+        nothing, name = max(chances) - min(chances) <= EVEN, row["stratum"]
+        if left[name] and (not nothing or even[name]):
+            left[name] -= 1
+            even[name] -= nothing
+            kept.append(row)
+    return kept
+
+
 def choose_rows(sources: Sources, seed: int) -> dict[SplitName, list[dict[str, Any]]]:
-    """The rows of each split, without values. A later split leaves out what an earlier one shows.
+    """The rows of each split, without values, with more `P:` rows than are kept.
+
+    A later split leaves out what an earlier one shows.
 
     Test comes first, then dev. No answer of theirs is a position of the training folder.
     """
@@ -164,7 +195,7 @@ def choose_rows(sources: Sources, seed: int) -> dict[SplitName, list[dict[str, A
     for split in ("test", "dev", "train"):
         rng = random.Random(f"{seed}:{split}:rows")
         first, human = openings[split][::5], [each for i, each in enumerate(openings[split]) if i % 5]
-        policy_rows = choose_policy_rows(pool[split], human, POLICY_ROWS[split], taken)
+        policy_rows = choose_policy_rows(pool[split], human, candidates(split), taken)
         used = {position_key(row["fen"]) for row in policy_rows}
         left = [record for record in pool[split] if position_key(record["fen"]) not in used]
         builder = EnvironmentRows(split, rng, taken | used, trained if split != "train" else frozenset())
@@ -183,12 +214,12 @@ def shown(row: dict[str, Any]) -> list[str]:
 
 
 def list_held_out_answers(rows: dict[SplitName, list[dict[str, Any]]]) -> pa.Table:
-    """The list of `splits.held_out_answers` with the answers of these rows added."""
+    """The list of `splits.held_out_answers` with the answers of these rows added whose own hash says train."""
     listed = dict(held_out_answers())
     for split in ("dev", "test"):
         for row in rows[split]:
             for key in shown(row):
-                if split_by_hash(f"{key} 0 1") != split:
+                if split_by_hash(f"{key} 0 1") == "train":
                     listed[position_number(f"{key} 0 1")] = split
     order = sorted(listed)
     return pa.table({"position": pa.array(order, pa.uint64()), "split": [listed[number] for number in order]})
@@ -247,7 +278,8 @@ def build_shipped(
     for split in ("test", "dev", "train"):
         policy_rows = [row for row in rows[split] if row["task"] == "policy"]
         yield from value_rows(policy_rows, nodes[split], output / "values.jsonl", workers, engine_path)
-        done = [row | {"cp": row.get("cp", [])} for row in rows[split] if row.get("cp", []) is not None]
+        done = keep_policy_rows(policy_rows, POLICY_ROWS[split])
+        done += [row | {"cp": []} for row in rows[split] if row["task"] == "environment"]
         random.Random(f"{seed}:{split}:order").shuffle(done)
         write_parquet(pa.Table.from_pylist(done, schema=COMPACT_SCHEMA), output / f"{split}.parquet")
 

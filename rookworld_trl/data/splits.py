@@ -43,7 +43,7 @@ def split_of(fen: str) -> SplitName:
 
 @functools.cache
 def held_out_answers() -> dict[int, SplitName]:
-    """By `position_number`: positions of held-out answers whose hash says another split."""
+    """By `position_number`: positions of held-out answers whose hash says train."""
     table = pq.read_table(HELD_OUT_ANSWERS)
     return dict(zip(table["position"].to_pylist(), table["split"].to_pylist(), strict=True))
 

@@ -107,7 +107,7 @@ class EnvironmentRows:
         left = self._extra()
         for number in itertools.count():
             for board in random_game(self.rng):
-                if split_of(board.fen()) == self.split:
+                if self._is_ours(board.fen()):
                     history = " ".join(move.uci() for move in board.move_stack[-(HISTORY_LENGTH - 1) :])
                     yield {"fen": board.fen(), "history": history, "game": f"random:{self.split}:{number}"}
                     if not (left := left - 1):
@@ -118,9 +118,12 @@ class EnvironmentRows:
         left = self._extra()
         while left:
             fen = cornered_king(self.rng).fen()
-            if split_of(fen) == self.split:
+            if self._is_ours(fen):
                 left -= 1
                 yield {"fen": fen, "history": "", "game": ""}
+
+    def _is_ours(self, fen: str) -> bool:
+        return (split_of(fen) if self.split == "train" else split_by_hash(fen)) == self.split
 
     def _extra(self) -> int:
         return round(EXTRA * min(1.0, FACTOR[self.split]))
@@ -136,7 +139,7 @@ class EnvironmentRows:
                 if not any(board.legal_moves):
                     break
             else:
-                if found < 2 * self.left["first_moves"] and split_of(board.fen()) == self.split:
+                if found < 2 * self.left["first_moves"] and self._is_ours(board.fen()):
                     found += 1
                     history = " ".join(move.uci() for move in board.move_stack)
                     yield {"fen": board.fen(), "history": history, "game": ""}

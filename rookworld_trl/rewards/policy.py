@@ -186,10 +186,18 @@ def score_policy(completion: str, legal_moves: Sequence[str], legal_cp: Sequence
 
 
 def _score_evals(evals: Sequence[float], true_cp: Sequence[int], best_cp: Sequence[int]) -> float:
-    """Evals' score in [0, 1]. The values as they are and rounded to a tenth of a pawn are both the truth."""
+    """Evals' score in [0, 1]. Values as rows write them, as they are, and to a tenth of a pawn are all the truth."""
     guesses = [policy.win_chance(100.0 * pawns) for pawns in evals]
-    rounded = _above_constant(guesses, true_cp, best_cp, _rounded_chance)
-    return rounded if rounded == 1.0 else max(rounded, _above_constant(guesses, true_cp, best_cp, policy.win_chance))
+    best = 0.0
+    for truth in (_written_chance, policy.win_chance, _rounded_chance):
+        best = max(best, _above_constant(guesses, true_cp, best_cp, truth))
+        if best == 1.0:
+            break
+    return best
+
+
+def _written_chance(centipawns: int) -> float:
+    return policy.win_chance(100.0 * float(policy.format_eval(centipawns)))
 
 
 def _rounded_chance(centipawns: int) -> float:

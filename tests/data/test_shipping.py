@@ -96,7 +96,7 @@ def test_no_held_out_answer_is_a_position_of_the_training_folder(
         held = [row for row in rows[split] if row["stratum"] != "illegal"]
         for key in positions(held):
             assert key not in trained
-            assert split_by_hash(f"{key} 0 1") == split or shipping.position_number(f"{key} 0 1") in listed
+            assert split_by_hash(f"{key} 0 1") != "train" or shipping.position_number(f"{key} 0 1") in listed
 
 
 def test_strata_say_what_the_moves_do(rows: dict[str, list[dict[str, str]]]) -> None:
@@ -186,3 +186,20 @@ def test_every_kind_of_illegal_move_is_there(rows: dict[str, list[dict[str, str]
         board = chess.Board(row["fen"])
         kinds.update(kind for kind, find in ILLEGAL_KINDS.items() if row["move"] in find(board))
     assert len(kinds) >= 9
+
+
+def test_few_rows_are_kept_in_which_nothing_is_at_stake() -> None:
+    """Half of the endgames offer equal moves: a tenth of those kept do. Missing human openings become middlegames."""
+    rows = [
+        {"stratum": stratum, "cp": [0, 0] if even else [0, 90]}
+        for _ in range(60)
+        for stratum, even in (("endgame", True), ("endgame", False), ("middlegame", False))
+    ]
+    rows += [{"stratum": "human_opening", "cp": [5, 90]}] * 4 + [{"stratum": "endgame", "cp": None}]
+    kept = shipping.keep_policy_rows(rows, {"human_opening": 6, "middlegame": 20, "endgame": 40})
+    assert Counter((row["stratum"], row["cp"] == [0, 0]) for row in kept) == {
+        ("endgame", True): 4,
+        ("endgame", False): 36,
+        ("middlegame", False): 22,
+        ("human_opening", False): 4,
+    }

@@ -60,6 +60,11 @@ def test_no_cheat_rises_above_the_bottom(rows: list[dict[str, Any]]) -> None:
             assert score.continuous <= 0.2, (name, row["prompt"])
 
 
+def coarse(value: float) -> float:
+    """A value in pawns to a tenth, from 10 on to a whole one."""
+    return round(value, 1) if abs(value) < 9.95 else float(round(value))
+
+
 def _cheats(row: dict[str, Any]) -> dict[str, str]:
     target = row["target"]
     found = {"empty": "", "echo": row["prompt"], "echo and truth": row["prompt"] + target, "twice": target + target}
@@ -78,7 +83,7 @@ def _cheats(row: dict[str, Any]) -> dict[str, str]:
     if len(moves) > 1:
         found["one move"] = format_completion(moves[:1], evals[:1], gold.best)
         found["one move, several times"] = format_completion([gold.best] * len(moves), evals, gold.best)
-    if len(set(evals)) > 1:
+    if len({coarse(value) for value in gold.evals}) > 1:  # equal ones, to a tenth of a pawn, are the truth
         found["constant evals"] = format_completion(moves, [evals[0]] * len(moves), gold.best)
         found["zero evals"] = format_completion(moves, ["0.0"] * len(moves), gold.best)
         found["a digit changed"] = format_completion(moves, [*["0.0"] * (len(moves) - 1), "0.0001"], gold.best)
