@@ -15,7 +15,8 @@ are alike, and safe moves crowd out the best one.) Then
     B:           0.2 + 0.8 q  for a legal move of the list, 0.2 q for one that is not in it, 0 for everything else
 
 What has one right continuation is determined: the section names (so the number of candidates), the eval of each listed
-legal move, the end. A promotion where only one is legal needs no rule: its letter is part of the action.
+legal move (with the decimals that the policy writes), the end. A promotion where only one is legal needs no rule: its
+letter is part of the action.
 
 `A:` rows have one right answer, an action that earns 1. Its tokens are determined, too, at a small weight: the gradient
 of a probability near 0 is near 0, and what is rare (illegal moves, mates) would be unlearned before it is learned. What
@@ -89,16 +90,20 @@ class _Walk:
         self.decisions: list[dict[str, Any]] = []
         self.determined: list[dict[str, Any]] = []
 
+    @property
+    def ended(self) -> bool:
+        return self.at >= len(self._completion)
+
     def decide(self, rewards: dict[str, float], weight: float) -> None:
         """One of these moves is taken here."""
-        if self.at < len(self._completion):
+        if not self.ended:
             actions = [self._points.ids(f" {move}") for move in rewards]
             point = {"position": self.at, "actions": actions, "rewards": list(rewards.values()), "weight": weight}
             self.decisions.append(point)
 
     def determine(self, tokens: list[int]) -> bool:
         """These tokens must stand here; whether they do. If so, the walk goes on behind them."""
-        if self.at >= len(self._completion):
+        if self.ended:
             return False
         self.determined.append({"position": self.at, "tokens": tokens, "weight": DETERMINED_WEIGHT})
         there = self._completion[self.at : self.at + len(tokens)] == tokens
@@ -136,12 +141,18 @@ def _walk_policy(walk: _Walk, values: dict[str, int], end: int) -> None:
         listed.append(move[1:])
     if not walk.literal(" E:"):
         return
+    decimals = 2
     for move in listed:
+        start = walk.at
+        written = walk.take(_EVAL)
         if move in values:
-            start = walk.at
-            walk.literal(f" {policy.format_eval(values[move])}")
-            walk.at = start
-        if walk.take(_EVAL) is None:
+            # An eval is right to a tenth, too: a policy that writes tenths is not driven to hundredths, token by token.
+            if written is not None and abs(float(written)) < 10 and not walk.ended:
+                decimals = len(written.rpartition(".")[2])
+            behind, walk.at = walk.at, start
+            walk.literal(f" {policy.format_eval(values[move], decimals)}")
+            walk.at = behind
+        if written is None:
             return
     if not walk.literal(" B:"):
         return

@@ -93,17 +93,17 @@ def _well_spaced(section: str, width: int) -> bool:
     return section.endswith(" ") and (len(section) <= 1 + width or not section.endswith("  "))
 
 
-def format_eval(centipawns: int) -> str:
+def format_eval(centipawns: int, decimals: int = 2) -> str:
     """Write an eval in pawns from the mover's side, so that moves of different values are told apart where it matters.
 
-    Two decimals below 10 pawns, as RookWorld's rows have them, whole pawns up to 30 and no further; a mate (`MATE_CP`
-    or beyond) is +-1000.0.
+    Two decimals below 10 pawns, as RookWorld's rows have them (or one, to a tenth), whole pawns up to 30 and no
+    further; a mate (`MATE_CP` or beyond) is +-1000.0.
     """
     if abs(centipawns) >= MATE_CP:
         return f"{math.copysign(MATE_PAWNS, centipawns):.1f}"
     pawns = centipawns / 100
-    if abs(centipawns) < 1000:
-        return f"{pawns:.2f}"
+    if abs(round(pawns, decimals)) < 10:
+        return f"{round(pawns, decimals) + 0.0:.{decimals}f}"
     return f"{max(-30.0, min(30.0, float(round(pawns)))):.1f}"
 
 

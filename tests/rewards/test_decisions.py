@@ -65,6 +65,18 @@ def test_what_each_move_earns(tokenizer: Any) -> None:
         assert ids[each["position"] : each["position"] + len(each["tokens"])] == each["tokens"]
 
 
+def test_evals_are_right_with_the_decimals_that_the_policy_writes(tokenizer: Any) -> None:
+    row = {**ROW, "legal_cp": [-127, 9990, 38, 1240]}  # a7a8n a7a8q c1c2 c1d1
+    for evals, right in (
+        ("1000.0 -0.1 0.2 12.0", ["1000.0", "-1.3", "0.4", "12.0"]),
+        ("1000.0 -0.11 0.20 12.0", ["1000.0", "-1.27", "0.38", "12.0"]),
+        ("9.0 0.11 0.2 x", ["1000.0", "-1.27", "0.4", "12.0"]),
+    ):
+        found, _ = find(tokenizer, f" M: a7a8q a7a8n c1c2 c1d1 E: {evals} B: a7a8q", row)
+        texts = [tokenizer.decode(each["tokens"]) for each in found["determined"]]
+        assert texts[2:6] == [f" {each}" for each in right]
+
+
 def test_a_move_outside_of_the_list_earns_little_at_b(tokenizer: Any) -> None:
     row = {**ROW, "legal_moves": [*ROW["legal_moves"], "c1b1", "c1d2"], "legal_cp": [*ROW["legal_cp"], 0, 9990]}
     found, _ = find(tokenizer, " M: a7a8q a7a8n c1d1 c1c2 c1b1 E: 1000.0 0.00 0.00 -1000.0 0.0 B: c1d2", row)
