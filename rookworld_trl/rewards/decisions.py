@@ -15,8 +15,8 @@ are alike, and safe moves crowd out the best one.) Then
     B:           0.2 + 0.8 q  for a legal move of the list, 0.2 q for one that is not in it, 0 for everything else
 
 What has one right continuation is determined: the section names (so the number of candidates), the eval of each listed
-legal move (with the decimals that the policy writes), the end. A promotion where only one is legal needs no rule: its
-letter is part of the action.
+legal move (with the decimals that most of the policy's have), the end. A promotion where only one is legal needs no
+rule: its letter is part of the action.
 
 `A:` rows have one right answer, an action that earns 1. Its tokens are determined, too, at a small weight: the gradient
 of a probability near 0 is near 0, and what is rare (illegal moves, mates) would be unlearned before it is learned. What
@@ -40,7 +40,8 @@ _LONGEST = 12  # characters of a move or an eval, and then some
 _LEAST_STAKE = 0.02  # win chance
 
 _MOVE = re.compile(f" {MOVE_PATTERN}")
-_EVAL = re.compile(r" -?[0-9]{1,4}\.[0-9]{1,2}")
+_EVALS = {1: re.compile(r" -?[0-9]{1,4}\.[0-9]"), 2: re.compile(r" -?[0-9]{1,4}\.[0-9]{1,2}")}  # by decimals
+_DECIMALS = re.compile(r" -?[0-9]\.([0-9]+)(?= )")  # of an eval below 10 pawns that something follows
 
 
 class ChessPoints:
@@ -94,6 +95,16 @@ class _Walk:
     def ended(self) -> bool:
         return self.at >= len(self._completion)
 
+    def decimals(self) -> int:
+        """2 if most evals from here on are written with two decimals, else 1.
+
+        Both are right, and a policy stays with what it mostly writes. (Driven from tenths to hundredths, or allowed a
+        stray digit, rookworld-nano left its format within thirty steps.)
+        """
+        text = "".join(map(self._points.text, self._completion[self.at :]))
+        written = [len(digits) for digits in _DECIMALS.findall(text)]
+        return 2 if 2 * sum(each >= 2 for each in written) > len(written) else 1
+
     def decide(self, rewards: dict[str, float], weight: float) -> None:
         """One of these moves is taken here."""
         if not self.ended:
@@ -141,18 +152,13 @@ def _walk_policy(walk: _Walk, values: dict[str, int], end: int) -> None:
         listed.append(move[1:])
     if not walk.literal(" E:"):
         return
-    decimals = 2
+    decimals = walk.decimals()
     for move in listed:
-        start = walk.at
-        written = walk.take(_EVAL)
         if move in values:
-            # An eval is right to a tenth, too: a policy that writes tenths is not driven to hundredths, token by token.
-            if written is not None and abs(float(written)) < 10 and not walk.ended:
-                decimals = len(written.rpartition(".")[2])
-            behind, walk.at = walk.at, start
+            start = walk.at
             walk.literal(f" {policy.format_eval(values[move], decimals)}")
-            walk.at = behind
-        if written is None:
+            walk.at = start
+        if walk.take(_EVALS[decimals]) is None:
             return
     if not walk.literal(" B:"):
         return

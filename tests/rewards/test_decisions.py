@@ -25,7 +25,7 @@ ROW = {
     "legal_moves": ["a7a8n", "a7a8q", "c1c2", "c1d1"],
     "legal_cp": [0, 9990, -9990, 0],
 }
-GOLD = " M: a7a8q a7a8n c1d1 c1c2 E: 1000.0 0.00 0.00 -1000.0 B: a7a8q"
+GOLD = " M: a7a8q a7a8n c1d1 c1c2 E: 1000.0 0.0 0.0 -1000.0 B: a7a8q"
 
 
 @pytest.fixture(scope="module", params=["nano", "gpt2"])
@@ -60,7 +60,7 @@ def test_what_each_move_earns(tokenizer: Any) -> None:
     assert len(found["decisions"]) == 5
     assert not found["rest_is_sampled"]
     texts = [tokenizer.decode(each["tokens"]) for each in found["determined"]]
-    assert texts == [" M:", " E:", " 1000.0", " 0.00", " 0.00", " -1000.0", " B:", tokenizer.eos_token]
+    assert texts == [" M:", " E:", " 1000.0", " 0.0", " 0.0", " -1000.0", " B:", tokenizer.eos_token]
     for each in found["determined"]:  # all of it stands there, in a right answer
         assert ids[each["position"] : each["position"] + len(each["tokens"])] == each["tokens"]
 
@@ -70,16 +70,27 @@ def test_evals_are_right_with_the_decimals_that_the_policy_writes(tokenizer: Any
     for evals, right in (
         ("1000.0 -0.1 0.2 12.0", ["1000.0", "-1.3", "0.4", "12.0"]),
         ("1000.0 -0.11 0.20 12.0", ["1000.0", "-1.27", "0.38", "12.0"]),
-        ("9.0 0.11 0.2 x", ["1000.0", "-1.27", "0.4", "12.0"]),
+        ("1000.0 -0.11 0.2 0.35", ["1000.0", "-1.27", "0.38", "12.0"]),  # a digit is missing
+        ("9.0 12.0 0.2 x", ["1000.0", "-1.3", "0.4", "12.0"]),
     ):
         found, _ = find(tokenizer, f" M: a7a8q a7a8n c1c2 c1d1 E: {evals} B: a7a8q", row)
         texts = [tokenizer.decode(each["tokens"]) for each in found["determined"]]
         assert texts[2:6] == [f" {each}" for each in right]
 
 
+def test_a_stray_digit_is_no_part_of_an_eval(tokenizer: Any) -> None:
+    """Behind the tenth of a policy that writes tenths must stand what follows the eval."""
+    row = {**ROW, "legal_cp": [-127, 9990, 38, 240]}
+    found, ids = find(tokenizer, " M: a7a8q a7a8n c1c2 c1d1 E: 1000.0 -1.35 0.4 2.4 B: a7a8q", row)
+    last = found["determined"][-1]
+    assert tokenizer.decode(last["tokens"]) in (" 0.4", " -1.3")  # by whether the digit is a token of its own
+    assert ids[last["position"] : last["position"] + len(last["tokens"])] != last["tokens"]
+    assert not [each for each in found["decisions"] if each["position"] > last["position"]]
+
+
 def test_a_move_outside_of_the_list_earns_little_at_b(tokenizer: Any) -> None:
     row = {**ROW, "legal_moves": [*ROW["legal_moves"], "c1b1", "c1d2"], "legal_cp": [*ROW["legal_cp"], 0, 9990]}
-    found, _ = find(tokenizer, " M: a7a8q a7a8n c1d1 c1c2 c1b1 E: 1000.0 0.00 0.00 -1000.0 0.0 B: c1d2", row)
+    found, _ = find(tokenizer, " M: a7a8q a7a8n c1d1 c1c2 c1b1 E: 1000.0 0.0 0.0 -1000.0 0.0 B: c1d2", row)
     q = (1 - 3.5 / 6) / (1 - 3.5 / 6 + 0.02)  # values 0.5, 1, 0, 0.5, 0.5, 1
     assert rewards(tokenizer, found["decisions"][-1]) == pytest.approx(
         {"a7a8q": 0.2 + 0.8 * q, "a7a8n": 0.2, "c1d1": 0.2, "c1c2": 0.2, "c1b1": 0.2, "c1d2": 0.2 * q}
@@ -107,8 +118,8 @@ def test_where_nothing_is_at_stake_moves_are_nearly_alike(tokenizer: Any) -> Non
         ),
         (" M: a7a8q E: 1000.0 B: a7a8q", 2, [" M:"]),  # a candidate too few: a move, not E:, must stand there
         (" M: a7a8q a7a8n c1d1 c1c2 a7a8q E: 1.0", 4, [" M:", " E:"]),  # one too many: E: must stand there
-        (" M: a7a8q a7a8n c1d1 c1c2 E: 1000.0 B: a7a8q", 4, [" M:", " E:", " 1000.0", " 0.00"]),  # an eval missing
-        (" M: a7a8q a7a8n c1d1 c1c2 E: 1000.0 0.00 0.00 -1000.0 B: x", 5, None),  # no move at B:
+        (" M: a7a8q a7a8n c1d1 c1c2 E: 1000.0 B: a7a8q", 4, [" M:", " E:", " 1000.0", " 0.0"]),  # an eval missing
+        (" M: a7a8q a7a8n c1d1 c1c2 E: 1000.0 0.0 0.0 -1000.0 B: x", 5, None),  # no move at B:
         ("k", 0, [" M:"]),
     ],
 )
