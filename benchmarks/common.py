@@ -9,11 +9,12 @@ import statistics
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from transformers import TrainerCallback
 from transformers.utils import logging
 
@@ -27,6 +28,23 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 shipped = functools.cache(load_shipped)  # which expands 20,000 rows by python-chess
 REWARDS = [rewards.policy_reward_continuous, rewards.environment_reward_continuous]
+
+# Fields of TRL's GRPOConfig with which its trainer and ours do the same work in float32 on a CPU. Dropout is off, or
+# stock would do other work; sampling is not cut, which the log-probs would not see.
+ALIKE: dict[str, Any] = {
+    "use_cpu": True,
+    "bf16": False,
+    "top_p": 1.0,
+    "top_k": 0,
+    "disable_dropout": True,
+    "activation_checkpointing": False,
+    "dataloader_pin_memory": False,
+    "shuffle_dataset": False,
+    "save_strategy": "no",
+    "report_to": "none",
+    "logging_steps": 1,
+    "disable_tqdm": True,
+}
 
 
 def best_device() -> str:
@@ -44,6 +62,16 @@ def machine(device: str) -> dict[str, Any]:
 def write_report(path: Path, report: Mapping[str, Any] | list[Any]) -> None:
     """Write a report as JSON, whole or not at all."""
     write_atomically(path, json.dumps(report, indent=1) + "\n")
+
+
+def padded(prompts: Sequence[list[int]], completions: Sequence[list[int]]) -> dict[str, torch.Tensor]:
+    """Token ids and masks as TRL's trainer holds them: prompts (B, P) padded on the left, completions (B, C) right."""
+    batch = {}
+    for name, rows, side in (("prompt", prompts, "left"), ("completion", completions, "right")):
+        for what, values in (("ids", rows), ("mask", [[1] * len(ids) for ids in rows])):
+            tensors = [torch.tensor(each) for each in values]
+            batch[f"{name}_{what}"] = pad_sequence(tensors, batch_first=True, padding_side=side)
+    return batch
 
 
 def wait(device: str) -> None:

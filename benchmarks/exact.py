@@ -14,9 +14,8 @@ import statistics
 import time
 
 import numpy as np
-import torch
 
-from benchmarks.common import RESULTS, machine, timed_training, write_report
+from benchmarks.common import RESULTS, machine, padded, timed_training, write_report
 from rookworld_trl.data import load_shipped
 from rookworld_trl.modeling.loading import load
 from rookworld_trl.rewards.decisions import ChessPoints
@@ -64,13 +63,7 @@ def growth(rounds: int) -> list[dict[str, float]]:
         chosen = [row for row in rows if low <= len(row["legal_moves"]) < high][:BATCH]
         prompts, answers = ([tokenizer(row[key])["input_ids"] for row in chosen] for key in ("prompt", "target"))
         answers = [[*ids, tokenizer.eos_token_id] for ids in answers]
-        batch = {}
-        for name, ids, left in (("prompt", prompts, True), ("completion", answers, False)):
-            width = max(map(len, ids))
-            padded = [[0] * (width - len(each)) + each if left else each + [0] * (width - len(each)) for each in ids]
-            mask = [[0] * (width - len(each)) + [1] * len(each) for each in ids]
-            batch[f"{name}_ids"] = torch.tensor(padded)
-            batch[f"{name}_mask"] = torch.tensor(mask if left else [row[::-1] for row in mask])
+        batch = padded(prompts, answers)
         points = []
         for row, ids in zip(chosen, answers, strict=True):
             plain = find(row, ids)

@@ -17,7 +17,7 @@ from pathlib import Path
 from transformers.utils import logging
 from trl import GRPOConfig, GRPOTrainer
 
-from benchmarks.common import RESULTS, REWARDS, StepClock, machine, shipped, write_report
+from benchmarks.common import ALIKE, RESULTS, REWARDS, StepClock, machine, shipped, write_report
 from rookworld_trl.data.mixing import mix
 from rookworld_trl.modeling.loading import NANO_FOLDER, load
 from rookworld_trl.modeling.positions import install_position_hook
@@ -35,29 +35,18 @@ def run(side: str, arguments: argparse.Namespace, seed: int) -> tuple[list[float
         config = RookWorldGRPOConfig if side == "ours" else GRPOConfig
         args = config(
             output_dir=folder,
-            use_cpu=True,
-            bf16=False,
             per_device_train_batch_size=rows // arguments.micro_batches,
             gradient_accumulation_steps=arguments.micro_batches,
             num_generations=arguments.samples,
             max_completion_length=80,
             temperature=1.0,
-            top_p=1.0,
-            top_k=0,
             beta=0.01,
             learning_rate=1e-4,
             loss_type="dapo",
             scale_rewards="batch",
-            disable_dropout=True,
-            activation_checkpointing=False,
-            dataloader_pin_memory=False,
             max_steps=arguments.steps + 1,
-            shuffle_dataset=False,
             seed=seed,
-            save_strategy="no",
-            report_to="none",
-            logging_steps=1,
-            disable_tqdm=True,
+            **ALIKE,
         )
         order = {"prompts_per_batch": arguments.prompts, "batches": arguments.steps + 1, "seed": seed}
         prompts = mix(shipped("train"), arguments.env_ratio, **order)

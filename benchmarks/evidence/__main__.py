@@ -26,7 +26,7 @@ from benchmarks.evidence.statistics import draws, holm, p_value
 from rookworld_trl.data.splits import draw_of_each
 from rookworld_trl.evaluation import Evaluation, evaluate
 from rookworld_trl.evaluation.accuracy import Item, score
-from rookworld_trl.evaluation.intervals import percentile_interval, ratios
+from rookworld_trl.evaluation.intervals import Array, percentile_interval, ratios
 from rookworld_trl.modeling.loading import NANO_FOLDER, load
 from rookworld_trl.tasks import ParseError, policy
 
@@ -63,6 +63,8 @@ def with_best_evals(evaluation: Evaluation, rows: list[dict[str, Any]]) -> Evalu
 def run(arguments: argparse.Namespace) -> None:
     from benchmarks.evidence.arms import ARMS  # which loads the trainers; a table needs none
 
+    if arguments.learning_rate and arguments.split != "dev":
+        raise SystemExit("--learning-rate is for trials, which are made on dev; leave it out")
     if unknown := sorted(set(arguments.arms) - {*ARMS, BASE, FREE}):
         raise SystemExit(f"unknown arms {unknown}; there are {', '.join([BASE, *ARMS])}")
     trained = [arm for arm in arguments.arms if arm in ARMS]
@@ -82,6 +84,13 @@ def run(arguments: argparse.Namespace) -> None:
         facts = {"arm": arm, "minutes": minutes, "seed": seed, "learning_rate": rate, "samples": budget.samples}
         facts |= {"steps": len(budget.curve), "cpu_seconds": budget.curve[-1][0] if budget.curve else 0.0}
         facts |= {"split": arguments.split, "temperature": TEMPERATURE, **machine("cpu")}
+        facts["trivial"] = {
+            name: players
+            for task, mode in evaluation.tasks_and_modes()
+            if mode == "greedy"
+            for name, players in evaluation.baselines(task, mode).items()
+            if name in COMPARED
+        }
         store.save(path, evaluation, facts)
         done = f"{path.name}: {facts['steps']} steps, {facts['samples']} samples"
         print(f"{time.strftime('%H:%M:%S')} {done}; {_line(evaluation)}", flush=True)
@@ -112,42 +121,49 @@ def table(arguments: argparse.Namespace) -> None:
         for each in runs[arm]:
             if each.keys != first.keys:
                 raise SystemExit(f"{arm}, seed {each.facts['seed']}: other items than the base's; remove it and run")
-    rows, pairs = [], []
-    for (task, mode), _ in first.terms.items():
-        names = [metric.name for metric in store.metrics_of(task)]
+    values: list[dict[str, Any]] = []
+    pairs: list[dict[str, Any]] = []
+    losses: list[dict[str, Any]] = []
+    for task, mode in first.terms:
         drawn = draws([[each.terms[task, mode] for each in runs[arm]] for arm in arms], first.games[task])
-        for column, name in enumerate(names):
+        for column, metric in enumerate(store.metrics_of(task)):
+            what = {"task": task, "mode": mode, "metric": metric.name}
             for i, arm in enumerate(arms):
                 sides = [each.terms[task, mode] for each in runs[arm]]
-                values = [float(ratios(top, bottom)[column]) for top, bottom in sides]
-                low, high = percentile_interval(drawn[:, i, column])
-                row = {"task": task, "mode": mode, "metric": name, "arm": arm, "mean": float(np.mean(values))}
-                rows.append(row | {"ci_low": low, "ci_high": high, "by_seed": values})
-            if name not in COMPARED:
-                continue
-            for i, arm in enumerate(arms):
+                by_seed = [float(ratios(top, bottom)[column]) for top, bottom in sides]
+                mean = {"mean": float(np.mean(by_seed)), "by_seed": by_seed}
+                values.append({**what, "arm": arm, **mean, **interval(drawn[:, i, column])})
                 for j in range(i):
                     difference = drawn[:, i, column] - drawn[:, j, column]
-                    low, high = percentile_interval(difference)
-                    pair = {"task": task, "mode": mode, "metric": name, "arm": arm, "against": arms[j]}
-                    pair |= {"difference": float(np.nanmean(difference)), "ci_low": low, "ci_high": high}
-                    pairs.append(pair | {"p_value": p_value(difference)})
+                    pair = {**what, "arm": arm, "against": arms[j], "difference": float(np.nanmean(difference))}
+                    pair |= {**interval(difference), "p_value": p_value(difference)}
+                    if metric.name in COMPARED and mode == "greedy":
+                        pairs.append(pair)
+                    if arms[j] == BASE and pair["ci_high"] < 0:
+                        losses.append(pair)
     for pair, adjusted in zip(pairs, holm([pair["p_value"] for pair in pairs]), strict=True):
         pair["p_holm"] = adjusted
-        pair["win"] = adjusted < 0.05
-    report = {"split": arguments.split, "minutes": arguments.minutes[0], "values": rows, "pairs": pairs}
+        pair["win"] = adjusted < 0.05 and not pair["ci_low"] <= 0 <= pair["ci_high"]
+    report = {"split": arguments.split, "minutes": arguments.minutes[0], "trivial players": first.facts["trivial"]}
+    report |= {"values": values, "pairs": pairs, "losses": losses}
     write_report(store.FOLDER / f"{arguments.split}-{arguments.minutes[0]:g}min.json", report)
     print(as_text(report))
 
 
+def interval(drawn: Array) -> dict[str, float]:
+    low, high = percentile_interval(drawn)
+    return {"ci_low": low, "ci_high": high}
+
+
 def as_text(report: dict[str, Any]) -> str:
-    """The three headline metrics of every arm, greedy, and each arm's wins and losses against the base."""
+    """The three headlines of every arm, greedy, with wins (+) and losses (-) against the base by the rule; what trivial
+    players reach; and every metric that an arm has significantly lowered."""
     greedy = [row for row in report["values"] if row["mode"] == "greedy" and row["metric"] in COMPARED]
     values = {(row["arm"], row["metric"]): row for row in greedy}
     marks = {
         (pair["arm"], pair["metric"]): "+" if pair["difference"] > 0 else "-"
         for pair in report["pairs"]
-        if pair["mode"] == "greedy" and pair["against"] == BASE and pair["win"]
+        if pair["against"] == BASE and pair["win"]
     }
     lines = [f"{'arm':22}{'seeds':>6}" + "".join(f"{name:>30}" for name in COMPARED)]
     for arm in dict.fromkeys(arm for arm, _ in values):
@@ -157,6 +173,15 @@ def as_text(report: dict[str, Any]) -> str:
             shown = f"{row['mean']:.3f} [{row['ci_low']:.3f}, {row['ci_high']:.3f}] {marks.get((arm, name), ' ')}"
             cells += f"{shown:>30}"
         lines.append(f"{arm:22}{len(values[arm, COMPARED[0]]['by_seed']):>6}{cells}")
+    players = dict.fromkeys(player for of_metric in report["trivial players"].values() for player in of_metric)
+    for player in players:
+        reached = [report["trivial players"].get(name, {}).get(player) for name in COMPARED]
+        cells = "".join(f"{'' if value is None else f'{value:.3f}':>30}" for value in reached)
+        lines.append(f"{player:22}{'':>6}{cells}")
+    lines.append("significantly below the base:" + ("" if report["losses"] else " nothing"))
+    for loss in report["losses"]:
+        where = f"{loss['arm']}: {loss['task']} {loss['metric']}, {loss['mode']}"
+        lines.append(f"  {where} {loss['difference']:+.3f} [{loss['ci_low']:+.3f}, {loss['ci_high']:+.3f}]")
     return "\n".join(lines)
 
 

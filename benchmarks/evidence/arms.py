@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, set_seed
 from transformers.utils import logging
 from trl import GRPOConfig, GRPOTrainer
 
-from benchmarks.common import ROOT, shipped
+from benchmarks.common import ALIKE, ROOT, shipped
 from benchmarks.evidence import rivals
 from benchmarks.evidence.budget import Budget, BudgetCallback
 from recipes import grpo
@@ -23,10 +23,16 @@ from rookworld_trl.modeling.positions import install_position_hook
 from rookworld_trl.rewards.choices import REWARDS
 from rookworld_trl.training import RookWorldGRPOConfig
 
-NO_END = 1_000_000  # steps; the budget ends a run
-STEPS_OF_PROMPTS = 2_000  # batches of prompts laid out, which no budget outlasts
+# The budget ends a run, before these do.
+NO_END = 1_000_000  # minutes
+STEPS_OF_PROMPTS = 2_000  # batches of prompts laid out
 
 SAMPLED, EXACT = "config_cpu", "config_cpu_exact"
+# Learning rates to compare on dev, for every arm, before test is looked at (`--learning-rate`).
+TO_TRY = (1e-4, 2e-4, 3e-4, 1e-3)
+# What stock TRL gets of the sampled recipe.
+TAKEN_OVER = ["per_device_train_batch_size", "gradient_accumulation_steps", "num_generations", "max_completion_length"]
+TAKEN_OVER += ["temperature", "beta", "scale_rewards", "max_grad_norm"]
 
 
 @dataclass(frozen=True)
@@ -35,15 +41,13 @@ class Arm:
 
     Attributes:
         train: (start, folder, budget, seed, learning rate) -> the trained model.
-        learning_rate: chosen on dev of those in `tried`.
-        tried: learning rates that were compared on dev.
+        learning_rate: the recipe's, or a first guess until the rates of `TO_TRY` have been compared on dev.
         about: a line for tables.
     """
 
     train: Callable[[str, Path, Budget, int, float], PreTrainedModel]
     learning_rate: float
     about: str
-    tried: tuple[float, ...] = field(default=())
 
 
 def of_recipe(
@@ -98,36 +102,16 @@ def of_stock(
 ) -> PreTrainedModel:
     """TRL's own trainer with the sampled recipe's settings, as it is or with the position ids that padding needs."""
     logging.disable_progress_bar()
-    own = parse_recipe(
-        (grpo.RunConfig, RookWorldGRPOConfig), ["--config", str(ROOT / f"recipes/nano/grpo/{SAMPLED}.yaml")]
-    )
-    run, ours = own
+    recipe = ["--config", str(ROOT / f"recipes/nano/grpo/{SAMPLED}.yaml")]
+    run, ours = parse_recipe((grpo.RunConfig, RookWorldGRPOConfig), recipe)
     args = GRPOConfig(
         output_dir=str(folder),
-        use_cpu=True,
-        bf16=False,
-        per_device_train_batch_size=ours.per_device_train_batch_size,
-        gradient_accumulation_steps=ours.gradient_accumulation_steps,
-        num_generations=ours.num_generations,
-        max_completion_length=ours.max_completion_length,
-        temperature=ours.temperature,
-        top_p=1.0,
-        top_k=0,
-        beta=ours.beta,
-        scale_rewards=ours.scale_rewards,
         learning_rate=learning_rate,
         lr_scheduler_type="constant",
-        max_grad_norm=ours.max_grad_norm,
-        disable_dropout=True,
-        activation_checkpointing=False,
-        dataloader_pin_memory=False,
         max_steps=STEPS_OF_PROMPTS,
-        shuffle_dataset=False,
         seed=seed,
-        save_strategy="no",
-        report_to="none",
-        logging_steps=1,
-        disable_tqdm=True,
+        **{name: getattr(ours, name) for name in TAKEN_OVER},
+        **ALIKE,
     )
     set_seed(seed)
     prompts = args.generation_batch_size // args.num_generations
@@ -172,19 +156,16 @@ ARMS: dict[str, Arm] = {
         partial(of_loop, partial(rivals.gold, rows=64)),
         3e-4,
         "supervised training on the right answers",
-        (1e-4, 3e-4, 1e-3),
     ),
     "soft": Arm(
         partial(of_loop, partial(rivals.soft, rows=48, temperature=0.1)),
         3e-4,
         "supervised training on soft labels from the rewards' table",
-        (1e-4, 3e-4, 1e-3),
     ),
     "raft": Arm(
         partial(of_loop, partial(rivals.raft, rows=60, samples=16, temperature=0.7)),
         2e-4,
         "best of 16 samples, learned from (RAFT)",
-        (1e-4, 2e-4, 5e-4),
     ),
     "sampled_graduated": ours(SAMPLED, 2e-4, "ours, sampled, graduated rewards", reward="graduated"),
     "sampled_batch_scale": ours(SAMPLED, 2e-4, "ours, sampled, advantages scaled by batch", scale_rewards="batch"),

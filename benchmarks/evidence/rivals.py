@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
-from benchmarks.common import REWARDS, shipped
+from benchmarks.common import REWARDS, padded, shipped
 from benchmarks.evidence.budget import Budget
 from rookworld_trl.data.mixing import mix
 from rookworld_trl.modeling.rollout import rollout
@@ -121,8 +121,7 @@ def soft(
 ) -> None:
     """Supervised training on soft labels from the same table of rewards as the exact gradient, on gold prefixes.
 
-    The gold list is drawn anew each time: five of the legal moves, by softmax(reward / temperature) without
-    replacement, in random order.
+    The prefixes are the stored lists, in another random order each time, so that no slot means one rank.
     """
     find, rng = SoftPoints(tokenizer, temperature), random.Random(seed)
 
@@ -145,20 +144,6 @@ def _shuffled(row: Row, rng: random.Random) -> str:
     moves, evals = (part.split() for part in head.removeprefix(" M: ").split(" E: "))
     pairs = rng.sample(list(zip(moves, evals, strict=True)), len(moves))
     return f" M: {' '.join(m for m, _ in pairs)} E: {' '.join(e for _, e in pairs)} B: {best}"
-
-
-def padded(prompts: list[list[int]], completions: list[list[int]]) -> dict[str, Tensor]:
-    """A batch as TRL's trainer holds it: prompts padded on the left, completions on the right."""
-    batch = {}
-    for name, rows, left in (("prompt", prompts, True), ("completion", completions, False)):
-        width = max(map(len, rows))
-        fill = [[0] * (width - len(ids)) for ids in rows]
-        both = [(f + ids, [0] * len(f) + [1] * len(ids)) for f, ids in zip(fill, rows, strict=True)]
-        if not left:
-            both = [(ids + f, [1] * len(ids) + [0] * len(f)) for f, ids in zip(fill, rows, strict=True)]
-        batch[f"{name}_ids"] = torch.tensor([ids for ids, _ in both])
-        batch[f"{name}_mask"] = torch.tensor([mask for _, mask in both])
-    return batch
 
 
 def raft(
