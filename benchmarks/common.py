@@ -59,6 +59,11 @@ def machine(device: str) -> dict[str, Any]:
     return {"machine": name, "cores": os.cpu_count(), "threads": threads, "torch": torch.__version__}
 
 
+def busy() -> float:
+    """How many processes wanted a core, on average over five minutes: those beside this one slow its figures."""
+    return round(os.getloadavg()[1], 1)
+
+
 def write_report(path: Path, report: Mapping[str, Any] | list[Any]) -> None:
     """Write a report as JSON, whole or not at all."""
     write_atomically(path, json.dumps(report, indent=1) + "\n")

@@ -15,7 +15,7 @@ import time
 
 import numpy as np
 
-from benchmarks.common import RESULTS, machine, padded, timed_training, write_report
+from benchmarks.common import RESULTS, busy, machine, padded, timed_training, write_report
 from rookworld_trl.data import load_shipped
 from rookworld_trl.modeling.loading import load
 from rookworld_trl.rewards.decisions import ChessPoints
@@ -95,6 +95,7 @@ def main() -> None:
         "growth": curve,
         "exponent": float(np.polyfit(*logs, 1)[0]),
         **machine("cpu"),
+        "busy_processes": busy(),
     }
     print(json.dumps(report))
     write_report(OUTPUT, report)

@@ -24,7 +24,7 @@ from transformers import GPT2LMHeadModel
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 from trl.trainer.utils import add_fused_lm_head
 
-from benchmarks.common import RESULTS, machine, medians, write_report
+from benchmarks.common import RESULTS, busy, machine, medians, write_report
 from rookworld_trl.data.supervised import environment_rows, policy_completion
 from rookworld_trl.data.trees import MOVES_OF_POSITION, Words, environment_tree, policy_tree
 from rookworld_trl.modeling.gpt2 import GPT2
@@ -134,6 +134,7 @@ def measure(positions: int, repeats: int) -> dict[str, Any]:
             for name in sides
         }
         report[task]["speedup"] = round(seconds["padded"] / seconds["trees"], 2)
+    report["busy_processes"] = busy()
     return {**machine("cpu"), "peak_gflops": round(peak / 1e9), "positions": positions, **report}
 
 

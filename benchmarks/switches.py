@@ -23,7 +23,7 @@ from typing import Any
 
 import yaml
 
-from benchmarks.common import RESULTS, ROOT, best_device, machine, timed_training, write_report
+from benchmarks.common import RESULTS, ROOT, best_device, busy, machine, timed_training, write_report
 from rookworld_trl.modeling.fresh import write_fresh
 from rookworld_trl.modeling.loading import load
 
@@ -107,7 +107,7 @@ def main(argv: list[str] | None = None) -> None:
             command = [sys.executable, "-m", "benchmarks.switches", "--model", model, *words, "--one", name]
             environment = {**os.environ, **(as_launched() if settings["torch_compile"] else {})}
             done = subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, check=True)
-            report["results"][name] = json.loads(done.stdout.strip().splitlines()[-1])
+            report["results"][name] = json.loads(done.stdout.strip().splitlines()[-1]) | {"busy_processes": busy()}
             write_report(arguments.output, report)
             print(f"{name}: {report['results'][name]['seconds_per_step']} s a step", flush=True)
     print(table(report["results"]))

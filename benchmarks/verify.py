@@ -22,7 +22,7 @@ from typing import Any
 
 from transformers import AutoModelForCausalLM
 
-from benchmarks.common import RESULTS, ROOT, machine, shipped, write_report
+from benchmarks.common import RESULTS, ROOT, busy, machine, shipped, write_report
 from rookworld_trl.checkpointing.exits import DIVERGED, DONE
 from rookworld_trl.modeling.fresh import write_fresh
 from rookworld_trl.training.gates import Bounds
@@ -157,7 +157,8 @@ def main(argv: list[str] | None = None) -> int:
             if all(report.get(name, {}).get("checks", {"none": False}).values()):
                 continue
             started = time.perf_counter()
-            report[name] = RUNS[name](Path(folder)) | {"minutes": round((time.perf_counter() - started) / 60, 1)}
+            report[name] = RUNS[name](Path(folder))
+            report[name] |= {"minutes": round((time.perf_counter() - started) / 60, 1), "busy_processes": busy()}
             report |= machine("cpu")
             write_report(arguments.output, report)
             print(f"{name}: {json.dumps(report[name], indent=1)}", flush=True)
