@@ -18,7 +18,8 @@ if __name__ == "__main__":  # before what takes seconds to import
 
 import argparse
 import json
-from collections.abc import Callable, Sequence
+import random
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
@@ -32,10 +33,10 @@ from rookworld_trl.checkpointing.exits import run_program
 from rookworld_trl.config import bad_input, blame
 from rookworld_trl.data import load_shipped
 from rookworld_trl.data.mates import MATES_FILE
-from rookworld_trl.data.seen import SHIPPED
+from rookworld_trl.data.seen import SHIPPED, known_training_data, unseen
 from rookworld_trl.data.sources import DataOptions, load_prompts
+from rookworld_trl.data.splits import draw_of_each, positions_of
 from rookworld_trl.evaluation import MODES, comparison_table, evaluate, evaluation_table, ladder_table, suite_table
-from rookworld_trl.evaluation.items import known_training_data, unseen_problems, unseen_rows
 from rookworld_trl.evaluation.ladder import (
     ANCHOR_KINDS,
     Ladder,
@@ -44,17 +45,16 @@ from rookworld_trl.evaluation.ladder import (
     run_llm_chess,
     standard_anchors,
 )
-from rookworld_trl.evaluation.openings import random_openings
-from rookworld_trl.evaluation.problem_files import is_problem_file
-from rookworld_trl.evaluation.problems import run_problems
+from rookworld_trl.evaluation.problem_files import is_problem_file, read_problems
+from rookworld_trl.evaluation.problems import Problem, run_problems
 from rookworld_trl.evaluation.results import ModelResults, data_hash, names_of, overview, read_baseline
 from rookworld_trl.evaluation.selfplay import run_selfplay
 from rookworld_trl.evaluation.suite import Ask, ModelAnswers, SuiteResult
 from rookworld_trl.files import write_atomically
 from rookworld_trl.modeling.loading import NANO, load
-from rookworld_trl.play import ModelPlayer
+from rookworld_trl.play import ModelPlayer, random_openings
 from rookworld_trl.reports.summary import command, versions
-from rookworld_trl.tasks import PREFIXES, check_tasks
+from rookworld_trl.tasks import PREFIXES, check_tasks, position_key
 from rookworld_trl.terminal import add_options, shown
 
 SUITES = ("held_out", "mate_in_one", "selfplay", "closed_loop", "ladder", "llm_chess")
@@ -167,22 +167,34 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace, rows: Seque
 
 def plan(args: argparse.Namespace) -> tuple[Dataset | None, dict[str, Callable[[Ask], SuiteResult]]]:
     """The rows to hold out, and the suites that need nothing but completions, by name; every input is checked."""
-    unseen: dict[str, Any] = {"trained_on": args.trained_on, "drop": args.seen == "drop", "limit": args.limit}
+    trained_on: dict[str, Any] = {"trained_on": args.trained_on, "drop": args.seen == "drop"}
     rows = None
     if "held_out" in args.suite:
         options = DataOptions(**{option.name: getattr(args, option.name) for option in fields(DataOptions)})
         dataset = load_prompts(args.rows, args.split, options) if args.rows else load_shipped(args.split)
-        rows = unseen_rows(dataset, args.rows or SHIPPED, **unseen)
+        rows = dataset.select(unseen(dataset, row_positions, args.rows or SHIPPED, **trained_on))
+        rows = draw_of_each(rows, dict.fromkeys(PREFIXES, args.limit)) if args.limit else rows
     files = {file.name: (file, args.max_rows) for file in args.problems}
     files |= {"mate in one": (MATES_FILE, None)} if "mate_in_one" in args.suite else {}
     suites: dict[str, Callable[[Ask], SuiteResult]] = {}
     for name, (file, max_rows) in files.items():
-        suites[name] = partial(run_problems, problems=unseen_problems(file, max_rows=max_rows, **unseen), name=name)
+        problems = read_problems(file, max_rows)
+        numbers = unseen(problems, problem_positions, file, **trained_on)
+        drawn = random.Random(0).sample(numbers, min(args.limit or len(numbers), len(numbers)))
+        suites[name] = partial(run_problems, problems=[problems[number] for number in sorted(drawn)], name=name)
     for suite, name in (("selfplay", "self-play"), ("closed_loop", "closed loop")):
         if suite in args.suite:
             go_on = suite == "closed_loop"
             suites[name] = partial(run_selfplay, games=args.games, seed=args.seed, go_on=go_on, progress=True)
     return rows, suites
+
+
+def row_positions(row: Mapping[str, Any]) -> list[str]:
+    return positions_of(row["prompt"], row["target"])
+
+
+def problem_positions(problem: Problem) -> list[str]:
+    return [position_key(board.fen()) for board in problem.boards]
 
 
 def play(args: argparse.Namespace, suite: str, model: Any, tokenizer: Any, **limits: Any) -> Ladder:

@@ -1,6 +1,5 @@
 """Positions with engine values, from openings and noisy engine self-play. Deterministic from a seed, game by game."""
 
-import csv
 import json
 import math
 import os
@@ -18,6 +17,7 @@ import pyarrow.parquet as pq
 
 from rookworld_trl.data.splits import SplitName, split_by_hash
 from rookworld_trl.engine import Engine, MoveValue
+from rookworld_trl.play.openings import read_lines
 from rookworld_trl.tasks.formats import HISTORY_LENGTH
 from rookworld_trl.tasks.policy import win_chance
 
@@ -55,30 +55,6 @@ class GameSettings:
     openings: str | None = None
     check_share: float = 0.0  # of the moves played where check can be given: one that gives it
     held_out: bool = False  # games of dev and test alone: only their positions are written, without values
-
-
-def read_openings(path: str | Path) -> list[tuple[str, ...]]:
-    """Opening lines as UCI moves from a TSV with a `pgn` column (the lichess-org/chess-openings format).
-
-    Raises:
-        ValueError: naming the file and the line that does not hold a legal line.
-    """
-    lines = []
-    with open(path, newline="") as file:
-        reader = csv.DictReader(file, delimiter="\t")
-        if "pgn" not in (reader.fieldnames or ()):
-            raise ValueError(f"{path}: no column 'pgn'; give a TSV with the columns eco, name, pgn")
-        for number, row in enumerate(reader, start=2):
-            board, moves = chess.Board(), []
-            for word in row["pgn"].split():
-                if word.endswith("."):
-                    continue
-                try:
-                    moves.append(board.push_san(word).uci())
-                except ValueError as error:
-                    raise ValueError(f"{path}, line {number}, field 'pgn': {error}") from error
-            lines.append(tuple(moves))
-    return lines
 
 
 def random_endgame(rng: random.Random) -> chess.Board:
@@ -205,7 +181,7 @@ def write_parquet(table: pa.Table, path: Path) -> None:
 
 def write_shard(shard: int, directory: Path, settings: GameSettings, engine_path: str | None) -> int:
     """Play the games of one shard and write it; returns the number of positions."""
-    openings = read_openings(settings.openings) if settings.openings else []
+    openings = read_lines(settings.openings) if settings.openings else []
     records: list[dict[str, Any]] = []
     with Engine(engine_path, nodes=settings.nodes, cache_size=0) as engine:
         first = shard * settings.games_per_shard

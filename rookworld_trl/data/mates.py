@@ -10,25 +10,13 @@ import chess
 
 from rookworld_trl.data.dataset import SHIPPED_DIRECTORY
 from rookworld_trl.tasks import position_key
-from rookworld_trl.tasks.material import material_won
+from rookworld_trl.tasks.boards import material_won, mating_moves
 
 MATES_FILE: Path = SHIPPED_DIRECTORY / "mate_in_one.epd.gz"
 COUNT, SEED = 1_200, 0  # of the shipped file
 MAX_PLIES = 160
 # Share of moves that take the most material; the others are random. One share a game, from wild games to greedy ones.
 GREEDY_SHARES = (0.0, 0.3, 0.6)
-
-
-def mating_moves(board: chess.Board) -> list[chess.Move]:
-    """The moves that checkmate at once, in UCI order."""
-    found = []
-    for move in board.legal_moves:
-        if board.gives_check(move):
-            board.push(move)
-            if board.is_checkmate():
-                found.append(move)
-            board.pop()
-    return sorted(found, key=chess.Move.uci)
 
 
 def mates(count: int = COUNT, seed: int = SEED, taken: Container[str] = ()) -> Iterator[str]:

@@ -1,10 +1,13 @@
 """Which positions a training source shows, so that nothing is measured on what was trained on."""
 
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
 from pathlib import Path
+from typing import TypeVar
 
 from rookworld_trl.data.dataset import shipped_positions
+from rookworld_trl.data.mates import MATES_FILE
 from rookworld_trl.data.pgn import GamesReport, rows_of_games
 from rookworld_trl.data.rookworld import TEXT_COLUMN
 from rookworld_trl.data.sources import PGN, DataOptions, _columns, _read, _reader
@@ -12,6 +15,7 @@ from rookworld_trl.data.splits import positions_of
 from rookworld_trl.tasks import PREFIXES, ParseError, environment, split_row
 
 SHIPPED = "shipped"
+T = TypeVar("T")
 
 
 def shown_positions(source: str, split: str = "train") -> set[str]:
@@ -49,33 +53,61 @@ def shown_positions(source: str, split: str = "train") -> set[str]:
     return keys
 
 
-def check_unseen(positions: Sequence[Sequence[str]], trained_on: Iterable[str], drop: bool) -> list[int]:
-    """The numbers of the items that no training source shows.
+def unseen(
+    items: Iterable[T],
+    positions: Callable[[T], Sequence[str]],
+    source: str | Path,
+    trained_on: Iterable[str] = (),
+    drop: bool = False,
+) -> list[int]:
+    """The numbers of the items of which no training source shows a position.
 
     Args:
-        positions: of each item the keys of the positions it shows.
-        trained_on: sources, see `shown_positions`.
+        positions: the keys of the positions that an item shows.
+        source: where the items come from. The shipped ones share no position with the shipped training split.
+        trained_on: training sources, see `shown_positions`.
         drop: leave out items that were seen; else they are an error.
 
     Raises:
-        ValueError: items were seen and `drop` is false, or none is left.
+        ValueError: items were seen and `drop` is false, or none is left; names the source.
     """
+    items = list(items)
+    others = [other for other in trained_on if other != SHIPPED or source not in (SHIPPED, MATES_FILE)]
+    if not others:
+        return list(range(len(items)))
     seen: dict[str, str] = {}
-    for source in trained_on:
-        for key in shown_positions(source):
-            seen.setdefault(key, source)
-    found = {
-        n: next(key for key in keys if key in seen)
-        for n, keys in enumerate(positions)
-        if not seen.keys().isdisjoint(keys)
-    }
+    for other in others:
+        for key in shown_positions(other):
+            seen.setdefault(key, other)
+    found = {n: key for n, item in enumerate(items) for key in positions(item) if key in seen}
     if found and not drop:
         first = next(iter(found.values()))
         raise ValueError(
-            f"{len(found)} of {len(positions)} items show positions that stand in the training data {seen[first]!r} "
-            f"(first: {first}); `--seen drop` leaves them out, `--trained_on` says what the model was trained on"
+            f"{source}: {len(found)} of {len(items)} items show positions that stand in the training data "
+            f"{seen[first]!r} (first: {first}); `--seen drop` leaves them out, `--trained_on` says what the model was "
+            "trained on"
         )
-    left = [n for n in range(len(positions)) if n not in found]
+    left = [n for n in range(len(items)) if n not in found]
     if not left:
-        raise ValueError(f"all {len(positions)} items show positions of the training data; nothing is left to measure")
+        raise ValueError(
+            f"{source}: all {len(items)} items show positions of the training data; nothing is left to measure"
+        )
     return left
+
+
+def known_training_data(models: Iterable[str]) -> list[str]:
+    """What can be seen of the models' training: the shipped rows, and the files that their runs' summaries name.
+
+    Args:
+        models: folders as recipes/grpo.py writes them, with `summary.json` above them, or others, of which nothing is
+            known.
+    """
+    found = [SHIPPED]
+    for model in models:
+        try:
+            source = json.loads((Path(model).parent / "summary.json").read_text(encoding="utf-8"))["dataset"]
+        except (OSError, ValueError, LookupError, TypeError):
+            continue
+        if isinstance(source, str) and source not in found and Path(source).is_file():
+            found.append(source)
+    return found

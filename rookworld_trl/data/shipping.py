@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rookworld_trl.data.dataset import COMPACT_SCHEMA
-from rookworld_trl.data.generation import read_openings, write_parquet
+from rookworld_trl.data.generation import write_parquet
 from rookworld_trl.data.splits import (
     SPLITS,
     SplitName,
@@ -26,6 +26,7 @@ from rookworld_trl.data.splits import (
 from rookworld_trl.data.strata import phase
 from rookworld_trl.data.transitions import EnvironmentRows
 from rookworld_trl.engine import Engine
+from rookworld_trl.play.openings import read_lines
 from rookworld_trl.tasks import environment, position_key
 from rookworld_trl.tasks.policy import win_chance
 
@@ -111,7 +112,7 @@ def in_turn(records: list[dict[str, Any]], rng: random.Random) -> list[dict[str,
 def read_human_openings(path: str | None, seed: int) -> dict[SplitName, list[dict[str, Any]]]:
     """Positions of human opening lines, by the split of their hash; lines that begin alike count as one game."""
     found: dict[str, dict[str, Any]] = {}
-    for line in read_openings(path) if path else []:
+    for line in read_lines(path) if path else []:
         board = chess.Board()
         for ply, move in enumerate(line):
             board.push_uci(move)

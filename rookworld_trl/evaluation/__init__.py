@@ -4,7 +4,6 @@ from rookworld_trl.evaluation.accuracy import MODES, Evaluation, Item, evaluate,
 from rookworld_trl.evaluation.comparison import Comparison, compare, compare_groups, compare_suites
 from rookworld_trl.evaluation.ladder import ladder_table, run_ladder, run_llm_chess, run_match, standard_anchors
 from rookworld_trl.evaluation.metrics import HEADLINES, METRICS
-from rookworld_trl.evaluation.openings import random_openings, read_openings
 from rookworld_trl.evaluation.problem_files import read_problems
 from rookworld_trl.evaluation.problems import Problem, run_problems
 from rookworld_trl.evaluation.selfplay import run_selfplay
@@ -30,8 +29,6 @@ __all__ = [
     "evaluate",
     "evaluation_table",
     "ladder_table",
-    "random_openings",
-    "read_openings",
     "read_problems",
     "run_ladder",
     "run_llm_chess",

@@ -14,7 +14,7 @@ from rookworld_trl.evaluation.metrics import METRICS, Scores, terms
 from rookworld_trl.rewards import score_environment
 from rookworld_trl.rewards.moves import NOTHING_AT_STAKE, move_values
 from rookworld_trl.tasks import TaskName, environment, policy
-from rookworld_trl.tasks.material import material_won
+from rookworld_trl.tasks.boards import material_won
 
 # Names as in an item's scores, and as in tables.
 PLAYERS: dict[TaskName, dict[str, str]] = {

@@ -25,8 +25,8 @@ import chess
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rookworld_trl.data.mates import mating_moves
 from rookworld_trl.evaluation.problems import Problem, Worths
+from rookworld_trl.tasks.boards import clean, mating_moves
 
 RATING_BAND = 400
 
@@ -159,21 +159,6 @@ def _of_game(example: Any, name: str) -> Problem:
     if not (mates := mating_moves(board)):
         raise ValueError(f"no mate in one exists in {board.fen()}")
     return Problem(name, "", (board.copy(stack=False),), (_best(board, [move.uci() for move in mates]),))
-
-
-def clean(board: chess.Board) -> None:
-    """Take back castling rights and en passant squares that mean nothing, which many files have.
-
-    Raises:
-        ValueError: the position is illegal all the same, or the game is over.
-    """
-    board.castling_rights = board.clean_castling_rights()
-    if not board.has_legal_en_passant():
-        board.ep_square = None
-    if not board.is_valid():
-        raise ValueError(f"the position {board.fen()} is illegal")
-    if not any(board.legal_moves):
-        raise ValueError(f"the game is over in {board.fen()}")
 
 
 def _points(board: chess.Board, operations: Mapping[str, Any]) -> dict[str, float]:

@@ -1,6 +1,7 @@
 """Players and the games between them."""
 
-from rookworld_trl.play.games import Game, GameRecord, mirrored, play_games, random_opening
+from rookworld_trl.play.games import Game, GameRecord, mirrored, play_games
+from rookworld_trl.play.openings import random_opening, random_openings, read_openings
 from rookworld_trl.play.players import Choice, EnginePlayer, GreedyCapturePlayer, ModelPlayer, Player, RandomPlayer
 from rookworld_trl.play.specs import player
 
@@ -17,4 +18,6 @@ __all__ = [
     "play_games",
     "player",
     "random_opening",
+    "random_openings",
+    "read_openings",
 ]

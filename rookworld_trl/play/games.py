@@ -1,6 +1,5 @@
 """Games between players, many side by side, so that a model decodes one batch per ply."""
 
-import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -69,19 +68,6 @@ class GameRecord:
                 node.comment = "in place of an illegal move, the game's first"
         game.end().comment = " ".join(filter(None, (game.end().comment, self.reason)))
         return str(game) + "\n"
-
-
-def random_opening(rng: random.Random, plies: int) -> chess.Board:
-    """A position `plies` random legal plies from the start, those plies on its move stack; never a finished game."""
-    while True:
-        board = chess.Board()
-        for _ in range(plies):
-            moves = list(board.legal_moves)
-            if not moves:
-                break
-            board.push(rng.choice(moves))
-        if not board.is_game_over():
-            return board
 
 
 def mirrored(first: Player, second: Player, fens: Sequence[str]) -> list[Game]:

@@ -12,7 +12,7 @@ from rookworld_trl.engine import Engine
 from rookworld_trl.modeling.rollout import rollout
 from rookworld_trl.modeling.tokens import completion_texts
 from rookworld_trl.tasks import ParseError, policy
-from rookworld_trl.tasks.material import material_won
+from rookworld_trl.tasks.boards import material_won
 
 RETRY_TEMPERATURE = 1.0  # a greedy model would write its illegal move again
 

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from rookworld_trl.data import generation, strata
-from rookworld_trl.data.generation import GameSettings, generate_positions, read_openings
+from rookworld_trl.data.generation import GameSettings, generate_positions
 from rookworld_trl.data.supervised import environment_rows, policy_completion
 from rookworld_trl.tasks import environment
 from rookworld_trl.tasks.formats import board_from_fen
@@ -89,18 +89,6 @@ def test_candidates_stand_in_random_order_and_the_best_is_the_one_of_the_highest
     for seed in range(20):  # of equals the first listed, which the text itself tells
         words = policy_completion(["a2a3", "b2b3"], [7, 7], random.Random(seed)).split()
         assert words[-1] == words[1]
-
-
-def test_openings_are_read_as_moves_and_errors_name_the_line(tmp_path):
-    file = tmp_path / "openings.tsv"
-    file.write_text("eco\tname\tpgn\nA00\tAmar\t1. Nh3 d5 2. g3\nC50\tItalian\t1. e4 e5 2. Nf3 Nc6 3. Bc4\n")
-    assert read_openings(file) == [("g1h3", "d7d5", "g2g3"), ("e2e4", "e7e5", "g1f3", "b8c6", "f1c4")]
-    file.write_text("eco\tname\tpgn\nA00\tBroken\t1. Nh3 d5 2. Ke5\n")
-    with pytest.raises(ValueError, match="line 2, field 'pgn'"):
-        read_openings(file)
-    file.write_text("a,b\n")
-    with pytest.raises(ValueError, match="no column 'pgn'"):
-        read_openings(file)
 
 
 STRATA = [

@@ -25,8 +25,7 @@ from rookworld_trl.evaluation.ladder import (
     run_match,
     standard_anchors,
 )
-from rookworld_trl.evaluation.openings import random_openings, read_openings
-from rookworld_trl.play import Choice, RandomPlayer
+from rookworld_trl.play import Choice, RandomPlayer, random_openings
 from tests.support.stockfish import requires_stockfish
 
 
@@ -212,22 +211,6 @@ def test_a_match_between_any_players() -> None:
     assert "x against" in ladder_table(match)
     with pytest.raises(ValueError, match="different names"):
         run_match([Named("x"), Named("x")], openings=random_openings(1))
-
-
-def test_openings_from_files(tmp_path: Path) -> None:
-    table = tmp_path / "openings.tsv"
-    table.write_text("eco\tname\tpgn\nA\ta\t1. e4\nB\tb\t1. d4 d5\nC\tc\t1. e4\n")
-    fens = {"rnbqkbnr/pppppppp/8/8/4P3/8/PPPP1PPP/RNBQKBNR b KQkq - 0 1"}
-    fens.add("rnbqkbnr/ppp1pppp/8/3p4/3P4/8/PPP1PPPP/RNBQKBNR w KQkq - 0 2")
-    assert set(read_openings(table, 2)) == fens
-    lines = tmp_path / "lines.epd"
-    lines.write_text("".join(f"{' '.join(fen.split()[:4])} bm e5;\n{fen}\n" for fen in sorted(fens)))
-    assert len(read_openings(lines, 3)) == 3  # one of them has other clocks without its FEN's
-    with pytest.raises(ValueError, match=r"openings\.tsv: holds 2 different openings, 3 are"):
-        read_openings(table, 3)
-    lines.write_text("8/8/8/8 w - -\n")
-    with pytest.raises(ValueError, match=r"lines\.epd, line 1"):
-        read_openings(lines, 1)
 
 
 @requires_stockfish

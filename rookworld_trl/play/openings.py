@@ -1,19 +1,55 @@
-"""Where matches begin: positions some random plies from the start, or those of a file."""
+"""Where games begin: positions some random plies from the start, or those of a file."""
 
+import csv
 import random
 from pathlib import Path
 
 import chess
 
-from rookworld_trl.data.generation import read_openings as read_lines
-from rookworld_trl.evaluation.problem_files import clean
-from rookworld_trl.play import random_opening
+from rookworld_trl.tasks.boards import clean
+
+
+def random_opening(rng: random.Random, plies: int) -> chess.Board:
+    """A position `plies` random legal plies from the start, those plies on its move stack; never a finished game."""
+    while True:
+        board = chess.Board()
+        for _ in range(plies):
+            moves = list(board.legal_moves)
+            if not moves:
+                break
+            board.push(rng.choice(moves))
+        if not board.is_game_over():
+            return board
 
 
 def random_openings(count: int, seed: int = 0, plies: int = 4) -> list[str]:
     """FENs of positions that many random legal plies from the start."""
     rng = random.Random(seed)
     return [random_opening(rng, plies).fen() for _ in range(count)]
+
+
+def read_lines(path: str | Path) -> list[tuple[str, ...]]:
+    """Opening lines as UCI moves from a TSV with a `pgn` column (the lichess-org/chess-openings format).
+
+    Raises:
+        ValueError: naming the file and the line that does not hold a legal line.
+    """
+    lines = []
+    with open(path, newline="") as file:
+        reader = csv.DictReader(file, delimiter="\t")
+        if "pgn" not in (reader.fieldnames or ()):
+            raise ValueError(f"{path}: no column 'pgn'; give a TSV with the columns eco, name, pgn")
+        for number, row in enumerate(reader, start=2):
+            board, moves = chess.Board(), []
+            for word in row["pgn"].split():
+                if word.endswith("."):
+                    continue
+                try:
+                    moves.append(board.push_san(word).uci())
+                except ValueError as error:
+                    raise ValueError(f"{path}, line {number}, field 'pgn': {error}") from error
+            lines.append(tuple(moves))
+    return lines
 
 
 def read_openings(path: Path, count: int, seed: int = 0) -> list[str]:
