@@ -6,12 +6,12 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, TypeVar
 
 from tqdm import tqdm
 
@@ -19,7 +19,10 @@ from rookworld_trl.config import command, option, without_secrets
 
 LOG_FILE = "log.txt"
 LOG_SECONDS = 30.0
+BAR_AFTER = 2.0  # seconds; what is done before needs no bar
 _quiet = False  # of the program that is running
+
+Item = TypeVar("Item")
 
 
 @dataclass
@@ -50,6 +53,14 @@ def progress_bar(title: str, total: int | None, unit: str, initial: int = 0, del
         options |= {"mininterval": LOG_SECONDS, "maxinterval": 2 * LOG_SECONDS, "miniters": 1}
         options["bar_format"] = "{desc}: {n_fmt} of {total_fmt} {unit}s after {elapsed}, {remaining} left\n"
     return tqdm(**options, disable=_quiet or not title)
+
+
+def with_bar(items: Iterable[Item], title: str, total: int | None, unit: str) -> Iterator[Item]:
+    """The items, with a `progress_bar` once they have taken `BAR_AFTER` seconds."""
+    with progress_bar(title, total, unit, delay=BAR_AFTER) as bar:
+        for item in items:
+            yield item
+            bar.update()
 
 
 @contextmanager

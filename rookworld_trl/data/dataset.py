@@ -14,6 +14,7 @@ from datasets import Dataset
 from rookworld_trl.data.splits import SPLITS
 from rookworld_trl.data.supervised import policy_completion
 from rookworld_trl.tasks import environment, policy, position_key
+from rookworld_trl.terminal import with_bar
 
 SHIPPED_DIRECTORY = Path(str(files("rookworld_trl"))) / "assets" / "data"
 
@@ -66,7 +67,8 @@ def load_shipped(split: str, directory: Path = SHIPPED_DIRECTORY) -> Dataset:
     """
     if split not in SPLITS:
         raise ValueError(f"split '{split}' does not exist; choose one of {', '.join(SPLITS)}")
-    return Dataset.from_list([expand(record) for record in pq.read_table(directory / f"{split}.parquet").to_pylist()])
+    records = pq.read_table(directory / f"{split}.parquet").to_pylist()
+    return Dataset.from_list([expand(each) for each in with_bar(records, f"read {split}", len(records), "row")])
 
 
 def shipped_positions(split: str, directory: Path = SHIPPED_DIRECTORY) -> set[str]:

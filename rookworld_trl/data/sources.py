@@ -28,14 +28,13 @@ from rookworld_trl.engine import MATE_CENTIPAWNS
 from rookworld_trl.engine_pool import EnginePool, ValueCache
 from rookworld_trl.tasks import ParseError, environment, policy, task_of
 from rookworld_trl.tasks.formats import board_from_fen
-from rookworld_trl.terminal import progress_bar
+from rookworld_trl.terminal import with_bar
 
 PGN = "pgn"
 READERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv", ".txt": "text", ".pgn": PGN}
 KINDS = f"{', '.join(READERS)}, or one of them gzipped (.gz)"
 NO_ROWS = "has no rows that can be used. Give a data set with at least one prompt"
 SHUFFLE_BUFFER = 10_000  # rows of a stream held back at a time to be drawn from
-BAR_AFTER = 2.0  # seconds
 CHUNK = 50_000  # rows that are Python objects at a time; as Arrow they take a tenth of the memory
 FEATURES = Features(
     {
@@ -129,11 +128,9 @@ def load_prompts(source: str, split: str = "train", options: DataOptions | None 
     if options.best_move == "engine":
         rows = _valued(source, rows, options)
     chunks = []
-    with progress_bar(f"read {Path(source).name}", options.max_rows, "row", delay=BAR_AFTER) as bar:
-        bar.iterable = rows
-        counted = iter(bar)
-        while chunk := list(islice(counted, CHUNK)):
-            chunks.append(Dataset.from_list([{"game": "", **row} for row in chunk], features=FEATURES))
+    counted = with_bar(rows, f"read {Path(source).name}", options.max_rows, "row")
+    while chunk := list(islice(counted, CHUNK)):
+        chunks.append(Dataset.from_list([{"game": "", **row} for row in chunk], features=FEATURES))
     if not chunks:
         raise ValueError(f"{source}: {NO_ROWS}")
     return concatenate_datasets(chunks)
@@ -357,13 +354,16 @@ def check_lengths(dataset: Dataset, tokenizer: Any, context: int, max_completion
     """Make sure that every prompt leaves room for a completion.
 
     Raises:
-        ValueError: naming the first row that doesn't.
+        ValueError: naming the longest prompt, if it doesn't.
     """
-    lengths = [len(ids) for ids in tokenizer(list(dataset["prompt"]))["input_ids"]]
-    longest = max(range(len(lengths)), key=lengths.__getitem__)
+    prompts = list(dict.fromkeys(dataset["prompt"]))
+    lengths = {
+        text: len(tokenizer(text)["input_ids"]) for text in with_bar(prompts, "measure prompts", len(prompts), "prompt")
+    }
+    longest = max(lengths, key=lengths.__getitem__)
     if lengths[longest] + max_completion_length > context:
         raise ValueError(
             f"`max_completion_length` is {max_completion_length}: with the longest prompt ({lengths[longest]} tokens: "
-            f"{dataset[longest]['prompt']!r}) it exceeds the model's context of {context}. "
+            f"{longest!r}) it exceeds the model's context of {context}. "
             f"Write {context - lengths[longest]} or less, or drop such prompts"
         )

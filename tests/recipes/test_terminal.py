@@ -9,13 +9,17 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import yaml
+from datasets import concatenate_datasets
 
 from recipes import evaluate, generate_data, grpo, play, report, sft
 from rookworld_trl import help as help_
 from rookworld_trl import terminal
-from rookworld_trl.terminal import LOG_FILE, TerminalOptions, progress_bar, shown
+from rookworld_trl.data.dataset import SHIPPED_DIRECTORY, load_shipped
+from rookworld_trl.data.sources import check_lengths
+from rookworld_trl.terminal import LOG_FILE, TerminalOptions, progress_bar, shown, with_bar
 from rookworld_trl.training import RookWorldGRPOConfig
 from rookworld_trl.training.supervised import SupervisedConfig
 from tests.support.documents import PROGRAMS, ROOT, help_of
@@ -113,6 +117,34 @@ def test_a_bar_tells_the_time_left(capsys: pytest.CaptureFixture[str], monkeypat
         bar.refresh()
     last = capsys.readouterr().err.strip().splitlines()[-1]
     assert last.startswith("work: 2 of 4 items after 00:00, 00:00 left")
+
+
+def test_a_bar_comes_only_where_it_takes_long(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert list(with_bar("abc", "work", 3, "item")) == ["a", "b", "c"]
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(terminal, "LOG_SECONDS", 0.0)
+    monkeypatch.setattr(terminal, "BAR_AFTER", 0.0)
+    list(with_bar("abc", "work", 3, "item"))
+    assert capsys.readouterr().err.strip().splitlines()[-1].startswith("work: 3 of 3 items after 00:00")
+    with shown(TerminalOptions(quiet=True)):
+        list(with_bar("abc", "work", 3, "item"))
+    assert capsys.readouterr().err == ""
+
+
+def test_reading_and_measuring_prompts_have_bars(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_tokenizer: Any
+) -> None:
+    """Of the shipped rows both take several seconds at the start of a run."""
+    monkeypatch.setattr(terminal, "LOG_SECONDS", 0.0)
+    monkeypatch.setattr(terminal, "BAR_AFTER", 0.0)
+    table = pq.read_table(SHIPPED_DIRECTORY / "train.parquet").slice(0, 3)
+    pq.write_table(table, tmp_path / "train.parquet")
+    rows = load_shipped("train", tmp_path)
+    assert "read train: 3 of 3 rows" in capsys.readouterr().err
+    check_lengths(concatenate_datasets([rows, rows]), tiny_tokenizer, context=1000, max_completion_length=10)
+    assert "measure prompts: 3 of 3 prompts" in capsys.readouterr().err, "each distinct prompt is measured once"
 
 
 def test_the_log_file_has_what_the_terminal_has(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
