@@ -135,6 +135,8 @@ def table(arguments: argparse.Namespace) -> None:
                 values.append({**what, "arm": arm, **mean, **interval(drawn[:, i, column])})
                 for j in range(i):
                     difference = drawn[:, i, column] - drawn[:, j, column]
+                    if np.isnan(difference).all():  # a metric of which these items have none
+                        continue
                     pair = {**what, "arm": arm, "against": arms[j], "difference": float(np.nanmean(difference))}
                     pair |= {**interval(difference), "p_value": p_value(difference)}
                     if metric.name in COMPARED and mode == "greedy":

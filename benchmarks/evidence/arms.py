@@ -29,7 +29,7 @@ STEPS_OF_PROMPTS = 2_000  # batches of prompts laid out
 
 SAMPLED, EXACT = "config_cpu", "config_cpu_exact"
 # Learning rates to compare on dev, for every arm, before test is looked at (`--learning-rate`).
-TO_TRY = (1e-4, 2e-4, 3e-4, 1e-3)
+TO_TRY = (1e-4, 3e-4, 1e-3)
 # What stock TRL gets of the sampled recipe.
 TAKEN_OVER = ["per_device_train_batch_size", "gradient_accumulation_steps", "num_generations", "max_completion_length"]
 TAKEN_OVER += ["temperature", "beta", "scale_rewards", "max_grad_norm"]

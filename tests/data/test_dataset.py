@@ -6,7 +6,9 @@ import chess
 import pytest
 
 from rookworld_trl.data.dataset import SHIPPED_DIRECTORY, expand, load_shipped
+from rookworld_trl.data.shipping import POLICY_ROWS
 from rookworld_trl.data.splits import SPLITS, split_by_hash, split_of
+from rookworld_trl.data.transitions import STRATA
 from rookworld_trl.tasks import environment, policy, position_key
 
 
@@ -83,15 +85,40 @@ def test_every_legal_move_has_a_value_and_the_target_lists_the_five_best(shipped
         ]
 
 
+def test_no_game_stands_in_two_splits(shipped):
+    games = {
+        split: {game for game in rows["game"] if not game.startswith("opening:")} for split, rows in shipped.items()
+    }
+    for one, two in (("train", "dev"), ("train", "test"), ("dev", "test")):
+        assert games[one] & games[two] <= {""}
+    for split in ("dev", "test"):
+        rows = Counter(game for game in shipped[split]["game"] if game)
+        assert len(rows) >= 400
+        assert max(rows.values()) <= 0.02 * len(shipped[split])
+
+
 def test_every_stratum_and_both_colours_are_there(shipped):
     strata = Counter(zip(shipped["test"]["task"], shipped["test"]["stratum"], strict=True))
-    for (task, kind), items in strata.items():
-        assert items >= (5 if task == "environment" else 100), kind
-    for kind in ("opening", "middlegame", "endgame"):
-        assert strata["policy", kind] >= 100, kind
+    for kind in STRATA:
+        assert strata["environment", kind] >= 200, kind
+    for kind in ("human_opening", "opening", "middlegame", "endgame"):
+        assert strata["policy", kind] >= 200, kind
+    assert sum(strata["policy", kind] for kind in POLICY_ROWS["test"]) >= 2950
     for task in ("policy", "environment"):
         sides = Counter(row["prompt"].split("+")[0].split()[2] for row in shipped["test"] if row["task"] == task)
         assert min(sides.values()) >= 0.35 * sum(sides.values())
+
+
+def test_histories_of_several_lengths_are_there(shipped):
+    prompts = [row["prompt"] for row in shipped["test"] if row["task"] == "environment"]
+    lengths = Counter(len(environment.parse_prompt(prompt).history) for prompt in prompts)
+    assert min(lengths[number] for number in (1, 2, 5, 10)) >= 200
+
+
+def test_the_input_copied_is_hardly_ever_the_answer(shipped):
+    rows = [row for row in shipped["test"] if row["task"] == "environment"]
+    copies = [f"{environment.parse_prompt(row['prompt']).fen}+0.001+0+0" for row in rows]
+    assert sum(copy == row["target"] for copy, row in zip(copies, rows, strict=True)) == 0
 
 
 def test_a_record_with_missing_values_is_refused():
