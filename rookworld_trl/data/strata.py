@@ -21,17 +21,8 @@ ENVIRONMENT_STRATA = (
     "capture",
     "quiet",
 )
-SCARCE = (
-    "mate",
-    "stalemate",
-    "dead_material",
-    "seventyfive_moves",
-    "promotion",
-    "en_passant",
-    "en_passant_offered",
-    "castle_queen",
-    "castling_right_taken",
-)
+COMMON = ("illegal", "castle_king", "check", "capture", "quiet")
+SCARCE = tuple(kind for kind in ENVIRONMENT_STRATA if kind not in COMMON)
 
 
 def phase(board: chess.Board) -> str:

@@ -22,14 +22,16 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from rookworld_trl.data.splits import split_of
+from rookworld_trl.data.strata import stratum
 from rookworld_trl.data.supervised import environment_rows
+from rookworld_trl.data.transitions import cornered_king
 from rookworld_trl.modeling.row_tree import RowTree, Tokens
 from rookworld_trl.modeling.tokenizer import NanoEncoder, square_token
 from rookworld_trl.tasks import policy, position_key
 from rookworld_trl.tasks.policy import MATE_CP, format_eval, win_chance
 
 MATE_IN_ONE = 9999  # its value in centipawns
-VERSION = 2  # of the trees made of the same positions
+VERSION = 3  # of the trees made of the same positions
 
 # A loss of so much win chance makes a move e times less likely, in every place of the list and at `B:`: the values are
 # of few nodes, and in the mean off by more than a point.
@@ -50,6 +52,9 @@ POSITION_WEIGHT = 4.0
 
 # Of the positions of `A:` rows, this share offers a scarce kind of move, each kind as often, and shows it.
 SCARCE_SHARE = 0.5
+# And this share is of no game: a king at the edge, half of the time about to be stalemated, which games hardly offer.
+CORNERED_SHARE = 0.12
+CORNERED = -1  # in place of a position's number
 FEW_MEN = 4  # with so many or fewer, stalemate and dead material are near
 
 # The tasks of the batches of a step, in turn.
@@ -147,6 +152,18 @@ def environment_tree(record: dict[str, Any], words: Words, rng: random.Random) -
     return tree
 
 
+def cornered_record(rng: random.Random) -> dict[str, Any]:
+    """A position with a cornered king, of those that belong to train."""
+    stalemate = rng.random() < 0.5
+    while True:
+        board = cornered_king(rng)
+        moves = [move.uci() for move in board.legal_moves]
+        if stalemate and not any(stratum(board, move) == "stalemate" for move in moves):
+            continue
+        if split_of(board.fen()) == "train":
+            return {"fen": board.fen(), "history": "", "played": rng.choice(moves)}
+
+
 def scarce_kinds(fen: str, best: int) -> list[str]:
     """Scarce kinds of moves that a position is seen to offer without looking at its moves.
 
@@ -198,6 +215,8 @@ def position_trees(positions: pa.Table, words: Words, batch_size: int, seed: int
     rare = [itertools.cycle(rng.permutation(numbers).tolist()) for numbers in scarce.values()]
 
     def turn(task: str) -> int:
+        if task == "environment" and rng.random() < CORNERED_SHARE:
+            return CORNERED
         if task == "environment" and rare and rng.random() < SCARCE_SHARE:
             return next(rare[rng.integers(len(rare))])
         return next(every[task])
@@ -206,7 +225,7 @@ def position_trees(positions: pa.Table, words: Words, batch_size: int, seed: int
 
     def make(place: int, task: str, number: int) -> dict[str, Any]:
         rng = random.Random(f"{seed}:{place}")
-        (record,) = positions.slice(number, 1).to_pylist()
+        (record,) = [cornered_record(rng)] if number == CORNERED else positions.slice(number, 1).to_pylist()
         return (policy_tree if task == "policy" else environment_tree)(record, words, rng).arrays()
 
     def transform(rows: dict[str, list[Any]]) -> dict[str, list[Any]]:

@@ -11,10 +11,13 @@ import pyarrow.parquet as pq
 import pytest
 from transformers import PreTrainedTokenizerFast
 
+from rookworld_trl.data import load_shipped
 from rookworld_trl.data.generation import POSITION_SCHEMA
 from rookworld_trl.data.splits import split_of
+from rookworld_trl.data.strata import stratum
 from rookworld_trl.data.trees import (
     Words,
+    cornered_record,
     environment_tree,
     eval_options,
     policy_tree,
@@ -155,8 +158,8 @@ def test_positions_that_offer_something_scarce_are_found(fen: str, best: int, ki
 
 
 def test_scarce_kinds_come_as_often_as_each_other(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
-    """Of two hundred positions three offer a mate, two en passant, one castling: a sixth of the trees are of
-    each kind, and show it; the other half are of any position."""
+    """Of two hundred positions three offer a mate, two en passant, one castling: 0.88 / 6 of the trees are of
+    each kind, and show it; some are of cornered kings, the others of any position."""
     rows = [record | {"cp": [50] * len(record["moves"])} for record in records(14)]
     rows += [
         rows[0] | {"fen": f"6k1/5ppp/8/8/8/8/5PPP/{rank} w - - 0 1", "moves": ["a1a8"], "cp": [9999]}
@@ -166,7 +169,28 @@ def test_scarce_kinds_come_as_often_as_each_other(tmp_path: Path, tokenizer: Pre
     trees = position_trees(positions, Words(tokenizer), batch_size=8, seed=0)
     texts = [tokenizer.decode(tree["input_ids"]) for index, tree in enumerate(trees) if index % 24 >= 16]
     mated = [text for text in texts if "+1.0+" in text]
-    assert len(texts) / 12 < len(mated) < len(texts) / 4
+    assert len(texts) / 16 < len(mated) < len(texts) / 4
+
+
+@pytest.mark.parametrize("build", [build_nano_tokenizer, build_gpt2_tokenizer])
+def test_words_are_the_tokenizers(build: Any) -> None:
+    """Over real rows: a prompt read whole, and a completion read whole and word by word, as the lists are written."""
+    tokenizer = build()
+    words = Words(tokenizer)
+    rows = load_shipped("dev")
+    for row in rows.select(range(0, len(rows), 8)):
+        assert words.prompt(row["prompt"]) == tokenizer(row["prompt"])["input_ids"]
+        target = tokenizer(row["target"], add_special_tokens=False)["input_ids"]
+        assert words.text(row["target"]) == target
+        if row["task"] == "policy":
+            assert [token for word in row["target"].split() for token in words[f" {word}"]] == target
+
+
+def test_cornered_kings_are_often_about_to_be_stalemated() -> None:
+    boards = [chess.Board(cornered_record(random.Random(seed))["fen"]) for seed in range(40)]
+    stalemates = [any(stratum(board, move.uci()) == "stalemate" for move in board.legal_moves) for board in boards]
+    assert 12 <= sum(stalemates) <= 30
+    assert all(split_of(board.fen()) == "train" for board in boards)
 
 
 def test_positions_are_of_train_and_come_once(tmp_path: Path) -> None:
