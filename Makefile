@@ -101,8 +101,9 @@ data: $(STAMP) ## positions by engine self-play, and the data set for GRPO and e
 sft: $(STAMP) ## rookworld-nano learns on from the positions of `make data`, an hour on one core (runs/nano-sft)
 	$(LAUNCH) recipes/sft.py --config recipes/nano/sft/config_cpu.yaml $(ARGS)
 
-docs: $(STAMP) ## write the tables of docs/ anew, from the configuration classes and benchmarks/results
+docs: $(STAMP) ## write the tables of docs/ anew, from classes and benchmarks/results, and build the site (site/index.html)
 	$(BIN)/python -m tests.support.documents
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 clean: ## remove what runs and builds wrote, but not .venv
-	rm -rf runs build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf runs site build dist .pytest_cache .mypy_cache .ruff_cache
