@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from rookworld_trl import rewards
 from rookworld_trl.evaluation import METRICS, Evaluation, evaluate, evaluation_table, score
 from rookworld_trl.modeling.tokens import CUT_OFF
 from tests.support.stockfish import requires_stockfish
@@ -36,15 +37,33 @@ def test_gold_completions_are_right_in_every_metric(rows: list[dict[str, Any]], 
     assert policy["n_candidates"]["value"] == 5.0
 
 
-def test_metrics_counted_by_hand(rows: list[dict[str, Any]]) -> None:
-    completions = [
+@pytest.fixture
+def faulty(rows: list[dict[str, Any]]) -> list[str]:
+    """Completions of the rows, each with something right and something wrong."""
+    return [
         rows[0]["target"].replace(" 0 1+", " 1 1+"),  # half-move clock wrong
         rows[1]["target"].replace("+1.0+1+0", "+0.001+0+0"),  # mate overlooked
         rows[2]["target"].replace("+-1.0+0+1", "+-1.0+1+1"),  # illegal seen, a game end invented
         rows[3]["target"].replace("B: a2b3", "B: a2a1"),  # -60 against +40
         " M: a5b4 a5b5 E: 1000.0 0.5 B: a1a1",
     ]
-    evaluation = Evaluation(SETTINGS, score(rows, completions))
+
+
+def test_an_item_has_the_reward_that_training_pays(rows: list[dict[str, Any]], faulty: list[str]) -> None:
+    columns = {name: [row[name] for row in rows] for name in ("target", "legal_moves", "legal_cp")}
+    prompts = [row["prompt"] for row in rows]
+    for name, policy, environment in (
+        ("reward", rewards.policy_reward, rewards.environment_reward),
+        ("continuous", rewards.policy_reward_continuous, rewards.environment_reward_continuous),
+    ):
+        found = [item.scores[name] for item in score(rows, faulty)]
+        paid = environment(prompts, faulty, **columns)[:3] + policy(prompts, faulty, **columns)[3:]
+        assert found == paid
+        assert len(set(found)) >= 3, "so that they could differ"
+
+
+def test_metrics_counted_by_hand(rows: list[dict[str, Any]], faulty: list[str]) -> None:
+    evaluation = Evaluation(SETTINGS, score(rows, faulty))
     got = evaluation.estimates("environment", "greedy")
     assert [got[name]["value"] for name in ("exact", "fen_exact", "first_four", "reward_exact")] == pytest.approx(
         [0, 2 / 3, 1, 2 / 3]
