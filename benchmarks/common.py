@@ -85,6 +85,12 @@ def wait(device: str) -> None:
         torch.cuda.synchronize()
 
 
+def own_clock(device: str) -> Callable[[], float]:
+    """The process's own seconds where one thread of a CPU does all the work: others on the machine hardly count in
+    them. Elsewhere the wall's."""
+    return time.process_time if device == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
+
+
 def medians(
     sides: Mapping[str, Callable[[], object]],
     repeats: int,
@@ -120,15 +126,15 @@ class StepClock(TrainerCallback):
 class Phases:
     """Seconds of each phase of a step, those of phases inside it left out."""
 
-    def __init__(self, device: str) -> None:
-        self.device = device
+    def __init__(self, device: str, clock: Callable[[], float]) -> None:
+        self.device, self.clock = device, clock
         self.seconds: dict[str, float] = defaultdict(float)
         self._stack = ["other"]
-        self._since = time.perf_counter()
+        self._since = clock()
 
     def _account(self) -> None:
         wait(self.device)
-        now = time.perf_counter()
+        now = self.clock()
         self.seconds[self._stack[-1]] += now - self._since
         self._since = now
 
@@ -185,6 +191,7 @@ def timed_training(
     micro_batch: int | None = None,
     profiler: Any = None,
     find_points: Any = None,
+    clock: Callable[[], float] = time.perf_counter,
     **settings: Any,
 ) -> dict[str, Any]:
     """Train on the shipped prompts, a quarter of them `A:`, one update a batch; a first step warms up and is not timed.
@@ -196,6 +203,7 @@ def timed_training(
         micro_batch: rows of a forward and backward pass; None: all.
         profiler: a context that training runs in.
         find_points: for the exact objective.
+        clock: what counts the seconds.
         settings: more fields of `RookWorldGRPOConfig`.
 
     Returns:
@@ -223,20 +231,20 @@ def timed_training(
         )
         plan = mix(shipped("train"), 0.25, prompts_per_batch=prompts, batches=steps + 1, seed=0)
         trainer = RookWorldGRPOTrainer(model, REWARDS, args, plan, processing_class=tokenizer, find_points=find_points)
-        phases = Phases(device)
+        phases = Phases(device, clock)
         phases.wrap(trainer, "_generate_single_turn", lambda: "sampling")
         phases.wrap(trainer, "_calculate_rewards", lambda: "rewards")
         name = "_get_per_token_logps_and_entropies"
         phases.wrap(trainer, name, lambda: "forward" if torch.is_grad_enabled() else "reference")
         phases.wrap(trainer, "_compute_loss", lambda: "loss")
         phases.wrap(trainer.accelerator, "backward", lambda: "backward")
-        clock = StepPhases(phases)
-        trainer.add_callback(clock)
+        watch = StepPhases(phases)
+        trainer.add_callback(watch)
         with profiler or contextlib.nullcontext():
             trainer.train()
         log = [row for row in trainer.state.log_history if "loss" in row]
         trainer.close()
-    timed = clock.steps[1:]
+    timed = watch.steps[1:]
     names = sorted({name for step in timed for name in step})
 
     def median(metric: str) -> float:

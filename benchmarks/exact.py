@@ -5,17 +5,17 @@
 `step`: whole GRPO steps at equal prompts, sampled (16 completions a prompt) and exact (2), in turn: sampling, rewards,
 forward, backward, optimizer. `growth`: forward and backward of one `P:` completion's decision points, at positions with
 few and with many legal moves; the exponent of seconds over legal moves is that of a straight line in logarithms.
+With OMP_NUM_THREADS=1 seconds are the process's own, in which others on the machine hardly count.
 """
 
 import argparse
 import json
 import math
 import statistics
-import time
 
 import numpy as np
 
-from benchmarks.common import RESULTS, busy, machine, padded, timed_training, write_report
+from benchmarks.common import RESULTS, busy, machine, own_clock, padded, timed_training, write_report
 from rookworld_trl.data import load_shipped
 from rookworld_trl.modeling.loading import load
 from rookworld_trl.rewards.decisions import ChessPoints
@@ -45,6 +45,7 @@ def steps(prompts: int, rounds: int) -> dict[str, list[float]]:
                 device="cpu",
                 micro_batch=32 if side == "exact" else 128,
                 find_points=points,
+                clock=own_clock("cpu"),
                 objective=side,
                 scale_rewards="group",
                 beta=0.0,
@@ -56,6 +57,7 @@ def steps(prompts: int, rounds: int) -> dict[str, list[float]]:
 
 def growth(rounds: int) -> list[dict[str, float]]:
     """Seconds of forward and backward of a batch of gold completions, by their positions' legal moves."""
+    clock = own_clock("cpu")
     model, tokenizer = load("nano")
     find, rows = ChessPoints(tokenizer), [row for row in load_shipped("train") if row["task"] == "policy"]
     results = []
@@ -70,9 +72,9 @@ def growth(rounds: int) -> list[dict[str, float]]:
             points.append(Points.read({key: plain[key] for key in ("decisions", "determined")}))
         seconds = []
         for _ in range(rounds * 4 + 1):
-            start = time.perf_counter()
+            start = clock()
             score_tree(model, model.get_output_embeddings(), batch, points).objective.sum().backward()
-            seconds.append(time.perf_counter() - start)
+            seconds.append(clock() - start)
         moves = statistics.mean(len(row["legal_moves"]) for row in chosen)
         results.append({"legal_moves": moves, "seconds_a_row": statistics.median(seconds[1:]) / len(chosen)})
         print(f"{moves:.1f} legal moves: {1000 * results[-1]['seconds_a_row']:.1f} ms a row", flush=True)
@@ -96,6 +98,7 @@ def main() -> None:
         "exponent": float(np.polyfit(*logs, 1)[0]),
         **machine("cpu"),
         "busy_processes": busy(),
+        "clock": own_clock("cpu").__name__,
     }
     print(json.dumps(report))
     write_report(OUTPUT, report)

@@ -6,7 +6,9 @@
 Each of the twelve combinations (activation checkpointing and shared prefixes exclude each other) trains in a process of
 its own, so that its peak memory is its own: a first step that warms up, compiles and runs the gates, then `--steps`
 timed ones. Compiled is what `accelerate_configs/rtx4090.yaml` says. The report is written after each combination; what
-it holds already is not measured again, so the program may be interrupted, and run until nothing is left.
+it holds already is not measured again, so the program may be interrupted, and run until nothing is left. On a CPU with
+OMP_NUM_THREADS=1 a step's seconds are the process's own, in which others on the machine hardly count; the first step's,
+in which other processes compile, are the wall's.
 """
 
 import argparse
@@ -23,7 +25,7 @@ from typing import Any
 
 import yaml
 
-from benchmarks.common import RESULTS, ROOT, best_device, busy, machine, timed_training, write_report
+from benchmarks.common import RESULTS, ROOT, best_device, busy, machine, own_clock, timed_training, write_report
 from rookworld_trl.modeling.fresh import write_fresh
 from rookworld_trl.modeling.loading import load
 
@@ -52,8 +54,9 @@ def measure(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """Medians of one combination's timed steps."""
     model, tokenizer = load(arguments.model)
     device = best_device()
+    clock = own_clock(device)
     sizes = {size: getattr(arguments, size) for size in ("prompts", "samples", "tokens", "steps", "micro_batch")}
-    found = timed_training(model.to(device), tokenizer, device=device, **sizes, **combinations()[name])
+    found = timed_training(model.to(device), tokenizer, device=device, clock=clock, **sizes, **combinations()[name])
     log = found.pop("log")
     first = {key: log[0][key] for key in ("step_time", "loss", "grad_norm")}
     graphs = {"graphs": log[-1]["perf/compiled_graphs"]} if "perf/compiled_graphs" in log[-1] else {}
@@ -61,12 +64,16 @@ def measure(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def table(results: Mapping[str, Mapping[str, Any]]) -> str:
-    lines = [f"| {' | '.join(SWITCHES)} | s a step | first step, s | GB | graphs |", f"|{'---|' * 4}{'---:|' * 4}"]
+    """A row of each combination; `speed` is a multiple of that with everything off, once that is there."""
+    lines = [f"| {' | '.join(SWITCHES)} | s a step | speed | first step, s | GB | graphs |"]
+    lines.append(f"|{'---|' * 4}{'---:|' * 5}")
+    plain = results.get("none", {}).get("seconds_per_step")
     for name, settings in combinations().items():
         if name in results:
             row = results[name]
             cells = ["on" if settings[switch] else "" for switch in SWITCHES]
-            cells += [f"{row['seconds_per_step']:.3g}", f"{row['first_step']['step_time']:.3g}"]
+            speed = f"{plain / row['seconds_per_step']:.2f}" if plain else ""
+            cells += [f"{row['seconds_per_step']:.3g}", speed, f"{row['first_step']['step_time']:.3g}"]
             cells += [f"{row['memory_gb']:.2f}", f"{row.get('graphs', '')}"]
             lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
@@ -93,6 +100,7 @@ def main(argv: list[str] | None = None) -> None:
         return
     sizes = {name: getattr(arguments, name) for name in ("prompts", "samples", "tokens", "steps", "micro_batch")}
     conditions = {"model": arguments.model, **sizes, **machine(best_device())}
+    conditions["clock"] = own_clock(best_device()).__name__
     same = all(report.get(name) == value for name, value in conditions.items())
     report = {**conditions, "results": report["results"] if same else {}}
     with ExitStack() as stack:

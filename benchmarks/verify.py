@@ -31,6 +31,7 @@ OUTPUT = RESULTS / "verify.json"
 PARAMETERS = 124_439_808
 FEW = {"use_cpu": "true", "bf16": "false", "dataloader_num_workers": 0, "eval_policy_items": 2}
 FEW |= {"eval_environment_items": 2, "gradient_accumulation_steps": 1}
+CHANGE = ("before", "after", "ci_low", "ci_high")
 ROWS, EPOCHS = 32, 60  # half of the rows are A:, and a step takes 8 prompts: 4 steps are a pass
 
 Steps = list[dict[str, Any]]
@@ -116,6 +117,8 @@ def epochs(folder: Path) -> dict[str, Any]:
         "reward_last_passes": round(last, 4),
         "kl_most": round(max(row["kl"] for row in steps), 4),
         "grad_norm_most": round(max(row["grad_norm"] for row in steps), 3),
+        "held_out": list(map(change, summary["headline"])),
+        "significant_losses": list(map(change, summary["losses"])),
         "checks": checks,
     }
 
@@ -131,6 +134,12 @@ def fresh(folder: Path) -> Path:
     if not model.exists():
         write_fresh(model)
     return model
+
+
+def change(row: dict[str, Any]) -> str:
+    """A metric's change on held-out prompts, with its paired interval."""
+    before, after, low, high = ("n/a" if row[key] is None else f"{row[key]:.3f}" for key in CHANGE)
+    return f"{row['task']}, {row['mode']}: {row['label']} {before} -> {after}, change within [{low}, {high}]"
 
 
 def finite(steps: Steps) -> bool:

@@ -41,6 +41,13 @@ def test_a_compiled_combination_is_compiled_as_the_launcher_says(
         assert row["first_step"][name] == pytest.approx(eager["first_step"][name], rel=1e-3, abs=1e-6)
 
 
+def test_speeds_are_multiples_of_the_plain_one() -> None:
+    others = {"none": ROW, "share_prefixes + bf16": ROW | {"seconds_per_step": 0.5, "graphs": 3}}
+    rows = switches.table(others).splitlines()[2:]
+    assert rows == ["| on |  |  | on | 0.5 | 3.00 | 9 | 2.00 | 3 |", "|  |  |  |  | 1.5 | 1.00 | 9 | 2.00 |  |"]
+    assert switches.table({"bf16": ROW}).splitlines()[2] == "|  |  |  | on | 1.5 |  | 9 | 2.00 |  |"
+
+
 def test_it_goes_on_where_it_was_interrupted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
