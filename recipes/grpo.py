@@ -12,7 +12,7 @@ if __name__ == "__main__":  # before what takes seconds to import
     show_help(__file__)
 
 from collections.abc import Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -22,26 +22,17 @@ from transformers import PreTrainedModel, logging, set_seed
 
 from rookworld_trl.checkpointing import exits
 from rookworld_trl.checkpointing.lock import locked
-from rookworld_trl.checkpointing.rescue import rescued, write_model
 from rookworld_trl.checkpointing.resume import choose_start, mark_finished
 from rookworld_trl.config import bad_input, blame, option, parse_recipe
 from rookworld_trl.data.prompts import PromptOptions, held_out_and_training_prompts
-from rookworld_trl.evaluation import Evaluation, compare, compare_groups, comparison_table, evaluate
-from rookworld_trl.evaluation.watching import Watch
+from rookworld_trl.evaluation import Evaluation, Watch, compare, compare_groups, comparison_table, evaluate
 from rookworld_trl.modeling.hub import push_folder
 from rookworld_trl.modeling.loading import NANO, load
-from rookworld_trl.reports.results import write_results
-from rookworld_trl.reports.summary import timed
-from rookworld_trl.rewards.choices import COLUMNS, REWARDS
-from rookworld_trl.rewards.decisions import ChessPoints
+from rookworld_trl.reports import timed, write_results
+from rookworld_trl.rewards import COLUMNS, REWARDS, ChessPoints
 from rookworld_trl.tasks import check_tasks
 from rookworld_trl.terminal import TerminalOptions, shown
-from rookworld_trl.training import RookWorldGRPOConfig, RookWorldGRPOTrainer
-from rookworld_trl.training.live import report_live
-from rookworld_trl.training.stages import Stages
-
-SHOWN = ["seed", "learning_rate", "beta", "temperature", "num_generations", "generation_batch_size", "num_iterations"]
-SHOWN += ["metric_for_best_model"]
+from rookworld_trl.training import RookWorldGRPOConfig, RookWorldGRPOTrainer, Stages, report_live
 
 
 @dataclass
@@ -62,12 +53,6 @@ def load_start(run: RunConfig, args: RookWorldGRPOConfig) -> tuple[PreTrainedMod
         return load(run.model, run.leading_eos, expected_parameters=run.expected_parameters, **source)
 
 
-def decoding(run: RunConfig, args: RookWorldGRPOConfig) -> dict[str, Any]:
-    """How held-out prompts are completed: as training samples them."""
-    settings = {"temperature": args.temperature, "max_new_tokens": args.max_completion_length}
-    return settings | {"task_sampling": args.task_sampling, "batch_size": run.eval_batch_size, "seed": args.seed}
-
-
 def build(run: RunConfig, args: RookWorldGRPOConfig) -> tuple[RookWorldGRPOTrainer, Dataset]:
     """Model, tokenizer, prompts and rewards put together, every input checked on the way."""
     check_tasks("task_sampling", args.task_sampling or {})
@@ -77,7 +62,7 @@ def build(run: RunConfig, args: RookWorldGRPOConfig) -> tuple[RookWorldGRPOTrain
     plan: Any = {"find_points": points, "stages": Stages(prompts, run.stage_ends) if run.stages else None}
     trainer = RookWorldGRPOTrainer(model, REWARDS[run.reward], args, prompts, watched, tokenizer, **plan)
     if watched is not None:
-        trainer.watch_with(Watch(tokenizer, run.reward, args.metric_for_best_model, decoding(run, args)))
+        trainer.watch_with(Watch(tokenizer, run.reward, args.metric_for_best_model, run.decoding(args)))
     report_live(trainer, Path(args.output_dir), COLUMNS, run.max_train_minutes)
     return trainer, held_out
 
@@ -91,12 +76,27 @@ def measure(run: RunConfig, trainer: RookWorldGRPOTrainer, held_out: Dataset, na
     if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:  # in shards, or still on the CPU: the one on disk
         model, _ = load_start(run, args) if name == "before" else load(Path(args.output_dir, "checkpoint"))
         model.to(trainer.accelerator.device)
-    settings = decoding(run, args) | {"progress": True}
-    return trainer.preemption.until_signalled(lambda: evaluate(model, tokenizer, held_out, **settings))
+    settings = {"progress": True, **run.decoding(args)}
+    return trainer.preemption.until_signalled(evaluate, model, tokenizer, held_out, **settings)
+
+
+def report(trainer: RookWorldGRPOTrainer, before: Evaluation, after: Evaluation, **facts: Any) -> exits.LastSteps:
+    """What people see of a run: the comparison, its files, the card and the report, and a push if asked for."""
+    args, folder, last = trainer.args, Path(trainer.args.output_dir), exits.LastSteps()
+    comparison, groups = facts["metrics"], compare_groups(before, after)
+    print(f"\n{comparison_table(comparison)}\n\n{comparison_table(comparison, True, groups)}")
+    with last.step("evaluation_after.json"):
+        after.write(folder / "evaluation_after.json")
+    write_results(folder, last.step, args, **facts, groups=groups, identity=trainer.identity.fingerprint)
+    print(f"\nwrote {folder}/: {', '.join(['checkpoint', 'metrics.jsonl', *last.done])}")
+    if args.push_to_hub:
+        with last.step("push"):
+            push_folder(folder / "checkpoint", trainer.hub_model_id, args.hub_token, None, args.hub_revision)
+    return last
 
 
 def run_recipe(argv: Sequence[str] | None) -> int:
-    """Everything, and the exit code."""
+    """A run from its settings to its report, and the exit code."""
     logging.disable_progress_bar()  # one bar is enough
     seconds: dict[str, float] = {}
     with ExitStack() as stack, exits.reported():
@@ -110,46 +110,34 @@ def run_recipe(argv: Sequence[str] | None) -> int:
             set_seed(args.seed)
             trainer, held_out = build(run, args)
             trainer.admit(start.checkpoint, vars(run))
-        stack.enter_context(closing(trainer))
-        stack.enter_context(trainer.preemption.watching())
-        folder, main_process = Path(args.output_dir), trainer.accelerator.is_main_process
-        with timed(seconds, "evaluate_before"), exits.others_wait():
-            before = measure(run, trainer, held_out, "before")
-            if before is not None:
-                with exits.needs_disk(folder / "evaluation_before.json"):
-                    before.write(folder / "evaluation_before.json")
-        if trainer.preempted():
-            return exits.PREEMPTED
-        with rescued(trainer.save_merged, folder, main_process):
+        folder = Path(args.output_dir)
+        with trainer.at_work():
+            with timed(seconds, "evaluate_before"), exits.others_wait():
+                before = measure(run, trainer, held_out, "before")
+                if before is not None:
+                    with exits.needs_disk(folder / "evaluation_before.json"):
+                        before.write(folder / "evaluation_before.json")
+            if trainer.preempted():
+                return exits.PREEMPTED
             with timed(seconds, "train"):
                 trainer.train(resume_from_checkpoint=start.checkpoint)
             if trainer.preempted():
                 return exits.PREEMPTED  # after a checkpoint
-            write_model(trainer.save_merged, folder, main_process)  # no push yet: the card comes first
-        with timed(seconds, "evaluate_after"), exits.others_wait():
-            after = measure(run, trainer, held_out, "after")
-        if trainer.preempted():
-            return exits.PREEMPTED
-        last = exits.LastSteps()
-        if before is not None and after is not None:  # the main process
-            comparison, groups = compare(before, after), compare_groups(before, after)
-            print(f"\n{comparison_table(comparison)}\n\n{comparison_table(comparison, True, groups)}")
-            result |= {"steps": trainer.state.global_step, "best_step": trainer.best_step}
-            result |= {"stop_reason": trainer.stop_reason, "metrics": comparison}
-            facts = {**vars(run), **{name: getattr(args, name) for name in SHOWN}, **result, "groups": groups}
-            with last.step("evaluation_after.json"), exits.needs_disk(folder / "evaluation_after.json"):
-                after.write(folder / "evaluation_after.json")
-            write_results(folder, last.step, seconds, **facts, identity=trainer.identity.fingerprint)
-            print(f"\nwrote {folder}/: {', '.join(['checkpoint', 'metrics.jsonl', *last.done])}")
-            if args.push_to_hub:
-                with last.step("push"):
-                    push_folder(folder / "checkpoint", trainer.hub_model_id, args.hub_token, None, args.hub_revision)
-        if trainer.stop_reason:
-            return exits.DIVERGED  # the reason is in the log and in summary.json
-        if {"evaluation_after.json", "summary.json"} <= set(last.done):  # else `auto_resume` measures once more
-            with last.step("finished.json"):
-                mark_finished(folder, start, folder / "checkpoint")
-        return last.code
+            trainer.write_model()  # no push yet: the card comes first
+            with timed(seconds, "evaluate_after"), exits.others_wait():
+                after = measure(run, trainer, held_out, "after")
+            if trainer.preempted():
+                return exits.PREEMPTED
+            if before is None or after is None:  # not the main process
+                return exits.DIVERGED if trainer.stop_reason else exits.DONE
+            result |= {**trainer.outcome, "metrics": compare(before, after)}
+            last = report(trainer, before, after, **vars(run), **result, seconds=seconds)
+            if trainer.stop_reason:
+                return exits.DIVERGED  # the reason is in the log and in summary.json
+            if {"evaluation_after.json", "summary.json"} <= set(last.done):  # else `auto_resume` measures once more
+                with last.step("finished.json"):
+                    mark_finished(folder, start, folder / "checkpoint")
+            return last.code
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -98,6 +98,10 @@ def test_no_file_holds_two_ideas(file: Path) -> None:
     assert len(file.read_text(encoding="utf-8").splitlines()) <= 400
 
 
+def test_the_main_path_is_readable_in_one_sitting() -> None:
+    assert len((ROOT.parent / "recipes" / "grpo.py").read_text(encoding="utf-8").splitlines()) <= 150
+
+
 def test_two_classes_stand_on_trls_trainer() -> None:
     assert RookWorldGRPOTrainer.__base__ is DurableGRPOTrainer
     assert GRPOTrainer in DurableGRPOTrainer.__bases__

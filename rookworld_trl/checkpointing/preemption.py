@@ -11,8 +11,9 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import TypeVar
+from typing import ParamSpec, TypeVar
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
@@ -65,14 +66,14 @@ class Preemption:
             os.close(writing)
             self._watching = False
 
-    def until_signalled(self, work: Callable[[], T]) -> T | None:
+    def until_signalled(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:
         """What `work` returns; None if a signal ends it, or has come before it inside of the same `watching`."""
         with self.watching():
             if self.signal:
                 return None
             self._at_once = True
             try:
-                return work()
+                return work(*args, **kwargs)
             except Preempted:
                 return None
             finally:

@@ -5,6 +5,7 @@ It knows where TRL stands between two steps, and nothing of what the layer above
 
 import copy
 from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +17,7 @@ from trl import GRPOTrainer
 from trl.trainer.utils import RepeatSampler
 
 from rookworld_trl import ranks
-from rookworld_trl.checkpointing import exits, identity, store, watching
+from rookworld_trl.checkpointing import exits, identity, rescue, store, watching
 from rookworld_trl.checkpointing.durable import DurableTrainer
 from rookworld_trl.checkpointing.state import Stateful, load_state, save_state
 from rookworld_trl.checkpointing.watching import Evaluator
@@ -104,6 +105,16 @@ class DurableGRPOTrainer(DurableTrainer, GRPOTrainer):
             self.log(dict(metrics))  # in evaluation mode: TRL leaves the metrics of training for their own log
             self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
             return metrics
+
+    @property
+    def stop_reason(self) -> str:
+        """Why training stopped before its last step; empty if it did not."""
+        return ""
+
+    @property
+    def outcome(self) -> dict[str, Any]:
+        """How far the run came, of which step its weights are, and what stopped it, if anything did."""
+        return {"steps": self.state.global_step, "best_step": self.best_step, "stop_reason": self.stop_reason}
 
     @property
     def best_step(self) -> int | None:
@@ -230,6 +241,17 @@ class DurableGRPOTrainer(DurableTrainer, GRPOTrainer):
         elif self.args.should_save:
             self.merged_model().save_pretrained(folder)
             self.processing_class.save_pretrained(folder)
+
+    def write_model(self) -> None:
+        """Write the policy so into `checkpoint/` of the output folder; see `rescue.write_model`."""
+        rescue.write_model(self.save_merged, Path(self.args.output_dir), self.accelerator.is_main_process)
+
+    @contextmanager
+    def at_work(self) -> Iterator[None]:
+        """All of a run: signals are watched for, a full disk costs no trained model, and in the end it is closed."""
+        rescued = rescue.rescued(self.save_merged, Path(self.args.output_dir), self.accelerator.is_main_process)
+        with closing(self), self.preemption.watching(), rescued:
+            yield
 
     def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
         """Make the repository, with errors that say what to do."""

@@ -58,6 +58,11 @@ class PromptOptions(DataOptions):
         """When each stage but the last is over, as `rookworld_trl.training.stages` takes it."""
         return [(stage.get("until_step"), stage.get("until_pass_rate")) for stage in (self.stages or [])[:-1]]
 
+    def decoding(self, args: GRPOConfig) -> dict[str, Any]:
+        """How held-out prompts are completed, in `evaluate`'s arguments: as training samples them."""
+        settings = {"temperature": args.temperature, "max_new_tokens": args.max_completion_length, "seed": args.seed}
+        return settings | {"task_sampling": args.task_sampling, "batch_size": self.eval_batch_size}
+
 
 def training_prompts(run: PromptOptions, args: GRPOConfig, watched: Dataset | None = None) -> Dataset:
     """Prompts in the order they are trained on: every generation batch holds exactly `mix_env_ratio` of `A:`.

@@ -9,6 +9,7 @@ from rookworld_trl.evaluation.problems import Problem, run_problems
 from rookworld_trl.evaluation.selfplay import run_selfplay
 from rookworld_trl.evaluation.suite import Ask, ModelAnswers, SuiteItem, SuiteResult
 from rookworld_trl.evaluation.tables import comparison_table, evaluation_table, suite_table
+from rookworld_trl.evaluation.watching import Watch
 
 __all__ = [
     "HEADLINES",
@@ -22,6 +23,7 @@ __all__ = [
     "Problem",
     "SuiteItem",
     "SuiteResult",
+    "Watch",
     "compare",
     "compare_groups",
     "compare_suites",

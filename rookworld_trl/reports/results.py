@@ -9,11 +9,14 @@ from rookworld_trl.reports.card import write_card
 from rookworld_trl.reports.document import HTML, write_report
 from rookworld_trl.reports.summary import write_summary
 
+SHOWN = ["seed", "learning_rate", "beta", "temperature", "num_generations", "generation_batch_size", "num_iterations"]
+SHOWN += ["metric_for_best_model"]
+
 
 def write_results(
     folder: Path,
     step: Callable[[str], AbstractContextManager[None]],
-    seconds: Mapping[str, float],
+    args: Any,
     *,
     metrics: Sequence[Mapping[str, Any]],
     **facts: Any,
@@ -21,13 +24,14 @@ def write_results(
     """Write `summary.json`, the card of `checkpoint/` and `report.html`; see `write_summary` for the arguments.
 
     Args:
+        args: the trainer's, of which `SHOWN` goes into the summary.
         metrics: its `comparison`.
         step: what each of them is written under, by its name, such as `LastSteps.step`: one that fails is then
             reported by itself, and the others are still written.
     """
     facts["model_commit"] = facts.get("identity", {}).get("model_commit")
     with step("summary.json"):
-        write_summary(folder, comparison=metrics, seconds=seconds, **facts)
+        write_summary(folder, comparison=metrics, **{name: getattr(args, name) for name in SHOWN}, **facts)
     with step("model card"):
         write_card(folder, folder / "checkpoint")
     with step(HTML):

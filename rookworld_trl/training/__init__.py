@@ -5,9 +5,11 @@ import warnings
 from rookworld_trl.training.config import RookWorldGRPOConfig
 from rookworld_trl.training.first_batch import GateCallback
 from rookworld_trl.training.gates import GateError
+from rookworld_trl.training.live import report_live
+from rookworld_trl.training.stages import Stages
 from rookworld_trl.training.trainer import RookWorldGRPOTrainer
 
-__all__ = ["GateCallback", "GateError", "RookWorldGRPOConfig", "RookWorldGRPOTrainer"]
+__all__ = ["GateCallback", "GateError", "RookWorldGRPOConfig", "RookWorldGRPOTrainer", "Stages", "report_live"]
 
 # TRL 1.16 asks models by the old name of a property, at every generation, of which transformers 5.23 warns.
 warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)

@@ -395,5 +395,4 @@ class RookWorldGRPOTrainer(DurableGRPOTrainer):
 
     @property
     def stop_reason(self) -> str:
-        """Why training stopped before its last step; empty if it did not."""
         return self.kl.stop.reason
