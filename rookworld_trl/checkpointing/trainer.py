@@ -77,6 +77,10 @@ class DurableGRPOTrainer(DurableTrainer, GRPOTrainer):
     def watch_with(self, evaluator: Evaluator) -> None:
         """Measure the policy on `eval_dataset` by this, in the main process, and not by the rewards of samples.
 
+        Args:
+            evaluator: takes the policy as a plain model and the rows, and returns metrics by name, such as
+                `{"score": 0.5}`, which is logged as `eval_score`; a metric that is not defined on them is NaN.
+
         Raises:
             ValueError: the weights are in shards, of which no process has all.
         """

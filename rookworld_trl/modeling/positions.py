@@ -35,6 +35,9 @@ def install_position_hook(model: nn.Module) -> RemovableHandle:
     that bypass `model.forward`. A PEFT model is unwrapped first. Installing it twice is harmless: the second hook
     finds the positions already set.
 
+    Returns:
+        A handle whose `remove()` takes the hook off again.
+
     Raises:
         ValueError: the backbone takes no `position_ids`, so its positions cannot be set from outside.
     """

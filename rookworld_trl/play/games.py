@@ -28,7 +28,8 @@ class GameRecord:
         result: as in PGN; `*` for a game that is void.
         reason: `checkmate`, `stalemate`, `insufficient material`, `50 moves`, `threefold repetition`, `illegal move`,
             `ply limit` or `no answer`.
-        white, black: the players' names.
+        white: the player's name.
+        black: the player's name.
         first_fallback: the number in `moves` of the first one that stands for an illegal move; None without one.
     """
 

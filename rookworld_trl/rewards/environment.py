@@ -32,11 +32,18 @@ class EnvironmentScore:
         fen_exact: all six FEN fields are right.
         placement_exact: all 64 squares are right.
         first_four: placement, side to move, castling rights and en-passant square are right.
-        turn_exact, castling_exact, en_passant_exact, halfmove_exact, fullmove_exact: the single FEN fields.
+        turn_exact: side to move.
+        castling_exact: castling rights.
+        en_passant_exact: en-passant square.
+        halfmove_exact: half-move clock.
+        fullmove_exact: move number.
         wrong_squares: how many of the 64 squares differ from the truth.
         similarity: 1 - d(prediction, truth) / d(input, truth) in squares, cut at 0. Copying the input scores 0.
         reward_exact: the reward's text is right.
-        terminated_true, terminated_pred, truncated_true, truncated_pred: the flags, for recall and F1.
+        terminated_true: the truth's flag; with the next one for recall and F1.
+        terminated_pred: the completion's flag.
+        truncated_true: as above, of the second flag: an illegal move.
+        truncated_pred: as above.
         copied_input: the board was left as it is although the move changes it.
         level: index into `LEVELS`, 0 (unparsable) to 5 (exact).
         reward: the graduated reward, `LEVELS[level]`.

@@ -42,7 +42,16 @@ _ENVIRONMENT_METRICS = (
 
 
 def policy_reward(prompts: list[str], completions: list[str], **columns: Any) -> list[float | None]:
-    """Graduated reward of the `P:` rows, None for the others. Needs the columns `legal_moves` and `legal_cp`.
+    """Graduated reward of the `P:` rows: one of `LEVELS`, -0.3 to 1, or 0 to 0.2 for an answer that only parses.
+
+    Args:
+        prompts: texts, `P: ` and a FEN; rows of the other task are left out.
+        completions: texts as sampled, without the end token.
+        columns: further columns of the data set, of which `legal_moves` (every legal move, UCI) and `legal_cp` (the
+            value of each in centipawns from the mover's side; mates are +-(10000 - plies)) are needed.
+
+    Returns:
+        One reward a row, None for rows of the other task.
 
     Raises:
         ValueError: a column is missing or has another length than the completions, or a row's data is malformed.
@@ -53,16 +62,23 @@ def policy_reward(prompts: list[str], completions: list[str], **columns: Any) ->
 
 
 def policy_reward_continuous(prompts: list[str], completions: list[str], **columns: Any) -> list[float | None]:
-    """Continuous reward of the `P:` rows, None for the others; otherwise as `policy_reward`."""
+    """Continuous reward of the `P:` rows, -0.3 to 1, None for the others; otherwise as `policy_reward`."""
     scores = score_policy_rows(prompts, completions, **columns)
     _log(columns, "policy", _POLICY_METRICS, scores)
     return [None if score is None else score.continuous for score in scores]
 
 
 def environment_reward(prompts: list[str], completions: list[str], **columns: Any) -> list[float | None]:
-    """Graduated reward of the `A:` rows, None for the others. Needs the column `target`.
+    """Graduated reward of the `A:` rows: one of `LEVELS`, -0.3 to 1.
 
-    A `target` of None is computed from the prompt with python-chess.
+    Args:
+        prompts: texts, `A: <FEN>+<move>+<last moves>+`; rows of the other task are left out.
+        completions: texts as sampled, without the end token.
+        columns: further columns of the data set, of which `target`, the right completion, is needed; where it is None,
+            python-chess computes it.
+
+    Returns:
+        One reward a row, None for rows of the other task.
 
     Raises:
         ValueError: a column is missing or has another length than the completions, or a row's data is malformed.
@@ -73,7 +89,7 @@ def environment_reward(prompts: list[str], completions: list[str], **columns: An
 
 
 def environment_reward_continuous(prompts: list[str], completions: list[str], **columns: Any) -> list[float | None]:
-    """Continuous reward of the `A:` rows, None for the others; otherwise as `environment_reward`."""
+    """Continuous reward of the `A:` rows, -0.3 to 1, None for the others; otherwise as `environment_reward`."""
     scores = score_environment_rows(prompts, completions, **columns)
     _log(columns, "environment", _ENVIRONMENT_METRICS, scores)
     return [None if score is None else score.continuous for score in scores]

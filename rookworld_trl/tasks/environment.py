@@ -45,7 +45,14 @@ class EnvironmentInput:
 
 @dataclass(frozen=True, slots=True)
 class EnvironmentOutput:
-    """A parsed `A:` completion, or the ground truth of one."""
+    """A parsed `A:` completion, or the ground truth of one.
+
+    Attributes:
+        fen: the position behind the move.
+        reward: what the move earned; see `transition`.
+        terminated: the game is over by the rules.
+        truncated: the move was illegal.
+    """
 
     fen: str
     reward: float

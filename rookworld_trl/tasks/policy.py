@@ -33,7 +33,13 @@ _BEST = re.compile(f" {MOVE_PATTERN}")
 
 @dataclass(frozen=True, slots=True)
 class PolicyOutput:
-    """A parsed `P:` completion. Well-formed only: moves may still be illegal, repeated, or miscounted."""
+    """A parsed `P:` completion. Well-formed only: moves may still be illegal, repeated, or miscounted.
+
+    Attributes:
+        moves: the candidates, UCI.
+        evals: in pawns from the mover's side, mates about +-1000; as many as were written.
+        best: the chosen move, UCI.
+    """
 
     moves: tuple[str, ...]
     evals: tuple[float, ...]

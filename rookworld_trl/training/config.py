@@ -18,9 +18,9 @@ COMPILE_BUCKET = 64  # tokens; prompts and completions of compiled models are pa
 
 @dataclass
 class RookWorldGRPOConfig(GRPOConfig):
-    """Arguments of `RookWorldGRPOTrainer`.
+    """TRL's `GRPOConfig` with some other defaults and with fields of its own, each explained in docs/recipes.md.
 
-    The first block changes TRL's defaults, each for the reason beside it; the rest is new. Weights are always kept in
+    The first fields are TRL's; why their defaults differ stands beside them in the source. Weights are always kept in
     float32 and dropout is always off; neither is an option, because the loss is wrong otherwise.
 
     Raises:

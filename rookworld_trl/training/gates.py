@@ -65,7 +65,15 @@ class Bounds:
 
 @dataclass(frozen=True)
 class GateResult:
-    """One measurement: `measured` and `bound` share `unit`; a NaN never passes."""
+    """What a gate measured on the first batch.
+
+    Attributes:
+        gate: its name, one of `GATES`.
+        measured: the number, in `unit`; a NaN never passes.
+        bound: the largest that passes, in `unit`.
+        remedy: what to do where it does not.
+        unit: of both numbers; nats are those of a token.
+    """
 
     gate: str
     measured: float

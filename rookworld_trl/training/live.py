@@ -35,7 +35,13 @@ COLUMNS: Columns = (
 
 
 def report_live(trainer: Trainer, folder: Path, columns: Columns = (), max_minutes: float | None = None) -> None:
-    """Put a `LiveReport` in place of the trainer's own bar and printed dictionaries.
+    """Have a trainer show a bar and one readable line a step in place of its own bar and printed dictionaries.
+
+    Args:
+        trainer: any Trainer of transformers.
+        folder: where `metrics.jsonl` goes, one JSON object a logged step.
+        columns: label, key in the log, and format of what a line shows before KL, entropy and informative groups.
+        max_minutes: stop after the step during which this much time is over; None for no limit.
 
     Raises:
         ValueError: no time at all.

@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 import torch
 
-# Gives the weight, 0 or more, of trying a prompt: called with the row of the data set and the prompt's pass rate so
-# far, or None. It multiplies the chance that the prompt's group will be informative.
 Curriculum = Callable[[Mapping[str, Any], float | None], float]
+"""Gives the weight, 0 or more, of trying a prompt: called with the row of the data set and the prompt's pass rate so
+far, or None. It multiplies the chance that the prompt's group will be informative."""
 
 
 # Names the parts (strata) whose shares of a batch are fixed by the data set's order.

@@ -107,9 +107,9 @@ class Points:
         return cls(tuple(decisions), tuple(determined), rest)
 
 
-# Takes a row of the data set and the token ids of a completion sampled for it, end token included; gives `decisions`,
-# `determined` and, where the actions of the only decision are whole completions, `rest_is_sampled`.
 FindPoints = Callable[[dict[str, Any], Sequence[int]], Mapping[str, Any]]
+"""Takes a row of the data set and the token ids of a completion sampled for it, end token included; gives `decisions`,
+`determined` and, where the actions of the only decision are whole completions, `rest_is_sampled`."""
 
 
 def points_of_batch(

@@ -49,25 +49,24 @@ Row = dict[str, Any]
 class RookWorldGRPOTrainer(DurableGRPOTrainer):
     """TRL's `GRPOTrainer`, made right for left-padded GPT-2 and refusing to train on wrong numbers.
 
-    * position ids follow the attention mask, in policy and reference;
-    * dropout is off in both, weights that train are float32;
+    * position ids follow the mask and dropout is off, in policy and reference; weights that train are float32;
     * a model passed as an object gets a reference with its own starting weights, not those its name points to;
     * completions come from `args.rollout_backend`, with the log-probs they were sampled at;
     * the first batch passes the gates of `rookworld_trl.training.gates`, or `GateError` is raised before any update;
-    * the KL penalty has a direction, an estimator and a controlled coefficient (`rookworld_trl.training.kl`);
-    * advantages come from the baseline of `args.advantage_baseline`, or token by token from a value head (GAE);
-    * where the reward of every alternative is known, the gradient is exact (`rookworld_trl.training.exact`);
+    * advantages and KL have a choice of estimators and controls; where rewards are known, the gradient may be exact;
     * a step with a NaN or Inf in it is skipped and undone (`rookworld_trl.training.guard`).
 
-    Takes TRL's arguments; `args` must be a `RookWorldGRPOConfig`.
-
     Args:
+        model: a causal language model, or its folder or name.
+        reward_funcs: one function or several, as TRL calls them; None or NaN for a row takes no part in its reward.
+        args: the settings, which must be a `RookWorldGRPOConfig`.
+        train_dataset: rows with a column `prompt`; the reward functions get the other columns.
+        eval_dataset: held-out rows, measured every `args.eval_steps`; see `watch_with`.
+        processing_class: the tokenizer, with pad and end token; by default the one saved with the model.
         curriculum: weighs the prompts that mining tries; see `rookworld_trl.training.mining.Curriculum`.
         find_points: finds what the exact objectives sum over; see `rookworld_trl.training.points.FindPoints`.
         stages: of a curriculum; their rows are those of `train_dataset`.
-
-    Attributes:
-        objective: the loss of a micro-batch without its KL term, `(model, inputs) -> loss`: TRL's.
+        kwargs: further arguments of TRL's trainer; tools, environments and rollout functions are refused.
 
     Raises:
         TypeError, ValueError: see `rookworld_trl.training.preparation`; an impossible backend.
@@ -395,4 +394,5 @@ class RookWorldGRPOTrainer(DurableGRPOTrainer):
 
     @property
     def stop_reason(self) -> str:
+        """Why training stopped before its last step; empty if it did not."""
         return self.kl.stop.reason
