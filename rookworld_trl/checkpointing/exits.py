@@ -1,12 +1,12 @@
 """What the exit code of a training program says, so that a scheduler or a shell loop can decide what to do next.
 
-    0   done           the run reached its last step, or had reached it before
-    1   crashed        a bug: the traceback is on stderr
-    2   bad input      a setting, file or checkpoint that cannot be used as it is: one line on stderr
-    3   diverged       stopped by a check of its own (KL): go on with `--recovery_mode`
-    4   unrecoverable  attempts exhausted, a full disk, or no checkpoint that verifies: a person must look
-    75  preempted      by a signal: saved at the end of a step; start again with `--auto_resume`
-    130 interrupted    a second Ctrl-C, or one before there was anything to save: ended at once
+    0   done           the last step is reached, or was before
+    1   crashed        a bug: its traceback is on stderr
+    2   bad input      a setting or file cannot be used: one line says why
+    3   diverged       stopped by a check of its own (KL): `--recovery_mode`
+    4   unrecoverable  faults again and again, a full disk: a person must look
+    75  preempted      saved at the end of a step: `--auto_resume`
+    130 interrupted    a second Ctrl-C, or before there was anything to save
 
 An exception class with an attribute `exit_code` says so of itself. `accelerate launch` and `torchrun` report every
 failure of their programs as 1; started by `python`, a program's own code is seen.

@@ -102,9 +102,9 @@ def run_selfplay(
         go_on: the closed loop: play on after a fault, and measure drift.
 
     Returns:
-        One item a game. Self-play: `legal_plies` counts legal moves, `faultless_plies` those whose outcome was right
-        too; the group is the reason why the game ended; prompt and completion are the last ones. Closed loop: the
-        group is the first fault, and `wrong_N` says how many squares are wrong after ply N.
+        One item a game. In self-play `legal_plies` counts legal moves, `faultless_plies` those whose outcome was right
+        too; the group is the reason why the game ended; prompt and completion are the last ones. In the closed loop
+        the group is the first fault, and `wrong_N` says how many squares are wrong after ply N.
 
     Raises:
         ValueError: no games, or as `ask` does.
