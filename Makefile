@@ -101,7 +101,7 @@ data: $(STAMP) ## positions by engine self-play, and the data set for GRPO and e
 sft: $(STAMP) ## rookworld-nano learns on from the positions of `make data`, an hour on one core (runs/nano-sft)
 	$(LAUNCH) recipes/sft.py --config recipes/nano/sft/config_cpu.yaml $(ARGS)
 
-docs: $(STAMP) ## write the tables of docs/ anew, from classes and benchmarks/results, and build the site (site/index.html)
+docs: $(STAMP) ## write the tables of docs/ from classes and benchmarks/results, and build the site (site/index.html)
 	$(BIN)/python -m tests.support.documents
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 

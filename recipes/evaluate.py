@@ -229,7 +229,7 @@ def measure(args: argparse.Namespace, model: Any, tokenizer: Any, results: Model
         sampling = {"temperature": args.temperature, "task_sampling": args.task_sampling}
         results.held_out = evaluate(model, tokenizer, rows, modes=modes, progress=True, **sampling, **limits)
         print(evaluation_table(results.held_out), end="\n\n")
-    at_once = max(args.batch_size, args.games)  # games' equal positions are sampled anew within a batch alone
+    at_once = max(args.batch_size, args.games)  # games' equal positions are sampled once each within a batch alone
     for suite in suites.values():
         for mode in modes:
             settings = {

@@ -123,6 +123,11 @@ class Engine:
             raise RuntimeError("the engine is not running; open it with 'with Engine(...) as engine:'")
         return self._process.id.get("name", self.path)
 
+    @property
+    def pid(self) -> int | None:
+        """Number of the running process; None while there is none."""
+        return self._process.transport.get_pid() if self._process else None
+
     def analyse(self, board: chess.Board, multipv: int = 5, game: object = None) -> list[MoveValue] | None:
         """Values of the best `multipv` legal moves, best first; every legal move when there are fewer.
 

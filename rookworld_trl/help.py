@@ -2,7 +2,7 @@
 
 Half of what a recipe's keys are is TRL's and transformers' own, whose import takes longer than anybody waits for help.
 So the text lies beside the programs (`recipes/help/`, written by `make docs`) with the versions that it was made for;
-where others are installed, the program makes it anew.
+where others are installed, the program builds it again.
 """
 
 import enum

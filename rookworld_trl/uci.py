@@ -154,7 +154,7 @@ class UciEngine:
         if self._loaded is None or self._loaded[0] != name:
             self._loaded = (name, *self._load(name))
         temperature, retries = self._values["Temperature"] / 100, self._values["Retries"]
-        seed = self._rng.getrandbits(31)  # a new one each time: a position met again is sampled anew
+        seed = self._rng.getrandbits(31)  # a new one each time: a position met again is sampled again
         return ModelPlayer(*self._loaded[1:], temperature=temperature, retries=retries, seed=seed)
 
     def _go(self, words: Sequence[str]) -> None:

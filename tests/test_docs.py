@@ -289,7 +289,7 @@ def test_the_trainer_takes_a_users_own_task(kind, workplace, tiny_tokenizer):
 @pytest.mark.parametrize("page", GENERATED, ids=lambda page: page.stem)
 def test_generated_tables_are_those_of_the_classes_and_of_the_measurements(page):
     text = page.read_text()
-    assert text == GENERATED[page](text), "`make docs` writes the tables anew"
+    assert text == GENERATED[page](text), "`make docs` writes the tables"
 
 
 def test_a_field_that_no_table_takes_is_named():

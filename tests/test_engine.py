@@ -30,8 +30,8 @@ def no_thread_left() -> Iterator[None]:
 
 
 def pid_of(engine: Engine) -> int:
-    assert engine._process is not None
-    return engine._process.transport.get_pid()
+    assert engine.pid is not None
+    return engine.pid
 
 
 def is_running(pid: int) -> bool:
@@ -272,15 +272,19 @@ def test_the_cache_is_used_and_bounded() -> None:
         boards.append(board)
     with Engine(nodes=500, cache_size=2) as engine:
         first = [engine.analyse(board, multipv=1) for board in boards]
-        assert len(engine._cache) == 2
         os.kill(pid_of(engine), signal.SIGKILL)
         assert [engine.analyse(board, multipv=1) for board in boards[2:]] == first[2:]  # from the cache
         assert engine.restarts == 0
         assert engine.analyse(boards[2], multipv=2) != first[2]  # another number of moves is another question
         assert engine.restarts == 1
+        os.kill(pid_of(engine), signal.SIGKILL)
+        assert engine.analyse(boards[0], multipv=1) == first[0]
+        assert engine.restarts == 2, "only so many are kept"
     with Engine(nodes=500, cache_size=0) as engine:
         engine.analyse(boards[0], multipv=1)
-        assert len(engine._cache) == 0
+        os.kill(pid_of(engine), signal.SIGKILL)
+        engine.analyse(boards[0], multipv=1)
+        assert engine.restarts == 1
 
 
 @requires_stockfish
@@ -352,9 +356,9 @@ import os, signal, sys, chess
 from rookworld_trl.engine import Engine
 with Engine(nodes=10) as engine:
     engine.analyse(chess.Board(), multipv=1)
-    print(engine._process.transport.get_pid(), flush=True)
+    print(engine.pid, flush=True)
     if sys.argv[1] == "stopped":
-        os.kill(engine._process.transport.get_pid(), signal.SIGSTOP)
+        os.kill(engine.pid, signal.SIGSTOP)
     if sys.argv[1] == "exit":
         sys.exit(3)
     if sys.argv[1] == "killed":

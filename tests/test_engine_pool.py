@@ -33,13 +33,14 @@ def test_a_pool_gives_what_one_engine_gives_in_order() -> None:
 
 
 @requires_stockfish
-def test_the_cache_answers_in_the_engines_place_and_only_for_the_same_question(tmp_path: Path) -> None:
+def test_the_cache_answers_in_the_engines_place_and_only_for_the_same_question(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cache = ValueCache(tmp_path / "values.sqlite")
-    with EnginePool(2, nodes=300, cache=cache) as pool:
+    with monkeypatch.context() as patch, EnginePool(2, nodes=300, cache=cache) as pool:
         first = list(pool.values(FENS))
         assert len(cache) == len(FENS)
-        for engine in pool._engines:
-            engine.analyse = lambda *_, **__: pytest.fail("asked the engine again")  # type: ignore[method-assign]
+        patch.setattr(Engine, "analyse", lambda *_, **__: pytest.fail("asked the engine again"))
         assert list(pool.values(FENS)) == first
         with pytest.raises(pytest.fail.Exception):
             list(pool.values(FENS, multipv=1))

@@ -31,7 +31,7 @@ MAY_IMPORT = {
     "uci": {"play", "tasks", "modeling"},
     "doctor": {"training", "modeling"},
     "data": {"tasks", "engine", "engine_pool", "play", "modeling", "config", "terminal"},
-    "training": {"modeling", "checkpointing", "files", "ranks", "terminal", "alerts"},
+    "training": {"modeling", "checkpointing", "files", "ranks", "config", "terminal", "alerts"},
     "evaluation": {"tasks", "engine", "play", "rewards", "modeling", "files", "terminal"},
     "reports": {"files", "config", "__init__"},  # the package's version
     "__init__": set(),

@@ -83,7 +83,7 @@ print(json.dumps({"count": torch.cuda.device_count(), "name": torch.cuda.get_dev
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Of one call; the stages' processes get them too.
+    """Options of one call; the stages' processes get them too.
 
     Attributes:
         facts: what a result is valid for: device, driver, code, sizes.
@@ -97,7 +97,7 @@ class Options:
 
 
 def code_digest() -> str:
-    """Of all that decides a result: works without git, and sees what is not committed."""
+    """A digest of all that decides a result; it works without git, and sees what is not committed."""
     digest = hashlib.sha256()
     for folder in ("accelerate_configs", "benchmarks", "recipes", "rookworld_trl"):
         for path in sorted((ROOT / folder).rglob("*")):

@@ -161,20 +161,25 @@ def tokenizer_digest(tokenizer: Any) -> str | None:
 
 @dataclass(frozen=True)
 class Changes:
-    """Fields that differ between a checkpoint and the run that resumes from it, as name: (then, now)."""
+    """Fields that differ between a checkpoint and the run that resumes from it, as name: (then, now).
+
+    Attributes:
+        applied: those that may change within a run.
+        conflicts: those that may not.
+    """
 
     applied: dict[str, tuple[Any, Any]]
-    refused: dict[str, tuple[Any, Any]]
+    conflicts: dict[str, tuple[Any, Any]]
 
     def __str__(self) -> str:
-        """The refused ones, for a message."""
-        return "; ".join(f"`{name}` was {then!r} and is {now!r}" for name, (then, now) in self.refused.items())
+        """The conflicts, for a message."""
+        return "; ".join(f"`{name}` was {then!r} and is {now!r}" for name, (then, now) in self.conflicts.items())
 
 
 def compare(before: Mapping[str, Any], now: Mapping[str, Any]) -> Changes:
     """Sort changed fields; fields that only one side knows come from another version and are applied."""
     applied: dict[str, tuple[Any, Any]] = {}
-    refused: dict[str, tuple[Any, Any]] = {}
+    conflicts: dict[str, tuple[Any, Any]] = {}
     for name in sorted(before.keys() | now.keys()):
         then, value = before.get(name), now.get(name)
         if then == value or any(fnmatchcase(name, pattern) for pattern in FREE):
@@ -185,5 +190,5 @@ def compare(before: Mapping[str, Any], now: Mapping[str, Any]) -> Changes:
             continue
         known = name in before and name in now
         accepted = not known or any(fnmatchcase(name, pattern) for pattern in APPLIED)
-        (applied if accepted else refused)[name] = (then, value)
-    return Changes(applied, refused)
+        (applied if accepted else conflicts)[name] = (then, value)
+    return Changes(applied, conflicts)

@@ -103,10 +103,10 @@ class Preemption:
             else:
                 continue
             first = False
-            _say(f"\n{signal.Signals(number).name}: {text}\n")
+            say(f"\n{signal.Signals(number).name}: {text}\n")
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
     """Not by the log, nor a buffered stream: the signal may have come in the middle of a write to either."""
     with suppress(OSError):
         os.write(2, text.encode())

@@ -142,7 +142,7 @@ def compared(checkpoint: Path, now: Mapping[str, Any]) -> tuple[RunIdentity, Cha
     except (TypeError, ValueError) as error:
         raise ResumeError(f"{checkpoint / RUN_FILE}.json: {error}") from error
     changes = compare(identity.fingerprint, now)
-    if changes.refused:
+    if changes.conflicts:
         raise ResumeError(
             f"{checkpoint} belongs to a run with other settings: {changes}. Restore them to go on with that run, or "
             f"start a new one in another `output_dir` with {checkpoint} as its `model`"
@@ -260,7 +260,7 @@ def is_finished(output_dir: Path, asked: Mapping[str, Any]) -> bool:
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
     changes = compare(then, asked)
-    if changes.refused:
+    if changes.conflicts:
         raise ResumeError(
             f"{output_dir} holds a finished run with other settings: {changes}. Give this one another `output_dir`, or "
             "restore them"

@@ -27,7 +27,7 @@ from rookworld_trl.tasks.policy import win_chance
 TEMPERATURES = (0.01, 0.03, 0.1)
 RANDOM_SHARES = (0.0, 0.05, 0.15, 0.4, 1.0)
 
-# Of a held-out game's plies: where moves that were not played are looked at, too.
+# At this share of a held-out game's plies, moves that were not played are looked at, too.
 DEVIATIONS_SHARE = 0.3
 TEST_GAMES = 0.6  # of the held-out games; the others are dev's
 

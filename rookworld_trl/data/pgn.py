@@ -107,7 +107,7 @@ def _lines(path: Path) -> Iterator[str]:
         with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
             for number, line in enumerate(file, 1):
                 if b"\0" in line:
-                    raise ValueError(f"{path} line {number}: is no text, so this is no PGN file. Export the games anew")
+                    raise ValueError(f"{path} line {number}: is no text, so this is no PGN file. Export it again")
                 yield line.decode("utf-8-sig", errors="replace")
     except (OSError, EOFError, zlib.error) as error:
         raise ValueError(f"{path}: cannot be read as pgn ({error}). Write it again") from error

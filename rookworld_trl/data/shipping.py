@@ -39,7 +39,7 @@ POLICY_ROWS: dict[SplitName, dict[str, int]] = {
 POOL: dict[SplitName, int] = {"train": 40_000, "dev": 25_000, "test": 40_000}  # positions looked at
 CHUNK = 50  # positions that an engine values in a row
 
-# Of the `P:` rows of a stratum, those in which nothing is at stake: all moves within a point of win chance. To have
+# Share of `P:` rows of a stratum in which nothing is at stake: all moves within a point of win chance. To have
 # enough others, more positions of dev and test are valued than are kept.
 EVEN_SHARE, EVEN = 0.1, 0.01
 CANDIDATES: dict[SplitName, float] = {"train": 1.1, "dev": 1.8, "test": 1.8}

@@ -232,7 +232,7 @@ def _read(source: str, split: str, options: DataOptions) -> Dataset | IterableDa
     if reader:
         _check_file(path)
         try:
-            # No cache outside of memory: a file that changed must be read anew.
+            # No cache outside of memory: a file that changed must be read again.
             dataset = load_dataset(
                 reader, data_files=str(path), split="train", keep_in_memory=kept or None, streaming=options.streaming
             )

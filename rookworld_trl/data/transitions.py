@@ -13,7 +13,7 @@ from rookworld_trl.data.strata import ENVIRONMENT_STRATA, ILLEGAL_KINDS, stratum
 from rookworld_trl.tasks import environment, position_key
 from rookworld_trl.tasks.formats import HISTORY_LENGTH
 
-# Of each stratum as many, in test; dev has half of it, train three times as many where there are so many.
+# Rows of each stratum in test; dev has half of it, train three times as many where there are so many.
 ROWS = 210
 MANY = {"quiet": 300, "capture": 240, "illegal": 300}
 FACTOR: dict[SplitName, float] = {"test": 1.0, "dev": 0.5, "train": 3.0}

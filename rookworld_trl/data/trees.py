@@ -63,7 +63,7 @@ MOVES_OF_POSITION = 2  # `A:` rows of one position
 
 
 class Words:
-    """A tokenizer that remembers words; texts of several words are tokenized anew."""
+    """A tokenizer that remembers words; texts of several words are tokenized as a whole."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.eos = int(tokenizer.eos_token_id)

@@ -129,7 +129,7 @@ class Anchors:
     """Players to be measured against.
 
     Attributes:
-        make: the players anew, from the weakest on, so that no pairing's random moves depend on another's games.
+        make: new players, from the weakest on, so that no pairing's random moves depend on another's games.
         scale: the name of the one whose rating is `elo`.
         engine: told among the settings, since the scale is the engine's.
     """

@@ -147,16 +147,6 @@ def _copied(prompt: str, rng: random.Random) -> str:
     return policy.format_completion([move], ["0.0"], move)
 
 
-def drift_by_ply(result: SuiteResult) -> list[tuple[int, int, float]]:
-    """Of a closed loop: the ply, the games that reached it, and the squares that are wrong on average."""
-    rows = []
-    for ply in range(1, result.settings["max_plies"] + 1):
-        wrong = [item.scores[f"wrong_{ply}"] for item in result.items if f"wrong_{ply}" in item.scores]
-        if wrong:
-            rows.append((ply, len(wrong), sum(wrong) / len(wrong)))
-    return rows
-
-
 def _play(ask: Ask, games: list[_Game], max_plies: int, go_on: bool, title: str) -> None:
     over: set[int] = set()
     with progress_bar(title, max_plies, "ply") as bar:

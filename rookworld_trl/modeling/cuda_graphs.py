@@ -10,12 +10,12 @@ import torch
 
 # One memory for all records of a device until `release`: a record that is dropped leaves its memory to the next one.
 # With a pool each, dropped pools would pile up, since nothing frees them while another record is made.
-_POOLS: dict[torch.device, tuple[torch.cuda.MemPool, torch.cuda.Stream]] = {}
+POOLS: dict[torch.device, tuple[torch.cuda.MemPool, torch.cuda.Stream]] = {}
 
 
 def release(device: torch.device) -> None:
     """Give the memory of dropped records back, so that training has it; nothing else may use a pool's memory."""
-    if _POOLS.pop(device, None) is not None:
+    if POOLS.pop(device, None) is not None:
         torch.cuda.empty_cache()
 
 
@@ -37,18 +37,19 @@ class Repeated:
 
     def __call__(self) -> None:
         if self._graph is None and self._warm and self._device.type == "cuda":
-            self._graph = self._record()
+            self._graph = self.record()
         if self._graph is not None:
             self._graph.replay()
         else:
             self._step()
             self._warm = True
 
-    def _record(self) -> torch.cuda.CUDAGraph:
+    def record(self) -> torch.cuda.CUDAGraph:
+        """Run the step once while its kernels are recorded instead of started."""
         # Not `with torch.cuda.graph(...)`: that also empties the allocator's cache, which is dear at every recording.
-        if self._device not in _POOLS:
-            _POOLS[self._device] = torch.cuda.MemPool(), torch.cuda.Stream(self._device)
-        graph, (pool, stream) = torch.cuda.CUDAGraph(), _POOLS[self._device]
+        if self._device not in POOLS:
+            POOLS[self._device] = torch.cuda.MemPool(), torch.cuda.Stream(self._device)
+        graph, (pool, stream) = torch.cuda.CUDAGraph(), POOLS[self._device]
         stream.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(stream):
             graph.capture_begin(pool=torch.cuda._POOL_HANDLE(pool.id), capture_error_mode="thread_local")

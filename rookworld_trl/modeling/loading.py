@@ -299,7 +299,7 @@ def _read_json(file: Path) -> dict:
 
 
 def _read_weights(folder: Path) -> dict[str, Tensor]:
-    """Of the one file, or of the shards that the index lists. No pickles: that format can carry code."""
+    """The tensors of the one file, or of the shards in the index. No pickles: that format can carry code."""
     files = [folder / WEIGHTS]
     if not files[0].exists():
         if not (folder / INDEX).exists():

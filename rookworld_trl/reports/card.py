@@ -149,5 +149,5 @@ spelling (moves in SAN, FENs without clocks) give arbitrary text."""
 
 
 def _whole(digests: dict[str, str]) -> str:
-    """Of a data set's digests by number of rows, that of all rows."""
+    """A data set's digest over all of its rows, from the digests by number of rows."""
     return digests[max(digests, key=int)]

@@ -120,7 +120,7 @@ def _headline(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _kind(row: Mapping[str, Any]) -> str:
-    """Of a row's change: `gain`, `loss`, or nothing where it is not significant or is neither."""
+    """A change is a `gain` or a `loss`, or nothing where it is not significant or is neither."""
     if row["difference"] is None or not row.get("significant", True) or not row.get("better", 1):
         return ""
     return "loss" if row.get("loss", row["ci_high"] < 0) else "gain"

@@ -50,27 +50,27 @@ class EnvironmentScore:
         continuous: the continuous reward, in [-0.3, 1].
     """
 
-    parsed: bool
-    exact: bool
-    fen_exact: bool
-    placement_exact: bool
-    first_four: bool
-    turn_exact: bool
-    castling_exact: bool
-    en_passant_exact: bool
-    halfmove_exact: bool
-    fullmove_exact: bool
-    wrong_squares: int
-    similarity: float
-    reward_exact: bool
-    terminated_true: bool
-    terminated_pred: bool
-    truncated_true: bool
-    truncated_pred: bool
-    copied_input: bool
-    level: int
-    reward: float
-    continuous: float
+    parsed: bool = False
+    exact: bool = False
+    fen_exact: bool = False
+    placement_exact: bool = False
+    first_four: bool = False
+    turn_exact: bool = False
+    castling_exact: bool = False
+    en_passant_exact: bool = False
+    halfmove_exact: bool = False
+    fullmove_exact: bool = False
+    wrong_squares: int = 64
+    similarity: float = 0.0
+    reward_exact: bool = False
+    terminated_true: bool = False
+    terminated_pred: bool = False
+    truncated_true: bool = False
+    truncated_pred: bool = False
+    copied_input: bool = False
+    level: int = 0
+    reward: float = UNPARSABLE
+    continuous: float = UNPARSABLE
 
 
 class _Truth(NamedTuple):
@@ -107,7 +107,8 @@ def score_environment(prompt: str, completion: str, target: str | None = None) -
     try:
         predicted = environment.parse(completion)
     except ParseError:
-        return _unparsable(truth)
+        _, terminated, truncated = truth.outcome
+        return EnvironmentScore(terminated_true=terminated == "1", truncated_true=truncated == "1")
     fen, *outcome = completion.split("+")
     fields = fen.split(" ")
     board = squares(fields[0])
@@ -181,29 +182,3 @@ def _truth(prompt: str, target: str | None) -> _Truth:
     changed = [i for i in range(64) if before[i] != after[i]]
     arrivals = [i for i in changed if after[i] != "."]
     return _Truth(target, fields, outcome, before, after, len(changed), arrivals)
-
-
-def _unparsable(truth: _Truth) -> EnvironmentScore:
-    return EnvironmentScore(
-        parsed=False,
-        exact=False,
-        fen_exact=False,
-        placement_exact=False,
-        first_four=False,
-        turn_exact=False,
-        castling_exact=False,
-        en_passant_exact=False,
-        halfmove_exact=False,
-        fullmove_exact=False,
-        wrong_squares=64,
-        similarity=0.0,
-        reward_exact=False,
-        terminated_true=truth.outcome[1] == "1",
-        terminated_pred=False,
-        truncated_true=truth.outcome[2] == "1",
-        truncated_pred=False,
-        copied_input=False,
-        level=0,
-        reward=UNPARSABLE,
-        continuous=UNPARSABLE,
-    )

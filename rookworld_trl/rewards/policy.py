@@ -62,36 +62,19 @@ class PolicyScore:
         continuous: the continuous reward, in [-0.3, 1].
     """
 
-    parsed: bool
-    best_legal: bool
-    best_value: float
-    best_loss: float
-    n_candidates: int
-    candidates_legal_distinct: bool
-    best_in_moves: bool
-    best_in_top5: bool
-    top1: bool
-    evals_score: float
-    level: int
-    reward: float
-    continuous: float
-
-
-_UNPARSABLE_SCORE = PolicyScore(
-    parsed=False,
-    best_legal=False,
-    best_value=0.0,
-    best_loss=1.0,
-    n_candidates=0,
-    candidates_legal_distinct=False,
-    best_in_moves=False,
-    best_in_top5=False,
-    top1=False,
-    evals_score=0.0,
-    level=0,
-    reward=UNPARSABLE,
-    continuous=UNPARSABLE,
-)
+    parsed: bool = False
+    best_legal: bool = False
+    best_value: float = 0.0
+    best_loss: float = 1.0
+    n_candidates: int = 0
+    candidates_legal_distinct: bool = False
+    best_in_moves: bool = False
+    best_in_top5: bool = False
+    top1: bool = False
+    evals_score: float = 0.0
+    level: int = 0
+    reward: float = UNPARSABLE
+    continuous: float = UNPARSABLE
 
 
 def score_policy(completion: str, legal_moves: Sequence[str], legal_cp: Sequence[int]) -> PolicyScore:
@@ -124,7 +107,7 @@ def score_policy(completion: str, legal_moves: Sequence[str], legal_cp: Sequence
     try:
         parsed = policy.parse(completion)
     except ParseError:
-        return _UNPARSABLE_SCORE
+        return PolicyScore()
     values = dict(zip(legal_moves, legal_cp, strict=True))
     ranked = sorted(legal_cp, reverse=True)
     moves, best_cp = parsed.moves, values.get(parsed.best)

@@ -308,7 +308,7 @@ def reference_gate(
         bounds.measure(log_ratio.expm1() - log_ratio),
         bounds.kl,
         "Policy and reference disagree before any update: build the reference from the very weights the run starts "
-        "from (TRL reads it anew from `model.config._name_or_path`), without dropout, with the position hook in both",
+        "from (TRL reads it again from `model.config._name_or_path`), without dropout, with the position hook in both",
     )
 
 

@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerState
 from transformers.utils import logging
 
 from rookworld_trl import ranks
@@ -100,9 +100,7 @@ class Guard(TrainerCallback):
 
     # What a step goes through, in this order
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **parts: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: Any, control: Any, **parts: Any) -> None:
         """Take the starting state, which is good by definition, if it is finite.
 
         Raises:
@@ -122,7 +120,7 @@ class Guard(TrainerCallback):
         self._snapshots.take(self._present(), state.global_step)
         self._snapshots.promote()
 
-    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         loss = self.running_loss()
         loss.nan_to_num_(0.0, 0.0, 0.0)  # a sum that was broken before would have every step to come skipped
         self._loss_before = loss.clone()
@@ -179,9 +177,7 @@ class Guard(TrainerCallback):
             for parameter in model.parameters():
                 parameter.grad = None
 
-    def on_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Look at what the update made of the weights; undo whatever a skipped update may have changed."""
         if self._event is not None:
             if self._event["back_to_step"] is not None:
@@ -191,7 +187,7 @@ class Guard(TrainerCallback):
             self._faults.add("weights")
         self._settle()
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Count the step as healthy, or report what happened to it.
 
         Raises:
@@ -222,7 +218,7 @@ class Guard(TrainerCallback):
         self._batches.clear()
         self._event = None
 
-    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Leave finite weights behind, whatever has happened since the last step, and free the snapshots' memory."""
         self.check_weights()
         if self._event is not None:

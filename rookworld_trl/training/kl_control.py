@@ -34,7 +34,7 @@ class KLMeter:
         self._sequences.append(log_ratio.detach().float().masked_fill(~chosen, 0).sum(dim=-1).abs())
 
     def reduce(self, accelerator: Any) -> tuple[float, torch.Tensor]:
-        """Mean KL, nats a token, and |log-ratio| of every completion (N,), nats, over all processes; starts anew."""
+        """Mean KL, nats a token, and |log-ratio| of every completion (N,), nats, over all processes; starts over."""
         total, count = accelerator.reduce(torch.stack(self._sums).sum(dim=0), reduction="sum").tolist()
         sequences = accelerator.gather(torch.cat(self._sequences))
         self._sums, self._sequences = [], []
@@ -136,7 +136,7 @@ class ReferenceReset:
         return older > 0 and abs(newer - older) <= self.tolerance * older
 
     def done(self) -> None:
-        """Start counting anew."""
+        """Start counting from 0 again."""
         self.steps, self.history = 0, []
 
     def state_dict(self) -> dict[str, Any]:

@@ -55,7 +55,7 @@ class KLPenalty:
                 controller.beta = min(self.args.beta_max, controller.beta)
 
     def replace_reference(self, policy: Any) -> None:
-        """Give the reference the policy's weights, and start counting anew."""
+        """Give the reference the policy's weights, and start counting from 0 again."""
         plain = partial(self.accelerator.unwrap_model, keep_torch_compile=False)
         plain(self.scorer.reference).load_state_dict(plain(policy).state_dict())
         self.reset.done()
@@ -82,7 +82,7 @@ class KLPenalty:
         else:
             options = (args.kl_type, args.kl_estimator, args.use_bias_correction_kl)
             per_token = kl.estimate_kl(logps, inputs["ref_per_token_logps"], *options)
-        # Of estimates from the sampled token alone: the sum over the vocabulary does not depend on who sampled.
+        # For estimates from the sampled token alone; the sum over the vocabulary does not depend on who sampled.
         if args.use_bias_correction_kl and "old_per_token_logps" in inputs and not self.exact:
             per_token = per_token * (logps.detach() - inputs["old_per_token_logps"]).exp()
         self._meter.add(per_token, logps - inputs["ref_per_token_logps"], mask)

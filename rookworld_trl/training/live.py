@@ -11,7 +11,7 @@ from typing import Any
 
 from accelerate.utils import broadcast_object_list
 from tqdm import tqdm
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.utils import logging
 
@@ -107,9 +107,7 @@ class LiveReport(TrainerCallback):
         self.started = 0.0
         self.bar: tqdm | None = None
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.started = time.perf_counter()
         if state.is_world_process_zero:  # whose clock decides
             rows = rows_until(self.file, state.global_step)
@@ -119,7 +117,7 @@ class LiveReport(TrainerCallback):
             write_atomically(self.file, "".join(json.dumps(row) + "\n" for row in rows))
             self.bar = progress_bar("train", state.max_steps, "step", state.global_step)
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.bar is not None:
             self.bar.update(state.global_step - self.bar.n)
         if self.max_seconds is not None:
@@ -129,14 +127,7 @@ class LiveReport(TrainerCallback):
             if over[0] and getattr(args, "metric_for_best_model", None):  # the last step may be the best; SFT has none
                 control.should_evaluate = control.should_save = True
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         if self.bar is None or not logs or "train_runtime" in logs:
             return
         row = {"step": state.global_step, "seconds": round(time.perf_counter() - self.started, 3), **logs}
@@ -146,9 +137,7 @@ class LiveReport(TrainerCallback):
             self.bar.write(f"{self.file}: step {state.global_step} is not in it ({error}); make room")
         self.bar.write(live_line(state.global_step, state.max_steps, logs, self.columns))
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.bar is not None:
             self.bar.close()
             self.bar = None

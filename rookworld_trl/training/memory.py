@@ -15,7 +15,7 @@ def on_cuda() -> bool:
 class Memory:
     """Peaks of a step's phases (rollout, scoring, learn) on a GPU, and the resident set of a process without one.
 
-    A phase is all that happened since the one before it ended. The driver's own peak starts anew with each phase, so
+    A phase is all that happened since the one before it ended. The driver's own peak starts again with each phase, so
     the most of the whole run is kept here.
     """
 

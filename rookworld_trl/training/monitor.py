@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback
 from transformers.utils import logging
 
 from rookworld_trl.files import append_line
@@ -116,14 +116,7 @@ class HealthMonitor(TrainerCallback):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.levels, self.recent = dict(state["levels"]), dict(state["recent"])
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **_: Any,
-    ) -> None:
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         if not logs or "loss" not in logs:  # evaluation, or the summary at the end
             return
         events = self.observe(state.global_step, logs)
@@ -202,25 +195,11 @@ class TargetProbe(TrainerCallback):
         """Mean log-prob, nats a completion."""
         return target_logps(model, self.rows, self.pad_token_id).mean().item()
 
-    def on_train_begin(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        model: nn.Module | None = None,
-        **_: Any,
-    ) -> None:
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
         if self.rows and self.before is None and model is not None:
             self.before = self.measure(model)
 
-    def on_step_end(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        model: nn.Module | None = None,
-        **_: Any,
-    ) -> None:
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
         if self.before is not None and model is not None and state.global_step % self.every == 0:
             now = self.measure(model)
             self.record("truth/logp", now)

@@ -13,7 +13,7 @@ from rookworld_trl.checkpointing.resume import scale_learning_rate
 
 LR_SCHEDULES = ("transformers", "advanced")
 LR_CONTROLS = ("fixed", "kl")
-# Of `RateControl`: fast down, for a run that leaves its reference is soon lost; slowly up, or the two would swing.
+# `RateControl` moves fast down, for a run that leaves its reference is soon lost; slowly up, or the two would swing.
 RATE_DOWN, RATE_UP, RATE_FLOOR = 0.5, 1.1, 0.1
 
 

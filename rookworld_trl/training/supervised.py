@@ -1,7 +1,7 @@
 """Supervised training: its arguments, a trainer over trees of rows, and its optimizer."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -11,6 +11,7 @@ from transformers import TrainingArguments
 from trl import SFTConfig, SFTTrainer
 
 from rookworld_trl.checkpointing.durable import DurableTrainer
+from rookworld_trl.config import option
 from rookworld_trl.modeling.gpt2 import GPT2
 from rookworld_trl.modeling.row_tree import pack, weighted_nats
 from rookworld_trl.training.placement import choose_compile, insist_on_no_compile, keep_freed_memory
@@ -31,8 +32,8 @@ class SupervisedConfig(SFTConfig):
     auto_resume: ClassVar[bool] = True  # what `rookworld_trl.checkpointing` asks for
     stable_after_steps: ClassVar[int] = 10
 
-    # Of TRL and transformers: read by their example scripts, for other rows than token ids with labels, for chats and
-    # experts, for other evaluations, old names, or refused at any value but one.
+    # Fields of TRL and transformers that are read by their example scripts, for other rows than token ids with labels,
+    # for chats and experts, for other evaluations, old names, or refused at any value but one.
     INERT: ClassVar[tuple[str, ...]] = (
         *("do_train", "do_eval", "do_predict", "local_rank", "label_names", "prediction_loss_only"),
         *("include_for_metrics", "batch_eval_metrics", "eval_do_concat_batches", "eval_use_gather_object"),
@@ -44,28 +45,24 @@ class SupervisedConfig(SFTConfig):
         *("max_length", "remove_unused_columns", "loss_type", "label_smoothing_factor", "pad_to_multiple_of"),
     )
 
-    alert: str | None = field(
-        default=None,
-        metadata={
-            "help": "A command, or an http(s) address: told as JSON (on stdin, or as a POST) when training ends. A "
-            "failure of it is a warning."
-        },
+    alert: str | None = option(
+        None,
+        "A command, or an http(s) address: told as JSON (on stdin, or as a POST) when training ends. A failure of it "
+        "is a warning.",
     )
-    recovery_mode: bool = field(
-        default=False,
-        metadata={
-            "help": "Go on from the newest stable checkpoint, one that ten healthy steps have followed, at half the "
-            "learning rates; give it once, after a run has diverged."
-        },
+    recovery_mode: bool = option(
+        False,
+        "Go on from the newest stable checkpoint, one that ten healthy steps have followed, at half the learning "
+        "rates; give it once, after a run has diverged.",
     )
     # TRL's default is True under this old name, of which transformers warns.
-    gradient_checkpointing: bool | None = field(
-        default=None, metadata={"help": "Old name of `activation_checkpointing`, which is off by default."}
+    gradient_checkpointing: bool | None = option(
+        None, "Old name of `activation_checkpointing`, which is off by default."
     )
 
     # transformers' False would contradict accelerate's own setting, which acts without being asked.
-    torch_compile: bool | None = field(
-        default=None, metadata={"help": "Compile the model; default: as `accelerate launch` says (`dynamo_config`)."}
+    torch_compile: bool | None = option(
+        None, "Compile the model; default: as `accelerate launch` says (`dynamo_config`)."
     )
 
     def __post_init__(self) -> None:

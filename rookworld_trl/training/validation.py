@@ -6,7 +6,7 @@ functions.
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import fields
 from typing import Any, NamedTuple
 
@@ -19,15 +19,15 @@ from rookworld_trl.alerts import Alert
 from rookworld_trl.training.advantages import BASELINES
 from rookworld_trl.training.kl import KL_ESTIMATORS, KL_TYPES
 from rookworld_trl.training.kl_control import KL_CONTROLS
-from rookworld_trl.training.refusal import require
+from rookworld_trl.training.refusal import Clash, refuse, require
 from rookworld_trl.training.schedules import LR_CONTROLS, LR_SCHEDULES
 from rookworld_trl.training.validation_sampling import (
     ROLLOUT_BACKENDS,
     SCORED,
-    check_mining,
     check_objective,
     check_sampling,
     check_task_sampling,
+    mining,
 )
 
 OBJECTIVES = ("sampled", "exact", "mixed")
@@ -180,28 +180,26 @@ def check_best(config: TrainingArguments) -> None:
     name = "load_best_model_at_end" if config.load_best_model_at_end else "metric_for_best_model"
     if not getattr(config, name):
         return
-    value = getattr(config, name)
-    require(
-        config.metric_for_best_model is not None,
-        name,
-        value,
-        "nothing says which checkpoint is the best",
-        "set `metric_for_best_model`",
-    )
     strategies = [str(getattr(each, "value", each)) for each in (config.eval_strategy, config.save_strategy)]
-    require(
-        strategies == ["steps", "steps"] and config.eval_steps == config.save_steps,
-        name,
-        value,
-        "the best checkpoint is known only where each one is measured",
-        "set `eval_strategy` and `save_strategy` to steps, and `eval_steps` and `save_steps` to the same number",
-    )
-    require(
-        config.save_total_limit != 1,
-        "save_total_limit",
-        config.save_total_limit,
-        f"with `{name}` the best checkpoint is kept beside the newest, which a run goes on from",
-        "set it to 2 or more, or leave it out",
+    refuse(
+        config,
+        (
+            name,
+            config.metric_for_best_model is None,
+            "nothing says which checkpoint is the best. Set `metric_for_best_model`",
+        ),
+        (
+            name,
+            strategies != ["steps", "steps"] or config.eval_steps != config.save_steps,
+            "the best checkpoint is known only where each one is measured. Set `eval_strategy` and `save_strategy` to "
+            "steps, and `eval_steps` and `save_steps` to the same number",
+        ),
+        (
+            "save_total_limit",
+            config.save_total_limit == 1,
+            f"with `{name}` the best checkpoint is kept beside the newest, which a run goes on from. Set it to 2 or "
+            "more, or leave it out",
+        ),
     )
 
 
@@ -213,14 +211,12 @@ def check_groups(config: GRPOConfig) -> None:
     """
     rows = config.per_device_train_batch_size * int(os.environ.get("WORLD_SIZE", "1"))
     total = config.generation_batch_size or rows * (config.steps_per_generation or config.gradient_accumulation_steps)
-    require(
-        total % config.num_generations == 0,
-        "num_generations",
-        config.num_generations,
+    problem = (
         f"it does not divide the {total} completions sampled at a time (processes x per_device_train_batch_size x "
-        "steps_per_generation, or generation_batch_size), so a group would be cut in two",
-        f"choose a divisor of {total}, or make `per_device_train_batch_size` a multiple of {config.num_generations}",
+        "steps_per_generation, or generation_batch_size), so a group would be cut in two. Choose a divisor of "
+        f"{total}, or make `per_device_train_batch_size` a multiple of {config.num_generations}"
     )
+    refuse(config, ("num_generations", total % config.num_generations != 0, problem))
 
 
 def check(config: GRPOConfig) -> None:
@@ -231,38 +227,8 @@ def check(config: GRPOConfig) -> None:
     """
     check_sampling(config)
     check_task_sampling(config)
-    check_mining(config)
-    check_adapters(config)
-    for part in (check_precision, check_kl, check_advantages, check_objective, check_monitoring):
-        part(config)
-    require(
-        not (config.recovery_mode and config.auto_resume),
-        "recovery_mode",
-        config.recovery_mode,
-        "`auto_resume` starts from the newest checkpoint and this from a stable one",
-        "give `recovery_mode` once, and `auto_resume` when starting again after that",
-    )
-
-
-def check_adapters(config: GRPOConfig) -> None:
-    require(
-        not (config.use_peft and config.rollout_backend == "native"),
-        "rollout_backend",
-        config.rollout_backend,
-        "native rollouts decode the model's own weights, not adapters beside them",
-        "set it to auto or transformers, or `use_peft` to False",
-    )
-    for name in ("reference_reset_steps", "reference_reset_stall"):
-        require(
-            not (config.use_peft and getattr(config, name)),
-            name,
-            getattr(config, name),
-            "with `use_peft` the reference is the frozen base, which cannot be replaced",
-            "set it to 0, or `use_peft` to False",
-        )
-
-
-def check_precision(config: GRPOConfig) -> None:
+    for clashes in (mining, adapters, precision, kl, advantages):
+        refuse(config, *clashes(config))
     dtype = dict(config.model_init_kwargs or {}).get("dtype", torch.float32)
     require(
         dtype in (torch.float32, "float32"),
@@ -271,95 +237,96 @@ def check_precision(config: GRPOConfig) -> None:
         "updates at these learning rates are smaller than a 16-bit weight can hold, so nothing would be learned",
         "remove it or set it to float32, and choose `bf16` for speed",
     )
-    high = config.epsilon if config.epsilon_high is None else config.epsilon_high
-    require(
-        config.loss_type != "cispo" or high >= 1,
-        "epsilon_high",
-        high,
-        "the loss cispo weights every token by its ratio, cut at `epsilon_high`: below 1 all of them are cut",
-        "set it to 5, say",
+    check_objective(config)
+    check_monitoring(config)
+    problem = (
+        "`auto_resume` starts from the newest checkpoint and this from a stable one. Give `recovery_mode` once, and "
+        "`auto_resume` when starting again after that"
+    )
+    refuse(config, ("recovery_mode", config.recovery_mode and config.auto_resume, problem))
+
+
+def adapters(c: GRPOConfig) -> Iterator[Clash]:
+    yield (
+        "rollout_backend",
+        c.use_peft and c.rollout_backend == "native",
+        "native rollouts decode the model's own weights, not adapters beside them. Set it to auto or transformers, or "
+        "`use_peft` to False",
+    )
+    for name in ("reference_reset_steps", "reference_reset_stall"):
+        problem = "with `use_peft` the reference is the frozen base, which cannot be replaced"
+        yield name, c.use_peft and getattr(c, name), f"{problem}. Set it to 0, or `use_peft` to False"
+
+
+def precision(c: GRPOConfig) -> Iterator[Clash]:
+    name = "epsilon" if c.epsilon_high is None else "epsilon_high"
+    yield (
+        name,
+        c.loss_type == "cispo" and getattr(c, name) < 1,
+        "the loss cispo weights every token by its ratio, cut at `epsilon_high`: below 1 all of them are cut. Set it "
+        "to 5, say",
     )
 
 
-def check_kl(config: GRPOConfig) -> None:
+def kl(c: GRPOConfig) -> Iterator[Clash]:
     needs_reference = {
-        "kl_control": config.kl_control != "fixed",
-        "lr_control": config.lr_control != "fixed",
-        "kl_stop_threshold": bool(config.kl_stop_threshold),
-        "kl_warmup_steps": config.kl_warmup_steps > 0,
-        "reference_reset_steps": config.reference_reset_steps > 0,
-        "reference_reset_stall": config.reference_reset_stall > 0,
+        "kl_control": c.kl_control != "fixed",
+        "lr_control": c.lr_control != "fixed",
+        "kl_stop_threshold": bool(c.kl_stop_threshold),
+        "kl_warmup_steps": c.kl_warmup_steps > 0,
+        "reference_reset_steps": c.reference_reset_steps > 0,
+        "reference_reset_stall": c.reference_reset_stall > 0,
     }
+    nothing = "with `beta` 0 there is no reference model and no KL to act on. Set `beta` above 0, or leave this off"
     for name, wanted in needs_reference.items():
-        require(
-            not (wanted and config.beta == 0),
-            name,
-            getattr(config, name),
-            "with `beta` 0 there is no reference model and no KL to act on",
-            "set `beta` above 0, or leave this off",
-        )
-    controlled = config.kl_control != "fixed"
-    require(
-        not controlled or 0 < config.beta_min <= config.beta <= config.beta_max,
+        yield name, wanted and c.beta == 0, nothing
+    controlled = c.kl_control != "fixed"
+    yield (
         "beta",
-        config.beta,
-        f"a controlled beta must start within [beta_min, beta_max] = [{config.beta_min:g}, {config.beta_max:g}]",
-        "widen the bounds or move beta",
+        controlled and not 0 < c.beta_min <= c.beta <= c.beta_max,
+        f"a controlled beta must start within [beta_min, beta_max] = [{c.beta_min:g}, {c.beta_max:g}]. Widen the "
+        "bounds or move beta",
     )
-    require(
-        not (controlled and config.sync_ref_model),
+    yield (
         "sync_ref_model",
-        config.sync_ref_model,
-        "a reference that follows the policy by itself defeats the KL control",
-        "use `reference_reset_steps` or a fixed beta",
+        controlled and c.sync_ref_model,
+        "a reference that follows the policy by itself defeats the KL control. Use `reference_reset_steps` or a fixed "
+        "beta",
     )
-    require(
-        config.reference_reset_stall != 1,
+    yield (
         "reference_reset_stall",
-        config.reference_reset_stall,
-        "standing still takes two steps at least",
-        "set it to something like 50",
+        c.reference_reset_stall == 1,
+        "standing still takes two steps at least. Set it to something like 50",
     )
 
 
-def check_advantages(config: GRPOConfig) -> None:
-    own = config.use_gae or config.advantage_baseline != "group_mean"
-    require(
-        not (own and config.multi_objective_aggregation != "sum_then_normalize"),
+def advantages(c: GRPOConfig) -> Iterator[Clash]:
+    yield (
         "multi_objective_aggregation",
-        config.multi_objective_aggregation,
-        "only TRL's group mean can normalise each reward by itself",
-        "set it to sum_then_normalize, or `advantage_baseline` to group_mean and `use_gae` to False",
+        (c.use_gae or c.advantage_baseline != "group_mean") and c.multi_objective_aggregation != "sum_then_normalize",
+        "only TRL's group mean can normalise each reward by itself. Set it to sum_then_normalize, or "
+        "`advantage_baseline` to group_mean and `use_gae` to False",
     )
     # Where a group agrees its deviation is 0, and its distance to a running mean is not.
-    require(
-        not (config.advantage_baseline in ("ema", "adaptive") and config.scale_rewards == "group"),
+    yield (
         "advantage_baseline",
-        config.advantage_baseline,
-        "`scale_rewards` is group, and a group's own deviation is no measure of its distance to a running mean",
-        "set `scale_rewards` to batch or none, or `advantage_baseline` to group_mean or leave_one_out",
+        c.advantage_baseline in ("ema", "adaptive") and c.scale_rewards == "group",
+        "`scale_rewards` is group, and a group's own deviation is no measure of its distance to a running mean. Set "
+        "`scale_rewards` to batch or none, or `advantage_baseline` to group_mean or leave_one_out",
     )
-    if not config.use_gae:
-        return
-    sequence = (
-        config.importance_sampling_level == "sequence"
-        or config.loss_type in ("luspo", "vespo")
-        or config.off_policy_mask_threshold is not None
-    )
-    require(
-        not sequence,
+    sequence = c.importance_sampling_level == "sequence" or c.loss_type in ("luspo", "vespo")
+    yield (
         "use_gae",
-        True,
-        "GAE gives each token its own advantage, and sequence-level importance sampling, the losses luspo and "
-        "vespo, and `off_policy_mask_threshold` take one for the whole completion",
-        "set `use_gae` to False, or use token-level importance sampling with another loss and no such mask",
+        c.use_gae and (sequence or c.off_policy_mask_threshold is not None),
+        "GAE gives each token its own advantage, and sequence-level importance sampling, the losses luspo and vespo, "
+        "and `off_policy_mask_threshold` take one for the whole completion. Set `use_gae` to False, or use token-level "
+        "importance sampling with another loss and no such mask",
     )
-    require(
-        config.advantage_baseline == "group_mean" and config.scale_rewards != "group",
+    yield (
         "use_gae",
-        True,
-        "the value head is the baseline, token by token; groups play no part",
-        "leave `advantage_baseline` at group_mean and set `scale_rewards` to batch or none",
+        c.use_gae and (c.advantage_baseline != "group_mean" or c.scale_rewards == "group"),
+        "the value head is the baseline, token by token; groups play no part. Leave `advantage_baseline` at group_mean "
+        "and set `scale_rewards` to batch or none",
     )
 
 

@@ -6,7 +6,7 @@ import re
 from trl import GRPOConfig
 
 from rookworld_trl.training.placement import cuda_graphs, on_gpu
-from rookworld_trl.training.refusal import require
+from rookworld_trl.training.refusal import refuse
 
 _DEVICE = re.compile(r"cpu|cuda:\d+")
 
@@ -17,54 +17,49 @@ def check_devices(config: GRPOConfig) -> None:
     Raises:
         ValueError: one message naming the field, its value, the contradiction and the remedy.
     """
-    # CUDA graphs give their memory to the next call, and with it the gradients that are being summed up. Nor are shapes
-    # fixed: on a GPU TRL's head takes the valid tokens of a batch only. So torch's default mode stands unless changed.
-    require(
-        not (cuda_graphs(config) and config.gradient_accumulation_steps > 1),
-        "torch_compile_mode",
-        config.torch_compile_mode,
-        "its CUDA graphs overwrite gradients that are accumulated (`gradient_accumulation_steps` is "
-        f"{config.gradient_accumulation_steps})",
-        "leave it out, or set it to max-autotune-no-cudagraphs",
-    )
     elsewhere = config.ref_device != "auto"
-    require(
-        not elsewhere or _DEVICE.fullmatch(config.ref_device) is not None,
-        "ref_device",
-        config.ref_device,
-        "no such device",
-        "write auto, cpu, or cuda: and a number, such as cuda:1",
-    )
-    for name, clash in (
-        ("beta", config.beta == 0),
-        ("kl_estimator", config.kl_estimator == "exact"),
-        ("sync_ref_model", config.sync_ref_model),
-    ):
-        require(
-            not (elsewhere and clash),
+    refuse(
+        config,
+        # CUDA graphs give their memory to the next call, and with it the gradients that are being summed up. Nor are
+        # shapes fixed: on a GPU TRL's head takes the valid tokens of a batch only. So torch's default mode stands.
+        (
+            "torch_compile_mode",
+            cuda_graphs(config) and config.gradient_accumulation_steps > 1,
+            "its CUDA graphs overwrite gradients that are accumulated (`gradient_accumulation_steps` is "
+            f"{config.gradient_accumulation_steps}). Leave it out, or set it to max-autotune-no-cudagraphs",
+        ),
+        (
             "ref_device",
-            config.ref_device,
-            f"with `{name}` {getattr(config, name)} there is no reference, or it must sit beside the policy",
-            f"leave `ref_device` at auto, or change `{name}`",
-        )
-    require(
-        not (config.ref_device.startswith("cuda") and int(os.environ.get("WORLD_SIZE", "1")) > 1),
-        "ref_device",
-        config.ref_device,
-        "every process would put its reference there",
-        "write auto or cpu where several processes train",
-    )
-    require(
-        not (config.tf32 and not config.bf16 and not config.fp16),
-        "tf32",
-        config.tf32,
-        "the gates hold float32 log-probs to 1e-4, and TF32 keeps three digits",
-        "set `bf16` to true as well, or leave `tf32` out",
-    )
-    require(
-        not config.auto_batch_size or on_gpu(config),
-        "auto_batch_size",
-        config.auto_batch_size,
-        "memory is measured on a CUDA GPU only",
-        "set it to false and `per_device_train_batch_size` by hand",
+            elsewhere and not _DEVICE.fullmatch(config.ref_device),
+            "no such device. Write auto, cpu, or cuda: and a number, such as cuda:1",
+        ),
+        *(
+            (
+                "ref_device",
+                elsewhere and clash,
+                f"with `{name}` {getattr(config, name)} there is no reference, or it must sit beside the policy. Leave "
+                f"`ref_device` at auto, or change `{name}`",
+            )
+            for name, clash in (
+                ("beta", config.beta == 0),
+                ("kl_estimator", config.kl_estimator == "exact"),
+                ("sync_ref_model", config.sync_ref_model),
+            )
+        ),
+        (
+            "ref_device",
+            config.ref_device.startswith("cuda") and int(os.environ.get("WORLD_SIZE", "1")) > 1,
+            "every process would put its reference there. Write auto or cpu where several processes train",
+        ),
+        (
+            "tf32",
+            config.tf32 and not config.bf16 and not config.fp16,
+            "the gates hold float32 log-probs to 1e-4, and TF32 keeps three digits. Set `bf16` to true as well, or "
+            "leave `tf32` out",
+        ),
+        (
+            "auto_batch_size",
+            config.auto_batch_size and not on_gpu(config),
+            "memory is measured on a CUDA GPU only. Set it to false and `per_device_train_batch_size` by hand",
+        ),
     )

@@ -1,11 +1,12 @@
 """Checks of what is sampled, by whom and from which prompts; part of `validation`."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from trl import GRPOConfig
 
-from rookworld_trl.training.refusal import require
+from rookworld_trl.training.refusal import Clash, refuse, require
 
 ROLLOUT_BACKENDS = ("auto", "native", "transformers", "vllm")
 
@@ -19,43 +20,39 @@ _WITHOUT_TRUNCATION: dict[str, Any] = {"top_p": 1.0, "top_k": 0, "min_p": 0.0, "
 def check_sampling(config: GRPOConfig) -> None:
     extra = set(config.generation_kwargs or {}) - _HARMLESS_GENERATION_KWARGS
     require(not extra, "generation_kwargs", sorted(extra), SCORED, "remove these keys")
-    other = config.use_vllm or config.use_transformers_continuous_batching
-    require(
-        not (config.use_vllm and config.use_transformers_continuous_batching),
-        "use_transformers_continuous_batching",
-        True,
-        "vLLM would sample, and this do nothing",
-        "leave it or `use_vllm` out",
-    )
-    chosen = {"auto"} | ({"vllm"} if config.use_vllm else {"transformers"})
-    require(
-        not other or config.rollout_backend in chosen,
-        "rollout_backend",
-        config.rollout_backend,
-        "`use_vllm` and `use_transformers_continuous_batching` choose the sampler too",
-        "unset them, or leave `rollout_backend` out",
-    )
-    require(
-        not (config.use_vllm and config.vllm_mode == "colocate") or config.bf16 or config.fp16,
-        "vllm_mode",
-        "colocate",
-        "TRL starts that engine in the dtype of vLLM's choice, bfloat16, and the loss would be scored in float32",
-        "set `bf16` to true, or use a server (`vllm_mode: server`) started with `--dtype float32`",
-    )
-    require(
-        not (config.full_determinism and not other and config.rollout_backend != "transformers" and not config.use_cpu)
-        or not torch.cuda.is_available(),
-        "full_determinism",
-        True,
-        "this package's own decoding adds up probabilities, which CUDA has no deterministic kernel for",
-        "set `rollout_backend` to transformers, or leave it out: the seed decides the samples in any case",
-    )
-    require(
-        not (config.rollout_cuda_graphs and (other or config.rollout_backend == "transformers")),
-        "rollout_cuda_graphs",
-        True,
-        "only this package's own decoding has a step to record",
-        "unset it, or set `rollout_backend` to native",
+    vllm, batching = config.use_vllm, config.use_transformers_continuous_batching
+    chosen = {"auto"} | ({"vllm"} if vllm else {"transformers"})
+    own = not vllm and not batching and config.rollout_backend != "transformers"
+    refuse(
+        config,
+        (
+            "use_transformers_continuous_batching",
+            vllm and batching,
+            "vLLM would sample, and this do nothing. Leave it or `use_vllm` out",
+        ),
+        (
+            "rollout_backend",
+            (vllm or batching) and config.rollout_backend not in chosen,
+            "`use_vllm` and `use_transformers_continuous_batching` choose the sampler too. Unset them, or leave "
+            "`rollout_backend` out",
+        ),
+        (
+            "vllm_mode",
+            vllm and config.vllm_mode == "colocate" and not (config.bf16 or config.fp16),
+            "TRL starts that engine in the dtype of vLLM's choice, bfloat16, and the loss would be scored in float32. "
+            "Set `bf16` to true, or use a server (`vllm_mode: server`) started with `--dtype float32`",
+        ),
+        (
+            "full_determinism",
+            config.full_determinism and own and not config.use_cpu and torch.cuda.is_available(),
+            "this package's own decoding adds up probabilities, which CUDA has no deterministic kernel for. Set "
+            "`rollout_backend` to transformers, or leave it out: the seed decides the samples in any case",
+        ),
+        (
+            "rollout_cuda_graphs",
+            config.rollout_cuda_graphs and not own,
+            "only this package's own decoding has a step to record. Unset it, or set `rollout_backend` to native",
+        ),
     )
 
 
@@ -93,27 +90,24 @@ def check_task_sampling(config: GRPOConfig) -> None:
                 require(False, field, value, "no such setting", "use temperature or max_completion_length")
 
 
-def check_mining(config: GRPOConfig) -> None:
-    require(
-        not (config.mining and config.use_gae),
+def mining(c: GRPOConfig) -> Iterator[Clash]:
+    yield (
         "mining",
-        True,
-        "with `use_gae` the value head is the baseline, and a group whose rewards agree still teaches",
-        "set one of them to False",
+        c.mining and c.use_gae,
+        "with `use_gae` the value head is the baseline, and a group whose rewards agree still teaches. Set one of them "
+        "to False",
     )
-    require(
-        not (config.mining and config.advantage_baseline in ("ema", "adaptive")),
+    yield (
         "mining",
-        True,
-        "with `advantage_baseline` ema or adaptive a group whose rewards agree teaches too, and dropping it is a bias",
-        "leave `advantage_baseline` at group_mean or leave_one_out, or set `mining` to False",
+        c.mining and c.advantage_baseline in ("ema", "adaptive"),
+        "with `advantage_baseline` ema or adaptive a group whose rewards agree teaches too, and dropping it is a bias. "
+        "Leave `advantage_baseline` at group_mean or leave_one_out, or set `mining` to False",
     )
-    require(
-        not (config.mining and (config.use_vllm or config.use_transformers_continuous_batching)),
+    yield (
         "mining",
-        True,
-        "it samples parts of a batch, which vLLM and continuous batching here do not",
-        "unset `use_vllm` and `use_transformers_continuous_batching`, or set `mining` to False",
+        c.mining and (c.use_vllm or c.use_transformers_continuous_batching),
+        "it samples parts of a batch, which vLLM and continuous batching here do not. Unset `use_vllm` and "
+        "`use_transformers_continuous_batching`, or set `mining` to False",
     )
 
 
@@ -121,35 +115,26 @@ def check_objective(config: GRPOConfig) -> None:
     """What the exact gradient leaves no room for."""
     if config.objective == "sampled":
         return
-    no_advantages = "the points of a completion say what each alternative earns, so nothing is compared"
-    off_policy = "a batch that is used more than once has prefixes of an older policy"
-    conflicts = {
-        "mining": (config.mining, "no group can teach nothing, so none has to give way", "set it to False"),
-        "use_gae": (config.use_gae, no_advantages, "set it to False"),
-        "advantage_baseline": (config.advantage_baseline != "group_mean", no_advantages, "leave it at group_mean"),
-        "num_iterations": (config.num_iterations > 1, off_policy, "set it to 1"),
-        "steps_per_generation": (
-            config.steps_per_generation != config.gradient_accumulation_steps,
-            off_policy,
-            "leave it at `gradient_accumulation_steps`",
+    c, why = config, f"`objective` is {config.objective}, and"
+    no_advantages = f"{why} the points of a completion say what each alternative earns, so nothing is compared"
+    off_policy = f"{why} a batch that is used more than once has prefixes of an older policy"
+    one_use = c.steps_per_generation == c.gradient_accumulation_steps
+    own_scale = f"{why} each decision point has a deviation of its own, in closed form. Set it to group or none"
+    rows = c.per_device_train_batch_size * c.gradient_accumulation_steps
+    refuse(
+        config,
+        ("mining", c.mining, f"{why} no group can teach nothing, so none has to give way. Set it to False"),
+        ("use_gae", c.use_gae, f"{no_advantages}. Set it to False"),
+        ("advantage_baseline", c.advantage_baseline != "group_mean", f"{no_advantages}. Leave it at group_mean"),
+        ("num_iterations", c.num_iterations > 1, f"{off_policy}. Set it to 1"),
+        ("steps_per_generation", not one_use, f"{off_policy}. Leave it at `gradient_accumulation_steps`"),
+        ("scale_rewards", c.scale_rewards == "batch", own_scale),
+        ("kl_estimator", c.kl_estimator == "exact", f"{why} it needs a forward pass without branches. Use k3, say"),
+        ("auto_batch_size", c.auto_batch_size, f"{why} it does not measure branches. Set it to False"),
+        ("torch_compile", c.torch_compile, f"{why} the forward pass is watched by hooks. Set it to False"),
+        (
+            "num_generations",
+            c.objective == "mixed" and rows % c.num_generations,
+            f"{why} a process's {rows} completions a step are no whole number of groups. Choose a divisor of {rows}",
         ),
-        "scale_rewards": (
-            config.scale_rewards == "batch",
-            "each decision point has a deviation of its own, in closed form",
-            "set it to group or none",
-        ),
-        "kl_estimator": (config.kl_estimator == "exact", "it needs a forward pass without branches", "use k3, say"),
-        "auto_batch_size": (config.auto_batch_size, "it does not measure branches", "set it to False"),
-        "torch_compile": (config.torch_compile, "the forward pass is watched by hooks", "set it to False"),
-    }
-    for name, (found, problem, remedy) in conflicts.items():
-        why = f"`objective` is {config.objective}, and {problem}"
-        require(not found, name, getattr(config, name), why, remedy)
-    rows = config.per_device_train_batch_size * config.gradient_accumulation_steps
-    require(
-        config.objective == "exact" or rows % config.num_generations == 0,
-        "num_generations",
-        config.num_generations,
-        f"`objective` is mixed, and a process's {rows} completions a step are no whole number of groups",
-        f"choose a divisor of {rows}",
     )

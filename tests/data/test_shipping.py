@@ -170,7 +170,7 @@ def test_values_are_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert list(shipping.value_rows(rows, 7, memory, 1, None)) == [60, 50, 10]
     assert len(asked) == len(set(asked)) == 120
     assert [row["cp"] for row in rows] == [[len(row["fen"]), 7] for row in rows]
-    assert next(shipping.value_rows(rows, 8, memory, 1, None)) == 0  # of other nodes: anew
+    assert next(shipping.value_rows(rows, 8, memory, 1, None)) == 0  # of other nodes: searched again
 
 
 def test_agreement_by_hand() -> None:

@@ -1,6 +1,7 @@
 """Self-play and the closed loop, with models that are scripted to err in known ways."""
 
 import re
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -8,7 +9,7 @@ import chess
 import pytest
 
 from rookworld_trl.evaluation import Ask, ModelAnswers, run_selfplay, suite_table
-from rookworld_trl.evaluation.selfplay import copier, drift_by_ply, wrong_squares
+from rookworld_trl.evaluation.selfplay import copier, wrong_squares
 from rookworld_trl.tasks import environment
 
 Script = Callable[[str], str]
@@ -136,7 +137,7 @@ def test_a_perfect_model_does_not_drift() -> None:
     got = {name: found["value"] for name, found in result.estimates().items()}
     assert (got["wrong"], got["right"], got["legal"], got["parsed"]) == (0, 1, 1, 1)
     assert (got["faultless_plies"], got["wrong_40"], got["wrong_80"]) == (45, 0, None)
-    assert drift_by_ply(result) == [(ply, 4, 0.0) for ply in range(1, 46)]
+    assert [item.scores["plies"] for item in result.items] == [45] * 4
     assert max(map(len, suite_table(result).splitlines())) <= 100
     assert result.baselines()["wrong_1"]["random move, input copied"] >= 2  # the move's two squares
 
@@ -152,8 +153,8 @@ def test_drift_by_hand_goes_on_after_a_fault() -> None:
         return script(prompt).replace("/5N2/", "/8/", 1)
 
     result = play(forgetful, games=1, opening_plies=0, max_plies=3, go_on=True)
-    assert drift_by_ply(result) == [(1, 1, 1.0), (2, 1, 1.0), (3, 1, 1.0)]
     (item,) = result.items
+    assert [item.scores[f"wrong_{ply}"] for ply in (1, 2, 3)] == [1, 1, 1]
     assert item.group == "wrong position"
     assert item.completion.startswith("rnbqkbnr/pppppppp/8/8/8/8/"), "the first fault is kept"
     assert (item.scores["faultless_plies"], item.scores["legal"], item.scores["right"]) == (0, 3, 0)
@@ -171,6 +172,24 @@ def test_an_illegal_move_is_replaced_on_both_boards() -> None:
         lambda prompt: says("a1a8") if prompt.startswith("P: ") else script(prompt), max_plies=30, go_on=True, seed=3
     )
     assert result == again
+
+
+def test_the_move_in_place_of_an_illegal_one_is_drawn_from_all_that_are_legal() -> None:
+    """Of 200 draws from the 20 first moves each comes up about 10 times, and its place in the list says nothing."""
+    script, asked = oracle(), list[str]()
+
+    def always_illegal(prompt: str) -> str:
+        if prompt.startswith("P: "):
+            return says("a1a1")
+        asked.append(environment.parse_prompt(prompt).move)
+        return script(prompt)
+
+    for seed in (0, 0, 1):
+        play(always_illegal, games=200, max_plies=1, opening_plies=0, go_on=True, seed=seed)
+    first, again, other = (Counter(asked[start : start + 200]) for start in (0, 200, 400))
+    assert set(first) == {move.uci() for move in chess.Board().legal_moves}
+    assert max(first.values()) <= 25
+    assert first == again != other
 
 
 def test_what_does_not_parse_leaves_the_models_board_as_it_was() -> None:

@@ -46,7 +46,7 @@ def save_and_die(trainer: Any, operation: int, output_dir: Path) -> bool:
         real_fsync(descriptor)
 
     try:
-        random.setstate(generator)  # Python seeds it anew after a fork
+        random.setstate(generator)  # Python seeds it again after a fork
         sys.addaudithook(hook)
         os.fsync = fsync  # type: ignore[assignment]
         trainer.args.output_dir = str(output_dir)

@@ -74,7 +74,7 @@ def test_a_store_that_never_answers_counts_as_silence() -> None:
     while not found and time.monotonic() < deadline:
         time.sleep(0.02)
     answers.set()
-    watch._over.set()
+    watch.leave()
     assert found == [["process 0, which holds the group's store"]]
 
 

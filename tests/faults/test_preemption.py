@@ -119,7 +119,7 @@ def test_an_evaluation_ends_at_once() -> None:
 def test_the_answer_comes_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """While the main thread is in a call that runs no handlers; a large model's step is made of such calls."""
     said: list[tuple[float, str]] = []
-    monkeypatch.setattr(preemption_module, "_say", lambda text: said.append((time.monotonic(), text)))
+    monkeypatch.setattr(preemption_module, "say", lambda text: said.append((time.monotonic(), text)))
     preemption = Preemption()
     with preemption.watching():
         timer = threading.Timer(0.2, send, [signal.SIGTERM])

@@ -327,9 +327,9 @@ def test_a_second_recovery_does_not_repeat_the_first(run: Path) -> None:
         assert strict == pytest.approx((0.01 * 2**attempt, 0.03 / 2**attempt))
     other = trainer_for(run, max_steps=2, save_steps=1, stable_after_steps=1, save_strategy="steps")
     other.train()
-    anew = trainer_for(run, **settings)
-    anew.train(resume_from_checkpoint=str(run / "stable-1"))
-    assert anew.identity.recoveries == 1  # another run's attempts are not its own
+    new = trainer_for(run, **settings)
+    new.train(resume_from_checkpoint=str(run / "stable-1"))
+    assert new.identity.recoveries == 1  # another run's attempts are not its own
 
 
 def test_identity_outlives_restarts_and_a_new_run_gets_a_new_one(run: Path) -> None:
@@ -337,9 +337,9 @@ def test_identity_outlives_restarts_and_a_new_run_gets_a_new_one(run: Path) -> N
     trainer = trainer_for(run)
     trainer.train(resume_from_checkpoint=True)
     assert (trainer.identity.run_id, trainer.identity.started) == (first.run_id, first.started)
-    anew = trainer_for(run, max_steps=1, save_strategy="no")
-    anew.train()
-    assert anew.identity.run_id != first.run_id
+    new = trainer_for(run, max_steps=1, save_strategy="no")
+    new.train()
+    assert new.identity.run_id != first.run_id
     assert store.list_checkpoints(run) == []  # nothing that the new run's `--auto_resume` could mistake for its own
     assert len(list(run.glob("superseded-*"))) == 5
 
@@ -384,13 +384,13 @@ def test_dataset_digests_go_by_rows_not_by_layout() -> None:
 def test_rows_in_order_may_become_more_or_fewer(ordered: bool, rows: int, same: bool) -> None:
     before, now = (identity.dataset_digests(prompts(n), ordered) for n in (5, rows))
     changes = identity.compare({"train_dataset": before}, {"train_dataset": now})
-    assert (list(changes.refused) == []) == same
+    assert (list(changes.conflicts) == []) == same
     assert not changes.applied
 
 
 def test_other_rows_are_another_run() -> None:
     before, now = (identity.dataset_digests(prompts(12).select(range(k, k + 6)), ordered=True) for k in (0, 1))
-    assert list(identity.compare({"train_dataset": before}, {"train_dataset": now}).refused) == ["train_dataset"]
+    assert list(identity.compare({"train_dataset": before}, {"train_dataset": now}).conflicts) == ["train_dataset"]
 
 
 def test_weights_digest_sees_one_bit() -> None:
@@ -419,17 +419,17 @@ def test_a_name_may_change_where_its_content_does_not() -> None:
     rows = [identity.dataset_digests(prompts(n), ordered=True) for n in (5, 9)]
     before = {"dataset": "a.csv", "model": "nano", "train_dataset": rows[0], "starting_weights": "1"}
     now = {"dataset": "b.csv", "model": "copy", "train_dataset": rows[1], "starting_weights": "1"}
-    assert not identity.compare(before, now).refused
-    assert list(identity.compare(before, now | {"starting_weights": "2"}).refused) == ["model", "starting_weights"]
+    assert not identity.compare(before, now).conflicts
+    assert list(identity.compare(before, now | {"starting_weights": "2"}).conflicts) == ["model", "starting_weights"]
     unknown = {"train_dataset": None, "starting_weights": None}  # a stream, a model in shards
-    assert list(identity.compare(before | unknown, now | unknown).refused) == ["dataset", "model"]
+    assert list(identity.compare(before | unknown, now | unknown).conflicts) == ["dataset", "model"]
 
 
 def test_changes_are_sorted_by_what_they_do() -> None:
     before = {"seed": 1, "learning_rate": 1.0, "logging_steps": 1, "gone": 3}
     now = {"seed": 2, "learning_rate": 2.0, "logging_steps": 5, "new": 4}
     changes = identity.compare(before, now)
-    assert changes.refused == {"seed": (1, 2)}
+    assert changes.conflicts == {"seed": (1, 2)}
     assert changes.applied == {"learning_rate": (1.0, 2.0), "gone": (3, None), "new": (None, 4)}
 
 

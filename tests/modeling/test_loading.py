@@ -42,7 +42,7 @@ def edit_weights(folder: Path, **changes: torch.Tensor | None) -> None:
 
 
 def test_both_models_of_the_package_load() -> None:
-    """Of one size and with one tokenizer, but not the same."""
+    """They have one size and one tokenizer, and other weights."""
     (nano, words), (nano2, same_words) = (load(name, expected_parameters=1_016_320) for name in (NANO, NANO2))
     assert words.backend_tokenizer.to_str() == same_words.backend_tokenizer.to_str()
     with torch.no_grad():

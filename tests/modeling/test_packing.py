@@ -1,4 +1,4 @@
-"""Packed weights give the same function, are packed anew for every rollout, and only where that pays."""
+"""Packed weights give the same function, are packed for every rollout, and only where that pays."""
 
 from typing import Any
 

@@ -218,7 +218,7 @@ def test_a_step_is_recorded_at_its_second_call(monkeypatch: pytest.MonkeyPatch) 
     """What CUDA would do, by a stand-in that records by calling."""
     done: list[str] = []
     step = Repeated(lambda: done.append("step"), torch.device("cuda"))
-    monkeypatch.setattr(step, "_record", lambda: SimpleNamespace(replay=lambda: done.append("replay")))
+    monkeypatch.setattr(step, "record", lambda: SimpleNamespace(replay=lambda: done.append("replay")))
     for _ in range(3):
         step()
     assert done == ["step", "replay", "replay"]
@@ -230,12 +230,12 @@ def test_a_rollout_gives_the_records_memory_back(model: GPT2LMHeadModel, monkeyp
     settings = {"max_new_tokens": 3, "eos_token_id": EOS, "cuda_graphs": True}
     rollout(model, random_prompts(3), **settings)
     assert not emptied, "nothing was recorded"
-    monkeypatch.setitem(cuda_graphs._POOLS, torch.device("cpu"), "a pool")
+    monkeypatch.setitem(cuda_graphs.POOLS, torch.device("cpu"), "a pool")
     monkeypatch.setattr(SampleBatch, "draw", lambda self: 1 / 0)  # after an error too
     with pytest.raises(ZeroDivisionError):
         rollout(model, random_prompts(3), **settings)
     assert emptied == [True]
-    assert not cuda_graphs._POOLS
+    assert not cuda_graphs.POOLS
 
 
 def test_mode_gradients_and_parameters_are_left_alone(make_gpt2: GPT2Factory) -> None:

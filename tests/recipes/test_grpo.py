@@ -313,7 +313,7 @@ def test_a_refused_resume_has_measured_and_written_nothing(arguments, tiny_model
 
 @pytest.mark.slow
 def test_a_finished_run_is_looked_at(arguments, capsys, caplog):
-    """Its settings and its model: another run is refused, one without its model ends anew."""
+    """Its settings and its model: another run is refused, one without its model trains to its end again."""
     command = arguments | {"auto_resume": True, "save_strategy": "steps", "save_steps": 1, "max_steps": 1}
     run(command)
     folder = arguments["output_dir"]

@@ -34,13 +34,13 @@ CLASSES = (grpo.RunConfig, RookWorldGRPOConfig, sft.SFTRecipe, SupervisedConfig)
 def test_the_stored_help_is_the_programs_own(program: str) -> None:
     stored = help_.stored(ROOT / program).read_text()
     if stored.partition("\n")[0] != help_.stamp():
-        pytest.skip("it was made for other versions, where the program makes it anew")
-    assert stored == help_of(program), "`make docs` writes it anew"
+        pytest.skip("it was made for other versions, where the program builds it")
+    assert stored == help_of(program), "`make docs` writes it"
 
 
 @pytest.mark.parametrize("program", ["grpo", "sft", "evaluate", "play"])
 def test_help_takes_less_than_three_seconds_of_a_core(program: str) -> None:
-    """Of the processor's time, which a busy machine does not change."""
+    """Measured in the processor's time, which a busy machine does not change."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     command = [sys.executable, f"recipes/{program}.py", "--help"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
@@ -49,7 +49,7 @@ def test_help_takes_less_than_three_seconds_of_a_core(program: str) -> None:
     assert result.stdout == help_.stored(ROOT / f"recipes/{program}.py").read_text().partition("\n")[2]
 
 
-def test_help_for_other_versions_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_help_for_other_versions_is_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program = tmp_path / "mine.py"
     help_.stored(program).parent.mkdir()
     monkeypatch.setattr(sys, "argv", ["mine.py", "--help"])

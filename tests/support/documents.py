@@ -1,6 +1,6 @@
 """The repository's Markdown pages as the tests read them, and the tables in them that are generated.
 
-    python -m tests.support.documents     writes those tables, and the programs' `--help`, anew (`make docs`)
+    python -m tests.support.documents     writes those tables, and the programs' `--help` (`make docs`)
 
 The tables of `docs/results.md` come from the files under `benchmarks/results/`, those of `docs/recipes.md` from the
 configuration classes. A table of fields stands between `<!-- fields of CLASS: PATTERNS -->` and `<!-- end -->`. It
@@ -95,7 +95,7 @@ def inherited(cls: type) -> dict[str, Any]:
 
 
 def with_fields(text: str) -> str:
-    """The page with its tables of fields written anew.
+    """The page with its tables of fields written from the classes.
 
     Raises:
         ValueError: a field that no table takes.
@@ -189,7 +189,7 @@ def rollouts() -> list[str]:
 
 
 def with_figures(text: str) -> str:
-    """The page with its tables of figures written anew."""
+    """The page with its tables of figures written from the measurements."""
     for name, table in (("figures", figures()), ("rollouts", rollouts())):
         body = "\n".join([f"<!-- {name} -->", "", *table, "", "<!-- end -->"])
         text = re.sub(f"<!-- {name} -->.*?<!-- end -->", lambda _, body=body: body, text, flags=re.DOTALL)

@@ -36,7 +36,7 @@ class Repository:
         return hashlib.sha1(json.dumps(names).encode()).hexdigest()
 
     def files(self, revision: str) -> dict[str, bytes] | None:
-        """Of a branch or of a commit that is a branch's head."""
+        """The files of a branch, or of a commit that is a branch's head."""
         for branch, files in self.branches.items():
             if revision in (branch, self.sha(branch)):
                 return files

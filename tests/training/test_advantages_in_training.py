@@ -19,17 +19,18 @@ Make = Callable[..., RookWorldGRPOTrainer]
 def batch_of(trainer: RookWorldGRPOTrainer) -> tuple[dict[str, Any], torch.Tensor]:
     """The first generation batch, with each completion's reward."""
     trainer.model.train()
-    batch = trainer._generate_and_score_completions(next(iter(trainer.get_train_dataloader())))
-    return batch, trainer._rewards
+    combined, seen = trainer.rewards.combined, list[torch.Tensor]()
+    trainer.rewards.combined = lambda each: seen.append(combined(each)) or seen[-1]
+    return trainer._generate_and_score_completions(next(iter(trainer.get_train_dataloader()))), seen[-1]
 
 
 @pytest.mark.parametrize("scale", ["none", "group", "batch"])
 def test_our_group_mean_is_trls(make_trainer: Make, scale: str) -> None:
     """TRL's own advantages stand by default; ours, computed on the same rewards, are the same."""
     trainer = make_trainer(scale_rewards=scale)
-    batch, _ = batch_of(trainer)
-    inputs = [{"prompt": ""}] * len(batch["advantages"])
-    assert torch.allclose(trainer._advantages(inputs, batch), batch["advantages"], atol=1e-6)
+    batch, rewards = batch_of(trainer)
+    compared = rewards - trainer.baseline(rewards, 4, [""] * len(rewards))
+    assert torch.allclose(scale_advantages(compared, rewards, 4, scale), batch["advantages"], atol=1e-6)
 
 
 def test_leave_one_out_reaches_the_batch(make_trainer: Make) -> None:

@@ -175,7 +175,7 @@ def test_the_models_own_generation_config_does_not_slip_in(
     assert failed(make("qwen2", str(tmp_path / "greedy"))) == set()
 
 
-def test_tokens_that_were_encoded_anew_are_found(make: Make) -> None:
+def test_tokens_that_were_encoded_again_are_found(make: Make) -> None:
     trainer = make("gemma2")
     generate = trainer._generate
 
@@ -188,7 +188,7 @@ def test_tokens_that_were_encoded_anew_are_found(make: Make) -> None:
 
 
 def test_a_reference_that_is_not_the_start_is_found(folders: dict[str, Path], make: Make) -> None:
-    """TRL reads it anew from the name, so a model changed in memory gets the unchanged one."""
+    """TRL reads it again from the name, so a model changed in memory gets the unchanged one."""
     model = AutoModelForCausalLM.from_pretrained(folders["qwen2"])
     with torch.no_grad():
         model.lm_head.weight.mul_(1.1)

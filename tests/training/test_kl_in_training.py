@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import TrainerCallback
 from trl import GRPOTrainer
 
 from rookworld_trl.checkpointing import store
@@ -127,20 +128,18 @@ def test_accumulation_meters_the_whole_step(make_trainer: Make) -> None:
 def test_reference_reset(make_trainer: Make) -> None:
     trainer = make_trainer(reference_reset_steps=2, max_steps=3, learning_rate=1e-2)
     before = trainer.ref_model.transformer.wte.weight.clone()
-    cleared = []
-    reset = trainer._reset_reference
+    moments = []
 
-    def watched() -> None:
-        assert len(trainer.optimizer.state) > 0
-        reset()
-        cleared.append(len(trainer.optimizer.state))
+    class Watch(TrainerCallback):
+        def on_pre_optimizer_step(self, *_: Any, **__: Any) -> None:
+            moments.append(len(trainer.optimizer.state) > 0)
 
-    trainer._reset_reference = watched
+    trainer.add_callback(Watch())
     trainer.train()
     kls = [entry["kl"] for entry in trainer.state.log_history if "kl" in entry]
     assert kls[1] > 1e-5
     assert kls[2] == pytest.approx(0, abs=1e-9)
-    assert cleared == [0]
+    assert moments == [False, True, False], "the optimizer forgets with the reference"
     assert not torch.equal(before, trainer.ref_model.transformer.wte.weight)
     assert {"step": 2, "reference_reset": True} in trainer.state.log_history
 
@@ -194,7 +193,7 @@ def test_stop_is_graceful(make_trainer: Make, options: dict[str, Any]) -> None:
 
 
 def test_stop_by_hand() -> None:
-    """Of 20 completions one is far away: mean and 95th percentile are below the threshold, until there are two."""
+    """One of 20 completions is far away: mean and 95th percentile are below the threshold, until there are two."""
     kl = torch.zeros(20)
     kl[0] = 90.0
     stop = KLStop(50.0)

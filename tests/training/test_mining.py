@@ -14,7 +14,7 @@ import torch
 from datasets import Dataset
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from rookworld_trl.training import RookWorldGRPOConfig, RookWorldGRPOTrainer, batch_mining
+from rookworld_trl.training import RookWorldGRPOConfig, RookWorldGRPOTrainer, batch_mining, sampler
 from rookworld_trl.training.advantages import Baseline, _Moments
 from rookworld_trl.training.mining import PromptMiner, informative_chance, informative_groups, prompt_key
 
@@ -273,11 +273,11 @@ def test_only_zero_variance_groups_are_sampled_again(trainer_of: Trainers, monke
     monkeypatch.setattr(trainer.mining.miner, "split", lambda tasks: [0, 1, 2, 3, 4, 5])
     differing = {2, 7}
     sampled: list[int] = []
-    sample = trainer.sampler._native
+    sample = sampler.rollout
 
-    def counting(prompt_ids: Any, *rest: Any) -> Any:
+    def counting(model: Any, prompt_ids: Any, **settings: Any) -> Any:
         sampled.append(len(prompt_ids))
-        return sample(prompt_ids, *rest)
+        return sample(model, prompt_ids, **settings)
 
     def rewards(completions: list[str], **_: Any) -> list[float]:
         values = [float(row % 4 == 0 and row // 4 in differing) for row in range(len(completions))]
@@ -285,7 +285,7 @@ def test_only_zero_variance_groups_are_sampled_again(trainer_of: Trainers, monke
         return values
 
     rewards.__name__ = "right"
-    monkeypatch.setattr(trainer.sampler, "_native", counting)
+    monkeypatch.setattr(sampler, "rollout", counting)
     trainer.reward_funcs = [rewards]
     planned = next(iter(trainer.get_train_dataloader()))
     inputs = [dict(row) for row in planned]

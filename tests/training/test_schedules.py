@@ -73,7 +73,7 @@ def test_transformers_schedules_still_work(make_trainer: Callable[..., Any]) -> 
 
 
 def test_a_short_run_leaves_what_the_warm_up_does_not_take(make_trainer: Callable[..., Any]) -> None:
-    """Of two steps one is the warm-up, rounded up; a share of the rest, not more than there is, decays."""
+    """One of two steps is the warm-up, rounded up; a share of the rest, not more than there is, decays."""
     trainer = make_trainer(lr_schedule="advanced", learning_rate=1e-3, warmup_steps=0.03, lr_decay_steps=0.9)
     trainer.train()
     assert rates(trainer) == pytest.approx([0.5e-3, 0.1e-3])

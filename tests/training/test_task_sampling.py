@@ -12,8 +12,7 @@ from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 from rookworld_trl.modeling.gpt2 import GPT2
 from rookworld_trl.modeling.shared_prefix import SharedPrefixDecoder
 from rookworld_trl.modeling.shared_scoring import per_token_logps
-from rookworld_trl.training import GateError, RookWorldGRPOConfig, RookWorldGRPOTrainer, gates
-from rookworld_trl.training.sampler import Sampler
+from rookworld_trl.training import GateError, RookWorldGRPOConfig, RookWorldGRPOTrainer, gates, sampler
 
 Make = Callable[..., RookWorldGRPOTrainer]
 
@@ -167,13 +166,13 @@ def test_a_cold_task_is_sampled_greedily_and_the_other_is_not(make: Make) -> Non
 def test_drafts_change_no_sample(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """`A` rows draft their truth with its end token, others nothing; samples are those drawn without drafts."""
     seen: list[Any] = []
-    original = Sampler._native
+    original = sampler.rollout
 
-    def watched(self: Any, prompt_ids: Any, requests: Any, seed: int) -> Any:
-        seen.append({tuple(ids): request.draft for ids, request in zip(prompt_ids, requests, strict=True)})
-        return original(self, prompt_ids, requests, seed)
+    def watched(model: Any, prompt_ids: Any, *, drafts: Any, **settings: Any) -> Any:
+        seen.append({tuple(ids): draft for ids, draft in zip(prompt_ids, drafts, strict=True)})
+        return original(model, prompt_ids, drafts=drafts, **settings)
 
-    monkeypatch.setattr(Sampler, "_native", watched)
+    monkeypatch.setattr(sampler, "rollout", watched)
     batches = []
     for drafted in (False, True):
         trainer = make(rollout_backend="native", draft_rollouts=drafted, task_sampling=None)

@@ -335,7 +335,7 @@ def test_trl_names_the_fields_that_it_will_remove() -> None:
     assert found - {"pad_token"} <= REMOVED_IN_2, (
         "TRL deprecates more: take it out of recipes and code, then add it here"
     )
-    assert found & REMOVED_IN_2, "the deprecation notices read otherwise now: look for them anew"
+    assert found & REMOVED_IN_2, "the deprecation notices read otherwise now: look for them again"
 
 
 def test_nothing_uses_a_field_that_trl_2_removes() -> None:

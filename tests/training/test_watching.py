@@ -2,7 +2,6 @@
 
 import json
 import random
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from rookworld_trl.checkpointing import store
 from rookworld_trl.training import RookWorldGRPOConfig
 from rookworld_trl.training.live import METRICS_FILE, report_live
 from tests.support.checkpoint_diff import EACH_START, WALL_CLOCK
@@ -161,14 +161,14 @@ def test_a_failed_write_does_not_name_a_checkpoint_that_is_not_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trainer = watched(tmp_path, load_best_model_at_end=True)
-    commit: Callable[..., None] = trainer._write_parts
+    commit = store.commit
 
-    def fails(folder: Path) -> None:
-        if trainer.state.global_step == 4:
+    def fails(staged: Path, final: Path) -> None:
+        if final.name == "checkpoint-4":
             raise OSError(28, "No space left on device")
-        commit(folder)
+        commit(staged, final)
 
-    monkeypatch.setattr(trainer, "_write_parts", fails)
+    monkeypatch.setattr(store, "commit", fails)
     trainer.train()
     assert trainer.best_step == 2, "the best of those that are there"
 
