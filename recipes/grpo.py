@@ -91,7 +91,7 @@ def report(trainer: RookWorldGRPOTrainer, before: Evaluation, after: Evaluation,
     print(f"\nwrote {folder}/: {', '.join(['checkpoint', 'metrics.jsonl', *last.done])}")
     if args.push_to_hub:
         with last.step("push"):
-            push_folder(folder / "checkpoint", trainer.hub_model_id, args.hub_token, None, args.hub_revision)
+            push_folder(folder / "checkpoint", trainer.hub_model_id, args.hub_token, args.hub_revision)
     return last
 
 

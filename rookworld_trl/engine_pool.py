@@ -117,27 +117,16 @@ class EnginePool:
 
     Args:
         workers: engine processes; each is driven by a thread that mostly waits for it.
-        path: executable; see `rookworld_trl.engine.find_engine`.
-        nodes: nodes to search for a position (exactly one of `nodes` and `depth`).
-        depth: plies to search for a position.
+        nodes: nodes to search for a position.
         cache: answers of earlier runs, by engine, limit, number of moves and FEN; None: no such cache.
         options: more arguments of `Engine`.
     """
 
-    def __init__(
-        self,
-        workers: int,
-        path: str | None = None,
-        *,
-        nodes: int | None = None,
-        depth: int | None = None,
-        cache: ValueCache | None = None,
-        **options: Any,
-    ):
+    def __init__(self, workers: int, *, nodes: int, cache: ValueCache | None = None, **options: Any):
         if workers < 1:
             raise ValueError(f"`workers` is {workers}: a pool needs at least one engine")
-        self._engines = [Engine(path, nodes=nodes, depth=depth, cache_size=0, **options) for _ in range(workers)]
-        self._limit = f"nodes {nodes}" if nodes is not None else f"depth {depth}"
+        self._engines = [Engine(nodes=nodes, cache_size=0, **options) for _ in range(workers)]
+        self._limit = f"nodes {nodes}"
         self._cache = cache
         self._idle: SimpleQueue[Engine] = SimpleQueue()
         self._running = ExitStack()

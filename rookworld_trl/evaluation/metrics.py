@@ -72,22 +72,6 @@ def _mean(name: str, label: str, format: str = ".3f", better: int = 1) -> Metric
     return Metric(name, label, _field(name), proportion=False, format=format, better=better)
 
 
-def _unparsable(scores: Scores) -> float:
-    return 1.0 - scores["parsed"]
-
-
-def _legal_value(scores: Scores) -> float:
-    return scores["best_legal"] * scores["best_value"]
-
-
-def _above_random(scores: Scores) -> float:
-    return scores["best_legal"] * (scores["best_value"] - scores["random.best_value"])
-
-
-def _room_above_random(scores: Scores) -> float:
-    return scores["best_legal"] * (1.0 - scores["random.best_value"])
-
-
 def _detection(flag: str) -> list[Metric]:
     """Recall, precision and F1 of a rare flag; accuracy would be 98.9 % for a model that never sets it."""
     true, predicted = f"{flag}_true", f"{flag}_pred"
@@ -95,16 +79,10 @@ def _detection(flag: str) -> list[Metric]:
     def hit(scores: Scores) -> float:
         return scores[true] * scores[predicted]
 
-    def twice_hit(scores: Scores) -> float:
-        return 2.0 * scores[true] * scores[predicted]
-
-    def either(scores: Scores) -> float:
-        return scores[true] + scores[predicted]
-
     return [
         Metric(f"{flag}_recall", f"{flag}: recall", hit, _field(true)),
         Metric(f"{flag}_precision", f"{flag}: precision", hit, _field(predicted)),
-        Metric(f"{flag}_f1", f"{flag}: F1", twice_hit, either, proportion=False),
+        Metric(f"{flag}_f1", f"{flag}: F1", lambda s: 2.0 * hit(s), lambda s: s[true] + s[predicted], proportion=False),
     ]
 
 
@@ -118,8 +96,21 @@ METRICS: dict[TaskName, list[Metric]] = {
         _share("best_legal", "B legal"),
         # Of the answers whose move is legal: (mean value - r) / (1 - r), r that of a random legal move in their
         # positions; 0 for a random legal mover, 1 for the best moves. The correction is that of Cohen's kappa.
-        Metric("skill", "skill", _above_random, _room_above_random, proportion=False, format=".3f"),
-        Metric("legal_value", "value of the legal moves", _legal_value, _field("best_legal"), proportion=False),
+        Metric(
+            "skill",
+            "skill",
+            lambda s: s["best_legal"] * (s["best_value"] - s["random.best_value"]),
+            lambda s: s["best_legal"] * (1.0 - s["random.best_value"]),
+            proportion=False,
+            format=".3f",
+        ),
+        Metric(
+            "legal_value",
+            "value of the legal moves",
+            lambda s: s["best_legal"] * s["best_value"],
+            _field("best_legal"),
+            proportion=False,
+        ),
         _mean("best_value", "value of B, illegal ones 0", format="percent"),
         _share("parsed", "parsable"),
         _share("candidates_legal_distinct", "all candidates legal and distinct"),
@@ -140,7 +131,7 @@ METRICS: dict[TaskName, list[Metric]] = {
         _share("reward_exact", "reward exact"),
         *_detection("terminated"),
         *_detection("truncated"),
-        Metric("unparsable", "unparsable", _unparsable, better=-1),
+        Metric("unparsable", "unparsable", lambda s: 1.0 - s["parsed"], better=-1),
         _share("copied_input", "input copied", better=-1),
         _mean("reward", "graduated reward"),
         _mean("continuous", "continuous reward"),

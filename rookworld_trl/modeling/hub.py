@@ -83,7 +83,6 @@ def push_folder(
     folder: str | Path,
     repo_id: str,
     token: str | None = None,
-    private: bool | None = None,
     revision: str | None = None,
     message: str = "Trained checkpoint",
 ) -> str:
@@ -96,7 +95,6 @@ def push_folder(
         folder: the checkpoint's.
         repo_id: `owner/name`.
         token: one that may write; None takes the one saved by `hf auth login`.
-        private: whether a new repository is; None: as the owner's settings say.
         revision: a branch, made if need be; None: the main one.
 
     Returns:
@@ -108,7 +106,7 @@ def push_folder(
     folder = Path(folder)
     api = HfApi(token=token)
     with explained(repo_id, f"the checkpoint is complete in {folder}: `hf upload {repo_id} {folder}`"):
-        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        repo_id = api.create_repo(repo_id, exist_ok=True).repo_id
         if revision is not None:
             api.create_branch(repo_id, branch=revision, exist_ok=True)
         commit = api.upload_folder(

@@ -27,11 +27,10 @@ def test_what_is_pushed_loads_with_plain_transformers_and_says_the_same(
 ) -> None:
     (tiny_checkpoint / "README.md").write_text("---\nlibrary_name: transformers\n---\n# A card\n")
     (tiny_checkpoint / "training_args.bin").write_bytes(b"the token is in here")
-    push_folder(tiny_checkpoint, "me/trained", token=TOKEN, private=True)
+    push_folder(tiny_checkpoint, "me/trained", token=TOKEN)
     files = hub.repositories["me/trained"].branches["main"]
     assert {"config.json", "model.safetensors", "tokenizer.json", "README.md"} <= set(files)
     assert "training_args.bin" not in files
-    assert hub.repositories["me/trained"].private
     assert hub.repositories["me/trained"].commits == ["Trained checkpoint"]
     assert ("POST", "/me/trained.git/info/lfs/verify") in hub.requests
 

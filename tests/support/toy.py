@@ -12,6 +12,7 @@ from rookworld_trl.training.monitor import DEFAULT_BANDS
 from tests.support.builders import character_tokenizer, random_gpt2
 
 LETTERS = "abcdefghkqr"
+QUICK = {"use_cpu": True, "bf16": False, "report_to": "none", "disable_tqdm": True, "activation_checkpointing": False}
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
@@ -41,9 +42,8 @@ def make_trainer(
     **changes: Any,
 ) -> RookWorldGRPOTrainer:
     options: dict[str, Any] = {
+        **QUICK,
         "output_dir": str(output_dir),
-        "use_cpu": True,
-        "bf16": False,
         "per_device_train_batch_size": 4,
         "num_generations": 2,
         "max_completion_length": 4,
@@ -51,9 +51,6 @@ def make_trainer(
         "learning_rate": 1e-2,
         "save_strategy": "steps",
         "save_steps": 1,
-        "report_to": "none",
-        "disable_tqdm": True,
-        "activation_checkpointing": False,
         "kl_stop_threshold": 0.0,
         "health_bands": dict.fromkeys(DEFAULT_BANDS),
         **changes,

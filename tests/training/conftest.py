@@ -11,6 +11,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from rookworld_trl.training import RookWorldGRPOConfig, RookWorldGRPOTrainer
 from tests.support.builders import random_gpt2
+from tests.support.toy import QUICK
 
 PROMPTS = ["P: a", "P: abcdefgh", "A: e", "P: aa bb cc dd", "A: 1234567890", "P: b", "A: h1h2", "P: kqr"]
 
@@ -35,18 +36,14 @@ def policy() -> GPT2LMHeadModel:
 def options(tmp_path: Path) -> dict[str, Any]:
     """Arguments that both TRL's config and ours take, for runs of seconds."""
     return {
+        **QUICK,
         "output_dir": str(tmp_path / "run"),
-        "use_cpu": True,
-        "bf16": False,
         "per_device_train_batch_size": 8,
         "num_generations": 4,
         "max_completion_length": 6,
         "max_steps": 2,
         "save_strategy": "no",
-        "report_to": "none",
-        "disable_tqdm": True,
         "dataloader_pin_memory": False,
-        "activation_checkpointing": False,
     }
 
 

@@ -114,8 +114,6 @@ BAD = {
     "ref_device": ({"ref_device": "gpu"}, "`ref_device` is 'gpu': no such device. Write auto, cpu, or cuda:"),
     "no reference": ({"ref_device": "cpu", "beta": 0.0}, "with `beta` 0.0 there is no reference"),
     "exact": ({"ref_device": "cpu", "kl_estimator": "exact"}, "with `kl_estimator` exact"),
-    "attention": ({"attn_implementation": "fast"}, "`attn_implementation` is 'fast': no such choice"),
-    "memory_share": ({"memory_share": 1.5}, "`memory_share` is 1.5"),
     "auto_batch_size": ({"auto_batch_size": True}, "memory is measured on a CUDA GPU only"),
 }
 
