@@ -218,7 +218,7 @@ def evaluate(
     settings: dict[str, Any] = {"temperature": temperature, "max_new_tokens": max_new_tokens, "seed": seed}
     if task_sampling:
         settings["task_sampling"] = {task: dict(own) for task, own in task_sampling.items()}
-    return Evaluation(settings, items, seconds, {_key(row): _reference(row) for row in rows[:MAX_REFERENCES]})
+    return Evaluation(settings, items, seconds, {item_key(row): reference_of(row) for row in rows[:MAX_REFERENCES]})
 
 
 def score(rows: Sequence[Mapping[str, Any]], completions: Sequence[str], mode: str = "greedy") -> list[Item]:
@@ -238,7 +238,17 @@ def score(rows: Sequence[Mapping[str, Any]], completions: Sequence[str], mode: s
         scores = {**numeric(p if p is not None else a), "tokens": 0.0, "finished": 1.0, **baseline_scores(row)}
         task, color = task_of(row["prompt"]), _color(row["prompt"])
         items.append(
-            Item(_key(row), mode, task, row["stratum"], color, row["prompt"], completion, scores, row.get("game") or "")
+            Item(
+                item_key(row),
+                mode,
+                task,
+                row["stratum"],
+                color,
+                row["prompt"],
+                completion,
+                scores,
+                row.get("game") or "",
+            )
         )
     return items
 
@@ -262,12 +272,14 @@ def _check(rows: Sequence[Mapping[str, Any]], modes: Sequence[str]) -> None:
             raise ValueError(f"row {i} of the data set: column 'task' says {row['task']!r}, the prompt is of '{task}'")
 
 
-def _key(row: Mapping[str, Any]) -> str:
+def item_key(row: Mapping[str, Any]) -> str:
+    """What tells an item from others: a hash of its prompt and of what it is scored against."""
     reference = [row[name] for name in ("prompt", "target", "legal_moves", "legal_cp")]
     return hashlib.sha256(json.dumps(reference).encode()).hexdigest()[:16]
 
 
-def _reference(row: Mapping[str, Any]) -> str | dict[str, float]:
+def reference_of(row: Mapping[str, Any]) -> str | dict[str, float]:
+    """What a report draws beside the completion; see `Evaluation.references`."""
     if row["task"] == "environment":
         return row["target"]
     values = move_values(row["legal_cp"])

@@ -32,7 +32,7 @@ def combine_rewards(per_function: torch.Tensor, weights: torch.Tensor) -> torch.
 
 
 @dataclass
-class _Moments:
+class Moments:
     """Moving averages of one task's rewards."""
 
     mean: float
@@ -52,7 +52,7 @@ class Baseline:
 
     kind: str = "group_mean"
     decay: float = 0.9
-    moments: dict[str, _Moments] = field(default_factory=dict)
+    moments: dict[str, Moments] = field(default_factory=dict)
 
     def __call__(self, rewards: torch.Tensor, num_generations: int, tasks: Sequence[str]) -> torch.Tensor:
         """The value each reward is compared with, from averages that do not hold this batch yet; then add it to them.
@@ -87,7 +87,7 @@ class Baseline:
                 noise = known.within / count[chosen].clamp(min=1)
                 weight = torch.where(noise + known.between > 0, known.between / (noise + known.between), 1.0)
                 values[chosen] = weight * group_mean[chosen] + (1 - weight) * known.mean
-            self.moments[task] = _Moments(
+            self.moments[task] = Moments(
                 *(self.decay * getattr(known, name) + (1 - self.decay) * getattr(fresh, name) for name in _NAMES)
             )
         return values.expand_as(groups).flatten()
@@ -96,13 +96,13 @@ class Baseline:
         return {task: vars(moments) for task, moments in self.moments.items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.moments = {task: _Moments(**moments) for task, moments in state.items()}
+        self.moments = {task: Moments(**moments) for task, moments in state.items()}
 
 
 _NAMES = ("mean", "within", "between")
 
 
-def _measure(groups: torch.Tensor) -> _Moments | None:
+def _measure(groups: torch.Tensor) -> Moments | None:
     """Mean, variance inside groups and variance between the groups' true means, of one task's groups (P, G)."""
     count = (~groups.isnan()).sum(dim=1)
     groups, count = groups[count > 0].double(), count[count > 0]
@@ -113,7 +113,7 @@ def _measure(groups: torch.Tensor) -> _Moments | None:
     within = (squares / (count - 1).sum().clamp(min=1)).item()
     spread = means.var().item() if len(means) > 1 else 0.0
     between = max(0.0, spread - within * (1 / count).mean().item())
-    return _Moments(groups.nanmean().item(), within, between)
+    return Moments(groups.nanmean().item(), within, between)
 
 
 def scale_advantages(advantages: torch.Tensor, rewards: torch.Tensor, num_generations: int, scale: str) -> torch.Tensor:

@@ -27,7 +27,7 @@ def pieces(elements: str) -> int:
 
 def test_evaluation_keeps_what_boards_need(tiny_model, tiny_tokenizer) -> None:
     kept = accuracy.evaluate(tiny_model, tiny_tokenizer, ROWS, modes=["greedy"], max_new_tokens=4).references
-    start, mate, right = (kept[accuracy._key(row)] for row in ROWS)
+    start, mate, right = (kept[accuracy.item_key(row)] for row in ROWS)
     assert (right, len(start), mate["a1a8"]) == (RIGHT, 20, 1.0)
     # Win chance of 500 centipawns is 1 / (1 + exp(-1.841)) = 0.863, of 0 it is 0.5.
     assert start["e2e4"] == 1.0
@@ -37,7 +37,7 @@ def test_evaluation_keeps_what_boards_need(tiny_model, tiny_tokenizer) -> None:
 def test_only_so_many_references_are_kept(tiny_model, tiny_tokenizer, monkeypatch) -> None:
     monkeypatch.setattr(accuracy, "MAX_REFERENCES", 1)
     evaluation = accuracy.evaluate(tiny_model, tiny_tokenizer, ROWS, modes=["greedy"], max_new_tokens=4)
-    assert list(evaluation.references) == [accuracy._key(ROWS[0])]
+    assert list(evaluation.references) == [accuracy.item_key(ROWS[0])]
     assert Evaluation.from_dict(json.loads(json.dumps(evaluation.to_dict()))) == evaluation
 
 

@@ -38,7 +38,7 @@ AFTER = [" M: e2e4 d2d4 E: 0.1 0.1 B: e2e4", " nothing", RIGHT]
 
 def write_evaluation(folder: Path, name: str, completions: list[str]) -> None:
     """Write the evaluation of the three rows as the package itself does."""
-    references = {accuracy._key(row): accuracy._reference(row) for row in ROWS}
+    references = {accuracy.item_key(row): accuracy.reference_of(row) for row in ROWS}
     Evaluation(SETTINGS, score(ROWS, completions), {}, references).write(folder / f"evaluation_{name}.json")
 
 

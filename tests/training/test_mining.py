@@ -15,7 +15,7 @@ from datasets import Dataset
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from rookworld_trl.training import RookWorldGRPOConfig, RookWorldGRPOTrainer, batch_mining, sampler
-from rookworld_trl.training.advantages import Baseline, _Moments
+from rookworld_trl.training.advantages import Baseline, Moments
 from rookworld_trl.training.mining import PromptMiner, informative_chance, informative_groups, prompt_key
 
 NAN = float("nan")
@@ -158,7 +158,7 @@ def test_dropping_groups_that_agree_is_right_for_group_baselines_alone(kind: str
     chance, gradient = 0.2, {True: 0.0, False: 0.0}
     for outcome in itertools.product((0.0, 1.0), repeat=4):
         rewards = torch.tensor(outcome, dtype=torch.double)
-        baseline = Baseline(kind, moments={"x": _Moments(mean=0.4, within=0.16, between=0.04)})
+        baseline = Baseline(kind, moments={"x": Moments(mean=0.4, within=0.16, between=0.04)})
         advantages = rewards - baseline(rewards, 4, ["x"] * 4)
         probability = math.prod(chance if passed else 1 - chance for passed in outcome)
         gradient[len(set(outcome)) > 1] += probability * float((advantages * (rewards - chance)).sum())
