@@ -2,9 +2,9 @@
 
     python -m benchmarks.selfplay --minutes 3 --seeds 1 --policy-items 600 --environment-items 400
 
-The sampled recipe on shipped prompts, and with positions of its own games in their places; each starts from the shipped
-weights and trains until its CPU time, that of the games and of Stockfish included, is used up. Then both answer the same
-dev items. Each seed's change is by pairs. What was measured stays in `--folder`: run it again and it goes on there.
+The sampled recipe on shipped prompts, and with positions of its own games in their places; each starts from the
+shipped weights and trains until its CPU time is used up, that of the games and of Stockfish included. Then both answer
+the same dev items, compared pair by pair. What was measured stays in `--folder`: run it again and it goes on there.
 """
 
 import argparse

@@ -190,7 +190,7 @@ class SelfPlay:
         if number in self.seen or self._is_held_out(found.fen):
             return None
         board = chess.Board(found.fen)
-        rows = []
+        rows: list[tuple[Kind, str, str, list[str], list[int]]] = []
         after = environment.transition(found.fen, found.move)
         if not self._is_held_out(after.fen):
             kind = _environment_kind(board, found.move)

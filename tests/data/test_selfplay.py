@@ -1,4 +1,4 @@
-"""Self-play as training prompts: which positions come in, in whose places, and that a resumed run meets the same ones."""
+"""Self-play as training prompts: which positions come in, in whose places, and that a resumed run meets the same."""
 
 import hashlib
 import random
@@ -42,7 +42,7 @@ def environment_row(prompt: str) -> dict[str, Any]:
 
 @pytest.fixture
 def dataset() -> Dataset:
-    """Ten batches: `P:` prompts of an opening (twice), a middlegame, an endgame, a check; `A:`, two quiet, one illegal."""
+    """Ten batches: `P:` an opening (twice), a middlegame, an endgame, a check; `A:` two quiet moves, an illegal one."""
     batch = [policy_row(STARTS[name]) for name in ("opening", "opening", "middlegame", "endgame", "check")]
     batch += [environment_row(prompt) for prompt in (QUIET, QUIET, ILLEGAL)]
     return Dataset.from_list(
@@ -148,7 +148,7 @@ def positions_shown(rows: list[dict[str, Any]]) -> set[str]:
 
 def test_held_out_positions_never_enter(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """By their hash, by the list of held-out answers, and those of the user's own held-out rows."""
-    source = make(plies=60)
+    source = make(plies=40)
     met = {split_by_hand(each.fen) for each in source.play(0, random.Random(0))}
     assert met == {"train", "dev", "test"}, "the games do not avoid them"
     shown = positions_shown(of_games(batches(source, [0, 1])))
@@ -156,7 +156,7 @@ def test_held_out_positions_never_enter(make: Make, monkeypatch: pytest.MonkeyPa
     listed, own = sorted(shown)[0], sorted(shown)[1]
     held_out = {splits.position_number(f"{listed} 0 1"): "dev"}
     monkeypatch.setattr(splits, "held_out_answers", lambda: held_out)
-    again = positions_shown(of_games(batches(make(plies=60, held_out={own}), [0, 1])))
+    again = positions_shown(of_games(batches(make(plies=40, held_out={own}), [0, 1])))
     assert again
     assert not again & {listed, own}
 

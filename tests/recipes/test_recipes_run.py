@@ -4,6 +4,7 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import chess
@@ -169,13 +170,12 @@ def test_positions_of_its_own_games(run: Run, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_no_engine_no_games(run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("STOCKFISH_PATH", "/no/engine")
     for changes, message in (
         ({}, "engine '/no/engine' was not found or cannot be executed; install Stockfish"),
-        ({"use_peft": True}, "`self_play` is given and `use_peft` is true"),
         ({"stages": "[{}]"}, "`self_play` and `stages` both choose the prompts"),
         ({"self_play": "{games: 3}"}, "self_play: the key 'batches' is missing; give games, plies"),
     ):
-        monkeypatch.setenv("STOCKFISH_PATH", "/no/engine")
         with pytest.raises(SystemExit) as exit_:
             run(NANO / "config_cpu_selfplay.yaml", **changes)
         shown = capsys.readouterr().err.strip().splitlines()
@@ -184,6 +184,12 @@ def test_no_engine_no_games(run: Run, monkeypatch: pytest.MonkeyPatch, capsys: p
     run_, args = parse_recipe((grpo.RunConfig, RookWorldGRPOConfig), words)
     with pytest.raises(ValueError, match=r"`best_move` is 'engine': engine '/no/engine' was not found.*Change `best_"):
         prompts.self_play(run_, args, None, None, None, None)
+    for changes, message in (
+        ({"world_size": 2}, "`self_play` is given and there are 2 processes: it takes a whole model in one process"),
+        ({"world_size": 1, "use_peft": True}, "`self_play` is given and `use_peft` is true: it takes a whole model"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            prompts.self_play(run_, SimpleNamespace(**changes), None, None, None, None)
 
 
 def test_a_folder_without_such_data_is_refused(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
