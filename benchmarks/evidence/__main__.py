@@ -149,7 +149,7 @@ def table(arguments: argparse.Namespace) -> None:
     report = {"split": arguments.split, "minutes": arguments.minutes[0], "trivial players": first.facts["trivial"]}
     report |= {"values": values, "pairs": pairs, "losses": losses}
     write_report(store.FOLDER / f"{arguments.split}-{arguments.minutes[0]:g}min.json", report)
-    print(as_text(report))
+    print(as_markdown(report))
 
 
 def interval(drawn: Array) -> dict[str, float]:
@@ -157,34 +157,33 @@ def interval(drawn: Array) -> dict[str, float]:
     return {"ci_low": low, "ci_high": high}
 
 
-def as_text(report: dict[str, Any]) -> str:
-    """The three headlines of every arm, greedy, with wins (+) and losses (-) against the base by the rule; what trivial
-    players reach; and every metric that an arm has significantly lowered."""
+def as_markdown(report: dict[str, Any]) -> str:
+    """The three headlines of every arm, greedy, with wins (bold) and losses (italic) against the base by the rule; what
+    trivial players reach; and every metric that an arm has significantly lowered."""
     greedy = [row for row in report["values"] if row["mode"] == "greedy" and row["metric"] in COMPARED]
     values = {(row["arm"], row["metric"]): row for row in greedy}
     marks = {
-        (pair["arm"], pair["metric"]): "+" if pair["difference"] > 0 else "-"
+        (pair["arm"], pair["metric"]): "**" if pair["difference"] > 0 else "*"
         for pair in report["pairs"]
         if pair["against"] == BASE and pair["win"]
     }
-    lines = [f"{'arm':22}{'seeds':>6}" + "".join(f"{name:>30}" for name in COMPARED)]
+    lines = ["| arm | seeds | " + " | ".join(COMPARED) + " |", "|---|---:|" + "---|" * len(COMPARED)]
     for arm in dict.fromkeys(arm for arm, _ in values):
-        cells = ""
+        cells = []
         for name in COMPARED:
-            row = values[arm, name]
-            shown = f"{row['mean']:.3f} [{row['ci_low']:.3f}, {row['ci_high']:.3f}] {marks.get((arm, name), ' ')}"
-            cells += f"{shown:>30}"
-        lines.append(f"{arm:22}{len(values[arm, COMPARED[0]]['by_seed']):>6}{cells}")
+            row, mark = values[arm, name], marks.get((arm, name), "")
+            cells.append(f"{mark}{row['mean']:.3f}{mark} [{row['ci_low']:.3f}, {row['ci_high']:.3f}]")
+        lines.append(f"| {arm} | {len(values[arm, COMPARED[0]]['by_seed'])} | " + " | ".join(cells) + " |")
     players = dict.fromkeys(player for of_metric in report["trivial players"].values() for player in of_metric)
     for player in players:
         reached = [report["trivial players"].get(name, {}).get(player) for name in COMPARED]
-        cells = "".join(f"{'' if value is None else f'{value:.3f}':>30}" for value in reached)
-        lines.append(f"{player:22}{'':>6}{cells}")
-    lines.append("significantly below the base:" + ("" if report["losses"] else " nothing"))
+        cells = ["" if value is None else f"{value:.3f}" for value in reached]
+        lines.append(f"| ({player}) | | " + " | ".join(cells) + " |")
+    lines += ["", "Significantly below the base:" + ("" if report["losses"] else " nothing."), ""]
     for loss in report["losses"]:
         where = f"{loss['arm']}: {loss['task']} {loss['metric']}, {loss['mode']}"
-        lines.append(f"  {where} {loss['difference']:+.3f} [{loss['ci_low']:+.3f}, {loss['ci_high']:+.3f}]")
-    return "\n".join(lines)
+        lines.append(f"- {where} {loss['difference']:+.3f} [{loss['ci_low']:+.3f}, {loss['ci_high']:+.3f}]")
+    return "\n".join(lines).rstrip()
 
 
 def main() -> None:

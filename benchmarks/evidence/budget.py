@@ -1,19 +1,16 @@
-"""Equal CPU time for every arm: training ends when it is used up, and the learning rate falls to 0 by then.
+"""Equal CPU time for every arm: training ends when it is used up, and the rate rises at first and falls to 0 by then.
 
 CPU time rather than the clock: other work on the machine does not shorten an arm's training. With one thread the two
 are the same on a quiet machine.
 """
 
-import os
+import time
 from dataclasses import dataclass, field
 from typing import Any
 
 from transformers import TrainerCallback
 
-
-def cpu_seconds() -> float:
-    """Of this process and of those that it has started and that have ended, such as engines."""
-    return sum(os.times()[:4])
+WARM_UP = 0.05  # of the budget
 
 
 @dataclass
@@ -35,19 +32,23 @@ class Budget:
     def used(self) -> float:
         """Seconds since the first time this was asked for."""
         if self._start is None:
-            self._start = cpu_seconds()
-        return cpu_seconds() - self._start
+            self._start = time.process_time()
+        return time.process_time() - self._start
 
     @property
-    def left(self) -> float:
-        """Share of the budget that is left, in [0, 1]: the factor of the learning rate."""
-        return max(0.0, 1.0 - self.used / self.seconds)
+    def factor(self) -> float:
+        """Of the learning rate, in [0, 1]: it rises over the first twentieth of the budget, then falls to 0 by its end.
+
+        Adam's first steps change every weight by the whole rate, whatever the gradients are.
+        """
+        share = self.used / self.seconds
+        return max(0.0, min((share + 0.01) / WARM_UP, (1 - share) / (1 - WARM_UP)))
 
     def step(self, samples: int) -> bool:
         """Count a step over `samples` completions; whether the budget is used up."""
         self.samples += samples
         self.curve.append((round(self.used, 2), self.samples))
-        return self.left == 0.0
+        return self.used >= self.seconds
 
 
 class BudgetCallback(TrainerCallback):
@@ -58,7 +59,7 @@ class BudgetCallback(TrainerCallback):
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         for group in kwargs["optimizer"].param_groups:
-            group["lr"] = args.learning_rate * self.budget.left
+            group["lr"] = args.learning_rate * self.budget.factor
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.budget.step(self.samples_per_step):

@@ -46,7 +46,7 @@ def train(
     """AdamW on `loss`, which returns a scalar and the number of completions it took, until the budget is used up."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.0)
     for batch in rows:
-        optimizer.param_groups[0]["lr"] = learning_rate * budget.left
+        optimizer.param_groups[0]["lr"] = learning_rate * budget.factor
         value, samples = loss(batch)
         value.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -32,9 +32,8 @@ from rookworld_trl.modeling.tokens import lead_with_eos
 
 logger = logging.get_logger(__name__)
 
-NANO, NANO2 = "nano", "nano2"  # the models that come with the package; `nano2` is the next one, half way
-_ASSETS = Path(str(files("rookworld_trl"))) / "assets"
-NANO_FOLDER = _ASSETS / NANO
+NANO = "nano"  # the model that comes with the package
+NANO_FOLDER = Path(str(files("rookworld_trl"))) / "assets" / NANO
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
@@ -117,8 +116,8 @@ def checkpoint_folder(
         LoadingError: the Hub is out of reach, the repository is gated or unknown, or the revision is; a file of the
             cache is damaged.
     """
-    if name in (NANO, NANO2):
-        return _ASSETS / str(name)
+    if name == NANO:
+        return NANO_FOLDER
     if Path(name).is_dir():
         return Path(name)
     try:

@@ -12,8 +12,6 @@ from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from rookworld_trl.modeling.loading import (
-    NANO,
-    NANO2,
     LoadingError,
     checkpoint_folder,
     load,
@@ -39,14 +37,6 @@ def edit_weights(folder: Path, **changes: torch.Tensor | None) -> None:
         if tensor is not None:
             weights[name.replace("__", ".")] = tensor
     save_file(weights, folder / "model.safetensors")
-
-
-def test_both_models_of_the_package_load() -> None:
-    """They have one size and one tokenizer, and other weights."""
-    (nano, words), (nano2, same_words) = (load(name, expected_parameters=1_016_320) for name in (NANO, NANO2))
-    assert words.backend_tokenizer.to_str() == same_words.backend_tokenizer.to_str()
-    with torch.no_grad():
-        assert not torch.allclose(nano(IDS).logits, nano2(IDS).logits, atol=0.1)
 
 
 def test_a_saved_model_loads_exactly(tiny_model: GPT2LMHeadModel, tiny_checkpoint: Path) -> None:
