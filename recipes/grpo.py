@@ -24,7 +24,7 @@ from rookworld_trl.checkpointing import exits
 from rookworld_trl.checkpointing.lock import locked
 from rookworld_trl.checkpointing.resume import choose_start, mark_finished
 from rookworld_trl.config import bad_input, blame, option, parse_recipe
-from rookworld_trl.data.prompts import PromptOptions, held_out_and_training_prompts
+from rookworld_trl.data.prompts import PromptOptions, held_out_and_training_prompts, self_play
 from rookworld_trl.evaluation import Evaluation, Watch, compare, compare_groups, comparison_table, evaluate
 from rookworld_trl.modeling.hub import push_folder
 from rookworld_trl.modeling.loading import NANO, load
@@ -60,6 +60,8 @@ def build(run: RunConfig, args: RookWorldGRPOConfig) -> tuple[RookWorldGRPOTrain
     held_out, watched, prompts = held_out_and_training_prompts(run, args, tokenizer, model.config.n_positions)
     points = None if args.objective == "sampled" else ChessPoints(tokenizer)
     plan: Any = {"find_points": points, "stages": Stages(prompts, run.stage_ends) if run.stages else None}
+    if run.self_play:
+        plan["stages"] = self_play(run, args, model, tokenizer, prompts, watched)
     trainer = RookWorldGRPOTrainer(model, REWARDS[run.reward], args, prompts, watched, tokenizer, **plan)
     if watched is not None:
         trainer.watch_with(Watch(tokenizer, run.reward, args.metric_for_best_model, run.decoding(args)))

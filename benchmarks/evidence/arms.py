@@ -27,7 +27,7 @@ from rookworld_trl.training import RookWorldGRPOConfig
 NO_END = 1_000_000  # minutes
 STEPS_OF_PROMPTS = 2_000  # batches of prompts laid out
 
-SAMPLED, EXACT = "config_cpu", "config_cpu_exact"
+SAMPLED, EXACT, SELFPLAY = "config_cpu", "config_cpu_exact", "config_cpu_selfplay"
 # Learning rates to compare on dev, for every arm, before test is looked at (`--learning-rate`).
 TO_TRY = (1e-4, 2e-4, 4e-4)
 # What stock TRL gets of the sampled recipe.
@@ -171,5 +171,6 @@ ARMS: dict[str, Arm] = {
     "sampled_batch_scale": ours(SAMPLED, 2e-4, "ours, sampled, advantages scaled by batch", scale_rewards="batch"),
     "sampled_no_checks": ours(SAMPLED, 2e-4, "ours, sampled, checks as rare as they are", policy_strata="null"),
     "sampled_shuffled": ours(SAMPLED, 2e-4, "ours, sampled, rewards given to the wrong completions", shuffled=True),
+    "selfplay": ours(SELFPLAY, 2e-4, "ours, sampled, prompts from the policy's own games", engine_cache=""),
     "sampled_no_kl": ours(SAMPLED, 2e-4, "ours, sampled, no KL penalty", beta=0.0),
 }

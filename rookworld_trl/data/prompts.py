@@ -6,14 +6,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 from datasets import Dataset, concatenate_datasets
+from transformers import PreTrainedModel
 from trl import GRPOConfig
 
-from rookworld_trl.config import option
+from rookworld_trl.config import blame, option
 from rookworld_trl.data.dataset import load_shipped
 from rookworld_trl.data.mixing import mix
-from rookworld_trl.data.sources import DataOptions, check_lengths, load_prompts, without
-from rookworld_trl.data.splits import draw_of_each
+from rookworld_trl.data.selfplay import PLACE_COLUMN, SelfPlay, read_options
+from rookworld_trl.data.sources import DataOptions, check_lengths, engines, load_prompts, without
+from rookworld_trl.data.splits import draw_of_each, positions_of
 from rookworld_trl.data.stages import check_stages, lay_out
+from rookworld_trl.data.values import ValuesReport, with_values
+from rookworld_trl.engine import find_engine
 
 
 @dataclass
@@ -35,6 +39,12 @@ class PromptOptions(DataOptions):
         "A curriculum: stages that end at `until_step` or at `until_pass_rate` (the share of completions with a reward "
         "of 1), each with its `mix_env_ratio`, `policy_strata` and `temperature`.",
     )
+    self_play: dict[str, Any] | None = option(
+        None,
+        "Prompts from the policy's own games: `games` of up to `plies` plies every so many `batches`, `per_opening` "
+        "positions at most of those that begin alike, played at one of the `temperatures` after the other. `best_move` "
+        "`engine` values positions that the data set has no values of.",
+    )
     eval_split: Literal["dev", "test"] = option("test", "`dev` to choose settings, `test` to believe a result.")
     eval_policy_items: int | None = option(None, "Held-out `P:` items to measure, drawn at random; default: all.")
     eval_environment_items: int | None = option(None, "Held-out `A:` items to measure, drawn at random; default: all.")
@@ -49,6 +59,10 @@ class PromptOptions(DataOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_stages(self.stages or ())
+        if self.self_play is not None:
+            read_options(self.self_play)
+            if self.stages:
+                raise ValueError("`self_play` and `stages` both choose the prompts. Leave one of them out")
         for name in ("eval_policy_items", "eval_environment_items", "eval_batch_size", "eval_items"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"`{name}` is {value}: nothing would be measured. Set it to 1 or more")
@@ -85,7 +99,48 @@ def training_prompts(run: PromptOptions, args: GRPOConfig, watched: Dataset | No
     shares = (run.mix_env_ratio, run.policy_strata)
     if run.stages:
         return lay_out(dataset, run.stages, *shares, args.temperature, **sizes, seed=args.seed)
-    return mix(dataset, shares[0], **sizes, seed=args.seed, policy_strata=shares[1])
+    mixed = mix(dataset, shares[0], **sizes, seed=args.seed, policy_strata=shares[1])
+    return mixed.add_column(PLACE_COLUMN, list(range(len(mixed)))) if run.self_play else mixed
+
+
+def self_play(
+    run: PromptOptions,
+    args: GRPOConfig,
+    model: PreTrainedModel,
+    tokenizer: Any,
+    prompts: Dataset,
+    watched: Dataset | None,
+) -> SelfPlay:
+    """What puts positions of the model's own games in place of the training prompts.
+
+    Raises:
+        ValueError: several processes, of which each would play games of its own; adapters, with which it does not play;
+            an engine is asked for that is not there.
+    """
+    if args.world_size > 1 or getattr(args, "use_peft", False):
+        what = f"there are {args.world_size} processes" if args.world_size > 1 else "`use_peft` is true"
+        raise ValueError(f"`self_play` is given and {what}: it takes a whole model in one process. Leave it out")
+    valued = run.best_move == "engine"
+    if valued:
+        with blame("best_move", run.best_move):
+            find_engine()
+
+    def values(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        with engines(run) as pool:
+            return list(with_values(rows, pool, ValuesReport()))
+
+    assert run.self_play is not None
+    return SelfPlay(
+        read_options(run.self_play),
+        prompts,
+        args.generation_batch_size // args.num_generations,
+        model,
+        tokenizer,
+        max_new_tokens=args.max_completion_length,
+        seed=args.seed,
+        values=values if valued else None,
+        held_out={positions_of(prompt)[0] for prompt in watched["prompt"]} if watched is not None else (),
+    )
 
 
 def _read(run: PromptOptions) -> Dataset:

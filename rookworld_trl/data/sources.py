@@ -9,7 +9,7 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
@@ -203,14 +203,20 @@ def _valued(source: str, rows: Iterator[dict[str, Any]], options: DataOptions) -
             file=sys.stderr,
         )
     report = ValuesReport()
+    with engines(options) as pool:
+        yield from with_values(chain([first], rows), pool, report)
+    print(f"{source}: {report}")
+
+
+@contextmanager
+def engines(options: DataOptions) -> Iterator[EnginePool]:
+    """Engines at work, and the file that keeps their answers, as the options say."""
     workers = options.engine_workers or os.cpu_count() or 1
     with ExitStack() as stack:
         cache = None
         if options.engine_cache:
             cache = stack.enter_context(closing(ValueCache(Path(options.engine_cache).expanduser())))
-        pool = stack.enter_context(EnginePool(workers, nodes=options.engine_nodes, cache=cache))
-        yield from with_values(chain([first], rows), pool, report)
-    print(f"{source}: {report}")
+        yield stack.enter_context(EnginePool(workers, nodes=options.engine_nodes, cache=cache))
 
 
 def _reader(path: Path) -> str | None:

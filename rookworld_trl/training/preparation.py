@@ -192,9 +192,11 @@ def check_curriculum(args: RookWorldGRPOConfig, curriculum: Any, stages: Any) ->
     if curriculum is not None and not args.mining:
         raise ValueError("a `curriculum` weighs mined prompts: set `mining` to True")
     if stages and args.mining:
-        raise ValueError("`mining` is True: it would replace the rows of `stages`. Leave one of them out")
+        raise ValueError(
+            "`mining` is True: it would replace the rows of `stages` or `self_play`. Leave one of them out"
+        )
     if stages and (args.use_vllm or args.use_transformers_continuous_batching):
-        raise ValueError("`stages` sample at temperatures of their own, which vLLM and continuous batching do not")
+        raise ValueError("`stages` and `self_play` go with neither vLLM nor continuous batching")
 
 
 def check_vllm_installed(args: RookWorldGRPOConfig) -> None:

@@ -6,10 +6,12 @@ places are put in their stead. So a run that is resumed meets the rows that it w
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from transformers.utils import logging
+
+from rookworld_trl.checkpointing.state import Stateful
 
 logger = logging.get_logger(__name__)
 
@@ -20,6 +22,18 @@ PASS_REWARD = 1.0  # from which on a completion passes
 
 Row = dict[str, Any]
 End = tuple[int | None, float | None]
+
+
+class PromptSource(Stateful, Protocol):
+    """Chooses the rows of each batch: the stages of a curriculum, or games that the policy plays."""
+
+    def choose(self, rows: list[Row], step: int, metrics: dict[str, list[float]]) -> None:
+        """Put this batch's rows in place of those dealt; `step`: optimizer steps done."""
+        ...
+
+    def observe(self, rewards: torch.Tensor) -> None:
+        """How the batch fared: rewards (N,) of all processes, NaN for none."""
+        ...
 
 
 class Stages:

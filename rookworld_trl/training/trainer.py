@@ -37,7 +37,7 @@ from rookworld_trl.training.rewards import RewardCaller, by_task
 from rookworld_trl.training.sampler import Sampler, Samples
 from rookworld_trl.training.schedules import advanced_scheduler
 from rookworld_trl.training.scoring import Scorer
-from rookworld_trl.training.stages import Stages
+from rookworld_trl.training.stages import PromptSource
 from rookworld_trl.training.throughput import SIDES, Throughput, peak_of
 from rookworld_trl.training.value import ValueHead
 
@@ -65,7 +65,7 @@ class RookWorldGRPOTrainer(DurableGRPOTrainer):
         processing_class: the tokenizer, with pad and end token; by default the one saved with the model.
         curriculum: weighs the prompts that mining tries; see `rookworld_trl.training.mining.Curriculum`.
         find_points: finds what the exact objectives sum over; see `rookworld_trl.training.points.FindPoints`.
-        stages: of a curriculum; their rows are those of `train_dataset`.
+        stages: of a curriculum, or another source of rows in place of those of `train_dataset`.
         kwargs: further arguments of TRL's trainer; tools, environments and rollout functions are refused.
 
     Raises:
@@ -88,7 +88,7 @@ class RookWorldGRPOTrainer(DurableGRPOTrainer):
         processing_class: Any = None,
         curriculum: Curriculum | None = None,
         find_points: FindPoints | None = None,
-        stages: Stages | None = None,
+        stages: PromptSource | None = None,
         **kwargs: Any,
     ):
         args = prepare(args, model, train_dataset, processing_class, kwargs)

@@ -1,8 +1,10 @@
 """The recipes that take a GPU, or long, as they stand but small: a tiny model, a step or two, and what each is for."""
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import chess
@@ -18,6 +20,7 @@ from rookworld_trl.data.dataset import COMPACT_SCHEMA, load_shipped
 from rookworld_trl.modeling.loading import load_model
 from rookworld_trl.training import RookWorldGRPOConfig, RookWorldGRPOTrainer
 from tests.recipes.conftest import positions
+from tests.support.stockfish import requires_stockfish
 
 ROOT = Path(__file__).parents[2]
 LARGE = ROOT / "recipes/rookworld-lm-124m/grpo"
@@ -137,6 +140,56 @@ def test_data_of_ones_own_making(run: Run, tmp_path: Path) -> None:
     trainer, _ = run(NANO / "config_cpu_own_data.yaml", dataset=tmp_path / "own", max_steps=1)
     assert {row["prompt"].split("+")[0][3:] for row in trainer.train_dataset} <= {row["fen"] for row in rows}
     assert trainer.train_dataset[0]["legal_cp"] or trainer.train_dataset[0]["task"] == "environment"
+
+
+GAMES = '{"games": 8, "plies": 8, "batches": 2, "per_opening": 4, "temperatures": [1.2, 0.7]}'
+
+
+@requires_stockfish
+def test_positions_of_its_own_games(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every legal move of theirs is valued by the engine, and the shares of the batch hold."""
+    seen: list[dict[str, Any]] = []
+    score = by_length
+
+    def spied(prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
+        for number, prompt in enumerate(prompts):
+            seen.append({name: columns[name][number] for name in ("game", "legal_moves", "legal_cp")} | {"of": prompt})
+        return score(prompts, completions)
+
+    monkeypatch.setattr(sys.modules[__name__], "by_length", spied)
+    small = {"self_play": GAMES, "engine_nodes": 4000, "engine_cache": "", "engine_workers": 1, "max_steps": 3}
+    _, rows = run(NANO / "config_cpu_selfplay.yaml", **small)
+    assert [row["self_play/temperature"] for row in rows] == [1.2, 1.2, 0.7]
+    assert sum(row["self_play/share"] for row in rows) > 1.5, "of three"
+    assert [sum(row["of"].startswith("A:") for row in seen[n : n + 10]) for n in (0, 10, 20)] == [2, 2, 2]
+    games = [row for row in seen if row["game"].startswith("self-play") and row["of"].startswith("P:")]
+    for row in games:
+        assert row["legal_moves"] == sorted(move.uci() for move in chess.Board(row["of"][3:]).legal_moves)
+        assert len(row["legal_cp"]) == len(row["legal_moves"])
+    assert games
+
+
+def test_no_engine_no_games(run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("STOCKFISH_PATH", "/no/engine")
+    for changes, message in (
+        ({}, "engine '/no/engine' was not found or cannot be executed; install Stockfish"),
+        ({"stages": "[{}]"}, "`self_play` and `stages` both choose the prompts"),
+        ({"self_play": "{games: 3}"}, "self_play: the key 'batches' is missing; give games, plies"),
+    ):
+        with pytest.raises(SystemExit) as exit_:
+            run(NANO / "config_cpu_selfplay.yaml", **changes)
+        shown = capsys.readouterr().err.strip().splitlines()
+        assert (exit_.value.code, message in shown[-1]) == (2, True), shown
+    words = ["--config", str(NANO / "config_cpu_selfplay.yaml"), "--use_cpu", "true"]
+    run_, args = parse_recipe((grpo.RunConfig, RookWorldGRPOConfig), words)
+    with pytest.raises(ValueError, match=r"`best_move` is 'engine': engine '/no/engine' was not found.*Change `best_"):
+        prompts.self_play(run_, args, None, None, None, None)
+    for changes, message in (
+        ({"world_size": 2}, "`self_play` is given and there are 2 processes: it takes a whole model in one process"),
+        ({"world_size": 1, "use_peft": True}, "`self_play` is given and `use_peft` is true: it takes a whole model"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            prompts.self_play(run_, SimpleNamespace(**changes), None, None, None, None)
 
 
 def test_a_folder_without_such_data_is_refused(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
