@@ -169,12 +169,18 @@ def test_auto_resume_of_a_finished_run(finished: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
 
 
-@pytest.mark.parametrize("change", [{"model": "other"}, {"leading_eos": True}, {"seed": 43}])
+@pytest.mark.parametrize("change", [{"model": "other"}, {"leading_eos": True}])
 def test_another_run_is_not_taken_for_the_finished_one(finished: Path, change: dict[str, Any]) -> None:
     (name,) = change
     found = rf"holds a finished run with other settings: `{name}` was .*Give this one another `output_dir`"
     with pytest.raises(ResumeError, match=found):
         start(finished, RECIPE | change, auto_resume=True)
+
+
+def test_another_seed_is_not_taken_for_the_finished_one(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(ASKED, "seed", 43)
+    with pytest.raises(ResumeError, match="`seed` was 42 and is 43"):
+        start(finished, RECIPE, auto_resume=True)
 
 
 def test_a_finished_run_that_is_asked_for_more_time_goes_on(finished: Path) -> None:
