@@ -1,6 +1,7 @@
 """What does each switch cost or save? A step with compiling, bf16, checkpointing and shared prefixes on and off.
 
     python -m benchmarks.switches [--model nano|124m|FOLDER] [--prompts 8] [--samples 8] [--tokens 80] [--steps 3]
+    python -m benchmarks.switches --only none bf16 "share_prefixes + bf16"
     python -m benchmarks.switches --table                 # what is there so far, as a table
 
 Each of the twelve combinations (activation checkpointing and shared prefixes exclude each other) trains in a process of
@@ -74,7 +75,7 @@ def table(results: Mapping[str, Mapping[str, Any]]) -> str:
             cells = ["on" if settings[switch] else "" for switch in SWITCHES]
             speed = f"{plain / row['seconds_per_step']:.2f}" if plain else ""
             cells += [f"{row['seconds_per_step']:.3g}", speed, f"{row['first_step']['step_time']:.3g}"]
-            cells += [f"{row['memory_gb']:.2f}", f"{row.get('graphs', '')}"]
+            cells += [f"{row['memory_gb']:.2f}", f"{row['graphs']:.0f}" if "graphs" in row else ""]
             lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -87,6 +88,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--tokens", type=int, default=80)
     parser.add_argument("--steps", type=int, default=3, help="timed steps of a combination")
     parser.add_argument("--micro_batch", type=int, default=32, help="rows of a forward and backward pass")
+    parser.add_argument("--only", nargs="+", choices=combinations(), default=list(combinations()), metavar="NAME")
     parser.add_argument("--table", action="store_true", help="show the report and measure nothing")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     parser.add_argument("--output", type=Path, default=OUTPUT)
@@ -106,7 +108,7 @@ def main(argv: list[str] | None = None) -> None:
     with ExitStack() as stack:
         model = arguments.model
         for name, settings in combinations().items():
-            if name in report["results"]:
+            if name in report["results"] or name not in arguments.only:
                 continue
             if model == "124m":
                 model = stack.enter_context(tempfile.TemporaryDirectory())

@@ -88,7 +88,7 @@ def components(folder: Path) -> dict[str, Any]:
 def epochs(folder: Path) -> dict[str, Any]:
     """rookworld-nano, 8 prompts of 8 samples a step; rate and thresholds are the recipe's.
 
-    The rate matters: at twenty times this one (1e-4) the KL stop ended the same run at step 155.
+    The rate matters: at twenty times this one (1e-4) the KL stop ended such a run at step 155.
     """
     rows, counts = [], {"policy": ROWS // 2, "environment": ROWS // 2}
     for row in shipped("train"):

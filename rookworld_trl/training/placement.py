@@ -87,6 +87,7 @@ def arrange(config: GRPOConfig, accelerator: Any, policy: Any, reference: Any, s
     if home.type == "cpu":
         keep_freed_memory()
     keep_float32(config, accelerator)
+    compile_checkpoints(config)
     for model in (policy, reference):
         # Unwrapped: the `config` of DeepSpeed's engine is its own.
         plain = None if model is None else accelerator.unwrap_model(model)
@@ -159,6 +160,16 @@ def keep_float32(config: Any, accelerator: Any) -> None:
     its three digits."""
     if config.torch_compile and accelerator.mixed_precision == "no" and not config.tf32:
         torch.backends.cuda.matmul.fp32_precision = "ieee"
+
+
+def compile_checkpoints(config: Any) -> None:
+    """Make constants of the numbers in the code of a compiled model whose blocks are checkpointed.
+
+    With `dynamic` they become inputs, which dynamo (PyTorch 2.13) cannot hand into a second checkpointed block: it
+    stops at GELU's `math.pi` with an AssertionError.
+    """
+    if config.torch_compile and config.activation_checkpointing:
+        torch._dynamo.config.specialize_float = True
 
 
 class CompileCounter(TrainerCallback):

@@ -74,3 +74,6 @@ def test_it_goes_on_where_it_was_interrupted(
     with pytest.raises(subprocess.CalledProcessError):
         switches.main([*command, "--steps", "2"])
     assert measured == first, "figures of other sizes do not stand beside these"
+    measured[:] = []
+    switches.main([*command, "--steps", "2", "--only", "bf16", "none"])
+    assert measured == ["bf16"], "the others are there already"

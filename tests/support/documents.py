@@ -20,6 +20,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+from benchmarks import switches
 from recipes import evaluate, grpo, play, sft
 from recipes.grpo import RunConfig
 from recipes.sft import SFTRecipe
@@ -132,6 +133,7 @@ def figures() -> list[str]:
     step, learning, scoring, controls = map(_read, ("step", "learning", "scoring", "controls"))
     saving, kills, faults, mining = map(_read, ("checkpointing", "kill_resume", "faults", "mining"))
     generation, large = _read("generation"), _read("step_124m")
+    supervised, exact = _read("supervised"), _read("exact")
     seconds = step["seconds_per_step"]
     scored = [each["rows_per_second_median"] for name, each in scoring["results"].items() if "without" not in name]
     low, high = controls["overhead_95"]
@@ -140,10 +142,19 @@ def figures() -> list[str]:
     mined = {each["reward"]: each for each in mining["results"]}["graduated"]
     shares = [100 * mined[side]["groups/informative"] for side in ("plain", "mined")]
     learned = " and ".join(f"{each['speedup']:.1f} times ({each['shape']})" for each in learning["results"])
+    trees = " and ".join(f"{supervised[task]['speedup']:.1f} times ({task})" for task in ("policy", "environment"))
+    step_of = exact["seconds_per_step"]
     positions = generation["results"][-1]
     rows = [
         ("step", "an entire step, beside stock TRL's", f"{seconds['ours']:.2f} s against {seconds['stock']:.1f} s"),
         ("learning", "the learning pass on shared prefixes, beside TRL's", learned),
+        (
+            "exact",
+            "a step with the exact gradient (2 completions a prompt), beside sampled GRPO (16) at equal prompts",
+            f"{step_of['exact']:.1f} s against {step_of['sampled']:.1f} s",
+        ),
+        ("exact", "what its cost grows with, in powers of the number of legal moves", f"{exact['exponent']:.2f}"),
+        ("supervised", "rows a second of supervised training on shared trees, beside padded lines", trees),
         ("scoring", "completions scored a second on one core", f"{min(scored):,} to {max(scored):,}"),
         (
             "controls",
@@ -190,7 +201,9 @@ def rollouts() -> list[str]:
 
 def with_figures(text: str) -> str:
     """The page with its tables of figures written from the measurements."""
-    for name, table in (("figures", figures()), ("rollouts", rollouts())):
+    tables = {"figures": figures(), "rollouts": rollouts()}
+    tables |= {name: switches.table(_read(name)["results"]).splitlines() for name in ("switches", "switches_124m")}
+    for name, table in tables.items():
         body = "\n".join([f"<!-- {name} -->", "", *table, "", "<!-- end -->"])
         text = re.sub(f"<!-- {name} -->.*?<!-- end -->", lambda _, body=body: body, text, flags=re.DOTALL)
     return text

@@ -274,6 +274,29 @@ def test_cuda_graphs_would_overwrite_accumulated_gradients(
 
 
 @pytest.mark.slow
+def test_checkpointed_blocks_are_compiled(make_trainer: Make, policy: nn.Module, monkeypatch: Any) -> None:
+    """With lengths of any kind in one graph, as launched. Where PyTorch can do it alone, the setting can go."""
+    compiler = torch._dynamo.config
+    monkeypatch.setattr(compiler, "specialize_float", False)
+    case = {"torch_compile": True, "torch_compile_backend": "eager", "share_prefixes": False}
+    make_trainer(**case)
+    assert not compiler.specialize_float
+    make_trainer(**case, activation_checkpointing=True)
+    assert compiler.specialize_float
+    policy.train().activation_checkpointing_enable()
+    inputs = {"input_ids": torch.arange(1, 13).view(2, 6), "use_cache": False}
+
+    def compiled() -> torch.Tensor:
+        torch._dynamo.reset()
+        return torch.compile(policy, backend="aot_eager", dynamic=True)(**inputs).logits.mean()
+
+    torch.testing.assert_close(compiled(), policy(**inputs).logits.mean())
+    monkeypatch.setattr(compiler, "specialize_float", False)
+    with pytest.raises(AssertionError, match="lift_tracked_freevar_to_input"):
+        compiled()
+
+
+@pytest.mark.slow
 def test_a_compiled_reference_is_reset_and_kept(make_trainer: Make, policy: nn.Module) -> None:
     start = {name: tensor.clone() for name, tensor in policy.state_dict().items()}
     compiled = {"torch_compile": True, "torch_compile_backend": "eager", "share_prefixes": False}
