@@ -29,14 +29,16 @@ def test_a_compiled_combination_is_compiled_as_the_launcher_says(
     assert switches.as_launched()["ACCELERATE_DYNAMO_USE_DYNAMIC"] == "True"
     for name, value in (switches.as_launched() | {"ACCELERATE_DYNAMO_BACKEND": "eager"}).items():
         monkeypatch.setenv(name, value)
-    switches.main([*TINY, "--one", "share_prefixes + torch_compile"])
+    larger = [*TINY, "--samples", "4", "--tokens", "60"]  # so that some are whole, and rewards differ
+    switches.main([*larger, "--one", "share_prefixes + torch_compile"])
     row = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
     assert 0 < row["graphs"] <= 4
     assert row["seconds_per_step"] > 0
     assert row["memory_gb"] > 0.1
-    switches.main([*TINY, "--one", "share_prefixes"])  # not compiled, whatever the launcher says
+    switches.main([*larger, "--one", "share_prefixes"])  # not compiled, whatever the launcher says
     eager = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
     assert "graphs" not in eager
+    assert eager["first_step"]["grad_norm"] > 0.01
     for name in ("loss", "grad_norm"):
         assert row["first_step"][name] == pytest.approx(eager["first_step"][name], rel=1e-3, abs=1e-6)
 
