@@ -29,7 +29,7 @@ STEPS_OF_PROMPTS = 2_000  # batches of prompts laid out
 
 SAMPLED, EXACT, SELFPLAY = "config_cpu", "config_cpu_exact", "config_cpu_selfplay"
 # Learning rates to compare on dev, for every arm, before test is looked at (`--learning-rate`).
-TO_TRY = (1e-4, 2e-4, 4e-4)
+TO_TRY = (2e-4, 4e-4)
 # What stock TRL gets of the sampled recipe.
 TAKEN_OVER = ["per_device_train_batch_size", "gradient_accumulation_steps", "num_generations", "max_completion_length"]
 TAKEN_OVER += ["temperature", "beta", "scale_rewards", "max_grad_norm"]
@@ -154,12 +154,12 @@ ARMS: dict[str, Arm] = {
     "stock_positions": Arm(partial(of_stock, True), 2e-4, "TRL's GRPOTrainer with position ids from the mask"),
     "gold": Arm(
         partial(of_loop, partial(rivals.gold, rows=64)),
-        3e-4,
+        2e-4,
         "supervised training on the right answers",
     ),
     "soft": Arm(
         partial(of_loop, partial(rivals.soft, rows=48, temperature=0.1)),
-        3e-4,
+        2e-4,
         "supervised training on soft labels from the rewards' table",
     ),
     "raft": Arm(
