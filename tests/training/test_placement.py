@@ -274,10 +274,10 @@ def test_cuda_graphs_would_overwrite_accumulated_gradients(
 
 
 @pytest.mark.slow
-def test_checkpointed_blocks_are_compiled(make_trainer: Make, policy: nn.Module, monkeypatch: Any) -> None:
+@torch._dynamo.config.patch(specialize_float=False)  # and as it was behind the test; monkeypatch would delete it
+def test_checkpointed_blocks_are_compiled(make_trainer: Make, policy: nn.Module) -> None:
     """With lengths of any kind in one graph, as launched. Where PyTorch can do it alone, the setting can go."""
     compiler = torch._dynamo.config
-    monkeypatch.setattr(compiler, "specialize_float", False)
     case = {"torch_compile": True, "torch_compile_backend": "eager", "share_prefixes": False}
     make_trainer(**case)
     assert not compiler.specialize_float
@@ -291,7 +291,7 @@ def test_checkpointed_blocks_are_compiled(make_trainer: Make, policy: nn.Module,
         return torch.compile(policy, backend="aot_eager", dynamic=True)(**inputs).logits.mean()
 
     torch.testing.assert_close(compiled(), policy(**inputs).logits.mean())
-    monkeypatch.setattr(compiler, "specialize_float", False)
+    compiler.specialize_float = False
     with pytest.raises(AssertionError, match="lift_tracked_freevar_to_input"):
         compiled()
 
