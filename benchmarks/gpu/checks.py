@@ -170,14 +170,14 @@ def memory(stage: Stage) -> str:
 def graphs(stage: Stage) -> str:
     """Decoding as a CUDA graph: equal samples first, memory given back, then seconds with and without."""
     size = stage.pick([12, 768, 12, 50257], [2, 32, 2, 512])
-    recorded, record = 0, cuda_graphs.Repeated._record
+    recorded, record = 0, cuda_graphs.Repeated.record
 
     def counted(self: cuda_graphs.Repeated) -> Any:
         nonlocal recorded
         recorded += 1
         return record(self)
 
-    cuda_graphs.Repeated._record = counted  # type: ignore[method-assign]
+    cuda_graphs.Repeated.record = counted  # type: ignore[method-assign]
     cells = []
     for name, path, kind in (("124m", None, "random"), ("nano", str(NANO_FOLDER), "policy")):
         work = rollouts.Work(path, kind, size, stage.pick(8, 2), stage.device)
@@ -201,7 +201,7 @@ def graphs(stage: Stage) -> str:
             speedup = seconds["plain"] / seconds["graphs"]
             stage.figures[label] = {"equal": same, "seconds": seconds, "speedup": round(speedup, 2)}
             cells.append(f"{label} {speedup:.2f}x")
-    cuda_graphs.Repeated._record = record  # type: ignore[method-assign]
+    cuda_graphs.Repeated.record = record  # type: ignore[method-assign]
     if stage.cuda:
         stage.check("graphs were recorded", recorded > 0)
     stage.figures["recorded"] = recorded

@@ -109,7 +109,7 @@ def test_rivals_learn(loop: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         return float(rivals.likelihood(model, tokenizer.pad_token_id, *batch).detach())
 
     before, budget = nats(), StepsBudget(3)
-    loop(model, tokenizer, budget, 0, 1e-3)
+    loop(model, tokenizer, budget, 0, 1e-4)
     assert len(budget.curve) == 3
     assert budget.samples == 3 * 16
     assert nats() < before
