@@ -284,6 +284,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{name}: {result['status']}, {result['seconds']:.0f} s; {result['found']}", flush=True)
     results = {name: read(output / f"{name}.json") for name in STAGES}
     shown = table(results, facts)
+    output.mkdir(parents=True, exist_ok=True)  # no stage may have fitted into the time
     (output / "table.md").write_text(shown + "\n", encoding="utf-8")
     print(f"\n{shown}\n\n{output}: {time.perf_counter() - begun:.0f} s in all")
     asked = [results[name] for name in arguments.only or STAGES]
