@@ -276,7 +276,7 @@ def test_recipe_prints_writes_and_compares(
     from recipes import evaluate as recipe
 
     output = tmp_path / "out" / "before.json"
-    common = ["--model", str(tiny_checkpoint), "--dataset", str(data_file), "--max_new_tokens", "5"]
+    common = ["--model", str(tiny_checkpoint), "--dataset", str(data_file), "--max_new_tokens", "5", "--trained_on"]
     recipe.main([*common, "--output", str(output)])
     result = json.loads(output.read_text())
     assert json.loads(output.read_text())["models"][0]["held_out"]["items"]
@@ -341,7 +341,7 @@ def test_recipe_says_in_one_line_what_is_wrong(
         (["--dataset", str(broken)], "row 1"),
     ):
         with pytest.raises(SystemExit) as stopped:
-            recipe.main(["--model", str(tiny_checkpoint), "--dataset", str(data_file), *arguments])
+            recipe.main(["--model", str(tiny_checkpoint), "--dataset", str(data_file), "--trained_on", *arguments])
         assert stopped.value.code == 2
         lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
         assert len(lines) == 1
