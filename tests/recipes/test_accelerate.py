@@ -178,6 +178,7 @@ def test_a_sharded_run_learns_what_a_plain_one_does(settings: dict[str, object],
     learning = {"model": "nano", "dataset": "shipped", "mix_env_ratio": 0.5, "max_completion_length": 60}
     learning |= {"learning_rate": 1e-3, "rollout_backend": "transformers", "num_generations": 4}
     learning |= {"per_device_train_batch_size": 8, "save_strategy": "steps", "save_steps": 1}
+    learning |= {"kl_stop_threshold": 1000}  # a rate at which differences show goes far
     runs = {name: settings | learning | {"output_dir": tmp_path / name} for name in ("plain", "sharded")}
     del runs["sharded"]["use_cpu"]  # accelerate would shard nothing
     sharded = launcher("fsdp2", "-m", "tests.support.sharded_on_cpu")

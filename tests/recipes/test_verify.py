@@ -112,7 +112,7 @@ def test_fifty_epochs_on_trained_weights_stay_in_bounds(run: Run, rows_file: Pat
         num_generations=4,
         per_device_train_batch_size=16,
         max_completion_length=80,
-        learning_rate=1e-4,
+        learning_rate=2e-5,
     )
     assert len(steps) == 50
     assert not summary(tmp_path)["stop_reason"]
