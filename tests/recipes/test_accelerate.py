@@ -194,7 +194,7 @@ def test_a_sharded_run_learns_what_a_plain_one_does(settings: dict[str, object],
     )
     moved = max((trained[name] - start[name]).abs().max() for name in start)
     apart = max((trained[name] - plain[name]).abs().max() for name in start)
-    assert moved > 1e-3 > 20 * apart
+    assert moved > 1e-3 > 10 * apart  # Adam makes a step of the rate of gradients that are all rounding
     summary = json.loads((tmp_path / "sharded" / "summary.json").read_text())
     assert {row["items"] for row in summary["metrics"]} == {2}
     _, steps = run(sharded, runs["sharded"] | {"max_steps": 3, "auto_resume": "true"})
