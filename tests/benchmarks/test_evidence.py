@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from benchmarks.evidence import __main__ as evidence
-from benchmarks.evidence import arms, rivals, store
+from benchmarks.evidence import arms, curves, rivals, store
 from benchmarks.evidence import budget as budgets
 from benchmarks.evidence.arms import ARMS, shuffled_reward
 from benchmarks.evidence.budget import Budget
@@ -228,3 +228,40 @@ def test_every_arm_says_what_it_is() -> None:
     for name, arm in ARMS.items():
         assert arm.about, name
         assert arm.learning_rate > 0, name
+
+
+def test_how_much_longer_by_hand() -> None:
+    quality = np.array([0.5, 0.3, 0.2, 0.9])
+    values = np.array([[0.2, 0.4, 0.6], [0.2, 0.4, 0.6], [0.2, 0.4, 0.6], [0.2, 0.4, 0.6]])
+    assert curves.minutes_to(quality, np.array([0.0, 1.0, 3.0]), values) == pytest.approx([2.0, 0.5, 0.0, np.inf])
+    # A curve that falls again has been there.
+    assert curves.minutes_to(np.array([0.4]), np.array([0.0, 1.0, 2.0]), np.array([[0.2, 0.4, 0.1]])).tolist() == [1.0]
+    # Sampled for 6 minutes is where exact was after 2; without a gain there is no end to it; above it, nothing.
+    at = {("base", 0.0): 0.2, ("exact", 1.0): 0.4, ("exact", 3.0): 0.6}
+    for reached, times in ((0.5, 3.0), (0.1, np.inf), (0.7, 0.0)):
+        curve = {point: np.full(9, value) for point, value in {**at, ("sampled", 6.0): reached}.items()}
+        assert curves.ratio(curve, ("sampled", 6.0))["median"] == times
+
+
+def test_curves_are_drawn_from_what_is_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "FOLDER", tmp_path)
+    game, keys = {"policy": ["g"] * 4}, {"policy": ["a", "b", "c", "d"]}
+    for arm, minutes, legal in (("base", 0.0, 1), ("exact", 1.0, 3), ("exact", 3.0, 4), ("sampled", 3.0, 2)):
+        columns = len(store.metrics_of("policy"))
+        top = np.zeros((4, columns))
+        top[:legal] = 1
+        arrays = {"policy.greedy.top": top, "policy.greedy.bottom": np.ones((4, columns))}
+        arrays |= {"policy.keys": keys["policy"], "policy.games": game["policy"]}
+        arrays["facts"] = json.dumps({"arm": arm, "minutes": minutes, "seed": 1})
+        path = store.name_of("test", arm, minutes, 1)
+        path.parent.mkdir(exist_ok=True)
+        np.savez_compressed(path, **arrays)
+    monkeypatch.setattr("sys.argv", ["curves", "--figure", str(tmp_path / "figure.svg")])
+    monkeypatch.setattr(curves, "SHOWN", {"best_legal": "legality", "skill": "skill"})
+    curves.main()
+    found = json.loads((tmp_path / "test-curves.json").read_text())
+    means = {(p["arm"], p["minutes"]): p["mean"] for p in found["points"] if p["metric"] == "best_legal"}
+    assert means == {("base", 0.0): 0.25, ("exact", 1.0): 0.75, ("exact", 3.0): 1.0, ("sampled", 3.0): 0.5}
+    (legal,) = [r for r in found["times_longer"] if r["metric"] == "best_legal"]
+    assert legal["median"] == 6.0  # half of the way to the first point: half a minute for what took 3
+    assert (tmp_path / "figure.svg").read_text().count("before training") == 1
