@@ -2,12 +2,14 @@
 
     python -m benchmarks.golden <commit> [<variant> ...]
 
-The commit is checked out beside this one for the time of the comparison. A move of code must print `equal` for each
-variant; a fix of a number must not, and the lines say where.
+The commit is checked out beside this one for the time of the comparison, and takes this one's weights and data: what
+is compared is code. A move of code must print `equal` for each variant; a fix of a number must not, and the lines say
+where.
 """
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -21,6 +23,7 @@ sys.path.insert(0, str(ROOT))
 from tests.support.checkpoint_diff import IGNORED, compare, differences  # noqa: E402
 from tests.support.golden_run import VARIANTS  # noqa: E402
 
+ASSETS = "rookworld_trl/assets"
 WORKER = ROOT / "tests" / "support" / "golden_run.py"
 
 
@@ -31,6 +34,8 @@ def checked_out(commit: str) -> Iterator[Path]:
         folder = Path(parent, "tree")
         subprocess.run(["git", "-C", ROOT, "worktree", "add", "--quiet", "--detach", folder, commit], check=True)
         try:
+            shutil.rmtree(folder / ASSETS)
+            shutil.copytree(ROOT / ASSETS, folder / ASSETS)
             yield folder
         finally:
             subprocess.run(["git", "-C", ROOT, "worktree", "remove", "--force", folder], check=True)

@@ -207,7 +207,7 @@ class Engine:
 
     def _start(self) -> None:
         try:
-            self._process = chess.engine.SimpleEngine.popen(_LastLines, self.path, timeout=max(self.timeout, 5.0))
+            self._process = chess.engine.SimpleEngine.popen(LastLines, self.path, timeout=max(self.timeout, 5.0))
             self._process.configure(dict(self._options))
             self._process.timeout = self.timeout  # grace behind `Limit.time`: a hung search ends after twice that
         except Exception as error:
@@ -240,7 +240,7 @@ class Engine:
         process.close()
 
 
-class _LastLines(chess.engine.UciProtocol):
+class LastLines(chess.engine.UciProtocol):
     """Passes on an engine's last line for each move, cut to that move, once the search has ended.
 
     python-chess reads every line at every depth and plays it out on a board: more work than a short search itself, and

@@ -15,7 +15,7 @@ import chess
 import chess.engine
 import pytest
 
-from rookworld_trl.engine import Engine, MoveValue, find_engine
+from rookworld_trl.engine import Engine, LastLines, MoveValue, find_engine
 from tests.support.stockfish import fake_engine, requires_stockfish
 
 
@@ -52,19 +52,15 @@ def wait_until_gone(pid: int, seconds: float = 5.0) -> bool:
 @requires_stockfish
 def test_an_engines_last_lines_are_read_to_their_first_move_with_the_values_that_python_chess_reads() -> None:
     board = chess.Board("r1bqkbnr/pppp1ppp/2n5/4p3/4P3/5N2/PPPP1PPP/RNBQKB1R w KQkq - 2 3")
-    with Engine(depth=9) as engine:
-        values = engine.analyse(board, multipv=5)
-        assert engine._process is not None
-        lines = engine._process.analyse(board, engine.limit, multipv=5)
-    with chess.engine.SimpleEngine.popen_uci(find_engine()) as plain:
-        plain.configure({"Threads": 1, "Hash": 16})
-        whole = plain.analyse(board, chess.engine.Limit(depth=9), multipv=5)
-    assert values is not None
-    assert [(v.move, v.centipawns) for v in values] == [
-        (line["pv"][0].uci(), line["score"].relative.score(mate_score=10_000)) for line in whole
-    ]
-    assert max(len(line["pv"]) for line in whole) > 2
-    assert {len(line["pv"]) for line in lines} == {1}
+    found = []
+    for protocol in (LastLines, chess.engine.UciProtocol):
+        with chess.engine.SimpleEngine.popen(protocol, find_engine()) as engine:
+            engine.configure({"Threads": 1, "Hash": 16})
+            found.append(engine.analyse(board, chess.engine.Limit(depth=9), multipv=5))
+    cut, whole = ([(line["pv"][0], line["score"]) for line in lines] for lines in found)
+    assert cut == whole
+    assert {len(line["pv"]) for line in found[0]} == {1}
+    assert max(len(line["pv"]) for line in found[1]) > 2
 
 
 def test_values_of_unequal_depth_are_not_ranked_together(tmp_path: Path) -> None:
@@ -202,20 +198,15 @@ def test_an_engine_that_always_fails_costs_a_none(tmp_path: Path, on_go: str) ->
         assert pid_of(engine)
 
 
-def test_an_engine_that_always_hangs_costs_a_none_in_time(tmp_path: Path) -> None:
-    with Engine(fake_engine(tmp_path / "fake", "time.sleep(600)"), nodes=10, timeout=0.2) as engine:
+@pytest.mark.parametrize(
+    "on_go", ["time.sleep(600)", "[print('info depth 1 string nonsense', flush=True) for _ in iter(int, 1)]"]
+)
+def test_an_engine_that_never_ends_a_search_costs_a_none_in_time(tmp_path: Path, on_go: str) -> None:
+    with Engine(fake_engine(tmp_path / "fake", on_go), nodes=10, timeout=0.2) as engine:
         started, hung = time.monotonic(), pid_of(engine)
         assert engine.analyse(chess.Board(), multipv=1) is None
         assert time.monotonic() - started < 20
         assert wait_until_gone(hung)
-
-
-def test_an_engine_that_never_stops_talking_costs_a_none_in_time(tmp_path: Path) -> None:
-    flood = "[print('info depth 1 string nonsense', flush=True) for _ in iter(int, 1)]"
-    with Engine(fake_engine(tmp_path / "fake", flood), nodes=10, timeout=0.2) as engine:
-        started = time.monotonic()
-        assert engine.analyse(chess.Board(), multipv=1) is None
-        assert time.monotonic() - started < 20
 
 
 def test_a_restart_that_fails_is_tried_again(tmp_path: Path) -> None:
@@ -319,15 +310,17 @@ def test_something_else_than_an_engine_is_named(tmp_path: Path) -> None:
         Engine(str(script), nodes=10).__enter__()
 
 
-@pytest.mark.parametrize("work", [{}, {"nodes": 10, "depth": 3}])
-def test_work_is_given_exactly_once(work: dict[str, int]) -> None:
-    with pytest.raises(ValueError, match="exactly one of nodes and depth"):
-        Engine(sys.executable, **work)  # type: ignore[arg-type]
-
-
-def test_a_timeout_must_be_positive() -> None:
-    with pytest.raises(ValueError, match="timeout must be above 0"):
-        Engine(sys.executable, nodes=10, timeout=0)
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({}, "exactly one of nodes and depth"),
+        ({"nodes": 10, "depth": 3}, "exactly one of nodes and depth"),
+        ({"nodes": 10, "timeout": 0}, "timeout must be above 0"),
+    ],
+)
+def test_bad_settings_are_refused(settings: dict[str, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Engine(sys.executable, **settings)
 
 
 @requires_stockfish

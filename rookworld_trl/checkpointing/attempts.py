@@ -9,6 +9,7 @@ from typing import Any
 from transformers.utils import logging
 
 from rookworld_trl.checkpointing.resume import scale_learning_rate
+from rookworld_trl.checkpointing.state import Remembers
 from rookworld_trl.files import append_line, write_atomically
 
 logger = logging.get_logger(__name__)
@@ -85,13 +86,15 @@ def _said_not_raised(path: Path) -> Iterator[None]:
         logger.warning(f"{path} cannot be written ({error}): make room or fix its permissions; training goes on")
 
 
-class LearningRateCut:
+class LearningRateCut(Remembers):
     """The share of the schedule that is left after recoveries; travels in checkpoints, as the cut schedule does.
 
     Attributes:
         scale: 1 before the first recovery; each halves it, but at most so many times: faults that have nothing to do
             with the rate must not end up switching learning off.
     """
+
+    REMEMBERED = ("scale",)
 
     def __init__(self, times: int):
         self.floor, self.scale = RATE_AFTER_FAULT**times, 1.0
@@ -101,9 +104,3 @@ class LearningRateCut:
         lowered = max(self.floor, self.scale * RATE_AFTER_FAULT)
         ratio, self.scale = lowered / self.scale, lowered
         scale_learning_rate(optimizer, scheduler, ratio)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"scale": self.scale}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.scale = float(state["scale"])

@@ -67,7 +67,7 @@ class DurableTrainer(Trainer):
         """What decides the result beside settings and the number of processes; asked before training."""
         return {}
 
-    def _progress(self) -> dict[str, Any]:
+    def progress(self) -> dict[str, Any]:
         """What the loop and TRL's trainers keep in this process between two logs."""
         return {
             "metrics": dict(self._metrics["train"]),
@@ -136,7 +136,7 @@ class DurableTrainer(Trainer):
                 super()._save_checkpoint(self.model, trial)
                 self._staging = None
                 self._name_best(staging)
-                save_tree(folder, f"progress_{self.args.process_index}", self._progress())
+                save_tree(folder, f"progress_{self.args.process_index}", self.progress())
                 if self.args.should_save:
                     self._finish(folder, extra)
             with self._all_or_none(final):
@@ -230,8 +230,9 @@ class DurableTrainer(Trainer):
 
     @property
     def stop_reason(self) -> str:
-        """Why training stopped before its last step, if a check of its own stopped it."""
-        return ""
+        """Why a check of the run's own stopped it before its last step, as its log says; empty if none did."""
+        now = [row for row in self.state.log_history if row["step"] == self.state.global_step]
+        return next((row["stop_reason"] for row in now if "stop_reason" in row), "")
 
     def admit(self, checkpoint: Path | None, recipe: Mapping[str, Any]) -> None:
         """Hold the run against the one that wrote the checkpoint, before anything is measured, written or trained.

@@ -1,9 +1,10 @@
 """The trainer's own state inside a checkpoint: JSON for values, safetensors for tensors, nothing that is unpickled."""
 
+import copy
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from safetensors import SafetensorError
@@ -23,6 +24,19 @@ class Stateful(Protocol):
     def state_dict(self) -> dict[str, Any]: ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+class Remembers:
+    """A control whose state is some of its attributes: JSON values, lists and dicts of them, or tensors."""
+
+    REMEMBERED: ClassVar[tuple[str, ...]]  # their names
+
+    def state_dict(self) -> dict[str, Any]:
+        return copy.deepcopy({name: getattr(self, name) for name in self.REMEMBERED})
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for name in self.REMEMBERED:
+            setattr(self, name, copy.deepcopy(state[name]))
 
 
 def save_state(folder: Path, controls: Mapping[str, Stateful], reference: nn.Module | None) -> None:
@@ -45,9 +59,10 @@ def load_state(
     """
     states = load_tree(folder, STATE_FILE, device)
     for name, control in controls.items():
-        if name not in states:
-            raise ValueError(f"{folder / STATE_FILE}.json: field '{name}' is missing; {_REMEDY}")
-        control.load_state_dict(states[name])
+        try:
+            control.load_state_dict(states[name])
+        except KeyError as missing:
+            raise ValueError(f"{folder / STATE_FILE}.json: field {missing} is missing; {_REMEDY}") from missing
     if reference is None or not (folder / REFERENCE_FILE).exists():
         return False
     load_model(reference, str(folder / REFERENCE_FILE))

@@ -111,11 +111,6 @@ class DurableGRPOTrainer(DurableTrainer, GRPOTrainer):
             return metrics
 
     @property
-    def stop_reason(self) -> str:
-        """Why training stopped before its last step; empty if it did not."""
-        return ""
-
-    @property
     def outcome(self) -> dict[str, Any]:
         """How far the run came, of which step its weights are, and what stopped it, if anything did."""
         return {"steps": self.state.global_step, "best_step": self.best_step, "stop_reason": self.stop_reason}
@@ -165,7 +160,7 @@ class DurableGRPOTrainer(DurableTrainer, GRPOTrainer):
         replaced = self.reference_replaced or (self.args.sync_ref_model and self.ref_model is not None)
         save_state(folder, self.controls, self._plain_reference() if replaced else None)
 
-    def _progress(self) -> dict[str, Any]:
+    def progress(self) -> dict[str, Any]:
         """Also where this process stands in TRL's generation cycle."""
         cycle = self.args.steps_per_generation * self.num_iterations
         return {
@@ -179,7 +174,7 @@ class DurableGRPOTrainer(DurableTrainer, GRPOTrainer):
             }
             if self.log_completions
             else None,
-            **super()._progress(),
+            **super().progress(),
         }
 
     # Resuming

@@ -1,4 +1,4 @@
-"""Forward hooks that come and go, on models that may be compiled."""
+"""What holds for the length of a block: forward hooks, on models that may be compiled, and attributes."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,3 +21,16 @@ def hooked(module: nn.Module, hook: Callable[..., Any]) -> Iterator[None]:
             yield
     finally:
         handle.remove()
+
+
+@contextmanager
+def replaced(owner: Any, **values: Any) -> Iterator[None]:
+    """Other values of an object's attributes for the length of the block."""
+    before = {name: getattr(owner, name) for name in values}
+    try:
+        for name, value in values.items():
+            setattr(owner, name, value)
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(owner, name, value)

@@ -27,7 +27,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, GenerationConfig, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from rookworld_trl.modeling.gpt2 import canonical_weights, check_config, weight_shapes
+from rookworld_trl.modeling.gpt2 import canonical_weights, check_config
 from rookworld_trl.modeling.tokens import lead_with_eos
 
 logger = logging.get_logger(__name__)
@@ -262,11 +262,6 @@ def load_tokenizer(path: str | Path, *, leading_eos: bool = False) -> PreTrained
     if leading_eos:
         lead_with_eos(tokenizer)
     return tokenizer
-
-
-def parameter_count(config: GPT2Config) -> int:
-    """Parameters of a GPT-2 of this config, the tied head counted once: 124,439,808 for GPT-2 small."""
-    return sum(torch.Size(shape).numel() for shape in weight_shapes(config).values())
 
 
 def _padded(vocab_size: int) -> int:

@@ -4,6 +4,7 @@ A `P:` item shows its position with the candidate moves as arrows, coloured by v
 filled. An `A:` item shows the true next position and the predicted ones, with the wrong squares filled.
 """
 
+import functools
 import random
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -224,10 +225,6 @@ def _elements(
     return re.sub(r' (?:xlink:href|class)="[^"]*"', "", "".join(kept))
 
 
-_FRAMES: dict[chess.Color, list[str]] = {}
-
-
+@functools.cache
 def _frame(orientation: chess.Color) -> list[str]:
-    if orientation not in _FRAMES:
-        _FRAMES[orientation] = _ELEMENT.findall(chess.svg.board(None, orientation=orientation, size=SIZE))
-    return _FRAMES[orientation]
+    return _ELEMENT.findall(chess.svg.board(None, orientation=orientation, size=SIZE))

@@ -10,7 +10,9 @@ from typing import Any
 from rookworld_trl.reports.run import GROUPED, change, losses, shown, trivial
 from rookworld_trl.reports.summary import read_summary
 
-USAGE = """```python
+USAGE = """## Use
+
+```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 name = "."  # this folder, or its name on the Hub
@@ -27,6 +29,12 @@ start = "rnbqkbnr/pppppppp/8/8/8/8/PPPPPPPP/RNBQKBNR w KQkq - 0 1"
 print(ask(f"P: {start}"))  # M: up to five moves  E: an eval each, in pawns for the side to move  B: the best move
 print(ask(f"A: {start}+e2e4+e2e4+"))  # <next FEN>+<reward>+<terminated>+<truncated>
 ```"""
+
+LIMITS = """## Limits
+
+It knows nothing but these two text formats. It plays far below any engine, proposes illegal moves, and its evals are
+guesses. Answers to `A:` prompts are predictions, not a rules engine: check them where it matters. Prompts of another
+spelling (moves in SAN, FENs without clocks) give arbitrary text."""
 
 REWARDS = {
     "graduated": "six levels from -0.3 (unparsable) to 1.0 (the best move; the exact answer)",
@@ -48,10 +56,8 @@ def fingerprint(identity: dict[str, Any]) -> str:
 
 
 def _card(summary: dict[str, Any]) -> str:
-    return (
-        "\n\n".join([_metadata(summary), _head(summary), _use(), _results(summary), _training(summary), _limits()])
-        + "\n"
-    )
+    parts = [_metadata(summary), _head(summary), USAGE, _results(summary), _training(summary), LIMITS]
+    return "\n\n".join(parts) + "\n"
 
 
 def _metadata(summary: dict[str, Any]) -> str:
@@ -69,10 +75,6 @@ def _head(summary: dict[str, Any]) -> str:
 A chess language model with two tasks, chosen by the prompt's first letter. `P: <FEN>` asks for up to five candidate
 moves, their evaluations and the best move; `A: <FEN>+<move>+<last moves, this one included>+` asks for the next
 position, the reward and whether the game is over."""
-
-
-def _use() -> str:
-    return f"## Use\n\n{USAGE}"
 
 
 def _results(summary: dict[str, Any]) -> str:
@@ -112,8 +114,9 @@ def _result(row: Mapping[str, Any]) -> str:
 def _training(summary: dict[str, Any]) -> str:
     reward, identity = summary["reward"], summary.get("identity")
     data = f"`{summary['dataset']}`" + ("" if summary["dataset"] != "shipped" else " (comes with rookworld-trl)")
-    if identity and identity.get("train_dataset"):
-        data += f", SHA-256 of the prompts in their order `{_whole(identity['train_dataset'])}`"
+    if identity and (digests := identity.get("train_dataset")):  # by number of rows
+        data += f", SHA-256 of the prompts in their order `{digests[max(digests, key=int)]}`"
+    step, metric = summary.get("best_step"), summary.get("metric_for_best_model")
     items = [
         f"start: `{summary['model']}`"
         + (f" at {summary['model_revision']}" if summary.get("model_revision") else "")
@@ -122,7 +125,7 @@ def _training(summary: dict[str, Any]) -> str:
         f"rewards: {reward}, {REWARDS.get(reward, 'by python-chess and stored engine values')}; no judge, no engine "
         "during training",
         f"steps: {summary['steps']}" + (f", stopped: {summary['stop_reason']}" if summary.get("stop_reason") else ""),
-        *_checkpoint(summary),
+        *([f"weights: those after step {step}, the best on held-out rows by `{metric}`"] if step else []),
         f"command: `{summary['command']}`",
         f"seed: {summary['seed']}",
     ]
@@ -132,22 +135,3 @@ def _training(summary: dict[str, Any]) -> str:
         )
     items.append("versions: " + ", ".join(f"{name} {number}" for name, number in summary["versions"].items()))
     return "## Training\n\n" + "\n".join(f"- {item}" for item in items)
-
-
-def _checkpoint(summary: dict[str, Any]) -> list[str]:
-    """Which step's weights these are, where not the last one's."""
-    step, metric = summary.get("best_step"), summary.get("metric_for_best_model")
-    return [f"weights: those after step {step}, the best on held-out rows by `{metric}`"] if step else []
-
-
-def _limits() -> str:
-    return """## Limits
-
-It knows nothing but these two text formats. It plays far below any engine, proposes illegal moves, and its evals are
-guesses. Answers to `A:` prompts are predictions, not a rules engine: check them where it matters. Prompts of another
-spelling (moves in SAN, FENs without clocks) give arbitrary text."""
-
-
-def _whole(digests: dict[str, str]) -> str:
-    """A data set's digest over all of its rows, from the digests by number of rows."""
-    return digests[max(digests, key=int)]

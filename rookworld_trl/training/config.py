@@ -8,10 +8,9 @@ from accelerate.utils import parse_flag_from_env
 from trl import GRPOConfig
 
 from rookworld_trl.config import option
-from rookworld_trl.training import validation
+from rookworld_trl.training import clashes, validation
 from rookworld_trl.training.monitor import DEFAULT_BANDS
 from rookworld_trl.training.placement import choose_compile, insist_on_no_compile, on_gpu
-from rookworld_trl.training.validation_devices import check_devices
 
 KL_STOP = 50.0  # nats a completion
 COMPILE_BUCKET = 64  # tokens; prompts and completions of compiled models are padded to multiples of it
@@ -231,12 +230,11 @@ class RookWorldGRPOConfig(GRPOConfig):
         if self.rollout_backend == "vllm":
             self.use_vllm = True
         validation.check_fields(self)
-        validation.check_groups(self)
-        validation.check_best(self)
+        clashes.check_batches(self)
         super().__post_init__()
         if self.kl_stop_threshold is None:
             self.kl_stop_threshold = KL_STOP if self.beta else 0.0
-        validation.check(self)
+        clashes.check(self)
         self.settle_devices()
 
     def choose_precision(self) -> None:
@@ -257,7 +255,7 @@ class RookWorldGRPOConfig(GRPOConfig):
             config._n_gpu = 1  # read by transformers where it would wrap the policy in DataParallel
         if config.torch_compile and config.pad_to_multiple_of is None:
             config.pad_to_multiple_of = COMPILE_BUCKET
-        check_devices(config)
+        clashes.check_devices(config)
 
     def bands(self) -> dict[str, tuple[float, float]]:
         """The health bands in force: the defaults with `health_bands` laid over them, its own first."""

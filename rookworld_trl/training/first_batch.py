@@ -17,6 +17,7 @@ from transformers import TrainerCallback
 from transformers.utils import logging
 
 from rookworld_trl import ranks
+from rookworld_trl.modeling.hooks import replaced
 from rookworld_trl.training import gates
 from rookworld_trl.training.gates import Batch, Bounds, GateResult, Score, enforce
 from rookworld_trl.training.recording import Drawn, Sampled, record_generate
@@ -167,8 +168,5 @@ def _turns(trainer: Any) -> Iterator[list[Sampled]]:
         turns.append(Sampled(prompt_ids, completion_ids, [*drawn, *[None] * (len(completion_ids) - len(drawn))]))
         return completion_ids, logps
 
-    trainer._generate_single_turn = recorded
-    try:
+    with replaced(trainer, _generate_single_turn=recorded):
         yield turns
-    finally:
-        trainer._generate_single_turn = single_turn

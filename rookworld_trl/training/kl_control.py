@@ -8,6 +8,8 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.utils import logging
 
+from rookworld_trl.checkpointing.state import Remembers
+
 logger = logging.get_logger(__name__)
 
 KL_CONTROLS = ("fixed", "multiplicative", "proportional")
@@ -42,7 +44,7 @@ class KLMeter:
 
 
 @dataclass
-class KLController:
+class KLController(Remembers):
     """The KL coefficient beta over a run.
 
     `multiplicative` (PPO, arXiv 1707.06347 section 4, with both factors configurable): beta *= factor above
@@ -60,6 +62,8 @@ class KLController:
         steps: optimizer steps seen.
         recent: KL of the steps since `multiplicative` last judged.
     """
+
+    REMEMBERED = ("beta", "steps", "recent")
 
     beta: float
     control: str = "fixed"
@@ -97,16 +101,9 @@ class KLController:
                 self.beta /= self.factor
         self.beta = min(self.maximum, max(self.minimum, self.beta))
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"beta": self.beta, "steps": self.steps, "recent": list(self.recent)}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.beta, self.steps = state["beta"], int(state["steps"])
-        self.recent = list(state["recent"])
-
 
 @dataclass
-class ReferenceReset:
+class ReferenceReset(Remembers):
     """When to replace the reference by the current policy (ProRL, arXiv 2505.24864).
 
     Attributes:
@@ -114,6 +111,8 @@ class ReferenceReset:
         stall_window: reset when the mean KL of the newer half of the last so many steps is within `tolerance` of that
             of the older half: the policy has stopped moving away, held by the penalty; 0: never.
     """
+
+    REMEMBERED = ("steps", "history")
 
     every: int = 0
     stall_window: int = 0
@@ -139,22 +138,18 @@ class ReferenceReset:
         """Start counting from 0 again."""
         self.steps, self.history = 0, []
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"steps": self.steps, "history": list(self.history)}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.steps, self.history = int(state["steps"]), list(state["history"])
-
 
 @dataclass
-class KLStop:
-    """Stops a run whose policy has left its reference.
+class KLStop(Remembers, TrainerCallback):
+    """Stops a run whose policy has left its reference, with a checkpoint.
 
     Attributes:
         threshold: largest tolerated KL of a completion, nats (the sum of its tokens' log-ratios, in absolute value),
             for the mean over completions and for their 95th percentile alike; 0: never stop.
         reason: why the run stops; empty while it need not.
     """
+
+    REMEMBERED = ("reason",)
 
     threshold: float
     reason: str = ""
@@ -174,24 +169,8 @@ class KLStop:
                 )
         return mean, p95
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"reason": self.reason}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.reason = state["reason"]
-
-
-class StopCallback(TrainerCallback):
-    """Turns a stop's reason into the end of training, after a checkpoint."""
-
-    def __init__(self, stop: KLStop):
-        self.stop = stop
-
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> TrainerControl:
-        if self.stop.reason:
-            logger.warning(f"stopping at step {state.global_step}: {self.stop.reason}")
-            state.log_history.append({"step": state.global_step, "stop_reason": self.stop.reason})
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self.reason:
+            logger.warning(f"stopping at step {state.global_step}: {self.reason}")
+            state.log_history.append({"step": state.global_step, "stop_reason": self.reason})
             control.should_save = control.should_training_stop = True
-        return control

@@ -11,7 +11,6 @@ A share of every part's prompts stays ordinary: it is trained on as it comes, so
 forgotten, and its informative share says what the run would have had without mining. Nothing here knows a trainer.
 """
 
-import copy
 import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +18,8 @@ from typing import Any
 
 import numpy as np
 import torch
+
+from rookworld_trl.checkpointing.state import Remembers
 
 Curriculum = Callable[[Mapping[str, Any], float | None], float]
 """Gives the weight, 0 or more, of trying a prompt: called with the row of the data set and the prompt's pass rate so
@@ -57,7 +58,7 @@ def informative_share(rewards: torch.Tensor, samples: int) -> float:
     return informative_groups(rewards.cpu().numpy(), samples).mean(dtype=np.float32).item()
 
 
-class PromptMiner:
+class PromptMiner(Remembers):
     """What is known of every prompt, and which prompts to try next.
 
     Args:
@@ -78,6 +79,8 @@ class PromptMiner:
         priors: by task, the informative share of prompts at their first observation: what to expect of an unknown one.
         draws: random decisions taken so far; each has its own generator, so that a resumed run goes on alike.
     """
+
+    REMEMBERED = ("pass_rates", "shares", "graded", "priors", "draws")
 
     def __init__(
         self,
@@ -180,16 +183,6 @@ class PromptMiner:
     def _rng(self) -> np.random.Generator:
         self.draws += 1
         return np.random.default_rng([self.seed, self.draws])
-
-    def state_dict(self) -> dict[str, Any]:
-        return copy.deepcopy({name: getattr(self, name) for name in _STATE})
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        for name in _STATE:
-            setattr(self, name, copy.deepcopy(state.get(name, getattr(self, name))))
-
-
-_STATE = ("pass_rates", "shares", "graded", "priors", "draws")
 
 
 def _weighted(rows: Sequence[int], weights: Sequence[float], count: int, rng: np.random.Generator) -> list[int]:

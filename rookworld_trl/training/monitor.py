@@ -17,6 +17,7 @@ from torch import nn
 from transformers import TrainerCallback
 from transformers.utils import logging
 
+from rookworld_trl.checkpointing.state import Remembers
 from rookworld_trl.files import append_line
 
 logger = logging.get_logger(__name__)
@@ -50,7 +51,7 @@ def level_of(value: float, yellow: float, red: float) -> str:
 
 
 @dataclass
-class HealthMonitor(TrainerCallback):
+class HealthMonitor(Remembers, TrainerCallback):
     """Judges every training log, appends changes of level to `folder`/health.jsonl, and says so in one line.
 
     Attributes:
@@ -62,6 +63,8 @@ class HealthMonitor(TrainerCallback):
         levels: the present level of each judged metric, green to begin with.
         recent: the last `patience` judgements of each.
     """
+
+    REMEMBERED = ("levels", "recent")
 
     bands: Mapping[str, tuple[float, float]]
     folder: Path | None = None
@@ -109,12 +112,6 @@ class HealthMonitor(TrainerCallback):
             number = f" {value:.3g}" if isinstance(value, int | float) else ""
             cells.append(f"{name}{number}{'' if level == self.level else ' ' + level}{was.get(name, '')}")
         return f"step {step} health {self.level}" + (": " + ", ".join(cells) if cells else "")
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"levels": dict(self.levels), "recent": {name: list(last) for name, last in self.recent.items()}}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.levels, self.recent = dict(state["levels"]), dict(state["recent"])
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         if not logs or "loss" not in logs:  # evaluation, or the summary at the end
@@ -169,7 +166,7 @@ def target_logps(
     return totals
 
 
-class TargetProbe(TrainerCallback):
+class TargetProbe(Remembers, TrainerCallback):
     """Follows the log-prob of known right completions on fixed rows: its gain over the run's start, in nats.
 
     It tells learning from luck: rewards move with the prompts drawn, these rows stay.
@@ -180,6 +177,8 @@ class TargetProbe(TrainerCallback):
         record: takes a metric's name and value.
         every: optimizer steps between measurements.
     """
+
+    REMEMBERED = ("before",)  # a resumed run compares with its first start
 
     def __init__(
         self,
@@ -204,14 +203,6 @@ class TargetProbe(TrainerCallback):
             now = self.measure(model)
             self.record("truth/logp", now)
             self.record("truth/logp_gain", now - self.before)
-
-    # Saved and restored like a control: a resumed run compares with its first start.
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"before": self.before}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.before = state["before"]
 
 
 def target_rows(

@@ -19,6 +19,7 @@ from trl.trainer import grpo_trainer
 
 from rookworld_trl.checkpointing.exits import needs_disk
 from rookworld_trl.checkpointing.lock import check_output_dir
+from rookworld_trl.modeling.hooks import replaced
 from rookworld_trl.modeling.hub import hide_token
 from rookworld_trl.modeling.positions import install_position_hook
 from rookworld_trl.training.config import RookWorldGRPOConfig
@@ -76,7 +77,6 @@ def weights_on_disk(model: str | nn.Module, args: RookWorldGRPOConfig, adapter: 
     if not isinstance(model, PreTrainedModel) or not (engine or (args.beta and not adapter)):
         yield
         return
-    names = model.config._name_or_path, model.name_or_path
     with ExitStack() as stack:
         with needs_disk(
             "the starting weights", "Make room in the temporary folder, or set TMPDIR to one that has some"
@@ -85,11 +85,8 @@ def weights_on_disk(model: str | nn.Module, args: RookWorldGRPOConfig, adapter: 
             _write_whole(model, Path(folder))
             if engine:
                 tokenizer.save_pretrained(folder)
-        model.config._name_or_path = model.name_or_path = folder
-        try:
+        with replaced(model.config, _name_or_path=folder), replaced(model, name_or_path=folder):
             yield
-        finally:
-            model.config._name_or_path, model.name_or_path = names
 
 
 def _write_whole(model: PreTrainedModel, folder: Path) -> None:
@@ -116,11 +113,8 @@ def float32_head() -> Iterator[None]:
     def add(model: nn.Module, *args: Any, **kwargs: Any) -> None:
         original(model, *args, **{**kwargs, "cast_lm_head_to_fp32": True})
 
-    grpo_trainer.add_fused_lm_head = add
-    try:
+    with replaced(grpo_trainer, add_fused_lm_head=add):
         yield
-    finally:
-        grpo_trainer.add_fused_lm_head = original
 
 
 def lora_config(args: RookWorldGRPOConfig, model: Any) -> Any:

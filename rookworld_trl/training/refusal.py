@@ -1,8 +1,7 @@
 """The one shape of errors about bad arguments: field, value, what is wrong with it, what to do."""
 
+from collections.abc import Iterator
 from typing import Any
-
-Clash = tuple[str, Any, str]  # a field, whether it clashes with others, and what is wrong and to be done then
 
 
 def require(condition: bool, name: str, value: Any, problem: str, remedy: str) -> None:
@@ -13,10 +12,10 @@ def require(condition: bool, name: str, value: Any, problem: str, remedy: str) -
         raise ValueError(f"`{name}` is {value!r}: {problem}. {remedy[0].upper()}{remedy[1:]}.")
 
 
-def refuse(config: Any, *clashes: Clash) -> None:
+def refuse(config: Any, clashes: Iterator[str]) -> None:
     """Raises:
-    ValueError: a field of the configuration clashes with others.
+    ValueError: with the first of the clashes, "field: what is wrong with it. What to do", and the field's value.
     """
-    for name, found, problem in clashes:
-        if found:
-            raise ValueError(f"`{name}` is {getattr(config, name)!r}: {problem}.")
+    for clash in clashes:
+        name, _, problem = clash.partition(": ")
+        raise ValueError(f"`{name}` is {getattr(config, name)!r}: {problem}.")

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from transformers.utils import logging
 
+from rookworld_trl.modeling.hooks import replaced
 from rookworld_trl.modeling.rollout import rollout
 from rookworld_trl.training.preparation import check_context, choose_rollout_backend
 from rookworld_trl.training.recording import Drawn, Sampled, record_generate
@@ -133,15 +134,12 @@ class Sampler:
         for number, row in enumerate(rows):  # those of one prompt follow each other
             again = number > 0 and row["prompt"] == rows[number - 1]["prompt"]
             requests.append(requests[-1] if again else self.request(row))
-        outer, self._requests = self._requests, requests
         temperatures = None
         if self.args.task_sampling or any(TEMPERATURE_COLUMN in row for row in rows):
             own = [request.temperature for request in requests]
             temperatures = torch.tensor(own, device=self.accelerator.device)
-        try:
+        with replaced(self, _requests=requests):
             yield temperatures
-        finally:
-            self._requests = outer
 
     def drafted(self) -> list[bool] | None:
         """Which of the rows at hand are drawn along a draft; None if none is."""
@@ -197,23 +195,12 @@ class Sampler:
         # `generate` of a model with adapters goes past it. vLLM has a dtype of its own.
         precision = nullcontext() if vllm else self.accelerator.autocast()
         recorder: Any = record_generate(self.model) if record and not vllm else nullcontext()
-        with self._generating_at(request), precision, recorder as drawn_of:
+        asked = {"temperature": request.temperature, "max_new_tokens": request.max_completion_length}
+        settings: Any = replaced(self.generation_config, **asked) if self.generation_config else nullcontext()
+        with settings, precision, recorder as drawn_of:
             ids, logps = stock(prompt_ids)
         drawn = drawn_of(ids) if drawn_of else [Drawn(row) for row in logps or []]
         return Samples(prompt_ids, ids, [*drawn, *[None] * (len(ids) - len(drawn))], logps or [None] * len(ids))
-
-    @contextmanager
-    def _generating_at(self, request: Request) -> Iterator[None]:
-        config = self.generation_config
-        if config is None:
-            yield
-            return
-        defaults = config.temperature, config.max_new_tokens
-        config.temperature, config.max_new_tokens = request.temperature, request.max_completion_length
-        try:
-            yield
-        finally:
-            config.temperature, config.max_new_tokens = defaults
 
 
 def _alike(requests: Sequence[Request]) -> list[list[int]]:

@@ -6,7 +6,7 @@ it; here each optimizer step still consumes the rows that TRL gave it, with thos
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import chain
 from typing import Any
 
@@ -18,7 +18,7 @@ from trl.trainer.utils import use_adapter
 
 from rookworld_trl.modeling.compiling import compile_blocks
 from rookworld_trl.modeling.gpt2 import EAGER, GPT2, Blocks
-from rookworld_trl.modeling.hooks import hooked
+from rookworld_trl.modeling.hooks import hooked, replaced
 from rookworld_trl.modeling.shared_scoring import per_token_logps
 from rookworld_trl.training import placement
 from rookworld_trl.training.config import RookWorldGRPOConfig
@@ -60,43 +60,25 @@ class Scorer:
         self._passes: list[torch.Tensor] | None = None  # collects log-probs while somebody watches
         self._given: tuple[torch.Tensor, torch.Tensor] | None = None  # what the next pass would compute
 
-    @contextmanager
-    def at(self, temperatures: torch.Tensor | None) -> Iterator[None]:
+    def at(self, temperatures: torch.Tensor | None) -> AbstractContextManager[None]:
         """Score the rows of each batch at these temperatures (B,); None: all at `args.temperature`."""
-        outer, self._temperatures = self._temperatures, temperatures
-        try:
-            yield
-        finally:
-            self._temperatures = outer
+        return replaced(self, _temperatures=temperatures)
 
-    @contextmanager
-    def only(self, rows: torch.Tensor | None, others: torch.Tensor | None) -> Iterator[None]:
+    def only(self, rows: torch.Tensor | None, others: torch.Tensor | None) -> AbstractContextManager[None]:
         """Compute these rows only (`score_some`); None: all."""
-        self._only = None if rows is None else (rows, others)
-        try:
-            yield
-        finally:
-            self._only = None
+        return replaced(self, _only=None if rows is None else (rows, others))
 
-    @contextmanager
-    def given(self, logps: torch.Tensor, entropies: torch.Tensor) -> Iterator[None]:
+    def given(self, logps: torch.Tensor, entropies: torch.Tensor) -> AbstractContextManager[None]:
         """Whoever asks inside the block gets these (B, C): another forward pass has computed them already."""
-        self._given = logps, entropies
-        try:
-            yield
-        finally:
-            self._given = None
+        return replaced(self, _given=(logps, entropies))
 
     @contextmanager
     def watched(self, hidden: bool) -> Iterator[tuple[list[torch.Tensor], list[torch.Tensor]]]:
         """Collect log-probs and, if asked for, the policy's last hidden states of each pass inside the block."""
-        self._passes = []
         capture: Any = capture_hidden(self.policy) if hidden else nullcontext([])
-        try:
-            with capture as states:
-                yield self._passes, states
-        finally:
-            self._passes = None
+        passes: list[torch.Tensor] = []
+        with replaced(self, _passes=passes), capture as states:
+            yield passes, states
 
     def __call__(self, model: nn.Module, *args: Any, **kwargs: Any) -> Any:
         """As TRL's `_get_per_token_logps_and_entropies`: log-probs, entropies or None, auxiliary loss or None."""

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 from transformers.utils import logging
 
-from rookworld_trl.checkpointing.state import Stateful
+from rookworld_trl.checkpointing.state import Remembers, Stateful
 
 logger = logging.get_logger(__name__)
 
@@ -36,7 +36,7 @@ class PromptSource(Stateful, Protocol):
         ...
 
 
-class Stages:
+class Stages(Remembers):
     """Which stage a run is in.
 
     Args:
@@ -52,6 +52,8 @@ class Stages:
     Raises:
         ValueError: rows that are not those of so many stages.
     """
+
+    REMEMBERED = ("number", "recent")
 
     def __init__(self, dataset: Any, ends: Sequence[End]):
         self.dataset, self.ends = dataset, list(ends)
@@ -92,9 +94,3 @@ class Stages:
             return True
         passed = sum(self.recent) / WINDOW if len(self.recent) == WINDOW else -1.0
         return pass_rate is not None and passed >= pass_rate
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"number": self.number, "recent": list(self.recent)}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.number, self.recent = int(state["number"]), list(state["recent"])

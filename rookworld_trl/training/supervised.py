@@ -14,9 +14,10 @@ from rookworld_trl.checkpointing.durable import DurableTrainer
 from rookworld_trl.config import option
 from rookworld_trl.modeling.gpt2 import GPT2
 from rookworld_trl.modeling.row_tree import pack, weighted_nats
+from rookworld_trl.training.clashes import check_alert
 from rookworld_trl.training.placement import choose_compile, insist_on_no_compile, keep_freed_memory
 from rookworld_trl.training.recovery import Diverged
-from rookworld_trl.training.validation import check_alert, check_fields
+from rookworld_trl.training.validation import check_fields
 
 NATS_SCALE = 32  # the loss is nats a completion divided by this, about the tokens of rookworld-nano's `A:` completion
 
@@ -117,8 +118,8 @@ class SupervisedTrainer(DurableTrainer, SFTTrainer):
         """Tokens seen so far, in all processes, each of a tree once."""
         return self._total_train_tokens
 
-    def _progress(self) -> dict[str, Any]:
-        return {**super()._progress(), "tokens": self._total_train_tokens}
+    def progress(self) -> dict[str, Any]:
+        return {**super().progress(), "tokens": self._total_train_tokens}
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)

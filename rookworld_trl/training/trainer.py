@@ -21,13 +21,13 @@ from rookworld_trl import ranks
 from rookworld_trl.checkpointing.attempts import LearningRateCut
 from rookworld_trl.checkpointing.state import Stateful
 from rookworld_trl.checkpointing.trainer import DurableGRPOTrainer
+from rookworld_trl.modeling.hooks import replaced
 from rookworld_trl.training import first_batch, placement, scoring
 from rookworld_trl.training.advantages import Baseline, scale_advantages
 from rookworld_trl.training.batch_mining import BatchMiner
 from rookworld_trl.training.config import RookWorldGRPOConfig
 from rookworld_trl.training.exact import ExactObjective
 from rookworld_trl.training.guard import Guard, no_rewards
-from rookworld_trl.training.kl_control import StopCallback
 from rookworld_trl.training.kl_penalty import KLPenalty
 from rookworld_trl.training.mining import Curriculum
 from rookworld_trl.training.monitor import HealthMonitor, target_probe
@@ -153,7 +153,7 @@ class RookWorldGRPOTrainer(DurableGRPOTrainer):
         self.health = HealthMonitor(args.bands(), Path(args.output_dir), args.health_patience, alert=self.alert)
         compiled = placement.CompileCounter(record) if args.torch_compile else None
         optional = [each for each in (compiled, self.guard, kl.rate) if each is not None]
-        for callback in (StopCallback(kl.stop), *optional, self.throughput, self.target_probe, self.health):
+        for callback in (kl.stop, *optional, self.throughput, self.target_probe, self.health):
             self.add_callback(callback)
         self.controls |= {
             **{name: control for name, control in learning.items() if name != "kl_stop"},  # it ends the run
@@ -194,14 +194,11 @@ class RookWorldGRPOTrainer(DurableGRPOTrainer):
             self._reset_reference()
         if training and self.stages:
             self.stages.choose(inputs, self.state.global_step, self._metrics["train"])
-        if training and self.mining:
-            self._mined = self.mining.choose(inputs, self._metrics["train"])
-        try:
-            with self.sampler.rows(inputs) as temperatures, self.scorer.at(temperatures):
-                batch = super()._generate_and_score_completions(inputs)
-                drafted = self.sampler.drafted()
-        finally:
-            self._mined = None
+        mined = self.mining.choose(inputs, self._metrics["train"]) if training and self.mining else None
+        rows = self.sampler.rows(inputs)
+        with replaced(self, _mined=mined), rows as temperatures, self.scorer.at(temperatures):
+            batch = super()._generate_and_score_completions(inputs)
+            drafted = self.sampler.drafted()
         batch |= {} if temperatures is None else {"temperatures": temperatures}
         if training:
             if self.gates.pending:
@@ -340,12 +337,8 @@ class RookWorldGRPOTrainer(DurableGRPOTrainer):
                     return self.objective(model, inputs)
             if training and not self.exact:
                 self.throughput.trained(inputs)
-            beta, self.beta = self.beta, 0.0
-            try:
-                with self.scorer.watched(hidden=self.kl.exact) as (logps, states):
-                    loss = self.objective(model, inputs)
-            finally:
-                self.beta = beta
+            with replaced(self, beta=0.0), self.scorer.watched(hidden=self.kl.exact) as (logps, states):
+                loss = self.objective(model, inputs)
             accumulation = self.current_gradient_accumulation_steps if training else 1
             loss = loss + self.kl(logps[0], states, inputs, training, accumulation)
         if self.accelerator.sync_gradients:
@@ -391,8 +384,3 @@ class RookWorldGRPOTrainer(DurableGRPOTrainer):
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
             self.kl.tighten(self.identity.recoveries, self.identity.new_recoveries)
-
-    @property
-    def stop_reason(self) -> str:
-        """Why training stopped before its last step; empty if it did not."""
-        return self.kl.stop.reason

@@ -1,6 +1,5 @@
 """A run interrupted after any step ends with the very checkpoint of the run that was not: tolerance zero."""
 
-import errno
 import json
 import random
 import shutil
@@ -15,6 +14,7 @@ from transformers import TrainerCallback
 
 from rookworld_trl.checkpointing.store import CheckpointError
 from tests.support.checkpoint_diff import differences
+from tests.support.disk import full_disk
 from tests.support.processes import called
 from tests.support.toy import make_trainer
 
@@ -109,7 +109,7 @@ def on_one_process_only(folder: Path, **options: Any) -> dict[str, list[Any]]:
     steps = gather_object([trainer.state.global_step])
     saved = (folder / "signalled" / "checkpoint-1" / "manifest.json").exists()
     if second:
-        trainer._progress = full_disk  # type: ignore[method-assign]
+        trainer.progress = full_disk  # type: ignore[method-assign]
     try:
         trainer.save_special("debug")
         outcome = "saved"
@@ -118,10 +118,6 @@ def on_one_process_only(folder: Path, **options: Any) -> dict[str, list[Any]]:
     outcomes = gather_object([outcome])
     left = [path.name for path in (folder / "signalled").iterdir() if path.name.startswith((".", "debug"))]
     return {"signal": [*steps, saved], "full disk": [*outcomes, *left]}
-
-
-def full_disk() -> dict[str, Any]:
-    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 class SignalAt(TrainerCallback):

@@ -1,8 +1,15 @@
 """A disk that is full, for one process and by the kernel's word."""
 
+import errno
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any, NoReturn
+
+
+def full_disk(*_: Any, **__: Any) -> NoReturn:
+    """Stands in for whatever writes."""
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 @contextmanager

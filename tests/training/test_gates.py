@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from trl import GRPOTrainer
 
 from rookworld_trl.training import GateError, RookWorldGRPOTrainer, first_batch, gates
 from rookworld_trl.training.recording import Drawn, Sampled
@@ -15,32 +14,13 @@ Make = Callable[..., Any]
 FLOAT32 = gates.Bounds.for_precision(mixed=False)
 
 
-def measure(trainer: GRPOTrainer) -> dict[str, gates.GateResult]:
-    """Every gate on the first batch of any TRL trainer."""
-    return {result.gate: result for result in first_batch.examine(trainer)}
-
-
-def failed(results: dict[str, gates.GateResult]) -> set[str]:
-    return {gate for gate, result in results.items() if not result.passed}
-
-
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_ours_passes_all_of_them(make_trainer: Make, temperature: float) -> None:
-    results = measure(make_trainer(temperature=temperature))
-    assert failed(results) == set()
+    results = {result.gate: result for result in first_batch.examine(make_trainer(temperature=temperature))}
+    assert all(result.passed for result in results.values())
     assert set(results) == set(gates.GATES)
     assert results["sampler"].measured < 1e-5
     assert results["reference"].measured == 0
-
-
-def test_training_passes_the_gates_then_updates(make_trainer: Make) -> None:
-    trainer = make_trainer(learning_rate=1e-2)
-    before = trainer.model.transformer.wte.weight.detach().clone()
-    trainer.train()
-    assert not trainer.gates.pending
-    assert not torch.equal(before, trainer.model.transformer.wte.weight)
-    assert trainer.state.log_history[0]["kl"] == pytest.approx(0, abs=1e-9)
-    assert trainer.state.log_history[1]["kl"] > 1e-6
 
 
 def remove_position_hooks(trainer: RookWorldGRPOTrainer) -> None:
@@ -93,7 +73,7 @@ def test_a_fault_is_refused_before_any_update(make_trainer: Make, fault: Callabl
     with pytest.raises(GateError, match=rf"gate '{gate}' FAILS: measured \S+, bound \S+\. \w+") as caught:
         trainer.train()
     assert all(torch.equal(a, b) for a, b in zip(before, trainer.model.parameters(), strict=True))
-    assert gate in failed({result.gate: result for result in caught.value.results})
+    assert gate in {result.gate for result in caught.value.results if not result.passed}
 
 
 def test_padding_gate_needs_no_padding_in_the_batch(make_trainer: Make) -> None:

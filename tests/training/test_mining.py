@@ -16,7 +16,13 @@ from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from rookworld_trl.training import RookWorldGRPOConfig, RookWorldGRPOTrainer, batch_mining, sampler
 from rookworld_trl.training.advantages import Baseline, Moments
-from rookworld_trl.training.mining import PromptMiner, informative_chance, informative_groups, prompt_key
+from rookworld_trl.training.mining import (
+    PromptMiner,
+    informative_chance,
+    informative_groups,
+    informative_share,
+    prompt_key,
+)
 
 NAN = float("nan")
 
@@ -35,6 +41,7 @@ def test_useful_groups_by_hand() -> None:
     rewards = np.array([1.0, 1.0, 0.0, 1.0, NAN, NAN, NAN, 1.0])
     assert informative_groups(rewards, 2).tolist() == [False, True, False, False]
     assert informative_groups(rewards, 4).tolist() == [True, False]
+    assert informative_share(torch.tensor(rewards), 2) == 0.25
 
 
 def test_pass_rates_are_exponential_averages() -> None:

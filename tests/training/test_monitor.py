@@ -9,7 +9,6 @@ import pytest
 import torch
 from transformers import GPT2LMHeadModel
 
-from rookworld_trl.training.mining import informative_share
 from rookworld_trl.training.monitor import DEFAULT_BANDS, HealthMonitor, level_of, target_logps, target_rows
 
 
@@ -105,13 +104,6 @@ def test_a_run_alerts_at_red_and_at_its_end(make_trainer: Callable[..., Any], tm
     assert (told[0]["step"], list(told[0]["metrics"])) == (1, ["entropy"])
     assert (told[1]["outcome"], told[1]["step"], told[1]["stop_reason"]) == ("finished", 2, "")
     assert "/nowhere" not in json.dumps(trainer.identity.fingerprint)
-
-
-def test_useful_share_by_hand() -> None:
-    nan = float("nan")
-    rewards = torch.tensor([1.0, 1.0, 0.0, 1.0, nan, nan, nan, 1.0])
-    assert informative_share(rewards, 2) == 0.25
-    assert informative_share(rewards, 4) == 0.5
 
 
 def test_truth_logps_equal_unpadded_scoring(policy: GPT2LMHeadModel) -> None:

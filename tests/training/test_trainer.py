@@ -14,6 +14,7 @@ from transformers import GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrai
 from trl import GRPOConfig
 
 from rookworld_trl.training import RookWorldGRPOConfig, RookWorldGRPOTrainer
+from tests.training.conftest import share_of_letters
 
 Make = Callable[..., RookWorldGRPOTrainer]
 
@@ -149,9 +150,11 @@ def test_native_rollout_gets_the_trainers_settings(make_trainer: Make, monkeypat
     assert calls[0]["seed"] != calls[1]["seed"]
 
 
-def test_native_rollout_trains_through_the_gates(make_trainer: Make) -> None:
-    trainer = make_trainer(rollout_backend="native", learning_rate=1e-2)
+@pytest.mark.parametrize("backend", ["native", "transformers"])
+def test_training_passes_the_gates_then_updates(make_trainer: Make, backend: str) -> None:
+    trainer = make_trainer(rollout_backend=backend, learning_rate=1e-2)
     trainer.train()
+    assert not trainer.gates.pending
     log = trainer.state.log_history
     assert log[0]["kl"] == pytest.approx(0, abs=1e-9)
     assert log[1]["kl"] > 0
@@ -162,22 +165,13 @@ def test_native_rollout_trains_through_the_gates(make_trainer: Make) -> None:
 def test_adapters_train_against_their_base(
     policy: GPT2LMHeadModel, prompts: Any, tiny_tokenizer: PreTrainedTokenizerFast, options: dict[str, Any]
 ) -> None:
-    """LoRA: the gates hold, the reference is the base with its adapters off, for sampled and exact KL alike."""
-    for estimator in ("k3", "exact"):
-        trainer = RookWorldGRPOTrainer(
-            policy,
-            lambda completions, **_: [float(len(text)) for text in completions],
-            RookWorldGRPOConfig(**options, learning_rate=1e-1, kl_estimator=estimator),
-            prompts,
-            None,
-            tiny_tokenizer,
-            peft_config=LoraConfig(r=2, target_modules=["c_attn"], fan_in_fan_out=True),
-        )
-        assert trainer.sampler.backend == "transformers"
-        assert trainer.ref_model is None
-        base = policy.transformer.wte.weight.detach().clone()
-        trainer.train()
-        assert torch.equal(base, policy.transformer.wte.weight)
-        assert trainer.state.log_history[0]["kl"] == pytest.approx(0, abs=1e-6)
-        assert trainer.state.log_history[1]["kl"] > 1e-6
-        policy = trainer.model.unload()
+    """A configuration of peft's own, in place of `use_peft`; the rest is in `test_adapters.py`."""
+    adapters = LoraConfig(r=2, target_modules=["c_attn"], fan_in_fan_out=True)
+    args = RookWorldGRPOConfig(**options, learning_rate=1e-1)
+    trainer = RookWorldGRPOTrainer(policy, share_of_letters, args, prompts, None, tiny_tokenizer, peft_config=adapters)
+    assert trainer.sampler.backend == "transformers"
+    base = policy.transformer.wte.weight.detach().clone()
+    trainer.train()
+    assert torch.equal(base, policy.transformer.wte.weight)
+    assert trainer.state.log_history[0]["kl"] == pytest.approx(0, abs=1e-6)
+    assert trainer.state.log_history[1]["kl"] > 1e-6
