@@ -1,6 +1,5 @@
 """Full disks, folders that cannot be written, clocks that jump: a clear outcome each, and whole files."""
 
-import errno
 import json
 import os
 import subprocess
@@ -19,7 +18,7 @@ from rookworld_trl.reports.run import read_run
 from rookworld_trl.training import monitor
 from rookworld_trl.training.live import LiveReport, live_line
 from rookworld_trl.training.monitor import HealthMonitor
-from tests.support.disk import files_end_at
+from tests.support.disk import files_end_at, full_disk
 from tests.support.toy import make_trainer
 
 ROOT = Path(__file__).parents[2]
@@ -55,10 +54,6 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
     assert [each.name for each in path.parent.iterdir()] == ["state.json"]
 
 
-def full(*_: Any) -> None:
-    raise OSError(errno.ENOSPC, "No space left on device")
-
-
 def test_a_full_disk_costs_lines_of_the_log_and_no_more(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -69,7 +64,7 @@ def test_a_full_disk_costs_lines_of_the_log_and_no_more(
         state.global_step = step
         with monkeypatch.context() as patch:
             if step == 2:
-                patch.setattr("rookworld_trl.training.live.append_line", full)
+                patch.setattr("rookworld_trl.training.live.append_line", full_disk)
             report.on_log(None, state, None, logs={"kl": 0.1})  # type: ignore[arg-type]
     report.on_train_end(None, state, None)  # type: ignore[arg-type]
     assert [row["step"] for row in read_run(tmp_path).steps] == [1, 3]
@@ -84,7 +79,7 @@ def test_a_step_that_measured_nothing_still_prints() -> None:
 def test_health_events_and_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     health = HealthMonitor({"kl": (0.1, 0.5)}, tmp_path)
     state: Any = SimpleNamespace(is_world_process_zero=True, global_step=1)
-    monkeypatch.setattr(monitor, "append_line", full)
+    monkeypatch.setattr(monitor, "append_line", full_disk)
     for step in range(1, 9):
         state.global_step = step
         health.on_log(None, state, None, logs={"loss": 0.0, "kl": 2.0})  # type: ignore[arg-type]

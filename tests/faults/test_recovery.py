@@ -1,6 +1,5 @@
 """Every fault that passes is recovered from, with the weights finite after every step; one that stays ends the run."""
 
-import errno
 import json
 import math
 import os
@@ -17,6 +16,7 @@ from rookworld_trl.checkpointing.snapshots import Snapshots, copy_tree, finite, 
 from rookworld_trl.checkpointing.store import newest_valid
 from rookworld_trl.training import RookWorldGRPOTrainer
 from rookworld_trl.training.recovery import Diverged, finite_logits, remedy
+from tests.support.disk import full_disk
 from tests.support.injection import STATE, Injector, hash_of
 from tests.support.toy import make_trainer
 
@@ -404,12 +404,8 @@ def test_a_damaged_count_starts_at_zero(content: str, tmp_path: Path) -> None:
 def test_a_full_disk_does_not_stop_counting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     attempts = Attempts(tmp_path)
     attempts.add()
-
-    def full(*_: Any) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
     with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", full)
+        patch.setattr(os, "fsync", full_disk)
         assert attempts.add() == 2
     assert Attempts(tmp_path).count == 1  # the file is as it was, and whole
     assert [path.name for path in tmp_path.iterdir()] == ["recovery.json"]

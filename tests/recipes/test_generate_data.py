@@ -35,6 +35,7 @@ def test_two_tasks_of_datatrove_write_what_one_process_writes(tmp_path: Path) ->
     assert shard_path(tmp_path / "two", 1).exists()
 
 
+@pytest.mark.slow
 def test_slurm_wants_a_partition(tmp_path: Path) -> None:
     done = recipe("--output", str(tmp_path), "--shards", "1", "--executor", "slurm")
     assert done.returncode != 0

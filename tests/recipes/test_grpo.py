@@ -1,6 +1,5 @@
 """recipes/grpo.py end to end on a tiny random model, and every bad input refused before anything trains."""
 
-import errno
 import json
 import os
 import shutil
@@ -14,39 +13,24 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from recipes import grpo
-from rookworld_trl.data import prompts
 from rookworld_trl.evaluation import accuracy
 from rookworld_trl.files import write_atomically
 from rookworld_trl.modeling.loading import load_model
 from rookworld_trl.reports import summary
+from tests.recipes.conftest import run, summary_of
+from tests.support.disk import full_disk
 from tests.support.processes import another_run
 
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture
-def arguments(tiny_checkpoint, rows_file, held_out, tmp_path, monkeypatch):
-    """A run of two steps, five prompts a batch, one of them `A:`, as settings that a test may change."""
-    monkeypatch.setattr(prompts, "load_shipped", lambda split: held_out)
-    return {
-        "model": tiny_checkpoint,
-        "dataset": rows_file,
-        "output_dir": tmp_path / "run",
-        "mix_env_ratio": 0.2,
-        "max_steps": 2,
-        "num_generations": 2,
-        "per_device_train_batch_size": 10,
-        "max_completion_length": 12,
-        "learning_rate": 1e-3,
-        "save_strategy": "no",
-        "report_to": "none",
-        "use_cpu": True,
-        "bf16": False,
-    }
+def steps_of(arguments: dict) -> list[dict]:
+    return [json.loads(line) for line in (arguments["output_dir"] / "metrics.jsonl").read_text().splitlines()]
 
 
-def run(arguments: dict) -> None:
-    grpo.main([word for key, value in arguments.items() for word in (f"--{key}", str(value))])
+def files_of(folder: Path) -> dict[Path, int]:
+    """Everything below the folder, with the times of its last changes."""
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
 
 
 def test_a_run_leaves_everything_behind(arguments, capsys):
@@ -55,7 +39,7 @@ def test_a_run_leaves_everything_behind(arguments, capsys):
     names = {path.name for path in folder.iterdir()}
     assert names >= {"checkpoint", "summary.json", "metrics.jsonl", "report.html", "evaluation_before.json"}
 
-    summary = json.loads((folder / "summary.json").read_text())
+    summary = summary_of(arguments)
     assert set(summary["seconds"]) == {"setup", "evaluate_before", "train", "evaluate_after"}
     assert (summary["seed"], summary["steps"], summary["mix_env_ratio"]) == (42, 2, 0.2)
     assert summary["versions"]["trl"].startswith("1.16")
@@ -70,7 +54,7 @@ def test_a_run_leaves_everything_behind(arguments, capsys):
     assert summary["losses"] == [row for row in summary["metrics"] if row["loss"]]
     assert {row["group"] for row in summary["groups"]} >= {"color=black", "stake=something"}
 
-    steps = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    steps = steps_of(arguments)
     assert [row["step"] for row in steps] == [1, 2]
     assert all("kl" in row and "rewards/policy_reward/mean" in row for row in steps)
 
@@ -96,12 +80,8 @@ def test_json_quiet_and_a_log_file(arguments, monkeypatch, capsys):
     run(arguments | {"json": True, "quiet": True, "log_file": True, "auto_resume": True})
     folder, shown = arguments["output_dir"], capsys.readouterr()
     result = json.loads(shown.out)
-    assert {name: result[name] for name in ("output_dir", "steps", "stop_reason")} == {
-        "output_dir": str(folder),
-        "steps": 1,
-        "stop_reason": "",
-    }
-    summary = json.loads((folder / "summary.json").read_text())
+    assert (result["output_dir"], result["steps"], result["stop_reason"]) == (str(folder), 1, "")
+    summary = summary_of(arguments)
     assert result["metrics"] == summary["metrics"]
     assert summary["command"].startswith("ROOKWORLD_MAX_STEPS=1 ")
     assert "evaluate" not in shown.err
@@ -117,38 +97,22 @@ def test_one_run_at_a_time_in_a_folder(arguments, capsys):
     run(arguments | {"max_steps": 1})
     folder = arguments["output_dir"]
     with another_run(folder) as process:
-        before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
-        with pytest.raises(SystemExit) as exit_:
-            run(arguments | {"auto_resume": True, "max_steps": 2})
-        assert exit_.value.code == 2
+        before = files_of(folder)
+        run(arguments | {"auto_resume": True, "max_steps": 2}, code=2)
         assert f"another run is at work there (process {process.pid} on " in capsys.readouterr().err
-        found = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
-        assert {**found, folder: 0} == {**before, folder: 0}  # its own time changes: was it writable?
+        assert files_of(folder) == before
     run(arguments | {"max_steps": 1})
     assert not [path.name for path in folder.iterdir() if path.name.startswith(".")]
 
 
-def test_a_folder_deleted_in_mid_run_is_said_and_gets_what_follows(arguments, monkeypatch, caplog):
-    folder, calls = arguments["output_dir"], []
-
-    def deletes(prompts, completions, **columns):
-        calls.append(len(prompts))
-        if len(calls) == 2:
-            shutil.rmtree(folder)
-        return [float(len(completion)) for completion in completions]
-
-    monkeypatch.setitem(grpo.REWARDS, "graduated", [deletes])
+@pytest.mark.slow
+def test_a_folder_deleted_in_mid_run_is_said_and_gets_what_follows(arguments, rewarded, caplog):
+    folder = arguments["output_dir"]
+    rewarded.happens[2] = lambda: shutil.rmtree(folder)
     run(arguments)
     assert f"{folder} was deleted while this run was at work in it" in caplog.text
-    names = {path.name for path in folder.iterdir()}
-    assert names == {
-        "checkpoint",
-        "summary.json",
-        "metrics.jsonl",
-        "report.html",
-        "evaluation_after.json",
-        "finished.json",
-    }
+    files = {"summary.json", "metrics.jsonl", "report.html", "evaluation_after.json", "finished.json"}
+    assert {path.name for path in folder.iterdir()} == {"checkpoint", *files}
     assert load_model(folder / "checkpoint")
 
 
@@ -158,43 +122,32 @@ def full_below(folder: Path, method):
     def save(trainer, target):
         if Path(target).is_relative_to(folder):
             Path(target, "model.safetensors").write_bytes(b"a part")
-            raise OSError(errno.ENOSPC, "No space left on device")
+            full_disk()
         method(trainer, target)
 
     return save
 
 
-def test_a_disk_that_is_full_at_the_end_does_not_cost_the_model(arguments, tmp_path, monkeypatch, capsys):
-    def by_length(prompts, completions, **columns):  # the random model earns -0.3 whatever it writes
-        return [float(len(completion)) for completion in completions]
-
-    monkeypatch.setitem(grpo.REWARDS, "graduated", [by_length])
+def test_a_disk_that_is_full_at_the_end_does_not_cost_the_model(arguments, rewarded, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     (tmp_path / "home").mkdir()
     folder, trainer = arguments["output_dir"], grpo.RookWorldGRPOTrainer
     monkeypatch.setattr(trainer, "save_merged", full_below(folder, trainer.save_merged))
-    with pytest.raises(SystemExit) as exit_:
-        run(arguments)
-    assert exit_.value.code == 4
+    run(arguments, code=4)
     error = capsys.readouterr().err.strip().splitlines()[-1]
     (kept,) = (tmp_path / "home").iterdir()
     assert error == (
-        f"error: {folder}/checkpoint could not be written: No space left on device. The model as trained so far is "
-        f"whole in {kept}/checkpoint"
-    ).replace("No space", "[Errno 28] No space")
+        f"error: {folder}/checkpoint could not be written: [Errno 28] No space left on device. The model as trained "
+        f"so far is whole in {kept}/checkpoint"
+    )
     assert not (folder / "checkpoint").exists()
     trained, start = load_model(kept / "checkpoint"), load_model(arguments["model"])
     assert not torch.equal(trained.transformer.wte.weight, start.transformer.wte.weight)
 
 
 def test_a_disk_that_is_full_in_the_first_evaluation_is_one_line(arguments, monkeypatch, capsys):
-    def full(path, text):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(accuracy, "write_atomically", full)
-    with pytest.raises(SystemExit) as exit_:
-        run(arguments)
-    assert exit_.value.code == 4
+    monkeypatch.setattr(accuracy, "write_atomically", full_disk)
+    run(arguments, code=4)
     assert "evaluation_before.json could not be written: [Errno 28]" in capsys.readouterr().err.splitlines()[-1]
 
 
@@ -202,17 +155,13 @@ def test_a_disk_that_is_full_in_the_first_evaluation_is_one_line(arguments, monk
 @pytest.mark.parametrize("lost", ["evaluation_after.json", "summary.json"])
 def test_a_disk_that_is_full_behind_the_training_costs_a_file_until_there_is_room(arguments, monkeypatch, capsys, lost):
     def full(path, text):
-        if path.name == lost:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        write_atomically(path, text)
+        (full_disk if path.name == lost else write_atomically)(path, text)
 
     command = arguments | {"auto_resume": True, "save_strategy": "steps", "save_steps": 1}
     with monkeypatch.context() as patch:
         for module in (accuracy, summary):
             patch.setattr(module, "write_atomically", full)
-        with pytest.raises(SystemExit) as exit_:
-            run(command)
-    assert exit_.value.code == 4
+        run(command, code=4)
     shown, folder = capsys.readouterr(), arguments["output_dir"]
     assert f"error: {lost}: " in shown.err
     assert "No space left on device" in shown.err
@@ -222,10 +171,11 @@ def test_a_disk_that_is_full_behind_the_training_costs_a_file_until_there_is_roo
     trained = (folder / "metrics.jsonl").read_bytes()
     run(command)
     assert written | {"finished.json"} <= {path.name for path in folder.iterdir()}
-    assert json.loads((folder / "summary.json").read_text())["steps"] == 2
+    assert summary_of(arguments)["steps"] == 2
     assert (folder / "metrics.jsonl").read_bytes() == trained
 
 
+@pytest.mark.slow
 def test_a_token_is_in_no_file(arguments, monkeypatch):
     """Without a push too: `checkpoint/` is the folder that people publish."""
     monkeypatch.setenv("HF_TOKEN", "")  # so that it is as it was afterwards
@@ -235,6 +185,7 @@ def test_a_token_is_in_no_file(arguments, monkeypatch):
     assert not [path for path in files if b"abcdefgh12345678" in path.read_bytes()]
 
 
+@pytest.mark.slow
 def test_evaluation_samples_each_task_by_its_own_settings(arguments):
     arguments["task_sampling"] = {"policy": {"max_completion_length": 3}, "environment": {"temperature": 0.5}}
     run(arguments)
@@ -247,6 +198,7 @@ def test_evaluation_samples_each_task_by_its_own_settings(arguments):
     assert max(tokens["environment"]) > 3
 
 
+@pytest.mark.slow
 def test_every_training_batch_holds_the_ratio(arguments, monkeypatch):
     seen = []
 
@@ -260,6 +212,7 @@ def test_every_training_batch_holds_the_ratio(arguments, monkeypatch):
     assert all(batch.count("A:") == 2 and batch.count("P:") == 8 for batch in seen)
 
 
+@pytest.mark.slow
 def test_held_out_positions_never_train(arguments, rows_file, held_out, capsys):
     stolen = [dict(held_out[0]), dict(held_out[1])]
     with rows_file.open("a") as file:
@@ -275,9 +228,8 @@ def test_a_finished_run_goes_on_where_it_is_asked_for_more(arguments, caplog):
     run(arguments | {"save_strategy": "steps", "save_steps": 1})
     again = arguments | {"save_strategy": "steps", "save_steps": 1, "auto_resume": True, "max_steps": 3}
     run(again)
-    rows = (arguments["output_dir"] / "metrics.jsonl").read_text().splitlines()
-    assert [json.loads(row)["step"] for row in rows] == [1, 2, 3]
-    assert json.loads((arguments["output_dir"] / "summary.json").read_text())["steps"] == 3
+    assert [row["step"] for row in steps_of(arguments)] == [1, 2, 3]
+    assert summary_of(arguments)["steps"] == 3
 
 
 CHANGES = {
@@ -287,6 +239,7 @@ CHANGES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CHANGES)
 def test_a_refused_resume_has_measured_and_written_nothing(arguments, tiny_model, tiny_tokenizer, capsys, case):
     """Without a reference too: nothing else would show that another model goes on."""
@@ -300,59 +253,39 @@ def test_a_refused_resume_has_measured_and_written_nothing(arguments, tiny_model
         tiny_model.save_pretrained(change["model"])
         tiny_tokenizer.save_pretrained(change["model"])
     folder = arguments["output_dir"]
-    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    before = files_of(folder)
     capsys.readouterr()
-    with pytest.raises(SystemExit) as exit_:
-        run(arguments | change | {"max_steps": 2, "resume_from_checkpoint": folder / "checkpoint-1"})
-    assert exit_.value.code == 2
+    run(arguments | change | {"max_steps": 2, "resume_from_checkpoint": folder / "checkpoint-1"}, code=2)
     shown = capsys.readouterr()
     assert message in shown.err
     assert "held-out evaluation" not in shown.out
-    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
-
-
-def test_a_time_limit_stops_early(arguments):
-    run(arguments | {"max_steps": 50, "max_train_minutes": 1e-6})
-    assert json.loads((arguments["output_dir"] / "summary.json").read_text())["steps"] == 1
-
-
-def test_a_stop_is_reported_and_has_its_own_exit_code(arguments, monkeypatch):
-    def by_length(prompts, completions, **columns):
-        return [float(len(completion)) for completion in completions]
-
-    # The random model earns -0.3 whatever it writes; lengths differ, so the policy moves, and any move is too far.
-    monkeypatch.setitem(grpo.REWARDS, "graduated", [by_length])
-    with pytest.raises(SystemExit) as exit_:
-        run(arguments | {"max_steps": 20, "learning_rate": 0.01, "kl_stop_threshold": 1e-6})
-    assert exit_.value.code == 3
-    summary = json.loads((arguments["output_dir"] / "summary.json").read_text())
-    assert "kl_stop_threshold" in summary["stop_reason"]
-    assert summary["steps"] < 20
+    assert files_of(folder) == before
 
 
 @pytest.mark.slow
-def test_preempted_resumed_finished_and_damaged(arguments, monkeypatch, capsys):
+def test_a_time_limit_stops_early(arguments):
+    run(arguments | {"max_steps": 50, "max_train_minutes": 1e-6})
+    assert summary_of(arguments)["steps"] == 1
+
+
+def test_a_stop_is_reported_and_has_its_own_exit_code(arguments, rewarded):
+    run(arguments | {"max_steps": 20, "learning_rate": 0.01, "kl_stop_threshold": 1e-6}, code=3)  # any move is too far
+    assert "kl_stop_threshold" in summary_of(arguments)["stop_reason"]
+    assert summary_of(arguments)["steps"] < 20
+
+
+@pytest.mark.slow
+def test_preempted_resumed_finished_and_damaged(arguments, rewarded, capsys):
     """The same command each time, as a scheduler would repeat it; each outcome has its exit code."""
-    calls = []
-
-    def by_length(prompts, completions, **columns):
-        calls.append(len(prompts))
-        if len(calls) == 1:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return [float(len(completion)) for completion in completions]
-
-    monkeypatch.setitem(grpo.REWARDS, "graduated", [by_length])
-    folder, command = arguments["output_dir"], arguments | {"auto_resume": True}
-    with pytest.raises(SystemExit) as exit_:
-        run(command)
-    assert exit_.value.code == 75
+    rewarded.happens[1] = lambda: os.kill(os.getpid(), signal.SIGTERM)
+    folder, command, calls = arguments["output_dir"], arguments | {"auto_resume": True}, rewarded.calls
+    run(command, code=75)
     assert (folder / "checkpoint-1" / "manifest.json").exists()
     assert not (folder / "summary.json").exists()
 
     run(command)
-    assert json.loads((folder / "summary.json").read_text())["steps"] == 2
-    steps = [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    assert (steps, len(calls)) == ([1, 2], 2)
+    assert summary_of(arguments)["steps"] == 2
+    assert ([row["step"] for row in steps_of(arguments)], len(calls)) == ([1, 2], 2)
 
     written = (folder / "summary.json").stat().st_mtime_ns
     run(command)
@@ -360,42 +293,34 @@ def test_preempted_resumed_finished_and_damaged(arguments, monkeypatch, capsys):
 
     (folder / "finished.json").unlink()
     (folder / "checkpoint-1" / "optimizer.pt").unlink()
-    with pytest.raises(SystemExit) as exit_:
-        run(command)
-    assert exit_.value.code == 4
+    run(command, code=4)
     assert "holds no checkpoint that verifies (quarantined-checkpoint-1" in capsys.readouterr().err
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("phase", ["before", "after"])
-def test_a_signal_during_an_evaluation_loses_nothing(arguments, monkeypatch, phase):
+def test_a_signal_during_an_evaluation_loses_nothing(arguments, rewarded, monkeypatch, phase):
     """Even where no checkpoints are asked for: what was trained is one, and the run goes on with the evaluation."""
-    rewarded, evaluations, evaluate = [], [], grpo.evaluate
-
-    def by_length(prompts, completions, **columns):
-        rewarded.append(len(prompts))
-        return [float(len(completion)) for completion in completions]
+    calls, evaluations, evaluate = rewarded.calls, [], grpo.evaluate
 
     def signalled(*args, **kwargs):
-        evaluations.append(len(rewarded))
+        evaluations.append(len(calls))
         if len(evaluations) == (1 if phase == "before" else 2):
             os.kill(os.getpid(), signal.SIGUSR1)
         return evaluate(*args, **kwargs)
 
-    monkeypatch.setitem(grpo.REWARDS, "graduated", [by_length])
     monkeypatch.setattr(grpo, "evaluate", signalled)
     folder, command = arguments["output_dir"], arguments | {"auto_resume": True}
-    with pytest.raises(SystemExit) as exit_:
-        run(command)
-    assert exit_.value.code == 75
+    run(command, code=75)
     assert not (folder / f"evaluation_{phase}.json").exists()
     assert not (folder / "summary.json").exists()
-    assert (len(rewarded), len(list(folder.glob("checkpoint-2")))) == ((0, 0) if phase == "before" else (2, 1))
+    assert (len(calls), len(list(folder.glob("checkpoint-2")))) == ((0, 0) if phase == "before" else (2, 1))
     run(command)
-    assert len(rewarded) == 2
-    assert json.loads((folder / "summary.json").read_text())["steps"] == 2
+    assert len(calls) == 2
+    assert summary_of(arguments)["steps"] == 2
 
 
+@pytest.mark.slow
 def test_ctrl_c_twice_is_no_bug(arguments, monkeypatch, capsys):
     def interrupted(prompts, completions, **columns):
         os.kill(os.getpid(), signal.SIGINT)
@@ -403,20 +328,20 @@ def test_ctrl_c_twice_is_no_bug(arguments, monkeypatch, capsys):
         pytest.fail("the second one does not wait")
 
     monkeypatch.setitem(grpo.REWARDS, "graduated", [interrupted])
-    with pytest.raises(SystemExit) as exit_:
-        run(arguments)
-    assert exit_.value.code == 130
+    run(arguments, code=130)
     error = capsys.readouterr().err
     assert error.strip().splitlines()[-1] == "interrupted"
     assert "Traceback" not in error
 
 
+@pytest.mark.slow
 def test_epochs_become_steps(arguments):
     # 16 rows of 8 positions, 5 prompts a step: two epochs are 32 prompts, 7 steps.
     run(arguments | {"max_steps": -1, "num_train_epochs": 2, "max_train_minutes": 1e-6})
-    assert len((arguments["output_dir"] / "metrics.jsonl").read_text().splitlines()) == 1
+    assert len(steps_of(arguments)) == 1
 
 
+WATCHING = {"eval_strategy": "steps", "eval_steps": 1, "save_steps": 1, "save_strategy": "steps"}
 BAD = {
     "unknown key": ({"learning_rat": 1}, "unknown key 'learning_rat'; the nearest valid key is 'learning_rate'"),
     "no checkpoint": ({"model": "./nowhere"}, "`model` is './nowhere': ./nowhere is neither a folder nor"),
@@ -430,14 +355,18 @@ BAD = {
     "no kernel": ({"attn_implementation": "flash_attention_2"}, "`attn_implementation` is 'flash_attention_2': "),
     "no nodes": ({"engine_nodes": 0, "best_move": "engine"}, "`engine_nodes` is 0: nothing would be read"),
     "no such config": ({"config": "nowhere.yaml"}, "nowhere.yaml: cannot be read"),
+    "no such metric": (
+        WATCHING | {"metric_for_best_model": "policy/skil"},
+        "no such metric is measured. Choose one of reward, policy/best_legal",
+    ),
+    "nothing to watch": (WATCHING | {"eval_dataset": "nowhere.jsonl"}, "nowhere.jsonl: no such file"),
+    "no items": (WATCHING | {"eval_items": 0}, "`eval_items` is 0"),
 }
 
 
 def refused(arguments: dict, capsys, message: str) -> None:
-    with pytest.raises(SystemExit) as exit_:
-        run(arguments)
+    run(arguments, code=2)
     error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert exit_.value.code == 2
     assert error.startswith("error: ")
     assert message in error
     assert not arguments["output_dir"].exists() or not list(arguments["output_dir"].iterdir())
@@ -468,19 +397,17 @@ def test_held_out_rows_are_watched_on_the_way_and_the_best_step_is_the_result(ar
     rows = [json.loads(line) for line in rows_file.read_text().splitlines()]
     mine = tmp_path / "mine.jsonl"
     mine.write_text("".join(json.dumps(row) + "\n" for row in rows[:4]))
-    watching = {"eval_strategy": "steps", "eval_steps": 1, "save_steps": 1, "save_strategy": "steps", "eval_items": 1}
     best = {"metric_for_best_model": "policy/tokens", "load_best_model_at_end": True}
-    run(arguments | watching | best | {"eval_dataset": mine})
+    run(arguments | WATCHING | best | {"eval_dataset": mine, "eval_items": 1})
     folder, out = arguments["output_dir"], capsys.readouterr().out
-    logged = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    found = [row for row in logged if "eval_reward" in row]
+    found = [row for row in steps_of(arguments) if "eval_reward" in row]
     assert [row["step"] for row in found] == [1, 2]
     # A random model writes nothing that can be read: -0.3 for either task's one row.
     assert [row["eval_reward"] for row in found] == [-0.3, -0.3]
     assert {"eval_policy/best_legal", "eval_environment/exact"} <= set(found[0])
     assert "step 1/2  held out: reward -0.300" in out
     assert "dropped 4 training prompts whose positions are held out" in out
-    step = json.loads((folder / "summary.json").read_text())["best_step"]
+    step = summary_of(arguments)["best_step"]
     assert step == found[-1]["eval_best_step"]
     assert (
         f"weights: those after step {step}, the best on held-out rows by `policy/tokens`"
@@ -490,22 +417,3 @@ def test_held_out_rows_are_watched_on_the_way_and_the_best_step_is_the_result(ar
     kept = load_model(folder / f"checkpoint-{step}").state_dict()
     result = load_model(folder / "checkpoint").state_dict()
     assert all(torch.equal(result[name], weight) for name, weight in kept.items())
-
-
-@pytest.mark.parametrize(
-    ("wrong", "message"),
-    [
-        (
-            {"metric_for_best_model": "policy/skil"},
-            "no such metric is measured. Choose one of reward, policy/best_legal",
-        ),
-        ({"eval_dataset": "nowhere.jsonl"}, "nowhere.jsonl: no such file"),
-        ({"eval_items": 0}, "`eval_items` is 0"),
-    ],
-)
-def test_what_cannot_be_watched_is_refused(arguments, wrong, message, capsys):
-    watching = {"eval_strategy": "steps", "eval_steps": 1, "save_steps": 1, "save_strategy": "steps"}
-    with pytest.raises(SystemExit) as exit_:
-        run(arguments | watching | wrong)
-    assert exit_.value.code == 2
-    assert message in capsys.readouterr().err

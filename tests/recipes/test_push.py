@@ -1,9 +1,7 @@
 """`push_to_hub` from the recipe: checkpoint and card arrive, and what arrives says what was trained."""
 
 import json
-import sys
 from pathlib import Path
-from unittest.mock import patch
 
 import huggingface_hub.constants
 import pytest
@@ -12,9 +10,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from recipes import grpo
 from rookworld_trl.checkpointing.resume import FINISHED_FILE
-from rookworld_trl.data import prompts
 from rookworld_trl.modeling.hub import PushError
 from rookworld_trl.reports import results
+from tests.recipes.conftest import run, summary_of
 from tests.support.hub import TOKEN, Hub, Repository, serve
 
 
@@ -26,56 +24,30 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
 
 
 @pytest.fixture
-def arguments(tiny_checkpoint, rows_file, held_out, tmp_path, monkeypatch):
-    def by_length(prompts, completions, **columns):  # a random model earns the same for whatever it writes
-        return [float(len(completion)) for completion in completions]
-
-    monkeypatch.setattr(prompts, "load_shipped", lambda split: held_out)
-    monkeypatch.setitem(grpo.REWARDS, "graduated", [by_length])
-    return {
-        "model": tiny_checkpoint,
-        "dataset": rows_file,
-        "output_dir": tmp_path / "run",
-        "max_steps": 2,
-        "num_generations": 2,
-        "per_device_train_batch_size": 10,
-        "max_completion_length": 12,
-        "learning_rate": 1e-3,
-        "report_to": "none",
-        "use_cpu": True,
-        "bf16": False,
-        "push_to_hub": True,
-        "hub_model_id": "me/trained",
-        "hub_token": TOKEN,
-    }
+def pushing(arguments, rewarded):
+    return arguments | {"push_to_hub": True, "hub_model_id": "me/trained", "hub_token": TOKEN}
 
 
-def run(arguments: dict) -> None:
-    words = [word for key, value in arguments.items() for word in (f"--{key}", str(value))]
-    with patch.object(sys, "argv", ["recipes/grpo.py", *words]):  # what the card quotes
-        grpo.main()
-
-
-def test_the_commit_of_a_model_of_the_hub_is_kept(hub: Hub, arguments: dict, tiny_checkpoint: Path) -> None:
+def test_the_commit_of_a_model_of_the_hub_is_kept(hub: Hub, pushing: dict, tiny_checkpoint: Path) -> None:
     """What `main` stood for when the run began; a run that goes on knows it from its own checkpoint."""
     commit = hub.add("owner/start", tiny_checkpoint).sha("main")
     saving = {"save_strategy": "steps", "save_steps": 1, "push_to_hub": False, "max_steps": 1}
-    run(arguments | saving | {"model": "owner/start", "model_revision": "main"})
-    folder = arguments["output_dir"]
-    summary = json.loads((folder / "summary.json").read_text())
+    run(pushing | saving | {"model": "owner/start", "model_revision": "main"})
+    folder = pushing["output_dir"]
+    summary = summary_of(pushing)
     kept = json.loads((folder / "checkpoint-1" / "run.json").read_text())
     assert summary["model_commit"] == kept["fingerprint"]["model_commit"] == commit
     assert f"- start: `owner/start` at main, commit {commit}\n" in (folder / "checkpoint" / "README.md").read_text()
     resume = {"resume_from_checkpoint": folder / "checkpoint-1", "max_steps": 2}
-    run(arguments | saving | resume | {"model": tiny_checkpoint})  # the same weights, from a folder
-    assert json.loads((folder / "summary.json").read_text())["steps"] == 2
+    run(pushing | saving | resume | {"model": tiny_checkpoint})  # the same weights, from a folder
+    assert summary_of(pushing)["steps"] == 2
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["end", "every_save", "checkpoint"])
-def test_the_run_ends_on_the_hub(hub: Hub, arguments: dict, tmp_path: Path, strategy: str) -> None:
+def test_the_run_ends_on_the_hub(hub: Hub, pushing: dict, tmp_path: Path, strategy: str) -> None:
     saving = {"save_strategy": "steps", "save_steps": 1, "stable_after_steps": 1, "hub_always_push": True}
-    run(arguments | {"hub_strategy": strategy} | saving)
+    run(pushing | {"hub_strategy": strategy} | saving)
     repository = hub.repositories["me/trained"]
     files = repository.branches["main"]
     assert repository.commits[-1] == "Trained checkpoint"
@@ -84,16 +56,16 @@ def test_the_run_ends_on_the_hub(hub: Hub, arguments: dict, tmp_path: Path, stra
     assert folders == ({"last-checkpoint"} if strategy == "checkpoint" else set())
     assert ("last-checkpoint/optimizer.pt" in files) == (strategy == "checkpoint")
     assert "metrics.jsonl" not in files
-    assert not list(arguments["output_dir"].glob(".pushing-*"))
+    assert not list(pushing["output_dir"].glob(".pushing-*"))
     assert not [name for name, data in files.items() if TOKEN.encode() in data]
     card = files["README.md"].decode()
     assert "| policy | best_legal | greedy |" in card
     assert "config fingerprint: `" in card
     assert "--hub_token ***" in card
-    written = [path for path in arguments["output_dir"].rglob("*") if path.is_file()]
+    written = [path for path in pushing["output_dir"].rglob("*") if path.is_file()]
     assert not [path for path in written if TOKEN.encode() in path.read_bytes()]
 
-    here = AutoModelForCausalLM.from_pretrained(arguments["output_dir"] / "checkpoint")
+    here = AutoModelForCausalLM.from_pretrained(pushing["output_dir"] / "checkpoint")
     there = AutoModelForCausalLM.from_pretrained("me/trained", cache_dir=tmp_path / "cache", token=TOKEN)
     tokenizer = AutoTokenizer.from_pretrained("me/trained", cache_dir=tmp_path / "cache", token=TOKEN)
     prompt = tokenizer("P: 8/8/8/8/8/2k5/P7/K7 w - - 0 1", return_tensors="pt")
@@ -101,22 +73,20 @@ def test_the_run_ends_on_the_hub(hub: Hub, arguments: dict, tmp_path: Path, stra
         tokenizer.decode(model.generate(**prompt, max_new_tokens=12, do_sample=False)[0]) for model in (here, there)
     ]
     assert texts[0] == texts[1]
-    start = AutoModelForCausalLM.from_pretrained(arguments["model"])
+    start = AutoModelForCausalLM.from_pretrained(pushing["model"])
     assert not torch.equal(there.transformer.wte.weight, start.transformer.wte.weight)
 
 
-def test_a_push_that_fails_costs_nothing_but_the_push(arguments: dict, hub: Hub, monkeypatch, capsys) -> None:
+def test_a_push_that_fails_costs_nothing_but_the_push(pushing: dict, hub: Hub, monkeypatch, capsys) -> None:
     def broken(*args: object) -> None:
         raise PushError("pushing to me/trained failed: `hf upload` it")
 
     monkeypatch.setattr(grpo, "push_folder", broken)
-    with pytest.raises(SystemExit) as exit_:
-        run(arguments)
-    assert exit_.value.code == 2
+    run(pushing, code=2)
     shown = capsys.readouterr()
     assert shown.err.strip().splitlines()[-1] == "error: push: pushing to me/trained failed: `hf upload` it"
     assert "before    after" in shown.out
-    assert {"summary.json", "checkpoint", FINISHED_FILE} <= {path.name for path in arguments["output_dir"].iterdir()}
+    assert {"summary.json", "checkpoint", FINISHED_FILE} <= {path.name for path in pushing["output_dir"].iterdir()}
 
 
 @pytest.mark.parametrize(
@@ -128,45 +98,39 @@ def test_a_push_that_fails_costs_nothing_but_the_push(arguments: dict, hub: Hub,
     ],
 )
 def test_a_last_step_that_fails_costs_nothing_but_itself(
-    arguments: dict, hub: Hub, monkeypatch, capsys, broken: str, error: Exception, code: int, lost: set[str]
+    pushing: dict, hub: Hub, monkeypatch, capsys, broken: str, error: Exception, code: int, lost: set[str]
 ) -> None:
     def fails(*args: object, **kwargs: object) -> None:
         raise error
 
     monkeypatch.setattr(results, broken, fails)
-    with pytest.raises(SystemExit) as exit_:
-        run(arguments)
-    assert exit_.value.code == code
+    run(pushing, code=code)
     shown = capsys.readouterr()
     assert f"error: {max(lost)}: {error}" in shown.err
     assert ("Traceback" in shown.err) == (code == 1)
-    names = {path.name for path in arguments["output_dir"].iterdir()}
+    names = {path.name for path in pushing["output_dir"].iterdir()}
     assert {"checkpoint", "metrics.jsonl", "report.html", "summary.json", FINISHED_FILE} - names == lost
     assert max(lost) not in shown.out
     assert "model.safetensors" in hub.repositories["me/trained"].branches["main"]
 
 
-def test_a_folder_of_any_name_is_pushed_and_finished(arguments: dict, hub: Hub, tmp_path: Path) -> None:
-    run(arguments | {"output_dir": tmp_path / "run$lr$1e-3"})
+def test_a_folder_of_any_name_is_pushed_and_finished(pushing: dict, hub: Hub, tmp_path: Path) -> None:
+    run(pushing | {"output_dir": tmp_path / "run$lr$1e-3"})
     assert (tmp_path / "run$lr$1e-3" / FINISHED_FILE).exists()
     assert "README.md" in hub.repositories["me/trained"].branches["main"]
 
 
-def test_a_token_that_may_not_write_is_refused_before_anything_trains(hub: Hub, arguments: dict, capsys) -> None:
-    with pytest.raises(SystemExit) as exit_:
-        run(arguments | {"hub_token": "hf_read"})
-    assert exit_.value.code == 2
+def test_a_token_that_may_not_write_is_refused_before_anything_trains(hub: Hub, pushing: dict, capsys) -> None:
+    run(pushing | {"hub_token": "hf_read"}, code=2)
     error = capsys.readouterr().err
     assert "error: pushing to me/trained failed with status 401" in error
     assert "`hf auth login`" in error
-    assert not (arguments["output_dir"] / "summary.json").exists()
+    assert not (pushing["output_dir"] / "summary.json").exists()
 
 
-def test_nor_where_the_repository_exists(hub: Hub, arguments: dict, capsys) -> None:
+def test_nor_where_the_repository_exists(hub: Hub, pushing: dict, capsys) -> None:
     """The client takes a repository that it can read for one that it has made."""
     hub.repositories["me/trained"] = Repository()
-    with pytest.raises(SystemExit) as exit_:
-        run(arguments | {"hub_token": "hf_read"})
-    assert exit_.value.code == 2
+    run(pushing | {"hub_token": "hf_read"}, code=2)
     assert "error: pushing to me/trained failed with status 403" in capsys.readouterr().err
-    assert not (arguments["output_dir"] / "evaluation_before.json").exists()
+    assert not (pushing["output_dir"] / "evaluation_before.json").exists()

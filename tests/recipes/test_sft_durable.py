@@ -1,6 +1,5 @@
 """The supervised recipe holds out: exact resumes, damage, faults, signals, changed settings, and its exit codes."""
 
-import itertools
 import json
 import os
 import signal
@@ -22,8 +21,9 @@ from rookworld_trl.modeling.loading import load_model
 from rookworld_trl.training.supervised import SupervisedConfig, SupervisedTrainer
 from tests.recipes.conftest import positions
 from tests.support.checkpoint_diff import IGNORED, differences
+from tests.support.disk import full_disk
 
-Runs = Callable[..., int]
+Runs = Callable[..., None]
 
 
 @pytest.fixture(scope="module")
@@ -42,16 +42,21 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run(shards: Path, tmp_path: Path) -> Runs:
-    """The recipe over a model of a few thousand parameters, with a checkpoint at every step."""
+    """The recipe over a model of a few thousand parameters, with a checkpoint at every step; how it must end."""
 
-    def start(**changes: Any) -> int:
+    def start(code: int = DONE, **changes: Any) -> None:
         settings = {"positions": shards, "output_dir": tmp_path / "run"}
         settings |= {"n_layer": 1, "n_embd": 16, "n_head": 2, "max_steps": 4, "per_device_train_batch_size": 2}
         settings |= {"train_sampling_strategy": "sequential", "gradient_accumulation_steps": 3}
         settings |= {"save_steps": 1, "logging_steps": 3, "use_cpu": "true", "bf16": "false", "seed": 1}
         settings |= {"report_to": "none", "disable_tqdm": "true", "dataloader_pin_memory": "false"}
-        words = ((f"--{key}", str(value)) for key, value in (settings | changes).items())
-        return sft.run_recipe([*itertools.chain(*words)])
+        words = [word for key, value in (settings | changes).items() for word in (f"--{key}", str(value))]
+        if code in (DONE, PREEMPTED):
+            assert sft.run_recipe(words) == code
+            return
+        with pytest.raises(SystemExit) as ended:
+            sft.run_recipe(words)
+        assert ended.value.code == code
 
     return start
 
@@ -78,12 +83,12 @@ def during_training(monkeypatch: pytest.MonkeyPatch, step: int, act: Callable[[S
 def test_an_interrupted_run_ends_as_an_undisturbed_one(
     run: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert run(output_dir=tmp_path / "whole") == DONE
+    run(output_dir=tmp_path / "whole")
     with monkeypatch.context() as patch:
         during_training(patch, 1, lambda _: os.kill(os.getpid(), signal.SIGTERM))
-        assert run() == PREEMPTED
+        run(PREEMPTED)
     assert not (tmp_path / "run" / "model.safetensors").exists()
-    assert run() == DONE
+    run()
     whole, resumed = tmp_path / "whole", tmp_path / "run"
     assert not differences(whole / "checkpoint-4", resumed / "checkpoint-4", ignore=(*IGNORED, "run_id", "recoveries"))
     for name in ("model.safetensors", "config.json", "tokenizer.json", "training.json"):
@@ -93,7 +98,7 @@ def test_an_interrupted_run_ends_as_an_undisturbed_one(
 
 
 def test_json_and_the_metrics_of_each_log(run: Runs, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(max_steps=2, logging_steps=1, json="true", log_file="true") == DONE
+    run(max_steps=2, logging_steps=1, json="true", log_file="true")
     result = json.loads(capsys.readouterr().out)
     assert result == json.loads((tmp_path / "run" / "training.json").read_text()) | {
         "output_dir": str(tmp_path / "run")
@@ -115,14 +120,12 @@ def test_a_finished_run_is_left_alone(
     run: Runs, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever it was that decided what it learned."""
-    assert run(max_steps=1) == DONE
+    run(max_steps=1)
     monkeypatch.setattr(sft, "build", None)
-    assert run(max_steps=1) == DONE
+    run(max_steps=1)
     capsys.readouterr()
     for changes, named in OTHERS:
-        with pytest.raises(SystemExit) as exit_:
-            run(max_steps=1, **changes)
-        assert exit_.value.code == BAD_INPUT
+        run(BAD_INPUT, max_steps=1, **changes)
         error = capsys.readouterr().err
         assert "holds a finished run with other settings" in error
         assert named in error
@@ -130,38 +133,36 @@ def test_a_finished_run_is_left_alone(
 
 @pytest.mark.parametrize("file", ["model.safetensors", "tokenizer.json"])
 def test_a_finished_run_without_its_model_is_not_finished(run: Runs, tmp_path: Path, file: str) -> None:
-    assert run(max_steps=1) == DONE
+    run(max_steps=1)
     whole = (tmp_path / "run" / file).read_bytes()
     (tmp_path / "run" / file).write_bytes(whole[:-1])
-    assert run(max_steps=1) == DONE
+    run(max_steps=1)
     assert (tmp_path / "run" / file).read_bytes() == whole
 
 
 def test_a_damaged_checkpoint_is_set_aside(run: Runs, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    assert run(max_steps=2) == DONE
+    run(max_steps=2)
     weights = folder / "checkpoint-2" / "model.safetensors"
     data = bytearray(weights.read_bytes())
     data[-5] ^= 1
     weights.write_bytes(data)
-    assert run(max_steps=3) == DONE
+    run(max_steps=3)
     assert "SHA-256" in (folder / "quarantined-checkpoint-2" / "reason.txt").read_text()
     state = json.loads((folder / "checkpoint-3" / "trainer_state.json").read_text())
     assert state["global_step"] == 3
 
 
-@pytest.mark.parametrize(("changes", "named"), OTHERS)
 def test_another_run_does_not_go_on_with_this_one(
-    run: Runs, capsys: pytest.CaptureFixture[str], tmp_path: Path, changes: dict[str, Any], named: str
+    run: Runs, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    assert run(max_steps=1) == DONE
+    run(max_steps=1)
     (tmp_path / "run" / "finished.json").unlink()  # as of a run that was interrupted
     weights = (tmp_path / "run" / "checkpoint-1" / "model.safetensors").read_bytes()
-    with pytest.raises(SystemExit) as exit_:
-        run(max_steps=2, **changes)
-    assert exit_.value.code == BAD_INPUT
-    assert named in capsys.readouterr().err
-    assert (tmp_path / "run" / "checkpoint-1" / "model.safetensors").read_bytes() == weights
+    for changes, named in OTHERS:
+        run(BAD_INPUT, max_steps=2, **changes)
+        assert named in capsys.readouterr().err
+        assert (tmp_path / "run" / "checkpoint-1" / "model.safetensors").read_bytes() == weights
 
 
 def test_a_gradient_that_is_not_finite_is_never_applied(
@@ -172,12 +173,10 @@ def test_a_gradient_that_is_not_finite_is_never_applied(
 
     with monkeypatch.context() as patch:
         during_training(patch, 2, poison)
-        with pytest.raises(SystemExit) as exit_:
-            run()
-    assert exit_.value.code == UNRECOVERABLE
+        run(UNRECOVERABLE)
     assert "training diverged at step 3" in capsys.readouterr().err
     assert sorted(path.name for path in (tmp_path / "run").glob("checkpoint-*")) == ["checkpoint-1", "checkpoint-2"]
-    assert run() == DONE
+    run()
 
 
 def test_recovery_goes_back_to_a_stable_checkpoint_at_half_the_rates(
@@ -197,9 +196,7 @@ def test_recovery_goes_back_to_a_stable_checkpoint_at_half_the_rates(
         with monkeypatch.context() as patch:
             during_training(patch, 3, poison)
             during_training(patch, 2, note)
-            with pytest.raises(SystemExit) as exit_:
-                run(lr_scheduler_type="constant", **changes)
-        assert exit_.value.code == UNRECOVERABLE
+            run(UNRECOVERABLE, lr_scheduler_type="constant", **changes)
         assert "if it comes again, with `--recovery_mode`" in capsys.readouterr().err
 
     folder = tmp_path / "run"
@@ -208,16 +205,9 @@ def test_recovery_goes_back_to_a_stable_checkpoint_at_half_the_rates(
     diverge(recovery_mode="true")  # its count is kept beside the run: the next one halves once more
     assert [path.name for path in folder.glob("superseded-*")] == ["superseded-checkpoint-3"]
     during_training(monkeypatch, 2, note)
-    assert run(lr_scheduler_type="constant", recovery_mode="true") == DONE
+    run(lr_scheduler_type="constant", recovery_mode="true")
     assert rates == [rates[0], [rate / 2 for rate in rates[0]], [rate / 4 for rate in rates[0]]]
-    assert run(lr_scheduler_type="constant") == DONE, "finished"
-
-
-def test_recovery_without_a_stable_checkpoint_is_refused(run: Runs, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as exit_:
-        run(recovery_mode="true")
-    assert exit_.value.code == BAD_INPUT
-    assert "`recovery_mode` starts from a stable checkpoint" in capsys.readouterr().err
+    run(lr_scheduler_type="constant")  # it is finished
 
 
 def test_a_full_disk_at_the_end_costs_no_training(
@@ -228,31 +218,24 @@ def test_a_full_disk_at_the_end_costs_no_training(
 
         def full(self: SupervisedTrainer, output_dir: str | None = None, *args: Any, **kwargs: Any) -> None:
             if output_dir is not None and output_dir.endswith("final"):
-                raise OSError("No space left on device")
+                full_disk()
             save(self, output_dir, *args, **kwargs)
 
         patch.setattr(SupervisedTrainer, "save_model", full)
-        with pytest.raises(SystemExit) as exit_:
-            run()
-    assert exit_.value.code == UNRECOVERABLE
+        run(UNRECOVERABLE)
     assert "No space left" in capsys.readouterr().err
     during_training(monkeypatch, 4, lambda _: pytest.fail("there is nothing left to train"))
-    assert run() == DONE
+    run()
 
 
 def test_a_full_disk_behind_the_training_is_one_line(
     run: Runs, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(path: Path, text: str) -> None:
-        raise OSError("No space left on device")
-
     with monkeypatch.context() as patch:
-        patch.setattr(sft, "write_atomically", full)
-        with pytest.raises(SystemExit) as exit_:
-            run(max_steps=1)
-    assert exit_.value.code == UNRECOVERABLE
-    assert "training.json could not be written: No space left" in capsys.readouterr().err.splitlines()[-1]
-    assert run(max_steps=1) == DONE
+        patch.setattr(sft, "write_atomically", full_disk)
+        run(UNRECOVERABLE, max_steps=1)
+    assert "training.json could not be written: [Errno 28] No space left" in capsys.readouterr().err.splitlines()[-1]
+    run(max_steps=1)
 
 
 def test_what_the_pass_over_trees_does_not_do_is_refused(tmp_path: Path) -> None:

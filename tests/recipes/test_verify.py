@@ -28,19 +28,9 @@ Run = Callable[..., list[dict[str, Any]]]
 def run(tiny_checkpoint: Path, rows_file: Path, held_out: Dataset, tmp_path: Path, monkeypatch) -> Run:
     """Run a recipe of the folder, made small, and give back the lines of its metrics."""
     monkeypatch.setattr(prompts, "load_shipped", lambda split: held_out)
-    small = {
-        "model": tiny_checkpoint,
-        "dataset": rows_file,
-        "streaming": False,
-        "output_dir": tmp_path / "run",
-        "num_generations": 2,
-        "per_device_train_batch_size": 8,
-        "gradient_accumulation_steps": 1,
-        "max_completion_length": 12,
-        "use_cpu": True,
-        "bf16": False,
-        "dataloader_num_workers": 0,
-    }
+    small = {"model": tiny_checkpoint, "dataset": rows_file, "streaming": False, "output_dir": tmp_path / "run"}
+    small |= {"num_generations": 2, "per_device_train_batch_size": 8, "gradient_accumulation_steps": 1}
+    small |= {"max_completion_length": 12, "use_cpu": True, "bf16": False, "dataloader_num_workers": 0}
 
     def run(name: str, **changes: Any) -> list[dict[str, Any]]:
         settings = {"config": VERIFY / name, **small, **changes}
