@@ -10,6 +10,7 @@ what counts as a win is written in `benchmarks/evidence/RULE.md`.
 
 import argparse
 import contextlib
+import hashlib
 import os
 import tempfile
 import time
@@ -68,11 +69,17 @@ def run(arguments: argparse.Namespace) -> None:
     if unknown := sorted(set(arguments.arms) - {*ARMS, BASE, FREE}):
         raise SystemExit(f"unknown arms {unknown}; there are {', '.join([BASE, *ARMS])}")
     trained = [arm for arm in arguments.arms if arm in ARMS]
-    jobs = [(0.0, 0, BASE), (0.0, 0, FREE)]
+    name, weights = arguments.start_name, weights_of(arguments.start)
+    if name is None and weights != weights_of(NANO_FOLDER):
+        name = Path(arguments.start).resolve().name
+    jobs = [(0.0, 0, BASE)] + ([(0.0, 0, FREE)] if name is None else [])
     jobs += [(minutes, seed, arm) for minutes in arguments.minutes for seed in arguments.seeds for arm in trained]
     for minutes, seed, arm in jobs:
-        path = store.name_of(arguments.split, arm, minutes, seed, arguments.learning_rate if minutes else None)
+        trial = arguments.learning_rate if minutes else None
+        path = store.name_of(arguments.split, arm, minutes, seed, trial, name)
         if path.exists():
+            if name and store.read(path).facts["start"] != weights:
+                raise SystemExit(f"{path} is of other weights than {arguments.start}; remove it or pass --start-name")
             continue
         budget = Budget(60 * minutes)
         with tempfile.TemporaryDirectory() as folder:
@@ -83,7 +90,7 @@ def run(arguments: argparse.Namespace) -> None:
             evaluation = measure(model, load(arguments.start)[1], arguments, best_eval=arm == FREE)
         facts = {"arm": arm, "minutes": minutes, "seed": seed, "learning_rate": rate, "samples": budget.samples}
         facts |= {"steps": len(budget.curve), "cpu_seconds": budget.curve[-1][0] if budget.curve else 0.0}
-        facts |= {"split": arguments.split, "temperature": TEMPERATURE, **machine("cpu")}
+        facts |= {"split": arguments.split, "temperature": TEMPERATURE, "start": weights, **machine("cpu")}
         facts["trivial"] = {
             name: players
             for task, mode in evaluation.tasks_and_modes()
@@ -94,6 +101,12 @@ def run(arguments: argparse.Namespace) -> None:
         store.save(path, evaluation, facts)
         done = f"{path.name}: {facts['steps']} steps, {facts['samples']} samples"
         print(f"{time.strftime('%H:%M:%S')} {done}; {_line(evaluation)}", flush=True)
+
+
+def weights_of(folder: str | Path) -> str:
+    """The first digits of the SHA-256 of a checkpoint's weights, "" where they are not in one file."""
+    file = Path(folder) / "model.safetensors"
+    return hashlib.sha256(file.read_bytes()).hexdigest()[:16] if file.exists() else ""
 
 
 def _line(evaluation: Any) -> str:
@@ -194,6 +207,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[1])
     parser.add_argument("--split", choices=["dev", "test"], default="dev")
     parser.add_argument("--start", default=str(NANO_FOLDER), help="checkpoint that every arm starts from")
+    parser.add_argument("--start-name", help="of results from another start than the default; else its folder's name")
     parser.add_argument("--learning-rate", type=float, help="another than the arm's, for trials on dev")
     parser.add_argument("--policy-items", type=int)
     parser.add_argument("--environment-items", type=int)

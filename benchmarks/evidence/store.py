@@ -34,10 +34,14 @@ def metrics_of(task: str) -> list[Any]:
     return [metric for metric in METRICS[task] if metric.name in SHOWN[task]]  # type: ignore[index]
 
 
-def name_of(split: str, arm: str, minutes: float, seed: int, trial: float | None = None) -> Path:
-    """Where a run's result lies; `trial`, a learning rate that is not the arm's, has a folder of its own."""
+def name_of(
+    split: str, arm: str, minutes: float, seed: int, trial: float | None = None, start: str | None = None
+) -> Path:
+    """Where a run's result lies; `trial`, a learning rate that is not the arm's, has a folder of its own, and so have
+    runs from another `start` than rookworld-nano."""
     name = f"{arm}-{minutes:g}min-seed{seed}"
-    return FOLDER / split / (f"{name}.npz" if trial is None else f"trials/{name}-lr{trial:g}.npz")
+    folder, name = (FOLDER / split, name) if start is None else (FOLDER / "starts", f"{start}-{split}-{name}")
+    return folder / (f"{name}.npz" if trial is None else f"trials/{name}-lr{trial:g}.npz")
 
 
 def save(path: Path, evaluation: Evaluation, facts: dict[str, Any]) -> None:

@@ -166,6 +166,7 @@ def test_results_come_back_and_make_a_table(
     monkeypatch.setattr(arms, "STEPS_OF_PROMPTS", 1)
     arguments = SimpleNamespace(arms=["gold", "exact"], minutes=[1.0], seeds=[3], split="dev", start=str(NANO_FOLDER))
     arguments.learning_rate, arguments.policy_items, arguments.environment_items = None, 12, 6
+    arguments.start_name = None
     evidence.run(arguments)
     assert {path.name for path in (tmp_path / "dev").iterdir()} == {
         "base-0min-seed0.npz",

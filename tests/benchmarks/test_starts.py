@@ -1,0 +1,133 @@
+"""Starts of different length: losses against transformers' own, lines by hand, results that stay apart."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.common import shipped
+from benchmarks.evidence import __main__ as evidence
+from benchmarks.evidence import starts, store
+from rookworld_trl.data.splits import draw_of_each
+from rookworld_trl.modeling.loading import NANO_FOLDER, load
+
+
+def test_losses_are_nats_a_token_of_right_answers() -> None:
+    """Against transformers' own loss, one row at a time, weighted by tokens."""
+    model, tokenizer = load("nano")
+    rows = list(draw_of_each(shipped("dev"), {"policy": 4, "environment": 3}))
+    sums: dict[str, list[float]] = {}
+    for row in rows:
+        prompt = tokenizer(row["prompt"])["input_ids"]
+        answer = [*tokenizer(row["target"], add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+        labels = torch.tensor([[-100] * len(prompt) + answer])
+        with torch.no_grad():
+            nats = float(model.eval()(input_ids=torch.tensor([prompt + answer]), labels=labels).loss) * len(answer)
+        for name in (row["task"], "all"):
+            total = sums.setdefault(name, [0.0, 0.0])
+            total[0], total[1] = total[0] + nats, total[1] + len(answer)
+    expected = {name: nats / tokens for name, (nats, tokens) in sums.items()}
+    assert starts.losses(model, tokenizer, rows) == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_law_by_hand() -> None:
+    """On a line of slope -2 every start lies where the others say; one that is 0.3 above breaks it; so does noise."""
+    x = np.array([0.0, 1.0, 2.0, 3.0])
+    line = np.tile(5 - 2 * x, (1000, 1)) + np.random.default_rng(0).normal(0, 0.01, (1000, 4))
+    found = starts.fit(x, line)
+    assert found["slope"] == pytest.approx(-2, abs=0.01)
+    assert found["holds"]
+    assert [error["mean"] for error in found["above_the_others"]] == pytest.approx([0] * 4, abs=0.01)
+    bent = starts.fit(x, line + np.array([0, 0.3, 0, 0]))
+    # The line through (0, 5), (2, 1), (3, -1) is 5 - 2x, at 1 it is 3, and the start has 3.3.
+    assert bent["above_the_others"][1]["mean"] == pytest.approx(0.3, abs=0.01)
+    assert not bent["holds"]
+    assert not starts.fit(x[:2], line[:, :2])["holds"]  # any two points have a line
+    flat = starts.fit(x, np.random.default_rng(1).normal(0, 1, (1000, 4)))
+    assert flat["ci_low"] < 0 < flat["ci_high"]
+    assert not flat["holds"]
+
+
+def made_up(legal: float, seed: int) -> dict[str, Any]:
+    """A run of 200 `P:` and 200 `A:` items, whose headlines are all `legal`."""
+    arrays: dict[str, Any] = {}
+    for task in ("policy", "environment"):
+        names = [metric.name for metric in store.metrics_of(task)]
+        arrays |= {f"{task}.keys": [str(i) for i in range(200)], f"{task}.games": [""] * 200}
+        for mode in ("greedy", "sampled"):
+            top = np.repeat((np.arange(200) < 200 * legal)[:, None], len(names), axis=1).astype(float)
+            arrays |= {f"{task}.{mode}.top": top, f"{task}.{mode}.bottom": np.ones_like(top)}
+    facts = {"seed": seed, "steps": 70, "trivial": {}, "start": "w"}
+    return {"facts": json.dumps(facts), **arrays}
+
+
+def test_a_table_of_made_up_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    """Before .1 .3 .7, after RL .2 .4 .8, at losses 4 3 1, which is on a line: two seeds each, differences by hand."""
+    monkeypatch.setattr(store, "FOLDER", tmp_path)
+    (tmp_path / "starts").mkdir()
+    known = {}
+    for steps, loss, before, after in ((1000, 3.0, 0.3, 0.4), (200, 4.0, 0.1, 0.2), (4000, 1.0, 0.7, 0.8)):
+        known[str(steps)] = {"steps": steps, "weights": "w", "policy": loss, "environment": loss, "all": loss}
+        np.savez(store.name_of("dev", "base", 0.0, 0, start=str(steps)), **made_up(before, 0))
+        for seed in (1, 2):
+            np.savez(store.name_of("dev", "exact", 3.0, seed, start=str(steps)), **made_up(after, seed))
+    known["9000"] = known["4000"] | {"steps": 9000}  # whose run is still to come
+    (tmp_path / "starts" / "losses.json").write_text(json.dumps(known))
+    starts.main(["table"])
+    report = json.loads((tmp_path / "starts.json").read_text())
+    assert [start["steps"] for start in report["starts"]] == [200, 1000, 4000]
+    exact = [start["exact, greedy"] for start in report["starts"]]
+    assert [each["gain"]["mean"] for each in exact] == pytest.approx([0.1, 0.1, 0.1], abs=0.005)
+    assert [each["rl_minus_next"]["mean"] for each in exact[:2]] == pytest.approx([-0.1, -0.3], abs=0.005)
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[3].startswith("| legality | 1,000 | 3.000 | 0.3")
+    assert "| **−0.3" in shown[3]
+    assert shown[4].endswith("] | |")
+    assert [line.split(" | ")[0] for line in shown[-3:]] == ["| legality", "| skill", "| exactness"]
+    monkeypatch.setattr(starts, "losses", lambda *_: {"policy": 2.0, "environment": 9.0, "all": 3.0})
+    starts.main(["predict", "--model", "nano"])
+    legal, *_, exact = capsys.readouterr().out.splitlines()
+    assert legal.startswith("best_legal, greedy: 0.")
+    assert legal.endswith("at a loss of 2.0000")
+    assert float(legal.split()[2]) == pytest.approx(0.6, abs=0.005)
+    assert exact.endswith("at a loss of 9.0000 (outside the losses that were measured)")
+    monkeypatch.setattr(starts, "fit", lambda x, drawn: {"holds": False})
+    starts.main(["predict", "--model", "nano"])
+    assert capsys.readouterr().out.splitlines()[0] == "best_legal, greedy: the loss before does not say it"
+    (line,) = (
+        each for each in report["fits"] if (each["metric"], each["mode"], each["of"]) == ("exact", "greedy", "after")
+    )
+    assert line["slope"] == pytest.approx(-0.2, abs=0.005)
+    assert line["holds"]
+
+
+def test_a_start_has_files_and_losses_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The base alone: results of another start lie under starts/, are not made again, and not taken for others."""
+    monkeypatch.setattr(store, "FOLDER", tmp_path)
+    words = ["run", "--policy-items", "4", "--environment-items", "2", "--seeds", "1"]
+    monkeypatch.setattr(starts, "ARM", "base")
+    starts.main([*words, "--starts", f"7={NANO_FOLDER}"])
+    assert {path.name for path in (tmp_path / "starts").iterdir()} == {"7-dev-base-0min-seed0.npz", "losses.json"}
+    assert json.loads((tmp_path / "starts" / "losses.json").read_text())["7"]["steps"] == 7
+    capsys.readouterr()
+    starts.main([*words, "--starts", f"7={NANO_FOLDER}"])
+    assert capsys.readouterr().out == ""
+    monkeypatch.setattr(evidence, "weights_of", lambda folder: "others")
+    with pytest.raises(SystemExit, match="other weights"):
+        starts.main([*words, "--starts", f"7={NANO_FOLDER}"])
+    asked = {"arms": [], "minutes": [], "seeds": [], "split": "dev", "start": str(NANO_FOLDER), "start_name": "7"}
+    with pytest.raises(SystemExit, match="other weights"):
+        evidence.run(argparse.Namespace(**asked, learning_rate=None, policy_items=4, environment_items=2))
+
+
+@pytest.mark.parametrize("start", ["7", "x=/", "7=/nowhere"])
+def test_a_start_needs_its_steps_and_a_folder(start: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        starts.main(["run", "--starts", start])
+    assert "give STEPS=FOLDER" in capsys.readouterr().err
