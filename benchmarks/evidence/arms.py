@@ -163,7 +163,7 @@ ARMS: dict[str, Arm] = {
         "supervised training on soft labels from the rewards' table",
     ),
     "raft": Arm(
-        partial(of_loop, partial(rivals.raft, rows=60, samples=16, temperature=0.7)),
+        partial(of_loop, partial(rivals.raft, rows=64, samples=16, temperature=0.7)),
         2e-4,
         "best of 16 samples, learned from (RAFT)",
     ),
