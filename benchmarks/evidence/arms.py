@@ -97,21 +97,21 @@ def shuffled_reward(reward: Callable[..., list[float | None]], **columns: Any) -
     return [None if value is None else next(rest) for value in values]
 
 
-def of_stock(
-    positions: bool, start: str, folder: Path, budget: Budget, seed: int, learning_rate: float
-) -> PreTrainedModel:
-    """TRL's own trainer with the sampled recipe's settings, as it is or with the position ids that padding needs."""
+def stock_trainer(
+    start: str, folder: Path, seed: int, learning_rate: float, batches: int, **changed: Any
+) -> GRPOTrainer:
+    """TRL's own trainer with the sampled recipe's settings, some of them changed, and so many batches of its plan."""
     logging.disable_progress_bar()
     recipe = ["--config", str(ROOT / f"recipes/nano/grpo/{SAMPLED}.yaml")]
     run, ours = parse_recipe((grpo.RunConfig, RookWorldGRPOConfig), recipe)
+    settings = {name: getattr(ours, name) for name in TAKEN_OVER}
     args = GRPOConfig(
         output_dir=str(folder),
         learning_rate=learning_rate,
         lr_scheduler_type="constant",
-        max_steps=STEPS_OF_PROMPTS,
+        max_steps=batches,
         seed=seed,
-        **{name: getattr(ours, name) for name in TAKEN_OVER},
-        **ALIKE,
+        **{**settings, **ALIKE, **changed},
     )
     set_seed(seed)
     prompts = args.generation_batch_size // args.num_generations
@@ -119,16 +119,22 @@ def of_stock(
         shipped("train"),
         run.mix_env_ratio,
         prompts_per_batch=prompts,
-        batches=STEPS_OF_PROMPTS,
+        batches=batches,
         seed=seed,
         policy_strata=run.policy_strata,
     )
-    tokenizer = load(start)[1]
-    trainer = GRPOTrainer(start, REWARDS[run.reward], args, plan, processing_class=tokenizer)
+    return GRPOTrainer(start, REWARDS[run.reward], args, plan, processing_class=load(start)[1])
+
+
+def of_stock(
+    positions: bool, start: str, folder: Path, budget: Budget, seed: int, learning_rate: float
+) -> PreTrainedModel:
+    """TRL's own trainer, as it is or with the position ids that padding needs."""
+    trainer = stock_trainer(start, folder, seed, learning_rate, STEPS_OF_PROMPTS)
     if positions:
         for model in (trainer.model, trainer.ref_model):
             install_position_hook(model)
-    trainer.add_callback(BudgetCallback(budget, args.generation_batch_size))
+    trainer.add_callback(BudgetCallback(budget, trainer.args.generation_batch_size))
     trainer.train()
     return trainer.model
 
