@@ -38,8 +38,8 @@ demo-long: $(STAMP) ## the same for forty minutes, half of the prompts of each t
 	$(LAUNCH) recipes/grpo.py --config recipes/nano/grpo/config_cpu_long.yaml $(ARGS)
 
 # Anything recipes/evaluate.py takes may follow: make evaluate ARGS="--model runs/demo/checkpoint --dataset suite.epd"
-evaluate: $(STAMP) ## measure a model: held-out, mate in one, a ladder of games; writes runs/evaluate.json and .md
-	$(BIN)/python recipes/evaluate.py --suite held_out mate_in_one ladder --games 20 --output runs/evaluate.json $(ARGS)
+evaluate: $(STAMP) ## measure a model: held-out, tactics, mate in one, a ladder of games; writes runs/evaluate.json and .md
+	$(BIN)/python recipes/evaluate.py --suite held_out tactics mate_in_one ladder --games 20 --output runs/evaluate.json $(ARGS)
 
 test: $(STAMP) ## run all tests (about 15 minutes)
 	$(BIN)/python -m pytest $(ARGS)

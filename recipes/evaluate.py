@@ -1,8 +1,8 @@
-"""Measure models: held-out positions, mate in one, test suites and puzzles from files, self-play, games.
+"""Measure models: held-out positions, mate in one, tactics, test suites and puzzles from files, self-play, games.
 
     python recipes/evaluate.py
     python recipes/evaluate.py --model runs/demo/checkpoint --output after.json --baseline before.json
-    python recipes/evaluate.py --model nano runs/demo/checkpoint --suite held_out mate_in_one ladder
+    python recipes/evaluate.py --model nano runs/demo/checkpoint --suite held_out tactics mate_in_one ladder
     python recipes/evaluate.py --dataset STS1-STS15_LAN_v8.epd lichess_db_puzzle.csv.zst --max_rows 20000 --limit 1000
     python recipes/evaluate.py --dataset games.pgn --best_move engine --limit 500
     python recipes/evaluate.py --suite selfplay closed_loop ladder llm_chess --pgn games.pgn
@@ -36,6 +36,7 @@ from rookworld_trl.data.mates import MATES_FILE
 from rookworld_trl.data.seen import SHIPPED, known_training_data, unseen
 from rookworld_trl.data.sources import DataOptions, load_prompts
 from rookworld_trl.data.splits import draw_of_each, positions_of
+from rookworld_trl.data.tactics import TACTICS_FILES
 from rookworld_trl.evaluation import MODES, comparison_table, evaluate, evaluation_table, ladder_table, suite_table
 from rookworld_trl.evaluation.ladder import (
     ANCHOR_KINDS,
@@ -57,7 +58,7 @@ from rookworld_trl.reports.summary import command, versions
 from rookworld_trl.tasks import PREFIXES, check_tasks, position_key
 from rookworld_trl.terminal import add_options, shown
 
-SUITES = ("held_out", "mate_in_one", "selfplay", "closed_loop", "ladder", "llm_chess")
+SUITES = ("held_out", "tactics", "mate_in_one", "selfplay", "closed_loop", "ladder", "llm_chess")
 GAMES = ("ladder", "llm_chess")  # played by a `ModelPlayer`
 TASK_SAMPLING = {"temperature": (int, float), "max_completion_length": (int,)}
 READING = [option for option in fields(DataOptions) if option.name not in ("leading_eos", "max_rows")]
@@ -77,7 +78,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--leading_eos", action="store_true", help="Put the end token in front of every prompt.")
     about = "What to measure, beside the problems of --dataset; default: held_out, unless those are all that is asked."
     add("--suite", nargs="+", choices=SUITES, help=about)
-    add("--split", default="test", help="Split of the shipped data: dev or test.")
+    add("--split", default="test", help="Split of the shipped data and of tactics: dev or test.")
     about = "Files of problems (EPD, Lichess's puzzles, BIG-bench's task.json); rows to hold out, instead of the "
     add("--dataset", nargs="+", default=[], help=about + "shipped ones: a file, or a name on the Hub and its --split.")
     add("--max_rows", type=int, help="Read only so many rows of each --dataset; default: all.")
@@ -143,6 +144,8 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace, rows: Seque
         parser.error(f"--games must be even and 2 or more, for openings are played with both colours; got {args.games}")
     if rows and "held_out" not in args.suite:
         parser.error(f"--dataset {rows[0]} holds no problems: give problems, or add `--suite held_out` for rows")
+    if "tactics" in args.suite and args.split not in TACTICS_FILES:
+        parser.error(f"--split {args.split}: the suite tactics has the splits {' and '.join(TACTICS_FILES)}")
     if len(rows) > 1:
         parser.error(f"--dataset takes one source of rows; got {', '.join(rows)}")
     if len(args.model_revision) not in (0, 1, len(args.model)):
@@ -175,6 +178,7 @@ def plan(args: argparse.Namespace) -> tuple[Dataset | None, dict[str, Callable[[
         rows = dataset.select(unseen(dataset, row_positions, args.rows or SHIPPED, **trained_on))
         rows = draw_of_each(rows, dict.fromkeys(PREFIXES, args.limit)) if args.limit else rows
     files = {file.name: (file, args.max_rows) for file in args.problems}
+    files |= {"tactics": (TACTICS_FILES[args.split], None)} if "tactics" in args.suite else {}
     files |= {"mate in one": (MATES_FILE, None)} if "mate_in_one" in args.suite else {}
     suites: dict[str, Callable[[Ask], SuiteResult]] = {}
     for name, (file, max_rows) in files.items():

@@ -11,7 +11,7 @@ import os
 import shutil
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self, TypeVar
 
@@ -33,11 +33,13 @@ class MoveValue:
         move: UCI.
         centipawns: from the mover's side; a mate in n moves is +-(10000 - n).
         mate: moves to mate, negative when the mover is mated; None when there is no forced mate.
+        reply: what the engine answers, UCI; empty where it has said nothing. Two values are equal without it.
     """
 
     move: str
     centipawns: int
     mate: int | None
+    reply: str = field(default="", compare=False)
 
 
 class EngineStartError(ValueError):
@@ -201,8 +203,8 @@ class Engine:
         for line in lines:
             if "pv" not in line or "score" not in line:
                 raise chess.engine.EngineError("the engine sent a line without a move or a score")
-            score = line["score"].relative
-            values.append(MoveValue(line["pv"][0].uci(), score.score(mate_score=MATE_CENTIPAWNS), score.mate()))
+            score, moves = line["score"].relative, [move.uci() for move in line["pv"][:2]]
+            values.append(MoveValue(moves[0], score.score(mate_score=MATE_CENTIPAWNS), score.mate(), *moves[1:]))
         return sorted(values, key=lambda value: -value.centipawns)
 
     def _start(self) -> None:
@@ -241,7 +243,7 @@ class Engine:
 
 
 class LastLines(chess.engine.UciProtocol):
-    """Passes on an engine's last line for each move, cut to that move, once the search has ended.
+    """Passes on an engine's last line for each move, cut to that move and the reply, once the search has ended.
 
     python-chess reads every line at every depth and plays it out on a board: more work than a short search itself, and
     all engines of a process share one interpreter for it. What `analyse` returns comes from the last lines alone: those
@@ -262,7 +264,7 @@ class LastLines(chess.engine.UciProtocol):
             if number == "1":
                 self._close()
             self._depths.add(head.partition(" depth ")[2].partition(" ")[0])
-            self._lines[number] = head + mark + moves.partition(" ")[0]
+            self._lines[number] = head + mark + " ".join(moves.split(" ", 2)[:2])
             return
         if line.startswith("bestmove"):
             last = dict(self._lines)

@@ -67,7 +67,7 @@ class ValueCache:
 
     def put(self, key: str, values: Sequence[MoveValue]) -> None:
         """Keep an answer; where there are more than `size`, a tenth of them goes, so that it is seldom done."""
-        text = json.dumps([astuple(value) for value in values], separators=(",", ":"))
+        text = json.dumps([astuple(value)[:3] for value in values], separators=(",", ":"))
         self._row("INSERT OR REPLACE INTO answers VALUES (?, ?, ?)", key, time.time_ns(), text)
         self._uncounted += 1
         if self._uncounted * 100 < self.size:
@@ -102,7 +102,7 @@ class ValueCache:
 def _read_answer(text: Any) -> list[MoveValue] | None:
     """None unless it is a list of [move, centipawns, mate or None]."""
     try:
-        values = [MoveValue(*fields) for fields in json.loads(text)]
+        values = [MoveValue(move, centipawns, mate) for move, centipawns, mate in json.loads(text)]
     except (ValueError, TypeError):
         return None
     sound = (type(v.move) is str and type(v.centipawns) is int and type(v.mate) in (int, type(None)) for v in values)

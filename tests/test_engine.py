@@ -50,17 +50,20 @@ def wait_until_gone(pid: int, seconds: float = 5.0) -> bool:
 
 
 @requires_stockfish
-def test_an_engines_last_lines_are_read_to_their_first_move_with_the_values_that_python_chess_reads() -> None:
+def test_an_engines_last_lines_are_read_to_the_reply_with_the_values_that_python_chess_reads() -> None:
     board = chess.Board("r1bqkbnr/pppp1ppp/2n5/4p3/4P3/5N2/PPPP1PPP/RNBQKB1R w KQkq - 2 3")
     found = []
     for protocol in (LastLines, chess.engine.UciProtocol):
         with chess.engine.SimpleEngine.popen(protocol, find_engine()) as engine:
             engine.configure({"Threads": 1, "Hash": 16})
             found.append(engine.analyse(board, chess.engine.Limit(depth=9), multipv=5))
-    cut, whole = ([(line["pv"][0], line["score"]) for line in lines] for lines in found)
+    cut, whole = ([(line["pv"][:2], line["score"]) for line in lines] for lines in found)
     assert cut == whole
-    assert {len(line["pv"]) for line in found[0]} == {1}
+    assert {len(line["pv"]) for line in found[0]} == {2}
     assert max(len(line["pv"]) for line in found[1]) > 2
+    with Engine(depth=9) as values:
+        replies = [(value.move, value.reply) for value in values.analyse(board, multipv=5) or []]
+    assert replies == [(line["pv"][0].uci(), line["pv"][1].uci()) for line in found[1]]
 
 
 def test_values_of_unequal_depth_are_not_ranked_together(tmp_path: Path) -> None:

@@ -13,8 +13,11 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 from datasets import Dataset
 
+from rookworld_trl.data.strata import winning_move
 from rookworld_trl.tasks.formats import board_from_fen
 from rookworld_trl.tasks.policy import parse_prompt
+
+TACTICAL, VALUED = "tactical", ("stratum", "legal_moves", "legal_cp")
 
 
 def prompts_of(share: float, prompts: int, field: str) -> int:
@@ -60,8 +63,9 @@ def mix(
         batches: how many batches to lay out.
         seed: the same seed gives the same order.
         policy_strata: shares of a batch's `P:` prompts by stratum, for what is rare and too hard to be learned in
-            passing: "check", the side to move being in check, or a name in the column `stratum`. What is not named
-            fills the rest as it occurs.
+            passing: "check", the side to move being in check; "tactical", one move wins (`strata.winning_move`, by the
+            stored values) and there is no check; or a name in the column `stratum`. What is not named fills the rest
+            as it occurs.
 
     Returns:
         A data set of `batches * prompts_per_batch` rows; with `policy_strata` it has a column `batch_part`, each row's
@@ -77,7 +81,7 @@ def mix(
     if sum(counts.values()) > policy:
         raise ValueError(f"`policy_strata` is {shares}: its shares exceed 1. They are shares of the `P:` prompts")
     tasks = np.asarray(dataset["task"])
-    strata = _strata(dataset) if shares else np.full(len(tasks), "")
+    strata = _strata(dataset, TACTICAL in shares) if shares else np.full(len(tasks), "")
     listed = np.isin(strata, list(shares))
     parts = [("task 'environment'", tasks == "environment", environment)]
     parts += [("task 'policy'", (tasks == "policy") & ~listed, policy - sum(counts.values()))]
@@ -102,16 +106,18 @@ def mix(
     return dataset.select(order)
 
 
-def _strata(dataset: Dataset) -> np.ndarray:
-    """Each row's stratum: "check" for a `P:` prompt whose side to move is in check, else what the column says."""
-    columns = dataset.column_names
-    named = dataset["stratum"] if "stratum" in columns else [None] * len(dataset)
-    return np.asarray(
-        [
-            "check" if task == "policy" and board_from_fen(parse_prompt(prompt)).is_check() else str(name)
-            for task, prompt, name in zip(dataset["task"], dataset["prompt"], named, strict=True)
-        ]
-    )
+def _strata(dataset: Dataset, tactical: bool) -> np.ndarray:
+    """Each row's stratum: "check" for a `P:` prompt whose side to move is in check, "tactical" if it is wanted for one
+    where one move wins, else what the column says."""
+    columns = [dataset[name] if name in dataset.column_names else [None] * len(dataset) for name in VALUED]
+    names = []
+    for task, prompt, name, moves, values in zip(dataset["task"], dataset["prompt"], *columns, strict=True):
+        if task == "policy" and board_from_fen(parse_prompt(prompt)).is_check():
+            name = "check"
+        elif task == "policy" and tactical and winning_move(dict(zip(moves or (), values or (), strict=True))):
+            name = TACTICAL
+        names.append(str(name))
+    return np.asarray(names)
 
 
 def _endless(rows: np.ndarray, count: int, rng: np.random.Generator) -> Iterator[list[int]]:

@@ -32,7 +32,8 @@ class PromptOptions(DataOptions):
     dataset_split: str = option("train", "Split of a data set on the Hub.")
     mix_env_ratio: float = option(0.2, "Share of `A:` prompts, exactly this in every batch.")
     policy_strata: dict[str, float] | None = option(
-        None, "Exact shares of the `P:` prompts for what is rare, such as `{check: 0.25}`."
+        None,
+        "Exact shares of the `P:` prompts for what is rare, such as `{check: 0.25}`; `tactical`: one move wins.",
     )
     stages: list[dict[str, Any]] | None = option(
         None,

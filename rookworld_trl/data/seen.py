@@ -12,6 +12,7 @@ from rookworld_trl.data.pgn import GamesReport, rows_of_games
 from rookworld_trl.data.rookworld import TEXT_COLUMN
 from rookworld_trl.data.sources import PGN, DataOptions, _columns, _read, _reader
 from rookworld_trl.data.splits import positions_of
+from rookworld_trl.data.tactics import TACTICS_FILES
 from rookworld_trl.tasks import PREFIXES, ParseError, environment, split_row
 
 SHIPPED = "shipped"
@@ -72,7 +73,8 @@ def unseen(
         ValueError: items were seen and `drop` is false, or none is left; names the source.
     """
     items = list(items)
-    others = [other for other in trained_on if other != SHIPPED or source not in (SHIPPED, MATES_FILE)]
+    shipped = (SHIPPED, MATES_FILE, *TACTICS_FILES.values())
+    others = [other for other in trained_on if other != SHIPPED or source not in shipped]
     if not others:
         return list(range(len(items)))
     seen: dict[str, str] = {}

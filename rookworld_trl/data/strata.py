@@ -1,9 +1,11 @@
-"""Kinds of moves and phases of positions: what rare-event sampling draws from and what metrics are broken down by."""
+"""Kinds of moves and positions: what rare-event sampling draws from and what metrics are broken down by."""
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import chess
+
+from rookworld_trl.tasks.policy import win_chance
 
 ENVIRONMENT_STRATA = (
     "illegal",
@@ -23,6 +25,19 @@ ENVIRONMENT_STRATA = (
 )
 COMMON = ("illegal", "castle_king", "check", "capture", "quiet")
 SCARCE = tuple(kind for kind in ENVIRONMENT_STRATA if kind not in COMMON)
+
+# Of a tactical position: the win chance that the best move leaves at least (Lichess's formula; +110 centipawns), and
+# how much less every other move leaves: a blunder is 15 points of win chance in Lichess's terms.
+WINS, BLUNDER = 0.6, 0.15
+
+
+def winning_move(values: Mapping[str, int]) -> str | None:
+    """The one move that wins, by the centipawns of the legal moves (at least of the best two); None if none does."""
+    if len(values) < 2:
+        return None
+    (best, value), (_, second) = sorted(values.items(), key=lambda pair: -pair[1])[:2]
+    chance = win_chance(value)
+    return best if chance >= WINS and chance - win_chance(second) >= BLUNDER else None
 
 
 def phase(board: chess.Board) -> str:

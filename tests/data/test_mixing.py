@@ -126,6 +126,23 @@ def test_every_batch_holds_exactly_the_share_of_a_stratum():
     assert [row for row in mixed["id"] if row >= 30] == [row for row in plain["id"] if row >= 30]
 
 
+# Win chances 0.96 and 0.52, 0.96 and 0.93, 0.5 and 0.09: one move wins; two do; one saves.
+VALUES = ([850, 20], [850, 700], [0, -630])
+
+
+def test_prompts_where_one_move_wins_are_a_stratum() -> None:
+    values = [*(VALUES[0],) * 5, *(VALUES[1],) * 15, *(VALUES[2],) * 10, *([],) * 10]
+    dataset = with_strata().add_column("legal_cp", values)
+    dataset = dataset.add_column("legal_moves", [["a", "b"][: len(each)] for each in values])
+    mixed = mix(dataset, 0.2, prompts_per_batch=10, batches=9, seed=3, policy_strata={"tactical": 0.125, "check": 0.25})
+    for batch in batches_of(mixed, 10, "id"):
+        assert [row for row in batch if 4 <= row < 5] == [4]  # rows before it are in check
+        assert sum(row < 4 for row in batch) == 2
+    assert mixed.filter(lambda row: row["id"] == 4)["batch_part"] == ["tactical"] * 9
+    unnamed = mix(dataset, 0.2, prompts_per_batch=10, batches=9, seed=3, policy_strata={"endgame": 0.25})
+    assert set(unnamed.filter(lambda row: row["id"] == 4)["batch_part"]) <= {"policy", "endgame"}
+
+
 @pytest.mark.parametrize(
     ("strata", "message"),
     [
