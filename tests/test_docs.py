@@ -128,7 +128,8 @@ def recipe(script: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -> No
         play.parse(words)
     elif script in ("recipes/generate_data.py", "recipes/report.py"):
         called = []
-        for module, function in ((generate_data, "positions"), (generate_data, "dataset"), (report, "write_report")):
+        made = [(generate_data, each) for each in ("positions", "dataset", "tactics")]
+        for module, function in (*made, (report, "write_report")):
             monkeypatch.setattr(module, function, lambda *_: called.append(True) or [])
         {"generate_data": generate_data, "report": report}[name].main(words)
         assert called
