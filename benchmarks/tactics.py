@@ -143,7 +143,7 @@ def trivial(run: Mapping[str, Any]) -> dict[str, float]:
 def models(arguments: argparse.Namespace) -> dict[str, Any]:
     sides = {}
     for name in (NANO, *arguments.models):
-        sides[name] = [measure(*load(name), arguments.split, None)]
+        sides["/".join(Path(name).parts[-3:])] = [measure(*load(name), arguments.split, None)]
     report = {"split": arguments.split, "positions": len(sides[NANO][0]["tactics"]), **machine("cpu")}
     return report | {"trivial players": trivial(sides[NANO][0]), "results": compare(sides, arguments.split, [NANO])}
 
