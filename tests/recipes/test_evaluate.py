@@ -156,4 +156,4 @@ def test_make_evaluate_is_what_the_recipe_takes() -> None:
     makefile = (Path(recipe.__file__).parents[1] / "Makefile").read_text()
     (line,) = [line for line in makefile.splitlines() if "recipes/evaluate.py --suite" in line]
     args = recipe.parse(line.split("recipes/evaluate.py ")[1].removesuffix(" $(ARGS)").split())
-    assert args.suite == ["held_out", "mate_in_one", "ladder"]
+    assert args.suite == ["held_out", "tactics", "mate_in_one", "ladder"]
