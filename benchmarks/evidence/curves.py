@@ -21,6 +21,7 @@ FIGURE = ROOT / "docs" / "images" / "evidence.svg"
 BASE, OURS, RIVAL = "base", "exact", "sampled"
 SHOWN = {"best_legal": "legality", "skill": "skill", "exact": "exactness"}
 COLORS = {"exact": "#1b7837", "sampled": "#c2185b", "soft": "#5e6ad2", "gold": "#b8860b"}
+LABELS = {"exact": "exact gradient", "sampled": "sampled GRPO", "soft": "SFT, soft labels", "gold": "SFT"}
 Curve = dict[tuple[str, float], Array]  # (arm, CPU minutes) -> draws of one metric; ("base", 0.0) has no training
 
 
@@ -109,11 +110,12 @@ def draw(points: list[dict[str, Any]], path: Path) -> None:
         greedy = [p for p in points if p["metric"] == metric and p["mode"] == "greedy"]
         (base,) = [p for p in greedy if p["arm"] == BASE]
         panel.axhline(base["mean"], color="#666", linewidth=1, linestyle="--", label="before training")
-        for arm in dict.fromkeys(p["arm"] for p in greedy if p["arm"] != BASE):
+        for number, arm in enumerate(dict.fromkeys(p["arm"] for p in greedy if p["arm"] != BASE)):
             line = sorted((p for p in greedy if p["arm"] == arm), key=lambda p: p["minutes"])
-            x, y = [p["minutes"] for p in line], [p["mean"] for p in line]
+            x, y = [p["minutes"] * 1.03**number for p in line], [p["mean"] for p in line]  # beside one another
             errors = [[p["mean"] - p["ci_low"] for p in line], [p["ci_high"] - p["mean"] for p in line]]
-            panel.errorbar(x, y, errors, label=arm, color=COLORS.get(arm), marker="o", markersize=4, capsize=2)
+            look = {"label": LABELS.get(arm, arm), "color": COLORS.get(arm), "marker": "o", "markersize": 4}
+            panel.errorbar(x, y, errors, capsize=2, **look)
         panel.set(title=title, xlabel="CPU minutes, one core", xscale="log")
         ticks = sorted({p["minutes"] for p in greedy if p["minutes"]})
         panel.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
