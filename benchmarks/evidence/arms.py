@@ -178,5 +178,9 @@ ARMS: dict[str, Arm] = {
     "sampled_no_checks": ours(SAMPLED, 2e-4, "ours, sampled, checks as rare as they are", policy_strata="null"),
     "sampled_shuffled": ours(SAMPLED, 2e-4, "ours, sampled, rewards given to the wrong completions", shuffled=True),
     "selfplay": ours(SELFPLAY, 2e-4, "ours, sampled, prompts from the policy's own games", engine_cache=""),
+    "sampled_mining": ours(
+        SAMPLED, 2e-4, "ours, sampled, other prompts where a group's rewards agree", mining=True, mining_ordinary=0.2
+    ),
+    "sampled_adaptive_kl": ours(SAMPLED, 2e-4, "ours, sampled, adaptive KL", kl_control="multiplicative"),
     "sampled_no_kl": ours(SAMPLED, 2e-4, "ours, sampled, no KL penalty", beta=0.0),
 }

@@ -231,6 +231,34 @@ def test_every_arm_says_what_it_is() -> None:
         assert arm.learning_rate > 0, name
 
 
+class BuiltError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("name", ARMS)
+def test_every_arm_can_be_laid_out(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its settings are accepted, and its share of checks is a whole number of prompts in every batch."""
+    train: Any = ARMS[name].train
+    if train.func is arms.of_loop:
+        monkeypatch.setattr(rivals, "BATCHES", 1)
+        (loop,) = train.args
+        rows = next(rivals.batches(loop.keywords["rows"], 1))
+        assert len(rows) == loop.keywords["rows"]
+        return
+
+    def built(run: Any, args: Any) -> None:
+        prompts = args.generation_batch_size // args.num_generations
+        assert (prompts * run.mix_env_ratio).is_integer()
+        for share in (run.policy_strata or {}).values():
+            assert (prompts * (1 - run.mix_env_ratio) * share).is_integer()
+        raise BuiltError
+
+    monkeypatch.setattr(arms.grpo, "build", built)
+    if train.func is arms.of_recipe:
+        with pytest.raises(BuiltError):
+            train(str(NANO_FOLDER), tmp_path, StepsBudget(1), 1, 1e-4)
+
+
 def test_how_much_longer_by_hand() -> None:
     quality = np.array([0.5, 0.3, 0.2, 0.9])
     values = np.array([[0.2, 0.4, 0.6], [0.2, 0.4, 0.6], [0.2, 0.4, 0.6], [0.2, 0.4, 0.6]])
