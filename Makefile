@@ -47,7 +47,7 @@ test: $(STAMP) ## run all tests (about 15 minutes)
 # Left out are whole runs of the programs, several processes, kills at every file operation, resuming after every step,
 # golden runs, compiled models and sweeps over all shipped rows: run `make test` before you share a change.
 test-fast: $(STAMP) ## the tests of parts, without those marked slow: what to run while you work (about 3 minutes)
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n $(THREADS) --dist worksteal $(ARGS)
 
 test-long: $(STAMP) ## the tests at real size: 124M on the CPU, sixty epochs, 500 steps (hours)
 	$(BIN)/python -m pytest -m long -s $(ARGS)
