@@ -13,6 +13,7 @@ import pytest
 
 from rookworld_trl.data.mates import MATES_FILE, mates
 from rookworld_trl.data.seen import shown_positions
+from rookworld_trl.data.tactics import TACTICS_FILES
 from rookworld_trl.evaluation import Ask, Problem, read_problems, run_problems, suite_table
 from rookworld_trl.evaluation.problem_files import is_problem_file
 from rookworld_trl.tasks import position_key
@@ -294,10 +295,11 @@ def kinds(tmp_path: Path, big_bench: Path, puzzles: list[Problem]) -> dict[str, 
     (tmp_path / "am.epd").write_text(f"{START} am f3;\n")
     files = {name: read_problems(tmp_path / name) for name in ("sts.epd", "am.epd")}
     mates_in_one = read_problems(MATES_FILE, max_rows=20)
-    return {**files, "big_bench": read_problems(big_bench), "puzzles": puzzles, "mates": mates_in_one}
+    kinds = {**files, "big_bench": read_problems(big_bench), "puzzles": puzzles, "mates": mates_in_one}
+    return kinds | {split: read_problems(path) for split, path in TACTICS_FILES.items()}
 
 
-@pytest.mark.parametrize("kind", ["sts.epd", "am.epd", "big_bench", "puzzles", "mates"])
+@pytest.mark.parametrize("kind", ["sts.epd", "am.epd", "big_bench", "puzzles", "mates", *TACTICS_FILES])
 def test_the_truth_scores_all_and_a_copy_nothing(kinds: dict[str, list[Problem]], kind: str) -> None:
     pairs = [(b, w) for p in kinds[kind] for b, w in zip(p.boards, p.worths, strict=True)]
     right = {board.fen(): max(worths, key=worths.__getitem__) for board, worths in pairs}
