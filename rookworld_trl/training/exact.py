@@ -33,6 +33,7 @@ points know only about what they enumerate.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -43,7 +44,7 @@ from torch import Tensor, nn
 from rookworld_trl.modeling.token_tree import Pairs, TokenTree, tree_logps
 from rookworld_trl.training import kl
 from rookworld_trl.training.config import RookWorldGRPOConfig
-from rookworld_trl.training.points import FindPoints, Points, points_of_batch
+from rookworld_trl.training.points import Decision, Determined, FindPoints, Points, Rest, points_of_batch
 from rookworld_trl.training.scoring import Scorer
 
 # Added to a decision's deviation before J is divided by it: a policy that is nearly sure gets no huge gradient.
@@ -99,121 +100,118 @@ def score_tree(
     if not all(prompts):
         raise ValueError("a completion follows an empty prompt: begin each prompt with at least one token")
     trees = [TokenTree(*row) for row in zip(prompts, completions, strict=True)]
+    decisions = [(row, each) for row, known in enumerate(points) for each in known.decisions]
+    determined = [(row, each) for row, known in enumerate(points) for each in known.determined]
     pairs = Pairs()
     for row, (tree, completion) in enumerate(zip(trees, completions, strict=True)):
         pairs.add(row, tree.follow(0, completion), completion)
     sampled = len(pairs.tokens)
-    actions = _enumerate(trees, points, pairs)
+    actions = _Sequences(trees, pairs, [(row, each.position, a) for row, each in decisions for a in each.actions])
+    right = _Sequences(trees, pairs, [(row, each.position, each.tokens) for row, each in determined])
     logps, entropies = tree_logps(model, head, trees, pairs, temperature, device)
 
-    cells = batch["completion_mask"].bool().flatten().nonzero().squeeze(-1)
+    def place(values: Tensor, cells: Tensor) -> Tensor:
+        return values.new_zeros(shape.numel()).index_add(0, cells, values).view(shape)
 
-    def spread(values: Tensor) -> Tensor:
-        return values.new_zeros(shape.numel()).index_copy(0, cells, values).view(shape)
-
-    objective, advantages, metrics = _objective(actions, logps, points, shape[1], scale)
-    sampled_logps = spread(logps[:sampled])
-    objective = objective + advantages[:, None] * sampled_logps
-    nodes = [len(tree.tokens) - tree.prompt for tree in trees]
-    return Scored(sampled_logps, spread(entropies[:sampled]), objective, metrics, nodes)
-
-
-@dataclass(slots=True)
-class _Actions:
-    """All actions and determined sequences of a batch, flattened; a determined sequence is told by its decision -1."""
-
-    pair: list[int]  # place of each token in `Pairs` ...
-    action_of_pair: list[int]  # ... and the action it belongs to
-    decision: list[int]  # of each action
-    reward: list[float]  # of each action, counted from its decision's `otherwise`
-    decision_cell: list[tuple[int, int, float, float]]  # row, position, weight, otherwise
-    determined_cell: list[tuple[int, int, int, float]]  # action, row, position, weight
-
-
-def _enumerate(trees: Sequence[TokenTree], points: Sequence[Points], pairs: Pairs) -> _Actions:
-    found = _Actions([], [], [], [], [], [])
-
-    def take(row: int, position: int, tokens: Sequence[int]) -> int:
-        action = len(found.decision)
-        places = pairs.add(row, trees[row].follow(position, tokens), tokens)
-        found.pair += places
-        found.action_of_pair += [action] * len(places)
-        return action
-
-    for row, known in enumerate(points):
-        for decision in known.decisions:
-            for tokens, reward in zip(decision.actions, decision.rewards, strict=True):
-                take(row, decision.position, tokens)
-                found.decision.append(len(found.decision_cell))
-                found.reward.append(reward - decision.otherwise)
-            found.decision_cell.append((row, decision.position, decision.weight, decision.otherwise))
-        for determined in known.determined:
-            action = take(row, determined.position, determined.tokens)
-            found.decision.append(-1)
-            found.reward.append(0.0)
-            found.determined_cell.append((action, row, determined.position, determined.weight))
-    return found
+    tokens = batch["completion_mask"].bool().flatten().nonzero().squeeze(-1)
+    sampled_logps = place(logps[:sampled], tokens)
+    sums = _Sums([each for _, each in decisions], actions.logps(logps).exp())
+    decided, row_advantages = _decided(sums, [points[row].rest for row, _ in decisions], scale)
+    likelihoods = right.logps(logps)
+    weights = torch.tensor([each.weight for _, each in determined], dtype=torch.float, device=device)
+    both: list[tuple[int, Decision | Determined]] = [*decisions, *determined]
+    places = [(row, row * shape[1] + each.position) for row, each in both]
+    rows, cells = torch.tensor(places, dtype=torch.long, device=device).view(-1, 2).unbind(1)
+    advantages = logps.new_zeros(len(points)).index_add(0, rows[: len(decisions)], row_advantages)
+    seen = {
+        "exact/value": sums.value + sums.otherwise,
+        "exact/deviation": sums.deviation,
+        "exact/outside": 1 - sums.total,
+        "exact/determined_nll": -likelihoods,
+    }
+    return Scored(
+        sampled_logps,
+        place(entropies[:sampled], tokens),
+        place(torch.cat([decided, weights * likelihoods]), cells) + advantages[:, None] * sampled_logps,
+        {name: (values.detach().sum().item(), len(values)) for name, values in seen.items()},
+        [len(tree.tokens) - tree.prompt for tree in trees],
+    )
 
 
-def _objective(
-    found: _Actions, logps: Tensor, points: Sequence[Points], columns: int, scale: bool
-) -> tuple[Tensor, Tensor, dict[str, tuple[float, int]]]:
-    """The enumerated objective (B, C) from the log-probs of all pairs, advantages (B,) of what is not, what to log."""
-    device, rows = logps.device, len(points)
+class _Sequences:
+    """Sequences of tokens (N,) in the rows' trees; the log-prob of each is a sum over pairs.
 
-    def tensor(values: Sequence[Any], dtype: torch.dtype = torch.long) -> Tensor:
-        return torch.tensor(values, dtype=dtype, device=device)
+    Args:
+        sequences: the row of each, how many completion tokens stand before it, and its tokens.
+    """
 
-    objective, advantages = logps.new_zeros(rows * columns), logps.new_zeros(rows)
-    metrics: dict[str, tuple[float, int]] = {}
-    totals = logps.new_zeros(len(found.decision)).index_add(0, tensor(found.action_of_pair), logps[tensor(found.pair)])
-    if found.decision_cell:
-        decision = tensor(found.decision)
-        chosen = (decision >= 0).nonzero().squeeze(-1)
-        decision, probs = decision[chosen], totals[chosen].exp()
-        rewards = tensor(found.reward, torch.float)[chosen]
-        row, position, weight, otherwise = zip(*found.decision_cell, strict=True)
+    def __init__(self, trees: Sequence[TokenTree], pairs: Pairs, sequences: Sequence[tuple[int, int, Sequence[int]]]):
+        self.number, self.pairs, self.owners = len(sequences), list[int](), list[int]()
+        for sequence, (row, position, tokens) in enumerate(sequences):
+            self.pairs += pairs.add(row, trees[row].follow(position, tokens), tokens)
+            self.owners += [sequence] * len(tokens)
 
-        def per_decision(values: Tensor) -> Tensor:
-            return values.new_zeros(len(found.decision_cell)).index_add(0, decision, values)
+    def logps(self, of_pairs: Tensor) -> Tensor:
+        """Log-probs (N,) of the sequences from those of all pairs."""
+        owners, pairs = torch.tensor([self.owners, self.pairs], dtype=torch.long, device=of_pairs.device)
+        return of_pairs.new_zeros(self.number).index_add(0, owners, of_pairs[pairs])
 
-        value = per_decision(probs * rewards)
+
+class _Sums:
+    """Sums over the actions (A,) of each decision (D,), under the policy; rewards count from what all else earns.
+
+    Attributes:
+        total: probability of the actions.
+        value: their probabilities times rewards: J - r_0.
+        deviation: of the reward, without gradient.
+        otherwise: r_0.
+    """
+
+    def __init__(self, decisions: Sequence[Decision], probs: Tensor):
+        tensor = partial(torch.tensor, dtype=torch.float, device=probs.device)
+        self.owners = tensor([n for n, each in enumerate(decisions) for _ in each.actions], dtype=torch.long)
+        self.weights, self.otherwise = tensor([(each.weight, each.otherwise) for each in decisions]).view(-1, 2).T
+        self.rewards = tensor([reward - each.otherwise for each in decisions for reward in each.rewards])
+        self.probs, self.total, self.value = probs, self.over(probs), self.over(probs * self.rewards)
         with torch.no_grad():
-            deviation = (per_decision(probs * rewards.square()) - value.square()).clamp(min=0).sqrt()
-            expected = value + tensor(otherwise, torch.float)
-            seen = {"exact/value": expected, "exact/deviation": deviation, "exact/outside": 1 - per_decision(probs)}
-            metrics |= {name: (values.sum().item(), len(values)) for name, values in seen.items()}
-            total = per_decision(probs)
-            rest = [points[each].rest for each in row]
-            sampled = tensor([each is not None for each in rest], torch.bool)
-            # Where the rest is sampled, its rewards take part in mean and deviation, and the mean is the baseline.
-            mean = tensor([0.0 if each is None else each.mean for each in rest], torch.float)
-            variance = tensor([0.0 if each is None else each.variance for each in rest], torch.float)
-            baseline = expected + (1 - total) * (mean - tensor(otherwise, torch.float)) * sampled
-            square = per_decision(
-                probs * (rewards + tensor(otherwise, torch.float)[decision] - baseline[decision]) ** 2
-            )
-            square = square + (1 - total) * (variance + (mean - baseline) ** 2)
-            deviation = torch.where(sampled, square.sqrt(), deviation)
-            weights = tensor(weight, torch.float)
-            if scale:
-                weights = weights / (deviation + LEAST_DEVIATION)
-            reward = tensor(
-                [math.nan if each is None or each.reward is None else each.reward for each in rest], torch.float
-            )
-            advantages = advantages.index_add(0, tensor(row), (weights * (reward - baseline)).nan_to_num(0.0))
-        # An outcome's gradient is that of its probability times its reward, counted from what stands against it:
-        # everything else where the sum is complete, the baseline where the rest is sampled.
-        against = torch.where(sampled, baseline - tensor(otherwise, torch.float), 0.0)
-        cells = tensor(row) * columns + tensor(position)
-        objective = objective.index_add(0, cells, weights * (value - against * per_decision(probs)))
-    if found.determined_cell:
-        action, row, position, weight = zip(*found.determined_cell, strict=True)
-        likelihood = totals[tensor(action)]
-        metrics["exact/determined_nll"] = (-likelihood.detach().sum().item(), len(likelihood))
-        cells = tensor(row) * columns + tensor(position)
-        objective = objective.index_add(0, cells, tensor(weight, torch.float) * likelihood)
-    return objective.view(rows, columns), advantages, metrics
+            self.deviation = (self.over(probs * self.rewards.square()) - self.value.square()).clamp(min=0).sqrt()
+
+    def over(self, values: Tensor) -> Tensor:
+        """(D,) from (A,)."""
+        return values.new_zeros(len(self.otherwise)).index_add(0, self.owners, values)
+
+
+def _decided(sums: _Sums, rests: Sequence[Rest | None], scale: bool) -> tuple[Tensor, Tensor]:
+    """The term (D,) of each decision in the objective, and the advantage (D,) of its row's sample.
+
+    An outcome's gradient is that of its probability times its reward, counted from what stands against it: everything
+    else where the sum is complete, the baseline where the rest is sampled.
+    """
+    with torch.no_grad():
+        against, deviation, surplus = _beside_rest(sums, rests)
+        weights = sums.weights / (deviation + LEAST_DEVIATION) if scale else sums.weights
+    return weights * (sums.value - against * sums.total), weights * surplus
+
+
+def _beside_rest(sums: _Sums, rests: Sequence[Rest | None]) -> tuple[Tensor, Tensor, Tensor]:
+    """What stands against the rewards of each decision (D,) beside r_0, their deviation, the sample's above the mean.
+
+    Where the rest is sampled, its rewards take part in mean and deviation, and the mean is the baseline that stands
+    against all; elsewhere it is nothing, and so is the last.
+    """
+    given = [each or Rest(None, math.nan, math.nan) for each in rests]
+    mean = sums.rewards.new_tensor([each.mean for each in given])
+    variance = sums.rewards.new_tensor([each.variance for each in given])
+    reward = sums.rewards.new_tensor([math.nan if each.reward is None else each.reward for each in given])
+    outside = 1 - sums.total
+    baseline = sums.value + sums.otherwise + outside * (mean - sums.otherwise)
+    errors = sums.rewards + sums.otherwise[sums.owners] - baseline[sums.owners]
+    variance_with_rest = sums.over(sums.probs * errors**2) + outside * (variance + (mean - baseline) ** 2)
+    return (
+        torch.where(mean.isnan(), 0.0, baseline - sums.otherwise),
+        torch.where(mean.isnan(), sums.deviation, variance_with_rest.sqrt()),
+        (reward - baseline).nan_to_num(0.0),
+    )
 
 
 class ExactObjective:
