@@ -3,9 +3,10 @@
     python -m benchmarks.evidence run --arms exact sampled gold soft --minutes 2 4 8 --seeds 1 2 3 --split dev
     python -m benchmarks.evidence table --split dev --minutes 8
 
-`run` trains and measures what has no result yet, one after the other; stop it and run it again at will. Each point of
-a curve is a run of its own, whose rate falls to 0 by its end. `table` compares all arms by pairs on the same items;
-what counts as a win is written in `benchmarks/evidence/RULE.md`.
+`run` trains and measures what has no result yet, one after the other; stop it and run it again at will. The trained
+models lie under `runs/evidence/`. Each point of a curve is a run of its own, whose rate falls to 0 by its end. `table`
+compares all arms by pairs on the same items, `ablations` those of sampled GRPO; what counts as a win is written in
+`benchmarks/evidence/RULE.md`.
 """
 
 import argparse
@@ -20,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.common import machine, shipped, write_report
+from benchmarks.common import ROOT, machine, shipped, write_report
 from benchmarks.evidence import store
 from benchmarks.evidence.budget import Budget
 from benchmarks.evidence.statistics import draws, holm, p_value
@@ -31,6 +32,8 @@ from rookworld_trl.evaluation.intervals import Array, percentile_interval, ratio
 from rookworld_trl.modeling.loading import NANO_FOLDER, load
 from rookworld_trl.tasks import ParseError, policy
 
+MODELS = ROOT / "runs" / "evidence"
+ABLATED = "sampled"  # the arm whose parts are left out or exchanged one by one: `sampled_no_kl` ...
 BASE, FREE = "base", "argmax_evals"  # no training; and, of the base's answers, the candidate with the best eval as B
 TEMPERATURE, MAX_NEW_TOKENS = 0.7, 80
 COMPARED = ("best_legal", "skill", "exact")  # the three headlines: what a win is counted on
@@ -64,8 +67,6 @@ def with_best_evals(evaluation: Evaluation, rows: list[dict[str, Any]]) -> Evalu
 def run(arguments: argparse.Namespace) -> None:
     from benchmarks.evidence.arms import ARMS  # which loads the trainers; a table needs none
 
-    if arguments.learning_rate and arguments.split != "dev":
-        raise SystemExit("--learning-rate is for trials, which are made on dev; leave it out")
     if unknown := sorted(set(arguments.arms) - {*ARMS, BASE, FREE}):
         raise SystemExit(f"unknown arms {unknown}; there are {', '.join([BASE, *ARMS])}")
     trained = [arm for arm in arguments.arms if arm in ARMS]
@@ -75,8 +76,7 @@ def run(arguments: argparse.Namespace) -> None:
     jobs = [(0.0, 0, BASE)] + ([(0.0, 0, FREE)] if name is None else [])
     jobs += [(minutes, seed, arm) for minutes in arguments.minutes for seed in arguments.seeds for arm in trained]
     for minutes, seed, arm in jobs:
-        trial = arguments.learning_rate if minutes else None
-        path = store.name_of(arguments.split, arm, minutes, seed, trial, name)
+        path = store.name_of(arguments.split, arm, minutes, seed, name)
         if path.exists():
             if name and store.read(path).facts["start"] != weights:
                 raise SystemExit(f"{path} is of other weights than {arguments.start}; remove it or pass --start-name")
@@ -85,8 +85,11 @@ def run(arguments: argparse.Namespace) -> None:
         with tempfile.TemporaryDirectory() as folder:
             model, rate = load(arguments.start)[0], None
             if arm in ARMS:
-                rate = arguments.learning_rate or ARMS[arm].learning_rate
+                rate = ARMS[arm].learning_rate
                 model = ARMS[arm].train(arguments.start, Path(folder), budget, seed, rate)
+                kept = MODELS / path.stem
+                model.save_pretrained(kept)
+                load(arguments.start)[1].save_pretrained(kept)
             evaluation = measure(model, load(arguments.start)[1], arguments, best_eval=arm == FREE)
         facts = {"arm": arm, "minutes": minutes, "seed": seed, "learning_rate": rate, "samples": budget.samples}
         facts |= {"steps": len(budget.curve), "cpu_seconds": budget.curve[-1][0] if budget.curve else 0.0}
@@ -119,13 +122,16 @@ def _line(evaluation: Any) -> str:
 
 
 def table(arguments: argparse.Namespace) -> None:
-    """Every arm against every other at one budget, all that is stored."""
-    folder = store.FOLDER / arguments.split
+    """All arms that are stored at one budget, each against every other; or the ablations of `sampled`, each against it
+    and the base, which are a table of their own so that neither's corrections count the other's comparisons."""
+    folder, own = store.FOLDER / arguments.split, arguments.what == "ablations"
     runs: dict[str, list[store.Result]] = {}
     for path in sorted(folder.glob("*.npz")):
         found = store.read(path)
-        if found.facts["minutes"] in (0.0, arguments.minutes[0]):
-            runs.setdefault(found.facts["arm"], []).append(found)
+        arm = found.facts["arm"]
+        chosen = arm == BASE or arm.startswith(ABLATED) if own else not arm.startswith(f"{ABLATED}_")
+        if chosen and found.facts["minutes"] in (0.0, arguments.minutes[0]):
+            runs.setdefault(arm, []).append(found)
     if BASE not in runs or len(runs) < 2:
         raise SystemExit(f"{folder} holds no runs of {arguments.minutes[0]:g} minutes to compare; `run` makes them")
     arms = [BASE, *sorted(set(runs) - {BASE})]
@@ -152,7 +158,7 @@ def table(arguments: argparse.Namespace) -> None:
                         continue
                     pair = {**what, "arm": arm, "against": arms[j], "difference": float(np.nanmean(difference))}
                     pair |= {**interval(difference), "p_value": p_value(difference)}
-                    if metric.name in COMPARED and mode == "greedy":
+                    if metric.name in COMPARED and mode == "greedy" and (not own or arms[j] in (BASE, ABLATED)):
                         pairs.append(pair)
                     if arms[j] == BASE and pair["ci_high"] < 0:
                         losses.append(pair)
@@ -160,8 +166,10 @@ def table(arguments: argparse.Namespace) -> None:
         pair["p_holm"] = adjusted
         pair["win"] = adjusted < 0.05 and not pair["ci_low"] <= 0 <= pair["ci_high"]
     report = {"split": arguments.split, "minutes": arguments.minutes[0], "trivial players": first.facts["trivial"]}
+    report |= {"updates": {arm: [each.facts["steps"] for each in runs[arm]] for arm in arms}}
     report |= {"values": values, "pairs": pairs, "losses": losses}
-    write_report(store.FOLDER / f"{arguments.split}-{arguments.minutes[0]:g}min.json", report)
+    name = f"{arguments.split}-{arguments.minutes[0]:g}min{'-ablations' if own else ''}.json"
+    write_report(store.FOLDER / name, report)
     print(as_markdown(report))
 
 
@@ -201,19 +209,18 @@ def as_markdown(report: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["run", "table"])
+    parser.add_argument("what", choices=["run", "table", "ablations"])
     parser.add_argument("--arms", nargs="+", default=["exact", "sampled"])
     parser.add_argument("--minutes", nargs="+", type=float, default=[4.0], help="CPU minutes of training")
     parser.add_argument("--seeds", nargs="+", type=int, default=[1])
     parser.add_argument("--split", choices=["dev", "test"], default="dev")
     parser.add_argument("--start", default=str(NANO_FOLDER), help="checkpoint that every arm starts from")
     parser.add_argument("--start-name", help="of results from another start than the default; else its folder's name")
-    parser.add_argument("--learning-rate", type=float, help="another than the arm's, for trials on dev")
     parser.add_argument("--policy-items", type=int)
     parser.add_argument("--environment-items", type=int)
     arguments = parser.parse_args()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    {"run": run, "table": table}[arguments.what](arguments)
+    {"run": run, "table": table, "ablations": table}[arguments.what](arguments)
 
 
 if __name__ == "__main__":

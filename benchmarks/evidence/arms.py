@@ -28,8 +28,6 @@ NO_END = 1_000_000  # minutes
 STEPS_OF_PROMPTS = 2_000  # batches of prompts laid out
 
 SAMPLED, EXACT, SELFPLAY = "config_cpu", "config_cpu_exact", "config_cpu_selfplay"
-# Learning rates to compare on dev, for every arm, before test is looked at (`--learning-rate`).
-TO_TRY = (2e-4, 4e-4)
 # What stock TRL gets of the sampled recipe.
 TAKEN_OVER = ["per_device_train_batch_size", "gradient_accumulation_steps", "num_generations", "max_completion_length"]
 TAKEN_OVER += ["temperature", "beta", "scale_rewards", "max_grad_norm"]
@@ -41,7 +39,7 @@ class Arm:
 
     Attributes:
         train: (start, folder, budget, seed, learning rate) -> the trained model.
-        learning_rate: the recipe's, or a first guess until the rates of `TO_TRY` have been compared on dev.
+        learning_rate: the recipe's, or one for all; what else was tried on dev is in `trials.py`.
         about: a line for tables.
     """
 

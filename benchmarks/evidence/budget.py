@@ -64,7 +64,7 @@ class BudgetCallback(TrainerCallback):
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         for group in kwargs["optimizer"].param_groups:
-            group["lr"] = args.learning_rate * self.budget.factor
+            group["lr"] = group["initial_lr"] * self.budget.factor
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.budget.step(self.samples_per_step):

@@ -34,14 +34,11 @@ def metrics_of(task: str) -> list[Any]:
     return [metric for metric in METRICS[task] if metric.name in SHOWN[task]]  # type: ignore[index]
 
 
-def name_of(
-    split: str, arm: str, minutes: float, seed: int, trial: float | None = None, start: str | None = None
-) -> Path:
-    """Where a run's result lies; `trial`, a learning rate that is not the arm's, has a folder of its own, and so have
-    runs from another `start` than rookworld-nano."""
+def name_of(split: str, arm: str, minutes: float, seed: int, start: str | None = None) -> Path:
+    """Where a run's result lies; runs from another `start` than rookworld-nano have a folder of their own."""
     name = f"{arm}-{minutes:g}min-seed{seed}"
     folder, name = (FOLDER / split, name) if start is None else (FOLDER / "starts", f"{start}-{split}-{name}")
-    return folder / (f"{name}.npz" if trial is None else f"trials/{name}-lr{trial:g}.npz")
+    return folder / f"{name}.npz"
 
 
 def save(path: Path, evaluation: Evaluation, facts: dict[str, Any]) -> None:

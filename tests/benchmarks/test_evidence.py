@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from benchmarks.evidence import __main__ as evidence
-from benchmarks.evidence import arms, curves, rivals, store
+from benchmarks.evidence import arms, curves, pass_at_k, rivals, store, trials
 from benchmarks.evidence import budget as budgets
 from benchmarks.evidence.arms import ARMS, shuffled_reward
 from benchmarks.evidence.budget import Budget
@@ -161,13 +161,17 @@ def test_results_come_back_and_make_a_table(
 ) -> None:
     """Two arms and the base, trained for two steps each, measured on a few dev items; what is there isn't run again."""
     monkeypatch.setattr(store, "FOLDER", tmp_path)
+    monkeypatch.setattr(evidence, "MODELS", tmp_path / "models")
     monkeypatch.setattr(evidence, "Budget", lambda seconds: StepsBudget(1))
     monkeypatch.setattr(rivals, "BATCHES", 1)
     monkeypatch.setattr(arms, "STEPS_OF_PROMPTS", 1)
     arguments = SimpleNamespace(arms=["gold", "exact"], minutes=[1.0], seeds=[3], split="dev", start=str(NANO_FOLDER))
-    arguments.learning_rate, arguments.policy_items, arguments.environment_items = None, 12, 6
-    arguments.start_name = None
+    arguments.policy_items, arguments.environment_items = 12, 6
+    arguments.start_name, arguments.what = None, "table"
     evidence.run(arguments)
+    assert {path.name for path in (tmp_path / "models").iterdir()} == {"gold-1min-seed3", "exact-1min-seed3"}
+    model, _ = load(tmp_path / "models" / "exact-1min-seed3")
+    assert not model.training
     assert {path.name for path in (tmp_path / "dev").iterdir()} == {
         "base-0min-seed0.npz",
         "argmax_evals-0min-seed0.npz",
@@ -189,27 +193,32 @@ def test_results_come_back_and_make_a_table(
     assert '"against": "base"' in report
 
 
-def test_a_table_shows_what_got_worse_and_what_counts_as_a_win(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Made-up results: an arm that plays more legally (+30 points of 200 items), with less skill, sampled alone."""
-    monkeypatch.setattr(store, "FOLDER", tmp_path)
+def made_up(arms: dict[str, tuple[float, float]]) -> None:
+    """Results of arms that play so many of 200 `P:` items legally, and have so much skill when sampled."""
     names = [metric.name for metric in store.metrics_of("policy")]
     ones, keys = np.ones((200, len(names))), [str(i) for i in range(200)]
-    for arm, legal, skill in (("base", 0.5, 0.5), ("gold", 0.8, 0.2)):
+    for arm, (legal, skill) in arms.items():
         arrays: dict[str, Any] = {"policy.keys": keys, "policy.games": [""] * 200}
         for mode in ("greedy", "sampled"):
             top = np.full((200, len(names)), 0.5)
             top[:, names.index("best_legal")] = np.arange(200) < 200 * legal
             top[:, names.index("skill")] = 0.5 if mode == "greedy" else np.arange(200) < 200 * skill
             arrays |= {f"policy.{mode}.top": top, f"policy.{mode}.bottom": ones}
-        facts = {"arm": arm, "minutes": 0.0 if arm == "base" else 1.0, "seed": 1}
+        facts = {"arm": arm, "minutes": 0.0 if arm == "base" else 1.0, "seed": 1, "steps": 7}
         facts["trivial"] = {"best_legal": {"random legal": 1.0}, "skill": {"random legal": 0.0}}
         path = store.name_of("dev", arm, facts["minutes"], 1)
         path.parent.mkdir(exist_ok=True)
         np.savez(path, facts=json.dumps(facts), **arrays)
+
+
+def test_a_table_shows_what_got_worse_and_what_counts_as_a_win(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Made-up results: an arm that plays more legally (+30 points of 200 items), with less skill, sampled alone."""
+    monkeypatch.setattr(store, "FOLDER", tmp_path)
+    made_up({"base": (0.5, 0.5), "gold": (0.8, 0.2)})
     monkeypatch.setattr(evidence, "COMPARED", ("best_legal", "skill"))
-    evidence.table(SimpleNamespace(split="dev", minutes=[1.0]))
+    evidence.table(SimpleNamespace(what="table", split="dev", minutes=[1.0]))
     lines = capsys.readouterr().out.splitlines()
     assert lines[3].startswith("| gold | 1 | **0.800** [")
     assert lines[3].count("*") == 4
@@ -219,10 +228,90 @@ def test_a_table_shows_what_got_worse_and_what_counts_as_a_win(
     assert len(lines) == 9
 
 
-def test_trials_of_a_rate_are_for_dev() -> None:
-    arguments = SimpleNamespace(learning_rate=1e-4, split="test")
-    with pytest.raises(SystemExit, match="trials"):
-        evidence.run(arguments)
+def test_ablations_are_a_table_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(store, "FOLDER", tmp_path)
+    made_up(
+        {
+            "base": (0.5, 0.5),
+            "gold": (0.8, 0.2),
+            "sampled": (0.7, 0.5),
+            "sampled_a": (0.4, 0.5),
+            "sampled_b": (0.7, 0.5),
+        }
+    )
+    monkeypatch.setattr(evidence, "COMPARED", ("best_legal", "skill"))
+    for what in ("table", "ablations"):
+        evidence.table(SimpleNamespace(what=what, split="dev", minutes=[1.0]))
+    found = {name: json.loads((tmp_path / f"dev-1min{name}.json").read_text()) for name in ("", "-ablations")}
+    pairs = {name: {(p["arm"], p["against"]) for p in report["pairs"]} for name, report in found.items()}
+    assert pairs[""] == {("gold", "base"), ("sampled", "base"), ("sampled", "gold")}
+    own = {(arm, other) for arm in ("sampled_a", "sampled_b") for other in ("base", "sampled")}
+    assert pairs["-ablations"] == own | {("sampled", "base")}
+    wins = [p for p in found["-ablations"]["pairs"] if p["win"] and p["against"] == "sampled"]
+    assert [(p["arm"], p["metric"]) for p in wins] == [("sampled_a", "best_legal")]
+    assert found["-ablations"]["updates"]["sampled_a"] == [7]
+
+
+def test_trials_are_compared_with_their_arm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Made-up results again: the trial of an arm is 30 points more legal than the arm; what has no arm stands alone."""
+    monkeypatch.setattr(store, "FOLDER", tmp_path)
+    made_up({"exact": (0.5, 0.5), "exact_x": (0.8, 0.5), "soft_y": (0.6, 0.5)})
+    names = ("exact", "exact_x", "soft_y")
+    rows = trials.compare({name: [store.read(store.name_of("dev", name, 1.0, 1))] for name in names})
+    legal = {row["trial"]: row for row in rows if row["metric"] == "best_legal" and row["mode"] == "greedy"}
+    assert legal["exact_x"]["difference"] == pytest.approx(0.3, abs=0.005)
+    assert 0.2 < legal["exact_x"]["ci_low"] < 0.3 < legal["exact_x"]["ci_high"] < 0.4
+    assert not {"difference"} & {*legal["exact"], *legal["soft_y"]}
+
+
+def test_a_trial_changes_what_it_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, Any] = {}
+
+    def of_recipe(recipe: str, keys: Any, shuffled: bool, start: str, folder: Path, *rest: Any) -> None:
+        seen.update(recipe=recipe, keys=keys, weight=trials.decisions.DETERMINED_WEIGHT, rate=rest[-1])
+        seen["optimizer"] = trials.RookWorldGRPOTrainer.create_optimizer
+
+    monkeypatch.setattr(trials, "of_recipe", of_recipe)
+    before = (trials.decisions.DETERMINED_WEIGHT, trials.RookWorldGRPOTrainer.create_optimizer)
+    changed = {"learning_rate": 1e-3, "beta": 0.0}
+    trials.Trial(keys=changed, constants={"DETERMINED_WEIGHT": 7.0}, muon=1.0).train(tmp_path, Budget(1.0), 1)
+    assert seen["keys"] == {"beta": 0.0}
+    assert (seen["rate"], seen["weight"]) == (1e-3, 7.0)
+    assert seen["optimizer"] is not before[1]
+    assert (trials.decisions.DETERMINED_WEIGHT, trials.RookWorldGRPOTrainer.create_optimizer) == before
+
+
+def test_pass_at_k_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Of 4 samples one is right: two of them hold it in 3 of the 6 pairs. Three right ones: no pair is without one.
+    assert pass_at_k.pass_at_k(4, 1, 2) == pytest.approx(0.5)
+    assert pass_at_k.pass_at_k(4, 3, 2) == 1.0
+    assert pass_at_k.pass_at_k(16, 0, 16) == 0.0
+    assert pass_at_k.pass_at_k(16, 4, 1) == pytest.approx(0.25)
+    games = [str(i) for i in range(40)]
+    counts = {
+        "base": {"exact": {"games": games, "right": [0, 4] * 20}},
+        "x": {"exact": {"games": games, "right": [0, 16] * 20}},
+    }
+    rows = {(row["model"], row["k"]): row for row in pass_at_k.compare(counts)}
+    assert rows["base", 1]["value"] == pytest.approx(0.125)
+    assert rows["x", 16]["value"] == pytest.approx(0.5)
+    assert rows["x", 1]["difference"] == pytest.approx(0.375)
+    assert rows["x", 16]["ci_low"] == rows["x", 16]["ci_high"] == 0.0  # both find one wherever there is one
+
+
+def test_pass_at_k_counts_right_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pass_at_k, "SAMPLES", 2)
+    found = pass_at_k.count(*load("nano"), "dev", {"policy": 6, "environment": 3})
+    assert {metric: len(entry["right"]) for metric, entry in found.items()} == {
+        "best_legal": 6,
+        "top1": 6,
+        "best_in_top5": 6,
+        "exact": 3,
+    }
+    assert all(0 <= each <= 2 for entry in found.values() for each in entry["right"])
+    assert sum(found["best_legal"]["right"]) >= sum(found["top1"]["right"])
 
 
 def test_every_arm_says_what_it_is() -> None:

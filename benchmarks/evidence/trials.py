@@ -1,0 +1,160 @@
+"""Settings compared on dev, each against the arm it changes: how the recipes that ship were chosen.
+
+    python -m benchmarks.evidence.trials --trials exact exact_muon_1e-3 --minutes 3 --seeds 1 2
+
+Trains and measures what has no result yet, as `benchmarks.evidence` does, and compares each trial with its arm on the
+same items. Every trial's result is kept, those of no use too: in `benchmarks/results/evidence/dev/trials/`, and all of
+them in `benchmarks/results/evidence/trials.json`. The test split plays no part in this.
+"""
+
+import argparse
+import os
+import tempfile
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+
+from benchmarks.common import machine, write_report
+from benchmarks.evidence import __main__ as evidence
+from benchmarks.evidence import store
+from benchmarks.evidence.arms import EXACT, SAMPLED, of_recipe
+from benchmarks.evidence.budget import Budget
+from benchmarks.evidence.statistics import draws
+from rookworld_trl.evaluation.intervals import ratios
+from rookworld_trl.modeling.loading import NANO_FOLDER, load
+from rookworld_trl.rewards import decisions
+from rookworld_trl.training import RookWorldGRPOTrainer
+from rookworld_trl.training.supervised import MuonFactory
+
+RATE = 2e-4
+SHOWN = {"policy": ("best_legal", "skill", "parsed", "candidates_legal_distinct"), "environment": ("exact",)}
+
+
+@dataclass(frozen=True)
+class Trial:
+    """An arm with other settings: keys of its recipe, constants of `rewards.decisions`, the rate of Muon (0: AdamW)."""
+
+    recipe: str = EXACT
+    keys: Mapping[str, Any] = field(default_factory=dict)
+    constants: Mapping[str, Any] = field(default_factory=dict)
+    muon: float = 0.0
+
+    def train(self, folder: Path, budget: Budget, seed: int) -> Any:
+        keys = {"learning_rate": RATE, **self.keys}
+        with ExitStack() as patches:
+            for name, value in self.constants.items():
+                patches.enter_context(mock.patch.object(decisions, name, value))
+            if self.muon:
+                patches.enter_context(mock.patch.object(RookWorldGRPOTrainer, "create_optimizer", with_muon(self.muon)))
+            rate = float(keys.pop("learning_rate"))
+            return of_recipe(self.recipe, keys, False, str(NANO_FOLDER), folder, budget, seed, rate)
+
+
+def with_muon(rate: float) -> Any:
+    def create_optimizer(trainer: Any, model: Any = None) -> Any:
+        trainer.optimizer = MuonFactory()(trainer.model, muon_lr=rate, adamw_lr=trainer.args.learning_rate)
+        return trainer.optimizer
+
+    return create_optimizer
+
+
+TRIALS = {
+    "exact": Trial(),
+    "exact_rate_1e-4": Trial(keys={"learning_rate": 1e-4}),
+    "exact_rate_4e-4": Trial(keys={"learning_rate": 4e-4}),
+    "exact_rate_8e-4": Trial(keys={"learning_rate": 8e-4}),
+    "exact_beta2_0.95": Trial(keys={"adam_beta2": 0.95}),
+    "exact_small_batch": Trial(keys={"gradient_accumulation_steps": 1}),
+    "exact_no_kl": Trial(keys={"beta": 0.0}),
+    "exact_determined_1": Trial(constants={"DETERMINED_WEIGHT": 1.0}),
+    "exact_temperature_1": Trial(keys={"temperature": 1.0}),
+    "exact_muon_1e-3": Trial(muon=1e-3),
+    "exact_muon_4e-3": Trial(muon=4e-3),
+    "exact_evals": Trial(constants={"EVAL_WEIGHT": 0.2}),
+    "exact_half_environment": Trial(keys={"mix_env_ratio": 0.5}),
+    "sampled": Trial(SAMPLED),
+    "sampled_rate_4e-4": Trial(SAMPLED, keys={"learning_rate": 4e-4}),
+    "sampled_small_groups": Trial(SAMPLED, keys={"num_generations": 8}),
+}
+
+
+def path_of(name: str, minutes: float, seed: int) -> Path:
+    return store.FOLDER / "dev" / "trials" / f"{name}-{minutes:g}min-seed{seed}.npz"
+
+
+def run(name: str, minutes: float, seed: int, arguments: argparse.Namespace) -> None:
+    path, budget = path_of(name, minutes, seed), Budget(60 * minutes)
+    if path.exists():
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        model = TRIALS[name].train(Path(folder), budget, seed)
+    evaluation = evidence.measure(model, load(str(NANO_FOLDER))[1], arguments, best_eval=False)
+    trial = TRIALS[name]
+    facts: dict[str, Any] = {"arm": name, "minutes": minutes, "seed": seed, "recipe": trial.recipe}
+    facts |= {"keys": dict(trial.keys), "constants": dict(trial.constants), "muon": trial.muon, "split": "dev"}
+    facts |= {"steps": len(budget.curve), "samples": budget.samples, **machine("cpu")}
+    store.save(path, evaluation, facts)
+    print(f"{time.strftime('%H:%M:%S')} {path.name}: {facts['steps']} steps", flush=True)
+
+
+def compare(found: dict[str, list[store.Result]]) -> list[dict[str, Any]]:
+    """Each trial's value of each metric, and its difference from its arm's on the same items, over seeds and games."""
+    rows: list[dict[str, Any]] = []
+    names = list(found)
+    first = found[names[0]][0]
+    for task, mode in first.terms:
+        drawn = draws([[each.terms[task, mode] for each in found[name]] for name in names], first.games[task])
+        for column, metric in enumerate(store.metrics_of(task)):
+            if metric.name not in SHOWN[task]:
+                continue
+            for i, name in enumerate(names):
+                sides = [each.terms[task, mode] for each in found[name]]
+                value = float(np.mean([ratios(*side)[column] for side in sides]))
+                row = {"trial": name, "metric": metric.name, "mode": mode, "seeds": len(sides), "value": value}
+                if (arm := name.split("_")[0]) != name and arm in found:
+                    difference = drawn[:, i, column] - drawn[:, names.index(arm), column]
+                    row |= {"difference": float(np.nanmean(difference)), **evidence.interval(difference)}
+                rows.append(row)
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--trials", nargs="*", default=[], choices=[*TRIALS, []])
+    parser.add_argument("--minutes", type=float, default=3.0, help="CPU minutes of training")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[1])
+    parser.add_argument("--policy-items", type=int, default=1500)
+    parser.add_argument("--environment-items", type=int, default=900)
+    arguments = parser.parse_args()
+    arguments.split = "dev"
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    for seed in arguments.seeds:
+        for name in arguments.trials:
+            run(name, arguments.minutes, seed, arguments)
+    found: dict[str, list[store.Result]] = {}
+    middle = f"-{arguments.minutes:g}min-seed"
+    for path in sorted(path_of("", 0, 0).parent.glob(f"*{middle}*.npz")):
+        found.setdefault(path.name.partition(middle)[0], []).append(store.read(path))
+    rows = compare(found)
+    steps = {name: [result.facts["steps"] for result in results] for name, results in found.items()}
+    settings = {name: results[0].facts for name, results in found.items()}
+    write_report(
+        store.FOLDER / "trials.json",
+        {"split": "dev", "minutes": arguments.minutes, "steps": steps, "settings": settings, "trials": rows},
+    )
+    for row in rows:
+        if "difference" in row:
+            change = f"{row['difference']:+.3f} [{row['ci_low']:+.3f}, {row['ci_high']:+.3f}]"
+            print(f"{row['trial']} ({row['seeds']}): {row['metric']}, {row['mode']} {row['value']:.3f} {change}")
+        else:
+            print(f"{row['trial']} ({row['seeds']}): {row['metric']}, {row['mode']} {row['value']:.3f}")
+
+
+if __name__ == "__main__":
+    main()
