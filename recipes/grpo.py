@@ -75,7 +75,7 @@ def measure(run: RunConfig, trainer: RookWorldGRPOTrainer, held_out: Dataset, na
         return None
     print(f"\nheld-out evaluation {name} training: {len(held_out)} items of the {run.eval_split} split")
     args, model, tokenizer = trainer.args, trainer.merged_model(), trainer.processing_class
-    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:  # in shards, or still on the CPU: the one on disk
+    if trainer.sharded:  # in shards, or still on the CPU: the one on disk
         model, _ = load_start(run, args) if name == "before" else load(Path(args.output_dir, "checkpoint"))
         model.to(trainer.accelerator.device)
     settings = {"progress": True, **run.decoding(args)}

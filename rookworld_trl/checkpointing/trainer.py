@@ -72,6 +72,11 @@ class DurableGRPOTrainer(DurableTrainer, GRPOTrainer):
             "tokenizer": identity.tokenizer_digest(self.processing_class),
         }
 
+    @property
+    def sharded(self) -> bool:
+        """Whether no process has all weights."""
+        return self.is_fsdp_enabled or self.is_deepspeed_enabled
+
     # Held-out metrics on the way
 
     def watch_with(self, evaluator: Evaluator) -> None:
@@ -84,7 +89,7 @@ class DurableGRPOTrainer(DurableTrainer, GRPOTrainer):
         Raises:
             ValueError: the weights are in shards, of which no process has all.
         """
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+        if self.sharded:
             raise ValueError("`eval_strategy` is on, and these weights are in shards. Set it to 'no'")
         self.evaluator = evaluator
 

@@ -222,9 +222,7 @@ class ExactObjective:
         accelerator: the trainer's.
         policy: the model that is trained.
         scorer: whose log-probs TRL's loss asks for.
-        loss: TRL's loss, `(model, inputs) -> loss`.
         find: the points of a sampled completion.
-        accumulation: micro-batches in the present optimizer step.
         count: takes a micro-batch and how many tokens stand behind each of its prompts, branches included.
         record: takes the name and value of a metric.
 
@@ -238,14 +236,12 @@ class ExactObjective:
         accelerator: Accelerator,
         policy: nn.Module,
         scorer: Scorer,
-        loss: Callable[[nn.Module, dict[str, Any]], Tensor],
         find: FindPoints,
-        accumulation: Callable[[], int],
         count: Callable[[dict[str, Any], list[int]], None],
         record: Callable[[str, float], None],
     ):
-        self.args, self.accelerator, self.policy, self.scorer, self.loss = args, accelerator, policy, scorer, loss
-        self.find, self.accumulation, self.count, self.record = find, accumulation, count, record
+        self.args, self.accelerator, self.policy, self.scorer = args, accelerator, policy, scorer
+        self.find, self.count, self.record = find, count, record
         inner: Any = accelerator.unwrap_model(policy)
         problems = {
             "the weights are sharded": accelerator.distributed_type
@@ -268,10 +264,17 @@ class ExactObjective:
         known = torch.tensor([bool(each["decisions"]) for each in batch["points"]], device=ids.device)
         batch["advantages"] = batch["advantages"].masked_fill(known, 0.0)
 
-    def __call__(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
-        """The loss of a micro-batch: TRL's of the advantages that are left, minus the objective of the points."""
+    def __call__(
+        self, model: nn.Module, inputs: dict[str, Any], loss: Callable[..., Tensor], accumulation: int
+    ) -> Tensor:
+        """The loss of a micro-batch: TRL's of the advantages that are left, minus the objective of the points.
+
+        Args:
+            loss: TRL's, of model and inputs.
+            accumulation: micro-batches in the present optimizer step.
+        """
         if "points" not in inputs:
-            return self.loss(model, inputs)
+            return loss(model, inputs)
         head = self.accelerator.unwrap_model(self.policy).get_output_embeddings()
         temperatures = inputs.get("temperatures")
         scored = score_tree(
@@ -290,6 +293,6 @@ class ExactObjective:
             if count:
                 self.record(name, total / count)
         with self.scorer.given(scored.logps, scored.entropies):
-            loss = self.loss(model, inputs)
-        weights = kl.loss_weights(self.args, inputs, self.accelerator.num_processes, True, self.accumulation())
-        return loss - kl.aggregate(scored.objective, inputs["completion_mask"], *weights)
+            sampled = loss(model, inputs)
+        weights = kl.loss_weights(self.args, inputs, self.accelerator.num_processes, True, accumulation)
+        return sampled - kl.aggregate(scored.objective, inputs["completion_mask"], *weights)

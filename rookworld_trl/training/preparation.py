@@ -62,7 +62,7 @@ def check_built(policy: nn.Module, reference: nn.Module | None, tokenizer: Any) 
 
 
 @contextmanager
-def weights_on_disk(model: str | nn.Module, args: RookWorldGRPOConfig, adapter: bool, tokenizer: Any) -> Iterator[None]:
+def weights_on_disk(model: str | nn.Module, args: RookWorldGRPOConfig, adapter: Any, tokenizer: Any) -> Iterator[None]:
     """Give the starting weights of a model object a name for as long as TRL needs one.
 
     TRL loads the reference from `config._name_or_path`, and a vLLM engine in this process from `name_or_path`. For an

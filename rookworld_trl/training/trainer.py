@@ -4,7 +4,6 @@ Each seam of TRL's is taken once, in the order in which a step meets it; each ca
 to an object with one job. `tests/training/test_trl_seams.py` pins the seams, so that an upgrade of TRL fails there.
 """
 
-from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -92,79 +91,87 @@ class RookWorldGRPOTrainer(DurableGRPOTrainer):
         **kwargs: Any,
     ):
         args = prepare(args, model, train_dataset, processing_class, kwargs)
-        adapter = kwargs.get("peft_config") is not None
-        with weights_on_disk(model, args, adapter, processing_class), float32_head():
+        with weights_on_disk(model, args, kwargs.get("peft_config"), processing_class), float32_head():
             super().__init__(model, reward_funcs, args, train_dataset, eval_dataset, processing_class, **kwargs)
         check_built(self.model, self.ref_model, self.processing_class)
+        check_points(args.objective, find_points)
+        check_curriculum(args, curriculum, stages)
         self.stages = stages
         self._build(curriculum, find_points)
         self._add_callbacks()
+        self._name_controls()
 
     def _build(self, curriculum: Curriculum | None, find_points: FindPoints | None) -> None:
-        """The objects that a step calls; each gets what it needs, none gets the trainer."""
-        args, accelerator, policy = self.args, self.accelerator, self.model
-        common = (args, accelerator, policy)
-        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        """The objects that a step calls, each after those it needs; none gets the trainer."""
+        args, accelerator, policy, tokenizer = self.args, self.accelerator, self.model, self.processing_class
         generation_config = getattr(self, "generation_config", None)  # vLLM has its own
-        self.sampler = Sampler(*common, self.processing_class, self.eos_token_ids, generation_config)
+        self.sampler = Sampler(args, accelerator, policy, tokenizer, self.eos_token_ids, generation_config)
+        ref_device = placement.arrange(args, accelerator, policy, self.ref_model, self.sharded)
         stock = super()._get_per_token_logps_and_entropies
-        self.scorer = Scorer(*common, self.ref_model, placement.arrange(*common, self.ref_model, sharded), stock)
-        self.objective: Callable[[nn.Module, Row], torch.Tensor] = super()._compute_loss
+        self.scorer = Scorer(args, accelerator, policy, self.ref_model, ref_device, stock)
+        self.throughput = Throughput(policy.config, self._record, peak_of(args, accelerator), self.scorer.shared)
         self.exact: ExactObjective | None = None
-        check_points(args.objective, find_points)
         if find_points is not None:
-            calls: dict[str, Any] = {
-                "accumulation": lambda: self.current_gradient_accumulation_steps,
-                "count": lambda inputs, nodes: self.throughput.trained(inputs, nodes),
-                "record": self._record,
-            }
-            parts: Any = (self.scorer, self.objective, find_points)
-            self.objective = self.exact = ExactObjective(*common, *parts, **calls)
-        self.rewards = RewardCaller(args, accelerator, self.processing_class, self.eos_token_ids, self.reward_weights)
+            count = self.throughput.trained
+            self.exact = ExactObjective(args, accelerator, policy, self.scorer, find_points, count, self._record)
+        self.rewards = RewardCaller(args, accelerator, tokenizer, self.eos_token_ids, self.reward_weights)
         self.kl = KLPenalty(args, accelerator, self.scorer)
-        self.gates = first_batch.FirstBatch(*common, self.scorer.logps)
+        self.gates = first_batch.FirstBatch(args, accelerator, policy, self.scorer.logps)
         self.baseline = Baseline(args.advantage_baseline)
-        head = partial(ValueHead, policy.config.hidden_size, seed=args.seed, device=accelerator.device)
-        self.value_head = head() if args.use_gae else None
+        self.value_head: ValueHead | None = None
+        if args.use_gae:
+            self.value_head = ValueHead(policy.config.hidden_size, seed=args.seed, device=accelerator.device)
         self.mining: BatchMiner | None = None
         if args.mining:
-            parts = (self.train_dataset, self.processing_class, self.sampler)
-            calls = {"sample": self._sample_rows, "reward": self._probe}
-            self.mining = BatchMiner(*common, *parts, **calls, curriculum=curriculum)
-        check_curriculum(args, curriculum, self.stages)
+            miner = partial(BatchMiner, args, accelerator, policy, self.train_dataset, tokenizer, self.sampler)
+            self.mining = miner(sample=self._sample_rows, reward=self._probe, curriculum=curriculum)
+        # What learns from a step's numbers: if the step is undone, it goes back with the weights.
+        self.learning: dict[str, Stateful] = {"kl_controller": self.kl.controller, "baseline": self.baseline}
+        self.learning |= {"value_head": self.value_head} if self.value_head else {}
         self.learning_rate_cut = LearningRateCut(args.recovery_max_attempts)
+        self.guard: Guard | None = None
+        if args.recovery and self.sharded:
+            logger.warning("`recovery` is off: it keeps whole states in memory, and these weights are sharded")
+        elif args.recovery:
+            self.guard = Guard(
+                args,
+                accelerator,
+                policy,
+                self.ref_model,
+                tokenizer,
+                self.learning | {"kl_stop": self.kl.stop},
+                self.learning_rate_cut,
+                save=self.save_special,
+                running_loss=lambda: self._tr_loss,
+                on_fault=self._drop_samples,
+                record=self._record,
+            )
         self._mined: Samples | None = None  # what mining has sampled for the present batch
         self._rewards = torch.zeros(0)  # (N,) of the present batch, all processes'
 
     def _add_callbacks(self) -> None:
-        """Every callback in the order in which they are called, and what carries state from step to step."""
-        args, accelerator, policy, kl, record = self.args, self.accelerator, self.model, self.kl, self._record
-        learning: dict[str, Stateful] = {"kl_controller": kl.controller, "kl_stop": kl.stop, "baseline": self.baseline}
-        learning |= {"value_head": self.value_head} if self.value_head is not None else {}
-        self.guard: Guard | None = None
-        if args.recovery and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
-            logger.warning("`recovery` is off: it keeps whole states in memory, and these weights are sharded")
-        elif args.recovery:
-            parts = (policy, self.ref_model, self.processing_class, learning, self.learning_rate_cut)
-            hooks: dict[str, Any] = {"save": self.save_special, "on_fault": self._drop_samples, "record": record}
-            self.guard = Guard(args, accelerator, *parts, running_loss=lambda: self._tr_loss, **hooks)
-        self.throughput = Throughput(policy.config, record, peak_of(args, accelerator), self.scorer.shared)
-        self.target_probe = target_probe(args, self.train_dataset, self.processing_class, policy.config, record)
+        """Every callback, in the order in which they are called."""
+        args, config, record = self.args, self.model.config, self._record
+        self.target_probe = target_probe(args, self.train_dataset, self.processing_class, config, record)
         self.health = HealthMonitor(args.bands(), Path(args.output_dir), args.health_patience, alert=self.alert)
         compiled = placement.CompileCounter(record) if args.torch_compile else None
-        optional = [each for each in (compiled, self.guard, kl.rate) if each is not None]
-        for callback in (kl.stop, *optional, self.throughput, self.target_probe, self.health):
+        in_order = (self.kl.stop, compiled, self.guard, self.kl.rate, self.throughput, self.target_probe, self.health)
+        for callback in filter(None, in_order):
             self.add_callback(callback)
-        self.controls |= {
-            **{name: control for name, control in learning.items() if name != "kl_stop"},  # it ends the run
-            **({"miner": self.mining.miner} if self.mining else {}),
-            **({"rate_control": kl.rate} if kl.rate else {}),
-            **({"stages": self.stages} if self.stages else {}),
-            "reference_reset": kl.reset,
+
+    def _name_controls(self) -> None:
+        """What carries something from step to step, by its name in a checkpoint."""
+        found: dict[str, Stateful | None] = {
+            **self.learning,
+            "miner": self.mining.miner if self.mining else None,
+            "rate_control": self.kl.rate,
+            "stages": self.stages,
+            "reference_reset": self.kl.reset,
             "recovery": self.learning_rate_cut,
             "target_probe": self.target_probe,
             "health": self.health,
         }
+        self.controls |= {name: control for name, control in found.items() if control is not None}
 
     def _record(self, name: str, value: float) -> None:
         self._metrics["train"][name].append(value)
@@ -318,6 +325,13 @@ class RookWorldGRPOTrainer(DurableGRPOTrainer):
             self.guard.saw_loss(loss)
         return loss
 
+    def _objective(self, model: nn.Module, inputs: Row) -> torch.Tensor:
+        """TRL's loss; where decision points are known, minus what they add up to."""
+        loss = super()._compute_loss
+        if self.exact is None:
+            return loss(model, inputs)
+        return self.exact(model, inputs, loss, self.current_gradient_accumulation_steps)
+
     def _compute_loss(self, model: nn.Module, inputs: Row) -> torch.Tensor:
         """The objective plus the KL penalty.
 
@@ -334,11 +348,11 @@ class RookWorldGRPOTrainer(DurableGRPOTrainer):
                 if training and not self.exact:
                     self.throughput.trained(inputs if learns is None else {key: inputs[key][learns] for key in SIDES})
                 with self.scorer.only(learns, inputs.get("old_per_token_logps")):
-                    return self.objective(model, inputs)
+                    return self._objective(model, inputs)
             if training and not self.exact:
                 self.throughput.trained(inputs)
             with replaced(self, beta=0.0), self.scorer.watched(hidden=self.kl.exact) as (logps, states):
-                loss = self.objective(model, inputs)
+                loss = self._objective(model, inputs)
             accumulation = self.current_gradient_accumulation_steps if training else 1
             loss = loss + self.kl(logps[0], states, inputs, training, accumulation)
         if self.accelerator.sync_gradients:

@@ -183,7 +183,4 @@ def test_models_whose_forward_pass_takes_no_tree_are_refused(
     parts = trainer.exact
     assert parts is not None
     with pytest.raises(ValueError, match=message):
-        type(parts)(
-            parts.args, parts.accelerator, parts.policy, parts.scorer, parts.loss, parts.find, parts.accumulation,
-            parts.count, parts.record,
-        )  # fmt: skip
+        type(parts)(parts.args, parts.accelerator, parts.policy, parts.scorer, parts.find, parts.count, parts.record)
