@@ -83,6 +83,8 @@ def of_recipe(
         trainer.train()
     finally:
         trainer.close()
+    if trainer.preemption.signal:  # it has stopped in good order, which is no result
+        raise SystemExit(f"{folder.name}: stopped by a signal, nothing of this run is kept; run it again")
     return trainer.model
 
 

@@ -94,6 +94,8 @@ def run(name: str, minutes: float, seed: int, arguments: argparse.Namespace) -> 
         return
     with tempfile.TemporaryDirectory() as folder:
         model = TRIALS[name].train(Path(folder), budget, seed)
+    model.save_pretrained(evidence.MODELS / f"dev-{path.stem}")
+    load(str(NANO_FOLDER))[1].save_pretrained(evidence.MODELS / f"dev-{path.stem}")
     evaluation = evidence.measure(model, load(str(NANO_FOLDER))[1], arguments, best_eval=False)
     trial = TRIALS[name]
     facts: dict[str, Any] = {"arm": name, "minutes": minutes, "seed": seed, "recipe": trial.recipe}
