@@ -81,7 +81,7 @@ def run(arguments: argparse.Namespace) -> None:
             if name and store.read(path).facts["start"] != weights:
                 raise SystemExit(f"{path} is of other weights than {arguments.start}; remove it or pass --start-name")
             continue
-        budget = Budget(60 * minutes)
+        budget = Budget(60 * minutes, arguments.updates)
         with tempfile.TemporaryDirectory() as folder:
             model, rate = load(arguments.start)[0], None
             if arm in ARMS:
@@ -92,6 +92,7 @@ def run(arguments: argparse.Namespace) -> None:
                 load(arguments.start)[1].save_pretrained(kept)
             evaluation = measure(model, load(arguments.start)[1], arguments, best_eval=arm == FREE)
         facts = {"arm": arm, "minutes": minutes, "seed": seed, "learning_rate": rate, "samples": budget.samples}
+        facts |= {"updates_given": arguments.updates if minutes else None}
         facts |= {"steps": len(budget.curve), "cpu_seconds": budget.curve[-1][0] if budget.curve else 0.0}
         facts |= {"split": arguments.split, "temperature": TEMPERATURE, "start": weights, **machine("cpu")}
         facts["trivial"] = {
@@ -216,6 +217,7 @@ def main() -> None:
     parser.add_argument("--split", choices=["dev", "test"], default="dev")
     parser.add_argument("--start", default=str(NANO_FOLDER), help="checkpoint that every arm starts from")
     parser.add_argument("--start-name", help="of results from another start than the default; else its folder's name")
+    parser.add_argument("--updates", type=int, help="end after so many, whatever the time; on another machine")
     parser.add_argument("--policy-items", type=int)
     parser.add_argument("--environment-items", type=int)
     arguments = parser.parse_args()

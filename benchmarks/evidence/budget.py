@@ -24,11 +24,14 @@ class Budget:
 
     Attributes:
         seconds: all of them.
+        updates: optimizer steps after which training ends instead, where given: of runs on a machine of another speed,
+            which are to be compared with runs that made so many in their time.
         samples: completions that were trained on so far, gold ones included.
         curve: (CPU seconds used, samples) after each step.
     """
 
     seconds: float
+    updates: int | None = None
     samples: int = 0
     curve: list[tuple[float, int]] = field(default_factory=list)
     _start: float | None = None
@@ -41,19 +44,25 @@ class Budget:
         return cpu_seconds() - self._start
 
     @property
+    def share(self) -> float:
+        """How much of the budget is used."""
+        used = self.used  # which starts the clock
+        return used / self.seconds if self.updates is None else len(self.curve) / self.updates
+
+    @property
     def factor(self) -> float:
         """Of the learning rate, in [0, 1]: it rises over the first twentieth of the budget, then falls to 0 by its end.
 
         Adam's first steps change every weight by the whole rate, whatever the gradients are.
         """
-        share = self.used / self.seconds
+        share = self.share
         return max(0.0, min((share + 0.01) / WARM_UP, (1 - share) / (1 - WARM_UP)))
 
     def step(self, samples: int) -> bool:
         """Count a step over `samples` completions; whether the budget is used up."""
         self.samples += samples
         self.curve.append((round(self.used, 2), self.samples))
-        return self.used >= self.seconds
+        return self.share >= 1
 
 
 class BudgetCallback(TrainerCallback):

@@ -65,6 +65,21 @@ def test_a_budget_counts_cpu_time(monkeypatch: pytest.MonkeyPatch) -> None:
     assert budget.curve == [(5.0, 8), (11.0, 16)]
 
 
+def test_a_budget_of_updates_does_not_look_at_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(budgets, "cpu_seconds", lambda: now[0])
+    budget = Budget(10.0, updates=4)
+    factors = []
+    for _ in range(3):
+        factors.append(budget.factor)
+        now[0] += 100.0
+        assert not budget.step(8)
+    assert factors == pytest.approx([0.2, 0.75 / 0.95, 0.5 / 0.95])
+    assert budget.step(8)
+    assert budget.factor == 0.0
+    assert budget.curve[-1] == (300.0, 32)  # the clock starts with the first step's rate
+
+
 def test_soft_labels_are_the_distribution_of_rewards() -> None:
     tokenizer = load("nano")[1]
     row = next(row for row in load_shipped("dev") if row["task"] == "policy" and len(row["legal_moves"]) > 5)
@@ -77,16 +92,6 @@ def test_soft_labels_are_the_distribution_of_rewards() -> None:
     weights = np.array([each["weight"] for each in of_best])
     expected = np.exp(np.array(last["rewards"]) / 0.1)
     assert np.allclose(weights, last["weight"] * expected / expected.sum())
-
-
-class StepsBudget(Budget):
-    """A budget of so many steps, so that a test does not depend on the machine."""
-
-    factor = 1.0
-
-    def step(self, samples: int) -> bool:
-        super().step(samples)
-        return len(self.curve) >= self.seconds
 
 
 @pytest.mark.parametrize(
@@ -108,7 +113,7 @@ def test_rivals_learn(loop: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def nats() -> float:
         return float(rivals.likelihood(model, tokenizer.pad_token_id, *batch).detach())
 
-    before, budget = nats(), StepsBudget(3)
+    before, budget = nats(), Budget(1.0, updates=3)
     loop(model, tokenizer, budget, 0, 1e-4)
     assert len(budget.curve) == 3
     assert budget.samples == 3 * 16
@@ -133,7 +138,7 @@ def test_raft_learns_from_the_best_of_each_prompt(monkeypatch: pytest.MonkeyPatc
         return rivals.torch.zeros((), requires_grad=True)
 
     monkeypatch.setattr(rivals, "likelihood", likelihood)
-    rivals.raft(model, tokenizer, StepsBudget(1), 0, 1e-3, rows=3, samples=2, temperature=1.0)
+    rivals.raft(model, tokenizer, Budget(1.0, updates=1), 0, 1e-3, rows=3, samples=2, temperature=1.0)
     prompts = tokenizer([row["prompt"] for row in rows])["input_ids"]
     assert learned == [(prompts[:2], [sampled[1], sampled[2]])]
 
@@ -162,12 +167,12 @@ def test_results_come_back_and_make_a_table(
     """Two arms and the base, trained for two steps each, measured on a few dev items; what is there isn't run again."""
     monkeypatch.setattr(store, "FOLDER", tmp_path)
     monkeypatch.setattr(evidence, "MODELS", tmp_path / "models")
-    monkeypatch.setattr(evidence, "Budget", lambda seconds: StepsBudget(1))
+    monkeypatch.setattr(evidence, "Budget", lambda seconds, updates: Budget(1.0, updates=1))
     monkeypatch.setattr(rivals, "BATCHES", 1)
     monkeypatch.setattr(arms, "STEPS_OF_PROMPTS", 1)
     arguments = SimpleNamespace(arms=["gold", "exact"], minutes=[1.0], seeds=[3], split="dev", start=str(NANO_FOLDER))
     arguments.policy_items, arguments.environment_items = 12, 6
-    arguments.start_name, arguments.what = None, "table"
+    arguments.start_name, arguments.what, arguments.updates = None, "table", None
     evidence.run(arguments)
     assert {path.name for path in (tmp_path / "models").iterdir()} == {"gold-1min-seed3", "exact-1min-seed3"}
     model, _ = load(tmp_path / "models" / "exact-1min-seed3")
@@ -345,7 +350,7 @@ def test_every_arm_can_be_laid_out(name: str, tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(arms.grpo, "build", built)
     if train.func is arms.of_recipe:
         with pytest.raises(BuiltError):
-            train(str(NANO_FOLDER), tmp_path, StepsBudget(1), 1, 1e-4)
+            train(str(NANO_FOLDER), tmp_path, Budget(1.0, updates=1), 1, 1e-4)
 
 
 def test_how_much_longer_by_hand() -> None:
