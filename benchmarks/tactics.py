@@ -27,8 +27,8 @@ from benchmarks.evidence.arms import EXACT, of_recipe
 from benchmarks.evidence.budget import Budget
 from benchmarks.evidence.statistics import draws
 from recipes import grpo
+from rookworld_trl.data.dataset import TACTICS_FILES
 from rookworld_trl.data.splits import draw_of_each
-from rookworld_trl.data.tactics import TACTICS_FILES
 from rookworld_trl.evaluation import evaluate
 from rookworld_trl.evaluation.intervals import percentile_interval, ratios
 from rookworld_trl.evaluation.problem_files import read_problems

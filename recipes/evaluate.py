@@ -32,11 +32,10 @@ from datasets import Dataset
 from rookworld_trl.checkpointing.exits import run_program
 from rookworld_trl.config import bad_input, blame
 from rookworld_trl.data import load_shipped
-from rookworld_trl.data.mates import MATES_FILE
+from rookworld_trl.data.dataset import MATES_FILE, TACTICS_FILES
 from rookworld_trl.data.seen import SHIPPED, known_training_data, unseen
 from rookworld_trl.data.sources import DataOptions, load_prompts
 from rookworld_trl.data.splits import draw_of_each, positions_of
-from rookworld_trl.data.tactics import TACTICS_FILES
 from rookworld_trl.evaluation import MODES, comparison_table, evaluate, evaluation_table, ladder_table, suite_table
 from rookworld_trl.evaluation.ladder import (
     ANCHOR_KINDS,

@@ -1,11 +1,10 @@
-"""Make chess data with an engine: positions by noisy self-play, the shipped data set from such positions, tactics.
+"""Make chess data with an engine: positions by noisy self-play, and the shipped data set from such positions.
 
     python recipes/generate_data.py positions --output data/positions --shards 160 --openings openings.tsv
     python recipes/generate_data.py positions --output data/held-out --shards 60 --seed 1 --nodes 50 --held_out \\
         --openings openings.tsv
     python recipes/generate_data.py dataset --positions data/positions --held_out data/held-out \\
         --openings openings.tsv --output rookworld_trl/assets/data
-    python recipes/generate_data.py tactics --openings openings.tsv --output rookworld_trl/assets/data
 
 Deterministic from --seed, game by game; run the same command again to resume. Needs Stockfish. On a cluster the same
 shards are written by datatrove (extra `scale`), here by 64 tasks of a Slurm array job:
@@ -31,7 +30,6 @@ from rookworld_trl.data.generation import (
 )
 from rookworld_trl.data.shipping import Sources, build_shipped, candidates, counts
 from rookworld_trl.data.splits import SPLITS, SplitName
-from rookworld_trl.data.tactics import COUNT, LABEL_NODES, SEED, TACTICS_SPLITS, build_tactics, shipped_keys
 from rookworld_trl.terminal import add_options, progress_bar, shown
 
 
@@ -94,16 +92,6 @@ def dataset(args: argparse.Namespace) -> dict[str, Any]:
     return {"output": str(args.output), "rows": rows}
 
 
-def tactics(args: argparse.Namespace) -> dict[str, Any]:
-    """Write positions in which one move wins, for dev and test, none of which another shipped file shows."""
-    settings = {"count": args.count, "seed": args.seed, "nodes": args.nodes, "workers": args.workers}
-    settings |= {"openings": args.openings, "engine_path": args.engine}
-    with progress_bar("tactics", len(TACTICS_SPLITS) * args.count, "position") as bar:
-        for found in build_tactics(args.output, shipped_keys(), **settings):
-            bar.update(found - bar.n)
-    return {"output": str(args.output)}
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True)
@@ -142,19 +130,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     build.add_argument("--train_nodes", type=int, default=20_000, help="Engine nodes a train position.")
     build.add_argument("--workers", type=int, default=os.cpu_count())
     build.add_argument("--engine", help="Path of the engine; default: Stockfish on PATH.")
-    find = commands.add_parser("tactics", help="Find positions in which one move wins, for dev and test.")
-    find.set_defaults(run=tactics)
-    find.add_argument("--openings", help="TSV of opening lines (lichess-org/chess-openings); default: random openings.")
-    find.add_argument("--output", type=Path, required=True)
-    find.add_argument("--count", type=int, default=COUNT, help="Positions of each split.")
-    find.add_argument("--seed", type=int, default=SEED)
-    find.add_argument("--nodes", type=int, default=LABEL_NODES, help="Engine nodes a position, shared by its moves.")
-    find.add_argument("--workers", type=int, default=os.cpu_count())
-    find.add_argument("--engine", help="Path of the engine; default: Stockfish on PATH.")
-    for command in (play, build, find):
+    for command in (play, build):
         add_options(command)
     args = parser.parse_args(arguments)
-    for name in ("shards", "games_per_shard", "nodes", "workers", "tasks", "count"):
+    for name in ("shards", "games_per_shard", "nodes", "workers", "tasks"):
         if (value := getattr(args, name, None)) is not None and value < 1:
             parser.error(f"--{name} must be 1 or more; got {value}")
     with bad_input(), shown(args) as result:

@@ -15,7 +15,7 @@ from accelerate.commands.launch import launch_command_parser
 from transformers import LlamaConfig, LlamaForCausalLM
 from trl import GRPOConfig
 
-from recipes import evaluate, generate_data, grpo, play, report, sft
+from recipes import evaluate, generate_data, generate_problems, grpo, play, report, sft
 from rookworld_trl import doctor, uci
 from rookworld_trl.checkpointing import exits
 from rookworld_trl.config import parse_recipe
@@ -126,12 +126,14 @@ def recipe(script: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -> No
         evaluate.parse(words)
     elif script == "recipes/play.py":
         play.parse(words)
-    elif script in ("recipes/generate_data.py", "recipes/report.py"):
+    elif name in ("generate_data", "generate_problems", "report"):
         called = []
-        made = [(generate_data, each) for each in ("positions", "dataset", "tactics")]
-        for module, function in (*made, (report, "write_report")):
-            monkeypatch.setattr(module, function, lambda *_: called.append(True) or [])
-        {"generate_data": generate_data, "report": report}[name].main(words)
+        programs: dict[str, Any] = {"generate_data": generate_data, "generate_problems": generate_problems}
+        programs["report"] = report
+        for function in ("positions", "dataset", "write_mates", "write_tactics", "write_report"):
+            if hasattr(programs[name], function):
+                monkeypatch.setattr(programs[name], function, lambda *_: called.append(True) or [])
+        programs[name].main(words)
         assert called
     else:
         raise AssertionError(f"{script} is started as a module")

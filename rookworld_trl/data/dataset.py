@@ -11,12 +11,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset
 
-from rookworld_trl.data.splits import SPLITS
+from rookworld_trl.data.splits import SPLITS, SplitName
 from rookworld_trl.data.supervised import policy_completion
 from rookworld_trl.tasks import environment, policy, position_key
 from rookworld_trl.terminal import with_bar
 
 SHIPPED_DIRECTORY = Path(str(files("rookworld_trl"))) / "assets" / "data"
+# Positions to be solved, which recipes/generate_problems.py found; no training source shows them.
+MATES_FILE = SHIPPED_DIRECTORY / "mate_in_one.epd.gz"
+TACTICS_FILES: dict[SplitName, Path] = {
+    "dev": SHIPPED_DIRECTORY / "tactics_dev.epd.gz",
+    "test": SHIPPED_DIRECTORY / "tactics_test.epd.gz",
+}
 
 # What is on disk. Prompts, answers and legal moves follow from it by python-chess.
 COMPACT_SCHEMA = pa.schema(

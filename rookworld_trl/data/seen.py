@@ -6,13 +6,11 @@ from itertools import chain
 from pathlib import Path
 from typing import TypeVar
 
-from rookworld_trl.data.dataset import shipped_positions
-from rookworld_trl.data.mates import MATES_FILE
+from rookworld_trl.data.dataset import MATES_FILE, TACTICS_FILES, shipped_positions
 from rookworld_trl.data.pgn import GamesReport, rows_of_games
 from rookworld_trl.data.rookworld import TEXT_COLUMN
 from rookworld_trl.data.sources import PGN, DataOptions, _columns, _read, _reader
 from rookworld_trl.data.splits import positions_of
-from rookworld_trl.data.tactics import TACTICS_FILES
 from rookworld_trl.tasks import PREFIXES, ParseError, environment, split_row
 
 SHIPPED = "shipped"

@@ -2,7 +2,7 @@
 
 import json
 import random
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -293,16 +293,3 @@ def counts(directory: Path) -> dict[str, Counter[str]]:
         )
         for split in SPLITS
     }
-
-
-def agreement(first: Sequence[Sequence[int]], second: Sequence[Sequence[int]]) -> dict[str, float]:
-    """How often two valuations of the same moves agree: the first one's best move is a best one of the second, it is
-    among the second's five best, and the share of the first's five best that are among the second's."""
-    totals: defaultdict[str, float] = defaultdict(float)
-    for one, two in zip(first, second, strict=True):
-        top, other = (sorted(range(len(values)), key=values.__getitem__, reverse=True)[:5] for values in (one, two))
-        fifth = min(two[i] for i in other)
-        totals["best"] += two[top[0]] == max(two)
-        totals["best_in_five"] += two[top[0]] >= fifth
-        totals["five"] += sum(two[i] >= fifth for i in top) / len(top)
-    return {name: total / len(first) for name, total in totals.items()}

@@ -13,7 +13,7 @@ import pytest
 
 from rookworld_trl.data import shipping, transitions
 from rookworld_trl.data.generation import POSITION_SCHEMA, GameSettings, held_out_records, shard_path
-from rookworld_trl.data.shipping import Sources, agreement, choose_rows
+from rookworld_trl.data.shipping import Sources, choose_rows
 from rookworld_trl.data.splits import split_by_hash
 from rookworld_trl.data.strata import ILLEGAL_KINDS
 from rookworld_trl.data.trees import read_positions
@@ -171,13 +171,6 @@ def test_values_are_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert len(asked) == len(set(asked)) == 120
     assert [row["cp"] for row in rows] == [[len(row["fen"]), 7] for row in rows]
     assert next(shipping.value_rows(rows, 8, memory, 1, None)) == 0  # of other nodes: searched again
-
-
-def test_agreement_by_hand() -> None:
-    first = [[9, 5, 4, 3, 2, 1, 0], [1, 2]]
-    second = [[5, 9, 4, 3, 1, 2, 0], [1, 2]]
-    # The best move is the second best there; of the five best (0-4), 4 is sixth there. Then two moves, alike.
-    assert agreement(first, second) == {"best": 0.5, "best_in_five": 1.0, "five": 0.9}
 
 
 def test_every_kind_of_illegal_move_is_there(rows: dict[str, list[dict[str, str]]]) -> None:

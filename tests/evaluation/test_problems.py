@@ -11,12 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from rookworld_trl.data.mates import MATES_FILE, mates
-from rookworld_trl.data.seen import shown_positions
-from rookworld_trl.data.tactics import TACTICS_FILES
+from rookworld_trl.data.dataset import MATES_FILE, TACTICS_FILES
 from rookworld_trl.evaluation import Ask, Problem, read_problems, run_problems, suite_table
 from rookworld_trl.evaluation.problem_files import is_problem_file
-from rookworld_trl.tasks import position_key
 
 # Five lines of the suite: fsmosca/strategic-test-suite, MIT licence.
 STS = (Path(__file__).parent / "sts_sample.epd").read_text()
@@ -79,30 +76,6 @@ def test_any_mate_counts_and_trivial_players_are_exact(tmp_path: Path) -> None:
     expected = {"random legal": pytest.approx(2 / 31), "first legal": 0, "most material": 0}
     assert result.baselines() == {"solved": expected}
     assert "random legal" in suite_table(result)
-
-
-def test_the_shipped_mates_are_mates_of_both_colours_that_training_never_shows() -> None:
-    problems = read_problems(MATES_FILE)
-    boards = [problem.boards[0] for problem in problems]
-    keys = {position_key(board.fen()) for board in boards}
-    assert len(keys) == len(boards) >= 1000
-    assert {group: [p.group for p in problems].count(group) for group in ("white", "black")} == {
-        "white": 600,
-        "black": 600,
-    }
-    for problem, board in list(zip(problems, boards, strict=True))[::7]:
-        mating = set()
-        for move in board.legal_moves:
-            after = board.copy()
-            after.push(move)
-            if after.is_checkmate():
-                mating.add(move.uci())
-        assert mating == set(problem.worths[0]) != set()
-    trained = shown_positions("shipped")
-    assert not keys & trained
-    with gzip.open(MATES_FILE, "rt") as shipped:
-        lines = [line.rstrip("\n") for _, line in zip(range(2), shipped, strict=False)]
-    assert list(mates(2, taken=trained)) == lines
 
 
 # Puzzles of several moves --------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import pytest
 import yaml
 from datasets import concatenate_datasets
 
-from recipes import evaluate, generate_data, grpo, play, report, sft
+from recipes import evaluate, generate_data, generate_problems, grpo, play, report, sft
 from rookworld_trl import help as help_
 from rookworld_trl import terminal
 from rookworld_trl.data.dataset import SHIPPED_DIRECTORY, load_shipped
@@ -179,10 +179,14 @@ def test_other_processes_keep_no_log(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("program", ["evaluate", "generate_data positions", "generate_data dataset", "report", "play"])
+@pytest.mark.parametrize(
+    "program",
+    ["evaluate", "generate_data positions", "generate_data dataset", "generate_problems tactics", "report", "play"],
+)
 def test_every_program_is_quiet_and_speaks_json(program: str, capsys: pytest.CaptureFixture[str]) -> None:
     name, *command = program.split()
-    main = {"evaluate": evaluate, "generate_data": generate_data, "report": report, "play": play}[name].main
+    programs = (evaluate, generate_data, generate_problems, report, play)
+    (main,) = (each.main for each in programs if each.__name__ == f"recipes.{name}")
     with pytest.raises(SystemExit):
         main([*command, "--help"])
     out = capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""Positions in which one move wins: the rule by hand, the shipped files, and that the same seed finds the same ones."""
+"""Mates in one and tactics: the rules by hand, the shipped files, and that the same seed finds the same ones."""
 
 import gzip
 import itertools
@@ -10,10 +10,12 @@ import chess
 import pyarrow.parquet as pq
 import pytest
 
-from rookworld_trl.data import tactics
+from recipes import generate_problems
+from recipes.generate_problems import build_tactics, is_wanted, kind_of, shipped_keys
+from rookworld_trl.data.dataset import MATES_FILE, TACTICS_FILES
+from rookworld_trl.data.seen import shown_positions
 from rookworld_trl.data.splits import split_of
 from rookworld_trl.data.strata import winning_move
-from rookworld_trl.data.tactics import TACTICS_FILES, build_tactics, is_wanted, kind_of, shipped_keys
 from rookworld_trl.engine import MoveValue
 from rookworld_trl.evaluation.problem_files import read_problems
 from rookworld_trl.tasks import position_key
@@ -64,14 +66,41 @@ class Scripted:
 
 def test_blunders_are_moves_that_lose_and_that_the_wanted_kind_of_move_punishes() -> None:
     board = chess.Board("rnbqkbnr/pppp1ppp/8/4p3/4P3/5N2/PPPP1PPP/RNBQKB1R b KQkq - 1 2")
-    after = {each.fen().split()[0] for each, _ in tactics.blunders(board, True, Scripted(), random.Random(0))}  # type: ignore[arg-type]
+    after = {each.fen().split()[0] for each, _ in generate_problems.blunders(board, True, Scripted(), random.Random(0))}  # type: ignore[arg-type]
     wanted = set()
     for uci in ("e8e7", "d8g5", "d8h4", "f7f6"):
         moved = board.copy()
         moved.push_uci(uci)
         wanted.add(moved.fen().split()[0])
     assert after == wanted
-    assert not list(tactics.blunders(board, False, Scripted(), random.Random(0)))  # type: ignore[arg-type]
+    assert not list(generate_problems.blunders(board, False, Scripted(), random.Random(0)))  # type: ignore[arg-type]
+
+
+def test_the_shipped_mates_are_mates_of_both_colours_that_training_never_shows() -> None:
+    problems = read_problems(MATES_FILE)
+    boards = [problem.boards[0] for problem in problems]
+    keys = {position_key(board.fen()) for board in boards}
+    assert len(keys) == len(boards) >= 1000
+    assert {group: [p.group for p in problems].count(group) for group in ("white", "black")} == {
+        "white": 600,
+        "black": 600,
+    }
+    for problem, board in list(zip(problems, boards, strict=True))[::7]:
+        mating = set()
+        for move in board.legal_moves:
+            after = board.copy()
+            after.push(move)
+            if after.is_checkmate():
+                mating.add(move.uci())
+        assert mating == set(problem.worths[0]) != set()
+    trained = shown_positions("shipped")
+    assert not keys & trained
+
+
+def test_the_shipped_mates_are_made_again(tmp_path: Path) -> None:
+    generate_problems.main(["mates", "--output", str(tmp_path), "--count", "2", "--quiet"])
+    with gzip.open(MATES_FILE, "rt") as shipped, gzip.open(tmp_path / MATES_FILE.name, "rt") as made:
+        assert list(made) == [next(shipped), next(shipped)]
 
 
 def test_the_shipped_tactics_are_of_two_splits_that_training_never_shows() -> None:
@@ -105,9 +134,9 @@ def test_the_shipped_tactics_are_of_two_splits_that_training_never_shows() -> No
 def test_the_same_seed_finds_the_same_tactics_however_often_it_is_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tactics, "CHUNK", 1)  # so that both splits take two rounds
+    monkeypatch.setattr(generate_problems, "CHUNK", 1)  # so that both splits take two rounds
     for name, value in (("LOOK_SHARE", 1.0), ("MOST_SHARE", 1.0), ("OTHERS", 0.0), ("MAX_PLIES", 40)):
-        monkeypatch.setattr(tactics, name, value)
+        monkeypatch.setattr(generate_problems, name, value)
     settings: dict[str, Any] = {"count": 1, "nodes": 1_000}
     assert set(build_tactics(tmp_path / "one", (), **settings)) >= {0}
     next(iter(itertools.islice(build_tactics(tmp_path / "two", (), **settings), 1, 2)))  # stopped after one round
@@ -121,7 +150,7 @@ def test_the_same_seed_finds_the_same_tactics_however_often_it_is_stopped(
         numbers = dict(zip(listed["position"].to_pylist(), listed["split"].to_pylist(), strict=True))
         for problem in problems:
             fen = problem.boards[0].fen()
-            assert split_of(fen) == split or numbers[tactics.position_number(fen)] == split
+            assert split_of(fen) == split or numbers[generate_problems.position_number(fen)] == split
     shown = {position_key(problem.boards[0].fen()) for problem in problems}
     taken = {1: [{"fen": f"{key} 0 1", "takes_most": True} for key in shown]}
-    assert tactics.choose(taken, 4, shown)["test"] == []
+    assert generate_problems.choose(taken, 4, shown)["test"] == []

@@ -1,22 +1,28 @@
-"""Positions in which one move wins, for dev and for test, from games of their own.
+"""Make the positions to be solved that evaluation takes: mates in one, and tactics for dev and for test.
 
-As in Lichess's puzzles, the opponent has just blundered and one move punishes it. In a level position of noisy engine
-self-play, blunders are drawn among the legal moves; a position after one is kept if, by the engine's values of all of
-its legal moves,
+    python recipes/generate_problems.py mates --output rookworld_trl/assets/data
+    python recipes/generate_problems.py tactics --openings openings.tsv --output rookworld_trl/assets/data
+
+Mates come by python-chess alone, the same on every machine. Of tactics, one move wins: as in Lichess's puzzles, the
+opponent has just blundered and one move punishes it. In a level position of noisy engine self-play, blunders are drawn
+among the legal moves; a position after one is kept if, by the engine's values of all of its legal moves,
 
 - the best move leaves a win chance of `WINS` or more (Lichess's formula; +110 centipawns), and
 - every other move leaves `BLUNDER` less or worse: 15 points of win chance are what Lichess calls a blunder, and
-- the best move neither checkmates at once (that is the suite of mates in one) nor takes back what was just taken.
+- the best move neither checkmates at once nor takes back what was just taken.
 
 In a third of the positions of a split the best move is not among those that take the most: it takes less, gives check
-or is quiet. In the others no move takes more than the best one, the usual punishment of a noisy player's blunder.
+or is quiet. In the others no move takes more than the best one, the usual punishment of a noisy player's blunder. Games
+of dev and of test are their own. Needs Stockfish; the same bytes for a seed and an engine; run again to resume.
 """
 
+import argparse
 import gzip
 import json
+import os
 import random
 from collections import Counter
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from functools import partial
@@ -26,7 +32,8 @@ from typing import Any
 import chess
 import pyarrow as pa
 
-from rookworld_trl.data.dataset import SHIPPED_DIRECTORY, shipped_positions
+from rookworld_trl.config import bad_input
+from rookworld_trl.data.dataset import MATES_FILE, TACTICS_FILES, shipped_positions
 from rookworld_trl.data.generation import (
     RANDOM_SHARES,
     TEMPERATURES,
@@ -35,7 +42,6 @@ from rookworld_trl.data.generation import (
     opening_position,
     write_parquet,
 )
-from rookworld_trl.data.mates import MATES_FILE
 from rookworld_trl.data.splits import SPLITS, SplitName, held_out_answers, position_number, split_of
 from rookworld_trl.data.strata import BLUNDER, winning_move
 from rookworld_trl.engine import Engine
@@ -43,10 +49,13 @@ from rookworld_trl.play.openings import read_lines
 from rookworld_trl.tasks import position_key
 from rookworld_trl.tasks.boards import material_won, mating_moves
 from rookworld_trl.tasks.policy import win_chance
+from rookworld_trl.terminal import add_options, progress_bar, shown
 
-TACTICS_SPLITS: tuple[SplitName, SplitName] = ("dev", "test")
-TACTICS_FILES: dict[str, Path] = {split: SHIPPED_DIRECTORY / f"tactics_{split}.epd.gz" for split in TACTICS_SPLITS}
-COUNT, SEED = 1_000, 29  # of each shipped file
+MATES, MATES_SEED, MATE_PLIES = 1_200, 0, 160  # of the shipped file; the longest game
+# Share of moves that take the most material; the others are random. One share a game, from wild games to greedy ones.
+GREEDY_SHARES = (0.0, 0.3, 0.6)
+
+TACTICS, TACTICS_SEED = 1_000, 29  # of each shipped file
 OTHERS = 1 / 3  # share of the positions whose best move is not to take the most
 LABEL_NODES = 50_000  # shared by all legal moves
 # To play with, to find blunders with, and to look at what stands behind them before it is valued.
@@ -57,6 +66,58 @@ LOOK_SHARE = 0.5  # of the level positions
 MOST_SHARE = 0.2  # of these, where the best move is to take the most, since such blunders are common
 TRIES = 8  # blunders looked at in a position
 CHUNK = 20  # games that an engine plays in a row
+
+
+def write_epd(path: Path, lines: Iterable[str]) -> None:
+    """A compressed EPD file, the same bytes each time."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(gzip.compress("".join(f"{line}\n" for line in lines).encode(), mtime=0))
+
+
+def clocks(board: chess.Board) -> dict[str, Any]:
+    """The move clocks as EPD's operations."""
+    return {"hmvc": board.halfmove_clock, "fmvn": board.fullmove_number}
+
+
+# Mates in one
+
+
+def mates(count: int = MATES, seed: int = MATES_SEED, taken: Container[str] = ()) -> Iterator[str]:
+    """EPD lines of different positions, White and Black to mate in turn; `bm` has every mating move.
+
+    Each is the first position of a noisy game in which that colour can mate.
+
+    Args:
+        taken: positions to leave out, by `position_key`.
+    """
+    seen: set[str] = set()
+    game = 0
+    while len(seen) < count:
+        board = first_mate(random.Random(f"{seed}:{game}"), colour=len(seen) % 2 == 0)
+        game += 1
+        if board is None or (key := position_key(board.fen())) in seen or key in taken:
+            continue
+        seen.add(key)
+        yield board.epd(bm=mating_moves(board), id=f"mate in one {len(seen)}", **clocks(board))
+
+
+def first_mate(rng: random.Random, colour: chess.Color) -> chess.Board | None:
+    """Play a game up to the first position in which `colour` can mate; None where there is none."""
+    board, share = chess.Board(), rng.choice(GREEDY_SHARES)
+    for _ in range(MATE_PLIES):
+        moves = sorted(board.legal_moves, key=chess.Move.uci)
+        if not moves or board.is_insufficient_material():
+            return None
+        if board.turn == colour and mating_moves(board):
+            return board
+        if rng.random() < share:
+            won = [material_won(board, move) for move in moves]
+            moves = [move for move, worth in zip(moves, won, strict=True) if worth == max(won)]
+        board.push(rng.choice(moves))
+    return None
+
+
+# Tactics
 
 
 def kind_of(board: chess.Board, move: chess.Move) -> str:
@@ -70,12 +131,8 @@ def kind_of(board: chess.Board, move: chess.Move) -> str:
 def shipped_keys() -> set[str]:
     """All positions that the shipped splits and mates show, by `position_key`."""
     with gzip.open(MATES_FILE, "rt") as lines:
-        mates = {position_key(chess.Board.from_epd(line)[0].fen()) for line in lines}
-    return mates.union(*map(shipped_positions, SPLITS))
-
-
-def split_of_game(game: int) -> SplitName:
-    return TACTICS_SPLITS[game % 2]
+        known = {position_key(chess.Board.from_epd(line)[0].fen()) for line in lines}
+    return known.union(*map(shipped_positions, SPLITS))
 
 
 def tactics_of_game(
@@ -167,12 +224,13 @@ def choose(
 ) -> dict[SplitName, list[dict[str, Any]]]:
     """The first `count` positions of each split, of both kinds; none that is taken or held out by the other split."""
     seen: set[str] = set()
-    chosen: dict[SplitName, list[dict[str, Any]]] = {split: [] for split in TACTICS_SPLITS}
+    splits = list(TACTICS_FILES)  # games of dev and of test take turns
+    chosen: dict[SplitName, list[dict[str, Any]]] = {split: [] for split in splits}
     others = round(OTHERS * count)
     left = Counter({(split, most): count - others if most else others for split in chosen for most in (True, False)})
     for game in sorted(found):
         for entry in found[game]:
-            split, key = split_of_game(game), position_key(entry["fen"])
+            split, key = splits[game % 2], position_key(entry["fen"])
             free = key not in seen and key not in taken and split_of(entry["fen"]) in ("train", split)
             if free and left[split, entry["takes_most"]]:
                 seen.add(key)
@@ -188,16 +246,15 @@ def epd_line(entry: Mapping[str, Any], number: int) -> str:
     best = chess.Move.from_uci(winning_move(values) or "")
     second = sorted(values.values())[-2]
     operations: dict[str, Any] = {"ce": max(values.values()), "c0": f"second best {second}, game {entry['game']}"}
-    operations |= {"hmvc": board.halfmove_clock, "fmvn": board.fullmove_number}
-    return board.epd(bm=[best], **operations, id=f"{kind_of(board, best)} {number}")
+    return board.epd(bm=[best], **operations, **clocks(board), id=f"{kind_of(board, best)} {number}")
 
 
 def build_tactics(
     output: Path,
     taken: Container[str],
     *,
-    count: int = COUNT,
-    seed: int = SEED,
+    count: int = TACTICS,
+    seed: int = TACTICS_SEED,
     nodes: int = LABEL_NODES,
     workers: int = 1,
     openings: str | None = None,
@@ -205,8 +262,8 @@ def build_tactics(
 ) -> Iterator[int]:
     """Write both files, and the list of `splits.held_out_answers` with their positions, so that none is trained on.
 
-    The same bytes for a seed and an engine. Run again, it goes on where it was interrupted: `tactics.jsonl` remembers
-    the games. Yields how many positions there are after each round of games.
+    Run again, it goes on where it was interrupted: `tactics.jsonl` remembers the games. Yields how many positions there
+    are after each round of games.
 
     Args:
         taken: positions to leave out, by `position_key`: those of the shipped splits and of the mates.
@@ -219,20 +276,68 @@ def build_tactics(
         if (played["seed"], played["nodes"]) == (seed, nodes):
             found[played["game"]] = played["found"]
     with ProcessPoolExecutor(max_workers=workers) as executor, memory.open("a") as file:
-        while sum(map(len, (chosen := choose(found, count, taken)).values())) < len(TACTICS_SPLITS) * count:
+        while sum(map(len, (chosen := choose(found, count, taken)).values())) < len(TACTICS_FILES) * count:
             yield sum(map(len, chosen.values()))
             rounds = [range(len(found) + i * CHUNK, len(found) + (i + 1) * CHUNK) for i in range(workers)]
             play = partial(tactics_of_games, seed=seed, nodes=nodes, openings=openings, engine_path=engine_path)
             for games, results in zip(rounds, executor.map(play, rounds), strict=True):
                 found |= zip(games, results, strict=True)
-                lines = ({"seed": seed, "nodes": nodes, "game": game, "found": found[game]} for game in games)
-                file.write("".join(f"{json.dumps(line)}\n" for line in lines))
+                memories = ({"seed": seed, "nodes": nodes, "game": game, "found": found[game]} for game in games)
+                file.write("".join(f"{json.dumps(each)}\n" for each in memories))
             file.flush()
     listed = dict(held_out_answers())
     for split, entries in chosen.items():
-        text = "".join(f"{epd_line(entry, number)}\n" for number, entry in enumerate(entries, start=1))
-        (output / TACTICS_FILES[split].name).write_bytes(gzip.compress(text.encode(), mtime=0))
+        lines = (epd_line(entry, number) for number, entry in enumerate(entries, start=1))
+        write_epd(output / TACTICS_FILES[split].name, lines)
         listed |= {position_number(each["fen"]): split for each in entries if split_of(each["fen"]) != split}
     order = sorted(listed)
     columns = {"position": pa.array(order, pa.uint64()), "split": [listed[number] for number in order]}
     write_parquet(pa.table(columns), output / "held_out_answers.parquet")
+
+
+# The program
+
+
+def write_mates(args: argparse.Namespace) -> dict[str, Any]:
+    """Write positions with a mate in one, none of which a shipped row to train on shows."""
+    lines = mates(args.count, args.seed, shipped_positions("train"))
+    write_epd(args.output / MATES_FILE.name, lines)
+    return {"output": str(args.output)}
+
+
+def write_tactics(args: argparse.Namespace) -> dict[str, Any]:
+    """Write positions in which one move wins, for dev and test, none of which another shipped file shows."""
+    settings = {"count": args.count, "seed": args.seed, "nodes": args.nodes, "workers": args.workers}
+    settings |= {"openings": args.openings, "engine_path": args.engine}
+    with progress_bar("tactics", len(TACTICS_FILES) * args.count, "position") as bar:
+        for found in build_tactics(args.output, shipped_keys(), **settings):
+            bar.update(found - bar.n)
+    return {"output": str(args.output)}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True)
+    easy = commands.add_parser("mates", help="Find positions with a mate in one.")
+    easy.set_defaults(run=write_mates)
+    find = commands.add_parser("tactics", help="Find positions in which one move wins, for dev and test.")
+    find.set_defaults(run=write_tactics)
+    find.add_argument("--openings", help="TSV of opening lines (lichess-org/chess-openings); default: random openings.")
+    find.add_argument("--nodes", type=int, default=LABEL_NODES, help="Engine nodes a position, shared by its moves.")
+    find.add_argument("--workers", type=int, default=os.cpu_count())
+    find.add_argument("--engine", help="Path of the engine; default: Stockfish on PATH.")
+    for command, count, seed in ((easy, MATES, MATES_SEED), (find, TACTICS, TACTICS_SEED)):
+        command.add_argument("--output", type=Path, required=True, help="Folder for the files.")
+        command.add_argument("--count", type=int, default=count, help="Positions of each file.")
+        command.add_argument("--seed", type=int, default=seed)
+        add_options(command)
+    args = parser.parse_args(arguments)
+    for name in ("count", "nodes", "workers"):
+        if getattr(args, name, 1) < 1:
+            parser.error(f"--{name} must be 1 or more; got {getattr(args, name)}")
+    with bad_input(), shown(args) as result:
+        result |= args.run(args)
+
+
+if __name__ == "__main__":
+    main()
