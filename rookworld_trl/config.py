@@ -10,7 +10,6 @@ itself; its own keys win over theirs.
 
 import dataclasses
 import difflib
-import enum
 import os
 import re
 import shlex
@@ -18,14 +17,14 @@ import sys
 import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from rookworld_trl.help import ENVIRONMENT, usage
+from rookworld_trl.help import ENVIRONMENT, alternatives, usage
 
 EXIT_BAD_INPUT = 2
 EXTENDS = "extends"
@@ -234,83 +233,58 @@ def _read_command_line(argv: list[str]) -> dict[str, _Setting]:
     return settings
 
 
-class _WrongTypeError(Exception):
-    pass
-
-
 def _typed(key: str, setting: _Setting, hint: Any) -> Any:
     try:
         return _coerce(setting, hint)
-    except _WrongTypeError:
+    except TypeError:
         shown = setting.text if setting.typed else setting.value
         raise RecipeError(f"{setting.source}: key '{key}' is {shown!r}; write {_describe(hint)}") from None
 
 
 def _coerce(setting: _Setting, hint: Any) -> Any:
-    """The value as the type `hint` asks for; nothing is guessed beyond int -> float and YAML's unread '1e-5'."""
-    value, text = setting.value, setting.text
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if hint is Any:
-        return value
-    if origin in (typing.Union, types.UnionType):
-        return _coerce_union(setting, arguments)
-    if origin is typing.Literal:
-        for choice in arguments:
-            if text == choice or (value == choice and type(value) is type(choice)):  # True == 1
-                return choice
-    if isinstance(hint, type) and issubclass(hint, enum.Enum):
-        for choice in (member.value for member in hint):
-            if choice in (text, value):
-                return choice
-    if hint in (None, types.NoneType) and value is None:
-        return None
-    if hint is bool and isinstance(value, bool):
-        return value
-    if hint is int and isinstance(value, int) and not isinstance(value, bool):
-        return value
-    if hint is float and not isinstance(value, bool):
-        try:
-            return float(value)  # YAML 1.1 reads 1e-5, without a dot, as text
-        except (TypeError, ValueError):
-            raise _WrongTypeError from None
-    if hint is str and (setting.typed or isinstance(value, str)):
-        return text if setting.typed else value
-    if (origin or hint) is list and isinstance(value, list):
-        return [_coerce(_Setting(item, ""), arguments[0]) for item in value] if arguments else value
-    if (origin or hint) is dict and isinstance(value, dict):
-        return {k: _coerce(_Setting(v, ""), arguments[1]) for k, v in value.items()} if arguments else value
-    raise _WrongTypeError
+    """The value as the type `hint` asks for; nothing is guessed beyond int -> float and YAML's unread '1e-5'.
 
-
-def _coerce_union(setting: _Setting, members: tuple[Any, ...]) -> Any:
-    # `SomeEnum | str` means "one of the enum's values": the enum decides, else a misspelt value would pass as text.
-    if any(isinstance(member, type) and issubclass(member, enum.Enum) for member in members):
-        members = tuple(member for member in members if member is not str)
+    Raises:
+        TypeError: it is none.
+    """
     # Text on the command line fits str whatever it says: ask the stricter types first.
-    for member in sorted(members, key=lambda member: member is str):
-        try:
-            return _coerce(setting, member)
-        except _WrongTypeError:
-            continue
-    raise _WrongTypeError
+    for kind in sorted(alternatives(hint), key=lambda kind: kind is str):
+        with suppress(TypeError, ValueError):
+            return _coerce_to(kind, setting.value, setting)
+    raise TypeError
+
+
+def _coerce_to(kind: Any, value: Any, setting: _Setting) -> Any:
+    origin, arguments = typing.get_origin(kind) or kind, typing.get_args(kind)
+    if isinstance(kind, tuple):
+        for choice in kind:
+            if setting.text == choice or (value == choice and type(value) is type(choice)):  # True == 1
+                return choice
+    if kind is Any or (origin in (bool, int, types.NoneType) and type(value) is origin):
+        return value
+    if kind is float and not isinstance(value, bool):
+        return float(value)  # YAML 1.1 reads 1e-5, without a dot, as text
+    if kind is str and (setting.typed or isinstance(value, str)):
+        return setting.text if setting.typed else value
+    if origin is list and isinstance(value, list):
+        return [_coerce(_Setting(item, ""), arguments[0]) for item in value] if arguments else value
+    if origin is dict and isinstance(value, dict):
+        return {k: _coerce(_Setting(v, ""), arguments[1]) for k, v in value.items()} if arguments else value
+    raise TypeError
 
 
 def _describe(hint: Any) -> str:
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        if any(isinstance(member, type) and issubclass(member, enum.Enum) for member in arguments):
-            arguments = tuple(member for member in arguments if member is not str)
-        return " or ".join(_describe(member) for member in arguments)
-    if origin is typing.Literal:
-        return "one of " + ", ".join(map(repr, arguments))
-    if isinstance(hint, type) and issubclass(hint, enum.Enum):
-        return "one of " + ", ".join(repr(member.value) for member in hint)
-    if origin is list:
-        return f"a list, each item {_describe(arguments[0])}"
-    if origin is dict or hint is dict:
-        return "a mapping"
     names = {bool: "true or false", int: "a whole number", float: "a number", str: "text", types.NoneType: "null"}
-    return names.get(hint, getattr(hint, "__name__", str(hint)))
+    words = []
+    for kind in alternatives(hint):
+        origin = typing.get_origin(kind) or kind
+        if isinstance(kind, tuple):
+            words.append("one of " + ", ".join(map(repr, kind)))
+        elif origin is list:
+            words.append(f"a list, each item {_describe(typing.get_args(kind)[0])}")
+        else:
+            words.append("a mapping" if origin is dict else names.get(kind, getattr(kind, "__name__", str(kind))))
+    return " or ".join(words)
 
 
 def _build(cls: type, values: dict[str, Any], settings: dict[str, _Setting], source: str) -> Any:

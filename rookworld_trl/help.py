@@ -98,14 +98,26 @@ def shown(default: Any) -> str:
 
 def kind_of(hint: Any) -> str:
     """A type in one word, or its choices: `NUMBER`, `fast|exact`."""
+    words: list[str] = []
+    for each in alternatives(hint):
+        if isinstance(each, tuple):
+            words += map(str, each)
+        elif each is not types.NoneType:
+            words.append(_NAMES.get(typing.get_origin(each) or each, "TEXT"))
+    return "|".join(dict.fromkeys(words))
+
+
+def alternatives(hint: Any) -> list[Any]:
+    """What a field of a type may hold: of a union each member; a tuple of values stands for a choice among them."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
-        members = [each for each in arguments if each is not types.NoneType]
-        if any(isinstance(each, type) and issubclass(each, enum.Enum) for each in members):
-            members = [each for each in members if each is not str]
-        return "|".join(dict.fromkeys(map(kind_of, members)))
+        # `SomeEnum | str` means "one of the enum's values": a misspelt value would pass as text.
+        enums = any(map(_is_enum, arguments))
+        return [each for member in arguments if not (enums and member is str) for each in alternatives(member)]
     if origin is typing.Literal:
-        return "|".join(map(str, arguments))
-    if isinstance(hint, type) and issubclass(hint, enum.Enum):
-        return "|".join(str(member.value) for member in hint)
-    return _NAMES.get(origin or hint, "TEXT")
+        return [arguments]
+    return [tuple(member.value for member in hint)] if _is_enum(hint) else [hint]
+
+
+def _is_enum(hint: Any) -> bool:
+    return isinstance(hint, type) and issubclass(hint, enum.Enum)
