@@ -4,13 +4,12 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from accelerate.utils import parse_flag_from_env
 from trl import GRPOConfig
 
 from rookworld_trl.config import option
 from rookworld_trl.training import clashes, validation
 from rookworld_trl.training.monitor import DEFAULT_BANDS
-from rookworld_trl.training.placement import choose_compile, insist_on_no_compile, on_gpu
+from rookworld_trl.training.placement import follow_launcher, insist_on_no_compile, on_gpu
 
 KL_STOP = 50.0  # nats a completion
 COMPILE_BUCKET = 64  # tokens; prompts and completions of compiled models are padded to multiples of it
@@ -30,15 +29,11 @@ class RookWorldGRPOConfig(GRPOConfig):
     _VALID_DICT_FIELDS: ClassVar[list[str]] = [*GRPOConfig._VALID_DICT_FIELDS, "health_bands", "task_sampling"]
 
     CHOICES: ClassVar[dict[str, tuple[Any, ...]]] = validation.CHOICES
-    # Fields of TRL and transformers that are read by their example scripts, for chats, images and experts, for other
-    # evaluations, old names, or refused at any value but one.
+    # And what TRL reads for chats and images, or what is refused at any value but one.
     INERT: ClassVar[tuple[str, ...]] = (
-        *("do_train", "do_eval", "do_predict", "local_rank", "label_names", "label_smoothing_factor"),
-        *("prediction_loss_only", "include_for_metrics", "batch_eval_metrics", "eval_do_concat_batches"),
-        *("eval_use_gather_object", "length_column_name", "train_sampling_strategy", "router_aux_loss_coef"),
-        *("chat_template_kwargs", "max_tool_calling_iterations", "log_multimodal", "shuffle_dataset"),
-        *("use_transformers_paged", "vllm_importance_sampling_cap"),
-        *("gradient_checkpointing", "gradient_checkpointing_kwargs"),
+        *validation.UNREAD,
+        *("train_sampling_strategy", "chat_template_kwargs", "max_tool_calling_iterations", "log_multimodal"),
+        *("shuffle_dataset", "use_transformers_paged", "vllm_importance_sampling_cap"),
         *("disable_dropout", "top_p", "top_k", "min_p", "repetition_penalty", "save_only_model"),
     )
 
@@ -223,10 +218,8 @@ class RookWorldGRPOConfig(GRPOConfig):
     memory_share: float = option(0.85, "Share of the GPU that auto_batch_size may fill.")
 
     def __post_init__(self) -> None:
-        if parse_flag_from_env("ACCELERATE_USE_CPU"):  # which transformers asks too, for the device alone
-            self.use_cpu = True
+        follow_launcher(self)
         self.choose_precision()
-        choose_compile(self)
         if self.rollout_backend == "vllm":
             self.use_vllm = True
         validation.check_fields(self)

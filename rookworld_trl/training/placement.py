@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from accelerate.utils import DynamoBackend, TorchDynamoPlugin
+from accelerate.utils import DynamoBackend, TorchDynamoPlugin, parse_flag_from_env
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl import GRPOConfig
 
@@ -128,12 +128,15 @@ def precision_of(home: torch.device, device: torch.device, mixed_precision: str)
         yield
 
 
-def choose_compile(config: Any) -> None:
-    """Settle whether, by what backend and in which mode to compile: by the fields that are set, else by what
-    `accelerate launch` was told (`dynamo_config` of its file, which reaches a program through the environment).
+def follow_launcher(config: Any) -> None:
+    """Settle whether to use the CPU, and whether, by what backend and in which mode to compile: by the fields that are
+    set, else by what `accelerate launch` was told (`use_cpu` and `dynamo_config` of its file, which reach a program
+    through the environment).
 
     Its `dynamic`, `fullgraph` and regional compilation have no field here, and hold wherever something is compiled.
     """
+    if parse_flag_from_env("ACCELERATE_USE_CPU"):  # which transformers asks too, for the device alone
+        config.use_cpu = True
     launched = TorchDynamoPlugin()
     on = launched.backend != DynamoBackend.NO
     backend = config.torch_compile_backend or (launched.backend.value.lower() if on else None)

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from accelerate.utils import parse_flag_from_env
 from torch import nn, optim
 from transformers import TrainingArguments
 from trl import SFTConfig, SFTTrainer
@@ -15,9 +14,9 @@ from rookworld_trl.config import option
 from rookworld_trl.modeling.gpt2 import GPT2
 from rookworld_trl.modeling.row_tree import pack, weighted_nats
 from rookworld_trl.training.clashes import check_alert
-from rookworld_trl.training.placement import choose_compile, insist_on_no_compile, keep_freed_memory
+from rookworld_trl.training.placement import follow_launcher, insist_on_no_compile, keep_freed_memory
 from rookworld_trl.training.recovery import Diverged
-from rookworld_trl.training.validation import check_fields
+from rookworld_trl.training.validation import UNREAD, check_fields
 
 NATS_SCALE = 32  # the loss is nats a completion divided by this, about the tokens of rookworld-nano's `A:` completion
 
@@ -33,17 +32,15 @@ class SupervisedConfig(SFTConfig):
     auto_resume: ClassVar[bool] = True  # what `rookworld_trl.checkpointing` asks for
     stable_after_steps: ClassVar[int] = 10
 
-    # Fields of TRL and transformers that are read by their example scripts, for other rows than token ids with labels,
-    # for chats and experts, for other evaluations, old names, or refused at any value but one.
+    # And what TRL reads for other rows than token ids with labels, or what is refused at any value but one.
     INERT: ClassVar[tuple[str, ...]] = (
-        *("do_train", "do_eval", "do_predict", "local_rank", "label_names", "prediction_loss_only"),
-        *("include_for_metrics", "batch_eval_metrics", "eval_do_concat_batches", "eval_use_gather_object"),
-        *("length_column_name", "router_aux_loss_coef", "chat_template_path", "dataset_text_field", "dataset_num_proc"),
-        *("eos_token", "pad_token", "completion_only_loss", "assistant_only_loss", "eval_packing", "packing_strategy"),
+        *UNREAD,
+        *("chat_template_path", "dataset_text_field", "dataset_num_proc", "eos_token", "pad_token"),
+        *("completion_only_loss", "assistant_only_loss", "eval_packing", "packing_strategy"),
         *("packing", "padding_free", "model_init_kwargs", "trust_remote_code", "truncation_mode", "push_to_hub"),
         *("hub_token", "hub_private_repo", "hub_model_id", "hub_strategy", "hub_always_push", "hub_revision"),
-        *("gradient_checkpointing", "gradient_checkpointing_kwargs", "activation_offloading", "dataset_kwargs"),
-        *("max_length", "remove_unused_columns", "loss_type", "label_smoothing_factor", "pad_to_multiple_of"),
+        *("activation_offloading", "dataset_kwargs", "max_length", "remove_unused_columns", "loss_type"),
+        *("pad_to_multiple_of",),
     )
 
     alert: str | None = option(
@@ -67,10 +64,8 @@ class SupervisedConfig(SFTConfig):
     )
 
     def __post_init__(self) -> None:
-        if parse_flag_from_env("ACCELERATE_USE_CPU"):  # which transformers asks too, for the device alone
-            self.use_cpu = True
         check_fields(self, TrainingArguments)
-        choose_compile(self)
+        follow_launcher(self)
         # Trees are made by the data set as they are asked for, of columns that the model does not know.
         self.remove_unused_columns = False
         self.dataset_kwargs = {"skip_prepare_dataset": True}
