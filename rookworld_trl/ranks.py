@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import DistributedType, broadcast_object_list, gather_object
 
 T = TypeVar("T")
 
@@ -26,6 +26,11 @@ def decided(main: bool, decide: Callable[[], T]) -> T:
     if outcome[1] is not None:
         raise outcome[1]
     return outcome[0]
+
+
+def sharded(accelerator: Any) -> bool:
+    """Whether no process has all weights."""
+    return accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
 
 
 def anywhere(flag: bool, accelerator: Any) -> bool:

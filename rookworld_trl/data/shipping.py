@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from rookworld_trl.data.splits import (
     SPLITS,
     SplitName,
     held_out_answers,
+    in_turn,
     position_number,
     split_by_hash,
     split_of,
@@ -94,19 +96,15 @@ def read_pool(sources: Sources, seed: int) -> dict[SplitName, list[dict[str, Any
                     record["game"] = f"{name}{record['game']}"
                     found[split].setdefault(position_key(record["fen"]), record)
     return {
-        split: in_turn(list(records.values()), random.Random(f"{seed}:{split}"))[: POOL[split]]
+        split: shuffled(list(records.values()), random.Random(f"{seed}:{split}"))[: POOL[split]]
         for split, records in found.items()
     }
 
 
-def in_turn(records: list[dict[str, Any]], rng: random.Random) -> list[dict[str, Any]]:
+def shuffled(records: list[dict[str, Any]], rng: random.Random) -> list[dict[str, Any]]:
     """The records in random order, the first one of each game before the second one of any."""
     rng.shuffle(records)
-    turns: Counter[str] = Counter()
-    for record in records:
-        record["turn"] = turns[record["game"]]
-        turns[record["game"]] += 1
-    return sorted(records, key=lambda record: record["turn"])
+    return in_turn(records, itemgetter("game"))
 
 
 def read_human_openings(path: str | None, seed: int) -> dict[SplitName, list[dict[str, Any]]]:
@@ -125,7 +123,7 @@ def read_human_openings(path: str | None, seed: int) -> dict[SplitName, list[dic
         own = split_by_hash(record["fen"])
         if own != "train" or split_of(record["fen"]) == "train":
             split[own].append(record)
-    return {name: in_turn(records, random.Random(f"{seed}:{name}:openings")) for name, records in split.items()}
+    return {name: shuffled(records, random.Random(f"{seed}:{name}:openings")) for name, records in split.items()}
 
 
 def choose_policy_rows(

@@ -8,16 +8,17 @@ import functools
 import hashlib
 import random
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from importlib.resources import files
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import pyarrow.parquet as pq
 from datasets import Dataset
 
 from rookworld_trl.tasks import ParseError, environment, policy, position_key, task_of
 
+T = TypeVar("T")
 SplitName = Literal["train", "dev", "test"]
 SPLITS: tuple[SplitName, ...] = ("train", "dev", "test")
 HELD_OUT_PERMILLE = 40  # of dev and of test
@@ -87,18 +88,22 @@ def draw_of_each(dataset: Dataset, limits: Mapping[str, int | None]) -> Dataset:
     Rows of no game stand for themselves. The draw is the same in every run, so that its results can be paired.
     """
     rng = random.Random(0)
-    tasks, games = (
-        list(dataset["task"]),
-        list(dataset["game"] if "game" in dataset.column_names else [""] * len(dataset)),
-    )
+    tasks = list(dataset["task"])
+    games = list(dataset["game"]) if "game" in dataset.column_names else [""] * len(dataset)
     chosen = []
     for task, limit in limits.items():
         rows = [number for number, name in enumerate(tasks) if name == task]
         rng.shuffle(rows)
-        turns: Counter[str] = Counter()
-        turn = {}  # how many rows of the same game are drawn before this one
-        for number in rows:
-            turn[number] = turns[games[number]] if games[number] else 0
-            turns[games[number]] += 1
-        chosen += sorted(rows, key=turn.__getitem__)[:limit]
+        chosen += in_turn(rows, games.__getitem__)[:limit]
     return dataset.select(sorted(chosen))
+
+
+def in_turn(items: Iterable[T], game_of: Callable[[T], str]) -> list[T]:
+    """The items in their order, but one of each game before the second one of any; where it is "", each is its own."""
+    turns: Counter[str] = Counter()
+    numbered = []
+    for item in items:
+        game = game_of(item)
+        numbered.append((turns[game] if game else 0, item))
+        turns[game] += 1
+    return [item for _, item in sorted(numbered, key=lambda pair: pair[0])]

@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
-from operator import itemgetter
 from typing import Any, Literal, get_args
 
 import chess
@@ -21,7 +20,7 @@ from rookworld_trl.engine import Engine, find_engine
 from rookworld_trl.evaluation.comparison import Comparison
 from rookworld_trl.evaluation.elo import Rating, rate
 from rookworld_trl.evaluation.intervals import wilson
-from rookworld_trl.evaluation.metrics import Metric
+from rookworld_trl.evaluation.metrics import ratio
 from rookworld_trl.evaluation.suite import SuiteItem, SuiteResult
 from rookworld_trl.play import (
     EnginePlayer,
@@ -105,9 +104,7 @@ class Ladder:
                 scores[rules] = played * (score if white else 1 - score)
             name = f"{opponent}, game {met[opponent]}"
             items.append(SuiteItem(name, opponent, game.fen, " ".join(game.moves), scores))
-        metrics = [
-            Metric(rules, f"points, {rules} rules", itemgetter(rules), itemgetter("played"), False) for rules in RULES
-        ]
+        metrics = [ratio(rules, f"points, {rules} rules", "played") for rules in RULES]
         return SuiteResult(self.name, self.settings, metrics, items)
 
     def to_dict(self) -> dict[str, Any]:

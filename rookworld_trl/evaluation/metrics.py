@@ -6,6 +6,7 @@ so intervals and paired comparisons need one implementation (`intervals`).
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from operator import itemgetter
 from typing import Any, TypedDict
 
 import numpy as np
@@ -60,16 +61,19 @@ class Estimate(TypedDict):
     denominator: float
 
 
-def _field(name: str) -> Term:
-    return lambda scores: scores[name]
+def share(name: str, label: str, better: int = 1) -> Metric:
+    """Of a score that is 0 or 1."""
+    return Metric(name, label, itemgetter(name), better=better)
 
 
-def _share(name: str, label: str, better: int = 1) -> Metric:
-    return Metric(name, label, _field(name), better=better)
+def mean(name: str, label: str, format: str = ".3f", better: int = 1) -> Metric:
+    """Of any score."""
+    return Metric(name, label, itemgetter(name), proportion=False, format=format, better=better)
 
 
-def _mean(name: str, label: str, format: str = ".3f", better: int = 1) -> Metric:
-    return Metric(name, label, _field(name), proportion=False, format=format, better=better)
+def ratio(name: str, label: str, of: str, format: str = "percent", better: int = 1) -> Metric:
+    """Of a score's sum to another's."""
+    return Metric(name, label, itemgetter(name), itemgetter(of), False, format, better)
 
 
 def _detection(flag: str) -> list[Metric]:
@@ -80,20 +84,20 @@ def _detection(flag: str) -> list[Metric]:
         return scores[true] * scores[predicted]
 
     return [
-        Metric(f"{flag}_recall", f"{flag}: recall", hit, _field(true)),
-        Metric(f"{flag}_precision", f"{flag}: precision", hit, _field(predicted)),
+        Metric(f"{flag}_recall", f"{flag}: recall", hit, itemgetter(true)),
+        Metric(f"{flag}_precision", f"{flag}: precision", hit, itemgetter(predicted)),
         Metric(f"{flag}_f1", f"{flag}: F1", lambda s: 2.0 * hit(s), lambda s: s[true] + s[predicted], proportion=False),
     ]
 
 
 _TEXT = [
-    _share("finished", "ended by itself"),
-    _mean("tokens", "tokens a completion", format=".1f", better=0),
+    share("finished", "ended by itself"),
+    mean("tokens", "tokens a completion", format=".1f", better=0),
 ]
 
 METRICS: dict[TaskName, list[Metric]] = {
     "policy": [
-        _share("best_legal", "B legal"),
+        share("best_legal", "B legal"),
         # Of the answers whose move is legal: (mean value - r) / (1 - r), r that of a random legal move in their
         # positions; 0 for a random legal mover, 1 for the best moves. The correction is that of Cohen's kappa.
         Metric(
@@ -108,33 +112,33 @@ METRICS: dict[TaskName, list[Metric]] = {
             "legal_value",
             "value of the legal moves",
             lambda s: s["best_legal"] * s["best_value"],
-            _field("best_legal"),
+            itemgetter("best_legal"),
             proportion=False,
         ),
-        _mean("best_value", "value of B, illegal ones 0", format="percent"),
-        _share("parsed", "parsable"),
-        _share("candidates_legal_distinct", "all candidates legal and distinct"),
-        _share("best_in_moves", "B among the candidates"),
-        _share("best_in_top5", "B in the engine's top five"),
-        _share("top1", "B is the engine's best"),
-        _mean("evals_score", "evals, above the best constant", format="percent"),
-        _mean("n_candidates", "candidates", format=".2f", better=0),
-        _mean("reward", "graduated reward"),
-        _mean("continuous", "continuous reward"),
+        mean("best_value", "value of B, illegal ones 0", format="percent"),
+        share("parsed", "parsable"),
+        share("candidates_legal_distinct", "all candidates legal and distinct"),
+        share("best_in_moves", "B among the candidates"),
+        share("best_in_top5", "B in the engine's top five"),
+        share("top1", "B is the engine's best"),
+        mean("evals_score", "evals, above the best constant", format="percent"),
+        mean("n_candidates", "candidates", format=".2f", better=0),
+        mean("reward", "graduated reward"),
+        mean("continuous", "continuous reward"),
         *_TEXT,
     ],
     "environment": [
-        _share("exact", "exact, whole string"),
-        _share("fen_exact", "FEN exact"),
-        _share("first_four", "first four FEN fields"),
-        _share("placement_exact", "placement exact"),
-        _share("reward_exact", "reward exact"),
+        share("exact", "exact, whole string"),
+        share("fen_exact", "FEN exact"),
+        share("first_four", "first four FEN fields"),
+        share("placement_exact", "placement exact"),
+        share("reward_exact", "reward exact"),
         *_detection("terminated"),
         *_detection("truncated"),
         Metric("unparsable", "unparsable", lambda s: 1.0 - s["parsed"], better=-1),
-        _share("copied_input", "input copied", better=-1),
-        _mean("reward", "graduated reward"),
-        _mean("continuous", "continuous reward"),
+        share("copied_input", "input copied", better=-1),
+        mean("reward", "graduated reward"),
+        mean("continuous", "continuous reward"),
         *_TEXT,
     ],
 }

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import chess
 
 from rookworld_trl.evaluation.baselines import PLAYERS, most_material
-from rookworld_trl.evaluation.metrics import Metric
+from rookworld_trl.evaluation.metrics import Metric, mean, ratio, share
 from rookworld_trl.evaluation.suite import Ask, SuiteItem, SuiteResult
 from rookworld_trl.tasks import ParseError, policy
 
@@ -110,9 +110,9 @@ def is_mate(board: chess.Board, move: str) -> bool:
 
 def _metrics(graded: bool) -> list[Metric]:
     return [
-        Metric("solved", "points, of all" if graded else "solved", lambda s: s["solved"], proportion=not graded),
-        *([Metric("best", "full points", lambda s: s["best"])] if graded else []),
-        Metric("in_candidates", "a best move among the candidates", lambda s: s["in_candidates"]),
-        Metric("legal", "B legal", lambda s: s["legal"], lambda s: s["positions"], proportion=False),
-        Metric("parsed", "parsable", lambda s: s["parsed"], lambda s: s["positions"], proportion=False),
+        mean("solved", "points, of all", "percent") if graded else share("solved", "solved"),
+        *([share("best", "full points")] if graded else []),
+        share("in_candidates", "a best move among the candidates"),
+        ratio("legal", "B legal", "positions"),
+        ratio("parsed", "parsable", "positions"),
     ]

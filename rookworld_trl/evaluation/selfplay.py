@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 import chess
 
-from rookworld_trl.evaluation.metrics import Metric, Term
+from rookworld_trl.evaluation.metrics import Metric, Term, mean, ratio, share
 from rookworld_trl.evaluation.suite import Ask, SuiteItem, SuiteResult
 from rookworld_trl.play import random_opening
 from rookworld_trl.tasks import ParseError, environment, policy, task_of
@@ -28,10 +28,6 @@ SHOWN_PLIES = (1, 10, 20, 40, 80)  # of the closed loop's table; its items have 
 COPIER = {"copier": "random move, input copied"}
 
 
-def _share(name: str, label: str, of: str) -> Metric:
-    return Metric(name, label, lambda s: s[name], lambda s: s[of], proportion=False)
-
-
 def _wrong(ply: int) -> Metric:
     def of(name: str) -> Term:
         return lambda scores: scores.get(name, 0.0)
@@ -41,15 +37,15 @@ def _wrong(ply: int) -> Metric:
 
 
 METRICS = [
-    Metric("legal_plies", "legal plies a game", lambda s: s["legal_plies"], proportion=False, format=".1f"),
-    Metric("faultless_plies", "faultless plies a game", lambda s: s["faultless_plies"], proportion=False, format=".1f"),
-    Metric("faultless", "games without a fault", lambda s: s["faultless"]),
+    mean("legal_plies", "legal plies a game", ".1f"),
+    mean("faultless_plies", "faultless plies a game", ".1f"),
+    share("faultless", "games without a fault"),
 ]
 DRIFT_METRICS = [
-    Metric("wrong", "squares wrong, mean over plies", lambda s: s["wrong"], lambda s: s["plies"], False, ".2f", -1),
-    _share("right", "plies with the right board", "plies"),
-    _share("legal", "moves legal on the true board", "plies"),
-    _share("parsed", "answers parsable", "answers"),
+    ratio("wrong", "squares wrong, mean over plies", "plies", ".2f", better=-1),
+    ratio("right", "plies with the right board", "plies"),
+    ratio("legal", "moves legal on the true board", "plies"),
+    ratio("parsed", "answers parsable", "answers"),
     METRICS[1],
     *map(_wrong, SHOWN_PLIES),
 ]

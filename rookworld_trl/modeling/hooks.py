@@ -1,4 +1,4 @@
-"""What holds for the length of a block: forward hooks, on models that may be compiled, and attributes."""
+"""What holds for the length of a block: forward hooks, on models with adapters or compiled, and attributes."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,6 +21,19 @@ def hooked(module: nn.Module, hook: Callable[..., Any]) -> Iterator[None]:
             yield
     finally:
         handle.remove()
+
+
+def without_adapters(model: Any) -> Any:
+    """The model below peft's adapters; itself where there are none."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+@contextmanager
+def capture_hidden(model: nn.Module) -> Iterator[list[torch.Tensor]]:
+    """Collect the last hidden states (B, S, H) of each forward pass of the backbone inside the block."""
+    states: list[torch.Tensor] = []
+    with hooked(without_adapters(model).base_model, lambda _, __, output: states.append(output.last_hidden_state)):
+        yield states
 
 
 @contextmanager

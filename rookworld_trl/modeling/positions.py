@@ -12,6 +12,8 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
+from rookworld_trl.modeling.hooks import without_adapters
+
 
 def positions_from_mask(attention_mask: torch.Tensor, length: int | None = None) -> torch.Tensor:
     """Number the attended tokens of each row from 0; padding gets position 0, which nothing attends to.
@@ -41,7 +43,7 @@ def install_position_hook(model: nn.Module) -> RemovableHandle:
     Raises:
         ValueError: the backbone takes no `position_ids`, so its positions cannot be set from outside.
     """
-    inner: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+    inner = without_adapters(model)
     backbone = getattr(inner, "base_model", inner)
     signature = inspect.signature(type(backbone).forward)
     if "position_ids" not in signature.parameters:

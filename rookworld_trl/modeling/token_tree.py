@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from rookworld_trl.modeling.hooks import capture_hidden, without_adapters
+
 # Logits alive at a time; with more, the backward pass computes them again, piece by piece.
 MAX_LOGITS = 2**25
 
@@ -94,12 +96,9 @@ def _hidden(model: nn.Module, trees: Sequence[TokenTree], device: torch.device) 
     inner: Any = model
     while hasattr(inner, "module"):
         inner = inner.module
-    inner = inner.get_base_model() if hasattr(inner, "get_base_model") else inner
-    if inner.config._attn_implementation != "sdpa":  # eager attention adds the mask
+    if without_adapters(inner).config._attn_implementation != "sdpa":  # eager attention adds the mask
         attention = torch.zeros(attention.shape, device=device).masked_fill(~attention, torch.finfo(torch.float32).min)
-    states: list[Tensor] = []
-    handle = inner.base_model.register_forward_hook(lambda _, __, output: states.append(output.last_hidden_state))
-    try:
+    with capture_hidden(inner) as states:
         model(
             input_ids=torch.from_numpy(ids).to(device),
             attention_mask=attention,
@@ -107,8 +106,6 @@ def _hidden(model: nn.Module, trees: Sequence[TokenTree], device: torch.device) 
             use_cache=False,
             logits_to_keep=1,
         )
-    finally:
-        handle.remove()
     return states[0]
 
 

@@ -15,30 +15,16 @@ from rookworld_trl.tasks import ParseError, TaskName, task_of
 Score = TypeVar("Score", PolicyScore, EnvironmentScore)
 
 # Fields of the scores whose means say something; logged as `policy/parsed`, `environment/fen_exact` and so on.
-_POLICY_METRICS = (
-    "parsed",
-    "best_legal",
-    "best_value",
-    "candidates_legal_distinct",
-    "best_in_moves",
-    "best_in_top5",
-    "top1",
-    "evals_score",
-)
-_ENVIRONMENT_METRICS = (
-    "parsed",
-    "exact",
-    "fen_exact",
-    "placement_exact",
-    "turn_exact",
-    "castling_exact",
-    "en_passant_exact",
-    "halfmove_exact",
-    "fullmove_exact",
-    "similarity",
-    "reward_exact",
-    "copied_input",
-)
+_LOGGED: dict[TaskName, tuple[str, ...]] = {
+    "policy": (
+        *("parsed", "best_legal", "best_value", "candidates_legal_distinct", "best_in_moves", "best_in_top5", "top1"),
+        "evals_score",
+    ),
+    "environment": (
+        *("parsed", "exact", "fen_exact", "placement_exact", "turn_exact", "castling_exact", "en_passant_exact"),
+        *("halfmove_exact", "fullmove_exact", "similarity", "reward_exact", "copied_input"),
+    ),
+}
 
 
 def policy_reward(prompts: list[str], completions: list[str], **columns: Any) -> list[float | None]:
@@ -56,16 +42,12 @@ def policy_reward(prompts: list[str], completions: list[str], **columns: Any) ->
     Raises:
         ValueError: a column is missing or has another length than the completions, or a row's data is malformed.
     """
-    scores = score_policy_rows(prompts, completions, **columns)
-    _log(columns, "policy", _POLICY_METRICS, scores)
-    return [None if score is None else score.reward for score in scores]
+    return _logged("policy", "reward", score_policy_rows(prompts, completions, **columns), columns)
 
 
 def policy_reward_continuous(prompts: list[str], completions: list[str], **columns: Any) -> list[float | None]:
     """Continuous reward of the `P:` rows, -0.3 to 1, None for the others; otherwise as `policy_reward`."""
-    scores = score_policy_rows(prompts, completions, **columns)
-    _log(columns, "policy", _POLICY_METRICS, scores)
-    return [None if score is None else score.continuous for score in scores]
+    return _logged("policy", "continuous", score_policy_rows(prompts, completions, **columns), columns)
 
 
 def environment_reward(prompts: list[str], completions: list[str], **columns: Any) -> list[float | None]:
@@ -83,16 +65,12 @@ def environment_reward(prompts: list[str], completions: list[str], **columns: An
     Raises:
         ValueError: a column is missing or has another length than the completions, or a row's data is malformed.
     """
-    scores = score_environment_rows(prompts, completions, **columns)
-    _log(columns, "environment", _ENVIRONMENT_METRICS, scores)
-    return [None if score is None else score.reward for score in scores]
+    return _logged("environment", "reward", score_environment_rows(prompts, completions, **columns), columns)
 
 
 def environment_reward_continuous(prompts: list[str], completions: list[str], **columns: Any) -> list[float | None]:
     """Continuous reward of the `A:` rows, -0.3 to 1, None for the others; otherwise as `environment_reward`."""
-    scores = score_environment_rows(prompts, completions, **columns)
-    _log(columns, "environment", _ENVIRONMENT_METRICS, scores)
-    return [None if score is None else score.continuous for score in scores]
+    return _logged("environment", "continuous", score_environment_rows(prompts, completions, **columns), columns)
 
 
 def score_policy_rows(prompts: list[str], completions: list[str], **columns: Any) -> list[PolicyScore | None]:
@@ -159,12 +137,13 @@ def _check_length(name: str, values: Sequence[Any], completions: Sequence[str]) 
         raise ValueError(f"column '{name}': found {found} for {len(completions)} completions; give one entry for each")
 
 
-def _log(columns: dict[str, Any], task: TaskName, names: tuple[str, ...], scores: Sequence[Any]) -> None:
-    """Hand the batch's means to TRL's `log_metric`, so that what evaluation counts shows during training."""
+def _logged(task: TaskName, form: str, scores: Sequence[Any], columns: dict[str, Any]) -> list[float | None]:
+    """The scores' rewards; the batch's means go to TRL's `log_metric`: what evaluation counts shows in training."""
     log_metric = columns.get("log_metric")
     scored = [score for score in scores if score is not None]
     if log_metric is not None and scored:
-        for name in names:
+        for name in _LOGGED[task]:
             log_metric(f"{task}/{name}", sum(float(getattr(score, name)) for score in scored) / len(scored))
         if task == "policy" and (shown := skill(scores, columns["legal_cp"])) is not None:
             log_metric("policy/skill", shown)
+    return [None if score is None else getattr(score, form) for score in scores]

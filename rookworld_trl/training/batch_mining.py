@@ -5,7 +5,6 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from accelerate.utils import DistributedType
 
 from rookworld_trl import ranks
 from rookworld_trl.training.mining import PART_COLUMN, Curriculum, PromptMiner, informative_groups, part_of, prompt_key
@@ -72,12 +71,13 @@ class BatchMiner:
         )
 
     def _check(self) -> None:
-        sharded = self.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
         problems = {
             "needs a data set with random access and text prompts": not hasattr(self.dataset, "column_names")
             or not hasattr(self.dataset, "__len__")
             or not isinstance(self.dataset[0]["prompt"], str),
-            "samples different numbers of rows on each process, which sharded weights cannot": sharded,
+            "samples different numbers of rows on each process, which sharded weights cannot": ranks.sharded(
+                self.accelerator
+            ),
         }
         for problem, found in problems.items():
             if found:

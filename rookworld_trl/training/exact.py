@@ -38,9 +38,9 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
 from torch import Tensor, nn
 
+from rookworld_trl import ranks
 from rookworld_trl.modeling.token_tree import Pairs, TokenTree, tree_logps
 from rookworld_trl.training import kl
 from rookworld_trl.training.config import RookWorldGRPOConfig
@@ -244,8 +244,7 @@ class ExactObjective:
         self.find, self.count, self.record = find, count, record
         inner: Any = accelerator.unwrap_model(policy)
         problems = {
-            "the weights are sharded": accelerator.distributed_type
-            in (DistributedType.FSDP, DistributedType.DEEPSPEED),
+            "the weights are sharded": ranks.sharded(accelerator),
             f"`attn_implementation` is {inner.config._attn_implementation}, and branches need a mask of their own": (
                 inner.config._attn_implementation not in ("sdpa", "eager")
             ),

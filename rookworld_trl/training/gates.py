@@ -26,6 +26,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from rookworld_trl.modeling.hooks import without_adapters
 from rookworld_trl.training.recording import Sampled
 
 Score = Callable[..., torch.Tensor]
@@ -118,8 +119,7 @@ def score_alone(model: nn.Module, prompt: torch.Tensor, completion: torch.Tensor
     """
     row = torch.cat([prompt, completion])[None]
     positions = {"position_ids": torch.arange(row.shape[1], device=row.device)[None]}
-    plain: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
-    named = inspect.signature(type(plain).forward).parameters
+    named = inspect.signature(type(without_adapters(model)).forward).parameters
     if "position_ids" not in named and not any(each.kind is each.VAR_KEYWORD for each in named.values()):
         positions = {}  # ALiBi and the like have none to be wrong
     output = model(input_ids=row, attention_mask=torch.ones_like(row), use_cache=False, **positions)

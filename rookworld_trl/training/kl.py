@@ -21,15 +21,11 @@ value and takes the gradient -d grad log pi for reverse, (1 - w) grad log pi for
 whose expectations are the true gradients. For `reverse` k3 that is what TRL computes.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
 from torch.utils.checkpoint import checkpoint
-
-from rookworld_trl.modeling.hooks import hooked
 
 KL_TYPES = ("reverse", "forward", "symmetric")
 KL_ESTIMATORS = ("k1", "k2", "k3", "exact")
@@ -115,15 +111,6 @@ def exact_kl(
     pieces = [checkpoint(of_chunk, h, ref_h, use_reentrant=False) for h, ref_h in pairs]
     values = torch.cat(pieces) if pieces else hidden.new_zeros(0).float()
     return torch.zeros(mask.shape, device=values.device).masked_scatter(chosen, values)
-
-
-@contextmanager
-def capture_hidden(model: nn.Module) -> Iterator[list[torch.Tensor]]:
-    """Collect the last hidden states (B, S, H) of each forward pass of the backbone inside the block."""
-    inner: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
-    states: list[torch.Tensor] = []
-    with hooked(inner.base_model, lambda _, __, output: states.append(output.last_hidden_state)):
-        yield states
 
 
 def loss_weights(

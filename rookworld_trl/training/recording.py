@@ -9,6 +9,8 @@ import torch
 from torch import nn
 from transformers import LogitsProcessorList, TemperatureLogitsWarper
 
+from rookworld_trl.modeling.hooks import without_adapters
+
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
@@ -77,8 +79,7 @@ def record_generate(model: nn.Module, rows: int = 4) -> Iterator[Callable[[list[
     called after the block: `drawn(completion_ids)` gives one `Drawn` for each recorded row; none if `generate` was not
     called.
     """
-    plain: Any = getattr(model, "_orig_mod", model)  # below `torch.compile`
-    plain = plain.get_base_model() if hasattr(plain, "get_base_model") else plain  # below peft's adapters
+    plain = without_adapters(getattr(model, "_orig_mod", model))  # below `torch.compile`
     build, outer = plain._get_logits_processor, vars(plain).get("_get_logits_processor")
     taps: list[tuple[_Tap, _Tap]] = []
 

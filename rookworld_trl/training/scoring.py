@@ -18,11 +18,10 @@ from trl.trainer.utils import use_adapter
 
 from rookworld_trl.modeling.compiling import compile_blocks
 from rookworld_trl.modeling.gpt2 import EAGER, GPT2, Blocks
-from rookworld_trl.modeling.hooks import hooked, replaced
+from rookworld_trl.modeling.hooks import capture_hidden, hooked, replaced, without_adapters
 from rookworld_trl.modeling.shared_scoring import per_token_logps
 from rookworld_trl.training import placement
 from rookworld_trl.training.config import RookWorldGRPOConfig
-from rookworld_trl.training.kl import capture_hidden
 
 Batch = dict[str, Any]
 
@@ -179,7 +178,7 @@ def at_temperatures(model: nn.Module, temperatures: torch.Tensor, temperature: f
     Raises:
         ValueError: the head has a bias or caps its logits, so that they are not linear.
     """
-    inner: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+    inner = without_adapters(model)
     bias = getattr(inner.get_output_embeddings(), "bias", None)
     if bias is not None or getattr(inner.config, "final_logit_softcapping", None):
         raise ValueError(
