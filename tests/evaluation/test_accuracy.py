@@ -315,41 +315,6 @@ def test_recipe_measures_games_by_an_engine(
     assert {item["scores"]["random.best_value"] for item in result["items"] if item["task"] == "policy"} != {1.0}
 
 
-def test_options_of_reading_need_a_data_set(capsys: pytest.CaptureFixture[str]) -> None:
-    from recipes import evaluate as recipe
-
-    for arguments in ([], ["--dataset", "sts.epd"]):
-        with pytest.raises(SystemExit):
-            recipe.parse(["--best_move", "engine", *arguments])
-        assert "--best_move says how the rows of --dataset are read" in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        recipe.parse(["--help"])
-    text = " ".join(capsys.readouterr().out.split())
-    assert "80000 take about 0.1 s of one core" in text
-
-
-def test_recipe_says_in_one_line_what_is_wrong(
-    tiny_checkpoint: Path, data_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from recipes import evaluate as recipe
-
-    broken = tmp_path / "broken.jsonl"
-    broken.write_text(data_file.read_text().replace("d8h4+d8h4+", "nonsense"))
-    for arguments, message in (
-        (["--model", str(tmp_path / "nowhere")], "nowhere"),
-        (["--dataset", str(tmp_path / "nothing.jsonl")], "nothing.jsonl"),
-        (["--dataset", str(broken)], "row 1"),
-    ):
-        with pytest.raises(SystemExit) as stopped:
-            recipe.main(["--model", str(tiny_checkpoint), "--dataset", str(data_file), "--trained_on", *arguments])
-        assert stopped.value.code == 2
-        lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-        assert len(lines) == 1
-        assert message in lines[0]
-    with pytest.raises(SystemExit):
-        recipe.parse(["--temperature", "0"])
-
-
 def test_data_hash_sees_every_change(rows: list[dict[str, Any]]) -> None:
     from rookworld_trl.evaluation.results import data_hash
 
@@ -357,11 +322,3 @@ def test_data_hash_sees_every_change(rows: list[dict[str, Any]]) -> None:
     assert before == data_hash([dict(reversed(row.items())) for row in rows])  # the order of columns is no change
     rows[3]["legal_cp"][0] += 1
     assert data_hash(rows) != before
-
-
-def test_recipe_refuses_a_foreign_baseline(tmp_path: Path) -> None:
-    from rookworld_trl.evaluation.results import read_baseline
-
-    (tmp_path / "x.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"x\.json"):
-        read_baseline(tmp_path / "x.json")

@@ -254,24 +254,3 @@ def test_without_stockfish_the_ladder_says_so(
     printed = capsys.readouterr().out
     assert "no Stockfish here: the ladder's only anchors are the random mover and the greedy capturer" in printed
     assert "ladder, 6 games" in printed
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--suite", "ladder", "--anchors", "uci_elo"], "engine '/no/engine' was not found"),
-        (["--pgn", "games.pgn"], "--pgn says how games are played; leave it out without the suites"),
-        (["--suite", "ladder", "--dataset", "x.pgn"], "--dataset x.pgn holds no problems"),
-        (["--suite", "ladder", "--games", "3"], "--games must be even and 2 or more"),
-        (["--suite", "llm_chess", "--retries", "-1"], "--retries must be 0 or more; got -1"),
-        (["--suite", "llm_chess", "--pgn", "."], "--pgn . is a folder"),
-    ],
-)
-def test_bad_input_is_one_line(
-    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("STOCKFISH_PATH", "/no/engine")
-    with pytest.raises(SystemExit) as ended:
-        main(arguments)
-    assert ended.value.code == 2
-    assert message in capsys.readouterr().err.splitlines()[-1]

@@ -27,6 +27,9 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
         "lr_scheduler_type": "cosine",
         "advantage_baseline": "adaptive",
         "log_completions": True,
+        "lr_control": "kl",
+        "kl_target": 1e-9,
+        "kl_interval": 2,
     },
     "iterations": {
         "gradient_accumulation_steps": 2,

@@ -1,116 +1,115 @@
-"""What a user types at `evaluate.py`, `report.py` and `generate_data.py`: one line that names it, and exit code 2."""
+"""What a user types at the programs without recipes: one line that names it, and exit code 2."""
 
 import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from recipes import evaluate, generate_data, play, report
+from recipes import evaluate, generate_data, generate_problems, play, report
 
-EVALUATE = ("--limit", "1", "--mode", "greedy")
-BAD: dict[str, tuple[Callable[[list[str]], None], tuple[str, ...], str]] = {
-    "no run": (report.main, ("nowhere",), "nowhere"),
+EVALUATE = "--limit 1 --mode greedy"
+POSITIONS = "positions --output out"
+EPD = "--dataset mates.epd --trained_on"
+BAD: dict[str, tuple[Callable[[list[str]], None], str, str]] = {
+    "no run": (report.main, "nowhere", "nowhere"),
     "no positions": (
-        generate_data.main,
-        ("dataset", "--positions", "nowhere", "--held_out", "there", "--output", "x"),
-        "nowhere holds no positions-",
+        generate_data.main, "dataset --positions nowhere --held_out there --output x", "nowhere holds no positions-",
     ),
-    "no partition": (
-        generate_data.main,
-        ("positions", "--output", "out", "--shards", "1", "--executor", "slurm"),
-        "--partition|datatrove",
-    ),
+    "no partition": (generate_data.main, f"{POSITIONS} --shards 1 --executor slurm", "--partition|datatrove"),
     "no engine": (
-        generate_data.main,
-        ("positions", "--output", "out", "--shards", "1", "--workers", "1", "--engine", "./script"),
+        generate_data.main, f"{POSITIONS} --shards 1 --workers 1 --engine ./script",
         "'./script' did not start as a UCI engine",
     ),
     **{
         f"{name} {value}": (
-            generate_data.main,
-            ("positions", "--output", "out", "--engine", "./script", f"--{name}", str(value)),
+            generate_data.main, f"{POSITIONS} --engine ./script --{name} {value}",
             f"--{name} must be 1 or more; got {value}",
         )
         for name, value in (("shards", 0), ("workers", 0), ("nodes", 0), ("games_per_shard", -1))
     },
-    "no model": (evaluate.main, ("--model", "nowhere", *EVALUATE), "nowhere"),
-    "no device": (evaluate.main, ("--device", "cuda:99", *EVALUATE), "`--device` is 'cuda:99'"),
-    "nonsense for a device": (evaluate.main, ("--device", "gpu", *EVALUATE), "`--device` is 'gpu'"),
-    "no baseline": (
-        evaluate.main,
-        ("--baseline", "nope.json", *EVALUATE),
-        "`--baseline` is 'nope.json': .*No such file",
-    ),
-    "no JSON": (evaluate.main, ("--baseline", "script", *EVALUATE), "`--baseline` is 'script': "),
-    "binary": (evaluate.main, ("--baseline", "binary", *EVALUATE), "`--baseline` is 'binary': "),
-    "a list": (evaluate.main, ("--baseline", "list.json", *EVALUATE), "`--baseline` is 'list.json': .*no evaluation"),
+    "no problems": (generate_problems.main, "mates --output out --count 0", "--count must be 1 or more; got 0"),
+    "no model": (evaluate.main, f"--model nowhere {EVALUATE}", "nowhere"),
+    "no device": (evaluate.main, f"--device cuda:99 {EVALUATE}", "`--device` is 'cuda:99'"),
+    "nonsense for a device": (evaluate.main, f"--device gpu {EVALUATE}", "`--device` is 'gpu'"),
+    "no baseline": (evaluate.main, f"--baseline nope.json {EVALUATE}", "`--baseline` is 'nope.json': .*No such file"),
+    "no JSON": (evaluate.main, f"--baseline script {EVALUATE}", "`--baseline` is 'script': "),
+    "binary": (evaluate.main, f"--baseline binary {EVALUATE}", "`--baseline` is 'binary': "),
+    "a list": (evaluate.main, f"--baseline list.json {EVALUATE}", "`--baseline` is 'list.json': .*no evaluation"),
+    "an empty baseline": (evaluate.main, f"--baseline empty.json {EVALUATE}", "'empty.json': .*no evaluation"),
     "a baseline without the suite": (
-        evaluate.main,
-        ("--suite", "selfplay", "--baseline", "other.json"),
+        evaluate.main, "--suite selfplay --baseline other.json",
         "`--baseline` is 'other.json': .*no suite 'self-play', greedy",
     ),
     "a baseline without held-out items": (
-        evaluate.main,
-        ("--baseline", "other.json", *EVALUATE),
-        "`--baseline` is 'other.json': .*no held-out items",
+        evaluate.main, f"--baseline other.json {EVALUATE}", "`--baseline` is 'other.json': .*no held-out items",
     ),
     "self-play from a file": (
-        evaluate.main,
-        ("--suite", "selfplay", "--dataset", "x.jsonl"),
-        "--dataset x.jsonl holds no problems",
+        evaluate.main, "--suite selfplay --dataset x.jsonl", "--dataset x.jsonl holds no problems",
     ),
-    "two sources of rows": (evaluate.main, ("--dataset", "a.jsonl", "b.jsonl"), "--dataset takes one source of rows"),
-    "no such EPD": (evaluate.main, ("--dataset", "nowhere.epd"), "nowhere.epd: cannot be read"),
-    "revisions": (evaluate.main, ("--model", "a", "b", "c", "--revision", "x", "y"), "--model_revision: give one"),
+    "no such rows": (evaluate.main, "--dataset nothing.jsonl", "nothing.jsonl: no such file"),
+    "a bad row": (evaluate.main, "--dataset broken.jsonl --trained_on", "broken.jsonl row 1, column 'prompt'"),
+    "reading of no rows": (evaluate.main, "--best_move engine", "--best_move says how the rows of --dataset are read"),
+    "reading of problems": (
+        evaluate.main, "--best_move engine --dataset mates.epd", "--best_move says how the rows of --dataset are read",
+    ),
+    "two sources of rows": (evaluate.main, "--dataset a.jsonl b.jsonl", "--dataset takes one source of rows"),
+    "no such EPD": (evaluate.main, "--dataset nowhere.epd", "nowhere.epd: cannot be read"),
+    "revisions": (evaluate.main, "--model a b c --revision x y", "--model_revision: give one"),
+    "no temperature": (evaluate.main, "--temperature 0", "--temperature must be above 0; got 0"),
+    "no engine for the ladder": (
+        evaluate.main, "--suite ladder --anchors uci_elo", "engine '/no/engine' was not found",
+    ),
+    "a ladder from a file": (evaluate.main, "--suite ladder --dataset x.pgn", "--dataset x.pgn holds no problems"),
+    "odd games of the ladder": (evaluate.main, "--suite ladder --games 3", "--games must be even and 2 or more"),
+    "a PGN of no games": (
+        evaluate.main, "--pgn games.pgn", "--pgn says how games are played; leave it out without the suites",
+    ),
+    "a PGN that is a folder": (evaluate.main, "--suite llm_chess --pgn .", "--pgn . is a folder"),
+    "retries below 0": (evaluate.main, "--suite llm_chess --retries -1", "--retries must be 0 or more; got -1"),
     "a task's temperature": (
-        evaluate.main,
-        ("--task_sampling", "{policy: {temperatur: 1}}"),
-        "--task_sampling: 'temperatur'; write it like",
+        evaluate.main, "--task_sampling '{policy: {temperatur: 1}}'", "--task_sampling: 'temperatur'; write it like",
     ),
-    "an unknown task": (evaluate.main, ("--task_sampling", "{P: {temperature: 1}}"), "--task_sampling.*no task P"),
+    "an unknown task": (evaluate.main, "--task_sampling '{P: {temperature: 1}}'", "--task_sampling.*no task P"),
     "a negative temperature": (
-        evaluate.main,
-        ("--task_sampling", "{policy: {temperature: -1}}"),
-        "--task_sampling: .*write numbers above 0",
+        evaluate.main, "--task_sampling '{policy: {temperature: -1}}'", "--task_sampling: .*write numbers above 0",
     ),
-    "no training data": (
-        evaluate.main,
-        ("--dataset", "mates.epd", "--trained_on", "nothing.jsonl"),
-        "nothing.jsonl: no such file",
-    ),
+    "no training data": (evaluate.main, f"{EPD} nothing.jsonl", "nothing.jsonl: no such file"),
     "trained on": (
-        evaluate.main,
-        ("--dataset", "mates.epd", "--trained_on", "train.jsonl"),
+        evaluate.main, f"{EPD} train.jsonl",
         "mates.epd: 1 of 1 items show positions that stand in the training data 'train.jsonl'",
     ),
     "nothing left": (
-        evaluate.main,
-        ("--dataset", "mates.epd", "--trained_on", "train.jsonl", "--seen", "drop"),
-        "all 1 items show positions of the training data",
+        evaluate.main, f"{EPD} train.jsonl --seen drop", "all 1 items show positions of the training data",
     ),
-    "one player": (play.main, ("random",), "give two or more players"),
-    "no such setting": (play.main, ("random", "nano,moves=3"), "'moves=3' is none of its settings; write name"),
-    "no such choice": (play.main, ("random", "nano,move_by=luck"), "move_by is 'luck'; write best or evals"),
-    "no number": (play.main, ("random", "stockfish,nodes=many"), "nodes is 'many'"),
-    "odd games": (play.main, ("random", "greedy", "--games", "3"), "--games must be even"),
-    "no model to play": (play.main, ("random", "nowhere", "--games", "2"), "nowhere"),
-    "no openings": (play.main, ("random", "greedy", "--openings", "nowhere.epd"), "nowhere.epd"),
-    "output is a folder": (evaluate.main, ("--output", ".", *EVALUATE), "--output"),
-}
+    "one player": (play.main, "random", "give two or more players"),
+    "no such setting": (play.main, "random nano,moves=3", "'moves=3' is none of its settings; write name"),
+    "no such choice": (play.main, "random nano,move_by=luck", "move_by is 'luck'; write best or evals"),
+    "no number": (play.main, "random stockfish,nodes=many", "nodes is 'many'"),
+    "odd games": (play.main, "random greedy --games 3", "--games must be even"),
+    "no model to play": (play.main, "random nowhere --games 2", "nowhere"),
+    "no openings": (play.main, "random greedy --openings nowhere.epd", "nowhere.epd"),
+    "output is a folder": (evaluate.main, f"--output . {EVALUATE}", "--output"),
+}  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("STOCKFISH_PATH", "/no/engine")
     (tmp_path / "script").write_text("#!/bin/sh\necho hello\n")
     (tmp_path / "script").chmod(0o755)
     (tmp_path / "binary").write_bytes(bytes(range(256)))
     (tmp_path / "list.json").write_text("[]")
+    (tmp_path / "empty.json").write_text("{}")
     (tmp_path / "other.json").write_text('{"models": [{"suites": []}]}')
     fen = "rnbqkbnr/pppp1ppp/8/4p3/6P1/5P2/PPPPP2P/RNBQKBNR b KQkq -"
     (tmp_path / "mates.epd").write_text(f"{fen} bm Qh4#;\n")
+    (tmp_path / "broken.jsonl").write_text(
+        '{"prompt": "A: 4k3/8/8/8/8/8/8/4K3 w - - 0 1+e1e2+e1e2+"}\n{"prompt": "A: x"}\n'
+    )
     (tmp_path / "train.jsonl").write_text(f'{{"prompt": "P: {fen} 3 9"}}\n')
 
 
@@ -124,7 +123,7 @@ def test_bad_input(case: str, capsys: pytest.CaptureFixture[str], monkeypatch: p
     monkeypatch.setattr(evaluate, "evaluate", nothing)
     monkeypatch.setattr(evaluate, "run_selfplay", nothing)
     with pytest.raises(SystemExit) as exit_:
-        program([*arguments])
+        program(shlex.split(arguments))
     assert exit_.value.code == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert "error: " in error

@@ -1,5 +1,6 @@
 """Toy prompts, a toy reward and a random GPT-2 whose log-probs depend on position enough to show errors."""
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,8 @@ def options(tmp_path: Path) -> dict[str, Any]:
 def make_trainer(
     policy: GPT2LMHeadModel, prompts: Dataset, tiny_tokenizer: PreTrainedTokenizerFast, options: dict[str, Any]
 ) -> Callable[..., RookWorldGRPOTrainer]:
-    """Build our trainer on the toy task; keyword arguments go to its config, `_class` and `_model` replace parts."""
+    """Build our trainer on the toy task, around a copy of `policy`; keyword arguments go to its config, `_class` and
+    `_model` replace parts."""
 
     def make(
         _class: type[RookWorldGRPOTrainer] = RookWorldGRPOTrainer,
@@ -60,7 +62,7 @@ def make_trainer(
         **changes: Any,
     ) -> RookWorldGRPOTrainer:
         return _class(
-            model=policy if _model is None else _model,
+            model=copy.deepcopy(policy) if _model is None else _model,
             reward_funcs=_reward,
             args=RookWorldGRPOConfig(**{**options, "rollout_backend": "transformers", **changes}),
             train_dataset=prompts,

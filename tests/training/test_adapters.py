@@ -26,7 +26,7 @@ LORA: dict[str, Any] = {"use_peft": True, "lora_r": 2, "lora_alpha": 4, "rollout
 )
 def test_only_adapters_train(make_trainer: Make, policy: GPT2LMHeadModel, settings: dict[str, Any]) -> None:
     base = {name: tensor.clone() for name, tensor in policy.state_dict().items()}
-    trainer = make_trainer(**LORA, learning_rate=1e-1, max_steps=2, **settings)
+    trainer = make_trainer(_model=policy, **LORA, learning_rate=1e-1, max_steps=2, **settings)
     assert trainer.sampler.backend == "transformers"
     assert not trainer.scorer.shared
     assert trainer.ref_model is None

@@ -1,7 +1,5 @@
-"""Baselines and GAE inside a run: what reaches the loss, and what a resume brings back."""
+"""Baselines and GAE inside a run: what reaches the loss, and what a checkpoint holds."""
 
-import copy
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -49,19 +47,11 @@ def test_where_all_rewards_agree_their_distance_to_the_running_mean_stays_what_i
         assert torch.allclose(scaled, torch.full((4,), 0.3))
 
 
-def test_ema_goes_by_the_task_column_and_survives_a_resume(make_trainer: Make, options: dict[str, Any]) -> None:
-    settings = {"advantage_baseline": "ema", "save_strategy": "steps", "save_steps": 1}
-    trainer = make_trainer(max_steps=2, **settings)
+def test_ema_goes_by_the_task_column(make_trainer: Make) -> None:
+    trainer = make_trainer(max_steps=2, advantage_baseline="ema")
     trainer.train_dataset = trainer.train_dataset.add_column("task", ["p", "p", "a", "p", "a", "p", "a", "p"])
     trainer.train()
     assert set(trainer.baseline.moments) == {"a", "p"}
-    folder = Path(options["output_dir"]) / "checkpoint-2"
-    saved = json.loads((folder / "rookworld_state.json").read_text())["baseline"]
-    resumed = make_trainer(max_steps=2, **settings)
-    resumed._load_optimizer_and_scheduler(None)
-    resumed.create_optimizer_and_scheduler(2)
-    resumed._load_optimizer_and_scheduler(str(folder))
-    assert {task: vars(moments) for task, moments in resumed.baseline.moments.items()} == saved
 
 
 @pytest.mark.parametrize("loss_type", ["dapo", "grpo", "bnpo", "dr_grpo", "sapo", "cispo"])
@@ -87,22 +77,11 @@ def test_gae_scaled_by_the_root_mean_square(make_trainer: Make) -> None:
     assert tokens.square().mean().sqrt().item() == pytest.approx(1, rel=1e-2)
 
 
-def test_value_head_is_saved_resumed_and_not_exported(
-    make_trainer: Make, policy: Any, options: dict[str, Any], tmp_path: Path
-) -> None:
-    settings = {"use_gae": True, "save_strategy": "steps", "save_steps": 2}
-    trainer = make_trainer(_model=copy.deepcopy(policy), max_steps=2, **settings)
+def test_the_value_head_is_saved_beside_the_model(make_trainer: Make, options: dict[str, Any], tmp_path: Path) -> None:
+    trainer = make_trainer(use_gae=True, save_strategy="steps", save_steps=2)
     trainer.train()
-    folder = Path(options["output_dir"]) / "checkpoint-2"
-    resumed = make_trainer(max_steps=3, **settings)
-    resumed.train(resume_from_checkpoint=str(folder))
-    states = torch.randn(2, 3, 32)
-    saved = load_tree(folder, "rookworld_state")["value_head"]["weights"]
+    saved = load_tree(Path(options["output_dir"]) / "checkpoint-2", "rookworld_state")["value_head"]["weights"]
     assert all(torch.equal(saved[name], tensor) for name, tensor in trainer.value_head.net.state_dict().items())
-    assert not torch.equal(trainer.value_head.values(states), resumed.value_head.values(states))
-    # The third step of the uninterrupted optimizer: Adam's own count came back too.
-    steps = {int(state["step"]) for state in resumed.value_head.optimizer.state_dict()["state"].values()}
-    assert steps == {3 * 4}
     trainer.save_model(str(tmp_path / "export"))
     assert not (tmp_path / "export" / "rookworld_state.safetensors").exists()
     assert type(trainer.model).from_pretrained(tmp_path / "export").num_parameters() == trainer.model.num_parameters()

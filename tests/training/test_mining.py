@@ -5,7 +5,6 @@ import itertools
 import json
 import math
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -316,22 +315,6 @@ def test_mining_raises_the_informative_share_by_half(trainer_of: Trainers) -> No
     plain, mined = (sum(shares[mining]) / 6 for mining in (False, True))
     assert 0.1 < plain < 0.6
     assert mined >= 1.5 * plain
-
-
-def test_what_the_miner_knows_is_saved_and_resumed(
-    trainer_of: Trainers, policy: GPT2LMHeadModel, options: dict[str, Any]
-) -> None:
-    start = copy.deepcopy(policy.state_dict())
-    settings = {"max_steps": 2, "save_strategy": "steps", "save_steps": 1}
-    trainer = trainer_of(**settings)
-    trainer.train()
-    assert trainer.mining is not None
-    assert trainer.mining.miner.pass_rates
-    policy.load_state_dict(start)  # a run starts again from the same model
-    again = trainer_of(**settings)
-    again.train(resume_from_checkpoint=str(Path(options["output_dir"]) / "checkpoint-2"))
-    assert again.mining is not None
-    assert again.mining.miner.state_dict() == trainer.mining.miner.state_dict()
 
 
 def test_a_curriculum_chooses(trainer_of: Trainers) -> None:

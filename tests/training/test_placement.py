@@ -47,10 +47,8 @@ def trained(make: Make, **changes: Any) -> RookWorldGRPOTrainer:
 
 
 @pytest.mark.parametrize("share", [True, False], ids=["shared prefixes", "transformers' forward"])
-def test_a_reference_on_another_device_gives_the_same_run(make_trainer: Make, policy: nn.Module, share: bool) -> None:
-    start = {name: tensor.clone() for name, tensor in policy.state_dict().items()}
+def test_a_reference_on_another_device_gives_the_same_run(make_trainer: Make, share: bool) -> None:
     beside = trained(make_trainer, share_prefixes=share)
-    policy.load_state_dict(start)
     elsewhere = trained(make_trainer, share_prefixes=share, ref_device="cpu")
     assert (beside.scorer.device, elsewhere.scorer.device) == (None, CPU)
     for log, other in zip(beside.state.log_history, elsewhere.state.log_history, strict=True):
@@ -204,15 +202,11 @@ def test_accelerate_says_what_is_compiled_unless_the_fields_do(
 
 
 @pytest.mark.slow
-def test_what_accelerate_compiles_shares_prefixes(
-    make_trainer: Make, policy: nn.Module, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_accelerate_compiles_shares_prefixes(make_trainer: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """A launched run against an eager one: the same numbers, by compiled blocks, in a bounded number of graphs."""
     torch._dynamo.reset()
-    start = {name: tensor.clone() for name, tensor in policy.state_dict().items()}
     case = {"rollout_backend": "native", "task_sampling": {"": {"temperature": 0.7}}, "num_iterations": 2}
     eager = trained(make_trainer, **case)
-    policy.load_state_dict(start)
     for name, value in LAUNCHED.items():
         monkeypatch.setenv(name, value)
     compiled = trained(make_trainer, **case)
@@ -279,7 +273,7 @@ def test_checkpointed_blocks_are_compiled(make_trainer: Make, policy: nn.Module)
     """With lengths of any kind in one graph, as launched. Where PyTorch can do it alone, the setting can go."""
     compiler = torch._dynamo.config
     case = {"torch_compile": True, "torch_compile_backend": "eager", "share_prefixes": False}
-    make_trainer(**case)
+    make_trainer(_model=policy, **case)
     assert not compiler.specialize_float
     make_trainer(**case, activation_checkpointing=True)
     assert compiler.specialize_float
@@ -297,13 +291,11 @@ def test_checkpointed_blocks_are_compiled(make_trainer: Make, policy: nn.Module)
 
 
 @pytest.mark.slow
-def test_a_compiled_reference_is_reset_and_kept(make_trainer: Make, policy: nn.Module) -> None:
-    start = {name: tensor.clone() for name, tensor in policy.state_dict().items()}
+def test_a_compiled_reference_is_reset_and_kept(make_trainer: Make) -> None:
     compiled = {"torch_compile": True, "torch_compile_backend": "eager", "share_prefixes": False}
     trainer = trained(make_trainer, reference_reset_steps=2, save_strategy="steps", save_steps=3, **compiled)
     plain = trainer.accelerator.unwrap_model(trainer.ref_model, keep_torch_compile=False)
     assert plain is not trainer.ref_model
-    policy.load_state_dict(start)
     again = make_trainer(beta=0.1, learning_rate=1e-2, max_steps=4, seed=1, reference_reset_steps=2, save_strategy="no")
     again.train(resume_from_checkpoint=str(Path(trainer.args.output_dir) / "checkpoint-3"))  # not compiled any more
     assert "kl" in again.state.log_history[-2]
@@ -319,11 +311,9 @@ def test_a_compiled_reference_is_reset_and_kept(make_trainer: Make, policy: nn.M
     ],
     ids=["exact KL and temperatures", "states of GAE", "states of GAE beside compiled blocks"],
 )
-def test_hooks_act_in_a_compiled_run(make_trainer: Make, policy: nn.Module, case: dict[str, Any]) -> None:
-    start = {name: tensor.clone() for name, tensor in policy.state_dict().items()}
+def test_hooks_act_in_a_compiled_run(make_trainer: Make, case: dict[str, Any]) -> None:
     case = {"rollout_backend": "native", "share_prefixes": False, "num_iterations": 2, "pad_to_multiple_of": 8, **case}
     plain = trained(make_trainer, **case).state.log_history[:-1]
-    policy.load_state_dict(start)
     compiled = trained(make_trainer, **case, torch_compile=True, torch_compile_backend="eager").state.log_history[:-1]
     for log, other in zip(plain, compiled, strict=True):
         for key in {"kl", "loss", "reward", "grad_norm", "value/error"} & log.keys():

@@ -57,28 +57,14 @@ def test_signature(seam: str) -> None:
     assert len(required) <= len(expected), f"TRL seam GRPOTrainer.{seam} requires new arguments: {required}"
 
 
-@pytest.mark.parametrize(
-    "attribute",
-    [
-        "temperature",
-        "max_completion_length",
-        "eos_token_ids",
-        "beta",
-        "ref_model",
-        "_metrics",
-        "_logs",
-        "_step",
-        "_buffered_inputs",
-        "_entropy_window_stats",
-        "num_iterations",
-        "reward_func_names",
-        "reward_weights",
-        "reward_funcs",
-        "generation_config",
-        "_pending_metrics",
-        "_pending_extra_logs",
-    ],
+ATTRIBUTES = (
+    *("temperature", "max_completion_length", "eos_token_ids", "beta", "ref_model", "_metrics", "_logs", "_step"),
+    *("_buffered_inputs", "_entropy_window_stats", "num_iterations", "reward_func_names", "reward_weights"),
+    *("reward_funcs", "generation_config", "_pending_metrics", "_pending_extra_logs"),
 )
+
+
+@pytest.mark.parametrize("attribute", ATTRIBUTES)
 def test_attribute(make_stock: Make, attribute: str) -> None:
     assert hasattr(make_stock(), attribute), f"TRL attribute GRPOTrainer.{attribute} is gone"
 
