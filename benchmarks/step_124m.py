@@ -16,8 +16,8 @@ from pathlib import Path
 import torch
 
 from benchmarks.common import RESULTS, write_report
+from benchmarks.fresh import write_fresh
 from recipes import grpo
-from rookworld_trl.modeling.fresh import write_fresh
 from rookworld_trl.reports.summary import versions
 from rookworld_trl.training.gates import Bounds
 

@@ -27,7 +27,7 @@ from typing import Any
 import yaml
 
 from benchmarks.common import RESULTS, ROOT, best_device, busy, machine, own_clock, timed_training, write_report
-from rookworld_trl.modeling.fresh import write_fresh
+from benchmarks.fresh import write_fresh
 from rookworld_trl.modeling.loading import load
 
 OUTPUT = RESULTS / "switches.json"

@@ -23,8 +23,8 @@ from typing import Any
 from transformers import AutoModelForCausalLM
 
 from benchmarks.common import RESULTS, ROOT, busy, machine, shipped, write_report
+from benchmarks.fresh import write_fresh
 from rookworld_trl.checkpointing.exits import DIVERGED, DONE
-from rookworld_trl.modeling.fresh import write_fresh
 from rookworld_trl.training.gates import Bounds
 
 OUTPUT = RESULTS / "verify.json"

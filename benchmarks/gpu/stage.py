@@ -14,7 +14,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from benchmarks.common import ROOT, timed_training
-from rookworld_trl.modeling.fresh import write_fresh
+from benchmarks.fresh import write_fresh
 from rookworld_trl.modeling.loading import NANO_FOLDER, load
 from rookworld_trl.training.gates import Bounds
 

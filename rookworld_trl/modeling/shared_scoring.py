@@ -8,6 +8,7 @@ its own. Log-probs and gradients are those of the padded forward pass up to roun
 sum over the completions that pass through it.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -74,23 +75,43 @@ def per_token_logps(
         entropies = -(logps.exp() * logps).sum(-1) if compute_entropy else logps.new_empty(0)
         return logps[source, target], entropies.index_select(0, source) if compute_entropy else entropies
 
-    size = max(1, MAX_LOGITS // gpt2.wte.shape[0])
-    starts = range(0, len(hidden), size)
-    cuts = np.searchsorted(trie.source, [*starts, len(hidden)])
-    pieces = []
-    for start, first, last in zip(starts, cuts[:-1], cuts[1:], strict=True):
-        states = hidden[start : start + size], divisors[start : start + size]
-        pair = place(trie.source[first:last] - start), place(trie.target[first:last])
-        whole = len(starts) == 1 or not torch.is_grad_enabled()
-        pieces.append(score(*states, *pair) if whole else checkpoint(score, *states, *pair, use_reentrant=False))
-    logps, entropies = (torch.cat(values) for values in zip(*pieces, strict=True))
-
+    logps, entropies = in_pieces(score, hidden, divisors, trie.source, trie.target, gpt2.wte.shape[0])
     cells = place(trie.cell)
 
     def spread(values: Tensor) -> Tensor:
         return values.new_zeros(shape.numel()).index_copy(0, cells, values).view(shape)
 
     return spread(logps), spread(entropies) if compute_entropy else None
+
+
+def in_pieces(
+    score: Callable[..., tuple[Tensor, Tensor]],
+    states: Tensor,
+    divisors: Tensor,
+    source: np.ndarray,
+    target: np.ndarray,
+    vocabulary: int,
+) -> tuple[Tensor, Tensor]:
+    """Score pairs of a state and a token, so many states at a time that `MAX_LOGITS` logits are alive.
+
+    Args:
+        score: takes states (n, H), their divisors (n, 1), and pairs as indices of states and tokens; gives two (k,).
+        source: (K,), the state of each pair, ascending.
+        target: (K,), its token.
+        vocabulary: logits of a state.
+    """
+    size = max(1, MAX_LOGITS // vocabulary)
+    starts = range(0, len(states), size)
+    cuts = np.searchsorted(source, [*starts, len(states)])
+    pieces = []
+    for start, first, last in zip(starts, cuts[:-1], cuts[1:], strict=True):
+        pairs = (source[first:last] - start, target[first:last])
+        arguments = [states[start : start + size], divisors[start : start + size]]
+        arguments += [torch.from_numpy(each).to(states.device) for each in pairs]
+        whole = len(starts) == 1 or not torch.is_grad_enabled()
+        pieces.append(score(*arguments) if whole else checkpoint(score, *arguments, use_reentrant=False))
+    one, two = (torch.cat(values) for values in zip(*pieces, strict=True))
+    return one, two
 
 
 @dataclass(frozen=True, slots=True)

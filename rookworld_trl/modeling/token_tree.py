@@ -11,12 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from rookworld_trl.modeling.hooks import capture_hidden, without_adapters
-
-# Logits alive at a time; with more, the backward pass computes them again, piece by piece.
-MAX_LOGITS = 2**25
+from rookworld_trl.modeling.shared_scoring import in_pieces
 
 
 class TokenTree:
@@ -127,16 +124,7 @@ def _logps(head: nn.Module, hidden: Tensor, divisors: Tensor, pairs: Pairs) -> t
             entropies = -(logps.exp() * logps).sum(-1)
         return logps[source, target], entropies[source]
 
-    size = max(1, MAX_LOGITS // weight.shape[0])
-    sources, targets = source[order], np.array(pairs.tokens)[order]
-    starts = range(0, len(distinct), size)
-    cuts = np.searchsorted(sources, [*starts, len(distinct)])
-    pieces = []
-    for start, first, last in zip(starts, cuts[:-1], cuts[1:], strict=True):
-        pair = (torch.from_numpy(each).to(device) for each in (sources[first:last] - start, targets[first:last]))
-        arguments = (states[start : start + size], row_divisors[start : start + size], *pair)
-        whole = len(starts) == 1 or not torch.is_grad_enabled()
-        pieces.append(score(*arguments) if whole else checkpoint(score, *arguments, use_reentrant=False))
+    targets = np.array(pairs.tokens)[order]
+    logps, entropies = in_pieces(score, states, row_divisors, source[order], targets, weight.shape[0])
     back = torch.from_numpy(np.argsort(order)).to(device)
-    logps, entropies = (torch.cat(values)[back] for values in zip(*pieces, strict=True))
-    return logps, entropies
+    return logps[back], entropies[back]

@@ -1,6 +1,6 @@
 """A GPT-2 with random weights and GPT-2's own tokenizer, as a folder: for verification, where the Hub is out of reach.
 
-python -m rookworld_trl.modeling.fresh runs/random-124m
+python -m benchmarks.fresh runs/random-124m
 """
 
 import argparse
