@@ -236,20 +236,9 @@ def score(rows: Sequence[Mapping[str, Any]], completions: Sequence[str], mode: s
     items = []
     for row, completion, p, a in zip(rows, completions, of_policy, of_environment, strict=True):
         scores = {**numeric(p if p is not None else a), "tokens": 0.0, "finished": 1.0, **baseline_scores(row)}
-        task, color = task_of(row["prompt"]), _color(row["prompt"])
-        items.append(
-            Item(
-                item_key(row),
-                mode,
-                task,
-                row["stratum"],
-                color,
-                row["prompt"],
-                completion,
-                scores,
-                row.get("game") or "",
-            )
-        )
+        prompt, game = row["prompt"], row.get("game") or ""
+        about = (task_of(prompt), row["stratum"], _color(prompt))
+        items.append(Item(item_key(row), mode, *about, prompt, completion, scores, game))
     return items
 
 

@@ -173,18 +173,14 @@ def estimate(
     result: dict[str, Estimate] = {}
     for i, metric in enumerate(metrics):
         numerator, denominator = float(top[:, i].sum()), float(bottom[:, i].sum())
-        if denominator == 0:
-            result[metric.name] = Estimate(
-                value=None, ci_low=None, ci_high=None, numerator=numerator, denominator=denominator
+        value, low, high = None, None, None
+        if denominator:
+            value = float(values[i])
+            low, high = (
+                percentile_interval(draws[:, others.index(i)]) if i in others else wilson(numerator, denominator)
             )
-            continue
-        interval = percentile_interval(draws[:, others.index(i)]) if i in others else wilson(numerator, denominator)
         result[metric.name] = Estimate(
-            value=float(values[i]),
-            ci_low=interval[0],
-            ci_high=interval[1],
-            numerator=numerator,
-            denominator=denominator,
+            value=value, ci_low=low, ci_high=high, numerator=numerator, denominator=denominator
         )
     return result
 

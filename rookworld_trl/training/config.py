@@ -255,16 +255,3 @@ class RookWorldGRPOConfig(GRPOConfig):
         changes = dict(self.health_bands) if isinstance(self.health_bands, dict) else {}
         merged = {**changes, **{name: band for name, band in DEFAULT_BANDS.items() if name not in changes}}
         return {name: (float(band[0]), float(band[1])) for name, band in merged.items() if band is not None}
-
-    def kl_controller_options(self) -> dict[str, Any]:
-        """Arguments of `KLController`."""
-        return {
-            "beta": self.beta,
-            "control": self.kl_control,
-            "target": self.kl_target,
-            "factor": self.kl_factor,
-            "interval": self.kl_interval,
-            "minimum": self.beta_min,
-            "maximum": self.beta_max,
-            "warmup_steps": self.kl_warmup_steps,
-        }

@@ -34,7 +34,16 @@ class KLPenalty:
     def __init__(self, args: RookWorldGRPOConfig, accelerator: Any, scorer: Scorer):
         self.args, self.accelerator, self.scorer = args, accelerator, scorer
         self.exact = args.kl_estimator == "exact"
-        self.controller = KLController(**args.kl_controller_options())
+        self.controller = KLController(
+            beta=args.beta,
+            control=args.kl_control,
+            target=args.kl_target,
+            factor=args.kl_factor,
+            interval=args.kl_interval,
+            minimum=args.beta_min,
+            maximum=args.beta_max,
+            warmup_steps=args.kl_warmup_steps,
+        )
         self.stop = KLStop(args.kl_stop_threshold or 0.0)
         self.rate = RateControl(args.kl_interval) if args.lr_control == "kl" else None
         self.reset = ReferenceReset(args.reference_reset_steps, args.reference_reset_stall)

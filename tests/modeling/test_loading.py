@@ -1,8 +1,8 @@
 """Loading: strict about every file, one clear error each; the Hub is a small server on loopback."""
 
 import json
-import shutil
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import huggingface_hub.constants
@@ -102,42 +102,26 @@ def test_pickled_weights_are_not_read(tiny_model: GPT2LMHeadModel, tiny_checkpoi
         load_model(tiny_checkpoint)
 
 
-def test_broken_files_are_named(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    def broken(number: int) -> Path:
-        return Path(shutil.copytree(tiny_checkpoint, tmp_path / str(number)))
+BROKEN: list[tuple[Callable[[Path], object], str]] = [
+    (
+        lambda folder: os.truncate(folder / "model.safetensors", 5000),
+        r"model\.safetensors is damaged .*download it again",
+    ),
+    (lambda folder: (folder / "model.safetensors").unlink(), r"has no model\.safetensors"),
+    (lambda folder: (folder / "config.json").write_text('{"model_type": '), r"config\.json is not valid JSON"),
+    (lambda folder: (folder / "config.json").unlink(), r"config\.json does not exist"),
+    (lambda folder: edit_config(folder, model_type="llama"), r"model_type is 'llama', only 'gpt2'"),
+    (lambda folder: edit_config(folder, activation_function="mish"), r"config\.json: activation_function is 'mish'"),
+    (lambda folder: edit_config(folder, n_layer=1), r"unknown h\.1\."),
+    (lambda folder: edit_weights(folder, transformer__h__1__mlp__c_fc__bias=None), r"missing h\.1\.mlp\.c_fc\.bias"),
+]
 
-    folder = broken(0)
-    data = (folder / "model.safetensors").read_bytes()
-    (folder / "model.safetensors").write_bytes(data[: len(data) // 2])
-    with pytest.raises(LoadingError, match=r"model\.safetensors is damaged or truncated.*download it again"):
-        load_model(folder)
-    folder = broken(1)
-    (folder / "model.safetensors").unlink()
-    with pytest.raises(LoadingError, match=r"has no model\.safetensors"):
-        load_model(folder)
-    folder = broken(2)
-    (folder / "config.json").write_text('{"model_type": ')
-    with pytest.raises(LoadingError, match=r"config\.json is not valid JSON"):
-        load_model(folder)
-    (folder / "config.json").unlink()
-    with pytest.raises(LoadingError, match=r"config\.json does not exist"):
-        load_model(folder)
-    folder = broken(3)
-    edit_config(folder, model_type="llama")
-    with pytest.raises(LoadingError, match=r"model_type is 'llama', only 'gpt2'"):
-        load_model(folder)
-    folder = broken(4)
-    edit_config(folder, activation_function="mish")
-    with pytest.raises(LoadingError, match=r"config\.json: activation_function is 'mish'"):
-        load_model(folder)
-    folder = broken(5)
-    edit_weights(folder, transformer__h__1__mlp__c_fc__bias=None)
-    with pytest.raises(LoadingError, match=r"missing h\.1\.mlp\.c_fc\.bias"):
-        load_model(folder)
-    folder = broken(6)
-    edit_config(folder, n_layer=1)
-    with pytest.raises(LoadingError, match=r"unknown h\.1\."):
-        load_model(folder)
+
+@pytest.mark.parametrize(("break_it", "message"), BROKEN, ids=[message for _, message in BROKEN])
+def test_broken_files_are_named(tiny_checkpoint: Path, break_it: Callable[[Path], object], message: str) -> None:
+    break_it(tiny_checkpoint)
+    with pytest.raises(LoadingError, match=message):
+        load_model(tiny_checkpoint)
 
 
 def test_broken_tokenizers_are_named(tiny_checkpoint: Path) -> None:
