@@ -248,34 +248,31 @@ def advantages(c: GRPOConfig) -> Iterator[str]:
 
 def objective(c: GRPOConfig) -> Iterator[str]:
     """What the exact gradient leaves no room for."""
-    why = f"`objective` is {c.objective}, and"
-    no_advantages = f"{why} the points of a completion say what each alternative earns, so nothing is compared"
-    off_policy = f"{why} a batch that is used more than once has prefixes of an older policy"
-    rows = c.per_device_train_batch_size * c.gradient_accumulation_steps
-    if c.mining:
-        yield f"mining: {why} no group can teach nothing, so none has to give way. Set it to False"
-    if c.use_gae:
-        yield f"use_gae: {no_advantages}. Set it to False"
-    if c.advantage_baseline != "group_mean":
-        yield f"advantage_baseline: {no_advantages}. Leave it at group_mean"
-    if c.num_iterations > 1:
-        yield f"num_iterations: {off_policy}. Set it to 1"
-    if c.steps_per_generation != c.gradient_accumulation_steps:
-        yield f"steps_per_generation: {off_policy}. Leave it at `gradient_accumulation_steps`"
-    if c.scale_rewards == "batch":
-        form = "each decision point has a deviation of its own, in closed form"
-        yield f"scale_rewards: {why} {form}. Set it to group or none"
-    if c.kl_estimator == "exact":
-        yield f"kl_estimator: {why} it needs a forward pass without branches. Use k3, say"
-    if c.auto_batch_size:
-        yield f"auto_batch_size: {why} it does not measure branches. Set it to False"
-    if c.torch_compile:
-        yield f"torch_compile: {why} the forward pass is watched by hooks. Set it to False"
-    if c.objective == "mixed" and rows % c.num_generations:
-        yield (
-            f"num_generations: {why} a process's {rows} completions a step are no whole number of groups. Choose a "
-            f"divisor of {rows}"
-        )
+    compared = "the points of a completion say what each alternative earns, so nothing is compared"
+    off_policy = "a batch that is used more than once has prefixes of an older policy"
+    rows, asked = c.per_device_train_batch_size * c.gradient_accumulation_steps, c.steps_per_generation
+    no_room = {
+        "mining": (c.mining, "no group can teach nothing, so none has to give way. Set it to False"),
+        "use_gae": (c.use_gae, f"{compared}. Set it to False"),
+        "advantage_baseline": (c.advantage_baseline != "group_mean", f"{compared}. Leave it at group_mean"),
+        "num_iterations": (c.num_iterations > 1, f"{off_policy}. Set it to 1"),
+        "steps_per_generation": (
+            asked != c.gradient_accumulation_steps,
+            f"{off_policy}. Leave it at `gradient_accumulation_steps`",
+        ),
+        "scale_rewards": (
+            c.scale_rewards == "batch",
+            "each decision point has a deviation of its own, in closed form. Set it to group or none",
+        ),
+        "kl_estimator": (c.kl_estimator == "exact", "it needs a forward pass without branches. Use k3, say"),
+        "auto_batch_size": (c.auto_batch_size, "it does not measure branches. Set it to False"),
+        "torch_compile": (c.torch_compile, "the forward pass is watched by hooks. Set it to False"),
+        "num_generations": (
+            c.objective == "mixed" and rows % c.num_generations,
+            f"a process's {rows} completions a step are no whole number of groups. Choose a divisor of {rows}",
+        ),
+    }
+    yield from (f"{name}: `objective` is {c.objective}, and {why}" for name, (found, why) in no_room.items() if found)
 
 
 def restarts(c: GRPOConfig) -> Iterator[str]:

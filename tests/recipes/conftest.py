@@ -15,6 +15,7 @@ from datasets import Dataset
 from recipes import grpo
 from rookworld_trl.data import prompts
 from rookworld_trl.data.sources import load_prompts
+from rookworld_trl.training import RookWorldGRPOTrainer
 
 OPENINGS = ["e2e4", "d2d4", "g1f3", "c2c4", "b1c3", "f2f4", "b2b3", "g2g3", "e2e3", "d2d3", "c2c3", "a2a3"]
 
@@ -86,6 +87,20 @@ def run(arguments: dict, code: int = 0) -> None:
 
 def summary_of(arguments: dict) -> dict:
     return json.loads((arguments["output_dir"] / "summary.json").read_text())
+
+
+@pytest.fixture
+def trainers(monkeypatch) -> list[RookWorldGRPOTrainer]:
+    """Those that runs of grpo.py build."""
+    made, build = [], grpo.build
+
+    def kept(*args):
+        both = build(*args)
+        made.append(both[0])
+        return both
+
+    monkeypatch.setattr(grpo, "build", kept)
+    return made
 
 
 @pytest.fixture

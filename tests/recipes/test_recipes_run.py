@@ -35,7 +35,12 @@ def by_length(prompts: list[str], completions: list[str], **_: Any) -> list[floa
 
 @pytest.fixture
 def run(
-    tiny_checkpoint: Path, rows_file: Path, held_out: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_checkpoint: Path,
+    rows_file: Path,
+    held_out: Dataset,
+    trainers: list[RookWorldGRPOTrainer],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Run:
     """Run a recipe with as few prompts as its shares allow; return its trainer and the rows of metrics.jsonl."""
     small = {"model": tiny_checkpoint, "expected_parameters": "null", "output_dir": tmp_path / "run", "max_steps": 2}
@@ -48,13 +53,10 @@ def run(
         monkeypatch.setattr(prompts, "load_shipped", lambda split, *own: load_shipped(split, *own) if own else held_out)
         for name in grpo.REWARDS:
             monkeypatch.setitem(grpo.REWARDS, name, [by_length])
-        made: list[RookWorldGRPOTrainer] = []
-        build = grpo.build
-        monkeypatch.setattr(grpo, "build", lambda *args: (made.append((both := build(*args))[0]), both)[1])
         words = [word for key, value in (small | changes).items() for word in (f"--{key}", str(value))]
         grpo.main(["--config", str(path), *words])
         lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
-        return made[0], [json.loads(line) for line in lines]
+        return trainers[-1], [json.loads(line) for line in lines]
 
     return start
 

@@ -8,10 +8,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from recipes import grpo
-from rookworld_trl.data import prompts
 from rookworld_trl.training import sampler
-from tests.recipes.conftest import positions
+from tests.recipes.conftest import positions, run
 
 
 @pytest.fixture
@@ -41,17 +39,9 @@ def texts(tmp_path: Path) -> Path:
     return path
 
 
-def test_rookworlds_rows_and_checkpoint_train(llmc_checkpoint, texts, held_out, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(prompts, "load_shipped", lambda split: held_out)
-    trainers = []
-    build = grpo.build
-
-    def keep(*args):
-        made = build(*args)
-        trainers.append(made[0])
-        return made
-
-    monkeypatch.setattr(grpo, "build", keep)
+def test_rookworlds_rows_and_checkpoint_train(
+    llmc_checkpoint, texts, arguments, trainers, tmp_path, monkeypatch, capsys
+):
     sampled, rollout = [], sampler.rollout
 
     def spy(model, prompt_ids, **options):
@@ -59,22 +49,8 @@ def test_rookworlds_rows_and_checkpoint_train(llmc_checkpoint, texts, held_out, 
         return rollout(model, prompt_ids, **options)
 
     monkeypatch.setattr(sampler, "rollout", spy)
-    settings = {
-        "model": llmc_checkpoint,
-        "dataset": texts,
-        "leading_eos": True,
-        "output_dir": tmp_path / "run",
-        "mix_env_ratio": 0.25,
-        "max_steps": 1,
-        "num_generations": 2,
-        "per_device_train_batch_size": 8,
-        "max_completion_length": 12,
-        "save_strategy": "no",
-        "report_to": "none",
-        "use_cpu": True,
-        "bf16": False,
-    }
-    grpo.main([word for key, value in settings.items() for word in (f"--{key}", str(value))])
+    small = {"dataset": texts, "mix_env_ratio": 0.25, "max_steps": 1, "per_device_train_batch_size": 8}
+    run(arguments | small | {"model": llmc_checkpoint, "leading_eos": True})
     shown = capsys.readouterr().out
     assert "13 rows read: 6 P: and 6 A: kept, 1 malformed" in shown
     assert "'B:' replaced by a better move of the row in 6" in shown
