@@ -172,7 +172,7 @@ def score_environment(prompt: str, completion: str, target: str | None = None) -
 def _truth(prompt: str, target: str | None) -> _Truth:
     given = environment.parse_prompt(prompt)
     if target is None:
-        target = environment.format_completion(environment.transition(given.fen, given.move, given.history))
+        target = environment.format_completion(environment.transition(given.fen, given.move))
     environment.parse(target)
     fen, *outcome = target.split("+")
     fields = fen.split(" ")

@@ -30,7 +30,7 @@ def oracle(choose: Callable[[chess.Board], str] = lambda board: next(iter(board.
         if prompt.startswith("P: "):
             return says(choose(chess.Board(prompt.removeprefix("P: "))))
         given = environment.parse_prompt(prompt)
-        return environment.format_completion(environment.transition(given.fen, given.move, given.history))
+        return environment.format_completion(environment.transition(given.fen, given.move))
 
     return script
 
