@@ -13,7 +13,7 @@ import tempfile
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -68,16 +68,14 @@ TRIALS = {
     "exact": Trial(),
     "exact_rate_1e-4": Trial(keys={"learning_rate": 1e-4}),
     "exact_rate_4e-4": Trial(keys={"learning_rate": 4e-4}),
-    "exact_rate_8e-4": Trial(keys={"learning_rate": 8e-4}),
-    "exact_beta2_0.95": Trial(keys={"adam_beta2": 0.95}),
-    "exact_small_batch": Trial(keys={"gradient_accumulation_steps": 1}),
-    "exact_no_kl": Trial(keys={"beta": 0.0}),
-    "exact_determined_1": Trial(constants={"DETERMINED_WEIGHT": 1.0}),
-    "exact_temperature_1": Trial(keys={"temperature": 1.0}),
     "exact_muon_1e-3": Trial(muon=1e-3),
-    "exact_muon_4e-3": Trial(muon=4e-3),
-    "exact_evals": Trial(constants={"EVAL_WEIGHT": 0.2}),
-    "exact_half_environment": Trial(keys={"mix_env_ratio": 0.5}),
+    "exact_answer_tokens_1": Trial(constants={"ANSWER_TOKENS_WEIGHT": 1.0}),
+    "exact_determined_1": Trial(constants={"DETERMINED_WEIGHT": 1.0}),
+    "exact_no_kl": Trial(keys={"beta": 0.0}),
+    "exact_kl_0.05": Trial(keys={"beta": 0.05}),
+    "exact_kl_0.2": Trial(keys={"beta": 0.2}),
+    "exact_small_batch": Trial(keys={"gradient_accumulation_steps": 1}),
+    "exact_tactical": Trial(keys={"policy_strata": "{check: 0.25, tactical: 0.25}"}),
     "sampled": Trial(SAMPLED),
     "sampled_rate_4e-4": Trial(SAMPLED, keys={"learning_rate": 4e-4}),
     "sampled_small_groups": Trial(SAMPLED, keys={"num_generations": 8}),
@@ -145,7 +143,7 @@ def main() -> None:
         found.setdefault(path.name.partition(middle)[0], []).append(store.read(path))
     rows = compare(found)
     steps = {name: [result.facts["steps"] for result in results] for name, results in found.items()}
-    settings = {name: results[0].facts for name, results in found.items()}
+    settings = {name: asdict(TRIALS[name]) for name in found if name in TRIALS}
     write_report(
         store.FOLDER / "trials.json",
         {"split": "dev", "minutes": arguments.minutes, "steps": steps, "settings": settings, "trials": rows},
