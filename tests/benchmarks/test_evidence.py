@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from benchmarks.evidence import __main__ as evidence
-from benchmarks.evidence import arms, curves, pass_at_k, rivals, store, trials
+from benchmarks.evidence import arms, curves, groups, pass_at_k, rivals, store, trials
 from benchmarks.evidence import budget as budgets
 from benchmarks.evidence.arms import ARMS, shuffled_reward
 from benchmarks.evidence.budget import Budget
@@ -257,6 +257,31 @@ def test_ablations_are_a_table_of_their_own(
     wins = [p for p in found["-ablations"]["pairs"] if p["win"] and p["against"] == "sampled"]
     assert [(p["arm"], p["metric"]) for p in wins] == [("sampled_a", "best_legal")]
     assert found["-ablations"]["updates"]["sampled_a"] == [7]
+
+
+def test_a_group_holds_its_own_items(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Made-up results: of 200 items the base plays the first 100 legally, gold 160; White has the first 100."""
+    monkeypatch.setattr(store, "FOLDER", tmp_path)
+    made_up({"base": (0.5, 0.5), "gold": (0.8, 0.5)})
+    runs = {arm: [store.read(store.name_of("dev", arm, minutes, 1))] for arm, minutes in (("base", 0.0), ("gold", 1.0))}
+    of_item = {str(i): ("White" if i < 100 else "Black",) for i in range(200)}
+    rows = groups.compare(runs, of_item)
+    found = {(r["group"], r["arm"]): r for r in rows if r["metric"] == "best_legal" and r["mode"] == "greedy"}
+    assert {key: row["value"] for key, row in found.items()} == {
+        ("White", "base"): 1.0,
+        ("White", "gold"): 1.0,
+        ("Black", "base"): 0.0,
+        ("Black", "gold"): pytest.approx(0.6),
+    }
+    assert found["White", "gold"]["ci_high"] == 0.0
+    assert 0.4 < found["Black", "gold"]["ci_low"] < 0.6 < found["Black", "gold"]["ci_high"] < 0.8
+    assert "| best_legal | Black | 100 | 0.000 | 0.600 +0.6" in groups.as_markdown(rows)
+
+
+def test_every_shipped_item_has_a_colour_or_a_stratum() -> None:
+    found = groups.groups_of("dev")
+    assert len(found) == len(load_shipped("dev"))
+    assert {name for names in found.values() if len(names) == 2 for name in names[:1]} == set(groups.COLOURS.values())
 
 
 def test_trials_are_compared_with_their_arm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
