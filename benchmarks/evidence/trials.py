@@ -4,7 +4,7 @@
 
 Trains and measures what has no result yet, as `benchmarks.evidence` does, and compares each trial with its arm on the
 same items. Every trial's result is kept, those of no use too: in `benchmarks/results/evidence/dev/trials/`, and all of
-them in `benchmarks/results/evidence/trials.json`. The test split plays no part in this.
+one length in `benchmarks/results/evidence/trials-3min.json`. The test split plays no part in this.
 """
 
 import argparse
@@ -145,7 +145,7 @@ def main() -> None:
     steps = {name: [result.facts["steps"] for result in results] for name, results in found.items()}
     settings = {name: asdict(TRIALS[name]) for name in found if name in TRIALS}
     write_report(
-        store.FOLDER / "trials.json",
+        store.FOLDER / f"trials-{arguments.minutes:g}min.json",
         {"split": "dev", "minutes": arguments.minutes, "steps": steps, "settings": settings, "trials": rows},
     )
     for row in rows:
