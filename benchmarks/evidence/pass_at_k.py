@@ -11,7 +11,7 @@ answers to each prompt were right is kept in `benchmarks/results/evidence/pass_a
 
 import argparse
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from math import comb
 from typing import Any
 
@@ -58,6 +58,17 @@ def count(model: Any, tokenizer: Any, split: str, items: Mapping[str, int]) -> d
                 entry = counts.setdefault(metric, {"games": [item.game for item in own], "right": 0 * right})
                 entry["right"] = entry["right"] + right
     return {metric: {**entry, "right": entry["right"].tolist()} for metric, entry in counts.items()}
+
+
+def random_legal(rows: Iterable[Mapping[str, Any]]) -> dict[str, list[float]]:
+    """pass@k, for each of `KS`, of whoever draws legal moves at random, with replacement; of the `P:` rows."""
+    shares: dict[str, list[float]] = {"best_legal": [], "top1": [], "best_in_top5": []}
+    for row in rows:
+        if values := sorted(row["legal_cp"] or (), reverse=True):
+            shares["best_legal"].append(1.0)
+            for metric, place in (("top1", 0), ("best_in_top5", min(5, len(values)) - 1)):
+                shares[metric].append(sum(value >= values[place] for value in values) / len(values))
+    return {metric: [float(np.mean(1 - (1 - np.asarray(of)) ** k)) for k in KS] for metric, of in shares.items()}
 
 
 def compare(counts: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[dict[str, Any]]:
@@ -111,9 +122,12 @@ def main() -> None:
         print(f"sampled {name}", flush=True)
     rows = compare(counts)
     report = {"split": arguments.split, "samples": SAMPLES, "temperature": TEMPERATURE, "items": items}
+    report["random legal"] = random_legal(draw_of_each(shipped(arguments.split), items))
     report |= {"rows": rows, "right": {name: {m: e["right"] for m, e in of.items()} for name, of in counts.items()}}
     write_report(store.FOLDER / "pass_at_k.json", report | machine("cpu"))
     print(as_markdown(rows))
+    for metric, of_k in report["random legal"].items():
+        print(f"random legal: {metric} {' '.join(f'{value:.3f}' for value in of_k)}")
 
 
 if __name__ == "__main__":

@@ -82,16 +82,20 @@ TRIALS = {
 }
 
 
+def folder() -> Path:
+    return store.FOLDER / "dev" / "trials"
+
+
 def path_of(name: str, minutes: float, seed: int) -> Path:
-    return store.FOLDER / "dev" / "trials" / f"{name}-{minutes:g}min-seed{seed}.npz"
+    return folder() / f"{name}-{minutes:g}min-seed{seed}.npz"
 
 
 def run(name: str, minutes: float, seed: int, arguments: argparse.Namespace) -> None:
     path, budget = path_of(name, minutes, seed), Budget(60 * minutes)
     if path.exists():
         return
-    with tempfile.TemporaryDirectory() as folder:
-        model = TRIALS[name].train(Path(folder), budget, seed)
+    with tempfile.TemporaryDirectory() as scratch:
+        model = TRIALS[name].train(Path(scratch), budget, seed)
     model.save_pretrained(evidence.MODELS / f"dev-{path.stem}")
     load(str(NANO_FOLDER))[1].save_pretrained(evidence.MODELS / f"dev-{path.stem}")
     evaluation = evidence.measure(model, load(str(NANO_FOLDER))[1], arguments, best_eval=False)
@@ -139,7 +143,7 @@ def main() -> None:
             run(name, arguments.minutes, seed, arguments)
     found: dict[str, list[store.Result]] = {}
     middle = f"-{arguments.minutes:g}min-seed"
-    for path in sorted(path_of("", 0, 0).parent.glob(f"*{middle}*.npz")):
+    for path in sorted(folder().glob(f"*{middle}*.npz")):
         found.setdefault(path.name.partition(middle)[0], []).append(store.read(path))
     rows = compare(found)
     steps = {name: [result.facts["steps"] for result in results] for name, results in found.items()}

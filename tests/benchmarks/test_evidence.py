@@ -331,6 +331,15 @@ def test_pass_at_k_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     assert rows["x", 16]["ci_low"] == rows["x", 16]["ci_high"] == 0.0  # both find one wherever there is one
 
 
+def test_random_legal_moves_pass_by_hand() -> None:
+    """Two of four moves are best in the first row, one of two in the second; all are in the top five."""
+    found = pass_at_k.random_legal([{"legal_cp": [5, 1, 5, 0]}, {"legal_cp": [3, 9]}, {"legal_cp": []}])
+    assert found["top1"][:3] == pytest.approx([0.5, 0.75, 0.9375])
+    assert found["best_in_top5"] == found["best_legal"] == [1.0] * 5
+    six = pass_at_k.random_legal([{"legal_cp": [6, 5, 4, 3, 2, 1]}])
+    assert six["best_in_top5"][:2] == pytest.approx([5 / 6, 35 / 36])
+
+
 def test_pass_at_k_counts_right_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pass_at_k, "SAMPLES", 2)
     found = pass_at_k.count(*load("nano"), "dev", {"policy": 6, "environment": 3})
