@@ -73,6 +73,7 @@ TRIALS = {
     "exact_determined_1": Trial(constants={"DETERMINED_WEIGHT": 1.0}),
     "exact_no_kl": Trial(keys={"beta": 0.0}),
     "exact_kl_0.05": Trial(keys={"beta": 0.05}),
+    "exact_kl_0.1": Trial(keys={"beta": 0.1}),
     "exact_kl_0.2": Trial(keys={"beta": 0.2}),
     "exact_small_batch": Trial(keys={"gradient_accumulation_steps": 1}),
     "exact_tactical": Trial(keys={"policy_strata": "{check: 0.25, tactical: 0.25}"}),
@@ -91,7 +92,7 @@ def path_of(name: str, minutes: float, seed: int) -> Path:
 
 
 def run(name: str, minutes: float, seed: int, arguments: argparse.Namespace) -> None:
-    path, budget = path_of(name, minutes, seed), Budget(60 * minutes)
+    path, budget = path_of(name, minutes, seed), Budget(60 * minutes, arguments.updates)
     if path.exists():
         return
     with tempfile.TemporaryDirectory() as scratch:
@@ -133,6 +134,7 @@ def main() -> None:
     parser.add_argument("--trials", nargs="*", default=[], choices=[*TRIALS, []])
     parser.add_argument("--minutes", type=float, default=3.0, help="CPU minutes of training")
     parser.add_argument("--seeds", nargs="+", type=int, default=[1])
+    parser.add_argument("--updates", type=int, help="end after so many, whatever the time; on another machine")
     parser.add_argument("--policy-items", type=int, default=1500)
     parser.add_argument("--environment-items", type=int, default=900)
     arguments = parser.parse_args()
