@@ -11,12 +11,14 @@ import argparse
 import json
 import os
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from benchmarks.common import RESULTS, ROOT, machine, shipped, write_report
 from benchmarks.evidence.arms import ARMS
 from benchmarks.evidence.budget import Budget
+from benchmarks.evidence.sizes import NANO
 from rookworld_trl.data.splits import draw_of_each
 from rookworld_trl.evaluation import Evaluation, compare, comparison_table, evaluate
 from rookworld_trl.modeling.loading import NANO_FOLDER, load
@@ -31,9 +33,9 @@ def trained(side: str, seed: int, arguments: argparse.Namespace) -> tuple[dict[s
     items = f"{arguments.policy_items}-{arguments.environment_items}"
     path = arguments.folder / f"{side}-{arguments.minutes:g}min-seed{seed}-{items}.json"
     if not path.exists():
-        budget, arm = Budget(60 * arguments.minutes), ARMS[side]
+        budget, size = Budget(60 * arguments.minutes), replace(NANO, folder=Path(arguments.start))
         with tempfile.TemporaryDirectory() as folder:
-            model = arm.train(arguments.start, Path(folder), budget, seed, arm.learning_rate)
+            model = ARMS[side].train(size, Path(folder), budget, seed)
         limits = {"policy": arguments.policy_items, "environment": arguments.environment_items}
         settings: dict[str, Any] = {"temperature": 0.7, "max_new_tokens": 80, "batch_size": 128, "seed": 1}
         rows = draw_of_each(shipped("dev"), limits)

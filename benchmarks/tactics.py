@@ -22,7 +22,7 @@ import chess
 import numpy as np
 
 from benchmarks.common import RESULTS, ROOT, machine, shipped, write_report
-from benchmarks.evidence import store
+from benchmarks.evidence import sizes, store
 from benchmarks.evidence.arms import EXACT, of_recipe
 from benchmarks.evidence.budget import Budget
 from benchmarks.evidence.statistics import draws
@@ -34,12 +34,12 @@ from rookworld_trl.evaluation.intervals import percentile_interval, ratios
 from rookworld_trl.evaluation.problem_files import read_problems
 from rookworld_trl.evaluation.problems import run_problems
 from rookworld_trl.evaluation.suite import ModelAnswers
-from rookworld_trl.modeling.loading import NANO, NANO_FOLDER, load
+from rookworld_trl.modeling.loading import NANO, load
 from rookworld_trl.rewards.decisions import ChessPoints
 from rookworld_trl.tasks import policy
 
 FOLDER = RESULTS / "tactics"
-TOKENS, RATE = 80, 2e-4
+TOKENS = 80
 HEADLINES = ("best_legal", "skill", "exact")
 MEAN_STAKE = 0.143  # of the train rows: win chance of the best move above the mean of the legal moves
 CHECK, TACTICAL = "check: 0.25", "tactical: 0.25"
@@ -155,7 +155,7 @@ def train(arm: str, minutes: float, seed: int) -> Path:
         changed, points = ARMS[arm]
         budget = Budget(60 * minutes)
         with tempfile.TemporaryDirectory() as other, mock.patch.object(grpo, "ChessPoints", points):
-            model = of_recipe(EXACT, changed, False, str(NANO_FOLDER), Path(other), budget, seed, RATE)
+            model = of_recipe(EXACT, changed, False, sizes.NANO, Path(other), budget, seed)
         model.save_pretrained(folder)
         load(NANO)[1].save_pretrained(folder)
         write_report(folder / "facts.json", {"steps": len(budget.curve), "cpu_seconds": budget.curve[-1][0]})

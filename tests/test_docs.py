@@ -151,7 +151,9 @@ def python(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
         module = importlib.util.find_spec(words[1])
         assert module
         assert module.origin
-        text = Path(module.origin).read_text()
+        file = Path(module.origin)
+        files = file.parent.glob("*.py") if module.submodule_search_locations else [file]
+        text = "".join(each.read_text() for each in files)
         assert all(f'"{word}"' in text for word in words[2:] if word.startswith("--"))
     else:
         recipe(words[0], words[1:], monkeypatch)

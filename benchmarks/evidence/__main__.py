@@ -2,15 +2,18 @@
 
     python -m benchmarks.evidence run --arms exact sampled gold soft --minutes 2 4 8 --seeds 1 2 3 --split dev
     python -m benchmarks.evidence table --split dev --minutes 8
+    python -m benchmarks.evidence run --size 124m --arms exact sampled --minutes 5    # on a GPU, after `make gpu`
 
 `run` trains and measures what has no result yet, one after the other; stop it and run it again at will. The trained
 models lie under `runs/evidence/`. Each point of a curve is a run of its own, whose rate falls to 0 by its end. `table`
 compares all arms by pairs on the same items, `ablations` those of sampled GRPO; what counts as a win is written in
-`benchmarks/evidence/RULE.md`.
+`benchmarks/evidence/RULE.md`. Results of another size, start or device have names of their own, and tables of their own
+(`table --size 124m`).
 """
 
 import argparse
 import contextlib
+import gc
 import hashlib
 import os
 import tempfile
@@ -20,29 +23,33 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from benchmarks.common import ROOT, machine, shipped, write_report
 from benchmarks.evidence import store
 from benchmarks.evidence.budget import Budget
+from benchmarks.evidence.sizes import NANO, SIZES, Size
 from benchmarks.evidence.statistics import draws, holm, p_value
 from rookworld_trl.data.splits import draw_of_each
 from rookworld_trl.evaluation import Evaluation, evaluate
 from rookworld_trl.evaluation.accuracy import Item, score
 from rookworld_trl.evaluation.intervals import Array, percentile_interval, ratios
-from rookworld_trl.modeling.loading import NANO_FOLDER, load
+from rookworld_trl.modeling.loading import load
 from rookworld_trl.tasks import ParseError, policy
 
 MODELS = ROOT / "runs" / "evidence"
 ABLATED = "sampled"  # the arm whose parts are left out or exchanged one by one: `sampled_no_kl` ...
 BASE, FREE = "base", "argmax_evals"  # no training; and, of the base's answers, the candidate with the best eval as B
-TEMPERATURE, MAX_NEW_TOKENS = 0.7, 80
+TEMPERATURE = 0.7
 COMPARED = ("best_legal", "skill", "exact")  # the three headlines: what a win is counted on
 
 
-def measure(model: Any, tokenizer: Any, arguments: argparse.Namespace, best_eval: bool) -> Evaluation:
+def measure(
+    model: Any, tokenizer: Any, max_new_tokens: int, arguments: argparse.Namespace, best_eval: bool
+) -> Evaluation:
     limits = {"policy": arguments.policy_items, "environment": arguments.environment_items}
     rows = draw_of_each(shipped(arguments.split), limits)
-    settings = {"temperature": TEMPERATURE, "max_new_tokens": MAX_NEW_TOKENS, "batch_size": 128, "seed": 1}
+    settings = {"temperature": TEMPERATURE, "max_new_tokens": max_new_tokens, "batch_size": 128, "seed": 1}
     evaluation = evaluate(model, tokenizer, rows, **settings)
     return with_best_evals(evaluation, list(rows)) if best_eval else evaluation
 
@@ -64,37 +71,67 @@ def with_best_evals(evaluation: Evaluation, rows: list[dict[str, Any]]) -> Evalu
     return replace(evaluation, items=items)
 
 
+def size_of(arguments: argparse.Namespace) -> Size:
+    """The size that was asked for, on the start and device that were asked for, under a name of its own."""
+    size = SIZES[arguments.size]
+    if arguments.device not in (None, size.device):
+        size = replace(size, device=arguments.device, results=f"{arguments.size}-{arguments.device}")
+    if arguments.start is not None:
+        folder = Path(arguments.start)
+        if size.results or weights_of(folder) != weights_of(NANO.folder):
+            size = replace(size, results="-".join(filter(None, (folder.resolve().name, size.results))))
+        size = replace(size, folder=folder)
+    return replace(size, results=arguments.start_name or size.results)
+
+
+def check_possible(size: Size) -> None:
+    """Raises:
+    SystemExit: the device or the checkpoint is not there.
+    """
+    if size.device == "cuda" and not torch.cuda.is_available():
+        raise SystemExit("PyTorch sees no GPU, which this comparison is made for; --device cpu goes without, slowly")
+    if not (size.folder / "config.json").exists():
+        remedy = "run `make gpu` first, or give" if size.folder == SIZES["124m"].folder else "give"
+        raise SystemExit(f"{size.folder} holds no checkpoint; {remedy} another folder by --start")
+
+
 def run(arguments: argparse.Namespace) -> None:
     from benchmarks.evidence.arms import ARMS  # which loads the trainers; a table needs none
 
     if unknown := sorted(set(arguments.arms) - {*ARMS, BASE, FREE}):
         raise SystemExit(f"unknown arms {unknown}; there are {', '.join([BASE, *ARMS])}")
     trained = [arm for arm in arguments.arms if arm in ARMS]
-    name, weights = arguments.start_name, weights_of(arguments.start)
-    if name is None and weights != weights_of(NANO_FOLDER):
-        name = Path(arguments.start).resolve().name
-    jobs = [(0.0, 0, BASE)] + ([(0.0, 0, FREE)] if name is None else [])
+    size = size_of(arguments)
+    check_possible(size)
+    if size.device == "cuda":  # for every arm alike, and for what is measured; some trainers turn it on for the process
+        torch.backends.cuda.matmul.fp32_precision = "tf32"
+    name, weights = size.results, weights_of(size.folder)
+    jobs = [(0.0, 0, BASE)] + ([(0.0, 0, FREE)] if arguments.start is None or name is None else [])
     jobs += [(minutes, seed, arm) for minutes in arguments.minutes for seed in arguments.seeds for arm in trained]
     for minutes, seed, arm in jobs:
         path = store.name_of(arguments.split, arm, minutes, seed, name)
         if path.exists():
             if name and store.read(path).facts["start"] != weights:
-                raise SystemExit(f"{path} is of other weights than {arguments.start}; remove it or pass --start-name")
+                raise SystemExit(f"{path} is of other weights than {size.folder}; remove it or pass --start-name")
             continue
-        budget = Budget(60 * minutes, arguments.updates)
+        if size.device == "cuda":  # the trainers of earlier arms are held by cycles
+            gc.collect()
+            torch.cuda.empty_cache()
+        budget = Budget(60 * minutes, arguments.updates, size.device)
         with tempfile.TemporaryDirectory() as folder:
-            model, rate = load(arguments.start)[0], None
+            model, tokenizer = load(size.folder)
             if arm in ARMS:
-                rate = ARMS[arm].learning_rate
-                model = ARMS[arm].train(arguments.start, Path(folder), budget, seed, rate)
+                model = ARMS[arm].train(size, Path(folder), budget, seed)
                 kept = MODELS / path.stem
                 model.save_pretrained(kept)
-                load(arguments.start)[1].save_pretrained(kept)
-            evaluation = measure(model, load(arguments.start)[1], arguments, best_eval=arm == FREE)
-        facts = {"arm": arm, "minutes": minutes, "seed": seed, "learning_rate": rate, "samples": budget.samples}
-        facts |= {"updates_given": arguments.updates if minutes else None}
-        facts |= {"steps": len(budget.curve), "cpu_seconds": budget.curve[-1][0] if budget.curve else 0.0}
-        facts |= {"split": arguments.split, "temperature": TEMPERATURE, "start": weights, **machine("cpu")}
+                tokenizer.save_pretrained(kept)
+            evaluation = measure(model.to(size.device), tokenizer, size.tokens, arguments, best_eval=arm == FREE)
+        facts = {"arm": arm, "minutes": minutes, "seed": seed, "samples": budget.samples}
+        facts |= {"learning_rate": size.learning_rate if arm in ARMS else None}
+        facts |= {"updates_given": arguments.updates if minutes else None, "steps": len(budget.curve)}
+        seconds = "cpu_seconds" if size.device == "cpu" else "seconds"
+        facts |= {seconds: budget.curve[-1][0] if budget.curve else 0.0, "split": arguments.split}
+        facts |= {"temperature": TEMPERATURE, "start": weights, **machine(size.device)}
         facts["trivial"] = {
             name: players
             for task, mode in evaluation.tasks_and_modes()
@@ -117,24 +154,28 @@ def _line(evaluation: Any) -> str:
     parts = []
     for task, mode in evaluation.tasks_and_modes():
         values = evaluation.estimates(task, mode)
-        names = [name for name in COMPARED if name in values]
-        parts.append(f"{mode} " + " ".join(f"{name} {values[name]['value']:.3f}" for name in names))
+        known = {name: values[name]["value"] for name in COMPARED if name in values}
+        known = {name: value for name, value in known.items() if value is not None}  # skill, of no legal move
+        parts.append(" ".join([mode, *(f"{name} {value:.3f}" for name, value in known.items())]))
     return ", ".join(parts)
 
 
 def table(arguments: argparse.Namespace) -> None:
     """All arms that are stored at one budget, each against every other; or the ablations of `sampled`, each against it
     and the base, which are a table of their own so that neither's corrections count the other's comparisons."""
-    folder, own = store.FOLDER / arguments.split, arguments.what == "ablations"
+    start, own = size_of(arguments).results, arguments.what == "ablations"
+    folder, beginning = store.place_of(arguments.split, start)
     runs: dict[str, list[store.Result]] = {}
-    for path in sorted(folder.glob("*.npz")):
+    for path in sorted(path for path in folder.glob("*.npz") if path.name.startswith(beginning)):
         found = store.read(path)
         arm = found.facts["arm"]
         chosen = arm == BASE or arm.startswith(ABLATED) if own else not arm.startswith(f"{ABLATED}_")
         if chosen and found.facts["minutes"] in (0.0, arguments.minutes[0]):
             runs.setdefault(arm, []).append(found)
     if BASE not in runs or len(runs) < 2:
-        raise SystemExit(f"{folder} holds no runs of {arguments.minutes[0]:g} minutes to compare; `run` makes them")
+        raise SystemExit(
+            f"{folder} holds no runs {beginning}* of {arguments.minutes[0]:g} minutes to compare; `run` makes them"
+        )
     arms = [BASE, *sorted(set(runs) - {BASE})]
     first = runs[BASE][0]
     for arm in arms:
@@ -169,7 +210,7 @@ def table(arguments: argparse.Namespace) -> None:
     report = {"split": arguments.split, "minutes": arguments.minutes[0], "trivial players": first.facts["trivial"]}
     report |= {"updates": {arm: [each.facts["steps"] for each in runs[arm]] for arm in arms}}
     report |= {"values": values, "pairs": pairs, "losses": losses}
-    name = f"{arguments.split}-{arguments.minutes[0]:g}min{'-ablations' if own else ''}.json"
+    name = f"{beginning or arguments.split + '-'}{arguments.minutes[0]:g}min{'-ablations' if own else ''}.json"
     write_report(store.FOLDER / name, report)
     print(as_markdown(report))
 
@@ -212,10 +253,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["run", "table", "ablations"])
     parser.add_argument("--arms", nargs="+", default=["exact", "sampled"])
-    parser.add_argument("--minutes", nargs="+", type=float, default=[4.0], help="CPU minutes of training")
+    parser.add_argument(
+        "--minutes", nargs="+", type=float, default=[4.0], help="of training, CPU time; on a GPU the clock's"
+    )
     parser.add_argument("--seeds", nargs="+", type=int, default=[1])
     parser.add_argument("--split", choices=["dev", "test"], default="dev")
-    parser.add_argument("--start", default=str(NANO_FOLDER), help="checkpoint that every arm starts from")
+    parser.add_argument("--size", choices=SIZES, default="nano", help="124m: what `make gpu` trains, on a GPU")
+    parser.add_argument("--device", choices=["cpu", "cuda"], help="another than the size's")
+    parser.add_argument("--start", help="folder of the checkpoint that every arm starts from; default: the size's")
     parser.add_argument("--start-name", help="of results from another start than the default; else its folder's name")
     parser.add_argument("--updates", type=int, help="end after so many, whatever the time; on another machine")
     parser.add_argument("--policy-items", type=int)

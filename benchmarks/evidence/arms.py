@@ -1,4 +1,4 @@
-"""What is compared: each arm starts from the same checkpoint and gets the same CPU time."""
+"""What is compared: each arm starts from the same checkpoint and gets the same time."""
 
 import random
 from collections.abc import Callable, Mapping
@@ -15,6 +15,7 @@ from trl import GRPOConfig, GRPOTrainer
 from benchmarks.common import ALIKE, ROOT, shipped
 from benchmarks.evidence import rivals
 from benchmarks.evidence.budget import Budget, BudgetCallback
+from benchmarks.evidence.sizes import Size
 from recipes import grpo
 from rookworld_trl.config import parse_recipe
 from rookworld_trl.data.mixing import mix
@@ -30,7 +31,7 @@ STEPS_OF_PROMPTS = 2_000  # batches of prompts laid out
 SAMPLED, EXACT, SELFPLAY = "config_cpu", "config_cpu_exact", "config_cpu_selfplay"
 # What stock TRL gets of the sampled recipe.
 TAKEN_OVER = ["per_device_train_batch_size", "gradient_accumulation_steps", "num_generations", "max_completion_length"]
-TAKEN_OVER += ["temperature", "beta", "scale_rewards", "max_grad_norm"]
+TAKEN_OVER += ["temperature", "beta", "scale_rewards", "max_grad_norm", "use_cpu", "bf16"]
 
 
 @dataclass(frozen=True)
@@ -38,42 +39,48 @@ class Arm:
     """One way to spend the time.
 
     Attributes:
-        train: (start, folder, budget, seed, learning rate) -> the trained model.
-        learning_rate: the recipe's, or one for all; what else was tried on dev is in `trials.py`.
+        train: (size, folder, budget, seed) -> the trained model.
         about: a line for tables.
     """
 
-    train: Callable[[str, Path, Budget, int, float], PreTrainedModel]
-    learning_rate: float
+    train: Callable[[Size, Path, Budget, int], PreTrainedModel]
     about: str
 
 
+def read_recipe(recipe: str, size: Size, keys: Mapping[str, Any]) -> tuple[grpo.RunConfig, RookWorldGRPOConfig]:
+    """A shipped recipe with some keys changed, on a size's device and in its pieces."""
+    keys = {"use_cpu": size.device == "cpu", "bf16": size.bf16, "max_completion_length": size.tokens, **keys}
+
+    def parsed() -> Any:
+        argv = ["--config", str(ROOT / f"recipes/nano/grpo/{recipe}.yaml")]
+        for key, value in keys.items():
+            argv += [f"--{key}", str(value)]
+        return parse_recipe((grpo.RunConfig, RookWorldGRPOConfig), argv)
+
+    run, args = parsed()
+    if size.pieces > 1:
+        keys["per_device_train_batch_size"] = args.per_device_train_batch_size // size.pieces
+        keys["gradient_accumulation_steps"] = args.gradient_accumulation_steps * size.pieces
+        run, args = parsed()
+    return run, args
+
+
 def of_recipe(
-    recipe: str,
-    changed: Mapping[str, Any],
-    shuffled: bool,
-    start: str,
-    folder: Path,
-    budget: Budget,
-    seed: int,
-    learning_rate: float,
+    recipe: str, changed: Mapping[str, Any], shuffled: bool, size: Size, folder: Path, budget: Budget, seed: int
 ) -> PreTrainedModel:
     """Ours: a shipped recipe of GRPO, some keys changed; with `shuffled`, every reward goes to the wrong completion."""
     keys = {
-        "model": start,
+        "model": size.folder,
         "output_dir": folder,
         "seed": seed,
-        "learning_rate": learning_rate,
+        "learning_rate": size.learning_rate,
         "lr_scheduler_type": "constant",
         "max_steps": STEPS_OF_PROMPTS,
         "max_train_minutes": NO_END,
         "logging_steps": 10,
         **changed,
     }
-    argv = ["--config", str(ROOT / f"recipes/nano/grpo/{recipe}.yaml")]
-    for key, value in keys.items():
-        argv += [f"--{key}", str(value)]
-    run, args = parse_recipe((grpo.RunConfig, RookWorldGRPOConfig), argv)
+    run, args = read_recipe(recipe, size, keys)
     set_seed(seed)
     trainer, _ = grpo.build(run, args)
     if shuffled:
@@ -97,21 +104,18 @@ def shuffled_reward(reward: Callable[..., list[float | None]], **columns: Any) -
     return [None if value is None else next(rest) for value in values]
 
 
-def stock_trainer(
-    start: str, folder: Path, seed: int, learning_rate: float, batches: int, **changed: Any
-) -> GRPOTrainer:
+def stock_trainer(size: Size, folder: Path, seed: int, batches: int, **changed: Any) -> GRPOTrainer:
     """TRL's own trainer with the sampled recipe's settings, some of them changed, and so many batches of its plan."""
     logging.disable_progress_bar()
-    recipe = ["--config", str(ROOT / f"recipes/nano/grpo/{SAMPLED}.yaml")]
-    run, ours = parse_recipe((grpo.RunConfig, RookWorldGRPOConfig), recipe)
+    run, ours = read_recipe(SAMPLED, size, {})
     settings = {name: getattr(ours, name) for name in TAKEN_OVER}
     args = GRPOConfig(
         output_dir=str(folder),
-        learning_rate=learning_rate,
+        learning_rate=size.learning_rate,
         lr_scheduler_type="constant",
         max_steps=batches,
         seed=seed,
-        **{**settings, **ALIKE, **changed},
+        **{**ALIKE, **settings, **changed},
     )
     set_seed(seed)
     prompts = args.generation_batch_size // args.num_generations
@@ -123,14 +127,12 @@ def stock_trainer(
         seed=seed,
         policy_strata=run.policy_strata,
     )
-    return GRPOTrainer(start, REWARDS[run.reward], args, plan, processing_class=load(start)[1])
+    return GRPOTrainer(str(size.folder), REWARDS[run.reward], args, plan, processing_class=load(size.folder)[1])
 
 
-def of_stock(
-    positions: bool, start: str, folder: Path, budget: Budget, seed: int, learning_rate: float
-) -> PreTrainedModel:
+def of_stock(positions: bool, size: Size, folder: Path, budget: Budget, seed: int) -> PreTrainedModel:
     """TRL's own trainer, as it is or with the position ids that padding needs."""
-    trainer = stock_trainer(start, folder, seed, learning_rate, STEPS_OF_PROMPTS)
+    trainer = stock_trainer(size, folder, seed, STEPS_OF_PROMPTS)
     if positions:
         for model in (trainer.model, trainer.ref_model):
             install_position_hook(model)
@@ -139,48 +141,40 @@ def of_stock(
     return trainer.model
 
 
-def of_loop(
-    loop: Callable[..., None], start: str, folder: Path, budget: Budget, seed: int, learning_rate: float
-) -> PreTrainedModel:
+def of_loop(loop: Callable[..., None], size: Size, folder: Path, budget: Budget, seed: int) -> PreTrainedModel:
     """A plain loop of `rivals`."""
-    model, tokenizer = load(start)
+    model, tokenizer = load(size.folder)
     set_seed(seed)
-    loop(model.eval(), tokenizer, budget, seed, learning_rate)
+    loop(model.to(size.device).eval(), tokenizer, size, budget, seed)
     return model
 
 
-def ours(recipe: str, learning_rate: float, about: str, shuffled: bool = False, **changed: Any) -> Arm:
-    return Arm(partial(of_recipe, recipe, MappingProxyType(changed), shuffled), learning_rate, about)
+def ours(recipe: str, about: str, shuffled: bool = False, **changed: Any) -> Arm:
+    return Arm(partial(of_recipe, recipe, MappingProxyType(changed), shuffled), about)
 
 
 ARMS: dict[str, Arm] = {
-    "exact": ours(EXACT, 2e-4, "ours, the exact gradient (the demo's recipe)"),
-    "sampled": ours(SAMPLED, 2e-4, "ours, sampled GRPO"),
-    "stock": Arm(partial(of_stock, False), 2e-4, "TRL's GRPOTrainer as it is, the same settings"),
-    "stock_positions": Arm(partial(of_stock, True), 2e-4, "TRL's GRPOTrainer with position ids from the mask"),
-    "gold": Arm(
-        partial(of_loop, partial(rivals.gold, rows=64)),
-        2e-4,
-        "supervised training on the right answers",
-    ),
+    "exact": ours(EXACT, "ours, the exact gradient (the demo's recipe)"),
+    "sampled": ours(SAMPLED, "ours, sampled GRPO"),
+    "stock": Arm(partial(of_stock, False), "TRL's GRPOTrainer as it is, the same settings"),
+    "stock_positions": Arm(partial(of_stock, True), "TRL's GRPOTrainer with position ids from the mask"),
+    "gold": Arm(partial(of_loop, partial(rivals.gold, rows=64)), "supervised training on the right answers"),
     "soft": Arm(
         partial(of_loop, partial(rivals.soft, rows=48, temperature=0.1)),
-        2e-4,
         "supervised training on soft labels from the rewards' table",
     ),
     "raft": Arm(
         partial(of_loop, partial(rivals.raft, rows=64, samples=16, temperature=0.7)),
-        2e-4,
         "best of 16 samples, learned from (RAFT)",
     ),
-    "sampled_graduated": ours(SAMPLED, 2e-4, "ours, sampled, graduated rewards", reward="graduated"),
-    "sampled_batch_scale": ours(SAMPLED, 2e-4, "ours, sampled, advantages scaled by batch", scale_rewards="batch"),
-    "sampled_no_checks": ours(SAMPLED, 2e-4, "ours, sampled, checks as rare as they are", policy_strata="null"),
-    "sampled_shuffled": ours(SAMPLED, 2e-4, "ours, sampled, rewards given to the wrong completions", shuffled=True),
-    "selfplay": ours(SELFPLAY, 2e-4, "ours, sampled, prompts from the policy's own games", engine_cache=""),
+    "sampled_graduated": ours(SAMPLED, "ours, sampled, graduated rewards", reward="graduated"),
+    "sampled_batch_scale": ours(SAMPLED, "ours, sampled, advantages scaled by batch", scale_rewards="batch"),
+    "sampled_no_checks": ours(SAMPLED, "ours, sampled, checks as rare as they are", policy_strata="null"),
+    "sampled_shuffled": ours(SAMPLED, "ours, sampled, rewards given to the wrong completions", shuffled=True),
+    "selfplay": ours(SELFPLAY, "ours, sampled, prompts from the policy's own games", engine_cache=""),
     "sampled_mining": ours(
-        SAMPLED, 2e-4, "ours, sampled, other prompts where a group's rewards agree", mining=True, mining_ordinary=0.2
+        SAMPLED, "ours, sampled, other prompts where a group's rewards agree", mining=True, mining_ordinary=0.2
     ),
-    "sampled_adaptive_kl": ours(SAMPLED, 2e-4, "ours, sampled, adaptive KL", kl_control="multiplicative"),
-    "sampled_no_kl": ours(SAMPLED, 2e-4, "ours, sampled, no KL penalty", beta=0.0),
+    "sampled_adaptive_kl": ours(SAMPLED, "ours, sampled, adaptive KL", kl_control="multiplicative"),
+    "sampled_no_kl": ours(SAMPLED, "ours, sampled, no KL penalty", beta=0.0),
 }

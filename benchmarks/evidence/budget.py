@@ -1,14 +1,17 @@
-"""Equal CPU time for every arm: training ends when it is used up, and the rate rises at first and falls to 0 by then.
+"""Equal time for every arm: training ends when it is used up, and the rate rises at first and falls to 0 by then.
 
-CPU time rather than the clock: other work on the machine does not shorten an arm's training. With one thread the two
-are the same on a quiet machine.
+On a CPU, CPU time rather than the clock: other work on the machine does not shorten an arm's training. With one thread
+the two are the same on a quiet machine. On a GPU the clock: CPU time does not see its work.
 """
 
 import os
+import time
 from dataclasses import dataclass, field
 from typing import Any
 
 from transformers import TrainerCallback
+
+from benchmarks.common import wait
 
 WARM_UP = 0.05  # of the budget
 
@@ -18,20 +21,30 @@ def cpu_seconds() -> float:
     return sum(os.times()[:4])
 
 
+def seconds_on(device: str) -> float:
+    """CPU seconds; on a GPU the clock's, read when it has done what it was given."""
+    if device == "cpu":
+        return cpu_seconds()
+    wait(device)
+    return time.perf_counter()
+
+
 @dataclass
 class Budget:
-    """CPU seconds that an arm may train for, and how many it has used.
+    """Seconds that an arm may train for, and how many it has used.
 
     Attributes:
         seconds: all of them.
         updates: optimizer steps after which training ends instead, where given: of runs on a machine of another speed,
             which are to be compared with runs that made so many in their time.
+        device: whose seconds they are.
         samples: completions that were trained on so far, gold ones included.
-        curve: (CPU seconds used, samples) after each step.
+        curve: (seconds used, samples) after each step.
     """
 
     seconds: float
     updates: int | None = None
+    device: str = "cpu"
     samples: int = 0
     curve: list[tuple[float, int]] = field(default_factory=list)
     _start: float | None = None
@@ -40,8 +53,8 @@ class Budget:
     def used(self) -> float:
         """Seconds since the first time this was asked for."""
         if self._start is None:
-            self._start = cpu_seconds()
-        return cpu_seconds() - self._start
+            self._start = seconds_on(self.device)
+        return seconds_on(self.device) - self._start
 
     @property
     def share(self) -> float:

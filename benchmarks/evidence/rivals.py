@@ -4,6 +4,7 @@ All of them update with AdamW at a rate that falls to 0 with the budget, clip th
 and positions in check in the shares that the recipes of GRPO have.
 """
 
+import itertools
 import random
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -16,6 +17,7 @@ from transformers import PreTrainedModel
 
 from benchmarks.common import REWARDS, padded, shipped
 from benchmarks.evidence.budget import Budget
+from benchmarks.evidence.sizes import Size
 from rookworld_trl.data.mixing import mix
 from rookworld_trl.modeling.rollout import rollout
 from rookworld_trl.modeling.tokens import completion_texts
@@ -24,31 +26,46 @@ from rookworld_trl.training.exact import score_tree
 from rookworld_trl.training.points import Points
 
 Row = dict[str, Any]
-BATCHES = 4_000  # more than any budget pays for
+BATCHES = 4_000  # laid out; more than a CPU gets through
 
 
 def batches(prompts: int, seed: int) -> Iterator[list[Row]]:
-    """Batches of training rows, a quarter of them `A:`, a quarter of the others in check: the plan of the recipes."""
+    """Batches of training rows without end, a quarter of them `A:`, a quarter of the others in check: by the recipes'
+    plan."""
     plan = mix(
         shipped("train"), 0.25, prompts_per_batch=prompts, batches=BATCHES, seed=seed, policy_strata={"check": 0.25}
     )
-    for start in range(0, len(plan), prompts):
+    for start in itertools.cycle(range(0, len(plan), prompts)):
         yield list(plan.select(range(start, start + prompts)))
 
 
 def train(
     model: PreTrainedModel,
-    loss: Callable[[list[Row]], tuple[Tensor, int]],
+    choose: Callable[[list[Row]], tuple[list[Any], int]],
+    loss: Callable[[list[Any], list[Any]], Tensor],
     rows: Iterator[list[Row]],
+    size: Size,
     budget: Budget,
-    learning_rate: float,
 ) -> None:
-    """AdamW on `loss`, which returns a scalar and the number of completions it took, until the budget is used up."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.0)
+    """AdamW until the budget is used up.
+
+    Args:
+        choose: of a batch of rows, what is learned from, and how many completions that took.
+        loss: of some of what is learned from, beside all of it: their share of its mean.
+    """
+    optimizer = torch.optim.AdamW(model.parameters(), lr=size.learning_rate, weight_decay=0.0)
     for batch in rows:
-        optimizer.param_groups[0]["lr"] = learning_rate * budget.factor
-        value, samples = loss(batch)
-        value.backward()
+        optimizer.param_groups[0]["lr"] = size.learning_rate * budget.factor
+        with size.autocast():
+            chosen, samples = choose(batch)
+        most = -(-len(chosen) // size.pieces)
+        for start in range(0, len(chosen), most or 1):
+            with size.autocast():
+                value = loss(chosen[start : start + most], chosen)
+            value.backward()
+        if not chosen:  # a step all the same: Adam's moments go on
+            for parameter in model.parameters():
+                parameter.grad = torch.zeros_like(parameter)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -66,8 +83,22 @@ def likelihood(model: PreTrainedModel, pad: int, prompts: list[list[int]], compl
         end = len(p) + len(c)
         ids[i, :end], mask[i, :end] = torch.tensor(p + c), 1
         labels[i, len(p) : end] = torch.tensor(c)
-    logits = model(input_ids=ids, attention_mask=mask).logits[:, :-1]
-    return cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten())
+    logits = model(input_ids=ids.to(model.device), attention_mask=mask.to(model.device)).logits[:, :-1]
+    return cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten().to(model.device))
+
+
+Pair = tuple[list[int], list[int]]  # token ids of a prompt and of its completion
+
+
+def of_pairs(model: PreTrainedModel, pad: int) -> Callable[[list[Pair], list[Pair]], Tensor]:
+    """The mean cross-entropy of all completions' tokens, as a loss for `train`."""
+
+    def loss(pairs: list[Pair], chosen: list[Pair]) -> Tensor:
+        own, every = (sum(len(completion) for _, completion in each) for each in (pairs, chosen))
+        value = likelihood(model, pad, [prompt for prompt, _ in pairs], [completion for _, completion in pairs])
+        return value * (own / every)
+
+    return loss
 
 
 def encode(tokenizer: Any, rows: Sequence[Row]) -> tuple[list[list[int]], list[list[int]]]:
@@ -77,13 +108,13 @@ def encode(tokenizer: Any, rows: Sequence[Row]) -> tuple[list[list[int]], list[l
     return prompts, [[*ids, tokenizer.eos_token_id] for ids in answers]
 
 
-def gold(model: PreTrainedModel, tokenizer: Any, budget: Budget, seed: int, learning_rate: float, rows: int) -> None:
+def gold(model: PreTrainedModel, tokenizer: Any, size: Size, budget: Budget, seed: int, rows: int) -> None:
     """Continued supervised training on the right answers."""
 
-    def loss(batch: list[Row]) -> tuple[Tensor, int]:
-        return likelihood(model, tokenizer.pad_token_id, *encode(tokenizer, batch)), len(batch)
+    def choose(batch: list[Row]) -> tuple[list[Pair], int]:
+        return list(zip(*encode(tokenizer, batch), strict=True)), len(batch)
 
-    train(model, loss, batches(rows, seed), budget, learning_rate)
+    train(model, choose, of_pairs(model, tokenizer.pad_token_id), batches(rows, seed), size, budget)
 
 
 class SoftPoints:
@@ -113,9 +144,9 @@ class SoftPoints:
 def soft(
     model: PreTrainedModel,
     tokenizer: Any,
+    size: Size,
     budget: Budget,
     seed: int,
-    learning_rate: float,
     rows: int,
     temperature: float,
 ) -> None:
@@ -125,15 +156,18 @@ def soft(
     """
     find, rng = SoftPoints(tokenizer, temperature), random.Random(seed)
 
-    def loss(batch: list[Row]) -> tuple[Tensor, int]:
+    def choose(batch: list[Row]) -> tuple[list[Any], int]:
         prompts, answers = encode(tokenizer, [row | {"target": _shuffled(row, rng)} for row in batch])
-        points = []
-        for row, answer in zip(batch, answers, strict=True):
-            points.append(Points.read(find(row, answer)))
-        scored = score_tree(model, model.get_output_embeddings(), padded(prompts, answers), points)
-        return -scored.objective.sum() / len(batch), len(batch)
+        points = [Points.read(find(row, answer)) for row, answer in zip(batch, answers, strict=True)]
+        return list(zip(prompts, answers, points, strict=True)), len(batch)
 
-    train(model, loss, batches(rows, seed), budget, learning_rate)
+    def loss(some: list[Any], chosen: list[Any]) -> Tensor:
+        prompts, answers, points = (list(each) for each in zip(*some, strict=True))
+        batch = {name: values.to(model.device) for name, values in padded(prompts, answers).items()}
+        scored = score_tree(model, model.get_output_embeddings(), batch, points)
+        return -scored.objective.sum() / len(chosen)
+
+    train(model, choose, loss, batches(rows, seed), size, budget)
 
 
 def _shuffled(row: Row, rng: random.Random) -> str:
@@ -149,9 +183,9 @@ def _shuffled(row: Row, rng: random.Random) -> str:
 def raft(
     model: PreTrainedModel,
     tokenizer: Any,
+    size: Size,
     budget: Budget,
     seed: int,
-    learning_rate: float,
     rows: int,
     samples: int,
     temperature: float,
@@ -163,7 +197,7 @@ def raft(
     """
     batch_number = 0
 
-    def loss(batch: list[Row]) -> tuple[Tensor, int]:
+    def choose(batch: list[Row]) -> tuple[list[Pair], int]:
         nonlocal batch_number
         batch_number += 1
         prompts = tokenizer([row["prompt"] for row in batch])["input_ids"]
@@ -171,7 +205,7 @@ def raft(
             model,
             prompts,
             num_samples=samples,
-            max_new_tokens=80,
+            max_new_tokens=size.tokens,
             eos_token_id=tokenizer.eos_token_id,
             temperature=temperature,
             seed=seed * 100_003 + batch_number,
@@ -186,9 +220,6 @@ def raft(
             earned += [0.0 if value is None else value for value in values]
         best = earned.reshape(-1, samples)
         chosen = [i for i in range(len(batch)) if best[i].max() > best[i].min()]
-        if not chosen:
-            return sum(p.sum() for p in model.parameters()) * 0.0, len(texts)
-        winners = [sampled[i * samples + int(best[i].argmax())] for i in chosen]
-        return likelihood(model, tokenizer.pad_token_id, [prompts[i] for i in chosen], winners), len(texts)
+        return [(prompts[i], sampled[i * samples + int(best[i].argmax())]) for i in chosen], len(texts)
 
-    train(model, loss, batches(rows, seed), budget, learning_rate)
+    train(model, choose, of_pairs(model, tokenizer.pad_token_id), batches(rows, seed), size, budget)

@@ -73,7 +73,7 @@ def run(arguments: argparse.Namespace) -> None:
     for seed in arguments.seeds:  # every start's first seed before any second
         for name, folder in arguments.starts.items():
             asked = {"arms": [ARM], "minutes": [arguments.minutes], "seeds": [seed], "split": SPLIT}
-            asked |= {"start": folder, "start_name": name, "updates": None}
+            asked |= {"size": "nano", "device": None, "start": folder, "start_name": name, "updates": None}
             asked |= {f"{task}_items": number for task, number in limits.items()}
             evidence.run(argparse.Namespace(**asked))
 

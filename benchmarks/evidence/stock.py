@@ -14,6 +14,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from transformers import PreTrainedModel
 from trl import GRPOTrainer
 
 from benchmarks.common import RESULTS, machine, write_report
+from benchmarks.evidence.sizes import NANO
 from benchmarks.learning import gradient
 from rookworld_trl.evaluation.accuracy import score
 from rookworld_trl.evaluation.intervals import Array
@@ -174,7 +176,8 @@ def main() -> None:
     # Two samples of each prompt instead of 16: the padding is the same, that of 60 prompts sampled together.
     smaller = {"num_generations": 2, "per_device_train_batch_size": 120, "gradient_accumulation_steps": 1}
     with tempfile.TemporaryDirectory() as folder:
-        trainer = stock_trainer(arguments.start, Path(folder), arguments.seed, 2e-4, arguments.batches, **smaller)
+        size = replace(NANO, folder=Path(arguments.start))
+        trainer = stock_trainer(size, Path(folder), arguments.seed, arguments.batches, **smaller)
         found = measure(trainer, load(arguments.start)[0].eval(), arguments.batches)
     settings = {"model": Path(arguments.start).name, "seed": arguments.seed, "temperature": trainer.args.temperature}
     write_report(OUTPUT, {**settings, **machine("cpu"), **found})

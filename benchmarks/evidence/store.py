@@ -34,11 +34,16 @@ def metrics_of(task: str) -> list[Any]:
     return [metric for metric in METRICS[task] if metric.name in SHOWN[task]]  # type: ignore[index]
 
 
+def place_of(split: str, start: str | None = None) -> tuple[Path, str]:
+    """Folder of the results from a start, and what their names begin with; those of rookworld-nano (None) have a folder
+    of their own."""
+    return (FOLDER / split, "") if start is None else (FOLDER / "starts", f"{start}-{split}-")
+
+
 def name_of(split: str, arm: str, minutes: float, seed: int, start: str | None = None) -> Path:
-    """Where a run's result lies; runs from another `start` than rookworld-nano have a folder of their own."""
-    name = f"{arm}-{minutes:g}min-seed{seed}"
-    folder, name = (FOLDER / split, name) if start is None else (FOLDER / "starts", f"{start}-{split}-{name}")
-    return folder / f"{name}.npz"
+    """Where a run's result lies."""
+    folder, beginning = place_of(split, start)
+    return folder / f"{beginning}{arm}-{minutes:g}min-seed{seed}.npz"
 
 
 def save(path: Path, evaluation: Evaluation, facts: dict[str, Any]) -> None:

@@ -25,14 +25,14 @@ from benchmarks.evidence import __main__ as evidence
 from benchmarks.evidence import store
 from benchmarks.evidence.arms import EXACT, SAMPLED, of_recipe
 from benchmarks.evidence.budget import Budget
+from benchmarks.evidence.sizes import NANO
 from benchmarks.evidence.statistics import draws
 from rookworld_trl.evaluation.intervals import ratios
-from rookworld_trl.modeling.loading import NANO_FOLDER, load
+from rookworld_trl.modeling.loading import load
 from rookworld_trl.rewards import decisions
 from rookworld_trl.training import RookWorldGRPOTrainer
 from rookworld_trl.training.supervised import MuonFactory
 
-RATE = 2e-4
 SHOWN = {"policy": ("best_legal", "skill", "parsed", "candidates_legal_distinct"), "environment": ("exact",)}
 
 
@@ -46,14 +46,12 @@ class Trial:
     muon: float = 0.0
 
     def train(self, folder: Path, budget: Budget, seed: int) -> Any:
-        keys = {"learning_rate": RATE, **self.keys}
         with ExitStack() as patches:
             for name, value in self.constants.items():
                 patches.enter_context(mock.patch.object(decisions, name, value))
             if self.muon:
                 patches.enter_context(mock.patch.object(RookWorldGRPOTrainer, "create_optimizer", with_muon(self.muon)))
-            rate = float(keys.pop("learning_rate"))
-            return of_recipe(self.recipe, keys, False, str(NANO_FOLDER), folder, budget, seed, rate)
+            return of_recipe(self.recipe, self.keys, False, NANO, folder, budget, seed)
 
 
 def with_muon(rate: float) -> Any:
@@ -100,8 +98,8 @@ def run(name: str, minutes: float, seed: int, arguments: argparse.Namespace) -> 
     with tempfile.TemporaryDirectory() as scratch:
         model = TRIALS[name].train(Path(scratch), budget, seed)
     model.save_pretrained(evidence.MODELS / f"dev-{path.stem}")
-    load(str(NANO_FOLDER))[1].save_pretrained(evidence.MODELS / f"dev-{path.stem}")
-    evaluation = evidence.measure(model, load(str(NANO_FOLDER))[1], arguments, best_eval=False)
+    load(NANO.folder)[1].save_pretrained(evidence.MODELS / f"dev-{path.stem}")
+    evaluation = evidence.measure(model, load(NANO.folder)[1], NANO.tokens, arguments, best_eval=False)
     trial = TRIALS[name]
     facts: dict[str, Any] = {"arm": name, "minutes": minutes, "seed": seed, "recipe": trial.recipe}
     facts |= {"keys": dict(trial.keys), "constants": dict(trial.constants), "muon": trial.muon, "split": "dev"}

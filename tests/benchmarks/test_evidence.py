@@ -1,6 +1,8 @@
 """The evidence: statistics by hand, equal budgets, rivals that learn from what they should, results that come back."""
 
+import argparse
 import json
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,10 +16,18 @@ from benchmarks.evidence import arms, curves, groups, pass_at_k, rivals, store, 
 from benchmarks.evidence import budget as budgets
 from benchmarks.evidence.arms import ARMS, shuffled_reward
 from benchmarks.evidence.budget import Budget
+from benchmarks.evidence.sizes import NANO, SIZES
 from benchmarks.evidence.statistics import draws, holm, p_value
 from rookworld_trl.data import load_shipped
 from rookworld_trl.evaluation.accuracy import Evaluation, score
 from rookworld_trl.modeling.loading import NANO_FOLDER, load
+
+
+def asked(**settings: Any) -> argparse.Namespace:
+    """Arguments of the program, those of its defaults that a test does not name."""
+    known: dict[str, Any] = {"what": "table", "arms": [], "minutes": [1.0], "seeds": [3], "split": "dev"}
+    known |= {"size": "nano", "device": None, "start": None, "start_name": None, "updates": None}
+    return argparse.Namespace(**known | {"policy_items": 12, "environment_items": 6} | settings)
 
 
 def test_holm_by_hand() -> None:
@@ -114,7 +124,7 @@ def test_rivals_learn(loop: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         return float(rivals.likelihood(model, tokenizer.pad_token_id, *batch).detach())
 
     before, budget = nats(), Budget(1.0, updates=3)
-    loop(model, tokenizer, budget, 0, 1e-4)
+    loop(model, tokenizer, replace(NANO, learning_rate=1e-4), budget, 0)
     assert len(budget.curve) == 3
     assert budget.samples == 3 * 16
     assert nats() < before
@@ -138,9 +148,16 @@ def test_raft_learns_from_the_best_of_each_prompt(monkeypatch: pytest.MonkeyPatc
         return rivals.torch.zeros((), requires_grad=True)
 
     monkeypatch.setattr(rivals, "likelihood", likelihood)
-    rivals.raft(model, tokenizer, Budget(1.0, updates=1), 0, 1e-3, rows=3, samples=2, temperature=1.0)
+    rivals.raft(model, tokenizer, NANO, Budget(1.0, updates=1), 0, rows=3, samples=2, temperature=1.0)
     prompts = tokenizer([row["prompt"] for row in rows])["input_ids"]
     assert learned == [(prompts[:2], [sampled[1], sampled[2]])]
+
+
+def test_batches_do_not_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rivals, "BATCHES", 2)
+    batches = rivals.batches(16, seed=0)
+    first, second, again = (next(batches) for _ in range(3))
+    assert first == again != second
 
 
 def test_shuffled_rewards_are_the_same_rewards() -> None:
@@ -167,12 +184,10 @@ def test_results_come_back_and_make_a_table(
     """Two arms and the base, trained for two steps each, measured on a few dev items; what is there isn't run again."""
     monkeypatch.setattr(store, "FOLDER", tmp_path)
     monkeypatch.setattr(evidence, "MODELS", tmp_path / "models")
-    monkeypatch.setattr(evidence, "Budget", lambda seconds, updates: Budget(1.0, updates=1))
+    monkeypatch.setattr(evidence, "Budget", lambda seconds, updates, device: Budget(1.0, updates=1))
     monkeypatch.setattr(rivals, "BATCHES", 1)
     monkeypatch.setattr(arms, "STEPS_OF_PROMPTS", 1)
-    arguments = SimpleNamespace(arms=["gold", "exact"], minutes=[1.0], seeds=[3], split="dev", start=str(NANO_FOLDER))
-    arguments.policy_items, arguments.environment_items = 12, 6
-    arguments.start_name, arguments.what, arguments.updates = None, "table", None
+    arguments = asked(arms=["gold", "exact"], start=str(NANO_FOLDER))
     evidence.run(arguments)
     assert {path.name for path in (tmp_path / "models").iterdir()} == {"gold-1min-seed3", "exact-1min-seed3"}
     model, _ = load(tmp_path / "models" / "exact-1min-seed3")
@@ -223,7 +238,7 @@ def test_a_table_shows_what_got_worse_and_what_counts_as_a_win(
     monkeypatch.setattr(store, "FOLDER", tmp_path)
     made_up({"base": (0.5, 0.5), "gold": (0.8, 0.2)})
     monkeypatch.setattr(evidence, "COMPARED", ("best_legal", "skill"))
-    evidence.table(SimpleNamespace(what="table", split="dev", minutes=[1.0]))
+    evidence.table(asked())
     lines = capsys.readouterr().out.splitlines()
     assert lines[3].startswith("| gold | 1 | **0.800** [")
     assert lines[3].count("*") == 4
@@ -248,7 +263,7 @@ def test_ablations_are_a_table_of_their_own(
     )
     monkeypatch.setattr(evidence, "COMPARED", ("best_legal", "skill"))
     for what in ("table", "ablations"):
-        evidence.table(SimpleNamespace(what=what, split="dev", minutes=[1.0]))
+        evidence.table(asked(what=what))
     found = {name: json.loads((tmp_path / f"dev-1min{name}.json").read_text()) for name in ("", "-ablations")}
     pairs = {name: {(p["arm"], p["against"]) for p in report["pairs"]} for name, report in found.items()}
     assert pairs[""] == {("gold", "base"), ("sampled", "base"), ("sampled", "gold")}
@@ -299,16 +314,15 @@ def test_trials_are_compared_with_their_arm(tmp_path: Path, monkeypatch: pytest.
 def test_a_trial_changes_what_it_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[str, Any] = {}
 
-    def of_recipe(recipe: str, keys: Any, shuffled: bool, start: str, folder: Path, *rest: Any) -> None:
-        seen.update(recipe=recipe, keys=keys, weight=trials.decisions.DETERMINED_WEIGHT, rate=rest[-1])
+    def of_recipe(recipe: str, keys: Any, shuffled: bool, *rest: Any) -> None:
+        seen.update(recipe=recipe, keys=keys, weight=trials.decisions.DETERMINED_WEIGHT)
         seen["optimizer"] = trials.RookWorldGRPOTrainer.create_optimizer
 
     monkeypatch.setattr(trials, "of_recipe", of_recipe)
     before = (trials.decisions.DETERMINED_WEIGHT, trials.RookWorldGRPOTrainer.create_optimizer)
     changed = {"learning_rate": 1e-3, "beta": 0.0}
     trials.Trial(keys=changed, constants={"DETERMINED_WEIGHT": 7.0}, muon=1.0).train(tmp_path, Budget(1.0), 1)
-    assert seen["keys"] == {"beta": 0.0}
-    assert (seen["rate"], seen["weight"]) == (1e-3, 7.0)
+    assert (seen["keys"], seen["weight"]) == (changed, 7.0)
     assert seen["optimizer"] is not before[1]
     assert (trials.decisions.DETERMINED_WEIGHT, trials.RookWorldGRPOTrainer.create_optimizer) == before
 
@@ -356,16 +370,17 @@ def test_pass_at_k_counts_right_answers(monkeypatch: pytest.MonkeyPatch) -> None
 def test_every_arm_says_what_it_is() -> None:
     for name, arm in ARMS.items():
         assert arm.about, name
-        assert arm.learning_rate > 0, name
 
 
 class BuiltError(Exception):
     pass
 
 
+@pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("name", ARMS)
-def test_every_arm_can_be_laid_out(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its settings are accepted, and its share of checks is a whole number of prompts in every batch."""
+def test_every_arm_can_be_laid_out(name: str, size: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its settings are accepted, and its share of checks is a whole number of prompts in every batch, of which a pass
+    holds a piece."""
     train: Any = ARMS[name].train
     if train.func is arms.of_loop:
         monkeypatch.setattr(rivals, "BATCHES", 1)
@@ -376,15 +391,19 @@ def test_every_arm_can_be_laid_out(name: str, tmp_path: Path, monkeypatch: pytes
 
     def built(run: Any, args: Any) -> None:
         prompts = args.generation_batch_size // args.num_generations
+        assert prompts == (48 if name == "exact" else 60)
         assert (prompts * run.mix_env_ratio).is_integer()
         for share in (run.policy_strata or {}).values():
             assert (prompts * (1 - run.mix_env_ratio) * share).is_integer()
+        pieces, tokens, rate = (1, 80, 2e-4) if size == "nano" else (4, 144, 1e-5)
+        assert args.per_device_train_batch_size == (32 if name == "exact" else 120) // pieces
+        assert (args.max_completion_length, args.learning_rate, args.use_cpu) == (tokens, rate, True)
         raise BuiltError
 
     monkeypatch.setattr(arms.grpo, "build", built)
     if train.func is arms.of_recipe:
         with pytest.raises(BuiltError):
-            train(str(NANO_FOLDER), tmp_path, Budget(1.0, updates=1), 1, 1e-4)
+            train(replace(SIZES[size], device="cpu"), tmp_path, Budget(1.0, updates=1), 1)
 
 
 def test_how_much_longer_by_hand() -> None:

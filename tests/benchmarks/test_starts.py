@@ -122,6 +122,7 @@ def test_a_start_has_files_and_losses_of_its_own(
     with pytest.raises(SystemExit, match="other weights"):
         starts.main([*words, "--starts", f"7={NANO_FOLDER}"])
     asked = {"arms": [], "minutes": [], "seeds": [], "split": "dev", "start": str(NANO_FOLDER), "start_name": "7"}
+    asked |= {"size": "nano", "device": None}
     with pytest.raises(SystemExit, match="other weights"):
         evidence.run(argparse.Namespace(**asked, updates=None, policy_items=4, environment_items=2))
 

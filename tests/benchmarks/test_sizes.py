@@ -1,0 +1,288 @@
+"""The evidence at another size: a tiny GPT-2 with GPT-2's tokenizer in place of the 124M one, a CPU in the GPU's."""
+
+import json
+from dataclasses import fields, replace
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from benchmarks.common import shipped
+from benchmarks.evidence import __main__ as evidence
+from benchmarks.evidence import arms, rivals, store
+from benchmarks.evidence import budget as budgets
+from benchmarks.evidence.arms import ARMS
+from benchmarks.evidence.budget import Budget
+from benchmarks.evidence.sizes import NANO, SIZES, Size
+from benchmarks.fresh import write_fresh
+from benchmarks.gpu.stage import TINY
+from rookworld_trl.data import prompts
+from rookworld_trl.data.splits import draw_of_each
+from rookworld_trl.modeling.loading import NANO_FOLDER, load
+from rookworld_trl.rewards import ChessPoints
+from tests.benchmarks.test_evidence import asked
+
+BIG = SIZES["124m"]
+
+
+class Mixed(Size):
+    """bf16 on a CPU, as a GPU has it."""
+
+    bf16 = True  # type: ignore[assignment]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("start") / "tiny"
+    write_fresh(folder, **TINY)
+    return folder
+
+
+@pytest.fixture
+def few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hundred rows of dev in place of those of training, six in place of the loops' batches."""
+    drawn = draw_of_each(shipped("dev"), {"policy": 90, "environment": 30})
+    train, held_out = (drawn.select([i for i in range(len(drawn)) if (i % 12 > 0) == own]) for own in (True, False))
+    for module, name in ((arms, "shipped"), (prompts, "load_shipped")):
+        monkeypatch.setattr(module, name, lambda split: train if split == "train" else held_out)
+    rows = list(draw_of_each(train, {"policy": 3, "environment": 3}))
+    monkeypatch.setattr(rivals, "batches", lambda number, seed: iter([rows] * 9))
+
+
+def lengths(completions: list[str], **columns: Any) -> list[float | None]:
+    """Rewards that differ, which those of a random model do not."""
+    return [float(len(text)) for text in completions]
+
+
+@pytest.mark.parametrize("name", ["gold", "soft", "raft", "exact", "sampled", "stock", "stock_positions"])
+def test_an_arm_trains_with_gpt2s_tokens(
+    name: str, folder: Path, few_rows: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One update in four pieces under bf16: 16 prompts of two samples, or the loops' few rows."""
+    plan = {"NUM_GENERATIONS": 2, "PER_DEVICE_TRAIN_BATCH_SIZE": 32, "GRADIENT_ACCUMULATION_STEPS": 1}
+    for key, value in {**plan, "MIX_ENV_RATIO": 0.25}.items():
+        monkeypatch.setenv(f"ROOKWORLD_{key}", str(value))
+    monkeypatch.setattr(arms, "STEPS_OF_PROMPTS", 1)
+    monkeypatch.setitem(arms.REWARDS, "continuous", [lengths])
+    monkeypatch.setattr(rivals, "REWARDS", [lengths])
+    mixed: dict[str, set[bool]] = {"forward": set(), "rollout": set()}
+
+    def watched(what: str, original: Any, *args: Any, **options: Any) -> Any:
+        mixed[what].add(torch.is_autocast_enabled("cpu"))
+        return original(*args, **options)
+
+    for what, function in (("forward", "likelihood"), ("forward", "score_tree"), ("rollout", "rollout")):
+        monkeypatch.setattr(rivals, function, partial(watched, what, getattr(rivals, function)))
+    settings = {each.name: getattr(BIG, each.name) for each in fields(BIG)}
+    size, budget = Mixed(**settings | {"folder": folder, "tokens": 8, "device": "cpu"}), Budget(1.0, updates=1)
+    model = ARMS[name].train(size, tmp_path, budget, 1)
+    assert (len(budget.curve), budget.samples) == (1, {"gold": 6, "soft": 6, "raft": 6 * 16}.get(name, 32))
+    if name in ("gold", "soft", "raft"):
+        assert mixed == {"forward": {True}, "rollout": {True} if name == "raft" else set()}
+    before, after = load(folder)[0].state_dict(), model.state_dict()
+    moved = [(after[key] - weight).abs().max().item() for key, weight in before.items()]
+    assert 0 < max(moved) < 1e-4  # Adam's first step is one rate, and that of the first update a fifth of it
+    assert {weight.dtype for weight in after.values()} == {torch.float32}
+
+
+def test_the_exact_objective_finds_its_decisions_in_gpt2s_tokens(folder: Path) -> None:
+    tokenizer = load(folder)[1]
+    find = ChessPoints(tokenizer)
+    for row in draw_of_each(shipped("dev"), {"policy": 40, "environment": 2}):
+        answer = [*tokenizer(row["target"], add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+        found = find(row, answer)
+        listed = min(5, len(row["legal_moves"])) if row["task"] == "policy" else 0
+        assert len(found["decisions"]) == listed + 1
+        if listed:
+            assert found["determined"][-1] | {"weight": 0} == {
+                "position": len(answer) - 1,
+                "tokens": answer[-1:],
+                "weight": 0,
+            }
+
+
+@pytest.mark.parametrize(
+    "loop", [partial(rivals.gold, rows=6), partial(rivals.soft, rows=6, temperature=0.1)], ids=["gold", "soft"]
+)
+def test_pieces_add_up_to_the_whole(loop: Any, folder: Path, few_rows: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[list[Tensor]] = []
+    monkeypatch.setattr(
+        torch.nn.utils, "clip_grad_norm_", lambda weights, most: seen.append([w.grad.clone() for w in weights])
+    )
+    for pieces in (1, 4):
+        model, tokenizer = load(folder)
+        loop(model, tokenizer, replace(NANO, pieces=pieces), Budget(1.0, updates=1), 0)
+    for one, four in zip(*seen, strict=True):
+        torch.testing.assert_close(one, four, rtol=1e-3, atol=1e-5)
+
+
+class Elsewhere(nn.Module):
+    """A model on a device that holds no values, and refuses what lies on another."""
+
+    device = torch.device("meta")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(50257, 4, device="meta"))
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Any:
+        assert input_ids.device == attention_mask.device == self.device
+        return SimpleNamespace(logits=self.weight[input_ids] @ self.weight.T)
+
+
+@pytest.mark.parametrize("name", ["gold", "soft", "raft"])
+def test_loops_bring_their_batches_to_the_model(
+    name: str, folder: Path, few_rows: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def score_tree(model: Any, head: Any, batch: dict[str, Tensor], points: Any) -> Any:
+        assert {values.device for values in batch.values()} == {model.device}
+        return SimpleNamespace(objective=model.weight)
+
+    losses: list[Tensor] = []
+    monkeypatch.setattr(rivals, "score_tree", score_tree)
+    monkeypatch.setattr(rivals, "REWARDS", [lengths])
+    sampled = SimpleNamespace(completion_ids=[[10 + i] * i + [50256] for i in range(6 * 16)])
+    monkeypatch.setattr(rivals, "rollout", lambda *args, **options: sampled)
+    cross_entropy = rivals.cross_entropy
+
+    def watched(logits: Tensor, labels: Tensor) -> Tensor:
+        assert labels.device == logits.device
+        losses.append(cross_entropy(logits, labels))
+        return losses[-1]
+
+    monkeypatch.setattr(rivals, "cross_entropy", watched)
+    train: Any = ARMS[name].train
+    train.args[0](Elsewhere(), load(folder)[1], NANO, Budget(1.0, updates=1), 0)
+    assert len(losses) == (name != "soft")
+
+
+def test_a_loop_moves_its_model_to_the_device(folder: Path) -> None:
+    seen = []
+    arms.of_loop(
+        lambda model, *rest: seen.append(model.device), replace(BIG, folder=folder, device="meta"), folder, Any, 1
+    )
+    assert seen == [torch.device("meta")]
+
+
+def test_trainers_are_told_the_device(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No GPU is there to build them for, so what they are told is looked at."""
+
+    class ToldError(Exception):
+        pass
+
+    told: list[dict[str, Any]] = []
+
+    def parse_recipe(types: Any, argv: list[str]) -> Any:
+        told.append(dict(zip(argv[::2], argv[1::2], strict=True)))
+        numbers = dict.fromkeys(arms.TAKEN_OVER, 8)
+        return SimpleNamespace(), SimpleNamespace(**numbers | {"use_cpu": False, "bf16": True})
+
+    def config(**settings: Any) -> None:
+        told.append(settings)
+        raise ToldError
+
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: not including_emulation)
+    monkeypatch.setattr(arms, "parse_recipe", parse_recipe)
+    monkeypatch.setattr(arms, "GRPOConfig", config)
+    with pytest.raises(ToldError):
+        arms.stock_trainer(BIG, tmp_path, 1, 1)
+    first, second, stock = told
+    assert (first["--use_cpu"], first["--bf16"], first["--max_completion_length"]) == ("False", "True", "144")
+    assert (second["--per_device_train_batch_size"], second["--gradient_accumulation_steps"]) == ("2", "32")
+    assert (stock["use_cpu"], stock["bf16"], stock["learning_rate"]) == (False, True, 1e-5)
+
+
+def test_on_a_gpu_a_budget_counts_the_clock_when_the_device_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each step queues four seconds of work, of which the clock knows only after waiting."""
+    now, queued = [50.0], [0.0]
+
+    def wait(device: str) -> None:
+        assert device == "cuda"
+        now[0], queued[0] = now[0] + queued[0], 0.0
+
+    monkeypatch.setattr(budgets, "wait", wait)
+    monkeypatch.setattr(budgets.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(budgets, "cpu_seconds", lambda: pytest.fail("CPU time says nothing of a GPU"))
+    budget = Budget(10.0, device="cuda")
+    ends = []
+    for _ in range(3):
+        assert budget.factor >= 0
+        queued[0] = 4.0
+        ends.append(budget.step(8))
+    assert ends == [False, False, True]
+    assert budget.curve == [(4.0, 8), (8.0, 16), (12.0, 24)]
+
+
+def test_sizes_starts_and_devices_have_names_of_their_own(folder: Path) -> None:
+    def name(**settings: Any) -> str | None:
+        return evidence.size_of(asked(**settings)).results
+
+    assert name() is name(start=str(NANO_FOLDER)) is name(device="cpu") is None
+    assert name(device="cuda") == "nano-cuda"
+    assert name(start=str(folder)) == "tiny"
+    assert name(size="124m") == name(size="124m", device="cuda") == "124m"
+    assert name(size="124m", device="cpu") == "124m-cpu"
+    assert name(size="124m", device="cpu", start=str(folder)) == "tiny-124m-cpu"
+    assert name(size="124m", start=str(NANO_FOLDER)) == "nano-124m"
+    assert name(size="124m", start=str(folder), start_name="mine") == "mine"
+    assert evidence.size_of(asked(size="124m", start=str(folder))) == replace(BIG, results="tiny-124m", folder=folder)
+
+
+def test_another_size_has_files_and_a_table_of_its_own(
+    folder: Path, few_rows: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(store, "FOLDER", tmp_path)
+    monkeypatch.setattr(evidence, "MODELS", tmp_path / "models")
+    monkeypatch.setitem(SIZES, "124m", replace(BIG, folder=folder, tokens=8))
+    settings: dict[str, Any] = {"size": "124m", "device": "cpu"}
+    evidence.run(asked(arms=["gold"], updates=1, **settings))
+    own = [f"124m-cpu-dev-{run}.npz" for run in ("argmax_evals-0min-seed0", "base-0min-seed0", "gold-1min-seed3")]
+    assert sorted(path.name for path in (tmp_path / "starts").iterdir()) == own
+    facts = store.read(tmp_path / "starts" / own[-1]).facts
+    assert (facts["learning_rate"], facts["samples"]) == (1e-5, 6)
+    assert load(tmp_path / "models" / own[-1].removesuffix(".npz"))[0].config.n_embd == TINY["n_embd"]
+    (tmp_path / "starts" / "other-dev-gold-1min-seed1.npz").write_text("of another start")
+    capsys.readouterr()
+    evidence.table(asked(**settings))
+    assert "| gold | 1 |" in capsys.readouterr().out
+    assert set(json.loads((tmp_path / "124m-cpu-dev-1min.json").read_text())["updates"]) == {
+        "base",
+        "argmax_evals",
+        "gold",
+    }
+    for other in (asked(), asked(size="124m")):
+        with pytest.raises(SystemExit, match="holds no runs"):
+            evidence.table(other)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({}, "PyTorch sees no GPU, which this comparison is made for; --device cpu goes without, slowly"),
+        (
+            {"device": "cpu"},
+            "/runs/gpu/work/sft_2 holds no checkpoint; run `make gpu` first, or give another folder by",
+        ),
+        ({"device": "cpu", "start": "/nowhere"}, "/nowhere holds no checkpoint; give another folder by --start"),
+    ],
+)
+def test_what_is_missing_is_one_line(
+    settings: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setitem(SIZES, "124m", replace(BIG, folder=tmp_path / "runs/gpu/work/sft_2"))
+    with pytest.raises(SystemExit) as end:
+        evidence.run(asked(size="124m", **settings))
+    assert message in str(end.value)
+    assert "\n" not in str(end.value)
+
+
+def test_the_size_starts_from_what_make_gpu_leaves() -> None:
+    assert BIG.folder.relative_to(evidence.ROOT) == Path("runs/gpu/work/sft_2")
