@@ -73,6 +73,8 @@ TRIALS = {
     "exact_kl_0.05": Trial(keys={"beta": 0.05}),
     "exact_kl_0.1": Trial(keys={"beta": 0.1}),
     "exact_kl_0.2": Trial(keys={"beta": 0.2}),
+    "exact_format": Trial(constants={"FORMAT_WEIGHT": 0.5}),
+    "exact_format_kl_0.1": Trial(keys={"beta": 0.1}, constants={"FORMAT_WEIGHT": 0.5}),
     "exact_groups_of_4": Trial(keys={"num_generations": 4, "gradient_accumulation_steps": 4}),
     "exact_half_environment": Trial(keys={"mix_env_ratio": 0.5}),
     "exact_small_batch": Trial(keys={"gradient_accumulation_steps": 1}),

@@ -14,6 +14,11 @@ are alike, and safe moves crowd out the best one.) Then
     slot of M:   0.6 + 0.4 q  for a legal move that is not listed yet, 0 for everything else
     B:           0.2 + 0.8 q  for a legal move of the list, 0.2 q for one that is not in it, 0 for everything else
 
+What cannot be read at all is held off where it was seen to begin: behind a first square whose moves are all listed, or
+that has none, one of the 64 second squares earns 1; behind an eval, what would be a further digit or point earns 0 and
+everything else 1. (No other point knows of these places: on them rookworld-nano began to write numbers, or pieces, and
+1 to 2 % of its answers could no longer be read.)
+
 What has one right continuation is determined: the section names (so the number of candidates), the eval of each listed
 legal move (with the decimals that most of the policy's have), the end. A promotion where only one is legal needs no
 rule: its letter is part of the action.
@@ -27,8 +32,10 @@ The result is plain data, as `rookworld_trl.training.points.Points` reads it.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
+
+import chess
 
 from rookworld_trl.tasks import policy, task_of
 from rookworld_trl.tasks.formats import MOVE_PATTERN
@@ -39,10 +46,12 @@ DETERMINED_WEIGHT = 0.3
 # (rookworld-nano lost a tenth of its legal moves in five steps at a rate of 3e-4).
 EVAL_WEIGHT = 0.05
 ANSWER_WEIGHT, ANSWER_TOKENS_WEIGHT = 1.0, 0.1
+FORMAT_WEIGHT = 0.5
 _LONGEST = 12  # characters of a move or an eval, and then some
 _LEAST_STAKE = 0.02  # win chance
 
 _MOVE = re.compile(f" {MOVE_PATTERN}")
+_SQUARE = re.compile(" [a-h][1-8]")
 _EVALS = {1: re.compile(r" -?[0-9]{1,4}\.[0-9]"), 2: re.compile(r" -?[0-9]{1,4}\.[0-9]{1,2}")}  # by decimals
 _DECIMALS = re.compile(r" -?[0-9]\.([0-9]+)(?= )")  # of an eval below 10 pawns that something follows
 
@@ -115,6 +124,38 @@ class _Walk:
             point = {"position": self.at, "actions": actions, "rewards": list(rewards.values()), "weight": weight}
             self.decisions.append(point)
 
+    def stay_in_format(self, at: int, tokens: Iterable[int], allowed: bool) -> None:
+        """Behind `at` completion tokens one of these must stand, or must not."""
+        if at < len(self._completion):
+            actions = [[token] for token in sorted(set(tokens))]
+            point = {"position": at, "actions": actions, "rewards": [float(allowed)] * len(actions)}
+            self.decisions.append({**point, "otherwise": float(not allowed), "weight": FORMAT_WEIGHT})
+
+    def finish_square(self, moves: Collection[str]) -> None:
+        """If the move that begins here has a first square from which none of these moves goes, a second one follows."""
+        start = self.at
+        square = self.take(_SQUARE)
+        behind, self.at = self.at, start
+        if square is None or any(f" {move}".startswith(square) for move in moves):
+            return
+        written = self._completion[start:behind]
+        whole = [self._points.ids(square + other) for other in chess.SQUARE_NAMES]
+        # A tokenizer may put both squares into one token, and then there is nothing to finish.
+        followers = [ids[len(written)] for ids in whole if ids[: len(written)] == written and len(ids) > len(written)]
+        if followers:
+            self.stay_in_format(behind, followers, allowed=True)
+
+    def end_eval(self, decimals: int) -> bool:
+        """Go on behind an eval, if there is one; neither digits nor a second point follow it."""
+        text = self.take(_EVALS[decimals])
+        if text is None:
+            return False
+        # 1.2 may go on to 1.25 where the policy writes two decimals; 12.0 may not.
+        whole = len(text.rpartition(".")[2]) == decimals or abs(float(text)) >= 10
+        further = ".0123456789" if whole else "."
+        self.stay_in_format(self.at, [self._points.ids(each)[0] for each in further], allowed=False)
+        return True
+
     def determine(self, tokens: list[int], weight: float = DETERMINED_WEIGHT) -> bool:
         """These tokens must stand here; whether they do. If so, the walk goes on behind them."""
         if self.ended:
@@ -149,6 +190,7 @@ def _walk_policy(walk: _Walk, values: dict[str, int], end: int) -> None:
     for _ in range(min(policy.MAX_CANDIDATES, len(values))):
         rewards = {move: 0.6 + 0.4 * each for move, each in quality.items() if move not in listed}
         walk.decide(rewards, CANDIDATE_WEIGHT)
+        walk.finish_square(rewards)
         move = walk.take(_MOVE)
         if move is None:
             return
@@ -161,10 +203,11 @@ def _walk_policy(walk: _Walk, values: dict[str, int], end: int) -> None:
             start = walk.at
             walk.literal(f" {policy.format_eval(values[move], decimals)}", EVAL_WEIGHT)
             walk.at = start
-        if walk.take(_EVALS[decimals]) is None:
+        if not walk.end_eval(decimals):
             return
     if not walk.literal(" B:"):
         return
+    walk.finish_square(quality)
     walk.decide(
         {move: 0.2 + 0.8 * each if move in listed else 0.2 * each for move, each in quality.items()}, BEST_WEIGHT
     )

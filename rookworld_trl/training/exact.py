@@ -123,10 +123,11 @@ def score_tree(
     places = [(row, row * shape[1] + each.position) for row, each in both]
     rows, cells = torch.tensor(places, dtype=torch.long, device=device).view(-1, 2).unbind(1)
     advantages = logps.new_zeros(len(points)).index_add(0, rows[: len(decisions)], row_advantages)
+    wanted = sums.over((sums.rewards > 0).float()) > 0  # elsewhere the actions are only what must not be
     seen = {
-        "exact/value": sums.value + sums.otherwise,
-        "exact/deviation": sums.deviation,
-        "exact/outside": 1 - sums.total,
+        "exact/value": (sums.value + sums.otherwise)[wanted],
+        "exact/deviation": sums.deviation[wanted],
+        "exact/outside": 1 - sums.total[wanted],
         "exact/determined_nll": -likelihoods,
     }
     return Scored(

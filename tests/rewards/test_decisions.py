@@ -4,6 +4,7 @@ import itertools
 import math
 from typing import Any
 
+import chess
 import pytest
 import torch
 from transformers import AutoTokenizer
@@ -18,10 +19,11 @@ from rookworld_trl.rewards.decisions import (
     ANSWER_WEIGHT,
     BEST_WEIGHT,
     CANDIDATE_WEIGHT,
+    FORMAT_WEIGHT,
     ChessPoints,
 )
 from rookworld_trl.training.exact import score_tree
-from rookworld_trl.training.points import Decision, Points
+from rookworld_trl.training.points import Points
 
 # A rook's move, a queen's, a pawn's that promotes and a king's; 0.5 of win chance apart where a value is a mate.
 ROW = {
@@ -49,6 +51,48 @@ def rewards(tokenizer: Any, decision: dict[str, Any]) -> dict[str, float]:
     return dict(zip(texts, decision["rewards"], strict=True))
 
 
+def taken(found: dict[str, Any]) -> list[dict[str, Any]]:
+    """The decisions that are moves, without those that only hold the format together."""
+    return [each for each in found["decisions"] if "otherwise" not in each]
+
+
+def held(tokenizer: Any, text: str, row: dict[str, Any] = ROW) -> dict[str, tuple[set[str], float, float]]:
+    """What holds the format together, by the text before it: the next texts, what they earn, and what all else does."""
+    found, ids = find(tokenizer, text, row)
+    points = {}
+    for each in (each for each in found["decisions"] if "otherwise" in each):
+        (earned,) = set(each["rewards"])
+        next_texts = {tokenizer.decode(action) for action in each["actions"]}
+        assert each["weight"] == FORMAT_WEIGHT
+        points[tokenizer.decode(ids[: each["position"]])] = (next_texts, earned, each["otherwise"])
+    return points
+
+
+def test_an_empty_square_is_followed_by_a_square(tokenizer: Any) -> None:
+    """All of a7's moves are listed, and none goes from e4; so the second square has no other point that knows of it."""
+    squares = set(chess.SQUARE_NAMES) if tokenizer.vocab_size < 2000 else set("abcdefgh")
+    for text in (" M: a7a8q a7a8n a7 c1d1 E: 1", " M: a7a8q a7a8n a7c1", " M: a7a8q a7a8n a7b8 E: 0.0 0.0 0.0 B: a7a8q"):
+        assert held(tokenizer, text)[" M: a7a8q a7a8n a7"] == (squares, 1.0, 0.0)
+    assert next(iter(held(tokenizer, " M: a7a8q c1d1 e4e5"))) == " M: a7a8q c1d1 e4"
+    assert held(tokenizer, " M: a7a8q a7a8n c1d1 c1c2") == {}
+    best = " M: a7a8q a7a8n c1d1 c1c2 E: 1000.0 0.0 0.0 -1000.0 B:"
+    assert held(tokenizer, f"{best} e4")[f"{best} e4"] == (squares, 1.0, 0.0)
+    assert f"{best} a7" not in held(tokenizer, f"{best} a7a8q")  # which is listed, and may be the best all the same
+
+
+def test_nothing_of_a_number_follows_an_eval(tokenizer: Any) -> None:
+    moves, further = " M: a7a8q a7a8n c1d1 c1c2 E:", set(".0123456789")
+    assert held(tokenizer, f"{moves} 10.0 0.1 -0.2 0.3 B: a7a8q") == {
+        f"{moves} {evals}": (further, 0.0, 1.0) for evals in ("10.0", "10.0 0.1", "10.0 0.1 -0.2", "10.0 0.1 -0.2 0.3")
+    }
+    # Of two decimals the second is still due after 0.1; and what follows a stray point is no eval any more.
+    found = held(tokenizer, f"{moves} 10.0 0.25 0.31 0.1 B: a7a8q")
+    assert found[f"{moves} 10.0"] == found[f"{moves} 10.0 0.25"] == (further, 0.0, 1.0)
+    assert found[f"{moves} 10.0 0.25 0.31 0.1"] == ({"."}, 0.0, 1.0)
+    found = held(tokenizer, f"{moves} 10.0 0.25 0.00.04 0.31 B: a7a8q")
+    assert list(found) == [f"{moves} {evals}" for evals in ("10.0", "10.0 0.25", "10.0 0.25 0.00")]
+
+
 def test_what_each_move_earns(tokenizer: Any) -> None:
     """Values 0.5, 1, 0, 0.5, mean 0.5: the best gains 0.5 of 0.52, the others nothing."""
     found, ids = find(tokenizer, GOLD)
@@ -58,10 +102,10 @@ def test_what_each_move_earns(tokenizer: Any) -> None:
         expected = {move: reward for move, reward in every.items() if move not in listed}
         assert rewards(tokenizer, found["decisions"][slot]) == pytest.approx(expected)
         assert found["decisions"][slot]["weight"] == CANDIDATE_WEIGHT
-    best = found["decisions"][4]
+    best = found["decisions"][-1]
     assert rewards(tokenizer, best) == pytest.approx({"a7a8n": 0.2, "a7a8q": 0.2 + 0.8 * q, "c1c2": 0.2, "c1d1": 0.2})
     assert best["weight"] == BEST_WEIGHT
-    assert len(found["decisions"]) == 5
+    assert [each["position"] for each in taken(found)] == [each["position"] for each in found["decisions"][:4] + [best]]
     assert not found["rest_is_sampled"]
     texts = [tokenizer.decode(each["tokens"]) for each in found["determined"]]
     assert texts == [" M:", " E:", " 1000.0", " 0.0", " 0.0", " -1000.0", " B:", tokenizer.eos_token]
@@ -152,7 +196,7 @@ def test_the_walk_ends_where_the_format_ends(
     tokenizer: Any, text: str, decisions: int, determined: list[str] | None
 ) -> None:
     found, ids = find(tokenizer, text)
-    assert len(found["decisions"]) == decisions
+    assert len(taken(found)) == decisions
     if determined is not None:
         texts = [tokenizer.decode(each["tokens"]).replace(tokenizer.eos_token, "end") for each in found["determined"]]
         assert texts == determined
@@ -184,13 +228,12 @@ def test_every_shipped_answer_passes_through_all_of_its_points(tokenizer: Any) -
         ids = [*tokenizer(row["target"], add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
         found = points(row, ids)
         count = min(5, len(row["legal_moves"]))
-        assert len(found["decisions"]) == count + 1
+        assert len(taken(found)) == count + 1
         assert len(found["determined"]) == count + 4
         assert found["determined"][-1]["position"] == len(ids) - 1
         for each in found["determined"]:
             assert ids[each["position"] : each["position"] + len(each["tokens"])] == each["tokens"]
-        for decision in found["decisions"]:
-            Decision(decision["position"], tuple(map(tuple, decision["actions"])), tuple(decision["rewards"]))
+        Points.read({"decisions": found["decisions"]})
         first = found["decisions"][0]["rewards"]
         ranked = sorted(zip(row["legal_cp"], first, strict=True))
         assert all(low[1] <= high[1] + 1e-12 for low, high in itertools.pairwise(ranked))
