@@ -80,6 +80,7 @@ TRIALS = {
     "exact_small_batch": Trial(keys={"gradient_accumulation_steps": 1}),
     "exact_tactical": Trial(keys={"policy_strata": "{check: 0.25, tactical: 0.25}"}),
     "sampled": Trial(SAMPLED),
+    "sampled_kl_0.1": Trial(SAMPLED, keys={"beta": 0.1}),
     "sampled_rate_4e-4": Trial(SAMPLED, keys={"learning_rate": 4e-4}),
     "sampled_small_groups": Trial(SAMPLED, keys={"num_generations": 8}),
 }
