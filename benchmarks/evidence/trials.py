@@ -4,7 +4,8 @@
 
 Trains and measures what has no result yet, as `benchmarks.evidence` does, and compares each trial with its arm on the
 same items. Every trial's result is kept, those of no use too: in `benchmarks/results/evidence/dev/trials/`, and all of
-one length in `benchmarks/results/evidence/trials-3min.json`. The test split plays no part in this.
+one length in `benchmarks/results/evidence/trials-3min.json`. The test split plays no part in this. A trial changes the
+recipe as it was before any of them: KL coefficient 0.01, nothing that holds the format (`exact_format_kl_0.1` ships).
 """
 
 import argparse
@@ -46,12 +47,13 @@ class Trial:
     muon: float = 0.0
 
     def train(self, folder: Path, budget: Budget, seed: int) -> Any:
+        keys = {"beta": 0.01, **self.keys}
         with ExitStack() as patches:
-            for name, value in self.constants.items():
+            for name, value in {"FORMAT_WEIGHT": 0.0, **self.constants}.items():
                 patches.enter_context(mock.patch.object(decisions, name, value))
             if self.muon:
                 patches.enter_context(mock.patch.object(RookWorldGRPOTrainer, "create_optimizer", with_muon(self.muon)))
-            return of_recipe(self.recipe, self.keys, False, NANO, folder, budget, seed)
+            return of_recipe(self.recipe, keys, False, NANO, folder, budget, seed)
 
 
 def with_muon(rate: float) -> Any:
