@@ -71,7 +71,11 @@ def held(tokenizer: Any, text: str, row: dict[str, Any] = ROW) -> dict[str, tupl
 def test_an_empty_square_is_followed_by_a_square(tokenizer: Any) -> None:
     """All of a7's moves are listed, and none goes from e4; so the second square has no other point that knows of it."""
     squares = set(chess.SQUARE_NAMES) if tokenizer.vocab_size < 2000 else set("abcdefgh")
-    for text in (" M: a7a8q a7a8n a7 c1d1 E: 1", " M: a7a8q a7a8n a7c1", " M: a7a8q a7a8n a7b8 E: 0.0 0.0 0.0 B: a7a8q"):
+    for text in (
+        " M: a7a8q a7a8n a7 c1d1 E: 1",
+        " M: a7a8q a7a8n a7c1",
+        " M: a7a8q a7a8n a7b8 E: 0.0 0.0 0.0 B: a7a8q",
+    ):
         assert held(tokenizer, text)[" M: a7a8q a7a8n a7"] == (squares, 1.0, 0.0)
     assert next(iter(held(tokenizer, " M: a7a8q c1d1 e4e5"))) == " M: a7a8q c1d1 e4"
     assert held(tokenizer, " M: a7a8q a7a8n c1d1 c1c2") == {}
@@ -105,7 +109,7 @@ def test_what_each_move_earns(tokenizer: Any) -> None:
     best = found["decisions"][-1]
     assert rewards(tokenizer, best) == pytest.approx({"a7a8n": 0.2, "a7a8q": 0.2 + 0.8 * q, "c1c2": 0.2, "c1d1": 0.2})
     assert best["weight"] == BEST_WEIGHT
-    assert [each["position"] for each in taken(found)] == [each["position"] for each in found["decisions"][:4] + [best]]
+    assert taken(found) == [*found["decisions"][:4], best]
     assert not found["rest_is_sampled"]
     texts = [tokenizer.decode(each["tokens"]) for each in found["determined"]]
     assert texts == [" M:", " E:", " 1000.0", " 0.0", " 0.0", " -1000.0", " B:", tokenizer.eos_token]
