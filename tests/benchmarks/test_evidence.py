@@ -316,6 +316,7 @@ def test_a_trial_changes_what_it_names(tmp_path: Path, monkeypatch: pytest.Monke
 
     def of_recipe(recipe: str, keys: Any, shuffled: bool, *rest: Any) -> None:
         seen.update(recipe=recipe, keys=keys, weight=trials.decisions.DETERMINED_WEIGHT)
+        seen["format"] = trials.decisions.FORMAT_WEIGHT
         seen["optimizer"] = trials.RookWorldGRPOTrainer.create_optimizer
 
     monkeypatch.setattr(trials, "of_recipe", of_recipe)
@@ -324,6 +325,9 @@ def test_a_trial_changes_what_it_names(tmp_path: Path, monkeypatch: pytest.Monke
     trials.Trial(keys=changed, constants={"DETERMINED_WEIGHT": 7.0}, muon=1.0).train(tmp_path, Budget(1.0), 1)
     assert (seen["keys"], seen["weight"]) == (changed, 7.0)
     assert seen["optimizer"] is not before[1]
+    assert seen["format"] == 0.0
+    trials.Trial(constants={"FORMAT_WEIGHT": 0.5}).train(tmp_path, Budget(1.0), 1)
+    assert (seen["keys"], seen["format"]) == ({"beta": 0.01}, 0.5)
     assert (trials.decisions.DETERMINED_WEIGHT, trials.RookWorldGRPOTrainer.create_optimizer) == before
 
 
