@@ -66,7 +66,8 @@ def gradients(model: Any, tokenizer: Any, row: dict[str, Any], samples: int, see
     ).completion_ids
     find, halves = ChessPoints(tokenizer), []
     for half in (sampled[:samples], sampled[samples:]):
-        points = [Points.read({"decisions": find(row, ids)["decisions"]}) for ids in half]
+        moves = [[each for each in find(row, ids)["decisions"] if "otherwise" not in each] for ids in half]
+        points = [Points.read({"decisions": each}) for each in moves]  # without what only holds the format
         batch = padded([prompt] * samples, half)
         scored = score_tree(model, model.get_output_embeddings(), batch, points, TEMPERATURE, scale=False)
         values = scored.objective.detach().numpy()

@@ -131,6 +131,8 @@ class SoftPoints:
         points = self.find(row, completion)
         soft = []
         for decision in points["decisions"]:
+            if "otherwise" in decision:  # it holds the format, which right answers teach by themselves
+                continue
             logits = np.array(decision["rewards"]) / self.temperature
             shares = np.exp(logits - logits.max())
             shares /= shares.sum()

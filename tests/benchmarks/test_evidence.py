@@ -97,6 +97,10 @@ def test_soft_labels_are_the_distribution_of_rewards() -> None:
     find = rivals.SoftPoints(tokenizer, 0.1)
     hard, soft = find.find(row, answer), find(row, answer)
     assert not soft["decisions"]
+    # What must not stand anywhere, as a further digit of an eval, is no label.
+    taken = [each for each in hard["decisions"] if "otherwise" not in each]
+    assert len(taken) < len(hard["decisions"])
+    assert len(soft["determined"]) == len(hard["determined"]) + sum(len(each["actions"]) for each in taken)
     last = hard["decisions"][-1]
     of_best = [each for each in soft["determined"] if each["position"] == last["position"]]
     weights = np.array([each["weight"] for each in of_best])
