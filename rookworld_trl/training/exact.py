@@ -50,8 +50,8 @@ from rookworld_trl.training.scoring import Scorer
 # Added to a decision's deviation before J is divided by it: a policy that is nearly sure gets no huge gradient.
 LEAST_DEVIATION = 0.05
 
-# Means over all processes, in the log: the decisions' J, its deviation under the policy, the probability of what they
-# do not enumerate; nats of a determined sequence.
+# Means over all processes, in the log: J of the decisions whose actions are to be taken, its deviation under the
+# policy, the probability of what they do not enumerate; nats of a determined sequence.
 METRICS = ("exact/value", "exact/deviation", "exact/outside", "exact/determined_nll")
 
 

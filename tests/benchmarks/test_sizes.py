@@ -19,7 +19,8 @@ from benchmarks.evidence.arms import ARMS
 from benchmarks.evidence.budget import Budget
 from benchmarks.evidence.sizes import NANO, SIZES, Size
 from benchmarks.fresh import write_fresh
-from benchmarks.gpu.stage import TINY
+from benchmarks.gpu import program
+from benchmarks.gpu.stage import TINY, Stage
 from rookworld_trl.data import prompts
 from rookworld_trl.data.splits import draw_of_each
 from rookworld_trl.modeling.loading import NANO_FOLDER, load
@@ -251,7 +252,7 @@ def test_another_size_has_files_and_a_table_of_its_own(
         ({}, "PyTorch sees no GPU, which this comparison is made for; --device cpu goes without, slowly"),
         (
             {"device": "cpu"},
-            "/runs/gpu/work/sft_2 holds no checkpoint; run `make gpu` first, or give another folder by",
+            "/big holds no checkpoint; run `make gpu` first, or give another folder by",
         ),
         ({"device": "cpu", "start": "/nowhere"}, "/nowhere holds no checkpoint; give another folder by --start"),
     ],
@@ -260,7 +261,7 @@ def test_what_is_missing_is_one_line(
     settings: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setitem(SIZES, "124m", replace(BIG, folder=tmp_path / "runs/gpu/work/sft_2"))
+    monkeypatch.setitem(SIZES, "124m", replace(BIG, folder=tmp_path / "big"))
     with pytest.raises(SystemExit) as end:
         evidence.run(asked(size="124m", **settings))
     assert message in str(end.value)
@@ -268,4 +269,7 @@ def test_what_is_missing_is_one_line(
 
 
 def test_the_size_starts_from_what_make_gpu_leaves() -> None:
-    assert BIG.folder.relative_to(evidence.ROOT) == Path("runs/gpu/work/sft_2")
+    """The folder that the last stage of supervised training writes to, where the program is given no other."""
+    assert "sft_2" in program.STAGES
+    output = program.parse([]).output
+    assert BIG.folder == evidence.ROOT / Stage("sft_2", "cpu", True, output / "work").folder

@@ -219,6 +219,29 @@ def test_rewards_count_from_what_everything_else_earns(model: GPT2LMHeadModel) -
     torch.testing.assert_close(*grads)
 
 
+def test_actions_that_must_not_be_taken_lose_probability_and_are_in_no_mean(model: GPT2LMHeadModel) -> None:
+    """Beside a decision: its metrics stay what they are, and a step uphill makes the unwanted token rarer."""
+    prompt, completion = PROMPTS[1], (2, 1, 0)
+    taken = Decision(0, tuple(FIRST), tuple(FIRST.values()))
+    unwanted = Decision(1, ((4,),), (0.0,), otherwise=1.0)
+
+    def score(*decisions: Decision) -> Any:
+        return score_tree(model, model.get_output_embeddings(), batch_of([(prompt, completion)]), [Points(decisions)])
+
+    def logp() -> float:
+        logits = model(input_ids=torch.tensor([[*prompt, *completion]])).logits[0, len(prompt)]
+        return torch.log_softmax(logits, -1)[4].item()
+
+    alone, both, before = score(taken), score(taken, unwanted), logp()
+    for name, (total, count) in alone.metrics.items():
+        assert both.metrics[name] == (pytest.approx(total), count)
+    score(unwanted).objective.sum().backward()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight += 1e-3 * weight.grad if weight.grad is not None else 0.0
+    assert logp() < before
+
+
 def test_determined_tokens_add_their_log_likelihood(model: GPT2LMHeadModel) -> None:
     prompt, completion, right = PROMPTS[0], (0, 2, 1), (3, 4)
     logits = model(input_ids=torch.tensor([[*prompt, 0, 3]])).logits[0, len(prompt) :]
