@@ -41,6 +41,7 @@ MODELS = ROOT / "runs" / "evidence"
 ABLATED = "sampled"  # the arm whose parts are left out or exchanged one by one: `sampled_no_kl` ...
 BASE, FREE = "base", "argmax_evals"  # no training; and, of the base's answers, the candidate with the best eval as B
 TEMPERATURE = 0.7
+FAR = 1.5  # a run with so many times as many samples, or so many times fewer, is in no table at equal samples
 COMPARED = ("best_legal", "skill", "exact")  # the three headlines: what a win is counted on
 
 
@@ -163,19 +164,23 @@ def _line(evaluation: Any) -> str:
 def table(arguments: argparse.Namespace) -> None:
     """All arms that are stored at one budget, each against every other; or the ablations of `sampled`, each against it
     and the base, which are a table of their own so that neither's corrections count the other's comparisons."""
-    start, own = size_of(arguments).results, arguments.what == "ablations"
-    folder, beginning = store.place_of(arguments.split, start)
-    runs: dict[str, list[store.Result]] = {}
+    own = arguments.what == "ablations"
+    folder, beginning = store.place_of(arguments.split, size_of(arguments).results)
+    by_budget: dict[str, dict[float, list[store.Result]]] = {}
     for path in sorted(path for path in folder.glob("*.npz") if path.name.startswith(beginning)):
         found = store.read(path)
         arm = found.facts["arm"]
-        chosen = arm == BASE or arm.startswith(ABLATED) if own else not arm.startswith(f"{ABLATED}_")
-        if chosen and found.facts["minutes"] in (0.0, arguments.minutes[0]):
-            runs.setdefault(arm, []).append(found)
-    if BASE not in runs or len(runs) < 2:
-        raise SystemExit(
-            f"{folder} holds no runs {beginning}* of {arguments.minutes[0]:g} minutes to compare; `run` makes them"
-        )
+        if arm == BASE or arm.startswith(ABLATED) if own else not arm.startswith(f"{ABLATED}_"):
+            by_budget.setdefault(arm, {}).setdefault(found.facts["minutes"], []).append(found)
+    minutes, samples = arguments.minutes[0], arguments.samples
+    if samples is None:
+        runs = {arm: of[m] for arm, of in by_budget.items() for m in (0.0, minutes) if m in of}
+        wanted = f"of {minutes:g} minutes"
+    else:
+        runs = {arm: found for arm, of in by_budget.items() if (found := nearest(list(of.values()), samples))}
+        wanted = f"of about {samples} samples"
+    if BASE not in runs or len(runs.keys() - {BASE, FREE}) < 1:
+        raise SystemExit(f"{folder} holds no runs {beginning}* {wanted} to compare; `run` makes them")
     arms = [BASE, *sorted(set(runs) - {BASE})]
     first = runs[BASE][0]
     for arm in arms:
@@ -207,12 +212,27 @@ def table(arguments: argparse.Namespace) -> None:
     for pair, adjusted in zip(pairs, holm([pair["p_value"] for pair in pairs]), strict=True):
         pair["p_holm"] = adjusted
         pair["win"] = adjusted < 0.05 and not pair["ci_low"] <= 0 <= pair["ci_high"]
-    report = {"split": arguments.split, "minutes": arguments.minutes[0], "trivial players": first.facts["trivial"]}
-    report |= {"updates": {arm: [each.facts["steps"] for each in runs[arm]] for arm in arms}}
+    report = {"split": arguments.split, "trivial players": first.facts["trivial"]}
+    for name, fact in (("minutes", "minutes"), ("updates", "steps"), ("samples", "samples")):
+        report[name] = {arm: [each.facts[fact] for each in runs[arm]] for arm in arms}
     report |= {"values": values, "pairs": pairs, "losses": losses}
-    name = f"{beginning or arguments.split + '-'}{arguments.minutes[0]:g}min{'-ablations' if own else ''}.json"
-    write_report(store.FOLDER / name, report)
+    of = f"{minutes:g}min" if samples is None else f"{samples}samples"
+    write_report(store.FOLDER / f"{beginning or arguments.split + '-'}{of}{'-ablations' if own else ''}.json", report)
     print(as_markdown(report))
+
+
+def nearest(budgets: list[list[store.Result]], samples: int) -> list[store.Result] | None:
+    """An arm's runs of the budget whose samples are nearest to so many, by ratio, or None if that is beyond FAR.
+
+    What has no samples, as the base, is near to any number.
+    """
+
+    def distance(runs: list[store.Result]) -> float:
+        mean = float(np.mean([run.facts["samples"] for run in runs]))
+        return abs(np.log(mean / samples)) if mean else 0.0
+
+    best = min(budgets, key=distance)
+    return best if distance(best) <= np.log(FAR) else None
 
 
 def interval(drawn: Array) -> dict[str, float]:
@@ -263,6 +283,7 @@ def main() -> None:
     parser.add_argument("--start", help="folder of the checkpoint that every arm starts from; default: the size's")
     parser.add_argument("--start-name", help="of results from another start than the default; else its folder's name")
     parser.add_argument("--updates", type=int, help="end after so many, whatever the time; on another machine")
+    parser.add_argument("--samples", type=int, help="of a table: each arm where it took about so many")
     parser.add_argument("--policy-items", type=int)
     parser.add_argument("--environment-items", type=int)
     arguments = parser.parse_args()

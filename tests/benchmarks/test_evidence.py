@@ -26,7 +26,7 @@ from rookworld_trl.modeling.loading import NANO_FOLDER, load
 def asked(**settings: Any) -> argparse.Namespace:
     """Arguments of the program, those of its defaults that a test does not name."""
     known: dict[str, Any] = {"what": "table", "arms": [], "minutes": [1.0], "seeds": [3], "split": "dev"}
-    known |= {"size": "nano", "device": None, "start": None, "start_name": None, "updates": None}
+    known |= {"size": "nano", "device": None, "start": None, "start_name": None, "updates": None, "samples": None}
     return argparse.Namespace(**known | {"policy_items": 12, "environment_items": 6} | settings)
 
 
@@ -217,7 +217,7 @@ def test_results_come_back_and_make_a_table(
     assert '"against": "base"' in report
 
 
-def made_up(arms: dict[str, tuple[float, float]]) -> None:
+def made_up(arms: dict[str, tuple[float, float]], minutes: float = 1.0, samples: int = 0) -> None:
     """Results of arms that play so many of 200 `P:` items legally, and have so much skill when sampled."""
     names = [metric.name for metric in store.metrics_of("policy")]
     ones, keys = np.ones((200, len(names))), [str(i) for i in range(200)]
@@ -228,7 +228,8 @@ def made_up(arms: dict[str, tuple[float, float]]) -> None:
             top[:, names.index("best_legal")] = np.arange(200) < 200 * legal
             top[:, names.index("skill")] = 0.5 if mode == "greedy" else np.arange(200) < 200 * skill
             arrays |= {f"policy.{mode}.top": top, f"policy.{mode}.bottom": ones}
-        facts = {"arm": arm, "minutes": 0.0 if arm == "base" else 1.0, "seed": 1, "steps": 7}
+        facts = {"arm": arm, "minutes": 0.0 if arm == "base" else minutes, "seed": 1, "steps": 7}
+        facts["samples"] = 0 if arm == "base" else samples
         facts["trivial"] = {"best_legal": {"random legal": 1.0}, "skill": {"random legal": 0.0}}
         path = store.name_of("dev", arm, facts["minutes"], 1)
         path.parent.mkdir(exist_ok=True)
@@ -276,6 +277,26 @@ def test_ablations_are_a_table_of_their_own(
     wins = [p for p in found["-ablations"]["pairs"] if p["win"] and p["against"] == "sampled"]
     assert [(p["arm"], p["metric"]) for p in wins] == [("sampled_a", "best_legal")]
     assert found["-ablations"]["updates"]["sampled_a"] == [7]
+
+
+def test_a_table_at_equal_samples_takes_each_arm_where_it_is_nearest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of three budgets of one arm the one nearest to 7,000 samples; an arm that has only 4,000 or 12,000 has none."""
+    monkeypatch.setattr(store, "FOLDER", tmp_path)
+    made_up({"base": (0.5, 0.5), "gold": (0.8, 0.5), "stock": (0.9, 0.5)}, 3.0, 8000)
+    made_up({"gold": (0.7, 0.5), "raft": (0.6, 0.5)}, 1.0, 6000)
+    made_up({"gold": (0.9, 0.5), "soft": (0.6, 0.5)}, 6.0, 12000)
+    made_up({"stock": (0.9, 0.5)}, 0.5, 4000)
+    monkeypatch.setattr(evidence, "COMPARED", ("best_legal", "skill"))
+    evidence.table(asked(samples=7000))
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("|")[1].strip() for line in lines[2:6]] == ["base", "gold", "raft", "stock"]
+    assert lines[3].startswith("| gold | 1 | **0.800** [")  # a ratio: 8,000 is nearer than 6,000
+    report = json.loads((tmp_path / "dev-7000samples.json").read_text())
+    assert report["samples"] == {"base": [0], "gold": [8000], "raft": [6000], "stock": [8000]}
+    with pytest.raises(SystemExit, match="of about 100 samples to compare"):
+        evidence.table(asked(samples=100))
 
 
 def test_a_group_holds_its_own_items(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
