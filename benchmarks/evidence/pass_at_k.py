@@ -5,11 +5,12 @@
 Each model answers each prompt 16 times at temperature 1 (nothing is cut off, so that k samples show what is there);
 pass@k is the chance that one of k of these is right, by the unbiased estimator of Chen et al. 2021
 (arXiv 2107.03374), 1 - C(n - c, k) / C(n, k) with c right ones of n. Intervals are of the difference from the first
-model on the same prompts, over games. How many of the
-answers to each prompt were right is kept in `benchmarks/results/evidence/pass_at_k.json`.
+model on the same prompts, over games. How many of the answers to each prompt were right is kept in
+`benchmarks/results/evidence/pass_at_k.json`, and a NAME without a path takes them from there.
 """
 
 import argparse
+import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from math import comb
@@ -25,6 +26,7 @@ from rookworld_trl.evaluation import evaluate
 from rookworld_trl.evaluation.intervals import percentile_interval
 from rookworld_trl.modeling.loading import load
 
+REPORT = store.FOLDER / "pass_at_k.json"
 SAMPLES, TOKENS, TEMPERATURE = 16, 80, 1.0
 KS = (1, 2, 4, 8, 16)
 # What counts as right: `B:` is legal; it is the engine's best move; it is in its top five; the answer is exact.
@@ -58,6 +60,22 @@ def count(model: Any, tokenizer: Any, split: str, items: Mapping[str, int]) -> d
                 entry = counts.setdefault(metric, {"games": [item.game for item in own], "right": 0 * right})
                 entry["right"] = entry["right"] + right
     return {metric: {**entry, "right": entry["right"].tolist()} for metric, entry in counts.items()}
+
+
+def stored(name: str, split: str, items: Mapping[str, int]) -> dict[str, dict[str, Any]]:
+    """What `count` returned for the model of that name when the report was written.
+
+    Raises:
+        SystemExit: the report holds no such model, or other prompts.
+    """
+    report = json.loads(REPORT.read_text()) if REPORT.exists() else {}
+    if name not in report.get("right", {}) or (report["split"], report["items"]) != (split, dict(items)):
+        raise SystemExit(f"{REPORT} holds no {name} on these prompts of {split}; give {name}=PATH")
+    rows = list(draw_of_each(shipped(split), dict(items)))
+    games = {task: [row["game"] or "" for row in rows if row["task"] == task] for task in RIGHT}
+    task_of = {metric: task for task, metrics in RIGHT.items() for metric in metrics}
+    right = report["right"][name].items()
+    return {metric: {"games": games[task_of[metric]], "right": counts} for metric, counts in right}
 
 
 def random_legal(rows: Iterable[Mapping[str, Any]]) -> dict[str, list[float]]:
@@ -109,7 +127,7 @@ def as_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", required=True, metavar="NAME=PATH", help="the first is the start")
+    parser.add_argument("--models", nargs="+", required=True, metavar="NAME[=PATH]", help="the first is the start")
     parser.add_argument("--split", choices=["dev", "test"], default="test")
     parser.add_argument("--policy-items", type=int, default=500)
     parser.add_argument("--environment-items", type=int, default=252)
@@ -117,14 +135,17 @@ def main() -> None:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     items = {"policy": arguments.policy_items, "environment": arguments.environment_items}
     counts = {}
-    for name, path in (each.split("=", 1) for each in arguments.models):
-        counts[name] = count(*load(path), arguments.split, items)
-        print(f"sampled {name}", flush=True)
+    for name, _, path in (each.partition("=") for each in arguments.models):
+        if path:
+            counts[name] = count(*load(path), arguments.split, items)
+            print(f"sampled {name}", flush=True)
+        else:
+            counts[name] = stored(name, arguments.split, items)
     rows = compare(counts)
     report = {"split": arguments.split, "samples": SAMPLES, "temperature": TEMPERATURE, "items": items}
     report["random legal"] = random_legal(draw_of_each(shipped(arguments.split), items))
     report |= {"rows": rows, "right": {name: {m: e["right"] for m, e in of.items()} for name, of in counts.items()}}
-    write_report(store.FOLDER / "pass_at_k.json", report | machine("cpu"))
+    write_report(REPORT, report | machine("cpu"))
     print(as_markdown(rows))
     for metric, of_k in report["random legal"].items():
         print(f"random legal: {metric} {' '.join(f'{value:.3f}' for value in of_k)}")

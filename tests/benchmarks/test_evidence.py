@@ -374,6 +374,26 @@ def test_pass_at_k_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     assert rows["x", 16]["ci_low"] == rows["x", 16]["ci_high"] == 0.0  # both find one wherever there is one
 
 
+def test_pass_at_k_takes_what_was_counted_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The shipped report's base again: the same games and counts, so the same values; and nothing of other prompts."""
+    report = json.loads(pass_at_k.REPORT.read_text())
+    found = pass_at_k.stored("base", report["split"], report["items"])
+    assert {metric: len(of["games"]) for metric, of in found.items()} == {
+        metric: len(right) for metric, right in report["right"]["base"].items()
+    }
+    other = pass_at_k.stored("sampled", "test", report["items"])
+    rows = pass_at_k.compare({"base": {"exact": found["exact"]}, "sampled": {"exact": other["exact"]}})
+    keys = ("model", "k", "value", "difference")
+    before = [r for r in report["rows"] if r["metric"] == "exact" and r["model"] in ("base", "sampled")]
+    assert [[row.get(key) for key in keys] for row in rows] == [[r.get(key) for key in keys] for r in before]
+    assert len(set(found["exact"]["games"])) > 100
+    with pytest.raises(SystemExit, match="holds no base on these prompts of dev; give base=PATH"):
+        pass_at_k.stored("base", "dev", report["items"])
+    monkeypatch.setattr(pass_at_k, "REPORT", tmp_path / "none.json")
+    with pytest.raises(SystemExit, match="holds no other"):
+        pass_at_k.stored("other", "test", report["items"])
+
+
 def test_random_legal_moves_pass_by_hand() -> None:
     """Two of four moves are best in the first row, one of two in the second; all are in the top five."""
     found = pass_at_k.random_legal([{"legal_cp": [5, 1, 5, 0]}, {"legal_cp": [3, 9]}, {"legal_cp": []}])
