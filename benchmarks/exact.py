@@ -17,6 +17,7 @@ import numpy as np
 
 from benchmarks.common import RESULTS, busy, machine, own_clock, padded, timed_training, write_report
 from rookworld_trl.data import load_shipped
+from rookworld_trl.modeling.gpt2 import GPT2
 from rookworld_trl.modeling.loading import load
 from rookworld_trl.rewards.decisions import ChessPoints
 from rookworld_trl.training.exact import score_tree
@@ -73,7 +74,8 @@ def growth(rounds: int) -> list[dict[str, float]]:
         seconds = []
         for _ in range(rounds * 4 + 1):
             start = clock()
-            score_tree(model, model.get_output_embeddings(), batch, points).objective.sum().backward()
+            gpt2, head = GPT2.sharing(model), model.get_output_embeddings()
+            score_tree(gpt2, head, batch, points).objective.sum().backward()
             seconds.append(clock() - start)
         moves = statistics.mean(len(row["legal_moves"]) for row in chosen)
         results.append({"legal_moves": moves, "seconds_a_row": statistics.median(seconds[1:]) / len(chosen)})

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.common import RESULTS, machine, padded, shipped, write_report
+from rookworld_trl.modeling.gpt2 import GPT2
 from rookworld_trl.modeling.loading import load
 from rookworld_trl.modeling.rollout import rollout
 from rookworld_trl.rewards.decisions import ChessPoints
@@ -69,7 +70,8 @@ def gradients(model: Any, tokenizer: Any, row: dict[str, Any], samples: int, see
         moves = [[each for each in find(row, ids)["decisions"] if "otherwise" not in each] for ids in half]
         points = [Points.read({"decisions": each}) for each in moves]  # without what only holds the format
         batch = padded([prompt] * samples, half)
-        scored = score_tree(model, model.get_output_embeddings(), batch, points, TEMPERATURE, scale=False)
+        passed, head = GPT2.sharing(model), model.get_output_embeddings()
+        scored = score_tree(passed, head, batch, points, TEMPERATURE, scale=False)
         values = scored.objective.detach().numpy()
         places = [[decision.position for decision in each.decisions] for each in points]
         terms = [[float(values[n, at]) for at in each] for n, each in enumerate(places)]

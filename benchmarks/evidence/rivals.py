@@ -19,6 +19,7 @@ from benchmarks.common import REWARDS, padded, shipped
 from benchmarks.evidence.budget import Budget
 from benchmarks.evidence.sizes import Size
 from rookworld_trl.data.mixing import mix
+from rookworld_trl.modeling.gpt2 import GPT2
 from rookworld_trl.modeling.rollout import rollout
 from rookworld_trl.modeling.tokens import completion_texts
 from rookworld_trl.rewards.decisions import ChessPoints
@@ -166,7 +167,7 @@ def soft(
     def loss(some: list[Any], chosen: list[Any]) -> Tensor:
         prompts, answers, points = (list(each) for each in zip(*some, strict=True))
         batch = {name: values.to(model.device) for name, values in padded(prompts, answers).items()}
-        scored = score_tree(model, model.get_output_embeddings(), batch, points)
+        scored = score_tree(GPT2.sharing(model), model.get_output_embeddings(), batch, points)
         return -scored.objective.sum() / len(chosen)
 
     train(model, choose, loss, batches(rows, seed), size, budget)

@@ -145,14 +145,19 @@ def weighted_nats(gpt2: GPT2, batch: Mapping[str, Tensor]) -> Tensor:
     columns = torch.arange(ends.shape[1], device=ends.device)
     seen = (columns <= columns[:, None]) & (columns[:, None] < ends[:, None])  # (B, S, S)
     positions = seen.sum(-1).flatten()[slots] - 1
-    hidden = gpt2.hidden_states(batch["input_ids"], positions, _attention(seen, slots, gpt2.config.n_head))
+    hidden = gpt2.hidden_states(batch["input_ids"], positions, packed_attention(seen, slots, gpt2.config.n_head))
     logits = F.linear(hidden.index_select(0, batch["predicting"]), gpt2.wte)
     logps = logits.float().log_softmax(-1)[batch["source"], batch["target"]]
     return -(logps * batch["weights"]).sum()
 
 
-def _attention(seen: Tensor, slots: Tensor, heads: int) -> Attend:
-    """Attention of packed tokens (N, heads, head_dim), spread over (B, S) and padded there alone."""
+def packed_attention(seen: Tensor, slots: Tensor, heads: int) -> Attend:
+    """Attention of packed tokens (N, heads, head_dim), spread over (B, S) and padded there alone.
+
+    Args:
+        seen: (B, S, S) bool, what each place attends to.
+        slots: (N,), where each token stands in (B, S), flattened; ascending.
+    """
     count, size = seen.shape[:2]
     whole = len(slots) == count * size
     bias: dict[torch.dtype, Tensor] = {}

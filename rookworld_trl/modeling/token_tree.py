@@ -1,35 +1,39 @@
-"""One forward pass over a tree of tokens: a sampled completion, and other continuations as branches of it.
+"""One forward pass over trees of tokens: prompts, completions sampled for each, and other continuations as branches.
 
-A branch's tokens are appended to the row behind the completion. Each token attends to its ancestors and itself, by an
-attention mask (B, 1, S, S), and has the position that its depth says; so it is scored as if it stood in a row of its
-own, while what it shares with others is computed once. The model's own forward runs, whatever wraps it.
+Each token attends to its ancestors and itself and has the position that its depth says; so it is scored as if it stood
+in a row of its own, while what several share is computed once. Where a model's weights can be used past its own forward
+pass (`GPT2.sharing`), all trees are packed without padding; any other model gets one row a tree and an attention mask
+(B, 1, S, S), so that whatever wraps it runs.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from rookworld_trl.modeling.gpt2 import GPT2, Attend
 from rookworld_trl.modeling.hooks import capture_hidden, without_adapters
+from rookworld_trl.modeling.row_tree import packed_attention
 from rookworld_trl.modeling.shared_scoring import in_pieces
+
+ALIKE = 0.85  # trees of at least this share of the largest's tokens are padded to its size
 
 
 class TokenTree:
-    """One row's tokens: prompt, completion, then the branches of its decisions; every node after its parent."""
+    """A prompt's tokens and what continues them; every node after its parent, the prompt's first."""
 
-    def __init__(self, prompt: Sequence[int], completion: Sequence[int]) -> None:
-        self.tokens = [*prompt, *completion]
+    def __init__(self, prompt: Sequence[int]) -> None:
+        self.tokens = list(prompt)
         self.parents = list(range(-1, len(self.tokens) - 1))
         self.prompt = len(prompt)
-        self._children = {(node - 1, token): node for node, token in enumerate(self.tokens)}
+        self._children: dict[tuple[int, int], int] = {}
 
-    def follow(self, position: int, tokens: Sequence[int]) -> list[int]:
-        """The nodes that predict these tokens behind `position` completion tokens; adds those that are not there."""
-        node = self.prompt + position - 1
-        nodes = [node]
-        for token in tokens[:-1]:
+    def follow(self, node: int, tokens: Sequence[int]) -> list[int]:
+        """The nodes that predict these tokens behind `node`, which is the first; adds those that are not there."""
+        nodes = [node] * bool(tokens)
+        for token in tokens[:-1]:  # the last predicts nothing
             child = self._children.get((node, token))
             if child is None:
                 child = self._children[node, token] = len(self.tokens)
@@ -41,54 +45,43 @@ class TokenTree:
 
 
 class Pairs:
-    """(row, predicting node, token) triples whose log-probs are wanted."""
+    """(tree, predicting node, token) triples whose log-probs are wanted."""
 
     def __init__(self) -> None:
-        self.rows: list[int] = []
+        self.trees: list[int] = []
         self.nodes: list[int] = []
         self.tokens: list[int] = []
 
-    def add(self, row: int, nodes: Sequence[int], tokens: Sequence[int]) -> range:
+    def add(self, tree: int, nodes: Sequence[int], tokens: Sequence[int]) -> range:
         """Their places in the result."""
         start = len(self.tokens)
-        self.rows += [row] * len(tokens)
+        self.trees += [tree] * len(tokens)
         self.nodes += nodes
         self.tokens += tokens
         return range(start, len(self.tokens))
 
 
-def tree_logps(
-    model: nn.Module,
-    head: nn.Module,
-    trees: Sequence[TokenTree],
-    pairs: Pairs,
-    temperature: float | Tensor = 1.0,
-    device: torch.device | str = "cpu",
-) -> tuple[Tensor, Tensor]:
-    """Log-probs (K,) of all pairs, and the entropies (K,) of the distributions they come from, without gradient; nats.
+class States(NamedTuple):
+    """Last hidden states (M, H) of all trees' nodes, and where each tree's begin (T,)."""
+
+    hidden: Tensor
+    starts: np.ndarray
+
+
+def states_of(model: nn.Module | GPT2, trees: Sequence[TokenTree], device: torch.device | str) -> States:
+    """One forward pass over all trees.
 
     Args:
-        model: called with token ids, mask and position ids: wrapped or not, with adapters or not.
-        head: its output embeddings, applied in float32 to the nodes that predict something.
-        temperature: that logits are divided by; one for all rows, or (B,) of each.
+        model: called with token ids, mask and position ids: wrapped or not, with adapters or not; or weights alone.
     """
-    hidden = _hidden(model, trees, torch.device(device))
-    if not isinstance(temperature, Tensor):
-        temperature = torch.full((len(trees),), temperature)
-    return _logps(head, hidden, temperature.to(device), pairs)
-
-
-def _hidden(model: nn.Module, trees: Sequence[TokenTree], device: torch.device) -> Tensor:
-    """Last hidden states (B, S, H) of every node, each of which attends to its ancestors and itself."""
-    size = max(len(tree.tokens) for tree in trees)
-    ids, positions = np.zeros((2, len(trees), size), dtype=np.int64)
-    mask = np.tile(np.eye(size, dtype=bool), (len(trees), 1, 1))
+    device = torch.device(device)
+    if isinstance(model, GPT2):
+        return _packed(model, trees, device)
+    positions, mask = _ancestors(trees)
+    size = mask.shape[1]
+    ids = np.zeros((len(trees), size), dtype=np.int64)
     for row, tree in enumerate(trees):
         ids[row, : len(tree.tokens)] = tree.tokens
-        for node, parent in enumerate(tree.parents):
-            if parent >= 0:
-                positions[row, node] = positions[row, parent] + 1
-                mask[row, node] |= mask[row, parent]
     attention: Any = torch.from_numpy(mask)[:, None].to(device)
     inner: Any = model
     while hasattr(inner, "module"):
@@ -103,18 +96,65 @@ def _hidden(model: nn.Module, trees: Sequence[TokenTree], device: torch.device) 
             use_cache=False,
             logits_to_keep=1,
         )
-    return states[0]
+    return States(states[0].flatten(0, 1), np.arange(len(trees)) * size)
 
 
-def _logps(head: nn.Module, hidden: Tensor, divisors: Tensor, pairs: Pairs) -> tuple[Tensor, Tensor]:
-    """Log-probs of all pairs, and the entropies of the distributions they are taken from (without gradient)."""
-    device = hidden.device
+def _ancestors(trees: Sequence[TokenTree]) -> tuple[np.ndarray, np.ndarray]:
+    """Positions (T, S) and what each place attends to (T, S, S), itself included, also where there is only padding."""
+    size = max(len(tree.tokens) for tree in trees)
+    positions = np.zeros((len(trees), size), dtype=np.int64)
+    seen = np.tile(np.eye(size, dtype=bool), (len(trees), 1, 1))
+    for row, tree in enumerate(trees):
+        for node, parent in enumerate(tree.parents):
+            if parent >= 0:
+                positions[row, node] = positions[row, parent] + 1
+                seen[row, node] |= seen[row, parent]
+    return positions, seen
+
+
+def _packed(gpt2: GPT2, trees: Sequence[TokenTree], device: torch.device) -> States:
+    """Trees of like size stand together and are padded to one size for attention alone."""
+    order = sorted(range(len(trees)), key=lambda tree: -len(trees[tree].tokens))
+    lengths = [len(trees[tree].tokens) for tree in order]
+    starts, begin = np.zeros(len(trees), dtype=np.int64), 0
+    starts[order] = np.cumsum(lengths) - lengths
+    positions: list[np.ndarray] = []
+    groups: list[Attend] = []
+    while begin < len(order):
+        end = begin + sum(length >= ALIKE * lengths[begin] for length in lengths[begin:])
+        depths, seen = _ancestors([trees[tree] for tree in order[begin:end]])
+        slots = np.flatnonzero(np.arange(lengths[begin]) < np.array(lengths[begin:end])[:, None])
+        positions.append(depths.reshape(-1)[slots])
+        mask, where = (torch.from_numpy(each).to(device) for each in (seen, slots))
+        groups.append(packed_attention(mask, where, gpt2.config.n_head))
+        begin = end
+    counts = [len(each) for each in positions]
+
+    def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        parts = zip(q.split(counts), k.split(counts), v.split(counts), strict=True)
+        return torch.cat([group(layer, *mine, scale) for group, mine in zip(groups, parts, strict=True)])
+
+    ids = np.concatenate([trees[tree].tokens for tree in order])
+    tokens, places = (torch.from_numpy(each).to(device) for each in (ids, np.concatenate(positions)))
+    return States(gpt2.hidden_states(tokens, places, attend), starts)
+
+
+def tree_logps(head: nn.Module, states: States, divisors: Tensor, pairs: Pairs) -> tuple[Tensor, Tensor]:
+    """Log-probs (K,) of all pairs, and the entropies (K,) of the distributions they come from, without gradient; nats.
+
+    Args:
+        head: the output embeddings, applied in float32 to the nodes that predict something.
+        divisors: (T,), temperatures that the logits of each tree are divided by.
+    """
+    device = states.hidden.device
     weight: Tensor = head.weight  # type: ignore[assignment]
-    flat = np.array(pairs.rows) * hidden.shape[1] + np.array(pairs.nodes)
-    distinct, source = np.unique(flat, return_inverse=True)
+    trees = np.array(pairs.trees)
+    distinct, first, source = np.unique(
+        states.starts[trees] + np.array(pairs.nodes), return_index=True, return_inverse=True
+    )
     order = np.argsort(source, kind="stable")
-    states = hidden.flatten(0, 1).index_select(0, torch.from_numpy(distinct).to(device))
-    row_divisors = divisors[torch.from_numpy(distinct // hidden.shape[1]).to(device), None]
+    hidden = states.hidden.index_select(0, torch.from_numpy(distinct).to(device))
+    divisors = divisors.to(device)[torch.from_numpy(trees[first]).to(device), None]
 
     def score(states: Tensor, divisors: Tensor, source: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         with torch.autocast(device.type, enabled=False):
@@ -125,6 +165,6 @@ def _logps(head: nn.Module, hidden: Tensor, divisors: Tensor, pairs: Pairs) -> t
         return logps[source, target], entropies[source]
 
     targets = np.array(pairs.tokens)[order]
-    logps, entropies = in_pieces(score, states, row_divisors, source[order], targets, weight.shape[0])
+    logps, entropies = in_pieces(score, hidden, divisors, source[order], targets, weight.shape[0])
     back = torch.from_numpy(np.argsort(order)).to(device)
     return logps[back], entropies[back]

@@ -9,8 +9,8 @@ else the policy may write at s earns r_0. Then, with the prefix held fixed,
 is a finite sum: the all-action policy gradient (Sutton et al., 2000, theorem 1; "mean actor-critic", arXiv 1709.00503;
 "expected policy gradients", arXiv 1706.05374; with enumerated answers of language models, FGPO, arXiv 2609.10221). GRPO
 estimates the same from samples, whose noise is gone here: the variance that remains is that of the sampled prefixes
-(Rao-Blackwell). The probability of every action comes from one forward pass over a tree: the sampled completion with
-the actions' tokens as branches, each distinct token once.
+(Rao-Blackwell). The probability of every action comes from one forward pass over a tree: the completions sampled for a
+prompt, with the actions' tokens as branches, each distinct token once.
 
 What is summed and what is left out. A completion's reward is taken to be a sum of terms, each settled at its decision
 point. Its whole gradient is
@@ -31,7 +31,7 @@ points know only about what they enumerate.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -41,7 +41,8 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from rookworld_trl import ranks
-from rookworld_trl.modeling.token_tree import Pairs, TokenTree, tree_logps
+from rookworld_trl.modeling.gpt2 import GPT2
+from rookworld_trl.modeling.token_tree import Pairs, TokenTree, states_of, tree_logps
 from rookworld_trl.training import kl
 from rookworld_trl.training.config import RookWorldGRPOConfig
 from rookworld_trl.training.points import Decision, Determined, FindPoints, Points, Rest, points_of_batch
@@ -64,18 +65,18 @@ class Scored:
         objective: sum of the decisions' scaled J and of the determined tokens' log-probs, each in the cell of its
             position: to be maximised, aggregated as the loss aggregates its own terms.
         metrics: sum and count over the batch by name, for the log.
-        nodes: tokens of each row's tree behind the prompt.
+        trees: tokens of each distinct prompt, and of the tree behind it.
     """
 
     logps: Tensor
     entropies: Tensor
     objective: Tensor
     metrics: dict[str, tuple[float, int]]
-    nodes: list[int]
+    trees: list[tuple[int, int]]
 
 
 def score_tree(
-    model: nn.Module,
+    model: nn.Module | GPT2,
     head: nn.Module,
     batch: dict[str, Any],
     points: Sequence[Points],
@@ -85,7 +86,8 @@ def score_tree(
     """Score sampled completions and all actions of their decision points in one forward pass of the model.
 
     Args:
-        model: called with token ids, a mask (B, 1, S, S) and position ids: wrapped or not, with adapters or not.
+        model: called with token ids, a mask (T, 1, S, S) and position ids: wrapped or not, with adapters or not; or its
+            weights alone, which are faster.
         head: its output embeddings, applied in float32 to the nodes that predict something.
         batch: `prompt_ids`, `prompt_mask` (B, P), `completion_ids`, `completion_mask` (B, C).
         points: each row's.
@@ -99,16 +101,25 @@ def score_tree(
     )
     if not all(prompts):
         raise ValueError("a completion follows an empty prompt: begin each prompt with at least one token")
-    trees = [TokenTree(*row) for row in zip(prompts, completions, strict=True)]
+    divisors = temperature.tolist() if isinstance(temperature, Tensor) else [temperature] * len(prompts)
     decisions = [(row, each) for row, known in enumerate(points) for each in known.decisions]
     determined = [(row, each) for row, known in enumerate(points) for each in known.determined]
-    pairs = Pairs()
-    for row, (tree, completion) in enumerate(zip(trees, completions, strict=True)):
-        pairs.add(row, tree.follow(0, completion), completion)
-    sampled = len(pairs.tokens)
-    actions = _Sequences(trees, pairs, [(row, each.position, a) for row, each in decisions for a in each.actions])
-    right = _Sequences(trees, pairs, [(row, each.position, each.tokens) for row, each in determined])
-    logps, entropies = tree_logps(model, head, trees, pairs, temperature, device)
+    pairs, known = Pairs(), dict[tuple[float, ...], tuple[int, TokenTree]]()
+    paths: list[tuple[int, list[int]]] = []  # the tree of each row, and the nodes that predict its completion
+    for divisor, prompt, completion in zip(divisors, prompts, completions, strict=True):
+        number, tree = known.setdefault((divisor, *prompt), (len(known), TokenTree(prompt)))
+        paths.append((number, tree.follow(tree.prompt - 1, completion)))
+        pairs.add(*paths[-1], completion)
+    sampled, trees = len(pairs.tokens), [tree for _, tree in known.values()]
+
+    def sequences(of: Iterable[tuple[int, int, Sequence[int]]]) -> _Sequences:
+        """Those of a row, behind a position of its completion."""
+        return _Sequences(trees, pairs, [(paths[row][0], paths[row][1][at], tokens) for row, at, tokens in of])
+
+    actions = sequences((row, each.position, action) for row, each in decisions for action in each.actions)
+    right = sequences((row, each.position, each.tokens) for row, each in determined)
+    of_trees = torch.tensor([divisor for divisor, *_ in known])
+    logps, entropies = tree_logps(head, states_of(model, trees, device), of_trees, pairs)
 
     def place(values: Tensor, cells: Tensor) -> Tensor:
         return values.new_zeros(shape.numel()).index_add(0, cells, values).view(shape)
@@ -135,21 +146,21 @@ def score_tree(
         place(entropies[:sampled], tokens),
         place(torch.cat([decided, weights * likelihoods]), cells) + advantages[:, None] * sampled_logps,
         {name: (values.detach().sum().item(), len(values)) for name, values in seen.items()},
-        [len(tree.tokens) - tree.prompt for tree in trees],
+        [(tree.prompt, len(tree.tokens) - tree.prompt) for tree in trees],
     )
 
 
 class _Sequences:
-    """Sequences of tokens (N,) in the rows' trees; the log-prob of each is a sum over pairs.
+    """Sequences of tokens (N,) in trees; the log-prob of each is a sum over pairs.
 
     Args:
-        sequences: the row of each, how many completion tokens stand before it, and its tokens.
+        sequences: the number of its tree, the node behind which it stands, and its tokens.
     """
 
     def __init__(self, trees: Sequence[TokenTree], pairs: Pairs, sequences: Sequence[tuple[int, int, Sequence[int]]]):
         self.number, self.pairs, self.owners = len(sequences), list[int](), list[int]()
-        for sequence, (row, position, tokens) in enumerate(sequences):
-            self.pairs += pairs.add(row, trees[row].follow(position, tokens), tokens)
+        for sequence, (number, node, tokens) in enumerate(sequences):
+            self.pairs += pairs.add(number, trees[number].follow(node, tokens), tokens)
             self.owners += [sequence] * len(tokens)
 
     def logps(self, of_pairs: Tensor) -> Tensor:
@@ -224,7 +235,7 @@ class ExactObjective:
         policy: the model that is trained.
         scorer: whose log-probs TRL's loss asks for.
         find: the points of a sampled completion.
-        count: takes a micro-batch and how many tokens stand behind each of its prompts, branches included.
+        count: takes a micro-batch and the tokens of each of its distinct prompts, and of the tree behind it.
         record: takes the name and value of a metric.
 
     Raises:
@@ -238,7 +249,7 @@ class ExactObjective:
         policy: nn.Module,
         scorer: Scorer,
         find: FindPoints,
-        count: Callable[[dict[str, Any], list[int]], None],
+        count: Callable[[dict[str, Any], list[tuple[int, int]]], None],
         record: Callable[[str, float], None],
     ):
         self.args, self.accelerator, self.policy, self.scorer = args, accelerator, policy, scorer
@@ -277,15 +288,16 @@ class ExactObjective:
             return loss(model, inputs)
         head = self.accelerator.unwrap_model(self.policy).get_output_embeddings()
         temperatures = inputs.get("temperatures")
-        scored = score_tree(
-            model,
-            head,
-            inputs,
-            [Points.read(each) for each in inputs["points"]],
-            self.args.temperature if temperatures is None else temperatures,
-            self.args.scale_rewards == "group",
-        )
-        self.count(inputs, scored.nodes)
+        with self.accelerator.autocast():  # a model that is called has its own
+            scored = score_tree(
+                GPT2.sharing(self.accelerator.unwrap_model(model)) if self.scorer.shared else model,
+                head,
+                inputs,
+                [Points.read(each) for each in inputs["points"]],
+                self.args.temperature if temperatures is None else temperatures,
+                self.args.scale_rewards == "group",
+            )
+        self.count(inputs, scored.trees)
         sums = torch.tensor(
             [scored.metrics.get(name, (0.0, 0)) for name in METRICS], device=inputs["prompt_ids"].device
         )

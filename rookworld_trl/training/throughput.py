@@ -146,11 +146,15 @@ class Throughput(TrainerCallback):
             if "ref_per_token_logps" in batch:
                 self.flops += self._scoring(batch)
 
-    def trained(self, batch: dict[str, torch.Tensor], nodes: list[int] | None = None) -> None:
-        """Count a micro-batch's forward and backward pass; `nodes` stand behind each prompt, if not its completion."""
+    def trained(self, batch: dict[str, torch.Tensor], trees: list[tuple[int, int]] | None = None) -> None:
+        """Count a micro-batch's forward and backward pass.
+
+        Args:
+            trees: tokens of each distinct prompt and of the tree behind it, where that is what was scored.
+        """
         if self.counts:
-            prompts, _ = _lengths(batch)
-            self.flops += 3 * (self._scoring(batch) if nodes is None else scoring_flops(self.config, prompts, nodes))
+            flops = self._scoring(batch) if trees is None else scoring_flops(self.config, *zip(*trees, strict=True))
+            self.flops += 3 * flops
 
     def _scoring(self, batch: dict[str, torch.Tensor]) -> int:
         if not self.shared:

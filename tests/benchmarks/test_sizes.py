@@ -131,6 +131,7 @@ def test_loops_bring_their_batches_to_the_model(
 
     losses: list[Tensor] = []
     monkeypatch.setattr(rivals, "score_tree", score_tree)
+    monkeypatch.setattr(rivals, "GPT2", SimpleNamespace(sharing=lambda model: model))
     monkeypatch.setattr(rivals, "REWARDS", [lengths])
     sampled = SimpleNamespace(completion_ids=[[10 + i] * i + [50256] for i in range(6 * 16)])
     monkeypatch.setattr(rivals, "rollout", lambda *args, **options: sampled)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import GPT2LMHeadModel
 
+from rookworld_trl.modeling.gpt2 import GPT2
 from rookworld_trl.modeling.positions import install_position_hook
 from rookworld_trl.training.exact import LEAST_DEVIATION, score_tree
 from rookworld_trl.training.points import Decision, Determined, Points, Rest, points_of_batch
@@ -92,23 +93,23 @@ def sampled_credit(model: Any, prompt: Sequence[int], temperature: float) -> tor
     return gradient(total, model)
 
 
-def exact_mean(model: Any, prompt: Sequence[int], temperature: float, padding: int = 0) -> torch.Tensor:
+def exact_mean(model: Any, prompt: Sequence[int], temperature: float, padding: int = 0, packed: bool = False) -> Any:
     completions, logps = plain_logps(model, prompt, temperature)
-    batch = batch_of([(prompt, each) for each in completions], padding)
-    scored = score_tree(
-        model, model.get_output_embeddings(), batch, [points_of(c) for c in completions], temperature, scale=False
-    )
+    batch, points = batch_of([(prompt, each) for each in completions], padding), [points_of(c) for c in completions]
+    passed = GPT2.sharing(model) if packed else model
+    scored = score_tree(passed, model.get_output_embeddings(), batch, points, temperature, scale=False)
     probs = logps.sum(1).exp().detach().float()
     return gradient((probs * scored.objective.sum(1)).sum(), model)
 
 
+@pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 @pytest.mark.parametrize("prompt", PROMPTS)
 def test_equals_the_mean_of_the_sampled_gradients_over_all_completions(
-    model: GPT2LMHeadModel, prompt: tuple[int, ...], temperature: float
+    model: GPT2LMHeadModel, prompt: tuple[int, ...], temperature: float, packed: bool
 ) -> None:
     wanted = sampled_credit(model, prompt, temperature)
-    torch.testing.assert_close(exact_mean(model, prompt, temperature), wanted, rtol=2e-5, atol=2e-6)
+    torch.testing.assert_close(exact_mean(model, prompt, temperature, packed=packed), wanted, rtol=2e-5, atol=2e-6)
     assert wanted.norm() > 0.01
 
 
@@ -173,6 +174,30 @@ def test_what_is_left_out_is_the_effect_on_later_decisions(model: GPT2LMHeadMode
     left_out = gradient(later, model)
     torch.testing.assert_close(exact_mean(model, prompt, 1.0), whole - left_out, rtol=1e-4, atol=2e-6)
     assert left_out.norm() > 0.01
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_rows_of_one_prompt_share_a_tree_and_keep_their_values(model: GPT2LMHeadModel, packed: bool) -> None:
+    """Six rows of two prompts, one of them at two temperatures, against each by itself: values and gradients."""
+    completions = [(2, 1, 0), (0, 1), (3, 1, 2, 4), (2, 1, 0), (2, 3, 0), (1, 0)]
+    rows = [(PROMPTS[row % 2], completion) for row, completion in enumerate(completions)]
+    temperatures = torch.tensor([1.0, 0.5, 1.0, 0.5, 2.0, 0.5])
+    points = [
+        Points(points_of(completion).decisions, (Determined(1, (0, 3, 1), weight=0.2),)) for completion in completions
+    ]
+    passed, head = GPT2.sharing(model) if packed else model, model.get_output_embeddings()
+    together = score_tree(passed, head, batch_of(rows, 1), points, temperatures)
+    for number, row in enumerate(rows):
+        alone = score_tree(model, head, batch_of([row]), points[number : number + 1], temperatures[number].item())
+        length = len(row[1])
+        for name in ("logps", "entropies", "objective"):
+            mine, own = getattr(together, name)[number], getattr(alone, name)[0]
+            torch.testing.assert_close(mine[:length], own, rtol=1e-5, atol=1e-6)
+            assert not mine[length:].any()
+        value, own = together.objective[number].sum(), alone.objective.sum()
+        torch.testing.assert_close(gradient(value, model), gradient(own, model), rtol=2e-4, atol=1e-5)
+    # Row 4 has the prompt of rows 0 and 2, and another temperature; rows 1, 3 and 5 share theirs.
+    assert [prompt for prompt, _ in together.trees] == [3, 1, 3]
 
 
 def test_log_probs_and_entropies_of_the_sample_are_those_of_a_plain_pass(model: GPT2LMHeadModel) -> None:
@@ -253,16 +278,18 @@ def test_determined_tokens_add_their_log_likelihood(model: GPT2LMHeadModel) -> N
 
 
 def test_a_shared_token_is_computed_once(model: GPT2LMHeadModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nodes: prompt 3, completion 3, and of the actions' first tokens only those that nothing else has: (2,4) and
-    (2,3) share their 2 with the completion, (3,1,2) adds 3 and 1."""
+    """Nodes: prompt 3, of the completions what predicts something, 2 1 and 2 0, and of the actions' first tokens only
+    those that nothing else has: (2,4) and (2,3) share their 2 with the completions, (3,1,2) adds 3 and 1."""
     sizes: list[torch.Size] = []
     handle = model.transformer.register_forward_pre_hook(
         lambda _, args, kwargs: sizes.append((kwargs.get("input_ids") if not args else args[0]).shape), with_kwargs=True
     )
     known = Points((Decision(0, ((2, 4), (2, 3), (3, 1, 2)), (1.0, 0.5, 0.2)),))
-    score_tree(model, model.get_output_embeddings(), batch_of([(PROMPTS[0], (2, 1, 0))]), [known])
+    rows = [(PROMPTS[0], (2, 1, 0)), (PROMPTS[0], (2, 0, 1))]
+    scored = score_tree(model, model.get_output_embeddings(), batch_of(rows), [known, known])
     handle.remove()
     assert sizes == [torch.Size([1, 3 + 3 + 2])]
+    assert scored.trees == [(3, 5)]
 
 
 @pytest.mark.parametrize(
