@@ -117,7 +117,8 @@ def draw(points: list[dict[str, Any]], path: Path) -> None:
             look = {"label": LABELS.get(arm, arm), "color": COLORS.get(arm), "marker": "o", "markersize": 4}
             panel.errorbar(x, y, errors, capsize=2, **look)
         panel.set(title=title, xlabel="CPU minutes, one core", xscale="log")
-        ticks = sorted({p["minutes"] for p in greedy if p["minutes"]})
+        longest = max(p["minutes"] for p in greedy)
+        ticks = [2**power for power in range(int(np.log2(longest)) + 1)]
         panel.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         panel.minorticks_off()
         panel.grid(alpha=0.25)

@@ -18,7 +18,7 @@ from rookworld_trl.modeling.hooks import capture_hidden, without_adapters
 from rookworld_trl.modeling.row_tree import packed_attention
 from rookworld_trl.modeling.shared_scoring import in_pieces
 
-ALIKE = 0.85  # trees of at least this share of the largest's tokens are padded to its size
+ALIKE = 0.95  # trees of at least this share of the largest's tokens are padded to its size
 
 
 class TokenTree:
