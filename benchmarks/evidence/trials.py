@@ -80,6 +80,7 @@ TRIALS = {
     "exact_groups_of_4": Trial(keys={"num_generations": 4, "gradient_accumulation_steps": 4}),
     "exact_half_environment": Trial(keys={"mix_env_ratio": 0.5}),
     "exact_small_batch": Trial(keys={"gradient_accumulation_steps": 1}),
+    "exact_best_legal_0.4": Trial(constants={"BEST_LEGAL": 0.4}),
     "exact_no_checks": Trial(keys={"policy_strata": "null"}),
     "exact_tactical": Trial(keys={"policy_strata": "{check: 0.25, tactical: 0.25}"}),
     "sampled": Trial(SAMPLED),

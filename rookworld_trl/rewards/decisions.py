@@ -41,6 +41,8 @@ from rookworld_trl.tasks import policy, task_of
 from rookworld_trl.tasks.formats import MOVE_PATTERN
 
 CANDIDATE_WEIGHT, BEST_WEIGHT = 0.5, 2.0
+CANDIDATE_LEGAL, BEST_LEGAL = 0.6, 0.2  # what a legal move earns that gains nothing
+BEST_UNLISTED = 0.2  # share of what it gains that a best move earns which is not in the list
 DETERMINED_WEIGHT = 0.3
 # Of an eval's tokens: its last digits are chance, and at the weight of the others their gradient was most of a step's
 # (rookworld-nano lost a tenth of its legal moves in five steps at a rate of 3e-4).
@@ -188,7 +190,9 @@ def _walk_policy(walk: _Walk, values: dict[str, int], end: int) -> None:
         return
     listed: list[str] = []
     for _ in range(min(policy.MAX_CANDIDATES, len(values))):
-        rewards = {move: 0.6 + 0.4 * each for move, each in quality.items() if move not in listed}
+        rewards = {
+            move: CANDIDATE_LEGAL + (1 - CANDIDATE_LEGAL) * each for move, each in quality.items() if move not in listed
+        }
         walk.decide(rewards, CANDIDATE_WEIGHT)
         walk.finish_square(rewards)
         move = walk.take(_MOVE)
@@ -208,8 +212,10 @@ def _walk_policy(walk: _Walk, values: dict[str, int], end: int) -> None:
     if not walk.literal(" B:"):
         return
     walk.finish_square(quality)
-    walk.decide(
-        {move: 0.2 + 0.8 * each if move in listed else 0.2 * each for move, each in quality.items()}, BEST_WEIGHT
-    )
+    earned = {
+        move: BEST_LEGAL + (1 - BEST_LEGAL) * each if move in listed else BEST_UNLISTED * each
+        for move, each in quality.items()
+    }
+    walk.decide(earned, BEST_WEIGHT)
     if walk.take(_MOVE) is not None:
         walk.determine([end])
