@@ -69,7 +69,8 @@ def stored(name: str, split: str, items: Mapping[str, int]) -> dict[str, dict[st
         SystemExit: the report holds no such model, or other prompts.
     """
     report = json.loads(REPORT.read_text()) if REPORT.exists() else {}
-    if name not in report.get("right", {}) or (report["split"], report["items"]) != (split, dict(items)):
+    same = [report.get(key) for key in ("samples", "split", "items")] == [SAMPLES, split, dict(items)]
+    if not same or name not in report["right"]:
         raise SystemExit(f"{REPORT} holds no {name} on these prompts of {split}; give {name}=PATH")
     rows = list(draw_of_each(shipped(split), dict(items)))
     games = {task: [row["game"] or "" for row in rows if row["task"] == task] for task in RIGHT}

@@ -10,6 +10,7 @@ import torch
 from datasets import Dataset
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
+from rookworld_trl.modeling import token_tree
 from rookworld_trl.training import RookWorldGRPOConfig, RookWorldGRPOTrainer
 from rookworld_trl.training.exact import LEAST_DEVIATION
 from tests.training.conftest import PROMPTS, share_of_letters
@@ -45,19 +46,26 @@ def first_probs(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast) -> t
     return torch.stack(rows)
 
 
+@pytest.mark.parametrize("packed", [True, False])
 def test_the_update_is_the_gradient_of_the_sum(
-    train: Callable[..., RookWorldGRPOTrainer], policy: GPT2LMHeadModel, tiny_tokenizer: PreTrainedTokenizerFast
+    packed: bool, train: Callable[..., RookWorldGRPOTrainer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One plain SGD step without KL: -lr times the gradient of -sum J / sigma / tokens, by autograd on plain passes."""
+    """One plain SGD step without KL: -lr times the gradient of -sum J / sigma / tokens, by autograd on plain passes.
+
+    Where prefixes can be shared trees are packed, and only there.
+    """
     seen: list[dict[str, Any]] = []
-    trainer = train(
-        beta=0.0, max_steps=1, optim="sgd", learning_rate=0.1, max_grad_norm=0.0, per_device_train_batch_size=16
-    )
+    passes: list[bool] = []
+    pack = token_tree._packed
+    monkeypatch.setattr(token_tree, "_packed", lambda *args: (passes.append(True), pack(*args))[1])
+    settings = {"per_device_train_batch_size": 16, "share_prefixes": packed, "max_grad_norm": 0.0}
+    trainer = train(beta=0.0, max_steps=1, optim="sgd", learning_rate=0.1, **settings)
     policy = trainer.model
     inner, start = trainer._compute_loss, {n: p.detach().clone() for n, p in policy.named_parameters()}
     trainer._compute_loss = lambda model, inputs: (seen.append(inputs), inner(model, inputs))[1]  # type: ignore[method-assign]
     trainer.train()
     (batch,) = seen
+    assert passes == [True] * packed
     end = {n: p.detach().clone() for n, p in policy.named_parameters()}
     with torch.no_grad():
         for name, parameter in policy.named_parameters():
