@@ -77,6 +77,9 @@ TRIALS = {
     "exact_kl_0.2": Trial(keys={"beta": 0.2}),
     "exact_format": Trial(constants={"FORMAT_WEIGHT": 0.5}),
     "exact_format_kl_0.1": Trial(keys={"beta": 0.1}, constants={"FORMAT_WEIGHT": 0.5}),
+    "exact_format_kl_0.1_no_checks": Trial(
+        keys={"beta": 0.1, "policy_strata": "null"}, constants={"FORMAT_WEIGHT": 0.5}
+    ),
     "exact_groups_of_4": Trial(keys={"num_generations": 4, "gradient_accumulation_steps": 4}),
     "exact_half_environment": Trial(keys={"mix_env_ratio": 0.5}),
     "exact_small_batch": Trial(keys={"gradient_accumulation_steps": 1}),
