@@ -16,39 +16,27 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rookworld_trl.modeling.gpt2 import GPT2, Attend
+from rookworld_trl.modeling.gpt2 import GPT2
+from rookworld_trl.modeling.token_tree import TokenTree, packed_attention
 
 Tokens = tuple[int, ...]
 
 
-class RowTree:
-    """Builds a tree: what stands where, and how much the log-prob of which token counts there.
+class RowTree(TokenTree):
+    """Also knows how much the log-prob of which token counts where.
 
     Attributes:
         rows: completions in it; what the loss is divided by.
     """
 
     def __init__(self) -> None:
+        super().__init__()
         self.rows = 0
-        self._tokens: list[int] = []
-        self._children: list[dict[int, int]] = [{}]  # by token, of the root (-1, so the last one) and of each node
-        self._wanted: list[dict[int, float]] = [{}]  # weight of each token, likewise
-
-    def read(self, tokens: Sequence[int], node: int = -1) -> int:
-        """The node of the last of these tokens behind `node` (-1: the beginning); those not there are added."""
-        for token in tokens:
-            children = self._children[node + 1]
-            if token not in children:
-                children[token] = len(self._tokens)
-                self._tokens.append(token)
-                self._children.append({})
-                self._wanted.append({})
-            node = children[token]
-        return node
+        self._wanted: dict[int, dict[int, float]] = {}  # by node, of each token
 
     def want(self, node: int, token: int, weight: float = 1.0) -> None:
         """Count the log-prob of `token` behind `node`, with this weight beside any that it has already."""
-        wanted = self._wanted[node + 1]
+        wanted = self._wanted.setdefault(node, {})
         wanted[token] = wanted.get(token, 0.0) + weight
 
     def write(self, tokens: Sequence[int], node: int, weight: float = 1.0) -> int:
@@ -80,11 +68,14 @@ class RowTree:
 
     def arrays(self) -> dict[str, Any]:
         """What `pack` takes: `input_ids` and `ends` (S,), `nodes`, `tokens` and `weights` (K,), and `rows`."""
+        children: dict[int, list[int]] = {}
+        for node, parent in enumerate(self.parents):
+            children.setdefault(parent, []).append(node)
         order: list[int] = []
-        ends = np.empty(len(self._tokens), dtype=np.int64)
+        ends = np.empty(len(self.tokens), dtype=np.int64)
         # Depth first; a node is met again, as its complement, when its descendants are done.
         place: dict[int, int] = {}
-        stack = [*reversed(self._children[0].values())]
+        stack = children.get(-1, [])[::-1]
         while stack:
             node = stack.pop()
             if node < 0:
@@ -92,13 +83,16 @@ class RowTree:
                 continue
             place[node] = len(order)
             order.append(node)
-            stack += [~node, *reversed(self._children[node + 1].values())]
+            stack += [~node, *reversed(children.get(node, ()))]
         pairs = [
-            (place[node], token, weight) for node in order for token, weight in self._wanted[node + 1].items() if weight
+            (place[node], token, weight)
+            for node in order
+            for token, weight in self._wanted.get(node, {}).items()
+            if weight
         ]
         nodes, tokens, weights = zip(*pairs, strict=True) if pairs else ((), (), ())
         return {
-            "input_ids": np.array(self._tokens, dtype=np.int64)[order],
+            "input_ids": np.array(self.tokens, dtype=np.int64)[order],
             "ends": ends,
             "nodes": np.array(nodes, dtype=np.int64),
             "tokens": np.array(tokens, dtype=np.int64),
@@ -149,34 +143,3 @@ def weighted_nats(gpt2: GPT2, batch: Mapping[str, Tensor]) -> Tensor:
     logits = F.linear(hidden.index_select(0, batch["predicting"]), gpt2.wte)
     logps = logits.float().log_softmax(-1)[batch["source"], batch["target"]]
     return -(logps * batch["weights"]).sum()
-
-
-def packed_attention(seen: Tensor, slots: Tensor, heads: int) -> Attend:
-    """Attention of packed tokens (N, heads, head_dim), spread over (B, S) and padded there alone.
-
-    Args:
-        seen: (B, S, S) bool, what each place attends to.
-        slots: (N,), where each token stands in (B, S), flattened; ascending.
-    """
-    count, size = seen.shape[:2]
-    whole = len(slots) == count * size
-    bias: dict[torch.dtype, Tensor] = {}
-
-    def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-        width = q.shape[-1]
-
-        def spread(x: Tensor) -> Tensor:
-            if not whole:
-                x = x.new_zeros(count * size, heads, width).index_copy(0, slots, x)
-            return x.view(count, size, heads, width).transpose(1, 2).reshape(-1, size, width)
-
-        if not bias:  # no softmax over nothing: a large number instead of infinity, since padding sees no token
-            hidden = torch.zeros(seen.shape, dtype=q.dtype, device=q.device).masked_fill_(~seen, -1e9)
-            bias[q.dtype] = hidden.repeat_interleave(heads, 0)
-        # Plain products: on a CPU the backward pass of the fused kernel is five times slower in bf16.
-        probs = torch.baddbmm(bias[q.dtype], spread(q), spread(k).mT, alpha=scale).softmax(-1)
-        mixed = torch.bmm(probs.to(v.dtype), spread(v)).view(count, heads, size, width).transpose(1, 2)
-        mixed = mixed.reshape(-1, heads, width)
-        return mixed if whole else mixed.index_select(0, slots)
-
-    return attend

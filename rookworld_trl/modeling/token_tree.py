@@ -15,32 +15,37 @@ from torch import Tensor, nn
 
 from rookworld_trl.modeling.gpt2 import GPT2, Attend
 from rookworld_trl.modeling.hooks import capture_hidden, without_adapters
-from rookworld_trl.modeling.row_tree import packed_attention
 from rookworld_trl.modeling.shared_scoring import in_pieces
 
 ALIKE = 0.95  # trees of at least this share of the largest's tokens are padded to its size
 
 
 class TokenTree:
-    """A prompt's tokens and what continues them; every node after its parent, the prompt's first."""
+    """Sequences of tokens that begin alike; every node after its parent, the first ones the prompt's."""
 
-    def __init__(self, prompt: Sequence[int]) -> None:
-        self.tokens = list(prompt)
-        self.parents = list(range(-1, len(self.tokens) - 1))
-        self.prompt = len(prompt)
+    def __init__(self, prompt: Sequence[int] = ()) -> None:
+        self.tokens: list[int] = []
+        self.parents: list[int] = []
         self._children: dict[tuple[int, int], int] = {}
+        self.prompt = len(prompt)
+        self.read(prompt)
 
-    def follow(self, node: int, tokens: Sequence[int]) -> list[int]:
-        """The nodes that predict these tokens behind `node`, which is the first; adds those that are not there."""
-        nodes = [node] * bool(tokens)
-        for token in tokens[:-1]:  # the last predicts nothing
+    def read(self, tokens: Sequence[int], node: int = -1) -> int:
+        """The node of the last of these tokens behind `node` (-1: the beginning); those not there are added."""
+        for token in tokens:
             child = self._children.get((node, token))
             if child is None:
                 child = self._children[node, token] = len(self.tokens)
                 self.tokens.append(token)
                 self.parents.append(node)
             node = child
-            nodes.append(node)
+        return node
+
+    def follow(self, node: int, tokens: Sequence[int]) -> list[int]:
+        """The nodes that predict these tokens behind `node`, which is the first; adds those that are not there."""
+        nodes = [node] * bool(tokens)
+        for token in tokens[:-1]:  # the last predicts nothing
+            nodes.append(self.read((token,), nodes[-1]))
         return nodes
 
 
@@ -137,6 +142,37 @@ def _packed(gpt2: GPT2, trees: Sequence[TokenTree], device: torch.device) -> Sta
     ids = np.concatenate([trees[tree].tokens for tree in order])
     tokens, places = (torch.from_numpy(each).to(device) for each in (ids, np.concatenate(positions)))
     return States(gpt2.hidden_states(tokens, places, attend), starts)
+
+
+def packed_attention(seen: Tensor, slots: Tensor, heads: int) -> Attend:
+    """Attention of packed tokens (N, heads, head_dim), spread over (B, S) and padded there alone.
+
+    Args:
+        seen: (B, S, S) bool, what each place attends to.
+        slots: (N,), where each token stands in (B, S), flattened; ascending.
+    """
+    count, size = seen.shape[:2]
+    whole = len(slots) == count * size
+    bias: dict[torch.dtype, Tensor] = {}
+
+    def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        width = q.shape[-1]
+
+        def spread(x: Tensor) -> Tensor:
+            if not whole:
+                x = x.new_zeros(count * size, heads, width).index_copy(0, slots, x)
+            return x.view(count, size, heads, width).transpose(1, 2).reshape(-1, size, width)
+
+        if not bias:  # no softmax over nothing: a large number instead of infinity, since padding sees no token
+            hidden = torch.zeros(seen.shape, dtype=q.dtype, device=q.device).masked_fill_(~seen, -1e9)
+            bias[q.dtype] = hidden.repeat_interleave(heads, 0)
+        # Plain products: on a CPU the backward pass of the fused kernel is five times slower in bf16.
+        probs = torch.baddbmm(bias[q.dtype], spread(q), spread(k).mT, alpha=scale).softmax(-1)
+        mixed = torch.bmm(probs.to(v.dtype), spread(v)).view(count, heads, size, width).transpose(1, 2)
+        mixed = mixed.reshape(-1, heads, width)
+        return mixed if whole else mixed.index_select(0, slots)
+
+    return attend
 
 
 def tree_logps(head: nn.Module, states: States, divisors: Tensor, pairs: Pairs) -> tuple[Tensor, Tensor]:
