@@ -1,4 +1,4 @@
-"""The three headlines by colour and stratum: where the gain is, and where there is none.
+"""The three headlines by colour, check and stratum: where the gain is, and where there is none.
 
     python -m benchmarks.evidence.groups --split test --minutes 3 --arms exact sampled gold raft soft
 
@@ -10,6 +10,7 @@ import argparse
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import chess
 import numpy as np
 
 from benchmarks.common import shipped, write_report
@@ -18,16 +19,20 @@ from benchmarks.evidence.__main__ import BASE, COMPARED, interval
 from benchmarks.evidence.statistics import draws
 from rookworld_trl.evaluation.accuracy import item_key
 from rookworld_trl.evaluation.intervals import ratios
+from rookworld_trl.tasks import policy
 
-COLOURS = {"w": "White to move", "b": "Black to move"}
+COLOURS = {chess.WHITE: "White to move", chess.BLACK: "Black to move"}
+CHECK = {True: "in check", False: "not in check"}
 
 
 def groups_of(split: str) -> dict[str, tuple[str, ...]]:
-    """By an item's key, the groups it is in: of a `P:` item the colour and the stratum, of an `A:` item the stratum."""
-    found = {}
+    """By an item's key, the groups it is in: of a `P:` item colour, check or not, and stratum, of an `A:` item that."""
+    found: dict[str, tuple[str, ...]] = {}
     for row in shipped(split):
-        colour = COLOURS[row["prompt"].split()[2]]
-        found[item_key(row)] = (colour, row["stratum"]) if row["task"] == "policy" else (row["stratum"],)
+        found[item_key(row)] = (row["stratum"],)
+        if row["task"] == "policy":
+            board = chess.Board(policy.parse_prompt(row["prompt"]))
+            found[item_key(row)] = (COLOURS[board.turn], CHECK[board.is_check()], row["stratum"])
     return found
 
 

@@ -1,6 +1,7 @@
 """The evidence: statistics by hand, equal budgets, rivals that learn from what they should, results that come back."""
 
 import argparse
+import itertools
 import json
 from dataclasses import replace
 from functools import partial
@@ -8,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import chess
 import numpy as np
 import pytest
 
@@ -19,7 +21,7 @@ from benchmarks.evidence.budget import Budget
 from benchmarks.evidence.sizes import NANO, SIZES
 from benchmarks.evidence.statistics import draws, holm, p_value
 from rookworld_trl.data import load_shipped
-from rookworld_trl.evaluation.accuracy import Evaluation, score
+from rookworld_trl.evaluation.accuracy import Evaluation, item_key, score
 from rookworld_trl.modeling.loading import NANO_FOLDER, load
 
 
@@ -318,10 +320,14 @@ def test_a_group_holds_its_own_items(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert "| best_legal | Black | 100 | 0.000 | 0.600 +0.6" in groups.as_markdown(rows)
 
 
-def test_every_shipped_item_has_a_colour_or_a_stratum() -> None:
+def test_every_shipped_item_has_a_stratum_and_a_position_its_colour_and_whether_it_is_check() -> None:
     found = groups.groups_of("dev")
     assert len(found) == len(load_shipped("dev"))
-    assert {name for names in found.values() if len(names) == 2 for name in names[:1]} == set(groups.COLOURS.values())
+    three = {names[:2] for names in found.values() if len(names) == 3}
+    assert three == set(itertools.product(groups.COLOURS.values(), groups.CHECK.values()))
+    row = next(row for row in load_shipped("dev") if row["task"] == "policy" and "in check" in found[item_key(row)])
+    board = chess.Board(row["prompt"].removeprefix("P: ").strip())
+    assert board.attackers(not board.turn, board.king(board.turn))
 
 
 def test_trials_are_compared_with_their_arm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
