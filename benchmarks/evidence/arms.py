@@ -29,6 +29,8 @@ NO_END = 1_000_000  # minutes
 STEPS_OF_PROMPTS = 2_000  # batches of prompts laid out
 
 SAMPLED, EXACT, SELFPLAY = "config_cpu", "config_cpu_exact", "config_cpu_selfplay"
+# What every arm's prompts have, so that they are alike: a quarter of the `P:` prompts in check.
+CHECKS = "{check: 0.25}"
 # What stock TRL gets of the sampled recipe.
 TAKEN_OVER = ["per_device_train_batch_size", "gradient_accumulation_steps", "num_generations", "max_completion_length"]
 TAKEN_OVER += ["temperature", "beta", "scale_rewards", "max_grad_norm", "use_cpu", "bf16"]
@@ -154,7 +156,7 @@ def ours(recipe: str, about: str, shuffled: bool = False, **changed: Any) -> Arm
 
 
 ARMS: dict[str, Arm] = {
-    "exact": ours(EXACT, "ours, the exact gradient (the demo's recipe)"),
+    "exact": ours(EXACT, "ours, the exact gradient (the demo's recipe, the prompts of all arms)", policy_strata=CHECKS),
     "sampled": ours(SAMPLED, "ours, sampled GRPO"),
     "stock": Arm(partial(of_stock, False), "TRL's GRPOTrainer as it is, the same settings"),
     "stock_positions": Arm(partial(of_stock, True), "TRL's GRPOTrainer with position ids from the mask"),

@@ -5,7 +5,8 @@
 Trains and measures what has no result yet, as `benchmarks.evidence` does, and compares each trial with its arm on the
 same items. Every trial's result is kept, those of no use too: in `benchmarks/results/evidence/dev/trials/`, and all of
 one length in `benchmarks/results/evidence/trials-3min.json`. The test split plays no part in this. A trial changes the
-recipe as it was before any of them: KL coefficient 0.01, nothing that holds the format (`exact_format_kl_0.1` ships).
+recipe as it was before any of them: KL coefficient 0.01, nothing that holds the format, a quarter of the `P:` prompts in
+check (`exact_format_kl_0.1_checks_1_6` ships).
 """
 
 import argparse
@@ -24,7 +25,7 @@ import numpy as np
 from benchmarks.common import machine, write_report
 from benchmarks.evidence import __main__ as evidence
 from benchmarks.evidence import store
-from benchmarks.evidence.arms import EXACT, SAMPLED, of_recipe
+from benchmarks.evidence.arms import CHECKS, EXACT, SAMPLED, of_recipe
 from benchmarks.evidence.budget import Budget
 from benchmarks.evidence.sizes import NANO
 from benchmarks.evidence.statistics import draws
@@ -47,7 +48,7 @@ class Trial:
     muon: float = 0.0
 
     def train(self, folder: Path, budget: Budget, seed: int) -> Any:
-        keys = {"beta": 0.01, **self.keys}
+        keys = {"beta": 0.01, "policy_strata": CHECKS, **self.keys}
         with ExitStack() as patches:
             for name, value in {"FORMAT_WEIGHT": 0.0, **self.constants}.items():
                 patches.enter_context(mock.patch.object(decisions, name, value))
@@ -81,10 +82,10 @@ TRIALS = {
         keys={"beta": 0.1, "policy_strata": "null"}, constants={"FORMAT_WEIGHT": 0.5}
     ),
     "exact_format_kl_0.1_checks_1_12": Trial(
-        keys={"beta": 0.1, "policy_strata": "{check: 0.083333333333}"}, constants={"FORMAT_WEIGHT": 0.5}
+        keys={"beta": 0.1, "policy_strata": "{check: 0.0833}"}, constants={"FORMAT_WEIGHT": 0.5}
     ),
     "exact_format_kl_0.1_checks_1_6": Trial(
-        keys={"beta": 0.1, "policy_strata": "{check: 0.166666666667}"}, constants={"FORMAT_WEIGHT": 0.5}
+        keys={"beta": 0.1, "policy_strata": "{check: 0.1667}"}, constants={"FORMAT_WEIGHT": 0.5}
     ),
     "exact_groups_of_4": Trial(keys={"num_generations": 4, "gradient_accumulation_steps": 4}),
     "exact_half_environment": Trial(keys={"mix_env_ratio": 0.5}),

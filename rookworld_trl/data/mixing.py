@@ -21,7 +21,7 @@ TACTICAL, VALUED = "tactical", ("stratum", "legal_moves", "legal_cp")
 
 
 def prompts_of(share: float, prompts: int, field: str) -> int:
-    """How many of `prompts` a share makes.
+    """How many of `prompts` a share makes. A share is taken as rounded (0.1667) that is a hundredth of a prompt off.
 
     Raises:
         ValueError: the share is outside [0, 1], or is no whole number of prompts; the message names `field` and gives
@@ -31,7 +31,7 @@ def prompts_of(share: float, prompts: int, field: str) -> int:
         raise ValueError(f"`{field}` is {share}: it is a share. Write a number from 0 to 1")
     exact = share * prompts
     count = round(exact)
-    if abs(exact - count) > 1e-6 * prompts:
+    if abs(exact - count) > 0.01:
         below, above = int(exact), int(exact) + 1
         raise ValueError(
             f"`{field}` is {share}: {exact:g} of {prompts} prompts a batch is no whole number. "

@@ -143,6 +143,12 @@ def test_prompts_where_one_move_wins_are_a_stratum() -> None:
     assert set(unnamed.filter(lambda row: row["id"] == 4)["batch_part"]) <= {"policy", "endgame"}
 
 
+def test_a_rounded_share_is_taken_and_one_further_off_is_not():
+    assert (prompts_of(0.1667, 36, "x"), prompts_of(0.0833, 36, "x"), prompts_of(0.33333, 48, "x")) == (6, 3, 16)
+    with pytest.raises(ValueError, match=r"`x` is 0.17: 6.12 of 36 prompts"):
+        prompts_of(0.17, 36, "x")
+
+
 @pytest.mark.parametrize(
     ("strata", "message"),
     [
