@@ -34,7 +34,7 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP) ## evaluate rookworld-nano, train it with GRPO on the CPU, evaluate again (about 10 minutes)
 	$(LAUNCH) recipes/grpo.py --config $(DEMO) $(ARGS)
 
-demo-long: $(STAMP) ## the same for forty minutes, half of the prompts of each task
+demo-long: $(STAMP) ## the same with four times as many steps, forty minutes
 	$(LAUNCH) recipes/grpo.py --config recipes/nano/grpo/config_cpu_long.yaml $(ARGS)
 
 # Anything recipes/evaluate.py takes may follow: make evaluate ARGS="--model runs/demo/checkpoint --dataset suite.epd"
