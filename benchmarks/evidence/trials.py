@@ -5,15 +5,15 @@
 Trains and measures what has no result yet, as `benchmarks.evidence` does, and compares each trial with its arm on the
 same items. Every trial's result is kept, those of no use too: in `benchmarks/results/evidence/dev/trials/`, and all of
 one length in `benchmarks/results/evidence/trials-3min.json`. The test split plays no part in this. A trial changes the
-recipe as it was before any of them: KL coefficient 0.01, nothing that holds the format, a quarter of the `P:` prompts in
-check (`exact_format_kl_0.1_checks_1_6` ships).
+recipe as it was before any of them: KL coefficient 0.01, nothing that holds the format, a quarter of the `P:` prompts
+in check (`exact_format_kl_0.1_checks_1_6` ships).
 """
 
 import argparse
 import os
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -27,6 +27,7 @@ from benchmarks.evidence import __main__ as evidence
 from benchmarks.evidence import store
 from benchmarks.evidence.arms import CHECKS, EXACT, SAMPLED, of_recipe
 from benchmarks.evidence.budget import Budget
+from benchmarks.evidence.groups import CHECK, groups_of
 from benchmarks.evidence.sizes import NANO
 from benchmarks.evidence.statistics import draws
 from rookworld_trl.evaluation.intervals import ratios
@@ -125,23 +126,34 @@ def run(name: str, minutes: float, seed: int, arguments: argparse.Namespace) -> 
     print(f"{time.strftime('%H:%M:%S')} {path.name}: {facts['steps']} steps", flush=True)
 
 
-def compare(found: dict[str, list[store.Result]]) -> list[dict[str, Any]]:
-    """Each trial's value of each metric, and its difference from its arm's on the same items, over seeds and games."""
+def compare(found: dict[str, list[store.Result]], groups: Mapping[str, Sequence[str]]) -> list[dict[str, Any]]:
+    """Each trial's value of each metric, and its difference from its arm's and from that of each trial whose name its
+    own begins with, on the same items, over seeds and games. `P:` items in check and not have rows of their own.
+
+    Args:
+        groups: of each item, by its key, as `groups_of` names them.
+    """
     rows: list[dict[str, Any]] = []
     names = list(found)
     first = found[names[0]][0]
-    for task, mode in first.terms:
-        drawn = draws([[each.terms[task, mode] for each in found[name]] for name in names], first.games[task])
+    apart = {"policy": CHECK.values()}
+    for task, mode, group in ((*term, group) for term in first.terms for group in ("", *apart.get(term[0], ()))):
+        inside = np.asarray([not group or group in groups[key] for key in first.keys[task]])
+        games = [game for game, chosen in zip(first.games[task], inside, strict=True) if chosen]
+        sides = [[tuple(each[inside] for each in run.terms[task, mode]) for run in found[name]] for name in names]
+        drawn = draws(sides, games)
         for column, metric in enumerate(store.metrics_of(task)):
             if metric.name not in SHOWN[task]:
                 continue
             for i, name in enumerate(names):
-                sides = [each.terms[task, mode] for each in found[name]]
-                value = float(np.mean([ratios(*side)[column] for side in sides]))
-                row = {"trial": name, "metric": metric.name, "mode": mode, "seeds": len(sides), "value": value}
-                if (arm := name.split("_")[0]) != name and arm in found:
-                    difference = drawn[:, i, column] - drawn[:, names.index(arm), column]
-                    row |= {"difference": float(np.nanmean(difference)), **evidence.interval(difference)}
+                value = float(np.mean([ratios(*side)[column] for side in sides[i]]))
+                row = {"trial": name, "metric": metric.name, "mode": mode, "group": group, "seeds": len(sides[i])}
+                row |= {"value": value}
+                for j, other in enumerate(names):
+                    if name.startswith(f"{other}_"):
+                        difference = drawn[:, i, column] - drawn[:, j, column]
+                        change = {"difference": float(np.nanmean(difference)), **evidence.interval(difference)}
+                        row.setdefault("beside", {})[other] = change
                 rows.append(row)
     return rows
 
@@ -164,7 +176,7 @@ def main() -> None:
     middle = f"-{arguments.minutes:g}min-seed"
     for path in sorted(folder().glob(f"*{middle}*.npz")):
         found.setdefault(path.name.partition(middle)[0], []).append(store.read(path))
-    rows = compare(found)
+    rows = compare(found, groups_of("dev"))
     steps = {name: [result.facts["steps"] for result in results] for name, results in found.items()}
     settings = {name: asdict(TRIALS[name]) for name in found if name in TRIALS}
     write_report(
@@ -172,11 +184,10 @@ def main() -> None:
         {"split": "dev", "minutes": arguments.minutes, "steps": steps, "settings": settings, "trials": rows},
     )
     for row in rows:
-        if "difference" in row:
-            change = f"{row['difference']:+.3f} [{row['ci_low']:+.3f}, {row['ci_high']:+.3f}]"
-            print(f"{row['trial']} ({row['seeds']}): {row['metric']}, {row['mode']} {row['value']:.3f} {change}")
-        else:
-            print(f"{row['trial']} ({row['seeds']}): {row['metric']}, {row['mode']} {row['value']:.3f}")
+        where = ", ".join(filter(None, (row["metric"], row["mode"], row["group"])))
+        print(f"{row['trial']} ({row['seeds']}): {where} {row['value']:.3f}")
+        for other, change in row.get("beside", {}).items():
+            print(f"    {change['difference']:+.3f} [{change['ci_low']:+.3f}, {change['ci_high']:+.3f}] beside {other}")
 
 
 if __name__ == "__main__":

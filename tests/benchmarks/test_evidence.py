@@ -333,13 +333,23 @@ def test_every_shipped_item_has_a_stratum_and_a_position_its_colour_and_whether_
 def test_trials_are_compared_with_their_arm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Made-up results again: the trial of an arm is 30 points more legal than the arm; what has no arm stands alone."""
     monkeypatch.setattr(store, "FOLDER", tmp_path)
-    made_up({"exact": (0.5, 0.5), "exact_x": (0.8, 0.5), "soft_y": (0.6, 0.5)})
-    names = ("exact", "exact_x", "soft_y")
-    rows = trials.compare({name: [store.read(store.name_of("dev", name, 1.0, 1))] for name in names})
-    legal = {row["trial"]: row for row in rows if row["metric"] == "best_legal" and row["mode"] == "greedy"}
-    assert legal["exact_x"]["difference"] == pytest.approx(0.3, abs=0.005)
-    assert 0.2 < legal["exact_x"]["ci_low"] < 0.3 < legal["exact_x"]["ci_high"] < 0.4
-    assert not {"difference"} & {*legal["exact"], *legal["soft_y"]}
+    made_up({"exact": (0.5, 0.5), "exact_x": (0.8, 0.5), "exact_x_z": (0.6, 0.5), "soft_y": (0.6, 0.5)})
+    names = ("exact", "exact_x", "exact_x_z", "soft_y")
+    found = {name: [store.read(store.name_of("dev", name, 1.0, 1))] for name in names}
+    rows = trials.compare(found, {str(i): ("in check" if i < 100 else "not in check",) for i in range(200)})
+    legal = {
+        (row["trial"], row["group"]): row for row in rows if (row["metric"], row["mode"]) == ("best_legal", "greedy")
+    }
+    change = legal["exact_x", ""]["beside"]["exact"]
+    assert change["difference"] == pytest.approx(0.3, abs=0.005)
+    assert 0.2 < change["ci_low"] < 0.3 < change["ci_high"] < 0.4
+    assert not {"beside"} & {*legal["exact", ""], *legal["soft_y", ""]}
+    assert list(legal["exact_x_z", ""]["beside"]) == ["exact", "exact_x"]
+    assert legal["exact_x_z", ""]["beside"]["exact_x"]["difference"] == pytest.approx(-0.2, abs=0.005)
+    assert (legal["exact_x", "in check"]["value"], legal["exact_x", "not in check"]["value"]) == (
+        1.0,
+        pytest.approx(0.6),
+    )
 
 
 def test_a_trial_changes_what_it_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -354,11 +364,11 @@ def test_a_trial_changes_what_it_names(tmp_path: Path, monkeypatch: pytest.Monke
     before = (trials.decisions.DETERMINED_WEIGHT, trials.RookWorldGRPOTrainer.create_optimizer)
     changed = {"learning_rate": 1e-3, "beta": 0.0}
     trials.Trial(keys=changed, constants={"DETERMINED_WEIGHT": 7.0}, muon=1.0).train(tmp_path, Budget(1.0), 1)
-    assert (seen["keys"], seen["weight"]) == (changed, 7.0)
+    assert (seen["keys"], seen["weight"]) == ({"policy_strata": "{check: 0.25}", **changed}, 7.0)
     assert seen["optimizer"] is not before[1]
     assert seen["format"] == 0.0
     trials.Trial(constants={"FORMAT_WEIGHT": 0.5}).train(tmp_path, Budget(1.0), 1)
-    assert (seen["keys"], seen["format"]) == ({"beta": 0.01}, 0.5)
+    assert (seen["keys"], seen["format"]) == ({"beta": 0.01, "policy_strata": "{check: 0.25}"}, 0.5)
     assert (trials.decisions.DETERMINED_WEIGHT, trials.RookWorldGRPOTrainer.create_optimizer) == before
 
 
