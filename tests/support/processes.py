@@ -1,5 +1,6 @@
 """Functions of tests in processes of their own: one alone, or several as torchrun starts them."""
 
+import faulthandler
 import importlib
 import json
 import os
@@ -12,6 +13,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[2]
 ALONE = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
+STUCK = 420.0  # seconds; the longest takes a tenth of that
 TWO = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
 
 
@@ -22,10 +24,11 @@ def command(function: Callable[..., None], *arguments: Any) -> list[str]:
 
 
 def call(function: Callable[..., None], *arguments: Any, processes: int = 2) -> subprocess.CompletedProcess[str]:
-    """Run the function in one or two processes and wait for them; its return code is the caller's to look at."""
+    """Run the function in one or two processes and wait for them; its return code is the caller's to look at. Where they
+    wait for each other without end, each ends by itself, and what all its threads were doing is on stderr."""
     words = [sys.executable, *(TWO if processes == 2 else []), *command(function, *arguments)]
     return subprocess.run(
-        words, env={**os.environ, **ALONE}, cwd=ROOT, capture_output=True, text=True, check=False, timeout=1200
+        words, env={**os.environ, **ALONE}, cwd=ROOT, capture_output=True, text=True, check=False, timeout=STUCK + 180
     )
 
 
@@ -69,6 +72,7 @@ def leave() -> None:
 
 
 if __name__ == "__main__":
+    faulthandler.dump_traceback_later(STUCK, exit=True)  # the end of the interpreter included
     module, name, arguments = sys.argv[1:]
     getattr(importlib.import_module(module), name)(*json.loads(arguments))
     leave()
