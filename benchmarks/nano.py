@@ -63,12 +63,17 @@ def lists(evaluation: Evaluation, rows: list[dict[str, Any]], mode: str) -> dict
     return found | {"evals_correlate_over_all_moves": round(correlation(written, right), 4)}
 
 
+def evaluated(model: Any, tokenizer: Any) -> Evaluation:
+    """Greedy and sampled answers to the items that every checkpoint is measured on."""
+    settings = {"temperature": 0.7, "max_new_tokens": 80, "batch_size": 128, "seed": 1}
+    return evaluate(model, tokenizer, list(draw_of_each(shipped("dev"), ITEMS)), **settings)
+
+
 def measure(folder: str) -> dict[str, Any]:
     """Metrics with intervals, strata, lists, and what trivial players reach on the same items."""
     model, tokenizer = load(folder)
     rows = list(draw_of_each(shipped("dev"), ITEMS))
-    settings = {"temperature": 0.7, "max_new_tokens": 80, "batch_size": 128, "seed": 1}
-    evaluation = evaluate(model, tokenizer, rows, **settings)
+    evaluation = evaluated(model, tokenizer)
     found: dict[str, Any] = {"parameters": model.num_parameters()}
     policy_rows = [row for row in rows if row["task"] == "policy"]
     for task, mode in evaluation.tasks_and_modes():

@@ -3,12 +3,14 @@
     python -m benchmarks.evidence.starts run --starts 1040=FOLDER 3176=FOLDER 8176=FOLDER 12776=FOLDER
     python -m benchmarks.evidence.starts table
     python -m benchmarks.evidence.starts predict --model FOLDER
+    python -m benchmarks.evidence.starts reach
 
 A start is named by its supervised steps. `run` measures each start's loss on the right answers and its metrics, trains
 it with the exact gradient and measures it again, all on dev; what has a result is not made again. `table` fits a line
 to each headline after RL by the loss before, and says whether it holds: the slope's interval must not contain 0, and
 the line through the other starts must meet each start within its interval. `predict` reads off the lines that
-hold what the same RL would make of another checkpoint of this training.
+hold what the same RL would make of another checkpoint of this training. `reach` says how many supervised steps the
+curve before RL would take to what a start should show.
 """
 
 import argparse
@@ -37,6 +39,8 @@ LABELS = {  # of the headlines, and whose loss each is compared with
     "skill": ("skill", "policy", "`P:` rows"),
     "exact": ("exactness", "environment", "`A:` rows"),
 }
+
+AIMS = {"best_legal": 0.98, "skill": 0.30, "exact": 0.93}  # of a start, greedy
 
 
 def losses(model: Any, tokenizer: Any, rows: Sequence[dict[str, Any]]) -> dict[str, float]:
@@ -180,6 +184,36 @@ def predict(arguments: argparse.Namespace) -> None:
         print(f"{metric}, {mode}: {value} at a loss of {found[task]:.4f}{outside}")
 
 
+def steps_to(aim: float, steps: Array, drawn: Array) -> Array:
+    """At how many steps a power law through what is missing, 1 - metric = c * steps^-b, has come to the aim.
+
+    Args:
+        steps: of each start.
+        drawn: (draws, starts), the metric.
+
+    Returns:
+        One number of steps a draw; infinite where the metric does not grow.
+    """
+    slope, level = slopes(np.log(steps), np.log(1 - drawn))
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        return np.where(slope < 0, np.exp((np.log(1 - aim) - level) / slope), np.inf)
+
+
+def reach(arguments: argparse.Namespace) -> None:
+    """The aims' steps by the curve through all starts and by that through the last three, with 95 % intervals."""
+    known, names, runs = results(arguments.minutes)
+    steps = np.array([known[name]["steps"] for name in names], dtype=float)
+    for _, mode, metric, values in headlines(runs):
+        if mode != "greedy":
+            continue
+        before = values[:, : len(names)]
+        print(f"{LABELS[metric][0]}: {before[:, -1].mean():.3f} after {steps[-1]:,.0f} steps, {AIMS[metric]} takes")
+        for first in (0, len(names) - 3):
+            found = steps_to(AIMS[metric], steps[first:], before[:, first:])
+            middle, low, high = np.quantile(found, [0.5, 0.025, 0.975])
+            print(f"    {middle:,.0f} [{low:,.0f}, {high:,.0f}] by the starts from {steps[first]:,.0f} steps on")
+
+
 def _number(value: float, form: str = ".3f") -> str:
     return format(value, form).replace("-", "−")
 
@@ -232,7 +266,7 @@ class Named(argparse.Action):
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["run", "table", "predict"])
+    parser.add_argument("what", choices=["run", "table", "predict", "reach"])
     parser.add_argument("--starts", nargs="+", action=Named, default={}, metavar="STEPS=FOLDER")
     parser.add_argument("--minutes", type=float, default=3.0, help="CPU minutes of RL")
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2])
@@ -245,7 +279,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if arguments.what == "predict" and not arguments.model:
         parser.error("predict needs --model")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    {"run": run, "table": table, "predict": predict}[arguments.what](arguments)
+    {"run": run, "table": table, "predict": predict, "reach": reach}[arguments.what](arguments)
 
 
 if __name__ == "__main__":

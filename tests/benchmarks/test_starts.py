@@ -52,6 +52,13 @@ def test_a_law_by_hand() -> None:
     assert not flat["holds"]
 
 
+def test_steps_to_an_aim_by_hand() -> None:
+    """0.8, 0.9 and 0.95 after 100, 400 and 1,600 steps: what is missing is 2 / sqrt(steps), 0.02 at 10,000."""
+    steps = np.array([100.0, 400.0, 1600.0])
+    drawn = np.array([[0.8, 0.9, 0.95], [0.8, 0.8, 0.8], [0.9, 0.8, 0.7]])
+    assert starts.steps_to(0.98, steps, drawn) == pytest.approx([10_000, np.inf, np.inf])
+
+
 def made_up(legal: float, seed: int) -> dict[str, Any]:
     """A run of 200 `P:` and 200 `A:` items, whose headlines are all `legal`."""
     arrays: dict[str, Any] = {}
@@ -88,6 +95,11 @@ def test_a_table_of_made_up_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert "| **−0.3" in shown[3]
     assert shown[4].endswith("] | |")
     assert [line.split(" | ")[0] for line in shown[-3:]] == ["| legality", "| skill", "| exactness"]
+    starts.main(["reach"])
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[0].startswith("legality: 0.70")
+    assert shown[0].endswith(" after 4,000 steps, 0.98 takes")
+    assert shown[1].endswith(" by the starts from 200 steps on")
     monkeypatch.setattr(starts, "losses", lambda *_: {"policy": 2.0, "environment": 9.0, "all": 3.0})
     starts.main(["predict", "--model", "nano"])
     legal, *_, exact = capsys.readouterr().out.splitlines()
