@@ -112,11 +112,14 @@ def close_process_group() -> None:
     """Leave the process group for good, once no trainer is in use any more. Without a group: nothing happens.
 
     A trainer is a cycle of references that holds the group, and gloo's threads live as long as it does. One that still
-    waits for the interpreter's lock while the interpreter ends aborts the process: -6, after everything went well.
+    waits for the interpreter's lock while the interpreter ends aborts the process: -6, after everything went well. And
+    where a trainer's model is what holds the group last, collecting it waits for those threads with the lock in hand,
+    so that one that waits for the lock never ends (pytorch#56297): trainers go first.
     """
     if distributed.is_available() and distributed.is_initialized():
-        distributed.destroy_process_group()
         gc.collect()
+        distributed.destroy_process_group()
+        gc.collect()  # what Python itself has left of the group, which lets go of the lock
 
 
 def run_program(program: Callable[[], int | None]) -> None:
