@@ -42,8 +42,8 @@ def test_the_others_wait(how: str, succeeds: bool) -> None:
 
 
 def leave_again_and_again() -> None:
-    """What a trainer leaves behind, 30 times: a cycle that holds the group, and gloo's threads still at work on a tensor
-    that has attributes, which they need the interpreter to let go of."""
+    """What a trainer leaves behind, 30 times: a cycle that holds the group, and gloo's threads still at work on tensors
+    with attributes, which they need the interpreter to let go of."""
     faulthandler.dump_traceback_later(100, exit=True)
     for _ in range(30):
         distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)

@@ -24,8 +24,8 @@ def command(function: Callable[..., None], *arguments: Any) -> list[str]:
 
 
 def call(function: Callable[..., None], *arguments: Any, processes: int = 2) -> subprocess.CompletedProcess[str]:
-    """Run the function in one or two processes and wait for them; its return code is the caller's to look at. Where they
-    wait for each other without end, each ends by itself, and what all its threads were doing is on stderr."""
+    """Run the function in one or two processes and wait for them; its return code is the caller's to look at. Where
+    they wait for each other without end, each ends by itself, and what all its threads were doing is on stderr."""
     words = [sys.executable, *(TWO if processes == 2 else []), *command(function, *arguments)]
     return subprocess.run(
         words, env={**os.environ, **ALONE}, cwd=ROOT, capture_output=True, text=True, check=False, timeout=STUCK + 180
