@@ -33,15 +33,17 @@ def trained(folder: Path) -> dict[str, Any]:
     """Size of a run's model, and its loss over minutes."""
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     rows = [row for row in rows if "loss" in row]
+    training = json.loads((folder / "training.json").read_text())
+    minutes = rows[-1]["seconds"] / 60 * training["steps"] / rows[-1]["step"]  # the last steps have no row
     model, _ = load(str(folder))
     config = {key: getattr(model.config, key) for key in ("n_layer", "n_embd", "n_head")}
     return {
         **config,
         "parameters": model.num_parameters(),
         "weights_mb": round((folder / "model.safetensors").stat().st_size / 1e6, 1),
-        "steps": rows[-1]["step"],
-        "minutes": round(rows[-1]["seconds"] / 60, 1),
-        "tokens": int(rows[-1]["num_tokens"]),
+        "steps": training["steps"],
+        "minutes": round(minutes, 1),
+        "tokens": training["tokens"],
         "loss_by_minute": [[round(row["seconds"] / 60, 1), round(row["loss"], 4)] for row in rows],
     }
 
