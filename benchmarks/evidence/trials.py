@@ -88,6 +88,9 @@ TRIALS = {
     "exact_format_kl_0.1_checks_1_6": Trial(
         keys={"beta": 0.1, "policy_strata": "{check: 0.1667}"}, constants={"FORMAT_WEIGHT": 0.5}
     ),
+    "exact_format_kl_0.1_checks_1_6_weight_2": Trial(
+        keys={"beta": 0.1, "policy_strata": "{check: 0.1667}"}, constants={"FORMAT_WEIGHT": 2.0}
+    ),
     "exact_groups_of_4": Trial(keys={"num_generations": 4, "gradient_accumulation_steps": 4}),
     "exact_half_environment": Trial(keys={"mix_env_ratio": 0.5}),
     "exact_small_batch": Trial(keys={"gradient_accumulation_steps": 1}),
