@@ -166,11 +166,10 @@ def _policy_row(text: str, best_move: BestMove, report: Report) -> dict[str, Any
     elif best_move == "evals" and (best not in listed or values[best] < max(listed.values())):
         best = max(output.moves, key=values.__getitem__)  # the first of equals, as the row has them
         report.best_repaired += 1
-    head = completion[: completion.rindex("B:")]
     return {
         "prompt": prompt,
         "task": "policy",
-        "target": f"{head}B: {best}",
+        "target": policy.with_best(completion, best),
         "legal_moves": list(values),
         "legal_cp": list(values.values()),
         "stratum": phase(board),

@@ -66,4 +66,4 @@ def _target(written: str, values: dict[str, int], fen: str) -> str:
     best = max(output.moves, key=values.__getitem__)  # the first of equals, as the row has them
     if output.best in output.moves and values[output.best] == values[best]:
         return written
-    return f"{written[: written.rindex('B:')]}B: {best}"
+    return policy.with_best(written, best)

@@ -19,9 +19,10 @@ that has none, one of the 64 second squares earns 1; behind an eval, what would 
 everything else 1. (No other point knows of these places: on them rookworld-nano began to write numbers, or pieces, and
 1 to 2 % of its answers could no longer be read.)
 
-What has one right continuation is determined: the section names (so the number of candidates), the eval of each listed
-legal move (with the decimals that most of the policy's have), the end. A promotion where only one is legal needs no
-rule: its letter is part of the action.
+What has one right continuation is determined: the section names (so the number of candidates) with the spaces in front
+of them, the eval of each listed legal move, the end, all in the spelling of the completion itself (`policy.Spelling`),
+or in that of the row's `target` where it cannot be seen. A promotion where only one is legal needs no rule: its letter
+is part of the action.
 
 `A:` rows have one right answer, an action that earns 1. Its tokens are determined, too, at a small weight: the gradient
 of a probability near 0 is near 0, and what is rare (illegal moves, mates) would be unlearned before it is learned. What
@@ -55,11 +56,11 @@ _LEAST_STAKE = 0.02  # win chance
 _MOVE = re.compile(f" {MOVE_PATTERN}")
 _SQUARE = re.compile(" [a-h][1-8]")
 _EVALS = {1: re.compile(r" -?[0-9]{1,4}\.[0-9]"), 2: re.compile(r" -?[0-9]{1,4}\.[0-9]{1,2}")}  # by decimals
-_DECIMALS = re.compile(r" -?[0-9]\.([0-9]+)(?= )")  # of an eval below 10 pawns that something follows
+_SECTIONS = {name: re.compile(f" {{0,{policy.MOST_SPACES}}}{name}:") for name in "MEB"}
 
 
 class ChessPoints:
-    """Finds the decision points and determined tokens of single-spaced `P:` rows and of `A:` rows.
+    """Finds the decision points and determined tokens of `P:` rows, however they are spelled, and of `A:` rows.
 
     Args:
         tokenizer: encodes a move, an eval or a section name by itself to the tokens it has inside a row.
@@ -82,8 +83,11 @@ class ChessPoints:
             decision = {"position": 0, "actions": [answer], "rewards": [1.0], "weight": ANSWER_WEIGHT}
             determined = {"position": 0, "tokens": answer, "weight": ANSWER_TOKENS_WEIGHT}
             return {"decisions": [decision], "determined": [determined], "rest_is_sampled": True}
-        walk = _Walk(self, completion)
-        _walk_policy(walk, dict(zip(row["legal_moves"], row["legal_cp"], strict=True)), end)
+        texts = "".join(map(self.text, completion)), row.get("target") or ""
+        spelling = next(filter(None, map(policy.spelling_of, texts)), policy.SINGLE)
+        walk = _Walk(self, completion, spelling)
+        fen_width = len(row["prompt"]) - len(policy.PREFIX)
+        _walk_policy(walk, dict(zip(row["legal_moves"], row["legal_cp"], strict=True)), fen_width, end)
         return {"decisions": walk.decisions, "determined": walk.determined, "rest_is_sampled": False}
 
     def ids(self, text: str) -> list[int]:
@@ -100,8 +104,9 @@ class ChessPoints:
 class _Walk:
     """A place in a completion, and what was found on the way there."""
 
-    def __init__(self, points: ChessPoints, completion: Sequence[int]) -> None:
-        self._points, self._completion, self.at = points, list(completion), 0
+    def __init__(self, points: ChessPoints, completion: Sequence[int], spelling: policy.Spelling) -> None:
+        self._points, self._completion, self.spelling, self.at = points, list(completion), spelling, 0
+        self.ids = points.ids
         self.decisions: list[dict[str, Any]] = []
         self.determined: list[dict[str, Any]] = []
 
@@ -109,20 +114,10 @@ class _Walk:
     def ended(self) -> bool:
         return self.at >= len(self._completion)
 
-    def decimals(self) -> int:
-        """2 if most evals from here on are written with two decimals, else 1.
-
-        Both are right, and a policy stays with what it mostly writes. (Driven from tenths to hundredths, or allowed a
-        stray digit, rookworld-nano left its format within thirty steps.)
-        """
-        text = "".join(map(self._points.text, self._completion[self.at :]))
-        written = [len(digits) for digits in _DECIMALS.findall(text)]
-        return 2 if 2 * sum(each >= 2 for each in written) > len(written) else 1
-
     def decide(self, rewards: dict[str, float], weight: float) -> None:
         """One of these moves is taken here."""
         if not self.ended:
-            actions = [self._points.ids(f" {move}") for move in rewards]
+            actions = [self.ids(f" {move}") for move in rewards]
             point = {"position": self.at, "actions": actions, "rewards": list(rewards.values()), "weight": weight}
             self.decisions.append(point)
 
@@ -141,22 +136,23 @@ class _Walk:
         if square is None or any(f" {move}".startswith(square) for move in moves):
             return
         written = self._completion[start:behind]
-        whole = [self._points.ids(square + other) for other in chess.SQUARE_NAMES]
+        whole = [self.ids(square + other) for other in chess.SQUARE_NAMES]
         # A tokenizer may put both squares into one token, and then there is nothing to finish.
         followers = [ids[len(written)] for ids in whole if ids[: len(written)] == written and len(ids) > len(written)]
         if followers:
             self.stay_in_format(behind, followers, allowed=True)
 
-    def end_eval(self, decimals: int) -> bool:
-        """Go on behind an eval, if there is one; neither digits nor a second point follow it."""
+    def end_eval(self) -> str | None:
+        """The eval that stands here, if any, and go on behind it; neither digits nor a second point follow it."""
+        decimals = self.spelling.decimals or 2
         text = self.take(_EVALS[decimals])
         if text is None:
-            return False
-        # 1.2 may go on to 1.25 where the policy writes two decimals; 12.0 may not.
-        whole = len(text.rpartition(".")[2]) == decimals or abs(float(text)) >= 10
+            return None
+        # 1.2 may go on to 1.25 where the policy writes two decimals; 12.0 may not, unless it writes 12.07.
+        whole = len(text.rpartition(".")[2]) == decimals or (self.spelling.decimals and abs(float(text)) >= 10)
         further = ".0123456789" if whole else "."
-        self.stay_in_format(self.at, [self._points.ids(each)[0] for each in further], allowed=False)
-        return True
+        self.stay_in_format(self.at, [self.ids(each)[0] for each in further], allowed=False)
+        return text
 
     def determine(self, tokens: list[int], weight: float = DETERMINED_WEIGHT) -> bool:
         """These tokens must stand here; whether they do. If so, the walk goes on behind them."""
@@ -167,26 +163,29 @@ class _Walk:
         self.at += len(tokens) if there else 0
         return there
 
-    def literal(self, text: str, weight: float = DETERMINED_WEIGHT) -> bool:
-        return self.determine(self._points.ids(text), weight)
+    def section(self, name: str, width: int) -> bool:
+        """A section's name must stand here, behind a field of so many characters; whether it does. Other spaces in
+        front of it than must be there do not end the walk: the reward may read them all the same."""
+        there = self.determine(self.ids(self.spelling.section(name, width)))
+        return there or self.take(_SECTIONS[name], policy.MOST_SPACES + 2) is not None
 
-    def take(self, pattern: re.Pattern[str]) -> str | None:
+    def take(self, pattern: re.Pattern[str], longest: int = _LONGEST) -> str | None:
         """The longest text from here on that the pattern matches and that ends with a token; None if there is none."""
         text, found = "", None
         for place in range(self.at, len(self._completion)):
             text += self._points.text(self._completion[place])
             if pattern.fullmatch(text):
                 found, self.at = text, place + 1
-            elif found is not None or len(text) > _LONGEST:
+            elif found is not None or len(text) > longest:
                 break
         return found
 
 
-def _walk_policy(walk: _Walk, values: dict[str, int], end: int) -> None:
+def _walk_policy(walk: _Walk, values: dict[str, int], fen_width: int, end: int) -> None:
     chances = {move: policy.win_chance(cp) for move, cp in values.items()}
     best, mean = max(chances.values()), sum(chances.values()) / len(chances)
     quality = {move: max(0.0, (chance - mean) / (best - mean + _LEAST_STAKE)) for move, chance in chances.items()}
-    if not walk.literal(" M:"):
+    if not walk.section("M", fen_width):
         return
     listed: list[str] = []
     for _ in range(min(policy.MAX_CANDIDATES, len(values))):
@@ -199,17 +198,20 @@ def _walk_policy(walk: _Walk, values: dict[str, int], end: int) -> None:
         if move is None:
             return
         listed.append(move[1:])
-    if not walk.literal(" E:"):
+    if not walk.section("E", len(" ".join(listed))):
         return
-    decimals = walk.decimals()
+    evals: list[str] = []
     for move in listed:
         if move in values:
             start = walk.at
-            walk.literal(f" {policy.format_eval(values[move], decimals)}", EVAL_WEIGHT)
+            text = f" {policy.format_eval(values[move], walk.spelling.decimals)}"
+            walk.determine(walk.ids(text), EVAL_WEIGHT)
             walk.at = start
-        if not walk.end_eval(decimals):
+        text = walk.end_eval()
+        if text is None:
             return
-    if not walk.literal(" B:"):
+        evals.append(text)
+    if not walk.section("B", len("".join(evals)) - 1):
         return
     walk.finish_square(quality)
     earned = {
@@ -218,4 +220,4 @@ def _walk_policy(walk: _Walk, values: dict[str, int], end: int) -> None:
     }
     walk.decide(earned, BEST_WEIGHT)
     if walk.take(_MOVE) is not None:
-        walk.determine([end])
+        walk.determine([*walk.ids(walk.spelling.end), end])

@@ -54,8 +54,8 @@ def rows() -> list[str]:
     shipped = [row["prompt"] + row["target"] for row in dev]
     fens = [row["prompt"][3:] for row in dev if row["task"] == "policy"]
     moves = ["e2e4", "d2d4", "g1f3", "a7a8q", "e1g1"]
-    padded = [policy.format_row(fen, moves, EVALS, "e2e4", padded=True) for fen in [START, LONG, *fens]]
-    few = [policy.format_row(START, ["e2e4"], ["0.3"], "e2e4", padded=True)]
+    padded = [policy.format_row(fen, moves, EVALS, "e2e4", policy.PADDED) for fen in [START, LONG, *fens]]
+    few = [policy.format_row(START, ["e2e4"], ["0.3"], "e2e4", policy.PADDED)]
     return shipped + padded + few
 
 

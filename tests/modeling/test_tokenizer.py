@@ -57,7 +57,7 @@ def random_rows(games: int):
             output = environment.format_completion(environment.transition(board.fen(), move))
             yield environment.prompt(board.fen(), move, history) + output
             evals = rng.choice((["0.35", "-1.2", "9999.99"], ["3", "-0.0", "+1.5"]))
-            yield policy.format_row(board.fen(), [move] * 3, evals, move, padded=rng.random() < 0.5)
+            yield policy.format_row(board.fen(), [move] * 3, evals, move, rng.choice([policy.SINGLE, policy.PADDED]))
             board.push_uci(move)
             history.append(move)
 

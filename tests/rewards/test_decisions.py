@@ -207,10 +207,123 @@ def test_the_walk_ends_where_the_format_ends(
     assert all(each["position"] < len(ids) for each in found["decisions"] + found["determined"])
 
 
-def test_a_completion_that_was_cut_off_has_the_points_up_to_its_end(tokenizer: Any) -> None:
-    whole, ids = find(tokenizer, GOLD)
+def rookworld_answer(fen: str, moves: list[str], evals: list[str], best: str) -> str:
+    """As RookWorld's generator formats it, behind a prompt that ends with the FEN."""
+    return f"{fen:90}M: {' '.join(moves):30}E: {' '.join(evals):40}B: {best}"[len(fen) :]
+
+
+PROMOTIONS = "4k2r/PPPP4/8/8/8/8/6p1/4K3 w - - 12 107"  # four pawns before the last rank
+FEW = "7k/8/8/8/8/8/8/r6K w - - 149 5899"  # in check, two legal moves
+
+
+def padded_rows() -> list[tuple[dict[str, Any], list[str], list[str]]]:
+    """Rows with what RookWorld's generator prints for them: the five best moves and `str(centipawns / 100)`.
+
+    A start, pawns that promote, two legal moves, and shipped rows of every phase; mates in 2 and -21 moves are
+    999.98 and -999.79 there.
+    """
+    found = [({"prompt": f"P: {chess.STARTING_FEN}"}, [36, 31, -7, 0, 120, 1207])]
+    found += [({"prompt": f"P: {PROMOTIONS}"}, [9998, 9900, 2521, -9979, -5])]
+    found += [({"prompt": f"P: {FEW}"}, [-9979, -9998])]
+    rows = []
+    for row, values in found:
+        moves = sorted((move.uci() for move in chess.Board(row["prompt"][3:]).legal_moves), key=lambda move: -len(move))
+        known = dict(itertools.zip_longest(moves, values[: len(moves)], fillvalue=-350))
+        rows.append({**row, "legal_moves": sorted(known), "legal_cp": [known[move] for move in sorted(known)]})
+    rows += [row for row in load_shipped("dev").select(range(120)) if row["task"] == "policy"][:12]
+    answers = []
+    for row in rows:
+        ranked = sorted(zip(row["legal_moves"], row["legal_cp"], strict=True), key=lambda pair: -pair[1])[:5]
+        printed = [
+            str((math.copysign(100_000 - (10_000 - abs(cp)), cp) if abs(cp) > 9000 else cp) / 100) for _, cp in ranked
+        ]
+        answers.append((row, [move for move, _ in ranked], printed))
+    return answers
+
+
+def test_a_padded_answer_has_the_decisions_of_the_single_spaced_one(tokenizer: Any) -> None:
+    """And every action's tokens are those that the tokenizer gives to a whole row with that move in its place."""
+    lengths = set()
+    for row, moves, evals in padded_rows():
+        fen = row["prompt"][3:]
+        plain = f" M: {' '.join(moves)} E: {' '.join(['0.25'] * len(moves))} B: {moves[0]}"
+        single, _ = find(tokenizer, plain, row)
+        gold = rookworld_answer(fen, moves, evals, moves[0])
+        found, ids = find(tokenizer, gold, row)
+        lead = len(tokenizer(row["prompt"])["input_ids"])
+        assert tokenizer(row["prompt"] + gold)["input_ids"] == [*tokenizer(row["prompt"])["input_ids"], *ids[:-1]]
+        slots = taken(found)
+        assert [each["rewards"] for each in slots] == [each["rewards"] for each in taken(single)]
+        assert len(slots) == len(moves) + 1
+        for number, slot in enumerate(slots):
+            for action in slot["actions"]:
+                move = tokenizer.decode(action)[1:]
+                listed = [*moves[:number], move, *moves[number + 1 :]] if number < len(moves) else moves
+                text = rookworld_answer(fen, listed, evals, move if number == len(moves) else moves[0])
+                whole = tokenizer(row["prompt"] + text)["input_ids"][lead:]
+                at = slot["position"]
+                assert whole[: at + len(action)] == ids[:at] + list(action), (move, text)
+        assert len(found["determined"]) == len(moves) + 4
+        for each in found["determined"]:  # all of it stands there, spaces included
+            assert ids[each["position"] : each["position"] + len(each["tokens"])] == each["tokens"]
+        assert found["determined"][-1]["position"] == len(ids) - 1
+        Points.read({"decisions": found["decisions"]})
+        lengths.add(len(" ".join(moves)))
+    assert lengths >= {9, 24, 29}, "two moves, five, and five promotions"
+
+
+@pytest.mark.parametrize("spelled", ["single", "padded"])
+def test_a_gold_answer_of_five_moves_has_eleven_decisions(spelled: str) -> None:
+    """In GPT-2's tokens: five candidates, five ends of an eval, and the best move."""
+    row = next(row for row in load_shipped("dev") if row["task"] == "policy" and len(row["legal_moves"]) > 20)
+    moves, fen = row["legal_moves"][:5], row["prompt"][3:]
+    text = f" M: {' '.join(moves)} E: 0.31 0.33 -1.2 2.05 12.07 B: {moves[0]}"
+    if spelled == "padded":
+        text = rookworld_answer(fen, moves, ["0.31", "0.33", "-1.2", "2.05", "12.07"], moves[0])
+    found, _ = find(build_gpt2_tokenizer(), text, row)
+    assert (len(found["decisions"]), len(taken(found))) == (11, 6)
+
+
+LEAD = " " * (90 - len(ROW["prompt"][3:]))
+PADDED_GOLD = rookworld_answer(
+    ROW["prompt"][3:], ["a7a8q", "a7a8n", "c1d1", "c1c2"], ["999.9", "0.0", "0.0", "-999.9"], "a7a8q"
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "target", "determined"),
+    [
+        ("k", PADDED_GOLD, [f"{LEAD}M:"]),  # nothing to be seen: as the data has it
+        ("k", None, [" M:"]),
+        (" ", PADDED_GOLD, [f"{LEAD}M:"]),
+        ("  k", GOLD, [f"{LEAD}M:"]),  # what the policy writes rules, whatever the data has
+        (" M: c1c2 x", PADDED_GOLD, [" M:"]),
+        # One space too few, or one field not filled up, is seen and does not end the walk.
+        (f"{LEAD[1:]}M: c1c2 c1d1 a7a8n", None, [f"{LEAD}M:"]),
+        (f"{LEAD}M: c1c2 c1d1 a7a8n a7a8q E: 0.0", None, [f"{LEAD}M:", f"{' ' * 9}E:", " -999.9", " 0.0"]),
+        # A policy that pads and fills evals up to hundredths, or ends its line, goes on doing so.
+        (
+            f"{LEAD}M: {'c1c2 c1d1 a7a8n a7a8q':30}E: {'-1000.0 0.10 0.00 1000.0':40}B: a7a8q\n",
+            None,
+            [f"{LEAD}M:", f"{' ' * 9}E:", " -1000.0", " 0.00", " 0.00", " 1000.0", f"{' ' * 16}B:", "\nend"],
+        ),
+    ],
+)
+def test_what_is_determined_is_in_the_spelling_of_the_policy(
+    tokenizer: Any, text: str, target: str | None, determined: list[str]
+) -> None:
+    found, ids = find(tokenizer, text, {**ROW, "target": target})
+    end = tokenizer.eos_token
+    assert [tokenizer.decode(each["tokens"]).replace(end, "end") for each in found["determined"]] == determined
+    assert all(each["position"] < len(ids) for each in found["decisions"] + found["determined"])
+
+
+@pytest.mark.parametrize("gold", [GOLD, PADDED_GOLD], ids=["single", "padded"])
+def test_a_completion_that_was_cut_off_has_the_points_up_to_its_end(tokenizer: Any, gold: str) -> None:
+    row = {**ROW, "target": gold}
+    whole, ids = find(tokenizer, gold, row)
     for length in range(1, len(ids)):
-        found = ChessPoints(tokenizer)(ROW, ids[:length])
+        found = ChessPoints(tokenizer)(row, ids[:length])
         for kind in ("decisions", "determined"):
             assert found[kind] == [each for each in whole[kind] if each["position"] < length][: len(found[kind])]
             assert all(each["position"] < length for each in found[kind])

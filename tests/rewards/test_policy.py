@@ -8,7 +8,7 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from rookworld_trl.rewards import score_policy
-from rookworld_trl.tasks.policy import format_completion, win_chance
+from rookworld_trl.tasks.policy import PADDED, SINGLE, format_completion, win_chance
 from tests.support.positions import POLICY_FENS, best_first, spread_values
 
 # Twelve moves of a made-up position, best first, in centipawns. Win chance falls by about 9 points a pawn near 0.
@@ -24,7 +24,9 @@ def written(centipawns: int) -> str:
 
 def gold_row(moves: list[str], values: list[int], padded: bool = False) -> str:
     top = best_first(moves, values)[:5]
-    return format_completion([move for move, _ in top], [written(cp) for _, cp in top], top[0][0], padded)
+    return format_completion(
+        [move for move, _ in top], [written(cp) for _, cp in top], top[0][0], PADDED if padded else SINGLE
+    )
 
 
 @pytest.mark.parametrize("fen", POLICY_FENS.values(), ids=POLICY_FENS.keys())

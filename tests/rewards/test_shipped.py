@@ -7,7 +7,7 @@ import pytest
 
 from rookworld_trl.data import load_shipped
 from rookworld_trl.rewards import score_environment, score_policy
-from rookworld_trl.tasks.policy import format_completion, parse
+from rookworld_trl.tasks.policy import PADDED, format_completion, parse
 
 
 @pytest.fixture(scope="module", params=["train", "dev", "test"])
@@ -32,7 +32,7 @@ def test_the_truth_in_hundredths_scores_one(rows: list[dict[str, Any]]) -> None:
             values = dict(zip(row["legal_moves"], row["legal_cp"], strict=True))
             gold = parse(row["target"])
             evals = [f"{pawns(values[move]):.2f}" for move in gold.moves]
-            completion = format_completion(list(gold.moves), evals, gold.best, padded=True)
+            completion = format_completion(list(gold.moves), evals, gold.best, PADDED)
             score = score_policy(completion, row["legal_moves"], row["legal_cp"])
             assert score.reward == 1.0, row["prompt"]
             assert score.continuous == pytest.approx(1.0, abs=1e-9), row["prompt"]

@@ -28,7 +28,7 @@ def test_padded_row_by_hand() -> None:
 
 def test_writing_padded_rows_by_hand() -> None:
     moves, evals = ["e2e4", "d2d4", "g1f3", "c2c4", "e2e3"], ["0.33", "0.3", "0.28", "0.24", "0.2"]
-    row = policy.format_row(START, moves, evals, "e2e4", padded=True)
+    row = policy.format_row(START, moves, evals, "e2e4", policy.PADDED)
     assert row == f"P: {START:90}M: {' '.join(moves):30}E: {' '.join(evals):40}B: e2e4"
     assert row[93:96] == "M: "
     assert policy.parse(row[policy.completion_start(row) :]).evals[0] == 0.33
@@ -50,6 +50,10 @@ def test_writing_padded_rows_by_hand() -> None:
             "h8h8",
         ),  # too long for padding
         (" M: e2e4 E: 0.3 0.2 B: d2d4", ("e2e4",), (0.3, 0.2), "d2d4"),  # nor is it counted
+        # As the README of the earlier implementation showed it.
+        ("M: e2e4,d2d4,g1f3 E: 0.3,-0.2,0.1 B: e2e4", ("e2e4", "d2d4", "g1f3"), (0.3, -0.2, 0.1), "e2e4"),
+        ("M: e2e4,d2d4 E: 0.3 0.2 B: e2e4", ("e2e4", "d2d4"), (0.3, 0.2), "e2e4"),
+        ("M: e2e4 E: 0.3 B: e2e4\n", ("e2e4",), (0.3,), "e2e4"),  # a line, as RookWorld's generator wrote them
     ],
 )
 def test_accepted(completion: str, moves: tuple[str, ...], evals: tuple[float, ...], best: str) -> None:
@@ -70,7 +74,10 @@ def test_accepted(completion: str, moves: tuple[str, ...], evals: tuple[float, .
         ("M:e2e4 E: 0.3 B: e2e4", "moves"),
         ("M: e2e4E: 0.3 B: e2e4", "moves"),
         ("M: e2e4  d2d4 E: 0.3 B: e2e4", "moves"),  # two spaces between moves
-        ("M: e2e4,d2d4 E: 0.3 B: e2e4", "moves"),
+        ("M: e2e4,d2d4 g1f3 E: 0.3 B: e2e4", "moves"),
+        ("M: e2e4, d2d4 E: 0.3 B: e2e4", "moves"),
+        ("M: e2e4, E: 0.3 B: e2e4", "moves"),
+        ("M: e2e4 E: 0.3,0.2 0.1 B: e2e4", "evals"),
         ("M: e9e4 E: 0.3 B: e2e4", "moves"),
         ("M: e7e8k E: 0.3 B: e2e4", "moves"),
         ("M: e2-e4 E: 0.3 B: e2e4", "moves"),
@@ -91,7 +98,8 @@ def test_accepted(completion: str, moves: tuple[str, ...], evals: tuple[float, .
         ("M: e2e4 E: 0.3 B:e2e4", "best"),
         ("M: e2e4 E: 0.3 B: e2e4 d2d4", "best"),
         ("M: e2e4 E: 0.3 B: e4", "best"),
-        ("M: e2e4 E: 0.3 B: e2e4\n", "best"),
+        ("M: e2e4 E: 0.3 B: e2e4\n\n", "best"),
+        ("M: e2e4 E: 0.3 B: e2e4 \n", "best"),
         ("M: e2e4 E: 0.3 B: e2e4 ", "best"),
         (f"{'':66}M: e2e4 E: 0.3 B: e2e4", "sections"),
         (f"M: {'e2e4':31}E: 0.3 B: e2e4", "moves"),
@@ -136,6 +144,43 @@ def test_evals_by_hand(centipawns: int, text: str) -> None:
     assert policy.format_eval(centipawns) == text
 
 
+@pytest.mark.parametrize(
+    ("centipawns", "text"),
+    [(0, "0.0"), (30, "0.3"), (-34, "-0.34"), (-200, "-2.0"), (1207, "12.07"), (-4766, "-47.66")]
+    + [(9998, "999.98"), (-9979, "-999.79"), (9990, "999.9"), (-10000, "-1000.0")],
+)
+def test_rookworlds_evals_by_hand(centipawns: int, text: str) -> None:
+    """What its generator prints: `str(score.relative.score(mate_score=100000) / 100)`."""
+    assert policy.format_eval(centipawns, None) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (f"{'':34}M: {'e2e4 d2d4':30}E: {'0.33 0.3':40}B: e2e4", policy.PADDED),
+        (f"{'':34}M: {'e2e4 d2d4':30}E: {'0.33 0.30':40}B: e2e4", policy.Spelling(True, 2)),
+        (f"M: {'e2e4 d2d4':30}E: {'0.0 0.0':40}B: e2e4\n", policy.Spelling(True, None, "\n")),
+        (" M: e2e4 d2d4 E: 0.33 0.30 B: e2e4", policy.SINGLE),
+        (" M: e2e4 d2d4 E: 0.3 0.2 B: e2e4", policy.Spelling(decimals=1)),
+        ("  ", policy.Spelling(True, None)),
+        (" M: e2e4", policy.Spelling(decimals=1)),
+        ("", None),
+        (" ", None),
+        ("x  y", None),
+        ("e2e4 M:", None),
+    ],
+)
+def test_a_spelling_is_seen_in_what_is_written(text: str, expected: policy.Spelling | None) -> None:
+    assert policy.spelling_of(text) == expected
+
+
+def test_a_list_that_is_too_long_for_its_field_ends_with_one_space() -> None:
+    evals = ["-1000.00"] * 5
+    text = policy.format_completion(["a7a8q"] * 5, evals, "a7a8q", policy.PADDED, 89)
+    assert text == f" M: {' '.join(['a7a8q'] * 5)} E: {' '.join(evals)} B: a7a8q"
+    assert policy.parse(text).evals == (-1000.0,) * 5
+
+
 def test_value_of_a_chance_by_hand() -> None:
     assert policy.value_of_chance(0.5) == 0
     assert policy.value_of_chance(0.95) == pytest.approx(799.67, abs=0.01)  # ln 19 / 0.00368208
@@ -162,9 +207,7 @@ moves = st.from_regex(r"[a-h][1-8][a-h][1-8][qrbn]?", fullmatch=True)
 )
 def test_reading_is_the_inverse_of_writing(listed: list[str], values: list[int], best: str, padded: bool) -> None:
     evals = [policy.format_eval(value) for value in values]
-    row = policy.format_row(
-        START, listed, evals, best, padded and len(" ".join(listed)) < 30 and len(" ".join(evals)) < 40
-    )
+    row = policy.format_row(START, listed, evals, best, policy.PADDED if padded else policy.SINGLE)
     read = policy.parse(row[policy.completion_start(row) :])
     assert read == policy.PolicyOutput(tuple(listed), tuple(float(text) for text in evals), best)
 
