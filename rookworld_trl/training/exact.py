@@ -39,14 +39,18 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from transformers.utils import logging
 
 from rookworld_trl import ranks
 from rookworld_trl.modeling.gpt2 import GPT2
 from rookworld_trl.modeling.token_tree import Pairs, TokenTree, states_of, tree_logps
 from rookworld_trl.training import kl
 from rookworld_trl.training.config import RookWorldGRPOConfig
+from rookworld_trl.training.gates import GateResult, enforce
 from rookworld_trl.training.points import Decision, Determined, FindPoints, Points, Rest, points_of_batch
 from rookworld_trl.training.scoring import Scorer
+
+logger = logging.get_logger(__name__)
 
 # Added to a decision's deviation before J is divided by it: a policy that is nearly sure gets no huge gradient.
 LEAST_DEVIATION = 0.05
@@ -235,6 +239,7 @@ class ExactObjective:
         policy: the model that is trained.
         scorer: whose log-probs TRL's loss asks for.
         find: the points of a sampled completion.
+        decode: the text of token ids, for messages.
         count: takes a micro-batch and the tokens of each of its distinct prompts, and of the tree behind it.
         record: takes the name and value of a metric.
 
@@ -249,11 +254,13 @@ class ExactObjective:
         policy: nn.Module,
         scorer: Scorer,
         find: FindPoints,
+        decode: Callable[[list[int]], str],
         count: Callable[[dict[str, Any], list[tuple[int, int]]], None],
         record: Callable[[str, float], None],
     ):
         self.args, self.accelerator, self.policy, self.scorer = args, accelerator, policy, scorer
-        self.find, self.count, self.record = find, count, record
+        self.find, self.decode, self.count, self.record = find, decode, count, record
+        self.begun = False  # a batch has had decisions of every task
         inner: Any = accelerator.unwrap_model(policy)
         problems = {
             "the weights are sharded": ranks.sharded(accelerator),
@@ -267,13 +274,59 @@ class ExactObjective:
                 raise ValueError(f"`objective` is {args.objective!r}: {problem}. Set it to sampled, or change that")
 
     def prepare(self, rows: Sequence[dict[str, Any]], batch: dict[str, Any], rewards: Sequence[float]) -> None:
-        """Put the points of this process's new completions into the batch, in place of their sampled advantages."""
+        """Put the points of this process's new completions into the batch, in place of their sampled advantages.
+
+        Raises:
+            GateError: no completion of a task reaches a decision, before any update. Later such a task is left out of
+                the batch, and reported.
+        """
         ids, mask = batch["completion_ids"], batch["completion_mask"].bool()
         completions = [row[chosen].tolist() for row, chosen in zip(ids, mask, strict=True)]
         samples, sample_rest = self.args.num_generations, self.args.objective == "mixed"
         batch["points"] = points_of_batch(self.find, rows, completions, rewards, samples, sample_rest)
-        known = torch.tensor([bool(each["decisions"]) for each in batch["points"]], device=ids.device)
+        lost = self._lost(rows, completions, batch["points"])
+        settled = []  # rows that TRL's sampled loss has no part in
+        for task, point in zip(self._tasks(rows), batch["points"], strict=True):
+            if task in lost:
+                point["determined"] = []
+            settled.append(task in lost or bool(point["decisions"]))
+        known = torch.tensor(settled, device=ids.device)
         batch["advantages"] = batch["advantages"].masked_fill(known, 0.0)
+
+    def _tasks(self, rows: Sequence[dict[str, Any]]) -> list[str]:
+        return [str(row.get(self.args.task_column, "")) for row in rows]
+
+    def _lost(
+        self, rows: Sequence[dict[str, Any]], completions: Sequence[list[int]], points: Sequence[dict[str, Any]]
+    ) -> set[str]:
+        """Tasks of which no completion, in any process, reaches a decision, though something is to stand in them."""
+        flags = [(bool(each["decisions"]), bool(each["determined"])) for each in points]
+        everyone = ranks.everyones(list(zip(self._tasks(rows), flags, strict=True)))
+        lost = {}
+        for task in sorted({task for task, known in everyone if any(known)}):
+            decided = [decision for each, (decision, _) in everyone if each == task]
+            self.record(f"exact/decided/{task}", sum(decided) / len(decided))
+            if not any(decided):
+                here = zip(self._tasks(rows), completions, points, strict=True)
+                mine = [self._example(*rest) for each, *rest in here if each == task and rest[1]["determined"]]
+                lost[task] = next(filter(None, ranks.everyones(mine[:1] or [""])))
+        problem = "; ".join(f"task {task!r}: {example}" for task, example in lost.items())
+        if lost and not self.begun:
+            remedy = (
+                f"No completion of a task reaches a place where something is decided ({problem}): start from a model "
+                "that writes the task's format, which supervised training teaches, or set `objective` to sampled"
+            )
+            enforce([GateResult("decisions", float(len(lost)), 0.0, remedy, unit="tasks")])
+        self.begun = True
+        if lost and self.accelerator.is_main_process:
+            logger.warning(f"no completion reaches a decision, so none of the task is trained on ({problem})")
+        return set(lost)
+
+    def _example(self, completion: list[int], point: dict[str, Any]) -> str:
+        """What a completion says, and what it should have said."""
+        right = max(point["determined"], key=lambda each: each["position"])
+        wanted, said = self.decode(right["tokens"]), self.decode(completion[right["position"] :][:20])
+        return f"{said!r} was sampled where {wanted!r} belongs"
 
     def __call__(
         self, model: nn.Module, inputs: dict[str, Any], loss: Callable[..., Tensor], accumulation: int

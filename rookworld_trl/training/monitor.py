@@ -32,6 +32,7 @@ DEFAULT_BANDS: dict[str, tuple[float, float]] = {
     "reward": (0.0, -0.2),  # below 0, most completions are unusable
     "*/parsed": (0.9, 0.8),  # structure validity, per task
     "*/best_legal": (0.7, 0.5),  # of the moves chosen; the weakest start here has 0.8
+    "exact/decided/*": (0.2, 0.0),  # share of completions that reach a decision; of none of them is anything learned
     "entropy": (0.05, 0.005),  # nats a token; below, all samples of a group are alike
     "groups/informative": (0.3, 0.1),  # share of groups whose rewards differ
     "clip_ratio/region_mean": (0.1, 0.3),

@@ -112,8 +112,8 @@ class RookWorldGRPOTrainer(DurableGRPOTrainer):
         self.throughput = Throughput(policy.config, self._record, peak_of(args, accelerator), self.scorer.shared)
         self.exact: ExactObjective | None = None
         if find_points is not None:
-            count = self.throughput.trained
-            self.exact = ExactObjective(args, accelerator, policy, self.scorer, find_points, count, self._record)
+            seams = (find_points, tokenizer.decode, self.throughput.trained, self._record)
+            self.exact = ExactObjective(args, accelerator, policy, self.scorer, *seams)
         self.rewards = RewardCaller(args, accelerator, tokenizer, self.eos_token_ids, self.reward_weights)
         self.kl = KLPenalty(args, accelerator, self.scorer)
         self.gates = first_batch.FirstBatch(args, accelerator, policy, self.scorer.logps)

@@ -146,8 +146,18 @@ def test_evals_by_hand(centipawns: int, text: str) -> None:
 
 @pytest.mark.parametrize(
     ("centipawns", "text"),
-    [(0, "0.0"), (30, "0.3"), (-34, "-0.34"), (-200, "-2.0"), (1207, "12.07"), (-4766, "-47.66")]
-    + [(9998, "999.98"), (-9979, "-999.79"), (9990, "999.9"), (-10000, "-1000.0")],
+    [
+        (0, "0.0"),
+        (30, "0.3"),
+        (-34, "-0.34"),
+        (-200, "-2.0"),
+        (1207, "12.07"),
+        (-4766, "-47.66"),
+        (9998, "999.98"),
+        (-9979, "-999.79"),
+        (9990, "999.9"),
+        (-10000, "-1000.0"),
+    ],
 )
 def test_rookworlds_evals_by_hand(centipawns: int, text: str) -> None:
     """What its generator prints: `str(score.relative.score(mate_score=100000) / 100)`."""

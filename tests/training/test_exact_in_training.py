@@ -1,6 +1,7 @@
 """The trainer with the exact objective: the update it makes, what it refuses, and runs that resume bit for bit."""
 
 import copy
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from datasets import Dataset
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from rookworld_trl.modeling import token_tree
-from rookworld_trl.training import RookWorldGRPOConfig, RookWorldGRPOTrainer
+from rookworld_trl.training import GateError, RookWorldGRPOConfig, RookWorldGRPOTrainer
 from rookworld_trl.training.exact import LEAST_DEVIATION
 from tests.training.conftest import PROMPTS, share_of_letters
 
@@ -167,6 +168,48 @@ def test_points_and_objective_belong_together(train: Callable[..., RookWorldGRPO
         train(objective="sampled")
 
 
+def only_determined(row: dict[str, Any], completion: Sequence[int]) -> dict[str, Any]:
+    return {"determined": [{"position": 0, "tokens": [GOOD, BAD]}]}
+
+
+def test_a_first_batch_without_a_decision_is_refused(
+    train: Callable[..., RookWorldGRPOTrainer], tiny_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """In which of the tasks, what was sampled and what belongs there; no weight has moved."""
+    trainer = train(lambda row, ids: first_token(row, ids) if row["task"] == "A" else only_determined(row, ids))
+    trainer.train_dataset = trainer.train_dataset.add_column("task", [prompt[0] for prompt in PROMPTS])
+    trainer.args.per_device_train_batch_size = 16
+    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    right = re.escape(repr(tiny_tokenizer.decode([GOOD, BAD])))
+    with pytest.raises(GateError, match=rf"gate 'decisions' FAILS.*task 'P': '.*' was sampled where {right} belongs"):
+        trainer.train()
+    assert all(torch.equal(value, before[name]) for name, value in trainer.model.state_dict().items())
+
+
+def test_a_later_batch_without_a_decision_is_not_trained_on_and_red(
+    train: Callable[..., RookWorldGRPOTrainer], tmp_path: Path
+) -> None:
+    weights: list[torch.Tensor] = []
+
+    def find(row: dict[str, Any], completion: Sequence[int]) -> dict[str, Any]:
+        return (first_token if trainer.state.global_step == 0 else only_determined)(row, completion)
+
+    trainer = train(find, beta=0.0, max_steps=3, learning_rate=1e-2, weight_decay=0.0, health_patience=1)
+    trainer.args.max_grad_norm = 0.0
+    inner = trainer.training_step
+    trainer.training_step = lambda *args, **kwargs: (  # type: ignore[method-assign]
+        weights.append(next(trainer.model.parameters()).detach().clone()), inner(*args, **kwargs)
+    )[1]  # fmt: skip
+    for group in trainer.create_optimizer().param_groups:
+        group["betas"] = (0.0, 0.999)  # no update is left over from the first step
+    trainer.train()
+    assert not torch.equal(weights[0], weights[1])
+    assert torch.equal(weights[1], weights[2])
+    log = [row for row in trainer.state.log_history if "loss" in row]
+    assert [row["exact/decided/"] for row in log] == [1.0, 0.0, 0.0]
+    assert trainer.health.levels["exact/decided/"] == "red"
+
+
 def test_impossible_points_end_the_run_by_the_prompt(train: Callable[..., RookWorldGRPOTrainer]) -> None:
     trainer = train(lambda row, completion: {"decisions": [{"position": 99, "actions": [[1]], "rewards": [1.0]}]})
     with pytest.raises(ValueError, match=r"points of row 0, prompt .*position 99 lies behind"):
@@ -188,4 +231,6 @@ def test_models_whose_forward_pass_takes_no_tree_are_refused(
     parts = trainer.exact
     assert parts is not None
     with pytest.raises(ValueError, match=message):
-        type(parts)(parts.args, parts.accelerator, parts.policy, parts.scorer, parts.find, parts.count, parts.record)
+        type(parts)(
+            parts.args, parts.accelerator, parts.policy, parts.scorer, parts.find, parts.decode, parts.count, parts.record
+        )
