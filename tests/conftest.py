@@ -17,6 +17,7 @@ import torch
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from tests.support.builders import character_tokenizer, random_gpt2
+from tests.support.padded import train_padded_nano
 
 # A shell ignores SIGINT for what it starts in the background, nohup SIGHUP, and children inherit that. What is ignored
 # stays ignored, so without this the tests of signals would depend on how they are started.
@@ -71,3 +72,9 @@ def tiny_checkpoint(tiny_model: GPT2LMHeadModel, tiny_tokenizer: PreTrainedToken
     tiny_model.save_pretrained(path)
     tiny_tokenizer.save_pretrained(path)
     return path
+
+
+@pytest.fixture(scope="session")
+def padded_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a small model that writes RookWorld's padded spelling; `tests.support.padded` has rows it knows."""
+    return train_padded_nano(tmp_path_factory.mktemp("padded-nano"))

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,8 +17,10 @@ from rookworld_trl.data.selfplay import PLACE_COLUMN, SelfPlay, read_options
 from rookworld_trl.data.sources import DataOptions, check_lengths, engines, load_prompts, without
 from rookworld_trl.data.splits import draw_of_each, positions_of
 from rookworld_trl.data.stages import check_stages, lay_out
+from rookworld_trl.data.supervised import respelled
 from rookworld_trl.data.values import ValuesReport, with_values
 from rookworld_trl.engine import find_engine
+from rookworld_trl.tasks.policy import SPELLINGS
 
 
 @dataclass
@@ -30,6 +33,11 @@ class PromptOptions(DataOptions):
         "wrote, or `owner/name` on the Hub.",
     )
     dataset_split: str = option("train", "Split of a data set on the Hub.")
+    spelling: Literal["single", "padded"] | None = option(
+        None,
+        "Spelling of the right answers of `P:` prompts, whose log-prob is followed: one space between fields, or "
+        "RookWorld's `padded` fields and evals, which RookWorld-LM writes; default: as the data has them.",
+    )
     mix_env_ratio: float = option(0.2, "Share of `A:` prompts, exactly this in every batch.")
     policy_strata: dict[str, float] | None = option(
         None,
@@ -90,6 +98,8 @@ def training_prompts(run: PromptOptions, args: GRPOConfig, watched: Dataset | No
     dataset, dropped = without(dataset, concatenate_datasets([each.select_columns("prompt") for each in held_out]))
     if dropped:
         print(f"dropped {dropped} training prompts whose positions are held out")
+    if run.spelling:
+        dataset = dataset.map(partial(respelled, spelling=SPELLINGS[run.spelling]), keep_in_memory=True)
     prompts_per_batch = args.generation_batch_size // args.num_generations
     # A generation batch feeds `steps_per_generation` micro-batches, `num_iterations` times over.
     steps_per_batch = args.steps_per_generation * args.num_iterations / args.gradient_accumulation_steps

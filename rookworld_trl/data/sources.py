@@ -59,6 +59,11 @@ class DataOptions:
         "Best move of rows with a `text` column: the best by the row's `evals`, by Stockfish (`engine`), or as it "
         "stands (`dataset`). `engine` also values the moves of `P:` rows that carry no values.",
     )
+    guess_unlisted: bool = option(
+        False,
+        "Guess the values of moves that a `P:` row with a `text` column does not list, some way below its worst; "
+        "otherwise such rows need `best_move` `engine`.",
+    )
     illegal: Illegal = option(
         "fix", "What becomes of `A:` rows with a `text` column, an illegal move and the answer of a legal one."
     )
@@ -172,9 +177,17 @@ def _checked_rows(source: str, dataset: Iterable[Mapping[str, Any]], values_foll
 
 def _rows_of_text(source: str, dataset: Iterable[Mapping[str, Any]], options: DataOptions) -> Iterator[dict[str, Any]]:
     report = Report()
-    yield from convert_rows(dataset, report, options.best_move, options.illegal)
+    for row in convert_rows(dataset, report, options.best_move, options.illegal):
+        valued = row["legal_moves"] and not options.guess_unlisted
+        if valued and len(row["legal_moves"]) > len(policy.parse(row["target"]).moves):
+            raise ValueError(
+                f"{source} row {report.read - 1}, column '{TEXT_COLUMN}': a P: row has values of the moves that it lists "
+                "only. Set `best_move: engine`, and Stockfish values every move, once, or `guess_unlisted: true`, and "
+                "the others count as some way below the worst that is listed"
+            )
+        yield row
     print(f"{source}: {report}")
-    if report.kept["policy"] and options.best_move != "engine":
+    if report.kept["policy"] and options.guess_unlisted:
         print(
             f"{source}: the values of moves that a P: row does not list are guessed, and so is all skill; "
             "`best_move: engine` has Stockfish value every move"

@@ -28,6 +28,20 @@ def policy_completion(moves: list[str], centipawns: list[int], rng: random.Rando
     return policy.format_completion(list(candidates), [policy.format_eval(cp) for cp in values], best)
 
 
+def respelled(row: dict[str, Any], spelling: policy.Spelling) -> dict[str, Any]:
+    """A row of a data set, the answer of a `P:` row in another spelling: the same moves with the evals of their values.
+
+    An answer that is in this spelling already stays as it is, and so does an empty one.
+    """
+    written = row["target"]
+    if row["task"] != "policy" or not written or policy.spelling_of(written) == spelling:
+        return row
+    answer, values = policy.parse(written), dict(zip(row["legal_moves"], row["legal_cp"], strict=True))
+    evals = [policy.format_eval(values[move], spelling.decimals) for move in answer.moves]
+    width = len(row["prompt"]) - len(policy.PREFIX)
+    return {**row, "target": policy.format_completion(answer.moves, evals, answer.best, spelling, width)}
+
+
 def choose_move(record: dict[str, Any], rng: random.Random) -> str:
     """The move of an `A:` row: the one played, a random legal one, a rare one, or an illegal one."""
     board = chess.Board(record["fen"])

@@ -176,6 +176,17 @@ def texts(tmp_path: Path) -> str:
     return str(path)
 
 
+def test_values_of_unlisted_moves_are_guessed_by_an_explicit_key_only(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    row = padded(START, "e2e4 d2d4", "0.3 0.2", "e2e4")
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in (WHITE_ROW, LEGAL, row)))
+    for best_move in ("evals", "dataset"):
+        with pytest.raises(ValueError, match=r"rows.jsonl row 2, column 'text'.*`best_move: engine`.*`guess_unlisted"):
+            load_prompts(str(path), options=DataOptions(best_move=best_move))
+    guessed = load_prompts(str(path), options=DataOptions(guess_unlisted=True))
+    assert [len(each) for each in guessed["legal_cp"]] == [3, 0, 20]
+
+
 def test_a_text_column_becomes_prompts_with_the_report_shown(texts: str, capsys: pytest.CaptureFixture[str]) -> None:
     dataset = load_prompts(texts)
     assert dataset.features == FEATURES

@@ -1,15 +1,21 @@
 """`P:` rows without values: engines give them, a failed search costs its row only, and the answers are kept."""
 
 import json
+import subprocess
+import sys
+import time
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
+from unittest.mock import patch
 
 import chess
 import pytest
 
 from rookworld_trl.data.sources import DataOptions, load_prompts
 from rookworld_trl.data.values import ValuesReport, with_values
-from rookworld_trl.engine import MoveValue
+from rookworld_trl.engine import Engine, MoveValue
+from rookworld_trl.engine_pool import ValueCache
 from tests.support.stockfish import requires_stockfish
 
 START = chess.STARTING_FEN
@@ -85,3 +91,46 @@ def test_an_engine_that_is_not_there_is_named(tmp_path: Path, monkeypatch: pytes
     path.write_text(json.dumps({"prompt": f"P: {START}"}) + "\n")
     with pytest.raises(FileNotFoundError, match=r"gone.*install Stockfish"):
         load_prompts(str(path), options=DataOptions(best_move="engine", engine_cache=None))
+
+
+@requires_stockfish
+def test_a_run_that_is_killed_while_it_values_asks_only_for_the_rest(tmp_path: Path) -> None:
+    """RookWorld's padded rows by a process that is killed, then by another: what the first has kept is asked once."""
+    boards = [chess.Board()]
+    while len(boards) < 40:  # different positions, in each of which the engine is busy for a while
+        board = boards[-1].copy()
+        board.push(sorted(board.legal_moves, key=lambda move: (len(boards) * 7 + move.to_square * 5) % 23)[0])
+        boards.append(board)
+    lines = []
+    for board in boards:
+        moves = [move.uci() for move in list(board.legal_moves)[:5]]
+        evals = " ".join(["0.3"] * len(moves))
+        lines.append({"text": f"P: {board.fen():90}M: {' '.join(moves):30}E: {evals:40}B: {moves[-1]}"})
+    path, cache = tmp_path / "rows.jsonl", tmp_path / "values.sqlite"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    options = DataOptions(best_move="engine", engine_nodes=200_000, engine_workers=1, engine_cache=str(cache))
+    code = f"from rookworld_trl.data.sources import *; load_prompts({str(path)!r}, options={options!r})"
+    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    kept = 0
+    while kept < 3:
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+        if cache.is_file():
+            with closing(ValueCache(cache)) as answers:
+                kept = len(answers)
+    process.kill()
+    process.wait()
+    with closing(ValueCache(cache)) as answers:
+        kept = len(answers)
+    asked, analyse = [], Engine.analyse
+    with patch.object(Engine, "analyse", lambda self, board, **how: asked.append(board) or analyse(self, board, **how)):
+        rows = load_prompts(str(path), options=options)
+    assert 3 <= kept < len(boards)
+    assert len(asked) == len(boards) - kept
+    assert len(rows) == len(boards)
+    for row, line, board in zip(rows, lines, boards, strict=True):
+        whole = row["prompt"] + row["target"]
+        assert whole[:-6].rstrip("B: ") == line["text"][:-6].rstrip("B: ")  # padded as it came; B: may be another
+        assert len(row["legal_cp"]) == board.legal_moves.count()

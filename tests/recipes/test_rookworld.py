@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import chess
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -10,6 +11,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rookworld_trl.training import sampler
 from tests.recipes.conftest import positions, run
+from tests.support.stockfish import requires_stockfish
+
+RECIPE = Path(__file__).parents[2] / "recipes/rookworld-lm-124m/grpo/config_rookworld_7m.yaml"
 
 
 @pytest.fixture
@@ -50,7 +54,7 @@ def test_rookworlds_rows_and_checkpoint_train(
 
     monkeypatch.setattr(sampler, "rollout", spy)
     small = {"dataset": texts, "mix_env_ratio": 0.25, "max_steps": 1, "per_device_train_batch_size": 8}
-    run(arguments | small | {"model": llmc_checkpoint, "leading_eos": True})
+    run(arguments | small | {"model": llmc_checkpoint, "leading_eos": True, "guess_unlisted": True})
     shown = capsys.readouterr().out
     assert "13 rows read: 6 P: and 6 A: kept, 1 malformed" in shown
     assert "'B:' replaced by a better move of the row in 6" in shown
@@ -71,3 +75,47 @@ def test_rookworlds_rows_and_checkpoint_train(
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "run" / "checkpoint")
     assert tokenizer("P: a").input_ids[0] == tokenizer.eos_token_id
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "checkpoint").config.vocab_size == size
+
+
+@requires_stockfish
+def test_the_recipe_for_rookworlds_rows_values_every_move_and_follows_padded_answers(
+    llmc_checkpoint, texts, arguments, trainers, tmp_path, capsys
+):
+    """The shipped recipe on a small file and a small model; what it watches, keeps and controls is as shipped."""
+    small = {"eval_steps": 1, "save_steps": 1, "eval_policy_items": 2, "eval_environment_items": 2, "max_rows": 13}
+    small |= {"per_device_train_batch_size": 10, "gradient_accumulation_steps": 1, "expected_parameters": "null"}
+    small |= {"engine_cache": tmp_path / "values.sqlite", "engine_nodes": 500}
+    del arguments["save_strategy"], arguments["mix_env_ratio"]
+    run(arguments | small | {"config": RECIPE, "model": llmc_checkpoint, "dataset": texts})
+    assert "6 P: rows valued" in capsys.readouterr().out
+    rows = [row for row in trainers[0].train_dataset if row["task"] == "policy"]
+    for row in rows:
+        board = chess.Board(row["prompt"][3:])
+        assert sorted(row["legal_moves"]) == sorted(move.uci() for move in board.legal_moves)
+        assert len(set(row["legal_cp"])) > 5  # guessed ones have six values at most, five of them these rows' own
+        whole = row["prompt"] + row["target"]
+        assert (whole[93:96], whole[126:129], whole[169:172]) == ("M: ", "E: ", "B: ")
+    tokenizer = trainers[0].processing_class
+    followed = [tokenizer.decode(ids[:-1]) for _, ids in trainers[0].target_probe.rows]
+    assert set(followed) >= {row["target"] for row in rows[:4]}
+
+
+@pytest.mark.parametrize("spelling", ["null", "padded"])
+def test_the_probe_follows_answers_in_the_spelling_that_the_recipe_names(
+    spelling, tiny_checkpoint, rows_file, arguments, trainers
+):
+    lines = [json.loads(line) for line in rows_file.read_text().splitlines()]
+    for line in lines:
+        if line["prompt"].startswith("P"):
+            moves = line["legal_moves"][-5:]
+            line["target"] = f" M: {' '.join(moves)} E: 0.15 0.16 0.17 0.18 0.19 B: {moves[-1]}"
+    rows_file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    run(arguments | {"max_steps": 1, "spelling": spelling})
+    tokenizer = trainers[0].processing_class
+    answers = {tokenizer.decode(prompt): tokenizer.decode(ids[:-1]) for prompt, ids in trainers[0].target_probe.rows}
+    for line in (line for line in lines if line["prompt"] in answers and "target" in line):
+        fen, moves = line["prompt"][3:], line["legal_moves"][-5:]
+        evals = " ".join(str(cp / 100) for cp in line["legal_cp"][-5:])
+        padded = f"{fen:90}M: {' '.join(moves):30}E: {evals:40}B: {moves[-1]}"[len(fen) :]
+        assert answers[line["prompt"]] == (padded if spelling == "padded" else line["target"])
+    assert any(prompt.startswith("P") for prompt in answers)

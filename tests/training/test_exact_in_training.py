@@ -232,5 +232,12 @@ def test_models_whose_forward_pass_takes_no_tree_are_refused(
     assert parts is not None
     with pytest.raises(ValueError, match=message):
         type(parts)(
-            parts.args, parts.accelerator, parts.policy, parts.scorer, parts.find, parts.decode, parts.count, parts.record
+            parts.args,
+            parts.accelerator,
+            parts.policy,
+            parts.scorer,
+            parts.find,
+            parts.decode,
+            parts.count,
+            parts.record,
         )
