@@ -181,7 +181,7 @@ def _rows_of_text(source: str, dataset: Iterable[Mapping[str, Any]], options: Da
         valued = row["legal_moves"] and not options.guess_unlisted
         if valued and len(row["legal_moves"]) > len(policy.parse(row["target"]).moves):
             raise ValueError(
-                f"{source} row {report.read - 1}, column '{TEXT_COLUMN}': a P: row has values of the moves that it lists "
+                f"{source} row {report.read - 1}, column '{TEXT_COLUMN}': a P: row has values of the moves it lists "
                 "only. Set `best_move: engine`, and Stockfish values every move, once, or `guess_unlisted: true`, and "
                 "the others count as some way below the worst that is listed"
             )

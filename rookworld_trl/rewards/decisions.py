@@ -204,13 +204,12 @@ def _walk_policy(walk: _Walk, values: dict[str, int], fen_width: int, end: int) 
     for move in listed:
         if move in values:
             start = walk.at
-            text = f" {policy.format_eval(values[move], walk.spelling.decimals)}"
-            walk.determine(walk.ids(text), EVAL_WEIGHT)
+            walk.determine(walk.ids(f" {policy.format_eval(values[move], walk.spelling.decimals)}"), EVAL_WEIGHT)
             walk.at = start
-        text = walk.end_eval()
-        if text is None:
+        written = walk.end_eval()
+        if written is None:
             return
-        evals.append(text)
+        evals.append(written)
     if not walk.section("B", len("".join(evals)) - 1):
         return
     walk.finish_square(quality)

@@ -76,7 +76,7 @@ def spelling_of(completion: str) -> Spelling | None:
         return None
     written = _DECIMALS.findall(completion)
     two = sum(len(digits) >= 2 for digits in written)
-    decimals = 2 if 2 * two > len(written) else 1
+    decimals: int | None = 2 if 2 * two > len(written) else 1
     if padded:
         decimals = None if _NEEDLESS.search(completion) is None else 2
     return Spelling(padded, decimals, "\n" if "\n" in completion else "")

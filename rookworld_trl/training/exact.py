@@ -308,8 +308,8 @@ class ExactObjective:
             self.record(f"exact/decided/{task}", sum(decided) / len(decided))
             if not any(decided):
                 here = zip(self._tasks(rows), completions, points, strict=True)
-                mine = [self._example(*rest) for each, *rest in here if each == task and rest[1]["determined"]]
-                lost[task] = next(filter(None, ranks.everyones(mine[:1] or [""])))
+                mine = [self._example(ids, each) for name, ids, each in here if name == task and each["determined"]]
+                lost[task] = next(text for text in ranks.everyones(mine[:1] or [""]) if text)
         problem = "; ".join(f"task {task!r}: {example}" for task, example in lost.items())
         if lost and not self.begun:
             remedy = (

@@ -1,4 +1,4 @@
-"""rookworld-nano taught RookWorld's padding: a small model that writes RookWorld-LM's spelling, and knows a few rows."""
+"""rookworld-nano taught RookWorld's padding: a small model that writes as RookWorld-LM does, and knows a few rows."""
 
 import random
 from pathlib import Path
