@@ -3,7 +3,7 @@
     A: <FEN>+<UCI move>+<last <=10 moves incl. this one>+<new FEN>+<reward>+<terminated>+<truncated>
 
 Ground truth comes from python-chess. Unlike the generator of the public rows, legality is checked: an illegal move
-leaves the position as it is, costs -1 and truncates.
+leaves the position as it is, to the letter, costs -1 and truncates.
 """
 
 import re
@@ -130,7 +130,7 @@ def transition(fen: str, move: str) -> EnvironmentOutput:
     except ValueError:
         legal = False
     if not legal:
-        return EnvironmentOutput(board.fen(), REWARD_ILLEGAL, False, True)
+        return EnvironmentOutput(fen, REWARD_ILLEGAL, False, True)  # as it is written: the answer is a verbatim copy
     board.push(parsed)
     if board.is_checkmate():
         return EnvironmentOutput(board.fen(), REWARD_MATE, True, False)

@@ -10,6 +10,7 @@ from datasets import Dataset
 
 from rookworld_trl.data.sources import FEATURES, DataOptions, check_lengths, load_prompts, without
 from rookworld_trl.data.splits import draw_of_each
+from rookworld_trl.rewards import environment_reward
 
 # White: king a1, pawn a2; black: king c3 keeps b2 and, with Kc3, b1 stays free. Moves of White by hand: Kb1, a3, a4.
 FEN = "8/8/8/8/8/2k5/P7/K7 w - - 0 1"
@@ -46,6 +47,29 @@ def test_padding_behind_an_answer_is_no_fault(jsonl):
     answer = "8/8/8/8/8/P1k5/8/K7 b - - 0 1+0.001+0+0"
     dataset = load_prompts(write(jsonl, ENVIRONMENT | {"target": f"{answer}   "}))
     assert dataset[0]["target"] == answer
+
+
+# After 1. e4, as many programs write it: with a square that no pawn can take on.
+IDLE_SQUARE = "rnbqkbnr/pppppppp/8/8/4P3/8/PPPP1PPP/RNBQKBNR b KQkq e3 0 1"
+
+
+@pytest.mark.parametrize(
+    ("move", "answer"),
+    [
+        ("e7e4", f"{IDLE_SQUARE}+-1.0+0+1"),  # illegal: the position stays as the prompt writes it
+        ("e7e5", "rnbqkbnr/pppp1ppp/8/4p3/4P3/8/PPPP1PPP/RNBQKBNR w KQkq - 0 2+0.001+0+0"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["jsonl", "txt"])
+def test_an_idle_en_passant_square_leaves_prompt_and_answer_in_agreement(tmp_path, kind, move, answer):
+    prompt = f"A: {IDLE_SQUARE}+{move}+e2e4 {move}+"
+    path = tmp_path / f"mine.{kind}"
+    path.write_text(json.dumps({"prompt": prompt, "target": answer}) + "\n" if kind == "jsonl" else prompt + answer)
+    (row,) = load_prompts(str(path))
+    assert (row["prompt"], row["target"]) == (prompt, answer)
+    assert environment_reward([prompt], [answer], target=[row["target"]]) == [1.0]
+    copied = f"{IDLE_SQUARE}+0.001+0+0"
+    assert environment_reward([prompt], [copied], target=[row["target"]])[0] <= 0.2
 
 
 def test_lists_in_csv_are_json(tmp_path):

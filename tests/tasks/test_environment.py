@@ -113,6 +113,9 @@ def test_transitions_by_hand(fen: str, move: str, after: str, expected: tuple[fl
         (START, "P@e4"),
         (START, "e2e4\n"),
         ("7k/5Q2/5K2/8/8/8/8/8 b - - 1 1", "h8g8"),  # the game is over: nothing is legal
+        # as it is written, also what python-chess would write otherwise: a square that no pawn can take on, old zeros
+        ("rnbqkbnr/pppppppp/8/8/4P3/8/PPPP1PPP/RNBQKBNR b KQkq e3 0 1", "e7e4"),
+        ("4k3/8/8/8/8/8/8/4K2R w K - 07 00", "e1e3"),
     ],
 )
 def test_illegal_moves_leave_the_position(fen: str, move: str) -> None:
