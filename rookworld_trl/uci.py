@@ -187,10 +187,9 @@ class UciEngine:
         from rookworld_trl.play.players import by_eval
 
         evals = dict(by_eval(output))
-        others: list[tuple[str, float | None]] = [
-            (each, value) for each, value in evals.items() if each in legal and each != move
-        ]
-        return [(move, evals.get(move)), *others][: self._values["MultiPV"]]
+        lines: list[tuple[str, float | None]] = [(move, evals.pop(move, None))]
+        lines += ((other, value) for other, value in evals.items() if other in legal)
+        return lines[: self._values["MultiPV"]]
 
 
 def _score(pawns: float | None) -> str:
