@@ -10,7 +10,6 @@ rows, and compares all with the base and with the demo's recipe. What has a resu
 """
 
 import argparse
-import gzip
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -18,7 +17,6 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import chess
 import numpy as np
 
 from benchmarks.common import RESULTS, ROOT, machine, shipped, write_report
@@ -67,11 +65,6 @@ ARMS: dict[str, tuple[Mapping[str, Any], type[ChessPoints]]] = {
 }
 
 
-def games_of(split: str) -> list[str]:
-    with gzip.open(TACTICS_FILES[split], "rt") as lines:
-        return [str(chess.Board.from_epd(line)[1]["c0"]).rpartition("game ")[2] for line in lines]
-
-
 def solve(model: Any, tokenizer: Any, split: str) -> list[dict[str, Any]]:
     """Each problem's kind and scores, greedy."""
     problems = read_problems(TACTICS_FILES[split])
@@ -100,7 +93,7 @@ def measure(model: Any, tokenizer: Any, split: str, items: tuple[int, int] | Non
 
 def compare(sides: Mapping[str, Sequence[Mapping[str, Any]]], split: str, against: Sequence[str]) -> dict[str, Any]:
     """Values of each side and differences from the sides of `against`, each a list of runs (seeds)."""
-    games, report = games_of(split), {}
+    games, report = [problem.game for problem in read_problems(TACTICS_FILES[split])], {}
     blocks: dict[str, tuple[list[list[Any]], list[str]]] = {}
     kinds = [each["kind"] for each in next(iter(sides.values()))[0]["tactics"]]
     for kind in ("all", *sorted(set(kinds))):

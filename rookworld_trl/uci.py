@@ -171,7 +171,7 @@ class UciEngine:
         assert move is not None
         self.fallbacks[origin] += 1
         for number, (candidate, pawns) in enumerate(self._lines(output, move, legal), start=1):
-            self._write(f"info depth 1 seldepth 1 multipv {number} score {_score(pawns)} nodes 1 pv {candidate}")
+            self._write(f"info depth 1 seldepth 1 multipv {number}{_score(pawns)} nodes 1 pv {candidate}")
         if origin != "own":
             written = f"B: {output.best}" if output is not None else "no answer of the format"
             self._write(f"info string fallback {origin}: the model wrote {written}")
@@ -181,18 +181,20 @@ class UciEngine:
         else:
             self._write(best)
 
-    def _lines(self, output: policy.PolicyOutput | None, move: str, legal: set[str]) -> list[tuple[str, float]]:
-        """The move that is played, then the model's other legal candidates, as many as `MultiPV` asks for."""
+    def _lines(self, output: policy.PolicyOutput | None, move: str, legal: set[str]) -> list[tuple[str, float | None]]:
+        """The move that is played, then the model's other legal candidates, as many as `MultiPV` asks for, with their
+        evals; None where the model gave the move none."""
         from rookworld_trl.play.players import by_eval
 
         evals = dict(by_eval(output))
-        others = [(each, value) for each, value in evals.items() if each in legal and each != move]
-        return [(move, evals.get(move, 0.0)), *others][: self._values["MultiPV"]]
+        lines: list[tuple[str, float | None]] = [(move, evals.pop(move, None))]
+        lines += ((other, value) for other, value in evals.items() if other in legal)
+        return lines[: self._values["MultiPV"]]
 
 
-def _score(pawns: float) -> str:
+def _score(pawns: float | None) -> str:
     """`cp` from the mover's side. The model knows mates as about +-1000 pawns, not their length."""
-    return f"cp {round(100 * pawns)}"
+    return "" if pawns is None else f" score cp {round(100 * pawns)}"
 
 
 def read_position(words: Sequence[str]) -> chess.Board:

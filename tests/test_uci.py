@@ -69,6 +69,25 @@ def test_the_models_own_move_and_its_eval(engine: Any) -> None:
     assert Scripted.asked == [(0.0, 1)]
 
 
+@pytest.mark.parametrize(
+    ("answer", "move"),
+    [
+        (PolicyOutput(("e2e4", "d2d4"), (0.3,), "d2d4"), "d2d4"),  # listed, but no eval is left for it
+        (PolicyOutput(("e2e4",), (0.3,), "g1f3"), "g1f3"),  # not listed
+        (None, None),  # no answer of the format: a random move
+    ],
+)
+def test_a_move_without_an_eval_has_no_score(engine: Any, answer: PolicyOutput | None, move: str | None) -> None:
+    engine, lines, answers = engine
+    answers.append(answer)
+    spoken = said(engine, lines, "setoption name multipv value 2", "position startpos", "go")
+    played = spoken[-1].removeprefix("bestmove ")
+    assert move in (None, played)
+    assert spoken[0] == f"info depth 1 seldepth 1 multipv 1 nodes 1 pv {played}"
+    others = [line for line in spoken[1:] if "multipv" in line]
+    assert others == ([] if answer is None else ["info depth 1 seldepth 1 multipv 2 score cp 30 nodes 1 pv e2e4"])
+
+
 def test_multipv_lists_the_other_legal_candidates_by_eval(engine: Any) -> None:
     engine, lines, answers = engine
     answers.append(PolicyOutput(("e2e4", "e2e5", "g1f3", "d2d4"), (0.3, 9.0, -0.2, 0.5), "e2e4"))

@@ -94,7 +94,8 @@ def compare_suites(before: dict[str, Any], after: SuiteResult, mode: str, seed: 
         raise ValueError(f"suite '{after.name}' is not of the baseline's items; measure both on the same ones")
     pairs = [(old[item.name].scores, item.scores) for item in after.items]
     try:
-        found = _paired_rows(after.metrics, [a for a, _ in pairs], [b for _, b in pairs], seed=seed)
+        games = [item.game for item in after.items]
+        found = _paired_rows(after.metrics, [a for a, _ in pairs], [b for _, b in pairs], games, seed)
     except KeyError as error:
         raise ValueError(f"the baseline's suite '{after.name}' lacks {error}; measure it again") from error
     return [_named(row, after.name, mode, (after.metrics[0].name,), after.baselines()) for row in found]

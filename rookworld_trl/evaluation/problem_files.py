@@ -16,6 +16,7 @@ import io
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -33,6 +34,7 @@ RATING_BAND = 400
 _MOVE_NUMBER = re.compile(r"\d+\.+")
 _FEN_CLOCKS = re.compile(r"(\S+ \S+ \S+ \S+)\s+(\d+)\s+(\d+)\s*(?:;\s*)?(.*)")
 _GRADED_COMMENT = re.compile(r"\s*[\w+#=-]+\s*=\s*\d+(?:\s*,\s*[\w+#=-]+\s*=\s*\d+)*\s*")
+_GAME_COMMENT, _LICHESS_GAME = re.compile(r"(?:^|, )game (\d+)$"), re.compile(r"lichess\.org/(\w+)")
 _SUITE_PREFIX, _NUMBER = re.compile(r"STS\(v[\d.]+\) "), re.compile(r"[\s.,#:_-]*\d+$")
 
 
@@ -76,7 +78,7 @@ def read_problems(path: Path | str, max_rows: int | None = None) -> list[Problem
         raise ValueError(f"{path}: holds no problems")
     if len({problem.group for problem in problems}) == 1:
         colours = ["white" if problem.boards[0].turn else "black" for problem in problems]
-        problems = [Problem(p.name, c, p.boards, p.worths) for p, c in zip(problems, colours, strict=True)]
+        problems = [replace(problem, group=colour) for problem, colour in zip(problems, colours, strict=True)]
     return problems
 
 
@@ -130,7 +132,8 @@ def _of_operations(board: chess.Board, operations: Mapping[str, Any], name: str)
     if not worths:
         raise ValueError("no legal move is worth anything")
     name = str(operations.get("id") or name)
-    return Problem(name, _NUMBER.sub("", _SUITE_PREFIX.sub("", name)), (board,), (worths,))
+    group = _NUMBER.sub("", _SUITE_PREFIX.sub("", name))
+    return Problem(name, group, (board,), (worths,), _game(operations))
 
 
 def _of_puzzle(board: chess.Board, row: Mapping[str, Any], name: str) -> Problem:
@@ -146,7 +149,8 @@ def _of_puzzle(board: chess.Board, row: Mapping[str, Any], name: str) -> Problem
             boards.append(board.copy(stack=False))
             worths.append(_best(board, [move.uci()]))
         board.push(move)
-    return Problem(str(row.get("puzzleid") or name), _band(row.get("rating")), tuple(boards), tuple(worths))
+    name, band = str(row.get("puzzleid") or name), _band(row.get("rating"))
+    return Problem(name, band, tuple(boards), tuple(worths), _game(row))
 
 
 def _of_game(example: Any, name: str) -> Problem:
@@ -159,6 +163,14 @@ def _of_game(example: Any, name: str) -> Problem:
     if not (mates := mating_moves(board)):
         raise ValueError(f"no mate in one exists in {board.fen()}")
     return Problem(name, "", (board.copy(stack=False),), (_best(board, [move.uci() for move in mates]),))
+
+
+def _game(fields: Mapping[str, Any]) -> str:
+    """What the position was taken from: a column `game`, Lichess's `GameUrl`, or `game 7` at the end of EPD's `c0`."""
+    if (own := fields.get("game")) not in (None, ""):
+        return str(own)
+    found = _LICHESS_GAME.search(str(fields.get("gameurl"))) or _GAME_COMMENT.search(str(fields.get("c0")))
+    return found[1] if found else ""
 
 
 def _points(board: chess.Board, operations: Mapping[str, Any]) -> dict[str, float]:

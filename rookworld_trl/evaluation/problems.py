@@ -27,12 +27,14 @@ class Problem:
         group: what its result is filed under.
         boards: the positions. Each stands behind the right move of the one before and the answer to it.
         worths: of each position.
+        game: what the positions were taken from, "" if not known; intervals are over games where some share one.
     """
 
     name: str
     group: str
     boards: tuple[chess.Board, ...]
     worths: tuple[Worths, ...]
+    game: str = ""
 
 
 def run_problems(ask: Ask, problems: Sequence[Problem], name: str) -> SuiteResult:
@@ -70,7 +72,8 @@ def score_problem(problem: Problem, completions: Sequence[str]) -> SuiteItem:
         "material.solved": worth(problem, [{move: 1.0} for move in material]),
     }
     prompts = [policy.prompt(board.fen()) for board in problem.boards]
-    return SuiteItem(problem.name, problem.group, "\n".join(prompts), "\n".join(completions), scores)
+    texts = "\n".join(prompts), "\n".join(completions)
+    return SuiteItem(problem.name, problem.group, *texts, scores, problem.game)
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,6 +64,7 @@ class SuiteItem:
         name: the item's id, the same in every run.
         group: what the suite files it under: a theme, a rating band, a reason, or empty.
         scores: numbers that the suite's metrics are made of; those of trivial players as `player.score`.
+        game: what a problem's positions were taken from; items of one game are resampled together. "" if not known.
     """
 
     name: str
@@ -71,6 +72,7 @@ class SuiteItem:
     prompt: str
     completion: str
     scores: dict[str, float]
+    game: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,10 +97,10 @@ class SuiteResult:
         Raises:
             ValueError: no such items.
         """
-        scores = [item.scores for item in self.items if group in (None, item.group)]
-        if not scores:
+        items = [item for item in self.items if group in (None, item.group)]
+        if not items:
             raise ValueError(f"suite '{self.name}' has no items{f' of group {group!r}' if group else ''}")
-        return estimate(scores, self.metrics)
+        return estimate([item.scores for item in items], self.metrics, [item.game for item in items])
 
     def baselines(self) -> Baselines:
         """What trivial players get on the same items, by metric and player, where a metric applies to them."""

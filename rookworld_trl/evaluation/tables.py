@@ -73,7 +73,9 @@ def comparison_table(
 
 def suite_table(result: SuiteResult) -> str:
     """The suite's metrics, trivial players, then the headline by group."""
-    title = f"{result.name}, {len(result.items)} items"
+    title, games = f"{result.name}, {len(result.items)} items", [item.game for item in result.items]
+    if shared(games):
+        title += f" of {len({game or i for i, game in enumerate(games)})} games, over which intervals are"
     settings = ", ".join(f"{name}={value}" for name, value in result.settings.items())
     estimates, trivial = result.estimates(), result.baselines()
     lines = [title, f"  {settings}", *(metric_row(m.label, estimates[m.name], m.format) for m in result.metrics)]

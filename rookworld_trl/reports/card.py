@@ -40,6 +40,7 @@ REWARDS = {
     "graduated": "six levels from -0.3 (unparsable) to 1.0 (the best move; the exact answer)",
     "continuous": "from -0.3 (unparsable) to 1.0, by win chance lost, candidates and evals, or by the FEN's similarity",
 }
+DECISIONS = "decision rewards from 0 to 1, of every legal move and of the right answer, summed exactly"
 
 
 def write_card(run: Path, checkpoint: Path) -> Path:
@@ -48,6 +49,32 @@ def write_card(run: Path, checkpoint: Path) -> Path:
     path = checkpoint / "README.md"
     path.write_text(_card(summary), encoding="utf-8")
     return path
+
+
+def trained_on(summary: Mapping[str, Any]) -> str:
+    """The reward whose expectation a run raised, by its `objective`; `reward` may only have been measured."""
+    name, objective = summary["reward"], summary.get("objective", "sampled")
+    names = (summary.get("identity") or {}).get("rewards", [])
+    own = "own functions" + (f" (`{'`, `'.join(names)}`)" if names else "")
+    sampled = f"`{name}`, {REWARDS[name]}" if name in REWARDS else own
+    if objective == "exact":
+        return f"{DECISIONS}; {f'`{name}`' if name in REWARDS else own} was only measured"
+    if objective == "mixed":
+        return f"{DECISIONS}; and {sampled}, of sampled completions that they leave out"
+    return f"{sampled}, of sampled completions"
+
+
+def _engine(summary: Mapping[str, Any]) -> str:
+    """When Stockfish was asked; what is shipped, or made by `generate_data.py`, brings its values along."""
+    dataset, asked = str(summary["dataset"]), summary.get("best_move") == "engine"
+    before = asked and dataset != "shipped" and not Path(dataset).is_dir()
+    during = asked and bool(summary.get("self_play"))
+    engine = f"Stockfish ({summary.get('engine_nodes', 0):,} nodes a position) valued"
+    games = "positions of the policy's own games"
+    if before:
+        then = f"and {games} during it" if during else "no engine during it"
+        return f"{engine} rows without values before training{',' if during else ';'} {then}"
+    return f"during training {engine} {games}" if during else "no engine during training"
 
 
 def fingerprint(identity: dict[str, Any]) -> str:
@@ -112,7 +139,7 @@ def _result(row: Mapping[str, Any]) -> str:
 
 
 def _training(summary: dict[str, Any]) -> str:
-    reward, identity = summary["reward"], summary.get("identity")
+    identity = summary.get("identity")
     data = f"`{summary['dataset']}`" + ("" if summary["dataset"] != "shipped" else " (comes with rookworld-trl)")
     if identity and (digests := identity.get("train_dataset")):  # by number of rows
         data += f", SHA-256 of the prompts in their order `{digests[max(digests, key=int)]}`"
@@ -122,8 +149,8 @@ def _training(summary: dict[str, Any]) -> str:
         + (f" at {summary['model_revision']}" if summary.get("model_revision") else "")
         + (f", commit {summary['model_commit']}" if summary.get("model_commit") else ""),
         f"data: {data}; {summary['mix_env_ratio']:.0%} of the prompts of each batch were `A:`",
-        f"rewards: {reward}, {REWARDS.get(reward, 'by python-chess and stored engine values')}; no judge, no engine "
-        "during training",
+        f"rewards: {trained_on(summary)}",
+        f"values of moves: no judge; {_engine(summary)}",
         f"steps: {summary['steps']}" + (f", stopped: {summary['stop_reason']}" if summary.get("stop_reason") else ""),
         *([f"weights: those after step {step}, the best on held-out rows by `{metric}`"] if step else []),
         f"command: `{summary['command']}`",

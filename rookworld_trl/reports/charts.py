@@ -52,7 +52,7 @@ def _fields(task: str, *names: str) -> tuple[tuple[str, str], ...]:
 
 SECTIONS: dict[str, tuple[Panel, ...]] = {
     "Rewards": (
-        Panel("Mean reward", (("reward", "all"), ("reward/policy", "P:"), ("reward/environment", "A:"))),
+        Panel("Mean reward, sampled", (("reward", "all"), ("reward/policy", "P:"), ("reward/environment", "A:"))),
         Panel(
             "P: by field, share of the samples",
             _fields("policy", "parsed", "best_legal", "candidates_legal_distinct", "best_in_moves", "best_in_top5")

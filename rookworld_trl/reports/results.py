@@ -5,12 +5,12 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from rookworld_trl.reports.card import write_card
+from rookworld_trl.reports.card import trained_on, write_card
 from rookworld_trl.reports.document import HTML, write_report
 from rookworld_trl.reports.summary import write_summary
 
 SHOWN = ["seed", "learning_rate", "beta", "temperature", "num_generations", "generation_batch_size", "num_iterations"]
-SHOWN += ["metric_for_best_model"]
+SHOWN += ["metric_for_best_model", "objective"]
 
 
 def write_results(
@@ -24,14 +24,15 @@ def write_results(
     """Write `summary.json`, the card of `checkpoint/` and `report.html`; see `write_summary` for the arguments.
 
     Args:
-        args: the trainer's, of which `SHOWN` goes into the summary.
+        args: the trainer's, of which `SHOWN` goes into the summary, and with it `trained_on`, the reward that was.
         metrics: its `comparison`.
         step: what each of them is written under, by its name, such as `LastSteps.step`: one that fails is then
             reported by itself, and the others are still written.
     """
-    facts["model_commit"] = facts.get("identity", {}).get("model_commit")
+    facts |= {name: getattr(args, name) for name in SHOWN}
+    facts |= {"model_commit": facts.get("identity", {}).get("model_commit"), "trained_on": trained_on(facts)}
     with step("summary.json"):
-        write_summary(folder, comparison=metrics, **{name: getattr(args, name) for name in SHOWN}, **facts)
+        write_summary(folder, comparison=metrics, **facts)
     with step("model card"):
         write_card(folder, folder / "checkpoint")
     with step(HTML):

@@ -13,6 +13,7 @@ import pytest
 
 from rookworld_trl.data.dataset import MATES_FILE, TACTICS_FILES
 from rookworld_trl.evaluation import Ask, Problem, read_problems, run_problems, suite_table
+from rookworld_trl.evaluation.comparison import compare_suites
 from rookworld_trl.evaluation.problem_files import is_problem_file
 
 # Five lines of the suite: fsmosca/strategic-test-suite, MIT licence.
@@ -257,6 +258,48 @@ def test_malformed_files_are_named(tmp_path: Path, name: str, content: str, mess
     with pytest.raises(ValueError, match=message) as error:
         read_problems(tmp_path / name)
     assert name in str(error.value)
+
+
+# Games ---------------------------------------------------------------------------------------------------------------
+
+
+def test_intervals_go_by_the_games_that_the_positions_are_of(tmp_path: Path) -> None:
+    """Forty games of ten equal positions each, half of the games solved: as many draws as games, not as positions."""
+    path = tmp_path / "games.epd"
+    path.write_text("".join(f'{START} bm e4; c0 "second best 3, game {n // 10}"; id "{n}";\n' for n in range(400)))
+    problems = read_problems(path)
+    assert [problem.game for problem in problems[8:12]] == ["0", "0", "1", "1"]
+    half = run_problems(lambda prompts, _: [says("e2e4")] * 200 + [says("d2d4")] * 200, problems, "games")
+    none = run_problems(lambda prompts, _: [says("d2d4")] * 400, problems, "games")
+    found, change = half.estimates()["solved"], compare_suites(none.to_dict(), half, "greedy")[0]
+    # 1.96 deviations of forty coins to either side are 0.310 wide, of four hundred 0.098.
+    for estimate in (found, change):
+        assert estimate["ci_high"] - estimate["ci_low"] == pytest.approx(0.310, abs=0.03)
+    assert "400 items of 40 games, over which intervals are" in suite_table(half)
+
+
+@pytest.mark.parametrize(
+    ("row", "game"),
+    [
+        ({"game": "mine 1", "GameUrl": "https://lichess.org/787zsVup#31"}, "mine 1"),
+        ({"game": 0}, "0"),
+        ({"GameUrl": "https://lichess.org/787zsVup/black#48"}, "787zsVup"),
+        ({"GameUrl": "https://lichess.org/787zsVup#31"}, "787zsVup"),
+        ({"c0": "of a game 3 years ago"}, ""),
+        ({}, ""),
+    ],
+)
+def test_a_files_own_names_of_games(tmp_path: Path, row: dict[str, Any], game: str) -> None:
+    path = tmp_path / "p.jsonl"
+    path.write_text(json.dumps({"fen": chess.STARTING_FEN, "bm": "e4", **row}) + "\n")
+    assert [problem.game for problem in read_problems(path)] == [game]
+
+
+def test_the_shipped_tactics_name_their_games() -> None:
+    assert {split: len({p.game for p in read_problems(path)}) for split, path in TACTICS_FILES.items()} == {
+        "dev": 426,
+        "test": 405,
+    }
 
 
 # The truth and a copy, in every suite --------------------------------------------------------------------------------

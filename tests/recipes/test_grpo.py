@@ -42,6 +42,7 @@ def test_a_run_leaves_everything_behind(arguments, capsys):
     summary = summary_of(arguments)
     assert set(summary["seconds"]) == {"setup", "evaluate_before", "train", "evaluate_after"}
     assert (summary["seed"], summary["steps"], summary["mix_env_ratio"]) == (42, 2, 0.2)
+    assert (summary["objective"], summary["trained_on"].split(",")[0]) == ("sampled", "`graduated`")
     assert summary["versions"]["trl"].startswith("1.16")
     headline = {(row["task"], row["mode"], row["metric"], row["items"]) for row in summary["headline"]}
     assert headline == {

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
 from rookworld_trl.reports.card import fingerprint, write_card
@@ -87,6 +88,66 @@ def test_it_says_what_was_done_and_what_came_of_it(tmp_path: Path) -> None:
     assert "A: {start}+e2e4+e2e4+" in text
     assert "## Limits" in text
     assert "stopped" not in text
+
+
+DECISIONS = "decision rewards from 0 to 1, of every legal move and of the right answer, summed exactly"
+CONTINUOUS = "from -0.3 (unparsable) to 1.0, by win chance lost"
+
+
+@pytest.mark.parametrize(
+    ("settings", "said", "unsaid"),
+    [
+        ({}, ["- rewards: `graduated`, six levels", "of sampled completions"], ["decision", "continuous"]),
+        ({"objective": "sampled", "reward": "continuous"}, [f"`continuous`, {CONTINUOUS}"], ["decision", "graduated"]),
+        (
+            {"objective": "exact", "reward": "continuous"},
+            [f"- rewards: {DECISIONS}", "`continuous` was only measured"],
+            [CONTINUOUS],
+        ),
+        (
+            {"objective": "mixed", "reward": "continuous"},
+            [f"- rewards: {DECISIONS}; and `continuous`, {CONTINUOUS}", "sampled completions that they leave out"],
+            ["only measured"],
+        ),
+        ({"reward": "mine.py"}, ["- rewards: own functions (`policy_reward`), of sampled completions"], ["mine"]),
+    ],
+)
+def test_it_names_the_reward_that_was_trained_on(
+    tmp_path: Path, settings: dict[str, str], said: list[str], unsaid: list[str]
+) -> None:
+    text = card(tmp_path, **settings)
+    line = next(line for line in text.splitlines() if line.startswith("- rewards: "))
+    assert all(words in line for words in said), line
+    assert not any(words in line for words in unsaid), line
+
+
+PLAYED: dict[str, Any] = {"self_play": {"games": 64}, "best_move": "evals", "engine_nodes": 80_000}
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"dataset": "shipped"}, "no engine during training"),
+        ({"dataset": "shipped", "best_move": "engine"}, "no engine during training"),
+        ({"dataset": "mine.jsonl", "best_move": "evals"}, "no engine during training"),
+        (
+            {"dataset": "mine.jsonl", "best_move": "engine", "engine_nodes": 8_000},
+            "Stockfish (8,000 nodes a position) valued rows without values before training; no engine during it",
+        ),
+        ({"dataset": "shipped", **PLAYED}, "no engine during training"),
+        (
+            {"dataset": "shipped", **PLAYED, "best_move": "engine"},
+            "during training Stockfish (80,000 nodes a position) valued positions of the policy's own games",
+        ),
+        (
+            {"dataset": "mine.jsonl", **PLAYED, "best_move": "engine"},
+            "Stockfish (80,000 nodes a position) valued rows without values before training, and positions of the "
+            "policy's own games during it",
+        ),
+    ],
+)
+def test_it_says_when_an_engine_was_asked(tmp_path: Path, settings: dict[str, Any], said: str) -> None:
+    assert f"- values of moves: no judge; {said}\n" in card(tmp_path, **settings)
 
 
 def test_its_head_is_what_the_hub_reads(tmp_path: Path) -> None:
