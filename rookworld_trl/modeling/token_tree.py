@@ -175,12 +175,15 @@ def packed_attention(seen: Tensor, slots: Tensor, heads: int) -> Attend:
     return attend
 
 
-def tree_logps(head: nn.Module, states: States, divisors: Tensor, pairs: Pairs) -> tuple[Tensor, Tensor]:
-    """Log-probs (K,) of all pairs, and the entropies (K,) of the distributions they come from, without gradient; nats.
+def tree_logps(
+    head: nn.Module, states: States, divisors: Tensor, pairs: Pairs, entropy_gradient: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Log-probs (K,) of all pairs, and the entropies (K,) of the distributions they come from; nats.
 
     Args:
         head: the output embeddings, applied in float32 to the nodes that predict something.
         divisors: (T,), temperatures that the logits of each tree are divided by.
+        entropy_gradient: entropies are differentiable too, which keeps the distributions for the backward pass.
     """
     device = states.hidden.device
     weight: Tensor = head.weight  # type: ignore[assignment]
@@ -196,7 +199,7 @@ def tree_logps(head: nn.Module, states: States, divisors: Tensor, pairs: Pairs) 
         with torch.autocast(device.type, enabled=False):
             logits = nn.functional.linear(states.float(), weight.float())
         logps = torch.log_softmax(logits / divisors, dim=-1)
-        with torch.no_grad():
+        with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
             entropies = -(logps.exp() * logps).sum(-1)
         return logps[source, target], entropies[source]
 

@@ -264,6 +264,10 @@ def objective(c: GRPOConfig) -> Iterator[str]:
             c.scale_rewards == "batch",
             "each decision point has a deviation of its own, in closed form. Set it to group or none",
         ),
+        "top_entropy_quantile": (
+            c.top_entropy_quantile < 1,
+            "a decision is summed over whole actions, not token by token. Set it to 1.0; `entropy_coef` works",
+        ),
         "kl_estimator": (c.kl_estimator == "exact", "it needs a forward pass without branches. Use k3, say"),
         "auto_batch_size": (c.auto_batch_size, "it does not measure branches. Set it to False"),
         "torch_compile": (c.torch_compile, "the forward pass is watched by hooks. Set it to False"),

@@ -86,6 +86,7 @@ def score_tree(
     points: Sequence[Points],
     temperature: float | Tensor = 1.0,
     scale: bool = True,
+    entropy_gradient: bool = False,
 ) -> Scored:
     """Score sampled completions and all actions of their decision points in one forward pass of the model.
 
@@ -97,6 +98,7 @@ def score_tree(
         points: each row's.
         temperature: that logits are divided by; one for all rows, or (B,) of each.
         scale: divide each decision's J by its reward's deviation under the policy.
+        entropy_gradient: the entropies are differentiable too.
     """
     device, shape = batch["completion_ids"].device, batch["completion_ids"].shape
     prompts, completions = (
@@ -123,7 +125,7 @@ def score_tree(
     actions = sequences((row, each.position, action) for row, each in decisions for action in each.actions)
     right = sequences((row, each.position, each.tokens) for row, each in determined)
     of_trees = torch.tensor([divisor for divisor, *_ in known])
-    logps, entropies = tree_logps(head, states_of(model, trees, device), of_trees, pairs)
+    logps, entropies = tree_logps(head, states_of(model, trees, device), of_trees, pairs, entropy_gradient)
 
     def place(values: Tensor, cells: Tensor) -> Tensor:
         return values.new_zeros(shape.numel()).index_add(0, cells, values).view(shape)
@@ -349,6 +351,7 @@ class ExactObjective:
                 [Points.read(each) for each in inputs["points"]],
                 self.args.temperature if temperatures is None else temperatures,
                 self.args.scale_rewards == "group",
+                entropy_gradient=bool(self.args.entropy_coef) or self.args.use_adaptive_entropy,
             )
         self.count(inputs, scored.trees)
         sums = torch.tensor(

@@ -47,11 +47,12 @@ def first_probs(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast) -> t
     return torch.stack(rows)
 
 
-@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize(("packed", "entropy_coef"), [(True, 0.0), (False, 0.0), (True, 0.5), (False, 0.5)])
 def test_the_update_is_the_gradient_of_the_sum(
-    packed: bool, train: Callable[..., RookWorldGRPOTrainer], monkeypatch: pytest.MonkeyPatch
+    packed: bool, entropy_coef: float, train: Callable[..., RookWorldGRPOTrainer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One plain SGD step without KL: -lr times the gradient of -sum J / sigma / tokens, by autograd on plain passes.
+    """One plain SGD step without KL: -lr times the gradient of -(sum J / sigma + coef * sum H) / tokens, by autograd on
+    plain passes over each row alone.
 
     Where prefixes can be shared trees are packed, and only there.
     """
@@ -60,6 +61,7 @@ def test_the_update_is_the_gradient_of_the_sum(
     pack = token_tree._packed
     monkeypatch.setattr(token_tree, "_packed", lambda *args: (passes.append(True), pack(*args))[1])
     settings = {"per_device_train_batch_size": 16, "share_prefixes": packed, "max_grad_norm": 0.0}
+    settings["entropy_coef"] = entropy_coef
     trainer = train(beta=0.0, max_steps=1, optim="sgd", learning_rate=0.1, **settings)
     policy = trainer.model
     inner, start = trainer._compute_loss, {n: p.detach().clone() for n, p in policy.named_parameters()}
@@ -72,8 +74,12 @@ def test_the_update_is_the_gradient_of_the_sum(
         for name, parameter in policy.named_parameters():
             parameter.copy_(start[name])
     objective = torch.zeros(())
-    for ids, mask in zip(batch["prompt_ids"], batch["prompt_mask"].bool(), strict=True):
-        probs = policy(input_ids=ids[mask][None]).logits[0, -1].softmax(-1)
+    sides = [batch[f"{side}_{part}"] for side in ("prompt", "completion") for part in ("ids", "mask")]
+    for ids, mask, after, real in zip(*sides, strict=True):
+        prompt, completion = ids[mask.bool()], after[real.bool()]
+        logps = policy(input_ids=torch.cat([prompt, completion])[None]).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+        objective = objective - entropy_coef * (logps.exp() * logps).sum()
+        probs = logps[0].exp()
         value = probs[GOOD] + 0.25 * probs[BAD]
         square = probs[GOOD] + 0.25**2 * probs[BAD]
         objective = objective + value / ((square - value**2).detach().sqrt() + LEAST_DEVIATION)
@@ -151,6 +157,7 @@ def test_a_resumed_run_equals_one_that_was_not_interrupted(
         ("kl_estimator", "exact"),
         ("auto_batch_size", True),
         ("torch_compile", True),
+        ("top_entropy_quantile", 0.5),
     ],
 )
 def test_what_it_has_no_room_for_is_refused_by_name(options: dict[str, Any], field: str, value: Any) -> None:
