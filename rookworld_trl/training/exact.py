@@ -39,6 +39,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from transformers.utils import logging
 
 from rookworld_trl import ranks
 from rookworld_trl.modeling.gpt2 import GPT2
@@ -47,6 +48,8 @@ from rookworld_trl.training import kl
 from rookworld_trl.training.config import RookWorldGRPOConfig
 from rookworld_trl.training.points import Decision, Determined, FindPoints, Points, Rest, points_of_batch
 from rookworld_trl.training.scoring import Scorer
+
+logger = logging.get_logger(__name__)
 
 # Added to a decision's deviation before J is divided by it: a policy that is nearly sure gets no huge gradient.
 LEAST_DEVIATION = 0.05
@@ -265,6 +268,11 @@ class ExactObjective:
         for problem, found in problems.items():
             if found:
                 raise ValueError(f"`objective` is {args.objective!r}: {problem}. Set it to sampled, or change that")
+        if args.torch_compile and not scorer.shared:
+            logger.warning(
+                f"`objective` is {args.objective}: the policy's forward pass is watched by a hook where prefixes are not "
+                "shared (`share_prefixes`), so it runs uncompiled; `torch_compile` compiles what is left"
+            )
 
     def prepare(self, rows: Sequence[dict[str, Any]], batch: dict[str, Any], rewards: Sequence[float]) -> None:
         """Put the points of this process's new completions into the batch, in place of their sampled advantages."""
@@ -290,7 +298,7 @@ class ExactObjective:
         temperatures = inputs.get("temperatures")
         with self.accelerator.autocast():  # a model that is called has its own
             scored = score_tree(
-                GPT2.sharing(self.accelerator.unwrap_model(model)) if self.scorer.shared else model,
+                self.scorer.weights(model) if self.scorer.shared else model,
                 head,
                 inputs,
                 [Points.read(each) for each in inputs["points"]],

@@ -13,7 +13,9 @@ from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 from rookworld_trl.modeling import token_tree
 from rookworld_trl.training import RookWorldGRPOConfig, RookWorldGRPOTrainer
 from rookworld_trl.training.exact import LEAST_DEVIATION
+from rookworld_trl.training.placement import compiled_graphs
 from tests.training.conftest import PROMPTS, share_of_letters
+from tests.training.test_placement import LAUNCHED
 
 GOOD, BAD = 7, 11  # two tokens, of which the first should come
 
@@ -46,26 +48,44 @@ def first_probs(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast) -> t
     return torch.stack(rows)
 
 
-@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize(
+    ("packed", "compiled"),
+    [(True, False), (False, False), pytest.param(True, True, marks=pytest.mark.slow), (False, True)],
+)
 def test_the_update_is_the_gradient_of_the_sum(
-    packed: bool, train: Callable[..., RookWorldGRPOTrainer], monkeypatch: pytest.MonkeyPatch
+    packed: bool,
+    compiled: bool,
+    train: Callable[..., RookWorldGRPOTrainer],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """One plain SGD step without KL: -lr times the gradient of -sum J / sigma / tokens, by autograd on plain passes.
 
-    Where prefixes can be shared trees are packed, and only there.
+    Where prefixes can be shared trees are packed, and only there. Their blocks can be compiled; a forward pass that is
+    watched cannot, which one line says.
     """
+    if compiled:
+        torch._dynamo.reset()
+        for name, value in LAUNCHED.items():
+            monkeypatch.setenv(name, value)
     seen: list[dict[str, Any]] = []
     passes: list[bool] = []
     pack = token_tree._packed
     monkeypatch.setattr(token_tree, "_packed", lambda *args: (passes.append(True), pack(*args))[1])
     settings = {"per_device_train_batch_size": 16, "share_prefixes": packed, "max_grad_norm": 0.0}
-    trainer = train(beta=0.0, max_steps=1, optim="sgd", learning_rate=0.1, **settings)
+    with caplog.at_level("WARNING"):
+        trainer = train(beta=0.0, max_steps=1, optim="sgd", learning_rate=0.1, **settings)
+    said = [record.message for record in caplog.records if "torch_compile" in record.message]
+    assert len(said) == (compiled and not packed), said
     policy = trainer.model
     inner, start = trainer._compute_loss, {n: p.detach().clone() for n, p in policy.named_parameters()}
     trainer._compute_loss = lambda model, inputs: (seen.append(inputs), inner(model, inputs))[1]  # type: ignore[method-assign]
+    before = compiled_graphs()
     trainer.train()
     (batch,) = seen
     assert passes == [True] * packed
+    assert (compiled_graphs() > before) == (packed and compiled)
+    assert (trainer.state.log_history[0].get("perf/compiled_graphs", 0) > 0) == (packed and compiled)
     end = {n: p.detach().clone() for n, p in policy.named_parameters()}
     with torch.no_grad():
         for name, parameter in policy.named_parameters():
@@ -149,7 +169,6 @@ def test_a_resumed_run_equals_one_that_was_not_interrupted(
         ("scale_rewards", "batch"),
         ("kl_estimator", "exact"),
         ("auto_batch_size", True),
-        ("torch_compile", True),
     ],
 )
 def test_what_it_has_no_room_for_is_refused_by_name(options: dict[str, Any], field: str, value: Any) -> None:
