@@ -16,7 +16,7 @@ import shlex
 import sys
 import types
 import typing
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
@@ -28,6 +28,27 @@ from rookworld_trl.help import ENVIRONMENT, alternatives, usage
 
 EXIT_BAD_INPUT = 2
 EXTENDS = "extends"
+# What other trainers call a key: for the hint of an error, where the nearest spelling would mislead.
+SYNONYMS = {
+    "lr": "learning_rate",
+    "steps": "max_steps",
+    "num_steps": "max_steps",
+    "epochs": "num_train_epochs",
+    "batch_size": "per_device_train_batch_size",
+    "grad_accum": "gradient_accumulation_steps",
+    "group_size": "num_generations",
+    "num_samples": "num_generations",
+    "max_new_tokens": "max_completion_length",
+    "clip": "epsilon",
+    "clip_range": "epsilon",
+    "clip_eps": "epsilon",
+    "kl_coef": "beta",
+    "target_kl": "kl_target",
+    "adaptive_kl": "kl_control",
+    "baseline_type": "advantage_baseline",
+    "grad_clip": "max_grad_norm",
+    "dtype": "bf16",
+}
 
 # An option that takes a token, and what follows it; a token of the Hub, wherever it stands.
 _SECRET = re.compile(r"(?<=--)([\w-]*token)([= ])\S+|\bhf_\w{8,}")
@@ -82,8 +103,7 @@ def parse_recipe(types_: Sequence[type], argv: Sequence[str] | None = None) -> t
     values: dict[str, Any] = {}
     for key, setting in settings.items():
         if key not in known:
-            close = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
-            raise RecipeError(f"{setting.source}: unknown key '{key}'; the nearest valid key is '{close[0]}'")
+            raise RecipeError(f"{setting.source}: unknown key '{key}'; {_hint(key, known)}")
         values[key] = _typed(key, setting, known[key])
     source = str(config.text) if config else "command line"
     return tuple(_build(cls, {k: v for k, v in values.items() if k in hints[cls]}, settings, source) for cls in types_)
@@ -203,10 +223,18 @@ def _read_environment(environment: Mapping[str, str], known: Iterable[str]) -> d
     settings: dict[str, _Setting] = {}
     for name in sorted(name for name in environment if name.startswith(ENVIRONMENT)):
         if name not in keys:
-            close = difflib.get_close_matches(name, keys, n=1, cutoff=0.0)
-            raise RecipeError(f"environment: {name} is called after no key; the nearest is {close[0]}. Or unset it")
+            hint = _hint(name.removeprefix(ENVIRONMENT).lower(), keys.values(), lambda key: f"{ENVIRONMENT}{key.upper()}")
+            raise RecipeError(f"environment: {name} is called after no key; {hint}. Or unset it")
         settings[keys[name]] = _Setting(_read_text(environment[name]), f"environment {name}", environment[name], True)
     return settings
+
+
+def _hint(word: str, known: Iterable[str], shown: Callable[[str], str] = "'{}'".format) -> str:
+    """The key that a word means, or whose spelling is nearest."""
+    known = list(known)
+    if SYNONYMS.get(word) in known:
+        return f"what other trainers call so is {shown(SYNONYMS[word])}"
+    return f"the nearest valid key is {shown(difflib.get_close_matches(word, known, n=1, cutoff=0.0)[0])}"
 
 
 def _read_text(text: str) -> Any:

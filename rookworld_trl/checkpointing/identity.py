@@ -50,6 +50,8 @@ APPLIED = (
         "share_prefixes",
     ),
 )
+# What a value was called in earlier checkpoints.
+RENAMED = {"kl_type": {"reverse": "policy_to_reference", "forward": "reference_to_policy"}}
 # Fields that say where something comes from, by the digest that says what it is.
 BY_CONTENT = {
     "train_dataset": ("dataset", "dataset_split", "streaming", "max_rows", "best_move", "illegal", "engine_nodes"),
@@ -182,6 +184,7 @@ def compare(before: Mapping[str, Any], now: Mapping[str, Any]) -> Changes:
     conflicts: dict[str, tuple[Any, Any]] = {}
     for name in sorted(before.keys() | now.keys()):
         then, value = before.get(name), now.get(name)
+        then = RENAMED[name].get(str(then), then) if name in RENAMED else then
         if then == value or any(fnmatchcase(name, pattern) for pattern in FREE):
             continue
         if name == "train_dataset" and _same_start(then, value):

@@ -133,14 +133,19 @@ def _packed(gpt2: GPT2, trees: Sequence[TokenTree], device: torch.device) -> Sta
         mask, where = (torch.from_numpy(each).to(device) for each in (seen, slots))
         groups.append(packed_attention(mask, where, gpt2.config.n_head))
         begin = end
-    counts = [len(each) for each in positions]
+    real = sum(lengths)
+    padding = gpt2.blocks.padded(real) - real  # tokens that nobody sees, so that compiled blocks meet few shapes
+    counts = [*(len(each) for each in positions), padding]
 
     def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-        parts = zip(q.split(counts), k.split(counts), v.split(counts), strict=True)
-        return torch.cat([group(layer, *mine, scale) for group, mine in zip(groups, parts, strict=True)])
+        *parts, (_, _, unseen) = zip(q.split(counts), k.split(counts), v.split(counts), strict=True)
+        mixed = [group(layer, *mine, scale) for group, mine in zip(groups, parts, strict=True)]
+        return torch.cat([*mixed, unseen])
 
     ids = np.concatenate([trees[tree].tokens for tree in order])
-    tokens, places = (torch.from_numpy(each).to(device) for each in (ids, np.concatenate(positions)))
+    tokens, places = (
+        torch.from_numpy(np.pad(each, (0, padding))).to(device) for each in (ids, np.concatenate(positions))
+    )
     return States(gpt2.hidden_states(tokens, places, attend), starts)
 
 

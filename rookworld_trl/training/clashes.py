@@ -270,7 +270,6 @@ def objective(c: GRPOConfig) -> Iterator[str]:
         ),
         "kl_estimator": (c.kl_estimator == "exact", "it needs a forward pass without branches. Use k3, say"),
         "auto_batch_size": (c.auto_batch_size, "it does not measure branches. Set it to False"),
-        "torch_compile": (c.torch_compile, "the forward pass is watched by hooks. Set it to False"),
         "num_generations": (
             c.objective == "mixed" and rows % c.num_generations,
             f"a process's {rows} completions a step are no whole number of groups. Choose a divisor of {rows}",

@@ -274,6 +274,11 @@ class ExactObjective:
         for problem, found in problems.items():
             if found:
                 raise ValueError(f"`objective` is {args.objective!r}: {problem}. Set it to sampled, or change that")
+        if args.torch_compile and not scorer.shared:
+            logger.warning(
+                f"`objective` is {args.objective}: the policy's forward pass is watched by a hook where prefixes are not "
+                "shared (`share_prefixes`), so it runs uncompiled; `torch_compile` compiles what is left"
+            )
 
     def prepare(self, rows: Sequence[dict[str, Any]], batch: dict[str, Any], rewards: Sequence[float]) -> None:
         """Put the points of this process's new completions into the batch, in place of their sampled advantages.
@@ -345,7 +350,7 @@ class ExactObjective:
         temperatures = inputs.get("temperatures")
         with self.accelerator.autocast():  # a model that is called has its own
             scored = score_tree(
-                GPT2.sharing(self.accelerator.unwrap_model(model)) if self.scorer.shared else model,
+                self.scorer.weights(model) if self.scorer.shared else model,
                 head,
                 inputs,
                 [Points.read(each) for each in inputs["points"]],

@@ -2,23 +2,25 @@
 
 Directions, at one prefix, over the next token y (the prefix is held fixed, as token-level penalties do):
 
-* `reverse`    KL(pi || ref) = sum_y pi log(pi / ref): the penalty of RLHF; keeps the policy inside the reference.
-* `forward`    KL(ref || pi) = sum_y ref log(ref / pi): keeps everything the reference does alive in the policy.
-* `symmetric`  half of each (Jeffreys, 1946, halved).
+* `policy_to_reference`  KL(pi || ref) = sum_y pi log(pi / ref): the penalty of RLHF; keeps the policy inside the reference.
+* `reference_to_policy`  KL(ref || pi) = sum_y ref log(ref / pi): keeps everything the reference does alive in the policy.
+* `symmetric`            half of each (Jeffreys, 1946, halved).
+
+Not "forward" and "reverse": which is which depends on the author.
 
 Estimators from one y ~ pi, with d = log ref(y) - log pi(y) and w = exp(d) (Schulman 2020, "Approximating KL"):
 
-             reverse          forward            symmetric           value
+             pi || ref        ref || pi          symmetric           value
     k1       -d               w d                (w - 1) d / 2       unbiased, may be negative
     k2       d^2 / 2          d^2 / 2            d^2 / 2             biased, right to second order
     k3       w - 1 - d        w d - w + 1        (w - 1) d / 2       unbiased, never negative
     exact    the sum over the vocabulary                             exact
 
-Gradients. Differentiating an estimator as it stands forgets that y was drawn from pi, and is right only for `reverse`
-k2 and for `exact`: `reverse` k1 gives 0 in expectation, and `reverse` k3 gives the gradient of the *forward* KL
+Gradients. Differentiating an estimator as it stands forgets that y was drawn from pi, and is right only for the k2 of
+KL(pi || ref) and for `exact`: k1 of KL(pi || ref) gives 0 in expectation, and its k3 the gradient of KL(ref || pi)
 (arXiv 2510.01555). With the correction on (TRL's `use_bias_correction_kl`, its default), every estimator keeps its
-value and takes the gradient -d grad log pi for reverse, (1 - w) grad log pi for forward, half of each for symmetric,
-whose expectations are the true gradients. For `reverse` k3 that is what TRL computes.
+value and takes the gradient -d grad log pi for KL(pi || ref), (1 - w) grad log pi for KL(ref || pi), half of each for
+`symmetric`, whose expectations are the true gradients. For k3 of KL(pi || ref) that is what TRL computes.
 """
 
 from collections.abc import Callable
@@ -27,7 +29,7 @@ from typing import Any
 import torch
 from torch.utils.checkpoint import checkpoint
 
-KL_TYPES = ("reverse", "forward", "symmetric")
+KL_TYPES = ("policy_to_reference", "reference_to_policy", "symmetric")
 KL_ESTIMATORS = ("k1", "k2", "k3", "exact")
 
 # exp(20) is 5e8: no sampled token is that much likelier under the reference unless something broke, and without a
@@ -50,8 +52,8 @@ def estimate_kl(
         return value
     log_ratio = (ref_logps - logps).detach().clamp(max=_MAX_LOG_RATIO)
     slope = {
-        "reverse": -log_ratio,
-        "forward": -log_ratio.expm1(),
+        "policy_to_reference": -log_ratio,
+        "reference_to_policy": -log_ratio.expm1(),
         "symmetric": -(log_ratio + log_ratio.expm1()) / 2,
     }[kl_type]
     return value.detach() + slope * (logps - logps.detach())
@@ -63,7 +65,7 @@ def _estimate(d: torch.Tensor, kl_type: str, estimator: str) -> torch.Tensor:
         return d.square() / 2
     if kl_type == "symmetric":
         return d.expm1() * d / 2
-    if kl_type == "reverse":
+    if kl_type == "policy_to_reference":
         return -d if estimator == "k1" else d.expm1() - d
     return d.exp() * d if estimator == "k1" else d.exp() * d - d.expm1()
 
@@ -100,8 +102,8 @@ def exact_kl(
         logps, ref_logps = log_probs(head, h), log_probs(ref_head, ref_h).detach()
         log_ratio = logps - ref_logps
         weight = {
-            "reverse": logps.exp(),
-            "forward": -ref_logps.exp(),
+            "policy_to_reference": logps.exp(),
+            "reference_to_policy": -ref_logps.exp(),
             "symmetric": (logps.exp() - ref_logps.exp()) / 2,
         }[kl_type]
         return (weight * log_ratio).sum(dim=-1)

@@ -129,6 +129,10 @@ class Scorer:
         with scaled:
             return self.stock(model, *args, **kwargs)
 
+    def weights(self, model: nn.Module) -> GPT2:
+        """The model's weights alone, with compiled blocks where the run compiles; only where prefixes are shared."""
+        return GPT2.sharing(self.accelerator.unwrap_model(model, keep_torch_compile=False), self.blocks)
+
     def hidden_states(self, model: nn.Module, batch: Batch) -> torch.Tensor:
         """Last hidden states (B, C, H) that predict the completion's tokens."""
         ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)

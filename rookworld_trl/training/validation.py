@@ -115,6 +115,13 @@ FIELD_CHECKS = (
     ),
     FieldCheck("epsilon", lambda value: 0 < value < 1, "ratios are clipped to 1 - epsilon", "use something like 0.2"),
     _one_of("objective", *OBJECTIVES),
+    FieldCheck(
+        "kl_type",
+        lambda value: value not in ("forward", "reverse"),
+        "which of the two directions that is depends on the author",
+        "write policy_to_reference, KL(pi || ref) = sum pi log(pi / ref), or reference_to_policy, KL(ref || pi) = sum ref "
+        "log(ref / pi)",
+    ),
     _one_of("kl_type", *KL_TYPES),
     _one_of("kl_estimator", *KL_ESTIMATORS),
     _one_of("kl_control", *KL_CONTROLS),

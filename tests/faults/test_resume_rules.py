@@ -416,6 +416,20 @@ def test_a_name_may_change_where_its_content_does_not() -> None:
     assert list(identity.compare(before | unknown, now | unknown).conflicts) == ["dataset", "model"]
 
 
+@pytest.mark.parametrize(
+    ("then", "now", "same"),
+    [
+        ("reverse", "policy_to_reference", True),
+        ("forward", "reference_to_policy", True),
+        ("forward", "policy_to_reference", False),
+        ("reverse", "symmetric", False),
+    ],
+)
+def test_checkpoints_with_the_old_names_of_a_setting_go_on(then: str, now: str, same: bool) -> None:
+    """Version 0.1 called KL(pi || ref) reverse."""
+    assert (not identity.compare({"kl_type": then}, {"kl_type": now}).conflicts) == same
+
+
 def test_changes_are_sorted_by_what_they_do() -> None:
     before = {"seed": 1, "learning_rate": 1.0, "logging_steps": 1, "gone": 3}
     now = {"seed": 2, "learning_rate": 2.0, "logging_steps": 5, "new": 4}

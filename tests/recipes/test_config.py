@@ -1,14 +1,17 @@
 """The parser of recipes: what it takes, and that everything else is refused by file, line, key and remedy."""
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import Enum
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import pytest
 
-from rookworld_trl.config import RecipeError, bad_input, command, parse_recipe
+from recipes import grpo
+from rookworld_trl.config import SYNONYMS, RecipeError, bad_input, command, parse_recipe
+from rookworld_trl.training import RookWorldGRPOConfig
+from rookworld_trl.training.supervised import SupervisedConfig
 
 
 class Color(Enum):
@@ -129,7 +132,7 @@ def test_the_environment_stands_between_the_file_and_the_command_line(recipe, mo
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("ROOKWORLD_STEP", "3", "environment: ROOKWORLD_STEP is called after no key; the nearest is ROOKWORLD_STEPS"),
+        ("ROOKWORLD_STEP", "3", "environment: ROOKWORLD_STEP is called after no key; the nearest valid key is ROOKWORLD_STEPS"),
         ("ROOKWORLD_STEPS", "ten", "environment ROOKWORLD_STEPS: key 'steps' is 'ten'; write a whole number"),
         ("ROOKWORLD_GROUPS", "3", r"divisible .* groups \(environment ROOKWORLD_GROUPS\)"),
         ("ROOKWORLD_CONFIG", "none.yaml", "none.yaml: cannot be read"),
@@ -175,6 +178,31 @@ def test_bad_recipes(recipe, case):
     text, overrides, message = BAD[case]
     with pytest.raises(RecipeError, match=message):
         recipe(text, *overrides)
+
+
+@pytest.mark.parametrize(
+    ("word", "key"),
+    [
+        *(("lr", "learning_rate"), ("steps", "max_steps"), ("clip_range", "epsilon")),
+        *(("baseline_type", "advantage_baseline"), ("kl_coef", "beta"), ("group_size", "num_generations")),
+        *(("max_new_tokens", "max_completion_length"), ("batch-size", "per_device_train_batch_size")),
+    ],
+)
+def test_a_word_of_other_trainers_is_refused_with_the_key_that_means_it(word, key, monkeypatch):
+    """By spelling alone `lr` is nearest to `alert`."""
+    name = word.replace("-", "_")
+    with pytest.raises(RecipeError, match=f"command line: unknown key '{name}'; .*'{key}'$"):
+        parse_recipe((grpo.RunConfig, RookWorldGRPOConfig), [f"--{word}", "1", "--use_cpu", "true"])
+    monkeypatch.setenv(f"ROOKWORLD_{name.upper()}", "1")
+    with pytest.raises(RecipeError, match=f"ROOKWORLD_{name.upper()} .* ROOKWORLD_{key.upper()}. Or unset it"):
+        parse_recipe((grpo.RunConfig, RookWorldGRPOConfig), ["--use_cpu", "true"])
+
+
+@pytest.mark.parametrize("cls", [RookWorldGRPOConfig, SupervisedConfig])
+def test_no_word_of_other_trainers_is_a_key(cls):
+    """Else its hint would never be shown."""
+    assert not SYNONYMS.keys() & {field.name for field in fields(cls)}
+    assert set(SYNONYMS.values()) <= {field.name for field in fields(RookWorldGRPOConfig)}
 
 
 def test_no_such_file():

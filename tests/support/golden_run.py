@@ -42,7 +42,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "save_steps": 3,
         "use_gae": True,
         "num_iterations": 2,
-        "kl_type": "forward",
+        "kl_type": "reference_to_policy",
         "kl_estimator": "exact",
         "kl_control": "proportional",
         "rollout_backend": "transformers",

@@ -14,7 +14,9 @@ from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 from rookworld_trl.modeling import token_tree
 from rookworld_trl.training import GateError, RookWorldGRPOConfig, RookWorldGRPOTrainer
 from rookworld_trl.training.exact import LEAST_DEVIATION
+from rookworld_trl.training.placement import compiled_graphs
 from tests.training.conftest import PROMPTS, share_of_letters
+from tests.training.test_placement import LAUNCHED
 
 GOOD, BAD = 7, 11  # two tokens, of which the first should come
 
@@ -47,28 +49,54 @@ def first_probs(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast) -> t
     return torch.stack(rows)
 
 
-@pytest.mark.parametrize(("packed", "entropy_coef"), [(True, 0.0), (False, 0.0), (True, 0.5), (False, 0.5)])
+@pytest.mark.parametrize(
+    ("packed", "compiled", "entropy_coef"),
+    [
+        (True, False, 0.0),
+        (False, False, 0.0),
+        (True, False, 0.5),
+        (False, False, 0.5),
+        pytest.param(True, True, 0.0, marks=pytest.mark.slow),
+        (False, True, 0.0),
+    ],
+)
 def test_the_update_is_the_gradient_of_the_sum(
-    packed: bool, entropy_coef: float, train: Callable[..., RookWorldGRPOTrainer], monkeypatch: pytest.MonkeyPatch
+    packed: bool,
+    compiled: bool,
+    entropy_coef: float,
+    train: Callable[..., RookWorldGRPOTrainer],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """One plain SGD step without KL: -lr times the gradient of -(sum J / sigma + coef * sum H) / tokens, by autograd on
     plain passes over each row alone.
 
-    Where prefixes can be shared trees are packed, and only there.
+    Where prefixes can be shared trees are packed, and only there. Their blocks can be compiled; a forward pass that is
+    watched cannot, which one line says.
     """
+    if compiled:
+        torch._dynamo.reset()
+        for name, value in LAUNCHED.items():
+            monkeypatch.setenv(name, value)
     seen: list[dict[str, Any]] = []
     passes: list[bool] = []
     pack = token_tree._packed
     monkeypatch.setattr(token_tree, "_packed", lambda *args: (passes.append(True), pack(*args))[1])
     settings = {"per_device_train_batch_size": 16, "share_prefixes": packed, "max_grad_norm": 0.0}
     settings["entropy_coef"] = entropy_coef
-    trainer = train(beta=0.0, max_steps=1, optim="sgd", learning_rate=0.1, **settings)
+    with caplog.at_level("WARNING"):
+        trainer = train(beta=0.0, max_steps=1, optim="sgd", learning_rate=0.1, **settings)
+    said = [record.message for record in caplog.records if "torch_compile" in record.message]
+    assert len(said) == (compiled and not packed), said
     policy = trainer.model
     inner, start = trainer._compute_loss, {n: p.detach().clone() for n, p in policy.named_parameters()}
     trainer._compute_loss = lambda model, inputs: (seen.append(inputs), inner(model, inputs))[1]  # type: ignore[method-assign]
+    before = compiled_graphs()
     trainer.train()
     (batch,) = seen
     assert passes == [True] * packed
+    assert (compiled_graphs() > before) == (packed and compiled)
+    assert (trainer.state.log_history[0].get("perf/compiled_graphs", 0) > 0) == (packed and compiled)
     end = {n: p.detach().clone() for n, p in policy.named_parameters()}
     with torch.no_grad():
         for name, parameter in policy.named_parameters():
@@ -156,7 +184,6 @@ def test_a_resumed_run_equals_one_that_was_not_interrupted(
         ("scale_rewards", "batch"),
         ("kl_estimator", "exact"),
         ("auto_batch_size", True),
-        ("torch_compile", True),
         ("top_entropy_quantile", 0.5),
     ],
 )

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rookworld_trl.training.kl import aggregate, estimate_kl, exact_kl
+from rookworld_trl.training.kl import KL_TYPES, aggregate, estimate_kl, exact_kl
 from rookworld_trl.training.kl_control import KLController, ReferenceReset
 
 POLICY = torch.tensor([0.3, -1.2, 0.8, 0.0, -0.4], dtype=torch.float64)
@@ -17,8 +17,8 @@ REFERENCE = torch.tensor([-0.5, 0.9, 0.2, -0.3, 0.1], dtype=torch.float64)
 def true_kl(logits: Tensor, kl_type: str) -> Tensor:
     """By definition, with probabilities spelled out."""
     p, q = logits.exp() / logits.exp().sum(), REFERENCE.exp() / REFERENCE.exp().sum()
-    reverse, forward = (p * (p / q).log()).sum(), (q * (q / p).log()).sum()
-    return {"reverse": reverse, "forward": forward, "symmetric": (reverse + forward) / 2}[kl_type]
+    there, back = (p * (p / q).log()).sum(), (q * (q / p).log()).sum()
+    return {"policy_to_reference": there, "reference_to_policy": back, "symmetric": (there + back) / 2}[kl_type]
 
 
 def expected(kl_type: str, estimator: str, corrected: bool) -> tuple[float, Tensor]:
@@ -38,13 +38,13 @@ def true_gradient(kl_type: str) -> Tensor:
     return torch.autograd.grad(true_kl(logits, kl_type), logits)[0]
 
 
-@pytest.mark.parametrize("kl_type", ["reverse", "forward", "symmetric"])
+@pytest.mark.parametrize("kl_type", KL_TYPES)
 @pytest.mark.parametrize("estimator", ["k1", "k3"])
 def test_k1_and_k3_are_unbiased(kl_type: str, estimator: str) -> None:
     assert expected(kl_type, estimator, True)[0] == pytest.approx(true_kl(POLICY, kl_type).item(), abs=1e-12)
 
 
-@pytest.mark.parametrize("kl_type", ["reverse", "forward", "symmetric"])
+@pytest.mark.parametrize("kl_type", KL_TYPES)
 def test_k2_is_biased_but_right_to_second_order(kl_type: str) -> None:
     assert abs(expected(kl_type, "k2", True)[0] - true_kl(POLICY, kl_type).item()) > 0.01
     near = REFERENCE + 1e-3 * POLICY
@@ -54,16 +54,16 @@ def test_k2_is_biased_but_right_to_second_order(kl_type: str) -> None:
     assert k2.item() == pytest.approx(true_kl(near, kl_type).item(), rel=1e-2)
 
 
-@pytest.mark.parametrize("kl_type", ["reverse", "forward", "symmetric"])
+@pytest.mark.parametrize("kl_type", KL_TYPES)
 @pytest.mark.parametrize("estimator", ["k1", "k2", "k3"])
 def test_corrected_gradients_are_unbiased(kl_type: str, estimator: str) -> None:
     assert torch.allclose(expected(kl_type, estimator, True)[1], true_gradient(kl_type), atol=1e-12)
 
 
-RIGHT_WITHOUT_CORRECTION = {("reverse", "k2")}
+RIGHT_WITHOUT_CORRECTION = {("policy_to_reference", "k2")}
 
 
-@pytest.mark.parametrize("kl_type", ["reverse", "forward", "symmetric"])
+@pytest.mark.parametrize("kl_type", KL_TYPES)
 @pytest.mark.parametrize("estimator", ["k1", "k2", "k3"])
 def test_gradients_without_correction_are_right_only_where_said(kl_type: str, estimator: str) -> None:
     error = (expected(kl_type, estimator, False)[1] - true_gradient(kl_type)).abs().max().item()
@@ -71,11 +71,11 @@ def test_gradients_without_correction_are_right_only_where_said(kl_type: str, es
 
 
 def test_the_two_uncorrected_gradients_that_mislead() -> None:
-    assert expected("reverse", "k1", False)[1].abs().max() < 1e-12
-    assert torch.allclose(expected("reverse", "k3", False)[1], true_gradient("forward"), atol=1e-12)
+    assert expected("policy_to_reference", "k1", False)[1].abs().max() < 1e-12
+    assert torch.allclose(expected("policy_to_reference", "k3", False)[1], true_gradient("reference_to_policy"), atol=1e-12)
 
 
-@pytest.mark.parametrize("kl_type", ["reverse", "forward", "symmetric"])
+@pytest.mark.parametrize("kl_type", KL_TYPES)
 @pytest.mark.parametrize("estimator", ["k1", "k2", "k3"])
 def test_equal_models_have_no_kl_and_no_gradient(kl_type: str, estimator: str) -> None:
     logps = torch.tensor([-0.1, -3.0], requires_grad=True)
@@ -87,13 +87,13 @@ def test_equal_models_have_no_kl_and_no_gradient(kl_type: str, estimator: str) -
 
 def test_k3_is_never_negative_and_nothing_overflows() -> None:
     gap = torch.linspace(-200, 200, 401)
-    for kl_type in ("reverse", "forward", "symmetric"):
+    for kl_type in KL_TYPES:
         values = estimate_kl(-gap, torch.zeros(401), kl_type, "k3")
         assert (values >= 0).all()
         assert values.isfinite().all()
 
 
-@pytest.mark.parametrize("kl_type", ["reverse", "forward", "symmetric"])
+@pytest.mark.parametrize("kl_type", KL_TYPES)
 @pytest.mark.parametrize("chunk_size", [1, 3, 100])
 def test_exact_kl_values_and_gradients(kl_type: str, chunk_size: int) -> None:
     """Against probabilities written out, at temperature 0.7, with a masked position, in pieces of any size."""
@@ -108,8 +108,9 @@ def test_exact_kl_values_and_gradients(kl_type: str, chunk_size: int) -> None:
     )
     p = ((hidden @ weight.T) / 0.7).softmax(-1)
     q = ((ref_hidden @ ref_weight.T) / 0.7).softmax(-1)
-    reverse, forward = (p * (p / q).log()).sum(-1), (q * (q / p).log()).sum(-1)
-    truth = {"reverse": reverse, "forward": forward, "symmetric": (reverse + forward) / 2}[kl_type] * mask
+    there, back = (p * (p / q).log()).sum(-1), (q * (q / p).log()).sum(-1)
+    both = {"policy_to_reference": there, "reference_to_policy": back, "symmetric": (there + back) / 2}
+    truth = both[kl_type] * mask
     assert torch.allclose(value.double(), truth, atol=1e-5)
     ours = torch.autograd.grad(value.sum(), [hidden, weight])
     right = torch.autograd.grad(truth.sum(), [hidden, weight])
@@ -123,10 +124,10 @@ def test_exact_kl_is_float32s_under_autocast() -> None:
     head = torch.nn.Linear(16, 50, bias=False)
     with torch.no_grad():
         head.weight.mul_(60)
-        truth = exact_kl(hidden.float(), head, ref_hidden.float(), head, torch.ones(2, 4), "reverse")
+        truth = exact_kl(hidden.float(), head, ref_hidden.float(), head, torch.ones(2, 4), "policy_to_reference")
         with torch.autocast("cpu", torch.bfloat16):
-            found = exact_kl(hidden, head, ref_hidden, head, torch.ones(2, 4), "reverse")
-        outside = exact_kl(hidden, head, ref_hidden, head, torch.ones(2, 4), "reverse")
+            found = exact_kl(hidden, head, ref_hidden, head, torch.ones(2, 4), "policy_to_reference")
+        outside = exact_kl(hidden, head, ref_hidden, head, torch.ones(2, 4), "policy_to_reference")
     assert torch.equal(found, truth)
     assert torch.equal(outside, truth)
 

@@ -12,6 +12,7 @@ from trl import GRPOTrainer
 
 from rookworld_trl.checkpointing import store
 from rookworld_trl.training import RookWorldGRPOTrainer
+from rookworld_trl.training.kl import KL_TYPES
 from rookworld_trl.training.kl_control import KLStop
 
 Make = Callable[..., RookWorldGRPOTrainer]
@@ -39,7 +40,7 @@ def loss_and_gradient(compute: Callable[..., Any], trainer: Any, inputs: Any) ->
 
 @pytest.mark.parametrize(("corrected", "off_policy"), [(True, False), (True, True), (False, False)])
 @pytest.mark.parametrize("loss_type", LOSS_TYPES)
-def test_reverse_k3_is_trls_own_penalty(make_trainer: Make, loss_type: str, corrected: bool, off_policy: bool) -> None:
+def test_policy_to_reference_k3_is_trls_own_penalty(make_trainer: Make, loss_type: str, corrected: bool, off_policy: bool) -> None:
     """Value and gradient, with an accumulation of 2, so that every normalisation is TRL's own."""
     trainer, inputs = ready(
         make_trainer(
@@ -75,7 +76,7 @@ def test_the_coefficient_in_force_moves_the_loss(make_trainer: Make) -> None:
 
 
 @pytest.mark.parametrize("off_policy", [False, True])
-@pytest.mark.parametrize("kl_type", ["reverse", "forward", "symmetric"])
+@pytest.mark.parametrize("kl_type", KL_TYPES)
 def test_exact_kl_of_the_batch_by_full_logits(make_trainer: Make, kl_type: str, off_policy: bool) -> None:
     """Row by row, unpadded, from whole distributions; the reference is left without gradients.
 
@@ -93,8 +94,8 @@ def test_exact_kl_of_the_batch_by_full_logits(make_trainer: Make, kl_type: str, 
         with torch.no_grad():
             p = (trainer.model(ids).logits[0, len(prompt) - 1 : -1] / 0.8).softmax(-1).double()
             q = (trainer.ref_model(ids).logits[0, len(prompt) - 1 : -1] / 0.8).softmax(-1).double()
-        reverse, forward = (p * (p / q).log()).sum().item(), (q * (q / p).log()).sum().item()
-        total += {"reverse": reverse, "forward": forward, "symmetric": (reverse + forward) / 2}[kl_type]
+        there, back = (p * (p / q).log()).sum().item(), (q * (q / p).log()).sum().item()
+        total += {"policy_to_reference": there, "reference_to_policy": back, "symmetric": (there + back) / 2}[kl_type]
         count += len(completion)
     assert trainer._metrics["train"]["kl"] == [pytest.approx(total / count, rel=1e-4)]
     assert all(p.grad is None for p in trainer.ref_model.parameters())
