@@ -223,7 +223,9 @@ def _read_environment(environment: Mapping[str, str], known: Iterable[str]) -> d
     settings: dict[str, _Setting] = {}
     for name in sorted(name for name in environment if name.startswith(ENVIRONMENT)):
         if name not in keys:
-            hint = _hint(name.removeprefix(ENVIRONMENT).lower(), keys.values(), lambda key: f"{ENVIRONMENT}{key.upper()}")
+            hint = _hint(
+                name.removeprefix(ENVIRONMENT).lower(), keys.values(), lambda key: f"{ENVIRONMENT}{key.upper()}"
+            )
             raise RecipeError(f"environment: {name} is called after no key; {hint}. Or unset it")
         settings[keys[name]] = _Setting(_read_text(environment[name]), f"environment {name}", environment[name], True)
     return settings

@@ -185,7 +185,8 @@ class RookWorldGRPOConfig(GRPOConfig):
 
     # KL to the reference; formulas, biases and sources in `rookworld_trl.training.kl`.
     kl_type: str = option(
-        "policy_to_reference", "policy_to_reference KL(pi||ref), reference_to_policy KL(ref||pi), or symmetric, half of each."
+        "policy_to_reference",
+        "policy_to_reference KL(pi||ref), reference_to_policy KL(ref||pi), or symmetric, half of each.",
     )
     kl_estimator: str = option("k3", "k1, k2, k3, or exact (over the whole vocabulary).")
     # transformers' False would contradict accelerate's own setting, which acts without being asked.

@@ -2,8 +2,8 @@
 
 Directions, at one prefix, over the next token y (the prefix is held fixed, as token-level penalties do):
 
-* `policy_to_reference`  KL(pi || ref) = sum_y pi log(pi / ref): the penalty of RLHF; keeps the policy inside the reference.
-* `reference_to_policy`  KL(ref || pi) = sum_y ref log(ref / pi): keeps everything the reference does alive in the policy.
+* `policy_to_reference`  KL(pi || ref) = sum_y pi log(pi / ref): RLHF's penalty; keeps the policy inside the reference.
+* `reference_to_policy`  KL(ref || pi) = sum_y ref log(ref / pi): keeps alive in the policy all that the reference does.
 * `symmetric`            half of each (Jeffreys, 1946, halved).
 
 Not "forward" and "reverse": which is which depends on the author.

@@ -119,8 +119,8 @@ FIELD_CHECKS = (
         "kl_type",
         lambda value: value not in ("forward", "reverse"),
         "which of the two directions that is depends on the author",
-        "write policy_to_reference, KL(pi || ref) = sum pi log(pi / ref), or reference_to_policy, KL(ref || pi) = sum ref "
-        "log(ref / pi)",
+        "write policy_to_reference, KL(pi || ref) = sum pi log(pi / ref), or reference_to_policy, KL(ref || pi) = "
+        "sum ref log(ref / pi)",
     ),
     _one_of("kl_type", *KL_TYPES),
     _one_of("kl_estimator", *KL_ESTIMATORS),

@@ -132,7 +132,11 @@ def test_the_environment_stands_between_the_file_and_the_command_line(recipe, mo
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("ROOKWORLD_STEP", "3", "environment: ROOKWORLD_STEP is called after no key; the nearest valid key is ROOKWORLD_STEPS"),
+        (
+            "ROOKWORLD_STEP",
+            "3",
+            "environment: ROOKWORLD_STEP is called after no key; the nearest valid key is ROOKWORLD_STEPS",
+        ),
         ("ROOKWORLD_STEPS", "ten", "environment ROOKWORLD_STEPS: key 'steps' is 'ten'; write a whole number"),
         ("ROOKWORLD_GROUPS", "3", r"divisible .* groups \(environment ROOKWORLD_GROUPS\)"),
         ("ROOKWORLD_CONFIG", "none.yaml", "none.yaml: cannot be read"),

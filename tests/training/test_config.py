@@ -69,7 +69,10 @@ BATCHING = {"use_transformers_continuous_batching": True}
         ),
         # The earlier implementation called D(pi || ref) forward, textbooks of variational inference call it reverse.
         *[
-            ({"kl_type": old}, rf"`kl_type` is '{old}': .* policy_to_reference, KL\(pi \|\| ref\) = .* or reference_to_")
+            (
+                {"kl_type": old},
+                rf"`kl_type` is '{old}': .* policy_to_reference, KL\(pi \|\| ref\) = .* or reference_to_",
+            )
             for old in ("forward", "reverse")
         ],
         ({"kl_control": "multiplicative", "beta": 0}, r"`kl_control` is 'mult.* no reference .* Set `beta` above"),
@@ -131,7 +134,9 @@ def test_a_bad_value_is_refused_by_name_before_anything_else(tmp_path: Any, name
 def test_each_entry_of_the_table_refuses_a_bad_value_by_name(tmp_path: Any, check: FieldCheck) -> None:
     for name in check.fields.split():
         assert name in {field.name for field in fields(RookWorldGRPOConfig)}
-        bad = next(value for value in (-1.0, 0, 0.5, 2.0, NAN, "nonsense", "best", "forward", True) if not check.accepts(value))
+        bad = next(
+            value for value in (-1.0, 0, 0.5, 2.0, NAN, "nonsense", "best", "forward", True) if not check.accepts(value)
+        )
         with pytest.raises(ValueError, match=rf"^`{name}` is {bad!r}: .+\. [A-Z].+\.$"):
             RookWorldGRPOConfig(**{"output_dir": str(tmp_path), "use_cpu": True, name: bad})
 

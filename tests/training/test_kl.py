@@ -72,7 +72,9 @@ def test_gradients_without_correction_are_right_only_where_said(kl_type: str, es
 
 def test_the_two_uncorrected_gradients_that_mislead() -> None:
     assert expected("policy_to_reference", "k1", False)[1].abs().max() < 1e-12
-    assert torch.allclose(expected("policy_to_reference", "k3", False)[1], true_gradient("reference_to_policy"), atol=1e-12)
+    assert torch.allclose(
+        expected("policy_to_reference", "k3", False)[1], true_gradient("reference_to_policy"), atol=1e-12
+    )
 
 
 @pytest.mark.parametrize("kl_type", KL_TYPES)

@@ -40,7 +40,9 @@ def loss_and_gradient(compute: Callable[..., Any], trainer: Any, inputs: Any) ->
 
 @pytest.mark.parametrize(("corrected", "off_policy"), [(True, False), (True, True), (False, False)])
 @pytest.mark.parametrize("loss_type", LOSS_TYPES)
-def test_policy_to_reference_k3_is_trls_own_penalty(make_trainer: Make, loss_type: str, corrected: bool, off_policy: bool) -> None:
+def test_policy_to_reference_k3_is_trls_own_penalty(
+    make_trainer: Make, loss_type: str, corrected: bool, off_policy: bool
+) -> None:
     """Value and gradient, with an accumulation of 2, so that every normalisation is TRL's own."""
     trainer, inputs = ready(
         make_trainer(
