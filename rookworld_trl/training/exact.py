@@ -276,8 +276,8 @@ class ExactObjective:
                 raise ValueError(f"`objective` is {args.objective!r}: {problem}. Set it to sampled, or change that")
         if args.torch_compile and not scorer.shared:
             logger.warning(
-                f"`objective` is {args.objective}: where prefixes are not shared (`share_prefixes`), a hook watches the "
-                "policy's forward pass, so it runs uncompiled; `torch_compile` compiles what is left"
+                f"`objective` is {args.objective}: where prefixes are not shared (`share_prefixes`), a hook watches "
+                "the policy's forward pass, so it runs uncompiled; `torch_compile` compiles what is left"
             )
 
     def prepare(self, rows: Sequence[dict[str, Any]], batch: dict[str, Any], rewards: Sequence[float]) -> None:

@@ -64,7 +64,8 @@ def test_an_arm_trains_with_gpt2s_tokens(
 ) -> None:
     """One update in four pieces under bf16: 16 prompts of two samples, or the loops' few rows."""
     plan = {"NUM_GENERATIONS": 2, "PER_DEVICE_TRAIN_BATCH_SIZE": 32, "GRADIENT_ACCUMULATION_STEPS": 1}
-    for key, value in {**plan, "MIX_ENV_RATIO": 0.25}.items():
+    # Of what random weights write for `P:` nothing can be decided, which the exact gradient refuses.
+    for key, value in {**plan, "MIX_ENV_RATIO": 1.0 if name == "exact" else 0.25}.items():
         monkeypatch.setenv(f"ROOKWORLD_{key}", str(value))
     monkeypatch.setattr(arms, "STEPS_OF_PROMPTS", 1)
     monkeypatch.setitem(arms.REWARDS, "continuous", [lengths])
