@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn, optim
 from transformers import TrainingArguments
+from transformers.pytorch_utils import Conv1D
 from trl import SFTConfig, SFTTrainer
 
 from rookworld_trl.checkpointing.durable import DurableTrainer
@@ -157,9 +158,9 @@ class SupervisedTrainer(DurableTrainer, SFTTrainer):
 class MuonFactory:
     """Optimizer factory for `Trainer(optimizer_cls_and_kwargs=(MuonFactory, {...}))`.
 
-    The matrices inside the transformer's blocks go to Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon);
-    embeddings, the tied head, norms and biases to AdamW. transformers recognises a factory by its being called with
-    the model.
+    The matrices inside the transformer's blocks go to Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon), an
+    orthogonal update times the square root of max(1, outputs / inputs); embeddings, the tied head, norms and biases go
+    to AdamW. transformers recognises a factory by its being called with the model.
     """
 
     def __call__(
@@ -172,12 +173,25 @@ class MuonFactory:
     ) -> optim.Optimizer:
         from pytorch_optimizer import Muon  # only supervised training from scratch needs the package
 
-        matrices: list[nn.Parameter] = []
+        stored_in_out = {id(module.weight) for module in model.modules() if isinstance(module, Conv1D)}
+        matrices: dict[float, list[nn.Parameter]] = {1.0: []}  # by what the package's factor is to be multiplied by
         others: list[nn.Parameter] = []
         for name, parameter in model.named_parameters():
-            (matrices if parameter.ndim == 2 and ".h." in name else others).append(parameter)
+            if parameter.ndim == 2 and ".h." in name:
+                matrices.setdefault(_shape_factor(parameter, id(parameter) in stored_in_out), []).append(parameter)
+            else:
+                others.append(parameter)
+        # The decay is by the rate alone, without the factor. The first group's rate is the one in the log.
         groups: list[dict[str, Any]] = [
-            {"params": matrices, "use_muon": True, "lr": muon_lr, "weight_decay": weight_decay},
-            {"params": others, "use_muon": False, "lr": adamw_lr, "betas": betas, "weight_decay": 0.0},
+            {"params": group, "use_muon": True, "lr": muon_lr * factor, "weight_decay": weight_decay / factor}
+            for factor, group in matrices.items()
         ]
+        groups.append({"params": others, "use_muon": False, "lr": adamw_lr, "betas": betas, "weight_decay": 0.0})
         return Muon(groups)
+
+
+def _shape_factor(matrix: nn.Parameter, stored_in_out: bool) -> float:
+    """What corrects the package's factor, which takes the first dimension for the outputs; GPT-2 stores (in, out)."""
+    first, second = matrix.shape
+    outputs, inputs = (second, first) if stored_in_out else (first, second)
+    return math.sqrt(max(1.0, outputs / inputs) / max(1.0, first / second))

@@ -51,12 +51,46 @@ def test_muon_takes_the_block_matrices_and_adamw_the_rest() -> None:
     model: GPT2LMHeadModel = new_model(SFTRecipe(n_layer=1, n_embd=16, n_head=2), build_nano_tokenizer())
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     optimizer = MuonFactory()(model, muon_lr=0.02, adamw_lr=1e-3)
-    groups = [(group["use_muon"], {names[id(p)] for p in group["params"]}) for group in optimizer.param_groups]
+    found: dict[bool, set[str]] = {True: set(), False: set()}
+    for group in optimizer.param_groups:
+        found[group["use_muon"]] |= {names[id(p)] for p in group["params"]}
     h = "transformer.h.0"
     matrices = {f"{h}.{part}.weight" for part in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")}
-    assert groups[0] == (True, matrices)
-    assert groups[1] == (False, set(names.values()) - matrices)
+    assert found == {True: matrices, False: set(names.values()) - matrices}
     before = {name: parameter.clone() for name, parameter in model.named_parameters()}
     model(input_ids=torch.tensor([[1, 2, 3]]), labels=torch.tensor([[1, 2, 3]])).loss.backward()
     optimizer.step()
     assert all(not torch.equal(before[name], model.get_parameter(name)) for name in matrices)
+
+
+def orthogonal(matrix: torch.Tensor) -> torch.Tensor:
+    """Newton-Schulz as in Jordan's post: five steps of the quintic, of the matrix with its short side first."""
+    x = (matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T) / matrix.norm()
+    for _ in range(5):
+        square = x @ x.T
+        x = 3.4445 * x + (-4.7750 * square + 2.0315 * square @ square) @ x
+    return x if matrix.shape[0] <= matrix.shape[1] else x.T
+
+
+def test_muons_factor_counts_outputs_over_inputs() -> None:
+    """The square root of max(1, outputs / inputs), by hand, of matrices that GPT-2 stores (in, out); and none of it in
+    the decay."""
+    factors = {"attn.c_attn": 3**0.5, "attn.c_proj": 1.0, "mlp.c_fc": 2.0, "mlp.c_proj": 1.0}
+    model: GPT2LMHeadModel = new_model(SFTRecipe(n_layer=2, n_embd=32, n_head=2), build_nano_tokenizer())
+    rate, decay = 0.02, 5.0
+    optimizer = MuonFactory()(model, muon_lr=rate, adamw_lr=1e-3, weight_decay=decay)
+    assert optimizer.param_groups[0]["lr"] == rate  # the one in the log
+    matrices = {
+        f"{n}.{name}": model.get_parameter(f"transformer.h.{n}.{name}.weight") for n in (0, 1) for name in factors
+    }
+    torch.manual_seed(0)
+    for matrix in matrices.values():
+        matrix.data.normal_()
+        matrix.grad = torch.randn_like(matrix)
+    before = {name: (matrix.detach().clone(), matrix.grad.clone()) for name, matrix in matrices.items()}
+    optimizer.step()
+    for name, matrix in matrices.items():
+        start, grad = before[name]
+        update, wanted = (start * (1 - rate * decay) - matrix.detach()) / rate, orthogonal(grad)
+        assert (update * wanted).sum() / wanted.square().sum() == pytest.approx(factors[name[2:]], rel=0.01), name
+        assert (update - factors[name[2:]] * wanted).norm() < 0.05 * update.norm(), name
