@@ -101,7 +101,7 @@ def in_pieces(
         vocabulary: logits of a state.
     """
     size = max(1, MAX_LOGITS // vocabulary)
-    starts = range(0, len(states), size)
+    starts = range(0, max(1, len(states)), size)  # of no states one empty piece, which is part of the graph
     cuts = np.searchsorted(source, [*starts, len(states)])
     pieces = []
     for start, first, last in zip(starts, cuts[:-1], cuts[1:], strict=True):

@@ -168,8 +168,11 @@ def packed_attention(seen: Tensor, slots: Tensor, heads: int) -> Attend:
                 x = x.new_zeros(count * size, heads, width).index_copy(0, slots, x)
             return x.view(count, size, heads, width).transpose(1, 2).reshape(-1, size, width)
 
-        if not bias:  # no softmax over nothing: a large number instead of infinity, since padding sees no token
-            hidden = torch.zeros(seen.shape, dtype=q.dtype, device=q.device).masked_fill_(~seen, -1e9)
+        if not bias:
+            # No softmax over nothing, since padding sees no token: a large number instead of infinity, with as much
+            # room below it for what queries and keys add, in float16 too.
+            hidden = torch.zeros(seen.shape, dtype=q.dtype, device=q.device)
+            hidden.masked_fill_(~seen, torch.finfo(q.dtype).min / 2)
             bias[q.dtype] = hidden.repeat_interleave(heads, 0)
         # Plain products: on a CPU the backward pass of the fused kernel is five times slower in bf16.
         probs = torch.baddbmm(bias[q.dtype], spread(q), spread(k).mT, alpha=scale).softmax(-1)
@@ -192,10 +195,8 @@ def tree_logps(
     """
     device = states.hidden.device
     weight: Tensor = head.weight  # type: ignore[assignment]
-    trees = np.array(pairs.trees)
-    distinct, first, source = np.unique(
-        states.starts[trees] + np.array(pairs.nodes), return_index=True, return_inverse=True
-    )
+    trees, nodes, tokens = (np.array(each, dtype=np.int64) for each in (pairs.trees, pairs.nodes, pairs.tokens))
+    distinct, first, source = np.unique(states.starts[trees] + nodes, return_index=True, return_inverse=True)
     order = np.argsort(source, kind="stable")
     hidden = states.hidden.index_select(0, torch.from_numpy(distinct).to(device))
     divisors = divisors.to(device)[torch.from_numpy(trees[first]).to(device), None]
@@ -208,7 +209,6 @@ def tree_logps(
             entropies = -(logps.exp() * logps).sum(-1)
         return logps[source, target], entropies[source]
 
-    targets = np.array(pairs.tokens)[order]
-    logps, entropies = in_pieces(score, hidden, divisors, source[order], targets, weight.shape[0])
+    logps, entropies = in_pieces(score, hidden, divisors, source[order], tokens[order], weight.shape[0])
     back = torch.from_numpy(np.argsort(order)).to(device)
     return logps[back], entropies[back]

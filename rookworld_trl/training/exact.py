@@ -262,7 +262,7 @@ class ExactObjective:
     ):
         self.args, self.accelerator, self.policy, self.scorer = args, accelerator, policy, scorer
         self.find, self.decode, self.count, self.record = find, decode, count, record
-        self.begun = False  # a batch has had decisions of every task
+        self.begun = False  # a batch has had decisions of every task that it had completions of
         inner: Any = accelerator.unwrap_model(policy)
         problems = {
             "the weights are sharded": ranks.sharded(accelerator),
@@ -306,9 +306,13 @@ class ExactObjective:
     def _lost(
         self, rows: Sequence[dict[str, Any]], completions: Sequence[list[int]], points: Sequence[dict[str, Any]]
     ) -> set[str]:
-        """Tasks of which no completion, in any process, reaches a decision, though something is to stand in them."""
+        """Tasks of which no completion, in any process, reaches a decision, though something is to stand in them.
+
+        A completion that is masked has no part, here neither.
+        """
         flags = [(bool(each["decisions"]), bool(each["determined"])) for each in points]
-        everyone = ranks.everyones(list(zip(self._tasks(rows), flags, strict=True)))
+        known = zip(self._tasks(rows), flags, completions, strict=True)
+        everyone = ranks.everyones([(task, flag) for task, flag, completion in known if completion])
         lost = {}
         for task in sorted({task for task, known in everyone if any(known)}):
             decided = [decision for each, (decision, _) in everyone if each == task]
@@ -324,7 +328,7 @@ class ExactObjective:
                 "that writes the task's format, which supervised training teaches, or set `objective` to sampled"
             )
             enforce([GateResult("decisions", float(len(lost)), 0.0, remedy, unit="tasks")])
-        self.begun = True
+        self.begun = self.begun or bool(everyone)
         if lost and self.accelerator.is_main_process:
             logger.warning(f"no completion reaches a decision, so none of the task is trained on ({problem})")
         return set(lost)

@@ -124,7 +124,7 @@ def points_of_batch(
 
     Args:
         rows: rows of the data set, one for each completion; those of one prompt follow each other, `samples` at a time.
-        completions: token ids, end token included.
+        completions: token ids, end token included; without any where it is masked, and then it has no points.
         rewards: each completion's; NaN where it has none.
         sample_rest: estimate what is not enumerated from the samples, where `find` says that there is something;
             otherwise it counts as 0.
@@ -134,14 +134,13 @@ def points_of_batch(
     """
     found = []
     for number, (row, completion) in enumerate(zip(rows, completions, strict=True)):
-        plain = {"decisions": [], "determined": [], **find(row, completion)}
+        plain = {"decisions": [], "determined": [], **(find(row, completion) if completion else {})}
         if plain.pop("rest_is_sampled", False):
             plain["rest"] = {"reward": rewards[number], "mean": 0.0, "variance": 0.0}
         try:
             known = Points.read(plain)
-            end = max(
-                [each.position for each in known.decisions] + [each.position for each in known.determined], default=0
-            )
+            positions = [each.position for each in known.decisions] + [each.position for each in known.determined]
+            end = max(positions, default=-1)
             if end >= len(completion):
                 raise ValueError(f"position {end} lies behind the completion's {len(completion)} tokens")
         except ValueError as error:

@@ -9,6 +9,7 @@ from transformers import GPT2LMHeadModel
 
 from rookworld_trl.modeling.gpt2 import GPT2
 from rookworld_trl.modeling.row_tree import RowTree, pack, weighted_nats
+from rookworld_trl.modeling.token_tree import packed_attention
 
 Row = tuple[list[int], list[int]]
 
@@ -99,3 +100,30 @@ def test_options_are_learned_with_their_shares(tiny_model: GPT2LMHeadModel) -> N
     expected = -2 * (0.5 * first[20] + 0.5 * first[23]) - 2 * (0.6 * second[21] + 0.4 * second[22]) - last[3]
     loss = weighted_nats(GPT2.sharing(tiny_model), pack([tree.arrays()]))
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_half_precision_gives_the_same(tiny_model: GPT2LMHeadModel) -> None:
+    """float16 holds no -1e9; beside a longer tree the padding of a short one sees nothing and still gives no NaN."""
+    tiny_model.eval()
+    batch = pack([tree_of(position).arrays() for position in POSITIONS])
+    expected = gradients(tiny_model, lambda: weighted_nats(GPT2.sharing(tiny_model), batch))
+
+    def under_autocast() -> Tensor:
+        with torch.autocast("cpu", dtype=torch.float16):
+            return weighted_nats(GPT2.sharing(tiny_model), batch)
+
+    found = gradients(tiny_model, under_autocast)
+    assert found[0] == pytest.approx(expected[0], rel=1e-2)
+    for name, gradient in expected[1].items():
+        assert (found[1][name] - gradient).norm() <= 0.03 * gradient.norm(), name
+
+
+def test_scores_as_large_as_half_precision_allows_hide_no_padding() -> None:
+    """With queries against keys of thousands below 0, hidden places stay hidden and nothing becomes NaN."""
+    seen = torch.tensor([[[1, 0, 0], [1, 1, 0], [0, 0, 0]]], dtype=torch.bool)
+    q, k, v = torch.full((2, 1, 1), 100.0), torch.full((2, 1, 1), -100.0), torch.tensor([[[1.0]], [[3.0]]])
+    halves = [x.half().requires_grad_() for x in (q, k, v)]
+    mixed = packed_attention(seen, torch.tensor([0, 1]), 1)(0, *halves, 1.0)
+    assert mixed.flatten().tolist() == [1.0, 2.0]
+    mixed.sum().backward()
+    assert all(bool(x.grad.isfinite().all()) for x in halves if x.grad is not None)

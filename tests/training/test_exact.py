@@ -396,3 +396,46 @@ def test_points_of_a_batch() -> None:
 def test_impossible_points_name_the_row(plain: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=rf"row 0, prompt 'q'.*{message}"):
         points_of_batch(lambda *_: plain, [{"prompt": "q"}], [[1, 2]], [0.0], 1, sample_rest=True)
+
+
+def test_a_completion_without_tokens_has_no_points() -> None:
+    """What is masked (`mask_truncated_completions`) takes no part, and nobody is asked about it."""
+    decision = {"position": 0, "actions": [[1]], "rewards": [1.0]}
+    asked: list[list[int]] = []
+
+    def find(row: dict[str, Any], completion: Sequence[int]) -> dict[str, Any]:
+        asked.append(list(completion))
+        return {"decisions": [decision], "rest_is_sampled": True}
+
+    rows, completions = [{"prompt": "a"}] * 3, [[], [1], [2, 3]]
+    found = points_of_batch(find, rows, completions, [9.0, 1.0, 0.5], 3, sample_rest=True)
+    assert asked == [[1], [2, 3]]
+    assert found[0] == {"decisions": [], "determined": [], "rest": None}
+    assert found[1]["rest"] == {"reward": None, "mean": 0.5, "variance": 0.0}
+    assert points_of_batch(lambda *_: {}, rows, completions, [0.0] * 3, 3, sample_rest=True)[2]["decisions"] == []
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_batch_without_completion_tokens_has_a_gradient_of_0(model: GPT2LMHeadModel, packed: bool) -> None:
+    batch = batch_of([(PROMPTS[0], (2, 1)), (PROMPTS[1], (0,))])
+    batch["completion_mask"].zero_()
+    passed = GPT2.sharing(model) if packed else model
+    scored = score_tree(passed, model.get_output_embeddings(), batch, [Points(), Points()])
+    assert scored.objective.tolist() == scored.logps.tolist() == scored.entropies.tolist() == [[0.0, 0.0]] * 2
+    assert not gradient(scored.objective.sum() + scored.logps.sum(), model).any()
+
+
+def test_the_packed_pass_in_half_precision(model: GPT2LMHeadModel) -> None:
+    """float16 holds no -1e9: the same objective and gradient up to its rounding, with trees of two sizes."""
+    model.float()
+    batch = batch_of([(PROMPTS[0], (2, 1, 0, 3)), (PROMPTS[1], (1,))])
+    points = [points_of((2, 1, 0, 3)), points_of((1,))]
+
+    def of(half: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        with torch.autocast("cpu", dtype=torch.float16, enabled=half):
+            scored = score_tree(GPT2.sharing(model), model.get_output_embeddings(), batch, points)
+        return scored.objective.detach(), gradient(scored.objective.sum(), model)
+
+    (objective, wanted), (half_objective, found) = of(False), of(True)
+    torch.testing.assert_close(half_objective, objective, rtol=2e-2, atol=2e-3)
+    assert (found - wanted).norm() < 0.03 * wanted.norm()

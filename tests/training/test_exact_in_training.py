@@ -50,20 +50,23 @@ def first_probs(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast) -> t
 
 
 @pytest.mark.parametrize(
-    ("packed", "compiled", "entropy_coef"),
+    ("packed", "compiled", "entropy_coef", "masked"),
     [
-        (True, False, 0.0),
-        (False, False, 0.0),
-        (True, False, 0.5),
-        (False, False, 0.5),
-        pytest.param(True, True, 0.0, marks=pytest.mark.slow),
-        (False, True, 0.0),
+        (True, False, 0.0, False),
+        (False, False, 0.0, False),
+        (True, False, 0.5, False),
+        (False, False, 0.5, False),
+        (True, False, 0.0, True),
+        (False, False, 0.0, True),
+        pytest.param(True, True, 0.0, False, marks=pytest.mark.slow),
+        (False, True, 0.0, False),
     ],
 )
 def test_the_update_is_the_gradient_of_the_sum(
     packed: bool,
     compiled: bool,
     entropy_coef: float,
+    masked: bool,
     train: Callable[..., RookWorldGRPOTrainer],
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
@@ -72,7 +75,7 @@ def test_the_update_is_the_gradient_of_the_sum(
     plain passes over each row alone.
 
     Where prefixes can be shared trees are packed, and only there. Their blocks can be compiled; a forward pass that is
-    watched cannot, which one line says.
+    watched cannot, which one line says. Completions that were cut off have no part, if they are masked.
     """
     if compiled:
         torch._dynamo.reset()
@@ -83,7 +86,7 @@ def test_the_update_is_the_gradient_of_the_sum(
     pack = token_tree._packed
     monkeypatch.setattr(token_tree, "_packed", lambda *args: (passes.append(True), pack(*args))[1])
     settings = {"per_device_train_batch_size": 16, "share_prefixes": packed, "max_grad_norm": 0.0}
-    settings["entropy_coef"] = entropy_coef
+    settings |= {"entropy_coef": entropy_coef, "mask_truncated_completions": masked, "seed": 7}
     with caplog.at_level("WARNING"):
         trainer = train(beta=0.0, max_steps=1, optim="sgd", learning_rate=0.1, **settings)
     said = [record.message for record in caplog.records if "torch_compile" in record.message]
@@ -105,6 +108,8 @@ def test_the_update_is_the_gradient_of_the_sum(
     sides = [batch[f"{side}_{part}"] for side in ("prompt", "completion") for part in ("ids", "mask")]
     for ids, mask, after, real in zip(*sides, strict=True):
         prompt, completion = ids[mask.bool()], after[real.bool()]
+        if not len(completion):
+            continue
         logps = policy(input_ids=torch.cat([prompt, completion])[None]).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
         objective = objective - entropy_coef * (logps.exp() * logps).sum()
         probs = logps[0].exp()
@@ -112,6 +117,7 @@ def test_the_update_is_the_gradient_of_the_sum(
         square = probs[GOOD] + 0.25**2 * probs[BAD]
         objective = objective + value / ((square - value**2).detach().sqrt() + LEAST_DEVIATION)
     loss = -objective / batch["completion_mask"].sum()
+    assert masked == (batch["completion_mask"].sum(1) == 0).any()
     policy.zero_grad()
     loss.backward()
     for name, parameter in policy.named_parameters():
@@ -149,6 +155,26 @@ def test_rows_without_points_train_on_their_samples(train: Callable[..., RookWor
     assert not known.all()
     assert not batches[0]["advantages"][known].any()
     assert batches[0]["advantages"][~known].any()
+
+
+def test_micro_batches_whose_completions_are_all_masked(
+    train: Callable[..., RookWorldGRPOTrainer], tiny_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """Micro-batches of one group: of some nothing is left. The share of decisions is that of what is left."""
+    rows: list[torch.Tensor] = []
+    settings = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 8, "max_steps": 2}
+    trainer = train(mask_truncated_completions=True, entropy_coef=0.1, max_completion_length=12, **settings)
+    inner = trainer._compute_loss
+    trainer._compute_loss = lambda model, inputs: (  # type: ignore[method-assign]
+        rows.append(inputs["completion_mask"].sum(1)), inner(model, inputs)
+    )[1]  # fmt: skip
+    trainer.train()
+    empty = [not counts.any() for counts in rows]
+    assert any(empty)
+    assert not all(empty)
+    assert all(bool(weight.isfinite().all()) for weight in trainer.model.parameters())
+    log = [row for row in trainer.state.log_history if "loss" in row]
+    assert {row["exact/decided/"] for row in log if "exact/decided/" in row} == {1.0}
 
 
 @pytest.mark.parametrize("backend", ["native", "transformers"])
