@@ -55,7 +55,7 @@ logger = logging.get_logger(__name__)
 # Added to a decision's deviation before J is divided by it: a policy that is nearly sure gets no huge gradient.
 LEAST_DEVIATION = 0.05
 
-# Means over all processes, in the log: J of the decisions whose actions are to be taken, its deviation under the
+# Means over an optimizer step, in the log: J of the decisions whose actions are to be taken, its deviation under the
 # policy, the probability of what they do not enumerate; nats of a determined sequence.
 METRICS = ("exact/value", "exact/deviation", "exact/outside", "exact/determined_nll")
 
@@ -262,6 +262,7 @@ class ExactObjective:
     ):
         self.args, self.accelerator, self.policy, self.scorer = args, accelerator, policy, scorer
         self.find, self.decode, self.count, self.record = find, decode, count, record
+        self._seen: list[Tensor] = []  # sums and counts of `METRICS` in the present optimizer step's micro-batches
         self.begun = False  # a batch has had decisions of every task that it had completions of
         inner: Any = accelerator.unwrap_model(policy)
         problems = {
@@ -363,13 +364,21 @@ class ExactObjective:
                 entropy_gradient=bool(self.args.entropy_coef) or self.args.use_adaptive_entropy,
             )
         self.count(inputs, scored.trees)
-        sums = torch.tensor(
-            [scored.metrics.get(name, (0.0, 0)) for name in METRICS], device=inputs["prompt_ids"].device
-        )
-        for name, (total, count) in zip(METRICS, self.accelerator.reduce(sums, "sum").tolist(), strict=True):
-            if count:
-                self.record(name, total / count)
+        self._observe(scored.metrics)
         with self.scorer.given(scored.logps, scored.entropies):
             sampled = loss(model, inputs)
         weights = kl.loss_weights(self.args, inputs, self.accelerator.num_processes, True, accumulation)
         return sampled - kl.aggregate(scored.objective, inputs["completion_mask"], *weights)
+
+    def _observe(self, metrics: dict[str, tuple[float, int]]) -> None:
+        """Sums and counts of a micro-batch; at the end of the optimizer step, means over all of them and all processes.
+
+        A mean of the micro-batches' means would weigh one with few points like one with many.
+        """
+        self._seen.append(torch.tensor([metrics[name] for name in METRICS], device=self.accelerator.device))
+        if not self.accelerator.sync_gradients:
+            return
+        sums, self._seen = torch.stack(self._seen).sum(dim=0), []
+        for name, (total, count) in zip(METRICS, self.accelerator.reduce(sums, "sum").tolist(), strict=True):
+            if count:
+                self.record(name, total / count)

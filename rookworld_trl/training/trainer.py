@@ -215,6 +215,7 @@ class RookWorldGRPOTrainer(DurableGRPOTrainer):
                 batch["advantages"] = self._advantages(inputs, batch)
             if self.exact:
                 self.exact.prepare(inputs, batch, self._rewards[self._mine(inputs)].tolist())
+            self._show_advantages(batch)
         return batch
 
     def _generate_single_turn(self, prompt_ids: list[list[int]], *others: Any, **options: Any) -> Any:
@@ -314,8 +315,17 @@ class RookWorldGRPOTrainer(DurableGRPOTrainer):
             return advantages
         raw = rewards - self.baseline(rewards, self.num_generations, ranks.everyones(self._tasks(inputs)))
         advantages = scale_advantages(raw, rewards, self.num_generations, args.scale_rewards)
-        self._logs["advantages"].extend(advantages.tolist())  # pushes out TRL's, which are as many
         return advantages[mine]
+
+    def _show_advantages(self, batch: Row) -> None:
+        """What the loss takes, for the table of completions: means over tokens; NaN where points take their place."""
+        used, mask = batch["advantages"], batch["completion_mask"]
+        if used.ndim == 2:
+            used = (used * mask).sum(1) / mask.sum(1).clamp(min=1)
+        if "points" in batch:
+            decided = torch.tensor([bool(each["decisions"]) for each in batch["points"]], device=used.device)
+            used = used.masked_fill(decided, torch.nan)
+        self._logs["advantages"].extend(ranks.everyones(used.tolist()))  # pushes out TRL's, which are as many
 
     # The loss and the update
 

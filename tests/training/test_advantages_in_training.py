@@ -85,3 +85,22 @@ def test_the_value_head_is_saved_beside_the_model(make_trainer: Make, options: d
     trainer.save_model(str(tmp_path / "export"))
     assert not (tmp_path / "export" / "rookworld_state.safetensors").exists()
     assert type(trainer.model).from_pretrained(tmp_path / "export").num_parameters() == trainer.model.num_parameters()
+
+
+@pytest.mark.parametrize(
+    "settings", [{"use_gae": True}, {"advantage_baseline": "leave_one_out"}, {}], ids=["gae", "baseline", "own"]
+)
+def test_the_table_of_completions_shows_the_advantages_that_are_used(
+    make_trainer: Callable[..., RookWorldGRPOTrainer], settings: dict[str, Any]
+) -> None:
+    """Of each completion the mean over its tokens."""
+    trainer = make_trainer(log_completions=True, max_steps=1, **settings)
+    batches: list[dict[str, Any]] = []
+    inner = trainer._generate_and_score_completions
+    trainer._generate_and_score_completions = lambda rows: batches.append(inner(rows)) or batches[-1]  # type: ignore[method-assign]
+    trainer.train()
+    used = []
+    for row, mask in zip(batches[0]["advantages"], batches[0]["completion_mask"], strict=True):
+        used.append((row[mask.bool()] if row.ndim else row).mean().item())
+    assert len(set(used)) > 1
+    assert list(trainer._logs["advantages"]) == pytest.approx(used)

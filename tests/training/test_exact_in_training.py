@@ -1,6 +1,7 @@
 """The trainer with the exact objective: the update it makes, what it refuses, and runs that resume bit for bit."""
 
 import copy
+import math
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -124,6 +125,34 @@ def test_the_update_is_the_gradient_of_the_sum(
         wanted = start[name] if parameter.grad is None else start[name] - 0.1 * parameter.grad
         torch.testing.assert_close(end[name], wanted, rtol=1e-4, atol=1e-6)
     assert max((end[n] - start[n]).abs().max() for n in start) > 1e-3
+
+
+def test_metrics_are_means_over_the_decisions_of_a_step(
+    train: Callable[..., RookWorldGRPOTrainer], tiny_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """Five prompts of eight have a decision, in micro-batches of two prompts: their values count alike, and what the
+    table of completions calls their advantage is none."""
+
+    def find(row: dict[str, Any], completion: Sequence[int]) -> dict[str, Any]:
+        return first_token(row, completion) if row["prompt"].startswith("P") else {}
+
+    settings = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 4, "max_steps": 1}
+    trainer = train(find, log_completions=True, **settings)
+    values = first_probs(trainer.model, tiny_tokenizer) @ torch.tensor([1.0, 0.25])
+    chosen = torch.tensor([prompt.startswith("P") for prompt in PROMPTS])
+    sizes: list[int] = []
+    inner = trainer._compute_loss
+    trainer._compute_loss = lambda model, inputs: (  # type: ignore[method-assign]
+        sizes.append(sum(bool(each["decisions"]) for each in inputs["points"])), inner(model, inputs)
+    )[1]  # fmt: skip
+    trainer.train()
+    assert sum(sizes) == 10
+    assert len(set(sizes)) > 1
+    assert trainer.state.log_history[0]["exact/value"] == pytest.approx(values[chosen].mean().item(), rel=1e-5)
+    shown = list(zip(trainer._logs["prompt"], trainer._logs["advantages"], strict=True))
+    assert len(shown) == 16
+    assert all(math.isnan(advantage) == prompt.startswith("P") for prompt, advantage in shown)
+    assert any(advantage for prompt, advantage in shown if prompt.startswith("A"))
 
 
 def test_it_learns_what_earns_and_reports_what_was_sampled(
