@@ -302,6 +302,8 @@ class DurableTrainer(Trainer):
         self._metrics["train"].clear()
         self._metrics["train"].update(self._restored["metrics"])
         resume.scale_learning_rate(self.optimizer, self.lr_scheduler, self._learning_rate_factor)
+        if resume.trainer_state(Path(checkpoint))["max_steps"] != self.state.max_steps:
+            resume.lay_schedule_anew(self.optimizer, self.lr_scheduler)
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         """Raises:

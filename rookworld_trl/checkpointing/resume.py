@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from torch.optim.lr_scheduler import LambdaLR
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils import logging
 
@@ -96,7 +97,10 @@ def _choose_start(args: Any, output_dir: Path, asked: Mapping[str, Any]) -> Star
             )
         return Start(stable, asked=asked)
     if is_finished(output_dir, asked):
-        logger.warning(f"{output_dir}: the run is finished; nothing to do. Raise `max_steps` to go on with it")
+        logger.warning(
+            f"{output_dir}: the run is finished; nothing to do. Raise `max_steps` to go on with it, by the schedule of "
+            "a run of so many steps; another `learning_rate` counts from there on"
+        )
         return Start(finished=True, asked=asked)
     for folder in store.list_checkpoints(output_dir):
         problems = store.verify(folder, finite=True)
@@ -214,11 +218,16 @@ def clear_the_way(output_dir: Path, checkpoint: Path | None) -> None:
     (output_dir / FINISHED_FILE).unlink(missing_ok=True)
     after = -1
     if checkpoint is not None and checkpoint.resolve().parent == output_dir.resolve():
-        after = json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))["global_step"]
+        after = trainer_state(checkpoint)["global_step"]
     for folder in store.list_checkpoints(output_dir):
         if store.step_of(folder) > after:
             origin = "the beginning" if checkpoint is None else str(checkpoint)
             store.set_aside(folder, f"a run started again from {origin}", prefix="superseded")
+
+
+def trainer_state(checkpoint: Path) -> dict[str, Any]:
+    """What transformers keeps beside weights and optimizer: steps done, steps planned, the log."""
+    return json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
 
 
 def scale_learning_rate(optimizer: Any, scheduler: Any, ratio: float) -> None:
@@ -235,6 +244,19 @@ def _scale_schedule(scheduler: Any, ratio: float) -> None:
             setattr(scheduler, name, [rate * ratio for rate in getattr(scheduler, name)])
     for part in getattr(scheduler, "_schedulers", ()):
         _scale_schedule(part, ratio)
+
+
+def lay_schedule_anew(optimizer: Any, scheduler: Any) -> None:
+    """Put into force what a schedule says of the coming step that was made for another number of steps than it had.
+
+    The rates of a checkpoint are those of its own schedule: at the end of a run mostly 0.
+    """
+    inner = getattr(scheduler, "scheduler", scheduler)
+    if isinstance(inner, LambdaLR):  # as all are that follow a curve; others go by what is measured
+        each = zip(inner.base_lrs, inner.lr_lambdas, strict=True)
+        inner._last_lr = [rate * factor(inner.last_epoch) for rate, factor in each]
+        for group, rate in zip(optimizer.param_groups, inner._last_lr, strict=True):
+            group["lr"] = rate
 
 
 def mark_finished(output_dir: Path, start: Start, model: Path) -> None:
