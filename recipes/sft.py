@@ -30,7 +30,7 @@ from rookworld_trl.checkpointing.lock import locked
 from rookworld_trl.checkpointing.resume import choose_start, mark_finished
 from rookworld_trl.config import RecipeError, bad_input, option, parse_recipe
 from rookworld_trl.data.splits import HELD_OUT_ANSWERS
-from rookworld_trl.data.trees import VERSION, Words, position_trees, read_positions
+from rookworld_trl.data.trees import VERSION, Words, position_trees, read_positions, with_twins
 from rookworld_trl.files import write_atomically
 from rookworld_trl.modeling.hub import hide_token
 from rookworld_trl.modeling.loading import load_model, load_tokenizer
@@ -52,8 +52,11 @@ class SFTRecipe(TerminalOptions):
 
     positions: str = option("data/positions", "Folder of the shards that `generate_data.py positions` wrote.")
     init_from: str | None = option(None, "Checkpoint to start from; default: a new model of the size below.")
-    tokenizer: Literal["nano", "gpt2"] = option(
-        "nano", "Tokenizer of a new model; `gpt2`: GPT-2's 50,257 tokens, as RookWorld-LM has them."
+    mirror: bool = option(False, "Show each position with the colours exchanged, too.")
+    tokenizer: Literal["nano", "nano_side_first", "gpt2"] = option(
+        "nano",
+        "Tokenizer of a new model; `nano_side_first`: with the side to move before the squares; `gpt2`: GPT-2's "
+        "50,257 tokens, as RookWorld-LM has them.",
     )
     n_layer: int = option(4, "Layers of a new model.")
     n_embd: int = option(128, "Width of a new model.")
@@ -74,6 +77,8 @@ def load_trees(
     if not shards:
         raise RecipeError(f"positions: {directory} holds no positions-*.parquet; make some with generate_data.py")
     positions, digest = read_positions(shards)
+    if recipe.mirror:
+        positions = with_twins(positions)
     trees = position_trees(positions, Words(tokenizer), batch_size, seed)
     if not len(trees):
         raise RecipeError(f"positions: {directory} holds {len(positions)} positions, too few for a step; make more")
@@ -98,7 +103,7 @@ def new_model(recipe: SFTRecipe, tokenizer: PreTrainedTokenizerFast) -> GPT2LMHe
             pad_token_id=tokenizer.pad_token_id,
         )
     )
-    set_starting_weights(model, tokenizer, squares_named=recipe.tokenizer == "nano")
+    set_starting_weights(model, tokenizer, squares_named=recipe.tokenizer != "gpt2")
     return model
 
 
@@ -107,7 +112,8 @@ def build(recipe: SFTRecipe, args: SupervisedConfig) -> SupervisedTrainer:
     if recipe.init_from:
         tokenizer, model = load_tokenizer(recipe.init_from), load_model(recipe.init_from)
     else:
-        tokenizer = build_nano_tokenizer() if recipe.tokenizer == "nano" else build_gpt2_tokenizer()
+        nano = partial(build_nano_tokenizer, side_first=recipe.tokenizer == "nano_side_first")
+        tokenizer = build_gpt2_tokenizer() if recipe.tokenizer == "gpt2" else nano()
         model = new_model(recipe, tokenizer)
     trees, data_hash = load_trees(recipe, tokenizer, args.per_device_train_batch_size, args.seed)
     facts = {name: value for name, value in vars(recipe).items() if name not in PLACES}

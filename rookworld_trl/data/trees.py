@@ -57,6 +57,9 @@ CORNERED_SHARE = 0.12
 CORNERED = -1  # in place of a position's number
 FEW_MEN = 4  # with so many or fewer, stalemate and dead material are near
 
+# Of squares and moves: the rank as the other side counts it.
+OTHER_SIDE = str.maketrans("12345678", "87654321")
+
 # The tasks of the batches of a step, in turn.
 TASKS = ("policy", "policy", "environment")
 MOVES_OF_POSITION = 2  # `A:` rows of one position
@@ -196,6 +199,31 @@ def read_positions(shards: Sequence[Path]) -> tuple[pa.Table, str]:
         if split_of(fen) == "train":
             first.setdefault(position_key(fen), number)
     return table.take(pa.array(first.values(), pa.int64())), digest.hexdigest()
+
+
+def mirrored(record: dict[str, Any]) -> dict[str, Any]:
+    """The same position with the colours exchanged, as `chess.Board.mirror` has it, and its moves with their values.
+
+    Values are the mover's view, so they stay.
+    """
+    placement, turn, rights, en_passant, *clocks = record["fen"].split()
+    flipped = "/".join(reversed(placement.swapcase().split("/")))
+    rights = "".join(sorted(rights.swapcase(), key="-KQkq".index))
+    fen = [flipped, "b" if turn == "w" else "w", rights, en_passant.translate(OTHER_SIDE), *clocks]
+    moves = [move.translate(OTHER_SIDE) for move in record["moves"]]
+    history, played = record["history"].translate(OTHER_SIDE), record["played"].translate(OTHER_SIDE)
+    return record | {"fen": " ".join(fen), "moves": moves, "history": history, "played": played}
+
+
+def with_twins(positions: pa.Table) -> pa.Table:
+    """The positions, and behind them the mirrored ones that are new and belong to train."""
+    known = {position_key(fen) for fen in positions["fen"].to_pylist()}
+    tables = [positions]
+    for batch in positions.to_batches(max_chunksize=10_000):  # as Python objects a position takes a kilobyte
+        twins = [mirrored(record) for record in batch.to_pylist()]
+        new = [twin for twin in twins if position_key(twin["fen"]) not in known and split_of(twin["fen"]) == "train"]
+        tables.append(pa.Table.from_pylist(new, schema=positions.schema))
+    return pa.concat_tables(tables).combine_chunks()
 
 
 def position_trees(positions: pa.Table, words: Words, batch_size: int, seed: int) -> Dataset:

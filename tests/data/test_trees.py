@@ -2,6 +2,7 @@
 
 import math
 import random
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +21,18 @@ from rookworld_trl.data.trees import (
     cornered_record,
     environment_tree,
     eval_options,
+    mirrored,
     policy_tree,
     position_trees,
     read_positions,
     scarce_kinds,
+    with_twins,
 )
 from rookworld_trl.modeling.tokenizer import build_gpt2_tokenizer, build_nano_tokenizer
-from rookworld_trl.tasks import environment, policy
+from rookworld_trl.tasks import environment, policy, position_key
 from rookworld_trl.tasks.policy import win_chance
 
+build_side_first = partial(build_nano_tokenizer, side_first=True)
 KING = "7k/8/8/8/8/8/8/K7 w - - 0 1"  # a1a2, a1b1, a1b2
 RECORD: dict[str, Any] = {"fen": KING, "history": "", "moves": ["a1b2", "a1a2"], "cp": [60, 20], "played": "a1b2"}
 
@@ -114,7 +118,7 @@ def test_evals_lie_around_the_value(tokenizer: PreTrainedTokenizerFast) -> None:
     assert eval_options(9998, words) == {words[" 1000.0"]: 1.0}
 
 
-@pytest.mark.parametrize("build", [build_nano_tokenizer, build_gpt2_tokenizer])
+@pytest.mark.parametrize("build", [build_nano_tokenizer, build_side_first, build_gpt2_tokenizer])
 def test_what_is_read_is_right(build: Any) -> None:
     """Each way down to a leaf reads as a row: legal distinct moves with an eval each, or the truth of a move."""
     tokenizer = build()
@@ -172,7 +176,7 @@ def test_scarce_kinds_come_as_often_as_each_other(tmp_path: Path, tokenizer: Pre
     assert len(texts) / 16 < len(mated) < len(texts) / 4
 
 
-@pytest.mark.parametrize("build", [build_nano_tokenizer, build_gpt2_tokenizer])
+@pytest.mark.parametrize("build", [build_nano_tokenizer, build_side_first, build_gpt2_tokenizer])
 def test_words_are_the_tokenizers(build: Any) -> None:
     """Over real rows: a prompt read whole, and a completion read whole and word by word, as the lists are written."""
     tokenizer = build()
@@ -202,6 +206,52 @@ def test_positions_are_of_train_and_come_once(tmp_path: Path) -> None:
     assert set(fens) == {each["fen"].rsplit(" ", 2)[0] for each in found if split_of(each["fen"]) == "train"}
     write(tmp_path, "positions-1.parquet", found[101:])
     assert read_positions(shards)[1] != digest
+
+
+def mirror_of_move(uci: str) -> str:
+    move = chess.Move.from_uci(uci)
+    squares = map(chess.square_mirror, (move.from_square, move.to_square))
+    return chess.Move(*squares, promotion=move.promotion).uci()
+
+
+def test_a_twin_is_the_mirrored_board() -> None:
+    """Against python-chess, over castling rights, en passant, promotions and either side to move."""
+    fens = [
+        "r3k2r/p1ppqpb1/bn2pnp1/3PN3/1p2P3/2N2Q1p/PPPBBPPP/R3K2R w Kq - 3 17",
+        "4k3/8/8/3pP3/8/8/8/4K3 w - d6 0 2",
+        "8/P6k/8/8/8/8/p6K/8 b - - 12 60",
+    ]
+    rows = records(6)[::7] + [{"fen": fen, "history": "e1e2 e8e7", "cp": [1, 0]} for fen in fens]
+    for row in rows:
+        board = chess.Board(row["fen"])
+        record = {"moves": [move.uci() for move in board.legal_moves], **row, "game": 4}
+        record["played"] = record["moves"][0]
+        twin = mirrored(record)
+        assert twin["fen"] == board.mirror().fen()
+        assert {*twin["moves"]} <= {move.uci() for move in board.mirror().legal_moves}
+        assert twin["moves"] == [mirror_of_move(move) for move in record["moves"]]
+        assert twin["history"] == " ".join(mirror_of_move(move) for move in record["history"].split())
+        assert (twin["played"], twin["cp"], twin["game"]) == (mirror_of_move(record["played"]), record["cp"], 4)
+        assert mirrored(twin) == record
+
+
+def test_twins_are_new_and_of_train(tmp_path: Path) -> None:
+    """A position whose twin is there has none, nor one whose twin belongs to dev or test."""
+    found = [record for record in records(12) if split_of(record["fen"]) == "train"]
+    found.append(mirrored(found[40]))
+    positions, _ = read_positions([write(tmp_path, "positions-0.parquet", found)])
+    columns = positions.column_names
+    twins = with_twins(positions).to_pylist()[len(positions) :]
+    own = {position_key(fen) for fen in positions["fen"].to_pylist()}
+    of_each = [mirrored(record) for record in positions.to_pylist()]
+    held_out = [twin for twin in of_each if split_of(twin["fen"]) != "train"]
+    assert held_out, "else the test says nothing"
+    assert twins == [
+        {name: twin[name] for name in columns}
+        for twin in of_each
+        if twin not in held_out and position_key(twin["fen"]) not in own
+    ]
+    assert 0 < len(twins) <= len(positions) - len(held_out) - 2
 
 
 def test_batches_take_turns_and_are_the_same_in_every_run(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:

@@ -15,12 +15,17 @@ KIWIPETE = "r3k2r/p1ppqpb1/bn2pnp1/3PN3/1p2P3/2N2Q1p/PPPBBPPP/R3K2R w KQkq - 0 1
 
 
 @pytest.fixture(scope="module")
-def tokenizer() -> PreTrainedTokenizerFast:
+def plain() -> PreTrainedTokenizerFast:
     return build_nano_tokenizer()
 
 
-def test_tokens_of_a_policy_row(tokenizer):
-    tokens = tokenizer.tokenize(policy.format_row(KIWIPETE, ["e2a6", "b7b8q"], ["0.3", "-12.0", "-0.34"], "e2a6"))
+@pytest.fixture(scope="module", params=[False, True], ids=["plain", "side first"])
+def tokenizer(request: pytest.FixtureRequest) -> PreTrainedTokenizerFast:
+    return build_nano_tokenizer(side_first=request.param)
+
+
+def test_tokens_of_a_policy_row(plain):
+    tokens = plain.tokenize(policy.format_row(KIWIPETE, ["e2a6", "b7b8q"], ["0.3", "-12.0", "-0.34"], "e2a6"))
     assert tokens[0] == "P: "
     board = chess.Board(KIWIPETE)
     by_hand = []
@@ -46,6 +51,27 @@ def test_tokens_of_a_policy_row(tokenizer):
         " e2",
         "a6",
     ]
+
+
+@pytest.mark.parametrize("side", ["w", "b"])
+def test_the_side_to_move_stands_before_the_squares(plain, side):
+    """Of the prompt and of the answer, whose side to move is the other one; nothing else is different."""
+    marked = build_nano_tokenizer(side_first=True)
+    board = chess.Board(KIWIPETE)
+    board.turn = side == "w"
+    move = next(iter(board.legal_moves)).uci()
+    row = environment.prompt(board.fen(), move, []) + environment.format_completion(
+        environment.transition(board.fen(), move)
+    )
+    tokens = marked.tokenize(row)
+    first, second = [i for i, token in enumerate(tokens) if token in ("⟨w⟩", "⟨b⟩")]
+    assert (first, tokens[first]) == (1, f"⟨{side}⟩")
+    assert tokens[second] == ("⟨b⟩" if side == "w" else "⟨w⟩")
+    assert tokens[first + 1].startswith("⟨a8⟩")
+    assert tokens[second + 1].startswith("⟨a8⟩")
+    assert tokens[:first] + tokens[first + 1 : second] + tokens[second + 1 :] == plain.tokenize(row)
+    assert {token: number for token, number in marked.get_vocab().items() if number < len(plain)} == plain.get_vocab()
+    assert len(marked) == len(plain) + 2
 
 
 def random_rows(games: int):
@@ -122,17 +148,36 @@ def test_wrong_tokens_do_not_read_as_right_text(tokenizer, old, new):
     assert changed
 
 
+@pytest.mark.parametrize("put", ["nothing", "other", "twice", "later", "before the reward"])
+def test_a_wrong_mark_of_the_side_does_not_read_as_right_text(put):
+    tokenizer = build_nano_tokenizer(side_first=True)
+    truth = environment.transition("4k3/8/8/8/8/8/4P3/4K3 w - - 0 1", "e2e4")
+    tokens = tokenizer.tokenize(environment.format_completion(truth))
+    assert tokens[:2] == ["⟨b⟩", "⟨a8⟩·"]
+    reward = tokens.index("+0.001")
+    spoiled = {
+        "nothing": tokens[1:],
+        "other": ["⟨w⟩", *tokens[1:]],
+        "twice": ["⟨b⟩", *tokens],
+        "later": [tokens[1], "⟨b⟩", *tokens[2:]],
+        "before the reward": [*tokens[:reward], "⟨b⟩", *tokens[reward:]],
+    }[put]
+    with pytest.raises(ParseError):
+        environment.parse(tokenizer.decode(tokenizer.convert_tokens_to_ids(spoiled)))
+
+
 def split_up(token: str) -> list[str]:
     return list(token) if set(token) == {"·"} else [token]
 
 
-def test_the_shipped_tokenizer_is_the_one_of_the_code(tokenizer):
+def test_the_shipped_tokenizer_is_the_one_of_the_code(plain):
     shipped = AutoTokenizer.from_pretrained(NANO_FOLDER)
-    assert shipped.backend_tokenizer.to_str() == tokenizer.backend_tokenizer.to_str()
+    assert shipped.backend_tokenizer.to_str() == plain.backend_tokenizer.to_str()
 
 
 def test_vocabulary_is_the_same_in_every_build_and_after_saving(tokenizer, tmp_path):
-    assert build_nano_tokenizer().get_vocab() == tokenizer.get_vocab()
+    again = build_nano_tokenizer(side_first="⟨w⟩" in tokenizer.get_vocab())
+    assert again.backend_tokenizer.to_str() == tokenizer.backend_tokenizer.to_str()
     tokenizer.save_pretrained(tmp_path)
     loaded = AutoTokenizer.from_pretrained(tmp_path)
     text = policy.prompt(KIWIPETE)

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -15,7 +16,7 @@ from recipes.sft import SFTRecipe, load_trees, new_model
 from rookworld_trl.config import RecipeError, parse_recipe
 from rookworld_trl.data.generation import POSITION_SCHEMA
 from rookworld_trl.modeling.tokenizer import build_nano_tokenizer
-from rookworld_trl.training.supervised import MuonFactory
+from rookworld_trl.training.supervised import MuonFactory, SupervisedConfig
 
 
 def test_the_recipe_parses() -> None:
@@ -45,6 +46,43 @@ def test_there_must_be_positions_for_a_step(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="holds 2 positions, too few for a step; make more"):
         load_trees(recipe, tokenizer, 2, seed=0)
     assert len(load_trees(recipe, tokenizer, 1, seed=0)[0]) == 3
+
+
+def test_mirrored_positions_are_shown_too(tmp_path: Path) -> None:
+    record = {"history": "", "moves": ["b1a1"], "cp": [0], "played": "b1a1", "game": 0}
+    fens = ("6k1/8/8/8/8/8/PPP5/1K6 w - - 0 1", "6k1/8/8/8/8/8/PPP2P2/1K6 w - - 0 1")
+    rows = [record | {"fen": fen} for fen in fens]
+    pq.write_table(pa.Table.from_pylist(rows, schema=POSITION_SCHEMA), tmp_path / "positions-00000.parquet")
+    recipe, tokenizer = SFTRecipe(positions=str(tmp_path)), build_nano_tokenizer()
+    plain = load_trees(recipe, tokenizer, 1, seed=0)[0]
+    both = load_trees(replace(recipe, mirror=True), tokenizer, 1, seed=0)[0]
+    assert len(both) == 2 * len(plain) == 6
+    read = [tokenizer.decode(tree["input_ids"])[3:] for i, tree in enumerate(both) if i % 3 < 2]
+    assert {text.split(" ")[0] for text in read} == {
+        "6k1/8/8/8/8/8/PPP5/1K6",
+        "6k1/8/8/8/8/8/PPP2P2/1K6",
+        "1k6/ppp5/8/8/8/8/8/6K1",
+        "1k6/ppp2p2/8/8/8/8/8/6K1",
+    }
+
+
+@pytest.mark.parametrize("name", ["nano", "nano_side_first"])
+def test_a_new_model_has_the_tokenizer_asked_for(name: str, tmp_path: Path) -> None:
+    """And its squares' names at the start, alike in all three tokens of a square."""
+    record = {"history": "", "moves": ["b1a1"], "cp": [0], "played": "b1a1", "game": 0}
+    rows = [record | {"fen": f"6k1/8/8/8/8/8/PPP{n}P{4 - n}/1K6 w - - 0 1"} for n in (1, 2, 3)]
+    pq.write_table(pa.Table.from_pylist(rows, schema=POSITION_SCHEMA), tmp_path / "positions-00000.parquet")
+    words = ["--positions", str(tmp_path), "--tokenizer", name, "--n_layer", "1", "--n_embd", "16", "--n_head", "2"]
+    words += ["--per_device_train_batch_size", "1", "--gradient_accumulation_steps", "3", "--use_cpu", "true"]
+    words += ["--bf16", "false", "--report_to", "none", "--output_dir", str(tmp_path / "run")]
+    trainer = sft.build(*parse_recipe((SFTRecipe, SupervisedConfig), words))
+    tokenizer, weights = trainer.processing_class, trainer.model.transformer.wte.weight
+    assert ("⟨w⟩" in tokenizer.get_vocab()) == (name == "nano_side_first")
+    assert len(weights) == len(tokenizer)
+    places = [tokenizer.convert_tokens_to_ids(token) for token in ("⟨e4⟩P", " e4", "e4")]
+    assert (weights[places, :8] == weights[places[0], :8]).all()
+    first = trainer.train_dataset[0]["input_ids"]
+    assert tokenizer.convert_ids_to_tokens(int(first[1])) == ("⟨w⟩" if name == "nano_side_first" else "⟨a8⟩·")
 
 
 def test_muon_takes_the_block_matrices_and_adamw_the_rest() -> None:
