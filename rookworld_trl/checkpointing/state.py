@@ -2,7 +2,7 @@
 
 import copy
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -26,17 +26,30 @@ class Stateful(Protocol):
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
+class Attributes:
+    """Some attributes of an object as a control of their own: what TRL's trainer counts, or a part of a control."""
+
+    def __init__(self, owner: Any, names: Iterable[str]):
+        self.owner, self.names = owner, tuple(names)
+
+    def state_dict(self) -> dict[str, Any]:
+        return copy.deepcopy({name: getattr(self.owner, name) for name in self.names})
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for name in self.names:
+            setattr(self.owner, name, copy.deepcopy(state[name]))
+
+
 class Remembers:
     """A control whose state is some of its attributes: JSON values, lists and dicts of them, or tensors."""
 
     REMEMBERED: ClassVar[tuple[str, ...]]  # their names
 
     def state_dict(self) -> dict[str, Any]:
-        return copy.deepcopy({name: getattr(self, name) for name in self.REMEMBERED})
+        return Attributes(self, self.REMEMBERED).state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        for name in self.REMEMBERED:
-            setattr(self, name, copy.deepcopy(state[name]))
+        Attributes(self, self.REMEMBERED).load_state_dict(state)
 
 
 def save_state(folder: Path, controls: Mapping[str, Stateful], reference: nn.Module | None) -> None:

@@ -108,7 +108,7 @@ class ReferenceReset(Remembers):
 
     Attributes:
         every: reset after so many optimizer steps; 0: never.
-        stall_window: reset when the mean KL of the newer half of the last so many steps is within `tolerance` of that
+        stall_window: reset when the mean KL of the newer half of the last so many numbers is within `tolerance` of that
             of the older half: the policy has stopped moving away, held by the penalty; 0: never.
     """
 
@@ -121,8 +121,10 @@ class ReferenceReset(Remembers):
     history: list[float] = field(default_factory=list)
 
     def observe(self, kl: float) -> None:
+        """Count one optimizer step by its mean KL, which says nothing about a stall if it is NaN or Inf."""
         self.steps += 1
-        self.history = [*self.history, kl][-max(1, self.stall_window) :]
+        if math.isfinite(kl):
+            self.history = [*self.history, kl][-max(1, self.stall_window) :]
 
     @property
     def due(self) -> bool:

@@ -10,6 +10,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from rookworld_trl.checkpointing.resume import scale_learning_rate
+from rookworld_trl.checkpointing.state import Remembers
 
 LR_SCHEDULES = ("transformers", "advanced")
 LR_CONTROLS = ("fixed", "kl")
@@ -64,7 +65,7 @@ def advanced_scheduler(optimizer: Optimizer, total: int, args: Any) -> LambdaLR:
 
 
 @dataclass
-class RateControl(TrainerCallback):
+class RateControl(Remembers, TrainerCallback):
     """Multiplies the schedule: down where the KL has been above its band for some steps in a row, up again slowly.
 
     It stands beside the control of beta: that pulls the policy back, this makes its steps smaller.
@@ -74,17 +75,18 @@ class RateControl(TrainerCallback):
         scale: share of the schedule in force, `RATE_FLOOR` to 1. The rates themselves are in the optimizer and its
             schedule, which checkpoints hold: a resumed run goes on with the same ones.
         above, within: steps in a row so far.
-        wanted: the scale from the end of this step on.
     """
+
+    REMEMBERED = ("scale", "above", "within")
+    COUNTERS = ("above", "within")  # what goes back with an undone step; the rates in force stay, and so their scale
 
     patience: int
     scale: float = 1.0
     above: int = 0
     within: int = 0
-    wanted: float = 1.0
 
     def observe(self, kl: float, highest: float) -> None:
-        """Judge the mean KL of one optimizer step; NaN and Inf say nothing.
+        """Count one optimizer step by its mean KL; NaN and Inf say nothing.
 
         Args:
             highest: the upper end of the band, in the same units.
@@ -92,19 +94,14 @@ class RateControl(TrainerCallback):
         if not math.isfinite(kl):
             return
         self.above, self.within = (self.above + 1, 0) if kl > highest else (0, self.within + 1)
-        if self.above >= self.patience:
-            self.wanted, self.above = max(RATE_FLOOR, self.scale * RATE_DOWN), 0
-        elif self.within >= self.patience:
-            self.wanted, self.within = min(1.0, self.scale * RATE_UP), 0
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **parts: Any) -> None:
-        if self.wanted != self.scale:
-            scale_learning_rate(parts["optimizer"], parts["lr_scheduler"], self.wanted / self.scale)
-            self.scale = self.wanted
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"scale": self.scale, "above": self.above, "within": self.within}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.scale = self.wanted = float(state["scale"])
-        self.above, self.within = int(state["above"]), int(state["within"])
+        """Move the rates, if enough steps have agreed; before anybody takes a snapshot of the counters."""
+        wanted = self.scale
+        if self.above >= self.patience:
+            wanted, self.above = max(RATE_FLOOR, self.scale * RATE_DOWN), 0
+        elif self.within >= self.patience:
+            wanted, self.within = min(1.0, self.scale * RATE_UP), 0
+        if wanted != self.scale:
+            scale_learning_rate(parts["optimizer"], parts["lr_scheduler"], wanted / self.scale)
+            self.scale = wanted

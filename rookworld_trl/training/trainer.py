@@ -18,7 +18,7 @@ from transformers.utils import logging
 
 from rookworld_trl import ranks
 from rookworld_trl.checkpointing.attempts import LearningRateCut
-from rookworld_trl.checkpointing.state import Stateful
+from rookworld_trl.checkpointing.state import Attributes, Stateful
 from rookworld_trl.checkpointing.trainer import DurableGRPOTrainer
 from rookworld_trl.modeling.hooks import replaced
 from rookworld_trl.training import first_batch, placement, scoring
@@ -139,7 +139,7 @@ class RookWorldGRPOTrainer(DurableGRPOTrainer):
                 policy,
                 self.ref_model,
                 tokenizer,
-                self.learning | {"kl_stop": self.kl.stop},
+                self.learning | self._counting(),
                 self.learning_rate_cut,
                 save=self.save_special,
                 running_loss=lambda: self._tr_loss,
@@ -149,13 +149,22 @@ class RookWorldGRPOTrainer(DurableGRPOTrainer):
         self._mined: Samples | None = None  # what mining has sampled for the present batch
         self._rewards = torch.zeros(0)  # (N,) of the present batch, all processes'
 
+    def _counting(self) -> dict[str, Stateful]:
+        """What a step moves beside what learns from it, and what goes back with it."""
+        counting: dict[str, Stateful] = {"kl_stop": self.kl.stop, "reference_reset": self.kl.reset}
+        if self.kl.rate:
+            counting["rate_control"] = Attributes(self.kl.rate, self.kl.rate.COUNTERS)
+        if self.use_adaptive_entropy:
+            counting["adaptive_entropy"] = Attributes(self, ("entropy_coef", "_last_world_entropy"))
+        return counting
+
     def _add_callbacks(self) -> None:
         """Every callback, in the order in which they are called."""
         args, config, record = self.args, self.model.config, self._record
         self.target_probe = target_probe(args, self.train_dataset, self.processing_class, config, record)
         self.health = HealthMonitor(args.bands(), Path(args.output_dir), args.health_patience, alert=self.alert)
         compiled = placement.CompileCounter(record) if args.torch_compile else None
-        in_order = (self.kl.stop, compiled, self.guard, self.kl.rate, self.throughput, self.target_probe, self.health)
+        in_order = (self.kl.stop, compiled, self.kl.rate, self.guard, self.throughput, self.target_probe, self.health)
         for callback in filter(None, in_order):
             self.add_callback(callback)
 

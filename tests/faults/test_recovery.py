@@ -126,22 +126,41 @@ def test_back_to_the_last_state_that_had_a_good_step_after_it(tmp_path: Path) ->
 
 
 def test_moments_and_controls_go_back_too(tmp_path: Path) -> None:
-    trainer = make_trainer(
-        tmp_path, max_steps=5, save_strategy="no", recovery_snapshot_steps=1, advantage_baseline="ema"
-    )
+    """With everything on that learns or counts: no interval is over before the fault, so that each has moved."""
+    counting = {"lr_control": "kl", "kl_interval": 9, "reference_reset_steps": 9, "reference_reset_stall": 9}
+    entropy = {"use_adaptive_entropy": True, "entropy_target": 99.0}
+    learning = {"advantage_baseline": "ema", **counting, **entropy}
+    trainer = make_trainer(tmp_path, max_steps=5, save_strategy="no", recovery_snapshot_steps=1, **learning)
     seen: dict[int, Any] = {}
 
     class Watch(Injector):
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            controls = (trainer.kl.controller.state_dict(), trainer.baseline.state_dict())
+            kl = trainer.kl
+            assert kl.rate is not None
+            entropy = {"coefficient": trainer.entropy_coef, "last": trainer._last_world_entropy}
+            stateful = (kl.controller, trainer.baseline, kl.rate, kl.reset)
+            controls = (entropy, *(each.state_dict() for each in stateful))
             seen[state.global_step] = copy_tree((trainer.optimizer.state_dict()["state"], controls))
 
     Watch(trainer, [(0, 5, "gradient")])
     trainer.train()
     before, after = seen[3], seen[5]
-    assert after[1] == before[1] != seen[4][1]
+    assert after[1] == before[1]
+    assert all(now != then for now, then in zip(seen[4][1], before[1], strict=True))
     for name, value in before[0].items():
         assert all(torch.equal(after[0][name][key], tensor) for key, tensor in value.items()), name
+
+
+def test_a_skipped_step_does_not_count_for_the_rate(tmp_path: Path) -> None:
+    """Steps 2 and 3 are above the KL's band, so the rate is halved; step 4 is, and 5, but both are undone: the guard
+    halves it, and 6 and 7 are the next two. The scale stays with the rates that are in force."""
+    settings = {"lr_control": "kl", "kl_target": 1e-9, "kl_interval": 2, "recovery_snapshot_steps": 1}
+    trainer, injector = run_with([(0, 5, "gradient")], tmp_path, **settings)
+    rates = {1: 1e-2, 2: 1e-2, 3: 5e-3, 4: 5e-3, 5: 2.5e-3, 6: 2.5e-3, 7: 1.25e-3, 8: 1.25e-3}
+    assert injector.rates == pytest.approx(rates)
+    assert trainer.kl.rate is not None
+    assert trainer.kl.rate.state_dict() == {"scale": 0.25, "above": 1, "within": 0}
+    assert trainer.learning_rate_cut.scale == 0.5
 
 
 def test_the_fourth_failure_in_a_row_ends_the_run(tmp_path: Path) -> None:

@@ -239,6 +239,17 @@ def test_reset_every_n_steps() -> None:
     assert due == [False, False, True, False, False, True, False]
 
 
+def test_a_kl_that_is_no_number_says_nothing_about_a_stall() -> None:
+    """Its step counts; the window is one of numbers."""
+    reset = ReferenceReset(stall_window=4)
+    due = []
+    for kl in (0.05, math.nan, 0.05, math.inf, 0.05, 0.05, math.nan):
+        reset.observe(kl)
+        due.append(reset.due)
+    assert due == [False] * 5 + [True] * 2
+    assert reset.steps == 7
+
+
 def test_reset_when_kl_stalls() -> None:
     growing, flat = ReferenceReset(stall_window=4), ReferenceReset(stall_window=4)
     for step in range(10):

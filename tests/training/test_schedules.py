@@ -6,6 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
+from torch.optim.lr_scheduler import LambdaLR
 
 from rookworld_trl.training.schedules import RateControl, advanced_schedule
 
@@ -71,20 +73,20 @@ def test_a_short_run_leaves_what_the_warm_up_does_not_take(make_trainer: Callabl
 def test_the_rate_control_by_hand() -> None:
     """Two steps in a row above 0.1 halve the rate, down to a tenth; two in a row within it add a tenth."""
     control = RateControl(patience=2)
-    scales = []
-    for kl in (0.2, 0.0, 0.2, 0.2, math.nan, 0.2, 0.2, 0.05, 0.1, 0.05, 0.05):
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1e-2)
+    schedule = LambdaLR(optimizer, lambda step: 1.0)
+    ending: Any = {"args": None, "state": None, "control": None, "optimizer": optimizer, "lr_scheduler": schedule}
+
+    def step(kl: float) -> float:
         control.observe(kl, 0.1)
-        control.scale = control.wanted
-        scales.append(control.scale)
+        control.on_step_end(**ending)
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(1e-2 * control.scale)
+        return control.scale
+
+    scales = [step(kl) for kl in (0.2, 0.0, 0.2, 0.2, math.nan, 0.2, 0.2, 0.05, 0.1, 0.05, 0.05)]
     assert scales == pytest.approx([1, 1, 1, 0.5, 0.5, 0.5, 0.25, 0.25, 0.275, 0.275, 0.3025])
-    for _ in range(10):
-        control.observe(9.0, 0.1)
-        control.scale = control.wanted
-    assert control.scale == 0.1
-    for _ in range(100):
-        control.observe(0.0, 0.1)
-        control.scale = control.wanted
-    assert control.scale == 1.0
+    assert [step(9.0) for _ in range(10)][-1] == 0.1
+    assert [step(0.0) for _ in range(100)][-1] == 1.0
 
 
 def test_a_controlled_rate_in_a_run(make_trainer: Callable[..., Any]) -> None:
