@@ -95,7 +95,7 @@ def test_nothing_imports_in_a_circle() -> None:
 
 @pytest.mark.parametrize("file", FILES, ids=name_of)
 def test_no_file_holds_two_ideas(file: Path) -> None:
-    assert len(file.read_text(encoding="utf-8").splitlines()) <= 400
+    assert len(file.read_text(encoding="utf-8").splitlines()) <= 500
 
 
 def test_the_main_path_is_readable_in_one_sitting() -> None:
