@@ -1,6 +1,7 @@
 """Trivial players on the items that a model is measured on: what a number is worth shows beside theirs.
 
-They are computed from the items themselves, exactly: the random mover's results are averages over all legal moves.
+They are computed from the items themselves, exactly: the random mover's results are averages over all legal moves. What
+is counted over the items alone whose move is legal, as skill is, is counted over the same ones for them.
 """
 
 import math
@@ -30,6 +31,8 @@ _METRICS: dict[TaskName, tuple[str, ...]] = {
     "policy": ("best_legal", "skill", "legal_value", *_FIELDS["policy"]),
     "environment": _FIELDS["environment"],
 }
+# Over the items on which the model's move is legal, the players' too.
+_OF_LEGAL_ITEMS = ("skill", "legal_value")
 # What most moves lead to: the game goes on.
 _NOTHING_HAPPENED = "+0.001+0+0"
 
@@ -72,18 +75,20 @@ def most_material(fen: str, legal_moves: Sequence[str]) -> str:
 
 
 def baselines(task: TaskName, scores: Sequence[Scores]) -> Baselines:
-    """Every trivial player's value of the metrics that apply to it, over all items given."""
-    metrics = [metric for metric in METRICS[task] if metric.name in _METRICS[task]]
-    found: Baselines = {metric.name: {} for metric in metrics}
-    for player, label in PLAYERS[task].items():
-        values = ratios(*terms([_as_player(task, player, s) for s in scores], metrics))
-        for metric, value in zip(metrics, values, strict=True):
-            if not math.isnan(value):  # no skill where no choice makes a difference
-                found[metric.name][label] = float(value)
+    """Every trivial player's value of the metrics that apply to it, over those of the items that the model's value of
+    the metric is counted over."""
+    found: Baselines = {}
+    for metric in (metric for metric in METRICS[task] if metric.name in _METRICS[task]):
+        found[metric.name] = {}
+        for player, label in PLAYERS[task].items():
+            values = ratios(*terms([_as_player(task, player, metric.name, s) for s in scores], [metric]))
+            if not math.isnan(values[0]):  # no skill where no choice makes a difference, or no move is legal
+                found[metric.name][label] = float(values[0])
     return found
 
 
-def _as_player(task: TaskName, player: str, scores: Scores) -> Scores:
-    """An item's scores as if the player had answered."""
+def _as_player(task: TaskName, player: str, metric: str, scores: Scores) -> Scores:
+    """An item's scores as if the player had answered, who moves legally wherever the metric counts."""
     own = {name: scores[f"{player}.{name}"] for name in _FIELDS[task]}
-    return own if task == "environment" else {**scores, **own, "best_legal": 1.0}
+    legal = scores["best_legal"] if metric in _OF_LEGAL_ITEMS else 1.0
+    return own if task == "environment" else {**scores, **own, "best_legal": legal}

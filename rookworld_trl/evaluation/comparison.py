@@ -23,7 +23,8 @@ class Comparison(TypedDict):
     """One metric, before and after, over the same items.
 
     A row explains itself, so that reports need nothing but the file it is written to: `label`, `headline` and `format`
-    ("percent", or a format spec) say how to show it, `baselines` what trivial players get on the same items.
+    ("percent", or a format spec) say how to show it, `baselines` and `baselines_after` what trivial players get on the
+    items that `before` and `after` are counted over: skill is over legal moves, which are others before and after.
 
     `ci_low` and `ci_high` bound the difference (95 %, percentile bootstrap over items, or over games where items share
     one); `significant` says that they leave out 0, `loss` that they do so on the worse side; `better` is 1 or -1, or 0
@@ -48,6 +49,7 @@ class Comparison(TypedDict):
     better: int
     loss: bool
     baselines: dict[str, float]
+    baselines_after: dict[str, float]
 
 
 def compare(
@@ -68,8 +70,8 @@ def compare(
         items = before.select(task, mode)
         old, new = ([item.scores for item in run.select(task, mode)] for run in (before, after))
         found = _paired_rows(metrics, old, new, [item.game for item in items], seed)
-        headlines, trivial = HEADLINES[task], before.baselines(task, mode)
-        rows += [_named(row, task, mode, headlines, trivial) for row in found]
+        trivial = [run.baselines(task, mode) for run in (before, after)]
+        rows += [_named(row, task, mode, HEADLINES[task], *trivial) for row in found]
     return rows
 
 
@@ -98,7 +100,8 @@ def compare_suites(before: dict[str, Any], after: SuiteResult, mode: str, seed: 
         found = _paired_rows(after.metrics, [a for a, _ in pairs], [b for _, b in pairs], games, seed)
     except KeyError as error:
         raise ValueError(f"the baseline's suite '{after.name}' lacks {error}; measure it again") from error
-    return [_named(row, after.name, mode, (after.metrics[0].name,), after.baselines()) for row in found]
+    trivial = after.baselines()  # of all items, before and after
+    return [_named(row, after.name, mode, (after.metrics[0].name,), trivial, trivial) for row in found]
 
 
 def _paired_rows(
@@ -146,11 +149,14 @@ def _paired_rows(
     return rows
 
 
-def _named(row: dict[str, Any], task: str, mode: str, headlines: Container[str], trivial: Baselines) -> Comparison:
+def _named(
+    row: dict[str, Any], task: str, mode: str, headlines: Container[str], before: Baselines, after: Baselines
+) -> Comparison:
     """A row with its place: whose it is, whether it is a headline, and what trivial players get."""
     metric = row["metric"]
-    place = {"task": task, "mode": mode, "headline": metric in headlines, "baselines": trivial.get(metric, {})}
-    return cast(Comparison, {**place, **row})
+    place = {"task": task, "mode": mode, "headline": metric in headlines}
+    players = {"baselines": before.get(metric, {}), "baselines_after": after.get(metric, {})}
+    return cast(Comparison, {**place, **players, **row})
 
 
 def compare_groups(before: Evaluation, after: Evaluation) -> list[dict[str, Any]]:

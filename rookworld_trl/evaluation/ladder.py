@@ -310,6 +310,7 @@ def elo_changes(before: Mapping[str, Any], after: Ladder, mode: str) -> list[Com
                 better=1,
                 loss=significant and change < 0,
                 baselines={},
+                baselines_after={},
             )
         )
     return rows

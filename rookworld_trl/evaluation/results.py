@@ -36,7 +36,7 @@ class Headline:
     """A suite's main number of one model.
 
     Attributes:
-        players: what trivial players get.
+        players: what trivial players get over the items that the number is counted over.
     """
 
     suite: str
@@ -194,9 +194,18 @@ def overview(models: Sequence[ModelResults]) -> str:
     for row in zip(*(model.headlines() for model in models), strict=True):
         first = row[0]
         cells = " | ".join(_value(each) for each in row)
-        players = ", ".join(f"{name} {number(value, first.format)}" for name, value in first.players.items())
-        lines.append(f"| {first.suite} | {first.label} | {first.mode} | {cells} | {players} |")
+        lines.append(f"| {first.suite} | {first.label} | {first.mode} | {cells} | {_players(row)} |")
     return "\n".join(lines)
+
+
+def _players(row: Sequence[Headline]) -> str:
+    """What trivial players get: one number each, or where it differs, since skill is over the items that a model moves
+    legally, one for each model."""
+    shown = []
+    for name in dict.fromkeys(name for each in row for name in each.players):
+        values = [number(each.players.get(name), each.format) for each in row]
+        shown.append(f"{name} {' / '.join(values if len(set(values)) > 1 else values[:1])}")
+    return ", ".join(shown)
 
 
 def _value(headline: Headline) -> str:

@@ -32,8 +32,13 @@ def evaluation_table(evaluation: Evaluation) -> str:
             star = " *" if metric.name in HEADLINES[task] else ""
             cells = [_cell(result[metric.name], metric.format) for result in results]
             lines.append(_row(f"  {metric.label}{star}", cells))
-        trivial = evaluation.baselines(task, modes[0])
-        of_task = [(m.label, m.format, trivial[m.name]) for m in METRICS[task] if m.name in trivial]
+        trivial = [evaluation.baselines(task, mode) for mode in modes]
+        of_task = [
+            line
+            for m in METRICS[task]
+            if m.name in trivial[0]
+            for line in _by_items(m.label, m.format, dict(zip(modes, (of[m.name] for of in trivial), strict=True)))
+        ]
         lines += ["", *baseline_lines(of_task), "", *_group_lines(evaluation, task, modes), ""]
     games = {item.game for item in evaluation.items if item.game}
     intervals = "Wilson for shares, bootstrap for the rest"
@@ -60,9 +65,17 @@ def comparison_table(
             head = f"{prefix}{task}, {mode}, {of_mode[0]['items']} items"
             lines += [f"{head:{_LABEL}}{'before':>9}{'after':>9}{'change':>9}   95 % interval", "-" * 84]
             lines += [*map(_comparison_line, of_mode), ""]
-        trivial = {row["metric"]: (row["label"], row["format"], row["baselines"]) for row in of_task}
-        if any(values for *_, values in trivial.values()):
-            lines += [*baseline_lines(trivial.values()), ""]
+        modes = list(dict.fromkeys(row["mode"] for row in of_task))
+        trivial = []
+        for metric in dict.fromkeys(row["metric"] for row in of_task):
+            rows_of = [row for row in of_task if row["metric"] == metric]
+            by_items = {}
+            for row in rows_of:
+                mode = f"{row['mode']} " if len(modes) > 1 else ""
+                by_items |= {f"{mode}before": row["baselines"], f"{mode}after": row["baselines_after"]}
+            trivial += _by_items(rows_of[0]["label"], rows_of[0]["format"], by_items)
+        if any(values for *_, values in trivial):
+            lines += [*baseline_lines(trivial), ""]
     note = "* headline metrics; + or - marks a change whose paired 95 % interval leaves out 0."
     lines += _loss_lines(rows, "metrics")
     if groups:
@@ -119,16 +132,27 @@ def _loss_lines(rows: Sequence[Comparison], of_what: str) -> list[str]:
     return lines
 
 
+def _by_items(
+    label: str, format: str, players: Mapping[str, Mapping[str, float]]
+) -> list[tuple[str, str, Mapping[str, float]]]:
+    """A metric's lines of trivial players: one, or where they are counted over other items for each side, a line each,
+    which names the side."""
+    if all(found == next(iter(players.values())) for found in players.values()):
+        players = {"": next(iter(players.values()))}
+    return [(f"{label}, {side}" if side else label, format, found) for side, found in players.items()]
+
+
 def baseline_lines(metrics: Iterable[tuple[str, str, Mapping[str, float]]]) -> list[str]:
     """What trivial players get: a metric (label, format, value by player) a line, a player a column."""
     metrics = list(metrics)
     players = list(dict.fromkeys(player for *_, values in metrics for player in values))
     widths = {player: max(16, len(player) + 2) for player in players}
-    lines = ["".join([f"{'  trivial players, same items':{_LABEL}}", *(f"{p:>{widths[p]}}" for p in players)])]
+    first = max([_LABEL, *(5 + len(label) for label, _, values in metrics if values)])
+    lines = ["".join([f"{'  trivial players, same items':{first}}", *(f"{p:>{widths[p]}}" for p in players)])]
     for label, format, values in metrics:
         if values:
             cells = [f"{number(values.get(player), format):>{widths[player]}}" for player in players]
-            lines.append("".join([f"    {label:{_LABEL - 4}}", *cells]))
+            lines.append("".join([f"    {label:{first - 4}}", *cells]))
     return lines
 
 

@@ -90,9 +90,16 @@ def change(row: Mapping[str, Any]) -> str:
 
 
 def trivial(row: Mapping[str, Any]) -> str:
-    """What trivial players get on the row's items: `random legal 85.8, first legal 87.5`."""
-    found = row.get("baselines") or {}
-    return ", ".join(f"{player} {shown(value, row.get('format', '.3f'))}" for player, value in found.items())
+    """What trivial players get on the row's items: `random legal 85.8, first legal 87.5`.
+
+    Two numbers, `0.514 → 0.521`, where the items that are counted are others before and after, as those of skill are.
+    """
+    sides = [row.get(name) or {} for name in ("baselines", "baselines_after")]
+    found = []
+    for player in dict.fromkeys(player for side in sides for player in side):
+        values = [shown(side[player], row.get("format", ".3f")) for side in sides if player in side]
+        found.append(f"{player} {' → '.join(dict.fromkeys(values))}")
+    return ", ".join(found)
 
 
 def read_run(folder: Path | str) -> Run:

@@ -16,6 +16,8 @@ from rookworld_trl.evaluation import (
     score,
 )
 from rookworld_trl.evaluation.baselines import baseline_scores, most_material
+from rookworld_trl.evaluation.results import ModelResults, overview
+from rookworld_trl.reports.run import trivial as trivial_of
 from rookworld_trl.rewards import score_policy
 from rookworld_trl.rewards.moves import move_values, skill
 
@@ -125,6 +127,44 @@ def test_trivial_players_by_hand(pair: list[dict[str, Any]]) -> None:
     assert got["top1"]["random legal"] == pytest.approx((1 / 5 + 4 / 6) / 2)
     assert got["best_in_top5"]["random legal"] == 1.0  # the fifth best of six equals the sixth
     assert got["skill"] == pytest.approx({"random legal": 0.0, "first legal": 1.0, "most material": 1.0}, abs=1e-12)
+
+
+def test_trivial_players_are_counted_over_the_models_items(pair: list[dict[str, Any]]) -> None:
+    """Before, the second answer alone is legal, after, both are; the first legal move is worthless in the first."""
+    rows = [row(FIVE_MOVES, {**dict.fromkeys(FIRST, LOST), "a2a3": WON}), pair[1]]
+    before, after = played(rows, "a2a8", "h3h2"), played(rows, "a2a3", "h3h2")
+    skills = [run.baselines("policy", "greedy")["skill"]["first legal"] for run in (before, after)]
+    # The second: (1 - 5/6) / (1 - 5/6). Both: ((0 - 1/5) + (1 - 5/6)) / ((1 - 1/5) + (1 - 5/6)) = (-1/30) / (29/30).
+    assert skills == pytest.approx([1.0, -1 / 29])
+    trivial = before.baselines("policy", "greedy")
+    assert trivial["legal_value"]["first legal"] == 1.0
+    assert trivial["best_legal"]["first legal"] == 1.0
+    assert trivial["best_value"]["first legal"] == 0.5
+    nothing = played(rows, "a2a8", "a1a1").baselines("policy", "greedy")
+    assert (nothing["skill"], nothing["best_legal"]["random legal"]) == ({}, 1.0)
+
+    found = pick(compare(before, after), "skill")
+    of_first = [found[side]["first legal"] for side in ("baselines", "baselines_after")]  # type: ignore[literal-required]
+    assert of_first == pytest.approx(skills)
+    lines = [line.split() for line in comparison_table([found]).splitlines()]
+    assert ["skill,", "before", "0.000", "1.000", "1.000"] in lines
+    assert ["skill,", "after", "0.000", "-0.034", "-0.034"] in lines
+    assert trivial_of(found) == "random legal 0.000, first legal 1.000 → -0.034, most material 1.000 → -0.034"
+    side_by_side = overview([ModelResults("one", {}, before), ModelResults("two", {}, after)]).splitlines()
+    assert side_by_side[2].endswith("| random legal 100.0, first legal 100.0, most material 100.0 |")
+    assert side_by_side[3].endswith("first legal 1.000 / -0.034, most material 1.000 / -0.034 |")
+
+
+def test_each_decodings_players_stand_beside_it(pair: list[dict[str, Any]]) -> None:
+    rows = [row(FIVE_MOVES, {**dict.fromkeys(FIRST, LOST), "a2a3": WON}), pair[1]]
+    items = [
+        item
+        for mode, move in (("greedy", "a2a3"), ("sampled", "a2a8"))
+        for item in score(rows, plays(move, "h3h2"), mode)
+    ]
+    lines = [line.split() for line in evaluation_table(Evaluation(SETTINGS, items)).splitlines()]
+    assert ["skill,", "greedy", "0.000", "-0.034", "-0.034"] in lines
+    assert ["skill,", "sampled", "0.000", "1.000", "1.000"] in lines
 
 
 @pytest.mark.parametrize(

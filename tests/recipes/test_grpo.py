@@ -51,7 +51,8 @@ def test_a_run_leaves_everything_behind(arguments, capsys):
         ("environment", "sampled", "exact", 4),
     }
     for row in summary["metrics"]:
-        assert {"before", "after", "difference", "ci_low", "ci_high", "better", "loss", "baselines"} <= set(row)
+        assert {"before", "after", "difference", "ci_low", "ci_high", "better", "loss", "baselines"} <= {*row}
+        assert set(row["baselines_after"]) <= set(row["baselines"]) or row["metric"] in ("skill", "legal_value")
     assert summary["losses"] == [row for row in summary["metrics"] if row["loss"]]
     assert {row["group"] for row in summary["groups"]} >= {"color=black", "stake=something"}
 

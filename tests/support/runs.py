@@ -86,6 +86,7 @@ def write_run(folder: Path) -> Path:
             better=1,
             loss=True,
             baselines={"random legal": 0.09},
+            baselines_after={"random legal": 0.09},
         ),
         comparison(metric="tokens", difference=-3.0, ci_low=-4.0, ci_high=-2.0, format=".1f", better=0, loss=False),
         comparison(metric="f1", headline=True, before=None, difference=None, ci_low=None, ci_high=None),
