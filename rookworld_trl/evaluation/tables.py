@@ -69,7 +69,7 @@ def comparison_table(
         trivial = []
         for metric in dict.fromkeys(row["metric"] for row in of_task):
             rows_of = [row for row in of_task if row["metric"] == metric]
-            by_items = {}
+            by_items: dict[str, Mapping[str, float]] = {}
             for row in rows_of:
                 mode = f"{row['mode']} " if len(modes) > 1 else ""
                 by_items |= {f"{mode}before": row["baselines"], f"{mode}after": row["baselines_after"]}
