@@ -110,10 +110,11 @@ def run(arguments: argparse.Namespace) -> None:
     jobs = [(0.0, 0, BASE)] + ([(0.0, 0, FREE)] if arguments.start is None or name is None else [])
     jobs += [(minutes, seed, arm) for minutes in arguments.minutes for seed in arguments.seeds for arm in trained]
     for minutes, seed, arm in jobs:
-        path = store.name_of(arguments.split, arm, minutes, seed, name)
-        if path.exists():
-            if name and store.read(path).facts["start"] != weights:
-                raise SystemExit(f"{path} is of other weights than {size.folder}; remove it or pass --start-name")
+        result = store.name_of(arm, minutes, seed, name)
+        if store.has(arguments.split, result):
+            if name and store.read(arguments.split, result).facts["start"] != weights:
+                where = f"{result} in {store.path_of(arguments.split)}"
+                raise SystemExit(f"{where} is of other weights than {size.folder}; pass another --start-name")
             continue
         if size.device == "cuda":  # the trainers of earlier arms are held by cycles
             gc.collect()
@@ -123,7 +124,7 @@ def run(arguments: argparse.Namespace) -> None:
             model, tokenizer = load(size.folder)
             if arm in ARMS:
                 model = ARMS[arm].train(size, Path(folder), budget, seed)
-                kept = MODELS / path.stem
+                kept = MODELS / result.replace("/", "-")
                 model.save_pretrained(kept)
                 tokenizer.save_pretrained(kept)
             evaluation = measure(model.to(size.device), tokenizer, size.tokens, arguments, best_eval=arm == FREE)
@@ -140,8 +141,8 @@ def run(arguments: argparse.Namespace) -> None:
             for name, players in evaluation.baselines(task, mode).items()
             if name in COMPARED
         }
-        store.save(path, evaluation, facts)
-        done = f"{path.name}: {facts['steps']} steps, {facts['samples']} samples"
+        store.save(arguments.split, result, store.result_of(evaluation, facts))
+        done = f"{result}: {facts['steps']} steps, {facts['samples']} samples"
         print(f"{time.strftime('%H:%M:%S')} {done}; {_line(evaluation)}", flush=True)
 
 
@@ -165,10 +166,10 @@ def table(arguments: argparse.Namespace) -> None:
     """All arms that are stored at one budget, each against every other; or the ablations of `sampled`, each against it
     and the base, which are a table of their own so that neither's corrections count the other's comparisons."""
     own = arguments.what == "ablations"
-    folder, beginning = store.place_of(arguments.split, size_of(arguments).results)
+    start = size_of(arguments).results
     by_budget: dict[str, dict[float, list[store.Result]]] = {}
-    for path in sorted(path for path in folder.glob("*.npz") if path.name.startswith(beginning)):
-        found = store.read(path)
+    for name in store.names(arguments.split, start):
+        found = store.read(arguments.split, name)
         arm = found.facts["arm"]
         if arm == BASE or arm.startswith(ABLATED) if own else not arm.startswith(f"{ABLATED}_"):
             by_budget.setdefault(arm, {}).setdefault(found.facts["minutes"], []).append(found)
@@ -180,7 +181,9 @@ def table(arguments: argparse.Namespace) -> None:
         runs = {arm: found for arm, of in by_budget.items() if (found := nearest(list(of.values()), samples))}
         wanted = f"of about {samples} samples"
     if BASE not in runs or len(runs.keys() - {BASE, FREE}) < 1:
-        raise SystemExit(f"{folder} holds no runs {beginning}* {wanted} to compare; `run` makes them")
+        of_start = "" if start is None else f" of {start}"
+        where = store.path_of(arguments.split)
+        raise SystemExit(f"{where} holds no runs{of_start} {wanted} to compare; `run` makes them")
     arms = [BASE, *sorted(set(runs) - {BASE})]
     first = runs[BASE][0]
     for arm in arms:
@@ -217,7 +220,8 @@ def table(arguments: argparse.Namespace) -> None:
         report[name] = {arm: [each.facts[fact] for each in runs[arm]] for arm in arms}
     report |= {"values": values, "pairs": pairs, "losses": losses}
     of = f"{minutes:g}min" if samples is None else f"{samples}samples"
-    write_report(store.FOLDER / f"{beginning or arguments.split + '-'}{of}{'-ablations' if own else ''}.json", report)
+    parts = (start, arguments.split, of, "ablations" if own else None)
+    write_report(store.FOLDER / f"{'-'.join(filter(None, parts))}.json", report)
     print(as_markdown(report))
 
 

@@ -28,14 +28,13 @@ Curve = dict[tuple[str, float], Array]  # (arm, CPU minutes) -> draws of one met
 def collect(split: str, arms: list[str]) -> dict[tuple[str, str, str], Curve]:
     """(task, mode, metric) -> the bootstrap's draws of every point, over the same games and each point's own seeds."""
     runs: dict[tuple[str, float], list[store.Result]] = {}
-    for path in sorted((store.FOLDER / split).glob("*.npz")):
-        found = store.read(path)
+    for name in store.names(split):
+        found = store.read(split, name)
         if found.facts["arm"] in (BASE, *arms):
             runs.setdefault((found.facts["arm"], found.facts["minutes"]), []).append(found)
     if (BASE, 0.0) not in runs or len(runs) < 2:
-        raise SystemExit(
-            f"{store.FOLDER / split} holds no runs to draw; `python -m benchmarks.evidence run` makes them"
-        )
+        where = store.path_of(split)
+        raise SystemExit(f"{where} holds no runs to draw; `python -m benchmarks.evidence run` makes them")
     first = runs[BASE, 0.0][0]
     for point, found_runs in runs.items():
         if any(each.keys != first.keys for each in found_runs):

@@ -86,12 +86,13 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=3.0)
     parser.add_argument("--arms", nargs="+", default=["exact", "sampled", "gold", "raft"])
     arguments = parser.parse_args()
-    folder, middle = store.FOLDER / arguments.split, f"-{arguments.minutes:g}min-seed"
-    runs = {BASE: [store.read(folder / f"{BASE}-0min-seed0.npz")]}
+    split, middle = arguments.split, f"-{arguments.minutes:g}min-seed"
+    runs = {BASE: [store.read(split, store.name_of(BASE, 0.0, 0))]}
     for arm in arguments.arms:
-        runs[arm] = [store.read(path) for path in sorted(folder.glob(f"{arm}{middle}*.npz"))]
+        runs[arm] = [store.read(split, name) for name in store.names(split) if name.startswith(arm + middle)]
         if not runs[arm]:
-            raise SystemExit(f"{folder} holds no runs of {arm} of {arguments.minutes:g} minutes; `run` makes them")
+            what = f"{arm} of {arguments.minutes:g} minutes"
+            raise SystemExit(f"{store.path_of(split)} holds no runs of {what}; `run` makes them")
     rows = compare(runs, groups_of(arguments.split))
     name = f"{arguments.split}-{arguments.minutes:g}min-groups.json"
     write_report(store.FOLDER / name, {"split": arguments.split, "minutes": arguments.minutes, "groups": rows})

@@ -118,12 +118,12 @@ def results(minutes: float) -> tuple[dict[str, Any], list[str], list[list[store.
     if not (folder / "losses.json").exists():
         raise SystemExit(f"{folder} has no losses.json; `run` makes it")
     known = json.loads((folder / "losses.json").read_text(encoding="utf-8"))
-    pattern = f"-{SPLIT}-{ARM}-{minutes:g}min-seed*.npz"
-    found = {name: [store.read(path) for path in sorted(folder.glob(name + pattern))] for name in known}
+    own = f"/{ARM}-{minutes:g}min-seed"
+    found = {name: [store.read(SPLIT, run) for run in store.names(SPLIT, name) if own in run] for name in known}
     names = sorted((name for name in known if found[name]), key=lambda name: known[name]["steps"])
     if len(names) < 2:
         raise SystemExit(f"{folder}: no two starts have a run of {minutes:g} minutes; `run` makes them")
-    runs = [[store.read(store.name_of(SPLIT, evidence.BASE, 0.0, 0, start=name))] for name in names]
+    runs = [[store.read(SPLIT, store.name_of(evidence.BASE, 0.0, 0, start=name))] for name in names]
     runs += [found[name] for name in names]
     if any(each.keys != runs[0][0].keys for side in runs for each in side):
         raise SystemExit(f"{folder}: results of other items among them; remove them and run again")

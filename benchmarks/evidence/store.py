@@ -1,11 +1,24 @@
-"""Results on disk: one small file for each run, so that hours of runs survive a stop, item by item."""
+"""Results on disk: one Parquet file for each split, written anew after each run, so that hours of runs survive a stop.
 
+A row is an item of a run: `run`, `task`, `mode`, `index` (the item's place), `key`, `game`, and of each shown metric
+the numerator and the denominator, `top.NAME` and `bottom.NAME` (null: the task has no such metric). Rows of an item
+stand together, which makes the file small. What is known of each run lies as JSON in the schema's metadata (`runs`).
+"""
+
+import fcntl
+import functools
 import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from benchmarks.common import RESULTS
 from rookworld_trl.evaluation import Evaluation
@@ -18,6 +31,14 @@ SHOWN = {
     "policy": ("best_legal", "skill", "best_value", "parsed", "candidates_legal_distinct", "best_in_top5", "top1"),
     "environment": ("exact", "placement_exact", "terminated_recall", "truncated_recall"),
 }
+MODES = ("greedy", "sampled")
+SIDES = ("top", "bottom")
+SCHEMA = pa.schema(
+    [(name, pa.string()) for name in ("run", "task", "mode")]
+    + [("index", pa.int32()), ("key", pa.string()), ("game", pa.string())]
+    + [(f"{side}.{name}", pa.float32()) for names in SHOWN.values() for name in names for side in SIDES]
+)
+TRIALS = "trials"  # the start under which trials of settings lie, apart from the arms that are compared
 
 
 @dataclass(frozen=True)
@@ -34,40 +55,99 @@ def metrics_of(task: str) -> list[Any]:
     return [metric for metric in METRICS[task] if metric.name in SHOWN[task]]  # type: ignore[index]
 
 
-def place_of(split: str, start: str | None = None) -> tuple[Path, str]:
-    """Folder of the results from a start, and what their names begin with; those of rookworld-nano (None) have a folder
-    of their own."""
-    return (FOLDER / split, "") if start is None else (FOLDER / "starts", f"{start}-{split}-")
-
-
-def name_of(split: str, arm: str, minutes: float, seed: int, start: str | None = None) -> Path:
-    """Where a run's result lies."""
-    folder, beginning = place_of(split, start)
-    return folder / f"{beginning}{arm}-{minutes:g}min-seed{seed}.npz"
-
-
-def save(path: Path, evaluation: Evaluation, facts: dict[str, Any]) -> None:
-    """Write a run's terms, whole or not at all."""
-    arrays: dict[str, Any] = {"facts": json.dumps(facts)}
+def result_of(evaluation: Evaluation, facts: dict[str, Any]) -> Result:
+    """What is kept of an evaluation."""
+    found = Result(facts, {}, {}, {})
     for task, mode in evaluation.tasks_and_modes():
         items = evaluation.select(task, mode)
-        top, bottom = terms([item.scores for item in items], metrics_of(task))
-        arrays |= {f"{task}.{mode}.top": top.astype(np.float32), f"{task}.{mode}.bottom": bottom.astype(np.float32)}
-        arrays |= {f"{task}.keys": [item.key for item in items], f"{task}.games": [item.game for item in items]}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial.npz")
-    np.savez_compressed(partial, **arrays)
-    partial.replace(path)
+        found.terms[task, mode] = terms([item.scores for item in items], metrics_of(task))
+        found.keys[task], found.games[task] = [item.key for item in items], [item.game or "" for item in items]
+    return found
 
 
-def read(path: Path) -> Result:
-    with np.load(path) as found:
-        facts = json.loads(str(found["facts"]))
-        keys = {name[:-5]: found[name].tolist() for name in found if name.endswith(".keys")}
-        games = {name[:-6]: found[name].tolist() for name in found if name.endswith(".games")}
-        parts = [name[:-4].split(".") for name in found if name.endswith(".top")]
-        values = {
-            (task, mode): tuple(found[f"{task}.{mode}.{side}"].astype(np.float64) for side in ("top", "bottom"))
-            for task, mode in parts
-        }
-    return Result(facts, keys, games, values)  # type: ignore[arg-type]
+def path_of(split: str) -> Path:
+    return FOLDER / f"{split}.parquet"
+
+
+def name_of(arm: str, minutes: float, seed: int, start: str | None = None) -> str:
+    """A run's name; those from rookworld-nano (None) have none of a start in front."""
+    return f"{'' if start is None else start + '/'}{arm}-{minutes:g}min-seed{seed}"
+
+
+def names(split: str, start: str | None = None) -> list[str]:
+    """The stored runs of a split from one start, sorted."""
+    found = _runs(split)
+    return sorted(name for name in found if (name.rpartition("/")[0] or None) == start)
+
+
+def has(split: str, name: str) -> bool:
+    return name in _runs(split)
+
+
+def read(split: str, name: str) -> Result:
+    """A stored run.
+
+    Raises:
+        SystemExit: there is none of that name.
+    """
+    if not has(split, name):
+        raise SystemExit(f"{path_of(split)} holds no run {name}; `python -m benchmarks.evidence run` makes runs")
+    own = (table := _table(split)).filter(pc.equal(table["run"], name))
+    found = Result(_runs(split)[name], {}, {}, {})
+    for task in SHOWN:
+        for mode in MODES:
+            rows = own.filter(pc.and_(pc.equal(own["task"], task), pc.equal(own["mode"], mode)))
+            if rows.num_rows:
+                sides = ([rows[f"{side}.{metric.name}"] for metric in metrics_of(task)] for side in SIDES)
+                top, bottom = (np.stack([column.to_numpy() for column in side], axis=1) for side in sides)
+                found.terms[task, mode] = top.astype(np.float64), bottom.astype(np.float64)
+                found.keys[task], found.games[task] = rows["key"].to_pylist(), rows["game"].to_pylist()
+    return found
+
+
+def save(split: str, name: str, result: Result) -> None:
+    """Write a run beside those that are there, whole or not at all; in place of one of the same name."""
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    with _alone():
+        runs = {**_runs(split), name: result.facts}
+        tables = [(table := _table(split)).filter(pc.not_equal(table["run"], name))]
+        for (task, mode), sides in result.terms.items():
+            count = len(result.keys[task])
+            columns: dict[str, Any] = {"run": [name] * count, "task": [task] * count, "mode": [mode] * count}
+            columns |= {"index": range(count), "key": result.keys[task], "game": result.games[task]}
+            for side, values in zip(SIDES, sides, strict=True):
+                metrics = metrics_of(task)
+                columns |= {f"{side}.{m.name}": values[:, i].astype(np.float32) for i, m in enumerate(metrics)}
+            nulls = [None] * count
+            tables.append(pa.table({field.name: columns.get(field.name, nulls) for field in SCHEMA}, schema=SCHEMA))
+        order = [(column, "ascending") for column in ("task", "mode", "index", "run")]
+        table = pa.concat_tables(tables).sort_by(order).replace_schema_metadata({"runs": json.dumps(runs)})
+        partial = path_of(split).with_suffix(".partial")
+        pq.write_table(table, partial, compression="zstd", compression_level=3, row_group_size=1 << 24)
+        partial.replace(path_of(split))
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """Until another process that writes here has done so."""
+    folder = os.open(FOLDER, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(folder)
+
+
+def _table(split: str) -> pa.Table:
+    path = path_of(split)
+    return _read_file(path, path.stat().st_mtime_ns, path.stat().st_ino) if path.exists() else SCHEMA.empty_table()
+
+
+@functools.lru_cache(maxsize=2)
+def _read_file(path: Path, changed: int, number: int) -> pa.Table:
+    return pq.read_table(path)
+
+
+def _runs(split: str) -> dict[str, Any]:
+    """What is known of each stored run, by name."""
+    return json.loads((_table(split).schema.metadata or {}).get(b"runs", b"{}"))  # type: ignore[no-any-return]

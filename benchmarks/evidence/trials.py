@@ -3,7 +3,7 @@
     python -m benchmarks.evidence.trials --trials exact exact_muon_1e-3 --minutes 3 --seeds 1 2
 
 Trains and measures what has no result yet, as `benchmarks.evidence` does, and compares each trial with its arm on the
-same items. Every trial's result is kept, those of no use too: in `benchmarks/results/evidence/dev/trials/`, and all of
+same items. Every trial's result is kept, those of no use too: in `benchmarks/results/evidence/dev.parquet`, and all of
 one length in `benchmarks/results/evidence/trials-3min.json`. The test split plays no part in this. A trial changes the
 recipe as it was before any of them: KL coefficient 0.01, nothing that holds the format, a quarter of the `P:` prompts
 in check (`exact_format_kl_0.1_checks_1_6` ships).
@@ -104,29 +104,21 @@ TRIALS = {
 }
 
 
-def folder() -> Path:
-    return store.FOLDER / "dev" / "trials"
-
-
-def path_of(name: str, minutes: float, seed: int) -> Path:
-    return folder() / f"{name}-{minutes:g}min-seed{seed}.npz"
-
-
 def run(name: str, minutes: float, seed: int, arguments: argparse.Namespace) -> None:
-    path, budget = path_of(name, minutes, seed), Budget(60 * minutes, arguments.updates)
-    if path.exists():
+    result, budget = store.name_of(name, minutes, seed, store.TRIALS), Budget(60 * minutes, arguments.updates)
+    if store.has("dev", result):
         return
     with tempfile.TemporaryDirectory() as scratch:
         model = TRIALS[name].train(Path(scratch), budget, seed)
-    model.save_pretrained(evidence.MODELS / f"dev-{path.stem}")
-    load(NANO.folder)[1].save_pretrained(evidence.MODELS / f"dev-{path.stem}")
+    model.save_pretrained(kept := evidence.MODELS / result.replace("/", "-"))
+    load(NANO.folder)[1].save_pretrained(kept)
     evaluation = evidence.measure(model, load(NANO.folder)[1], NANO.tokens, arguments, best_eval=False)
     trial = TRIALS[name]
     facts: dict[str, Any] = {"arm": name, "minutes": minutes, "seed": seed, "recipe": trial.recipe}
     facts |= {"keys": dict(trial.keys), "constants": dict(trial.constants), "muon": trial.muon, "split": "dev"}
     facts |= {"steps": len(budget.curve), "samples": budget.samples, **machine("cpu")}
-    store.save(path, evaluation, facts)
-    print(f"{time.strftime('%H:%M:%S')} {path.name}: {facts['steps']} steps", flush=True)
+    store.save("dev", result, store.result_of(evaluation, facts))
+    print(f"{time.strftime('%H:%M:%S')} {result}: {facts['steps']} steps", flush=True)
 
 
 def compare(found: dict[str, list[store.Result]], groups: Mapping[str, Sequence[str]]) -> list[dict[str, Any]]:
@@ -177,8 +169,9 @@ def main() -> None:
             run(name, arguments.minutes, seed, arguments)
     found: dict[str, list[store.Result]] = {}
     middle = f"-{arguments.minutes:g}min-seed"
-    for path in sorted(folder().glob(f"*{middle}*.npz")):
-        found.setdefault(path.name.partition(middle)[0], []).append(store.read(path))
+    for result in (name for name in store.names("dev", store.TRIALS) if middle in name):
+        name = result.removeprefix(f"{store.TRIALS}/").partition(middle)[0]
+        found.setdefault(name, []).append(store.read("dev", result))
     rows = compare(found, groups_of("dev"))
     steps = {name: [result.facts["steps"] for result in results] for name, results in found.items()}
     settings = {name: asdict(TRIALS[name]) for name in found if name in TRIALS}

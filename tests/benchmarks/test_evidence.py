@@ -198,13 +198,10 @@ def test_results_come_back_and_make_a_table(
     assert {path.name for path in (tmp_path / "models").iterdir()} == {"gold-1min-seed3", "exact-1min-seed3"}
     model, _ = load(tmp_path / "models" / "exact-1min-seed3")
     assert not model.training
-    assert {path.name for path in (tmp_path / "dev").iterdir()} == {
-        "base-0min-seed0.npz",
-        "argmax_evals-0min-seed0.npz",
-        "gold-1min-seed3.npz",
-        "exact-1min-seed3.npz",
-    }
-    found = store.read(store.name_of("dev", "exact", 1.0, 3))
+    assert [path.name for path in tmp_path.glob("*.*")] == ["dev.parquet"]
+    own = ["argmax_evals-0min-seed0", "base-0min-seed0", "exact-1min-seed3", "gold-1min-seed3"]
+    assert store.names("dev") == own
+    found = store.read("dev", store.name_of("exact", 1.0, 3))
     assert found.facts["steps"] == 1
     assert found.facts["samples"] == 96
     assert found.terms["policy", "greedy"][0].shape == (12, len(store.metrics_of("policy")))
@@ -224,18 +221,17 @@ def made_up(arms: dict[str, tuple[float, float]], minutes: float = 1.0, samples:
     names = [metric.name for metric in store.metrics_of("policy")]
     ones, keys = np.ones((200, len(names))), [str(i) for i in range(200)]
     for arm, (legal, skill) in arms.items():
-        arrays: dict[str, Any] = {"policy.keys": keys, "policy.games": [""] * 200}
+        found = {}
         for mode in ("greedy", "sampled"):
             top = np.full((200, len(names)), 0.5)
             top[:, names.index("best_legal")] = np.arange(200) < 200 * legal
             top[:, names.index("skill")] = 0.5 if mode == "greedy" else np.arange(200) < 200 * skill
-            arrays |= {f"policy.{mode}.top": top, f"policy.{mode}.bottom": ones}
+            found["policy", mode] = (top, ones)
         facts = {"arm": arm, "minutes": 0.0 if arm == "base" else minutes, "seed": 1, "steps": 7}
         facts["samples"] = 0 if arm == "base" else samples
         facts["trivial"] = {"best_legal": {"random legal": 1.0}, "skill": {"random legal": 0.0}}
-        path = store.name_of("dev", arm, facts["minutes"], 1)
-        path.parent.mkdir(exist_ok=True)
-        np.savez(path, facts=json.dumps(facts), **arrays)
+        result = store.Result(facts, {"policy": keys}, {"policy": [""] * 200}, found)
+        store.save("dev", store.name_of(arm, facts["minutes"], 1), result)
 
 
 def test_a_table_shows_what_got_worse_and_what_counts_as_a_win(
@@ -305,7 +301,7 @@ def test_a_group_holds_its_own_items(tmp_path: Path, monkeypatch: pytest.MonkeyP
     """Made-up results: of 200 items the base plays the first 100 legally, gold 160; White has the first 100."""
     monkeypatch.setattr(store, "FOLDER", tmp_path)
     made_up({"base": (0.5, 0.5), "gold": (0.8, 0.5)})
-    runs = {arm: [store.read(store.name_of("dev", arm, minutes, 1))] for arm, minutes in (("base", 0.0), ("gold", 1.0))}
+    runs = {arm: [store.read("dev", store.name_of(arm, minutes, 1))] for arm, minutes in (("base", 0.0), ("gold", 1.0))}
     of_item = {str(i): ("White" if i < 100 else "Black",) for i in range(200)}
     rows = groups.compare(runs, of_item)
     found = {(r["group"], r["arm"]): r for r in rows if r["metric"] == "best_legal" and r["mode"] == "greedy"}
@@ -335,7 +331,7 @@ def test_trials_are_compared_with_their_arm(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(store, "FOLDER", tmp_path)
     made_up({"exact": (0.5, 0.5), "exact_x": (0.8, 0.5), "exact_x_z": (0.6, 0.5), "soft_y": (0.6, 0.5)})
     names = ("exact", "exact_x", "exact_x_z", "soft_y")
-    found = {name: [store.read(store.name_of("dev", name, 1.0, 1))] for name in names}
+    found = {name: [store.read("dev", store.name_of(name, 1.0, 1))] for name in names}
     rows = trials.compare(found, {str(i): ("in check" if i < 100 else "not in check",) for i in range(200)})
     legal = {
         (row["trial"], row["group"]): row for row in rows if (row["metric"], row["mode"]) == ("best_legal", "greedy")
@@ -486,17 +482,14 @@ def test_how_much_longer_by_hand() -> None:
 
 def test_curves_are_drawn_from_what_is_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store, "FOLDER", tmp_path)
-    game, keys = {"policy": ["g"] * 4}, {"policy": ["a", "b", "c", "d"]}
+    games, keys = {"policy": ["g"] * 4}, {"policy": ["a", "b", "c", "d"]}
     for arm, minutes, legal in (("base", 0.0, 1), ("exact", 1.0, 3), ("exact", 3.0, 4), ("sampled", 3.0, 2)):
         columns = len(store.metrics_of("policy"))
         top = np.zeros((4, columns))
         top[:legal] = 1
-        arrays = {"policy.greedy.top": top, "policy.greedy.bottom": np.ones((4, columns))}
-        arrays |= {"policy.keys": keys["policy"], "policy.games": game["policy"]}
-        arrays["facts"] = json.dumps({"arm": arm, "minutes": minutes, "seed": 1})
-        path = store.name_of("test", arm, minutes, 1)
-        path.parent.mkdir(exist_ok=True)
-        np.savez_compressed(path, **arrays)
+        facts = {"arm": arm, "minutes": minutes, "seed": 1}
+        result = store.Result(facts, keys, games, {("policy", "greedy"): (top, np.ones((4, columns)))})
+        store.save("test", store.name_of(arm, minutes, 1), result)
     monkeypatch.setattr("sys.argv", ["curves", "--figure", str(tmp_path / "figure.svg")])
     monkeypatch.setattr(curves, "SHOWN", {"best_legal": "legality", "skill": "skill"})
     curves.main()

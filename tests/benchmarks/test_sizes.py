@@ -229,12 +229,14 @@ def test_another_size_has_files_and_a_table_of_its_own(
     monkeypatch.setitem(SIZES, "124m", replace(BIG, folder=folder, tokens=8))
     settings: dict[str, Any] = {"size": "124m", "device": "cpu"}
     evidence.run(asked(arms=["gold"], updates=1, **settings))
-    own = [f"124m-cpu-dev-{run}.npz" for run in ("argmax_evals-0min-seed0", "base-0min-seed0", "gold-1min-seed3")]
-    assert sorted(path.name for path in (tmp_path / "starts").iterdir()) == own
-    facts = store.read(tmp_path / "starts" / own[-1]).facts
+    own = [f"124m-cpu/{run}" for run in ("argmax_evals-0min-seed0", "base-0min-seed0", "gold-1min-seed3")]
+    assert store.names("dev", "124m-cpu") == own
+    found = store.read("dev", own[-1])
+    facts = found.facts
     assert (facts["learning_rate"], facts["samples"]) == (1e-5, 6)
-    assert load(tmp_path / "models" / own[-1].removesuffix(".npz"))[0].config.n_embd == TINY["n_embd"]
-    (tmp_path / "starts" / "other-dev-gold-1min-seed1.npz").write_text("of another start")
+    assert load(tmp_path / "models" / "124m-cpu-gold-1min-seed3")[0].config.n_embd == TINY["n_embd"]
+    others = {task: keys[::-1] for task, keys in found.keys.items()}
+    store.save("dev", "other/gold-1min-seed1", replace(found, keys=others))
     capsys.readouterr()
     evidence.table(asked(**settings))
     assert "| gold | 1 |" in capsys.readouterr().out

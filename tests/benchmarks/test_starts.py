@@ -59,17 +59,16 @@ def test_steps_to_an_aim_by_hand() -> None:
     assert starts.steps_to(0.98, steps, drawn) == pytest.approx([10_000, np.inf, np.inf])
 
 
-def made_up(legal: float, seed: int) -> dict[str, Any]:
+def made_up(legal: float, seed: int) -> store.Result:
     """A run of 200 `P:` and 200 `A:` items, whose headlines are all `legal`."""
-    arrays: dict[str, Any] = {}
+    terms, keys = {}, [str(i) for i in range(200)]
     for task in ("policy", "environment"):
         names = [metric.name for metric in store.metrics_of(task)]
-        arrays |= {f"{task}.keys": [str(i) for i in range(200)], f"{task}.games": [""] * 200}
         for mode in ("greedy", "sampled"):
             top = np.repeat((np.arange(200) < 200 * legal)[:, None], len(names), axis=1).astype(float)
-            arrays |= {f"{task}.{mode}.top": top, f"{task}.{mode}.bottom": np.ones_like(top)}
+            terms[task, mode] = (top, np.ones_like(top))
     facts = {"seed": seed, "steps": 70, "trivial": {}, "start": "w"}
-    return {"facts": json.dumps(facts), **arrays}
+    return store.Result(facts, dict.fromkeys(store.SHOWN, keys), dict.fromkeys(store.SHOWN, [""] * 200), terms)
 
 
 def test_a_table_of_made_up_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
@@ -79,9 +78,9 @@ def test_a_table_of_made_up_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     known = {}
     for steps, loss, before, after in ((1000, 3.0, 0.3, 0.4), (200, 4.0, 0.1, 0.2), (4000, 1.0, 0.7, 0.8)):
         known[str(steps)] = {"steps": steps, "weights": "w", "policy": loss, "environment": loss, "all": loss}
-        np.savez(store.name_of("dev", "base", 0.0, 0, start=str(steps)), **made_up(before, 0))
+        store.save("dev", store.name_of("base", 0.0, 0, start=str(steps)), made_up(before, 0))
         for seed in (1, 2):
-            np.savez(store.name_of("dev", "exact", 3.0, seed, start=str(steps)), **made_up(after, seed))
+            store.save("dev", store.name_of("exact", 3.0, seed, start=str(steps)), made_up(after, seed))
     known["9000"] = known["4000"] | {"steps": 9000}  # whose run is still to come
     (tmp_path / "starts" / "losses.json").write_text(json.dumps(known))
     starts.main(["table"])
@@ -125,7 +124,8 @@ def test_a_start_has_files_and_losses_of_its_own(
     words = ["run", "--policy-items", "4", "--environment-items", "2", "--seeds", "1"]
     monkeypatch.setattr(starts, "ARM", "base")
     starts.main([*words, "--starts", f"7={NANO_FOLDER}"])
-    assert {path.name for path in (tmp_path / "starts").iterdir()} == {"7-dev-base-0min-seed0.npz", "losses.json"}
+    assert store.names("dev", "7") == ["7/base-0min-seed0"]
+    assert store.names("dev") == []
     assert json.loads((tmp_path / "starts" / "losses.json").read_text())["7"]["steps"] == 7
     capsys.readouterr()
     starts.main([*words, "--starts", f"7={NANO_FOLDER}"])
