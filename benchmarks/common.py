@@ -197,6 +197,7 @@ def timed_training(
     """Train on the shipped prompts, a quarter of them `A:`, one update a batch; a first step warms up and is not timed.
 
     Args:
+        model: or its name, by which TRL loads it.
         prompts, samples: prompts a batch and completions of each.
         tokens: of a completion, at most.
         steps: timed ones.
@@ -243,6 +244,7 @@ def timed_training(
         with profiler or contextlib.nullcontext():
             trainer.train()
         log = [row for row in trainer.state.log_history if "loss" in row]
+        models = [each for each in (trainer.model, trainer.ref_model) if each is not None]
         trainer.close()
     timed = watch.steps[1:]
     names = sorted({name for step in timed for name in step})
@@ -251,7 +253,8 @@ def timed_training(
         return statistics.median(row[metric] for row in log[1:])
 
     return {
-        "parameters": model.num_parameters(),
+        "parameters": models[0].num_parameters(),
+        "devices": [", ".join(sorted({str(weight.device) for weight in each.parameters()})) for each in models],
         "seconds_per_step": round(statistics.median(sum(step.values()) for step in timed), 4),
         "phases": {name: round(statistics.median(step.get(name, 0.0) for step in timed), 4) for name in names},
         "completion_tokens": round(statistics.mean(row["completions/mean_length"] for row in log[1:]), 1),

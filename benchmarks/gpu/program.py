@@ -66,7 +66,7 @@ STAGES: dict[str, tuple[str, int]] = {
     "paged_adamw": ("benchmarks.gpu.speed", 180),
     "compiled": ("benchmarks.gpu.speed", 420),
     "fsdp2": ("benchmarks.gpu.speed", 240),
-    "second_card": ("benchmarks.gpu.speed", 420),
+    "second_card": ("benchmarks.gpu.speed", 600),
     "vllm": ("benchmarks.gpu.speed", 420),
     "rows": ("benchmarks.gpu.learn", 240),
     "sft": ("benchmarks.gpu.learn", 480),

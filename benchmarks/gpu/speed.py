@@ -141,12 +141,31 @@ def fsdp2(stage: Stage) -> str:
     return launched(stage, "fsdp2", 1, "recipes/grpo.py" if stage.cuda else "tests.support.sharded_on_cpu")
 
 
+def by_name(stage: Stage) -> None:
+    """Models that TRL loads by name, policy and reference each whole on one device: the reference on the second card
+    where there is one, but for the exact KL, which is computed beside the policy."""
+    home, second = ("cuda:0", "cuda:1") if stage.cuda else ("cpu", "cpu")
+    cases: dict[str, tuple[dict[str, Any], str]] = {
+        "by name": ({}, second),
+        "by name, padded rows": ({"share_prefixes": False}, second),
+        "by name, checkpointing": ({"share_prefixes": False, "activation_checkpointing": True}, second),
+        "by name, a Llama": ({"named": stage.llama()}, second),
+        "by name, exact KL": ({"kl_estimator": "exact"}, home),
+    }
+    for what, (settings, reference) in cases.items():
+        found = stage.train(what, **{"bf16": True, "named": stage.fresh(), "steps": 2, **settings})
+        stage.check(f"{what}: policy on {home}, reference on {reference}", found["devices"] == [home, reference])
+        # Random weights earn equal rewards, so that nothing but rounding is learned in two steps.
+        stage.check(f"{what}: KL of the first step", abs(found["first_step"]["kl"]), 1e-3)
+
+
 def second_card(stage: Stage) -> str:
-    """The reference on a second card, then both cards training; the other process waits for an evaluation longer than
-    the process group's time limit."""
+    """The reference on a second card, of models by name too, then both cards training; the other process waits for an
+    evaluation longer than the process group's time limit."""
     cards = torch.cuda.device_count() if stage.cuda else 0
     stage.needs(cards > 1, f"there {'is one card' if cards else 'are no cards'}")
     apart = stage.train("reference on the second", bf16=True, ref_device="cuda:1")
+    by_name(stage)
     both = launched(stage, "multi_gpu", 2, ddp_timeout=10, eval_policy_items=512, eval_environment_items=512)
     return f"reference there: {short(apart)}; both train: {both}"
 

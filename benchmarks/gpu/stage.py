@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from benchmarks.common import ROOT, timed_training
 from benchmarks.fresh import write_fresh
-from rookworld_trl.modeling.loading import NANO_FOLDER, load
+from rookworld_trl.modeling.loading import NANO_FOLDER, load, load_tokenizer
 from rookworld_trl.training.gates import Bounds
 
 T = TypeVar("T")
@@ -81,6 +81,22 @@ class Stage:
             staged.rename(folder)
         return folder
 
+    def llama(self) -> Path:
+        """Folder of a random Llama, tiny or about the size of `fresh`, and GPT-2's tokenizer; made once."""
+        folder = self.root / self.pick("random-llama", "random-llama-tiny")
+        if not folder.exists():
+            tokenizer, width = load_tokenizer(self.fresh()), self.pick(768, 32)
+            sizes = {"hidden_size": width, "intermediate_size": 4 * width, "max_position_embeddings": 1024}
+            sizes |= {"num_hidden_layers": self.pick(12, 2), "num_attention_heads": self.pick(12, 2)}
+            special = {"bos_token_id": tokenizer.eos_token_id, "eos_token_id": tokenizer.eos_token_id}
+            torch.manual_seed(0)
+            model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **sizes, **special))
+            staged = folder.with_name(f".{folder.name}-{os.getpid()}")
+            for part in (model, tokenizer):
+                part.save_pretrained(staged)
+            staged.rename(folder)
+        return folder
+
     def tf32(self, on: bool) -> None:
         """TF32 for what stays float32 under bf16 autocast, as a run with `bf16` has it; off: float32 itself."""
         torch.backends.cuda.matmul.fp32_precision = "tf32" if on else "ieee"
@@ -104,19 +120,27 @@ class Stage:
         work()
         return torch.cuda.max_memory_allocated() / 1e9 if self.cuda else None
 
-    def train(self, what: str, *, bf16: bool, nano: bool = False, **settings: Any) -> dict[str, Any]:
+    def train(
+        self, what: str, *, bf16: bool, nano: bool = False, named: Path | None = None, **settings: Any
+    ) -> dict[str, Any]:
         """A few timed steps of GRPO, noted as a figure; the gates must be within their bounds.
 
         Args:
             what: name of the figure.
             nano: the shipped model instead of `fresh`, which is random and so writes every completion to its end.
+            named: a folder in place of both, whose name is handed over, so that TRL loads it.
             settings: of `timed_training`, in place of 8 prompts of 8 samples of 144 tokens and 3 steps.
         """
         sizes = {"prompts": 8, "samples": 8, "tokens": 144, "steps": 3, "micro_batch": 32}
         sizes |= settings
         if self.tiny:
             sizes |= {"prompts": 4, "samples": 2, "tokens": 8, "steps": 1, "micro_batch": 4}
-        model, tokenizer = self.load(NANO_FOLDER if nano else None)
+        model: Any
+        if named:
+            model, tokenizer = str(named), load_tokenizer(named)
+            self.count_memory()
+        else:
+            model, tokenizer = self.load(NANO_FOLDER if nano else None)
         found = timed_training(model, tokenizer, device=self.device, bf16=bf16, **sizes)
         bounds = Bounds.for_precision(mixed=bf16)
         if self.cuda:  # float32 before bf16: a process that has TF32 on keeps it

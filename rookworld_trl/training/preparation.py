@@ -34,7 +34,8 @@ def prepare(args: Any, model: Any, dataset: Any, tokenizer: Any, options: dict[s
 
     Raises:
         TypeError: `args` of another class.
-        ValueError: an output folder that cannot be written, a tokenizer without pad or eos token, tools, no vLLM.
+        ValueError: an output folder that cannot be written, a tokenizer without pad or eos token, tools, no vLLM, a
+            model on several devices.
     """
     if not isinstance(args, RookWorldGRPOConfig):
         raise TypeError(f"`args` must be a RookWorldGRPOConfig, got {type(args).__name__}")
@@ -45,6 +46,7 @@ def prepare(args: Any, model: Any, dataset: Any, tokenizer: Any, options: dict[s
     check_one_turn(tokenizer, options)
     check_vllm_installed(args)
     if isinstance(model, nn.Module):
+        check_device(model)
         widen_to_float32(model)
     if args.use_peft and options.get("peft_config") is None:
         options["peft_config"] = lora_config(args, model)
@@ -57,6 +59,7 @@ def check_built(policy: nn.Module, reference: nn.Module | None, tokenizer: Any) 
     check_tokenizer(tokenizer)
     for model in (policy, reference):
         if model is not None:
+            check_device(model)
             install_position_hook(model)
             check_weights(model)
 
@@ -115,6 +118,36 @@ def float32_head() -> Iterator[None]:
 
     with replaced(grpo_trainer, add_fused_lm_head=add):
         yield
+
+
+@contextmanager
+def on_one_device() -> Iterator[None]:
+    """Let TRL load what it loads by name, the policy or the reference, whole and for one device.
+
+    By itself it asks for `device_map="auto"` wherever one process trains on a GPU. Where that process sees two, layers
+    are spread over both, and hooks send inputs after them. Here the policy has one device, and the reference goes as a
+    whole to where `rookworld_trl.training.placement` puts it.
+    """
+    original = grpo_trainer.create_model_from_path
+
+    def create(name: str, *args: Any, **kwargs: Any) -> PreTrainedModel:
+        return original(name, *args, **{"device_map": None, **kwargs})
+
+    with replaced(grpo_trainer, create_model_from_path=create):
+        yield
+
+
+def check_device(model: Any) -> None:
+    """Raises:
+    ValueError: accelerate has spread the model over several devices, or parts of it are kept off its device.
+    """
+    devices = sorted({str(device) for device in getattr(model, "hf_device_map", {}).values()})
+    if len(devices) > 1:
+        raise ValueError(
+            f"the model is spread over {', '.join(devices)}: policy and reference have one device each. Load it "
+            "without `device_map` (of `model_init_kwargs` too); a model too large for one GPU trains in shards, by "
+            "accelerate_configs/fsdp2.yaml"
+        )
 
 
 def lora_config(args: RookWorldGRPOConfig, model: Any) -> Any:

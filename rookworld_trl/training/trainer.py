@@ -31,7 +31,14 @@ from rookworld_trl.training.kl_penalty import KLPenalty
 from rookworld_trl.training.mining import Curriculum
 from rookworld_trl.training.monitor import HealthMonitor, target_probe
 from rookworld_trl.training.points import FindPoints, check_points
-from rookworld_trl.training.preparation import check_built, check_curriculum, float32_head, prepare, weights_on_disk
+from rookworld_trl.training.preparation import (
+    check_built,
+    check_curriculum,
+    float32_head,
+    on_one_device,
+    prepare,
+    weights_on_disk,
+)
 from rookworld_trl.training.rewards import RewardCaller, by_task
 from rookworld_trl.training.sampler import Sampler, Samples
 from rookworld_trl.training.schedules import advanced_scheduler
@@ -91,7 +98,7 @@ class RookWorldGRPOTrainer(DurableGRPOTrainer):
         **kwargs: Any,
     ):
         args = prepare(args, model, train_dataset, processing_class, kwargs)
-        with weights_on_disk(model, args, kwargs.get("peft_config"), processing_class), float32_head():
+        with weights_on_disk(model, args, kwargs.get("peft_config"), processing_class), float32_head(), on_one_device():
             super().__init__(model, reward_funcs, args, train_dataset, eval_dataset, processing_class, **kwargs)
         check_built(self.model, self.ref_model, self.processing_class)
         check_points(args.objective, find_points)

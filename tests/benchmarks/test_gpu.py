@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from benchmarks.gpu import checks, program
+from benchmarks.gpu import checks, program, speed
 from benchmarks.gpu.stage import Stage
 from rookworld_trl.modeling import sampling
 from rookworld_trl.modeling.gpt2 import GPT2
@@ -136,6 +136,16 @@ def test_bad_input_is_one_line(capsys: pytest.CaptureFixture[str], monkeypatch: 
     if not torch.cuda.is_available():
         with pytest.raises(SystemExit, match=r"`--device` is cuda: .*Give --device cpu --tiny"):
             program.device_facts("cuda")
+
+
+@pytest.mark.slow
+def test_what_a_second_card_is_asked_runs_without_one(tmp_path: Path) -> None:
+    """The stage itself needs two; its models by name are trained here, each on the one device."""
+    stage = Stage("second_card", "cpu", True, tmp_path)
+    speed.by_name(stage)
+    assert len(stage.figures) == 5
+    assert {each["devices"] == ["cpu", "cpu"] for each in stage.figures.values()} == {True}
+    assert {what for what, check in stage.checks.items() if not check["held"]} == set()
 
 
 # The checks can fail
