@@ -1,16 +1,19 @@
-"""The three verifications of RookWorld-LM 124M at real size on a CPU, by their own recipes and few prompts.
+"""The three verifications of RookWorld-LM 124M, and the exact gradient, at real size on a CPU, by their own recipes and
+few prompts.
 
-    python -m benchmarks.verify [--only random_weights components epochs] [--output FILE]
+    python -m benchmarks.verify [--only random_weights components epochs exact] [--output FILE]
 
 `random_weights`: 124,439,808 random parameters at the recipe's learning rate and thresholds run into the KL stop and
 end in good order. `components`: three steps of them with everything in the log. `epochs`: sixty passes of the real
-weights of rookworld-nano over the same 32 rows (the real 124M weights are on the Hub). What holds in the report is not
-done again; the program fails if a check does not hold.
+weights of rookworld-nano over the same 32 rows (the real 124M weights are on the Hub). `exact`: two steps with the
+exact gradient by `accelerate_configs/rtx4090.yaml` as it stands, in bf16 and compiled by Inductor. What holds in the
+report is not done again; the program fails if a check does not hold.
 """
 
 import argparse
 import json
 import math
+import os
 import subprocess
 import sys
 import tempfile
@@ -123,8 +126,43 @@ def epochs(folder: Path) -> dict[str, Any]:
     }
 
 
+def exact(folder: Path) -> dict[str, Any]:
+    """4 `A:` prompts of 2 samples of 24 tokens in two micro-batches; the launch file's precision and compiler.
+
+    Each of these completions has a decision, where random `P:` text has none and is refused.
+    """
+    small = {"model": fresh(folder), "mix_env_ratio": 1.0, "policy_strata": "null", "max_completion_length": 24}
+    small |= {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "max_steps": 2, "use_cpu": "true"}
+    small |= {"eval_steps": 1, "save_steps": 1, "eval_items": 2, "eval_policy_items": 2, "eval_environment_items": 2}
+    recipe = "recipes/rookworld-lm-124m/grpo/config_exact.yaml"
+    launch = ["-m", "accelerate.commands.launch", "--quiet", "--config_file", "accelerate_configs/rtx4090.yaml"]
+    code, steps, summary = program([*launch, "recipes/grpo.py", "--config", recipe], folder / "exact", small)
+    bounds = Bounds.for_precision(mixed=True)
+    gates = {name: steps[0][f"gates/{name}"] for name in ("padding", "reference", "sampled_ids", "sampler")}
+    limits = {"padding": bounds.logp, "reference": bounds.kl, "sampled_ids": 0.0, "sampler": bounds.logp}
+    checks = {
+        "it ends with 0": code == DONE,
+        "two steps": len(steps) == 2,
+        "the gates of bf16 hold": all(gates[name] <= limit for name, limit in limits.items()),
+        "every completion has a decision": all(row["exact/decided/environment"] == 1 for row in steps),
+        "blocks are compiled": steps[-1]["perf/compiled_graphs"] > 0,
+        "losses and gradients are finite": finite(steps),
+        "something was learned": max(row["kl"] for row in steps) > 0 < min(row["grad_norm"] for row in steps),
+        "the end was measured": bool(summary["headline"]),
+    }
+    return {
+        "parameters": PARAMETERS,
+        "gates": gates,
+        "loss": [row["loss"] for row in steps],
+        "kl": [row["kl"] for row in steps],
+        "seconds": [round(row["step_time"], 1) for row in steps],
+        "memory_gb": round(steps[-1]["perf/memory_gb"], 2),
+        "checks": checks,
+    }
+
+
 RUNS: dict[str, Callable[[Path], dict[str, Any]]] = {
-    each.__name__: each for each in (random_weights, components, epochs)
+    each.__name__: each for each in (random_weights, components, epochs, exact)
 }
 
 
@@ -149,8 +187,14 @@ def finite(steps: Steps) -> bool:
 def run(recipe: str, folder: Path, settings: dict[str, Any]) -> tuple[int, Steps, dict[str, Any]]:
     """Exit code, lines of the metrics, and summary of a recipe with these settings."""
     config = f"recipes/rookworld-lm-124m/verify/{recipe}.yaml"
-    words = [f"--{key}={value}" for key, value in {**FEW, **settings, "output_dir": folder}.items()]
-    code = subprocess.run([sys.executable, "recipes/grpo.py", "--config", config, *words], cwd=ROOT).returncode
+    return program(["recipes/grpo.py", "--config", config], folder, {**FEW, **settings})
+
+
+def program(words: list[str], folder: Path, settings: dict[str, Any]) -> tuple[int, Steps, dict[str, Any]]:
+    """The same of a command of Python's that ends in a recipe."""
+    words += [f"--{key}={value}" for key, value in {**settings, "output_dir": folder}.items()]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    code = subprocess.run([sys.executable, *words], cwd=ROOT, env=environment).returncode
     lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
     return code, [row for row in lines if "kl" in row], json.loads((folder / "summary.json").read_text())
 
