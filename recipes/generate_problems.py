@@ -30,19 +30,18 @@ from pathlib import Path
 from typing import Any
 
 import chess
-import pyarrow as pa
 
 from rookworld_trl.config import bad_input
-from rookworld_trl.data.dataset import MATES_FILE, TACTICS_FILES, shipped_positions
+from rookworld_trl.data.dataset import MATES_FILE, TACTICS_FILES, positions_to_solve, shipped_positions
 from rookworld_trl.data.generation import (
     RANDOM_SHARES,
     TEMPERATURES,
     GameSettings,
     choose_move,
     opening_position,
-    write_parquet,
 )
-from rookworld_trl.data.splits import SPLITS, SplitName, held_out_answers, position_number, split_of
+from rookworld_trl.data.shipping import write_held_out
+from rookworld_trl.data.splits import SPLITS, SplitName, split_of
 from rookworld_trl.data.strata import BLUNDER, winning_move
 from rookworld_trl.engine import Engine
 from rookworld_trl.play.openings import read_lines
@@ -130,9 +129,7 @@ def kind_of(board: chess.Board, move: chess.Move) -> str:
 
 def shipped_keys() -> set[str]:
     """All positions that the shipped splits and mates show, by `position_key`."""
-    with gzip.open(MATES_FILE, "rt") as lines:
-        known = {position_key(chess.Board.from_epd(line)[0].fen()) for line in lines}
-    return known.union(*map(shipped_positions, SPLITS))
+    return positions_to_solve(MATES_FILE).union(*map(shipped_positions, SPLITS))
 
 
 def tactics_of_game(
@@ -285,23 +282,21 @@ def build_tactics(
                 memories = ({"seed": seed, "nodes": nodes, "game": game, "found": found[game]} for game in games)
                 file.write("".join(f"{json.dumps(each)}\n" for each in memories))
             file.flush()
-    listed = dict(held_out_answers())
     for split, entries in chosen.items():
         lines = (epd_line(entry, number) for number, entry in enumerate(entries, start=1))
         write_epd(output / TACTICS_FILES[split].name, lines)
-        listed |= {position_number(each["fen"]): split for each in entries if split_of(each["fen"]) != split}
-    order = sorted(listed)
-    columns = {"position": pa.array(order, pa.uint64()), "split": [listed[number] for number in order]}
-    write_parquet(pa.table(columns), output / "held_out_answers.parquet")
+    write_held_out(output, {split: positions_to_solve(output / file.name) for split, file in TACTICS_FILES.items()})
 
 
 # The program
 
 
 def write_mates(args: argparse.Namespace) -> dict[str, Any]:
-    """Write positions with a mate in one, none of which a shipped row to train on shows."""
-    lines = mates(args.count, args.seed, shipped_positions("train"))
-    write_epd(args.output / MATES_FILE.name, lines)
+    """Write positions with a mate in one, none of which a shipped row to train on shows, and the list of held-out
+    answers with them."""
+    lines, file = mates(args.count, args.seed, shipped_positions("train")), args.output / MATES_FILE.name
+    write_epd(file, lines)
+    write_held_out(args.output, {"test": positions_to_solve(file)})
     return {"output": str(args.output)}
 
 

@@ -1,5 +1,6 @@
 """The shipped data set for GRPO and evaluation: compact on disk, whole rows in memory."""
 
+import gzip
 import random
 from collections.abc import Mapping
 from importlib.resources import files
@@ -23,6 +24,7 @@ TACTICS_FILES: dict[SplitName, Path] = {
     "dev": SHIPPED_DIRECTORY / "tactics_dev.epd.gz",
     "test": SHIPPED_DIRECTORY / "tactics_test.epd.gz",
 }
+PROBLEM_FILES = (MATES_FILE, *TACTICS_FILES.values())
 
 # What is on disk. Prompts, answers and legal moves follow from it by python-chess.
 COMPACT_SCHEMA = pa.schema(
@@ -85,3 +87,16 @@ def shipped_positions(split: str, directory: Path = SHIPPED_DIRECTORY) -> set[st
         if record["task"] == "environment":
             keys.add(position_key(environment.transition(record["fen"], record["move"]).fen))
     return keys
+
+
+def positions_to_solve(file: Path) -> set[str]:
+    """The positions of one of `PROBLEM_FILES`, by `position_key`."""
+    with gzip.open(file, "rt", encoding="utf-8") as lines:
+        return {position_key(chess.Board.from_epd(line)[0].fen()) for line in lines}
+
+
+def held_out_positions() -> set[str]:
+    """All positions, by `position_key`, that the shipped data measures on: dev and test, in prompts and in answers,
+    mates in one and tactics."""
+    splits = map(shipped_positions, ("dev", "test"))
+    return set().union(*splits, *map(positions_to_solve, PROBLEM_FILES))

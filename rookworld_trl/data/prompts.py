@@ -6,16 +6,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from datasets import Dataset, concatenate_datasets
+from datasets import Dataset
 from transformers import PreTrainedModel
 from trl import GRPOConfig
 
 from rookworld_trl.config import blame, option
-from rookworld_trl.data.dataset import load_shipped
+from rookworld_trl.data.dataset import held_out_positions, load_shipped
 from rookworld_trl.data.mixing import mix
 from rookworld_trl.data.selfplay import PLACE_COLUMN, SelfPlay, read_options
 from rookworld_trl.data.sources import DataOptions, check_lengths, engines, load_prompts, without
-from rookworld_trl.data.splits import draw_of_each, positions_of
+from rookworld_trl.data.splits import draw_of_each, positions_in
 from rookworld_trl.data.stages import check_stages, lay_out
 from rookworld_trl.data.supervised import respelled
 from rookworld_trl.data.values import ValuesReport, with_values
@@ -93,9 +93,9 @@ def training_prompts(run: PromptOptions, args: GRPOConfig, watched: Dataset | No
     Sets `args.max_steps` where the epochs decide it, and `args.shuffle_dataset`, for the order is made here.
     """
     dataset = _read(run)
-    # All of both splits, whichever this run is measured on and however much of it.
-    held_out = [load_shipped(split) for split in ("dev", "test")] + ([watched] if watched is not None else [])
-    dataset, dropped = without(dataset, concatenate_datasets([each.select_columns("prompt") for each in held_out]))
+    # All that is shipped to measure on, whatever of it this run is measured on.
+    own = positions_in(watched) if watched is not None else set()
+    dataset, dropped = without(dataset, held_out_positions() | own)
     if dropped:
         print(f"dropped {dropped} training prompts whose positions are held out")
     if run.spelling:
@@ -150,7 +150,7 @@ def self_play(
         max_new_tokens=args.max_completion_length,
         seed=args.seed,
         values=values if valued else None,
-        held_out={positions_of(prompt)[0] for prompt in watched["prompt"]} if watched is not None else (),
+        held_out=positions_in(watched) if watched is not None else (),
     )
 
 

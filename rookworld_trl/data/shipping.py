@@ -3,9 +3,10 @@
 import json
 import random
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from itertools import chain
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import pyarrow.parquet as pq
 from rookworld_trl.data.dataset import COMPACT_SCHEMA
 from rookworld_trl.data.generation import write_parquet
 from rookworld_trl.data.splits import (
+    HELD_OUT_ANSWERS,
     SPLITS,
     SplitName,
     held_out_answers,
@@ -212,16 +214,16 @@ def shown(row: dict[str, Any]) -> list[str]:
     return [position_key(fen) for fen in fens]
 
 
-def list_held_out_answers(rows: dict[SplitName, list[dict[str, Any]]]) -> pa.Table:
-    """The list of `splits.held_out_answers` with the answers of these rows added whose own hash says train."""
+def write_held_out(folder: Path, shown: Mapping[SplitName, Iterable[str]]) -> None:
+    """Write the list of `splits.held_out_answers` with those of the positions (`position_key`) that dev and test show
+    added whose own hash says train."""
     listed = dict(held_out_answers())
-    for split in ("dev", "test"):
-        for row in rows[split]:
-            for key in shown(row):
-                if split_by_hash(f"{key} 0 1") == "train":
-                    listed[position_number(f"{key} 0 1")] = split
+    for split, keys in shown.items():
+        fens = (f"{key} 0 1" for key in keys)
+        listed |= {position_number(fen): split for fen in fens if split_by_hash(fen) == "train"}
     order = sorted(listed)
-    return pa.table({"position": pa.array(order, pa.uint64()), "split": [listed[number] for number in order]})
+    table = pa.table({"position": pa.array(order, pa.uint64()), "split": [listed[number] for number in order]})
+    write_parquet(table, folder / HELD_OUT_ANSWERS.name)
 
 
 def value_every_move(fens: list[str], nodes: int, engine_path: str | None) -> list[list[int] | None]:
@@ -273,7 +275,7 @@ def build_shipped(
     """
     rows = choose_rows(sources, seed)
     output.mkdir(parents=True, exist_ok=True)
-    write_parquet(list_held_out_answers(rows), output / "held_out_answers.parquet")
+    write_held_out(output, {split: chain.from_iterable(map(shown, rows[split])) for split in ("dev", "test")})
     for split in ("test", "dev", "train"):
         policy_rows = [row for row in rows[split] if row["task"] == "policy"]
         yield from value_rows(policy_rows, nodes[split], output / "values.jsonl", workers, engine_path)

@@ -8,7 +8,7 @@ them, go through `rookworld_trl.data.rookworld`, which leaves bad ones out and c
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -357,15 +357,14 @@ def _centipawns(value: Any) -> int:
     return int(value)
 
 
-def without(dataset: Dataset, held_out: Dataset) -> tuple[Dataset, int]:
-    """Drop the rows that show a held-out position (clocks don't count), in their prompt or in their answer.
+def without(dataset: Dataset, held_out: Set[str]) -> tuple[Dataset, int]:
+    """Drop the rows that show a held-out position (by `position_key`), in their prompt or in their answer.
 
     Returns:
         What is left, and how many rows were dropped.
     """
-    keys = {positions_of(prompt)[0] for prompt in held_out["prompt"]}
     rows = enumerate(zip(dataset["prompt"], dataset["target"], strict=True))
-    kept = [number for number, (prompt, target) in rows if keys.isdisjoint(positions_of(prompt, target))]
+    kept = [number for number, (prompt, target) in rows if held_out.isdisjoint(positions_of(prompt, target))]
     return dataset.select(kept), len(dataset) - len(kept)
 
 

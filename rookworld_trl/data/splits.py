@@ -1,7 +1,8 @@
 """The split of a position, by a hash of the position alone, so that none is in two of them; draws from a split.
 
 A move of a held-out `A:` row may lead to a position whose hash says train. Such positions of the shipped dev and test
-rows, and of those of earlier versions, are listed in a file: they are held out as well.
+rows, and of those of earlier versions, are listed in a file, and so are the mates in one and the tactics: they are held
+out as well.
 """
 
 import functools
@@ -44,7 +45,7 @@ def split_of(fen: str) -> SplitName:
 
 @functools.cache
 def held_out_answers() -> dict[int, SplitName]:
-    """By `position_number`: positions of held-out answers whose hash says train."""
+    """By `position_number`: positions of held-out answers and of problems whose hash says another split."""
     table = pq.read_table(HELD_OUT_ANSWERS)
     return dict(zip(table["position"].to_pylist(), table["split"].to_pylist(), strict=True))
 
@@ -66,6 +67,12 @@ def positions_of(prompt: str, target: str | None = None) -> list[str]:
     except ParseError:  # a target of another spelling: nothing to compare
         return shown
     return [*shown, position_key(after)]
+
+
+def positions_in(dataset: Dataset) -> set[str]:
+    """All positions that rows with `prompt` and `target` show, see `positions_of`."""
+    rows = zip(dataset["prompt"], dataset["target"], strict=True)
+    return {position for prompt, target in rows for position in positions_of(prompt, target)}
 
 
 def split_dataset(dataset: Dataset) -> dict[SplitName, Dataset]:

@@ -5,17 +5,26 @@ import gzip
 import json
 from pathlib import Path
 
+import chess
+import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset
 
+from rookworld_trl.data.dataset import PROBLEM_FILES, SHIPPED_DIRECTORY, held_out_positions, shipped_positions
 from rookworld_trl.data.sources import FEATURES, DataOptions, check_lengths, load_prompts, without
-from rookworld_trl.data.splits import draw_of_each
+from rookworld_trl.data.splits import draw_of_each, positions_in
+from rookworld_trl.evaluation.problem_files import read_problems
 from rookworld_trl.rewards import environment_reward
 
 # White: king a1, pawn a2; black: king c3 keeps b2 and, with Kc3, b1 stays free. Moves of White by hand: Kb1, a3, a4.
 FEN = "8/8/8/8/8/2k5/P7/K7 w - - 0 1"
 POLICY = {"prompt": f"P: {FEN}", "legal_moves": ["a1b1", "a2a3", "a2a4"], "legal_cp": [-10, 0, 5]}
 ENVIRONMENT = {"prompt": f"A: {FEN}+a2a3+a2a3+"}
+ELSEWHERE = {
+    "prompt": "P: 8/8/8/8/8/2k5/7P/K7 w - - 0 1",
+    "legal_moves": ["a1a2", "a1b1", "h2h3", "h2h4"],
+    "legal_cp": [0, 0, 0, 0],
+}
 
 
 def write(path: Path, *rows: dict) -> str:
@@ -207,15 +216,46 @@ def test_a_rows_game_is_kept(jsonl):
 def test_held_out_positions_are_dropped_whatever_their_clocks_and_task(jsonl, tmp_path, mixed):
     late = POLICY | {"prompt": POLICY["prompt"].replace("0 1", "7 40")}
     elsewhere = {"prompt": "A: 8/8/8/8/8/2k5/P7/1K6 w - - 0 1+a2a3+a2a3+"}
-    kept, dropped = without(load_prompts(write(tmp_path / "train.jsonl", ENVIRONMENT, late, elsewhere)), mixed)
+    train = load_prompts(write(tmp_path / "train.jsonl", ENVIRONMENT, late, elsewhere))
+    kept, dropped = without(train, positions_in(mixed))
     assert dropped == 2
     assert list(kept["prompt"]) == [elsewhere["prompt"]]
 
 
-def test_rows_that_lead_to_a_held_out_position_are_dropped_too(jsonl, tmp_path):
-    after = {"prompt": "A: 8/8/8/8/8/P1k5/8/K7 b - - 3 9+c3b3+c3b3+"}  # where a2a3 leads, other clocks
-    held_out = load_prompts(write(jsonl, after))
-    assert without(load_prompts(write(tmp_path / "train.jsonl", ENVIRONMENT, POLICY)), held_out)[1] == 1
+# By hand: a2a3 leads to the first one's position, and so does b1a1 of the second one; clocks differ.
+BEHIND = {"prompt": "A: 8/8/8/8/8/P1k5/8/K7 b - - 3 9+c3b3+c3b3+"}
+THERE_TOO = {"prompt": "A: 8/8/8/8/8/P1k5/8/1K6 w - - 0 1+b1a1+b1a1+"}
+
+
+@pytest.mark.parametrize(
+    ("held_out", "trained"),
+    [(BEHIND, ENVIRONMENT), (ENVIRONMENT, BEHIND), (ENVIRONMENT, THERE_TOO), (THERE_TOO, BEHIND)],
+    ids=["a prompt, in an answer", "an answer, in a prompt", "an answer, in an answer", "an answer of other moves"],
+)
+def test_positions_behind_the_moves_are_held_out_too(jsonl, tmp_path, held_out, trained):
+    kept, dropped = without(
+        load_prompts(write(tmp_path / "train.jsonl", trained, ELSEWHERE)),
+        positions_in(load_prompts(write(jsonl, held_out))),
+    )
+    assert (list(kept["task"]), dropped) == (["policy"], 1)
+
+
+def test_no_position_that_is_measured_on_is_trained_on():
+    """As `P:` prompts: every position of dev and of test, before the move and behind it, each mate and each tactic."""
+    fens = {problem.boards[0].fen() for file in PROBLEM_FILES for problem in read_problems(file)}
+    assert len(fens) == 3_200
+    for split in ("dev", "test"):
+        for record in pq.read_table(SHIPPED_DIRECTORY / f"{split}.parquet").to_pylist():
+            board = chess.Board(record["fen"])
+            fens.add(board.fen())
+            if record["move"] and (move := chess.Move.from_uci(record["move"])) in board.legal_moves:
+                board.push(move)
+                fens.add(board.fen())
+    assert len(fens) > 3_200 + 3_890 + 6_780 + 1_700 + 3_400
+    rows = {"prompt": [f"P: {fen}" for fen in sorted(fens)], "target": [""] * len(fens)}
+    kept, dropped = without(Dataset.from_dict(rows), held_out_positions())
+    assert (list(kept["prompt"]), dropped) == ([], len(fens))
+    assert not shipped_positions("train") & held_out_positions()
 
 
 def test_prompts_that_leave_no_room_are_named(mixed, tiny_tokenizer):

@@ -15,6 +15,7 @@ from datasets import Dataset
 from recipes import grpo
 from rookworld_trl.data import prompts
 from rookworld_trl.data.sources import load_prompts
+from rookworld_trl.data.splits import positions_in
 from rookworld_trl.training import RookWorldGRPOTrainer
 
 OPENINGS = ["e2e4", "d2d4", "g1f3", "c2c4", "b1c3", "f2f4", "b2b3", "g2g3", "e2e3", "d2d3", "c2c3", "a2a3"]
@@ -59,6 +60,7 @@ def held_out(tmp_path: Path) -> Dataset:
 def arguments(tiny_checkpoint, rows_file, held_out, tmp_path, monkeypatch):
     """A run of grpo.py: two steps, five prompts a batch, one of them `A:`; settings that a test may change."""
     monkeypatch.setattr(prompts, "load_shipped", lambda split: held_out)
+    monkeypatch.setattr(prompts, "held_out_positions", lambda: positions_in(held_out))
     return {
         "model": tiny_checkpoint,
         "dataset": rows_file,

@@ -14,7 +14,7 @@ from recipes import generate_problems
 from recipes.generate_problems import build_tactics, is_wanted, kind_of, shipped_keys
 from rookworld_trl.data.dataset import MATES_FILE, TACTICS_FILES
 from rookworld_trl.data.seen import shown_positions
-from rookworld_trl.data.splits import split_of
+from rookworld_trl.data.splits import position_number, split_by_hash, split_of
 from rookworld_trl.data.strata import winning_move
 from rookworld_trl.engine import MoveValue
 from rookworld_trl.evaluation.problem_files import read_problems
@@ -95,12 +95,17 @@ def test_the_shipped_mates_are_mates_of_both_colours_that_training_never_shows()
         assert mating == set(problem.worths[0]) != set()
     trained = shown_positions("shipped")
     assert not keys & trained
+    assert {split_of(board.fen()) for board in boards} <= {"dev", "test"}, "no source of training may show one"
 
 
 def test_the_shipped_mates_are_made_again(tmp_path: Path) -> None:
     generate_problems.main(["mates", "--output", str(tmp_path), "--count", "2", "--quiet"])
     with gzip.open(MATES_FILE, "rt") as shipped, gzip.open(tmp_path / MATES_FILE.name, "rt") as made:
         assert list(made) == [next(shipped), next(shipped)]
+    listed = pq.read_table(tmp_path / "held_out_answers.parquet")["position"].to_pylist()
+    for problem in read_problems(tmp_path / MATES_FILE.name):
+        fen = problem.boards[0].fen()
+        assert split_by_hash(fen) != "train" or position_number(fen) in listed
 
 
 def test_the_shipped_tactics_are_of_two_splits_that_training_never_shows() -> None:
@@ -150,7 +155,7 @@ def test_the_same_seed_finds_the_same_tactics_however_often_it_is_stopped(
         numbers = dict(zip(listed["position"].to_pylist(), listed["split"].to_pylist(), strict=True))
         for problem in problems:
             fen = problem.boards[0].fen()
-            assert split_of(fen) == split or numbers[generate_problems.position_number(fen)] == split
+            assert split_of(fen) == split or numbers[position_number(fen)] == split
     shown = {position_key(problem.boards[0].fen()) for problem in problems}
     taken = {1: [{"fen": f"{key} 0 1", "takes_most": True} for key in shown]}
     assert generate_problems.choose(taken, 4, shown)["test"] == []
