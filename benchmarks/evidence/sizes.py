@@ -15,9 +15,9 @@ class Size:
     """One comparison's model and settings.
 
     Attributes:
-        results: what stands before the names of its results; None: rookworld-nano's, which have folders of their own.
+        results: what stands before the names of its results; None: rookworld-nano's, which have none.
         folder: the checkpoint that every arm starts from.
-        learning_rate: every arm's; what else was tried on dev is in `trials.py`.
+        learning_rate: every arm's; what else was tried on dev is in `results/evidence/trials-3min.json`.
         tokens: of a completion, at most.
         pieces: that each forward and backward pass of the recipes and the loops is cut into, for lack of memory.
         device: cpu, whose seconds of work a budget counts, or cuda, where it counts the clock's.

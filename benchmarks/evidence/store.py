@@ -38,7 +38,6 @@ SCHEMA = pa.schema(
     + [("index", pa.int32()), ("key", pa.string()), ("game", pa.string())]
     + [(f"{side}.{name}", pa.float32()) for names in SHOWN.values() for name in names for side in SIDES]
 )
-TRIALS = "trials"  # the start under which trials of settings lie, apart from the arms that are compared
 
 
 @dataclass(frozen=True)

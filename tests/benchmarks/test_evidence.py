@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from benchmarks.evidence import __main__ as evidence
-from benchmarks.evidence import arms, curves, groups, pass_at_k, rivals, store, trials
+from benchmarks.evidence import arms, curves, groups, rivals, store
 from benchmarks.evidence import budget as budgets
 from benchmarks.evidence.arms import ARMS, shuffled_reward
 from benchmarks.evidence.budget import Budget
@@ -324,108 +324,6 @@ def test_every_shipped_item_has_a_stratum_and_a_position_its_colour_and_whether_
     row = next(row for row in load_shipped("dev") if row["task"] == "policy" and "in check" in found[item_key(row)])
     board = chess.Board(row["prompt"].removeprefix("P: ").strip())
     assert board.attackers(not board.turn, board.king(board.turn))
-
-
-def test_trials_are_compared_with_their_arm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Made-up results again: the trial of an arm is 30 points more legal than the arm; what has no arm stands alone."""
-    monkeypatch.setattr(store, "FOLDER", tmp_path)
-    made_up({"exact": (0.5, 0.5), "exact_x": (0.8, 0.5), "exact_x_z": (0.6, 0.5), "soft_y": (0.6, 0.5)})
-    names = ("exact", "exact_x", "exact_x_z", "soft_y")
-    found = {name: [store.read("dev", store.name_of(name, 1.0, 1))] for name in names}
-    rows = trials.compare(found, {str(i): ("in check" if i < 100 else "not in check",) for i in range(200)})
-    legal = {
-        (row["trial"], row["group"]): row for row in rows if (row["metric"], row["mode"]) == ("best_legal", "greedy")
-    }
-    change = legal["exact_x", ""]["beside"]["exact"]
-    assert change["difference"] == pytest.approx(0.3, abs=0.005)
-    assert 0.2 < change["ci_low"] < 0.3 < change["ci_high"] < 0.4
-    assert not {"beside"} & {*legal["exact", ""], *legal["soft_y", ""]}
-    assert list(legal["exact_x_z", ""]["beside"]) == ["exact", "exact_x"]
-    assert legal["exact_x_z", ""]["beside"]["exact_x"]["difference"] == pytest.approx(-0.2, abs=0.005)
-    assert (legal["exact_x", "in check"]["value"], legal["exact_x", "not in check"]["value"]) == (
-        1.0,
-        pytest.approx(0.6),
-    )
-
-
-def test_a_trial_changes_what_it_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: dict[str, Any] = {}
-
-    def of_recipe(recipe: str, keys: Any, shuffled: bool, *rest: Any) -> None:
-        seen.update(recipe=recipe, keys=keys, weight=trials.decisions.DETERMINED_WEIGHT)
-        seen["format"] = trials.decisions.FORMAT_WEIGHT
-        seen["optimizer"] = trials.RookWorldGRPOTrainer.create_optimizer
-
-    monkeypatch.setattr(trials, "of_recipe", of_recipe)
-    before = (trials.decisions.DETERMINED_WEIGHT, trials.RookWorldGRPOTrainer.create_optimizer)
-    changed = {"learning_rate": 1e-3, "beta": 0.0}
-    trials.Trial(keys=changed, constants={"DETERMINED_WEIGHT": 7.0}, muon=1.0).train(tmp_path, Budget(1.0), 1)
-    assert (seen["keys"], seen["weight"]) == ({"policy_strata": "{check: 0.25}", **changed}, 7.0)
-    assert seen["optimizer"] is not before[1]
-    assert seen["format"] == 0.0
-    trials.Trial(constants={"FORMAT_WEIGHT": 0.5}).train(tmp_path, Budget(1.0), 1)
-    assert (seen["keys"], seen["format"]) == ({"beta": 0.01, "policy_strata": "{check: 0.25}"}, 0.5)
-    assert (trials.decisions.DETERMINED_WEIGHT, trials.RookWorldGRPOTrainer.create_optimizer) == before
-
-
-def test_pass_at_k_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Of 4 samples one is right: two of them hold it in 3 of the 6 pairs. Three right ones: no pair is without one.
-    assert pass_at_k.pass_at_k(4, 1, 2) == pytest.approx(0.5)
-    assert pass_at_k.pass_at_k(4, 3, 2) == 1.0
-    assert pass_at_k.pass_at_k(16, 0, 16) == 0.0
-    assert pass_at_k.pass_at_k(16, 4, 1) == pytest.approx(0.25)
-    games = [str(i) for i in range(40)]
-    counts = {
-        "base": {"exact": {"games": games, "right": [0, 4] * 20}},
-        "x": {"exact": {"games": games, "right": [0, 16] * 20}},
-    }
-    rows = {(row["model"], row["k"]): row for row in pass_at_k.compare(counts)}
-    assert rows["base", 1]["value"] == pytest.approx(0.125)
-    assert rows["x", 16]["value"] == pytest.approx(0.5)
-    assert rows["x", 1]["difference"] == pytest.approx(0.375)
-    assert rows["x", 16]["ci_low"] == rows["x", 16]["ci_high"] == 0.0  # both find one wherever there is one
-
-
-def test_pass_at_k_takes_what_was_counted_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The shipped report's base again: the same games and counts, so the same values; and nothing of other prompts."""
-    report = json.loads(pass_at_k.REPORT.read_text())
-    found = pass_at_k.stored("base", report["split"], report["items"])
-    assert {metric: len(of["games"]) for metric, of in found.items()} == {
-        metric: len(right) for metric, right in report["right"]["base"].items()
-    }
-    other = pass_at_k.stored("sampled", "test", report["items"])
-    rows = pass_at_k.compare({"base": {"exact": found["exact"]}, "sampled": {"exact": other["exact"]}})
-    keys = ("model", "k", "value", "difference")
-    before = [r for r in report["rows"] if r["metric"] == "exact" and r["model"] in ("base", "sampled")]
-    assert [[row.get(key) for key in keys] for row in rows] == [[r.get(key) for key in keys] for r in before]
-    assert len(set(found["exact"]["games"])) > 100
-    with pytest.raises(SystemExit, match="holds no base on these prompts of dev; give base=PATH"):
-        pass_at_k.stored("base", "dev", report["items"])
-    monkeypatch.setattr(pass_at_k, "REPORT", tmp_path / "none.json")
-    with pytest.raises(SystemExit, match="holds no other"):
-        pass_at_k.stored("other", "test", report["items"])
-
-
-def test_random_legal_moves_pass_by_hand() -> None:
-    """Two of four moves are best in the first row, one of two in the second; all are in the top five."""
-    found = pass_at_k.random_legal([{"legal_cp": [5, 1, 5, 0]}, {"legal_cp": [3, 9]}, {"legal_cp": []}])
-    assert found["top1"][:3] == pytest.approx([0.5, 0.75, 0.9375])
-    assert found["best_in_top5"] == found["best_legal"] == [1.0] * 5
-    six = pass_at_k.random_legal([{"legal_cp": [6, 5, 4, 3, 2, 1]}])
-    assert six["best_in_top5"][:2] == pytest.approx([5 / 6, 35 / 36])
-
-
-def test_pass_at_k_counts_right_answers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pass_at_k, "SAMPLES", 2)
-    found = pass_at_k.count(*load("nano"), "dev", {"policy": 6, "environment": 3})
-    assert {metric: len(entry["right"]) for metric, entry in found.items()} == {
-        "best_legal": 6,
-        "top1": 6,
-        "best_in_top5": 6,
-        "exact": 3,
-    }
-    assert all(0 <= each <= 2 for entry in found.values() for each in entry["right"])
-    assert sum(found["best_legal"]["right"]) >= sum(found["top1"]["right"])
 
 
 def test_every_arm_says_what_it_is() -> None:
