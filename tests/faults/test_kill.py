@@ -90,14 +90,23 @@ def test_sigkill_at_every_file_operation_of_a_save(tmp_path: Path) -> None:
         assert [line for line in found if "run_id" not in line] == []
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(660)
+def killed(folder: Path, kills: int, steps: int) -> dict[str, Any]:
+    """What became of runs of so many steps, killed at random moments; `tests.support.kills` says how."""
+    command = [sys.executable, "-m", "tests.support.kills", str(folder), str(kills), str(steps)]
+    done = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(done.stdout.strip().splitlines()[-1])  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("kills", "steps"),
+    [
+        pytest.param(5, 6, marks=[pytest.mark.slow, pytest.mark.timeout(660)]),
+        # Of a day when it ran, `benchmarks/results/kill_resume.json` tells.
+        pytest.param(200, 24, marks=[pytest.mark.long, pytest.mark.timeout(4 * 3600)]),
+    ],
+)
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
-def test_random_kills_lose_nothing(tmp_path: Path) -> None:
-    """A handful; `benchmarks/kill_resume.py` does hundreds."""
-    output = tmp_path / "kills.json"
-    command = [sys.executable, "benchmarks/kill_resume.py", "--kills", "5", "--steps", "6", "--output", str(output)]
-    subprocess.run(command, cwd=ROOT, check=True, timeout=600)
-    result = json.loads(output.read_text())
-    assert result["kills"] >= 5
+def test_random_kills_lose_nothing(kills: int, steps: int, tmp_path: Path) -> None:
+    result = killed(tmp_path, kills, steps)
+    assert result["kills"] >= kills
     assert result["lost"] == []

@@ -1,6 +1,6 @@
 """Kills a small training run at random moments, restarts it each time, and compares its end with an undisturbed run.
 
-    python -m benchmarks.kill_resume --kills 200
+    python -m tests.support.kills FOLDER KILLS STEPS     prints what became of the runs, as JSON
 
 SIGKILL cannot be caught, so nothing gets the chance to tidy up. Half of the kills come at any time, half while a
 checkpoint is being written. A run counts as lost if it cannot be started again, starts from the beginning although it
@@ -8,27 +8,21 @@ had saved, or ends with a last checkpoint that differs in a single bit (times as
 and never computes (a fork of one that has waits forever for threads it no longer has); each run is a fork of it.
 """
 
-import argparse
 import json
 import os
 import random
 import signal
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
+from rookworld_trl.checkpointing import store
+from rookworld_trl.checkpointing.resume import choose_start
+from tests.support.checkpoint_diff import IGNORED, differences
+from tests.support.toy import make_trainer
 
-from rookworld_trl.checkpointing import store  # noqa: E402
-from rookworld_trl.checkpointing.resume import choose_start  # noqa: E402
-from tests.support.checkpoint_diff import IGNORED, differences  # noqa: E402
-from tests.support.toy import make_trainer  # noqa: E402
-
-RESULTS = ROOT / "benchmarks" / "results" / "kill_resume.json"
 # Mid-cycle steps, two epochs, accumulation, a moving KL coefficient, a checkpoint at every step, few kept.
 OPTIONS: dict[str, Any] = {
     "rows": 24,
@@ -126,20 +120,5 @@ def campaign(kills: int, folder: Path, options: dict[str, Any], seed: int = 0) -
     return result
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=200)
-    parser.add_argument("--steps", type=int, default=OPTIONS["max_steps"], help="of each run")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path, default=RESULTS)
-    arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="kill-resume-") as folder:
-        result = campaign(arguments.kills, Path(folder), OPTIONS | {"max_steps": arguments.steps}, arguments.seed)
-        print(json.dumps(result, indent=2))
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        arguments.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    sys.exit(bool(result["lost"]))
-
-
 if __name__ == "__main__":
-    main()
+    print(json.dumps(campaign(int(sys.argv[2]), Path(sys.argv[1]), OPTIONS | {"max_steps": int(sys.argv[3])})))
