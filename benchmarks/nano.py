@@ -17,6 +17,7 @@ import numpy as np
 from benchmarks.common import RESULTS, machine, shipped, write_report
 from rookworld_trl.data.splits import draw_of_each
 from rookworld_trl.evaluation import Evaluation, evaluate
+from rookworld_trl.evaluation.metrics import Estimate
 from rookworld_trl.modeling.loading import load
 from rookworld_trl.tasks import ParseError, policy
 
@@ -69,6 +70,11 @@ def evaluated(model: Any, tokenizer: Any) -> Evaluation:
     return evaluate(model, tokenizer, list(draw_of_each(shipped("dev"), ITEMS)), **settings)
 
 
+def rounded(found: Estimate) -> list[float | None]:
+    """Value and interval, whose bounds are None over too few games."""
+    return [each if each is None else round(each, 4) for each in (found["value"], found["ci_low"], found["ci_high"])]
+
+
 def measure(folder: str) -> dict[str, Any]:
     """Metrics with intervals, strata, lists, and what trivial players reach on the same items."""
     model, tokenizer = load(folder)
@@ -78,11 +84,7 @@ def measure(folder: str) -> dict[str, Any]:
     policy_rows = [row for row in rows if row["task"] == "policy"]
     for task, mode in evaluation.tasks_and_modes():
         estimates = evaluation.estimates(task, mode)
-        metrics = {
-            name: [round(each[key], 4) for key in ("value", "ci_low", "ci_high")]  # type: ignore[literal-required]
-            for name, each in estimates.items()
-            if each["value"] is not None
-        }
+        metrics = {name: rounded(each) for name, each in estimates.items() if each["value"] is not None}
         strata = {}
         for stratum in sorted({item.stratum for item in evaluation.select(task, mode)}):
             value = evaluation.estimates(task, mode, stratum=stratum)[OF_STRATA[task]]["value"]
@@ -99,7 +101,7 @@ def table(report: dict[str, Any]) -> str:
         cells = []
         for task, metric in SHOWN:
             value, low, high = of[f"{task}, greedy"]["metrics"][metric]
-            cells.append(f"{value:.3f} [{low:.3f}, {high:.3f}]")
+            cells.append(f"{value:.3f}" if low is None else f"{value:.3f} [{low:.3f}, {high:.3f}]")
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

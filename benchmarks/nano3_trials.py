@@ -124,9 +124,7 @@ def measured(folder: Path) -> tuple[dict[str, Any], Evaluation]:
         for name, having in {"all": {}, "white": {"color": "white"}, "black": {"color": "black"}}.items():
             estimates = evaluation.estimates(task, mode, **having)
             found[f"{task}, {mode}, {name}"] = {
-                metric: [round(estimates[metric][key], 4) for key in ("value", "ci_low", "ci_high")]  # type: ignore[literal-required]
-                for of, metric in nano.SHOWN
-                if of == task
+                metric: nano.rounded(estimates[metric]) for of, metric in nano.SHOWN if of == task
             }
     return found, evaluation
 
@@ -155,14 +153,14 @@ def table(report: dict[str, Any]) -> str:
         row = [name, f"{run['steps']:,}", run["cpu_minutes"], run["nats"]["policy"], run["nats"]["environment"]]
         for task, side, metric in cells:
             value, low, high = run[f"{task}, greedy, {side}"][metric]
-            row.append(f"{value:.3f} [{low:.3f}, {high:.3f}]")
+            row.append(f"{value:.3f}" if low is None else f"{value:.3f} [{low:.3f}, {high:.3f}]")
         lines.append("| " + " | ".join(map(str, row)) + " |")
     lines += ["", "| paired | of | metric | difference |", "|---|---|---|---|"]
     for name, rows in report["differences"].items():
         for row in rows:
-            interval = f"[{row['ci_low']:+.3f}, {row['ci_high']:+.3f}]"
+            interval = "" if row["ci_low"] is None else f" [{row['ci_low']:+.3f}, {row['ci_high']:+.3f}]"
             bold = "**" if row["significant"] else ""
-            value = f"{bold}{row['difference']:+.3f}{bold} {interval}"
+            value = f"{bold}{row['difference']:+.3f}{bold}{interval}"
             lines.append(f"| {name} | {row['group'].removeprefix('color=')} | {row['metric']} | {value} |")
     return "\n".join(lines)
 

@@ -18,6 +18,7 @@ import hashlib
 import os
 import tempfile
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from benchmarks.common import ROOT, machine, shipped, write_report
 from benchmarks.evidence import store
 from benchmarks.evidence.budget import Budget
 from benchmarks.evidence.sizes import NANO, SIZES, Size
-from benchmarks.evidence.statistics import draws, holm, p_value
+from benchmarks.evidence.statistics import clusters, draws, holm, p_value
 from rookworld_trl.data.splits import draw_of_each
 from rookworld_trl.evaluation import Evaluation, evaluate
 from rookworld_trl.evaluation.accuracy import Item, score
@@ -194,27 +195,28 @@ def table(arguments: argparse.Namespace) -> None:
     pairs: list[dict[str, Any]] = []
     losses: list[dict[str, Any]] = []
     for task, mode in first.terms:
-        drawn = draws([[each.terms[task, mode] for each in runs[arm]] for arm in arms], first.games[task])
+        whole = [[each.terms[task, mode] for each in runs[arm]] for arm in arms]
+        drawn, count = draws(whole, first.games[task]), clusters(whole, first.games[task])
         for column, metric in enumerate(store.metrics_of(task)):
             what = {"task": task, "mode": mode, "metric": metric.name}
             for i, arm in enumerate(arms):
                 sides = [each.terms[task, mode] for each in runs[arm]]
                 by_seed = [float(ratios(top, bottom)[column]) for top, bottom in sides]
                 mean = {"mean": float(np.mean(by_seed)), "by_seed": by_seed}
-                values.append({**what, "arm": arm, **mean, **interval(drawn[:, i, column])})
+                values.append({**what, "arm": arm, **mean, **interval(drawn[:, i, column], count[column])})
                 for j in range(i):
                     difference = drawn[:, i, column] - drawn[:, j, column]
                     if np.isnan(difference).all():  # a metric of which these items have none
                         continue
                     pair = {**what, "arm": arm, "against": arms[j], "difference": float(np.nanmean(difference))}
-                    pair |= {**interval(difference), "p_value": p_value(difference)}
+                    pair |= {**interval(difference, count[column]), "p_value": p_value(difference)}
                     if metric.name in COMPARED and mode == "greedy" and (not own or arms[j] in (BASE, ABLATED)):
                         pairs.append(pair)
-                    if arms[j] == BASE and pair["ci_high"] < 0:
+                    if arms[j] == BASE and below(pair):
                         losses.append(pair)
     for pair, adjusted in zip(pairs, holm([pair["p_value"] for pair in pairs]), strict=True):
         pair["p_holm"] = adjusted
-        pair["win"] = adjusted < 0.05 and not pair["ci_low"] <= 0 <= pair["ci_high"]
+        pair["win"] = adjusted < 0.05 and (below(pair) or above(pair))
     report = {"split": arguments.split, "trivial players": first.facts["trivial"]}
     for name, fact in (("minutes", "minutes"), ("updates", "steps"), ("samples", "samples")):
         report[name] = {arm: [each.facts[fact] for each in runs[arm]] for arm in arms}
@@ -239,9 +241,23 @@ def nearest(budgets: list[list[store.Result]], samples: int) -> list[store.Resul
     return best if distance(best) <= np.log(FAR) else None
 
 
-def interval(drawn: Array) -> dict[str, float]:
-    low, high = percentile_interval(drawn)
+def interval(drawn: Array, games: int) -> dict[str, float | None]:
+    low, high = percentile_interval(drawn, int(games))
     return {"ci_low": low, "ci_high": high}
+
+
+def below(row: Mapping[str, Any]) -> bool:
+    """Whether a row's whole interval is; over too few games there is none."""
+    return row["ci_high"] is not None and row["ci_high"] < 0
+
+
+def above(row: Mapping[str, Any]) -> bool:
+    return row["ci_low"] is not None and row["ci_low"] > 0
+
+
+def shown(row: Mapping[str, Any], sign: str = "") -> str:
+    """A row's interval, behind a space; nothing where there is none."""
+    return "" if row["ci_low"] is None else f" [{row['ci_low']:{sign}.3f}, {row['ci_high']:{sign}.3f}]"
 
 
 def as_markdown(report: dict[str, Any]) -> str:
@@ -259,7 +275,7 @@ def as_markdown(report: dict[str, Any]) -> str:
         cells = []
         for name in COMPARED:
             row, mark = values[arm, name], marks.get((arm, name), "")
-            cells.append(f"{mark}{row['mean']:.3f}{mark} [{row['ci_low']:.3f}, {row['ci_high']:.3f}]")
+            cells.append(f"{mark}{row['mean']:.3f}{mark}{shown(row)}")
         lines.append(f"| {arm} | {len(values[arm, COMPARED[0]]['by_seed'])} | " + " | ".join(cells) + " |")
     players = dict.fromkeys(player for of_metric in report["trivial players"].values() for player in of_metric)
     for player in players:
@@ -269,7 +285,7 @@ def as_markdown(report: dict[str, Any]) -> str:
     lines += ["", "Significantly below the base:" + ("" if report["losses"] else " nothing."), ""]
     for loss in report["losses"]:
         where = f"{loss['arm']}: {loss['task']} {loss['metric']}, {loss['mode']}"
-        lines.append(f"- {where} {loss['difference']:+.3f} [{loss['ci_low']:+.3f}, {loss['ci_high']:+.3f}]")
+        lines.append(f"- {where} {loss['difference']:+.3f}{shown(loss, '+')}")
     return "\n".join(lines).rstrip()
 
 

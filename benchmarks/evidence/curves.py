@@ -14,8 +14,8 @@ import numpy as np
 
 from benchmarks.common import ROOT, write_report
 from benchmarks.evidence import store
-from benchmarks.evidence.statistics import draws
-from rookworld_trl.evaluation.intervals import Array, percentile_interval
+from benchmarks.evidence.statistics import clusters, draws
+from rookworld_trl.evaluation.intervals import MIN_CLUSTERS, Array, percentile_interval
 
 FIGURE = ROOT / "docs" / "images" / "evidence.svg"
 BASE, OURS, RIVAL = "base", "exact", "sampled"
@@ -25,8 +25,9 @@ LABELS = {"exact": "exact gradient", "sampled": "sampled GRPO", "soft": "SFT, so
 Curve = dict[tuple[str, float], Array]  # (arm, CPU minutes) -> draws of one metric; ("base", 0.0) has no training
 
 
-def collect(split: str, arms: list[str]) -> dict[tuple[str, str, str], Curve]:
-    """(task, mode, metric) -> the bootstrap's draws of every point, over the same games and each point's own seeds."""
+def collect(split: str, arms: list[str]) -> tuple[dict[tuple[str, str, str], Curve], int]:
+    """(task, mode, metric) -> the bootstrap's draws of every point, over the same games and each point's own seeds;
+    and the fewest games that one of these rests on."""
     runs: dict[tuple[str, float], list[store.Result]] = {}
     for name in store.names(split):
         found = store.read(split, name)
@@ -40,14 +41,19 @@ def collect(split: str, arms: list[str]) -> dict[tuple[str, str, str], Curve]:
         if any(each.keys != first.keys for each in found_runs):
             raise SystemExit(f"{point}: other items than the base's; remove it and run")
     curves: dict[tuple[str, str, str], Curve] = {}
-    points = sorted(runs)
+    points, count = sorted(runs), max(map(len, first.games.values()))
     for task, mode in first.terms:
-        drawn = draws([[each.terms[task, mode] for each in runs[point]] for point in points], first.games[task])
+        sides = [[each.terms[task, mode] for each in runs[point]] for point in points]
+        drawn, of_metric = draws(sides, first.games[task]), clusters(sides, first.games[task])
         for column, metric in enumerate(store.metrics_of(task)):
             if metric.name in SHOWN:
                 curve = {point: drawn[:, i, column] for i, point in enumerate(points)}
-                curves[task, mode, metric.name] = curve
-    return curves
+                curves[task, mode, metric.name], count = curve, min(count, int(of_metric[column]))
+    if count < MIN_CLUSTERS:
+        raise SystemExit(
+            f"{store.FOLDER / split}: {count} games are too few for intervals; measure {MIN_CLUSTERS} or more"
+        )
+    return curves, count
 
 
 def minutes_to(quality: Array, minutes: Array, values: Array) -> Array:
@@ -82,12 +88,12 @@ def ratio(curve: Curve, rival: tuple[str, float], ours: str = OURS) -> dict[str,
     return {"median": middle, "ci_low": low, "ci_high": high, "no_gain": float(np.isinf(times).mean())}
 
 
-def report(curves: dict[tuple[str, str, str], Curve]) -> dict[str, Any]:
+def report(curves: dict[tuple[str, str, str], Curve], games: int) -> dict[str, Any]:
     points, ratios = [], []
     for (task, mode, metric), curve in curves.items():
         what = {"task": task, "mode": mode, "metric": metric}
         for (arm, minutes), drawn in sorted(curve.items()):
-            low, high = percentile_interval(drawn)
+            low, high = percentile_interval(drawn, games)
             here = {"arm": arm, "minutes": minutes, "mean": float(np.nanmean(drawn)), "ci_low": low, "ci_high": high}
             points.append({**what, **here})
         for arm, minutes in sorted(curve):
@@ -152,7 +158,7 @@ def main() -> None:
     parser.add_argument("--arms", nargs="+", default=["exact", "sampled", "soft", "gold"])
     parser.add_argument("--figure", type=Path, default=FIGURE)
     arguments = parser.parse_args()
-    found = report(collect(arguments.split, arguments.arms))
+    found = report(*collect(arguments.split, arguments.arms))
     write_report(store.FOLDER / f"{arguments.split}-curves.json", {"split": arguments.split, **found})
     draw(found["points"], arguments.figure)
     print(as_markdown(found))

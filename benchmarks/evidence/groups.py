@@ -15,8 +15,8 @@ import numpy as np
 
 from benchmarks.common import shipped, write_report
 from benchmarks.evidence import store
-from benchmarks.evidence.__main__ import BASE, COMPARED, interval
-from benchmarks.evidence.statistics import draws
+from benchmarks.evidence.__main__ import BASE, COMPARED, interval, shown
+from benchmarks.evidence.statistics import clusters, draws
 from rookworld_trl.evaluation.accuracy import item_key
 from rookworld_trl.evaluation.intervals import ratios
 from rookworld_trl.tasks import policy
@@ -50,7 +50,7 @@ def compare(runs: Mapping[str, Sequence[store.Result]], groups: Mapping[str, Seq
                 [tuple(side[inside] for side in each.terms[task, mode]) for each in results]
                 for results in runs.values()
             ]
-            drawn = draws(sides, games)
+            drawn, count = draws(sides, games), clusters(sides, games)
             for i, arm in enumerate(runs):
                 for metric in (name for name in names if name in COMPARED):
                     column = names.index(metric)
@@ -59,7 +59,7 @@ def compare(runs: Mapping[str, Sequence[store.Result]], groups: Mapping[str, Seq
                     row |= {"arm": arm, "seeds": len(sides[i]), "value": value}
                     if arm != BASE:
                         difference = drawn[:, i, column] - drawn[:, 0, column]
-                        row |= {"difference": float(np.nanmean(difference)), **interval(difference)}
+                        row |= {"difference": float(np.nanmean(difference)), **interval(difference, count[column])}
                     rows.append(row)
     return rows
 
@@ -73,9 +73,7 @@ def as_markdown(rows: Sequence[Mapping[str, Any]], mode: str = "greedy") -> str:
         for row in own:
             if (row["metric"], row["group"]) == (metric, group):
                 change = "" if row["arm"] == BASE else f" {row['difference']:+.3f}"
-                if change:
-                    change += f" [{row['ci_low']:+.3f}, {row['ci_high']:+.3f}]"
-                cells.append(f"{row['value']:.3f}{change}")
+                cells.append(f"{row['value']:.3f}{change}{shown(row, '+') if change else ''}")
         lines.append(f"| {metric} | {group} | {items} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

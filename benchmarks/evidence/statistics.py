@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
-from rookworld_trl.evaluation.intervals import Array, sums_by_cluster
+from rookworld_trl.evaluation.intervals import Array, clusters_behind, sums_by_cluster
 
 RESAMPLES = 10_000
 
@@ -40,6 +41,11 @@ def draws(sides: Sequence[Sequence[tuple[Array, Array]]], games: Sequence[str], 
             chosen = rng.integers(0, len(side), size=(len(side), rows))
             result[start : start + rows, number] = ratios[chosen, np.arange(rows)].mean(axis=0)
     return result
+
+
+def clusters(sides: Sequence[Sequence[tuple[Array, Array]]], games: Sequence[str]) -> NDArray[np.int64]:
+    """How many games each metric rests on, (metrics,): the fewest of any side's seed. The arguments are `draws`'s."""
+    return np.min([clusters_behind(sums_by_cluster(bottom, games)) for side in sides for _, bottom in side], axis=0)
 
 
 def p_value(differences: Array) -> float:

@@ -9,11 +9,14 @@ import numpy as np
 from rookworld_trl.evaluation.accuracy import Evaluation
 from rookworld_trl.evaluation.baselines import Baselines
 from rookworld_trl.evaluation.intervals import (
+    MIN_CLUSTERS,
     bootstrap_ratios,
+    clusters_behind,
     mcnemar_exact,
     percentile_interval,
     ratios,
     sums_by_cluster,
+    wilson,
 )
 from rookworld_trl.evaluation.metrics import HEADLINES, METRICS, Metric, Scores, shared, terms
 from rookworld_trl.evaluation.suite import SuiteItem, SuiteResult
@@ -30,6 +33,9 @@ class Comparison(TypedDict):
     one); `significant` says that they leave out 0, `loss` that they do so on the worse side; `better` is 1 or -1, or 0
     for what is neither gain nor loss. `p_value` is McNemar's exact test, for proportions over all items, else None.
     Values are None where undefined (no positives).
+
+    `clusters` says how many games (items, where none share one) the value rests on, the fewer of before and after.
+    Below `MIN_CLUSTERS` there is no verdict: bounds and p-value are None, nothing is significant and nothing a loss.
     """
 
     task: str  # or a suite's name
@@ -45,6 +51,7 @@ class Comparison(TypedDict):
     ci_high: float | None
     p_value: float | None
     items: int
+    clusters: int
     significant: bool
     better: int
     loss: bool
@@ -118,15 +125,21 @@ def _paired_rows(
     values, by_game = ratios(top, bottom), shared(games)
     if by_game:
         top, bottom = sums_by_cluster(top, games), sums_by_cluster(bottom, games)
-    draws = bootstrap_ratios(top, bottom, seed=seed)
+    draws, clusters = bootstrap_ratios(top, bottom, seed=seed), clusters_behind(bottom)
     rows: list[dict[str, Any]] = []
     for i, metric in enumerate(metrics):
         old, new = float(values[i]), float(values[k + i])
         defined = not (np.isnan(old) or np.isnan(new))
-        low, high = percentile_interval(draws[:, k + i] - draws[:, i])
-        up, down = defined and low > 0, defined and high < 0
+        n = int(min(clusters[i], clusters[k + i]))
+        low, high = percentile_interval(draws[:, k + i] - draws[:, i], n) if defined else (None, None)
+        if low == high and low is not None and metric.at_most_1 and new - old in (-1, 0, 1):
+            # Every cluster changed alike, and resampling has no width: by Wilson, so many of them may do otherwise.
+            otherwise = wilson(0, n)[1]
+            low, high = max(new - old - otherwise, -1.0), min(new - old + otherwise, 1.0)
+        up, down = low is not None and low > 0, high is not None and high < 0
         p_value = None
-        if metric.proportion and not by_game and all((of_run[:, i] == 1).all() for of_run in bottoms):
+        every_item = metric.proportion and not by_game and all((of_run[:, i] == 1).all() for of_run in bottoms)
+        if every_item and n >= MIN_CLUSTERS:
             change = tops[1][:, i] - tops[0][:, i]
             p_value = mcnemar_exact(int((change > 0).sum()), int((change < 0).sum()))
         rows.append(
@@ -137,10 +150,11 @@ def _paired_rows(
                 "before": None if np.isnan(old) else old,
                 "after": None if np.isnan(new) else new,
                 "difference": new - old if defined else None,
-                "ci_low": low if defined else None,
-                "ci_high": high if defined else None,
+                "ci_low": low,
+                "ci_high": high,
                 "p_value": p_value,
                 "items": len(before),
+                "clusters": n,
                 "significant": up or down,
                 "better": metric.better,
                 "loss": (down and metric.better > 0) or (up and metric.better < 0),

@@ -6,6 +6,11 @@ and a comparison of two models resamples *items*, keeping each item's two result
 
 All intervals are two-sided. They treat items as independent draws from the positions the split was made from; where
 items come from games, whole games are what is drawn (`sums_by_cluster`), for positions of one game are alike.
+
+How far an interval can be trusted hangs on the number of clusters: of games, or of items where none share one. Of two
+models without any difference, resampling calls 14 of 100 comparisons over five games significant, and nearly all over
+one. So below `MIN_CLUSTERS` there is no interval, and nothing is significant; up to `FEW_CLUSTERS` resampling's
+quantiles are moved outwards, to those of Student's t (`percentile_interval`).
 """
 
 import math
@@ -16,8 +21,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
+Bounds = tuple[float, float] | tuple[None, None]  # of an interval; None where none is claimed
 
 RESAMPLES = 10_000
+MIN_CLUSTERS = 10
+FEW_CLUSTERS = 30
 _CHUNK_ELEMENTS = 4_000_000  # resampled counts held at once; 32 MB
 
 
@@ -94,17 +102,54 @@ def sums_by_cluster(terms: Array, labels: Sequence[str]) -> Array:
     return sums
 
 
-def percentile_interval(draws: Array, confidence: float = 0.95) -> tuple[float, float]:
+def clusters_behind(denominators: Array) -> NDArray[np.int64]:
+    """How many clusters each ratio rests on: those in which its denominator is not 0.
+
+    Recall of five mates among 500 games rests on five games, however many others are drawn with them.
+
+    Args:
+        denominators: (clusters, k), as of `sums_by_cluster`.
+    """
+    return np.count_nonzero(denominators, axis=0)
+
+
+def percentile_interval(draws: Array, clusters: int, confidence: float = 0.95) -> Bounds:
     """Percentile bootstrap interval (Efron 1979) of one statistic's draws, those that are NaN left out.
 
     Percentile rather than BCa: always defined, also when every item agrees, and at the hundreds of items of a
-    held-out split the two differ in the fourth digit.
+    held-out split the two differ in the fourth digit. Over few clusters it is too narrow: its spread is sqrt((n-1)/n)
+    of the truth, and the truth is estimated. Up to `FEW_CLUSTERS` it is the *expanded* percentile interval (Hesterberg
+    2015, section 4.4): the normal quantile z becomes sqrt(n/(n-1)) times that of Student's t with n - 1 degrees of
+    freedom.
+
+    Args:
+        clusters: how many the statistic rests on (`clusters_behind`).
+
+    Returns:
+        (None, None) below `MIN_CLUSTERS`, or where every draw is NaN.
     """
     draws = draws[~np.isnan(draws)]
-    if len(draws) == 0:
-        return math.nan, math.nan
-    low, high = np.quantile(draws, [(1 - confidence) / 2, (1 + confidence) / 2])
+    if clusters < MIN_CLUSTERS or len(draws) == 0:
+        return None, None
+    tail = (1 - confidence) / 2
+    if clusters <= FEW_CLUSTERS:
+        tail = NormalDist().cdf(-math.sqrt(clusters / (clusters - 1)) * student_t(1 - tail, clusters - 1))
+    low, high = np.quantile(draws, [tail, 1 - tail])
     return float(low), float(high)
+
+
+def student_t(probability: float, degrees: int) -> float:
+    """Quantile of Student's t by its expansion about the normal one (Abramowitz and Stegun 1964, 26.7.5).
+
+    Off by less than 0.0002 of the 97.5 % quantile from nine degrees of freedom on, the fewest that are used here.
+    """
+    z = NormalDist().inv_cdf(probability)
+    return (
+        z
+        + (z**3 + z) / (4 * degrees)
+        + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * degrees**2)
+        + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * degrees**3)
+    )
 
 
 def mcnemar_exact(gained: int, lost: int) -> float:

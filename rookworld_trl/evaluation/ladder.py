@@ -1,12 +1,11 @@
 """Matches from mirrored openings, rated on one scale: between any players, or a model against the ladder's anchors.
 
-A model plays each game once, to its end, with a fallback in place of each illegal move: the *lenient* rules. Cut at
-the first fallback, and lost there, the same games are those of the *strict* rules, so the two are compared on equal
-games. Each of the two is rated by itself, together with the games among the anchors.
+A model plays each game once, to its end, with another move in place of each illegal one, sampled again or a fallback:
+the *lenient* rules. Cut at the first illegal move, and lost there, the same games are those of the *strict* rules, so
+the two are compared on equal games. Each of the two is rated by itself, together with the games among the anchors.
 """
 
 import itertools
-import math
 import textwrap
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,11 +16,11 @@ from typing import Any, Literal, get_args
 import chess
 
 from rookworld_trl.engine import Engine, find_engine
-from rookworld_trl.evaluation.comparison import Comparison
 from rookworld_trl.evaluation.elo import Rating, rate
-from rookworld_trl.evaluation.intervals import wilson
+from rookworld_trl.evaluation.intervals import MIN_CLUSTERS, wilson
 from rookworld_trl.evaluation.metrics import ratio
 from rookworld_trl.evaluation.suite import SuiteItem, SuiteResult
+from rookworld_trl.evaluation.tables import few, too_few
 from rookworld_trl.play import (
     EnginePlayer,
     Game,
@@ -51,6 +50,8 @@ class Ladder:
         model: the name of the player whose matches are shown.
         anchor: the player whose rating is `anchor_elo`; empty where nothing is rated.
         origins: the model's moves by `Choice.origin`; empty where `model` is no model.
+        retries_are_rules: by the game's own rules an illegal move may be sampled again, and loses only if that is in
+            vain.
     """
 
     name: str
@@ -60,11 +61,15 @@ class Ladder:
     anchor_elo: float
     games: list[GameRecord]
     origins: dict[str, int]
+    retries_are_rules: bool = False
 
     def records(self, rules: str) -> list[GameRecord]:
         """The games as they end by these rules, void ones left out."""
-        games = [game.strict if rules == "strict" else game for game in self.games]
+        games = [self._strict(game) if rules == "strict" else game for game in self.games]
         return [game for game in games if game.white_score is not None]
+
+    def _strict(self, game: GameRecord) -> GameRecord:
+        return game.lost_at(game.first_fallback) if self.retries_are_rules else game.strict
 
     def ratings(self, rules: str) -> dict[str, Rating]:
         """Every player's rating, the strongest first; none without an anchor."""
@@ -74,7 +79,10 @@ class Ladder:
         return dict(sorted(rate(results, self.anchor, self.anchor_elo).items(), key=lambda pair: -pair[1].elo))
 
     def matches(self, rules: str) -> dict[str, dict[str, Any]]:
-        """The model's games by opponent: `won`, `drawn`, `lost`, `score` with its 95 % interval, `ends`."""
+        """The model's games by opponent: `won`, `drawn`, `lost`, `score` with its 95 % interval, `ends`.
+
+        Below `MIN_CLUSTERS` games the interval is None.
+        """
         by_opponent: dict[str, list[tuple[float, str]]] = {}
         for game in self.records(rules):
             if self.model in (game.white, game.black):
@@ -99,7 +107,7 @@ class Ladder:
             met[opponent] += 1
             played = game.white_score is not None
             scores = {"played": float(played)}
-            for rules, record in (("strict", game.strict), ("lenient", game)):
+            for rules, record in (("strict", self._strict(game)), ("lenient", game)):
                 score = record.white_score or 0.0
                 scores[rules] = played * (score if white else 1 - score)
             name = f"{opponent}, game {met[opponent]}"
@@ -245,8 +253,8 @@ def run_match(
 def run_llm_chess(model: ModelPlayer, *, games: int, seed: int = 0, progress: bool = False) -> Ladder:
     """The game of llm_chess (Saplin 2024): Black against a random White, 200 plies at most.
 
-    Give the model two retries: three illegal moves in a row lose. Unlike there, a draw by threefold repetition or the
-    50-move rule is claimed.
+    Give the model two retries: by strict rules three illegal moves in a row lose. Unlike there, a draw by threefold
+    repetition or the 50-move rule is claimed.
 
     Raises:
         ValueError: no games.
@@ -255,7 +263,8 @@ def run_llm_chess(model: ModelPlayer, *, games: int, seed: int = 0, progress: bo
         raise ValueError(f"games must be above 0; got {games}")
     white = RandomPlayer(seed)
     settings = {"games": games, "max_plies": 200, "seed": seed}
-    return _played("llm_chess", settings, model, ("", 0), [(white, model, chess.STARTING_FEN)] * games, 200, progress)
+    from_start: list[Game] = [(white, model, chess.STARTING_FEN)] * games
+    return _played("llm_chess", settings, model, ("", 0), from_start, 200, progress, retries_are_rules=True)
 
 
 def _played(
@@ -266,54 +275,14 @@ def _played(
     games: list[Game],
     plies: int,
     progress: bool,
+    retries_are_rules: bool = False,
 ) -> Ladder:
     if not games:
         raise ValueError("openings must be above 0: there are no games to play")
     with progress_bar(name if progress else "", len(games), "game") as bar:
         records = play_games(games, plies, bar.update)
     origins: Counter[str] = getattr(player, "origins", None) or Counter()
-    return Ladder(name, settings, player.name, *anchor, records, dict(origins.most_common()))
-
-
-def elo_changes(before: Mapping[str, Any], after: Ladder, mode: str) -> list[Comparison]:
-    """The model's ratings against those that an earlier ladder's `to_dict` tells; the games are taken as independent.
-
-    Raises:
-        ValueError: the two are on different scales.
-    """
-    scale = {after.anchor: after.anchor_elo} if after.anchor else {}
-    if before.get("scale") != scale:
-        raise ValueError(f"the baseline's ratings are on another scale ({before.get('scale')}, here {scale})")
-    rows = []
-    for rules in RULES if scale else ():
-        old, new = Rating(**before["ratings"][rules][before["model"]]), after.ratings(rules)[after.model]
-        bounded = None not in (old.ci_low, old.ci_high, new.ci_low, new.ci_high)
-        change = float(new.elo - old.elo)
-        half = math.hypot(*((each.ci_high or 0) - each.elo for each in (old, new)))
-        significant = bool(bounded and abs(change) > half)
-        rows.append(
-            Comparison(
-                task=after.name,
-                mode=mode,
-                metric=f"elo_{rules}",
-                label=f"Elo, {rules} rules",
-                headline=True,
-                format=".0f",
-                before=old.elo,
-                after=float(new.elo),
-                difference=change,
-                ci_low=change - half if bounded else None,
-                ci_high=change + half if bounded else None,
-                p_value=None,
-                items=new.games,
-                significant=significant,
-                better=1,
-                loss=significant and change < 0,
-                baselines={},
-                baselines_after={},
-            )
-        )
-    return rows
+    return Ladder(name, settings, player.name, *anchor, records, dict(origins.most_common()), retries_are_rules)
 
 
 def ladder_table(ladder: Ladder) -> str:
@@ -341,17 +310,17 @@ def ladder_table(ladder: Ladder) -> str:
         lines += [
             "",
             f"{ladder.anchor} = {ladder.anchor_elo:.0f}; other scales cannot be compared. Elo by joint maximum",
-            "likelihood over all games (Bradley-Terry, one virtual draw a player), with its 95 % interval;",
-            "< or >: no point won or lost.",
+            "likelihood over all games (Bradley-Terry; each player brings half a virtual draw), with its 95 %",
+            "interval; < or >: no point won or lost.",
         ]
-    return "\n".join(lines)
+    return "\n".join([*lines, *few(lines)])
 
 
 def _match(games: Sequence[tuple[float, str]]) -> dict[str, Any]:
     names = {1.0: "won", 0.5: "drawn", 0.0: "lost"}
     counts = Counter(names[score] for score, _ in games)
     points = sum(score for score, _ in games)
-    low, high = wilson(points, len(games))
+    low, high = wilson(points, len(games)) if len(games) >= MIN_CLUSTERS else (None, None)
     ends = Counter(f"{names[score]} by {reason}" for score, reason in games)
     found = {name: counts[name] for name in names.values()}
     return {**found, "score": points / len(games), "ci_low": low, "ci_high": high, "ends": dict(ends.most_common())}
@@ -361,7 +330,9 @@ def _rated(rating: Rating) -> str:
     """36 characters: the rating, its interval (where there is a bound only, that alone), and points in percent."""
     elo, low, high = f"{rating.elo:.0f}", rating.ci_low, rating.ci_high
     interval = f"[{low:.0f}, {high:.0f}]" if low is not None and high is not None else ""
-    if not interval:
+    if low is None and high is None:
+        interval = too_few(rating.games)
+    elif not interval:
         elo, interval = "", f"< {high:.0f}" if high is not None else f"> {low:.0f}"
     return f"{elo:>10}{interval:>18}{100 * rating.points / rating.games:>8.1f}"
 
@@ -369,7 +340,9 @@ def _rated(rating: Rating) -> str:
 def _score(match: dict[str, Any]) -> str:
     """36 characters: games won, drawn and lost, points in percent and their interval."""
     counts = f"{match['won']}/{match['drawn']}/{match['lost']}"
-    interval = f"[{100 * match['ci_low']:.1f}, {100 * match['ci_high']:.1f}]"
+    interval = too_few(match["won"] + match["drawn"] + match["lost"])
+    if match["ci_low"] is not None:
+        interval = f"[{100 * match['ci_low']:.1f}, {100 * match['ci_high']:.1f}]"
     return f"{counts:>15}{100 * match['score']:>7.1f}{interval:>14}"
 
 

@@ -12,8 +12,11 @@ from typing import Any, TypedDict
 import numpy as np
 
 from rookworld_trl.evaluation.intervals import (
+    MIN_CLUSTERS,
     Array,
+    Bounds,
     bootstrap_ratios,
+    clusters_behind,
     percentile_interval,
     ratios,
     sums_by_cluster,
@@ -50,13 +53,27 @@ class Metric:
     format: str = "percent"
     better: int = 1
 
+    @property
+    def at_most_1(self) -> bool:
+        """Shares, and what has three digits: skill and rewards. Others (tokens, plies, candidates) are counts."""
+        return self.format in ("percent", ".3f")
+
+    def at_an_end(self, value: float) -> bool:
+        """Whether no item can have pulled the value further: all are alike there, so that resampling has no width."""
+        return (value == 1 and self.at_most_1) or (value == 0 and self.format == "percent")
+
 
 class Estimate(TypedDict):
-    """A metric's value on a group of items; value and bounds are None where it is undefined (no positives, ...)."""
+    """A metric's value on a group of items, with its 95 % interval.
+
+    `value` is None where the metric is undefined (no positives, ...), and so are the bounds there. Without an interval
+    it stands alone where fewer than `MIN_CLUSTERS` clusters (games; items, where none share one) bear on it.
+    """
 
     value: float | None
     ci_low: float | None
     ci_high: float | None
+    clusters: int
     numerator: float
     denominator: float
 
@@ -161,6 +178,9 @@ def estimate(
 ) -> dict[str, Estimate]:
     """Value and 95 % interval of every metric: Wilson for proportions, percentile bootstrap for the others.
 
+    A share of exactly 0 or 1 has Wilson's interval at the number of clusters: resampling what is all alike has no
+    width. Below `MIN_CLUSTERS` clusters there is no interval.
+
     Args:
         games: of each item, "" for none. Where two items share a game, all intervals are bootstraps over games.
     """
@@ -168,19 +188,25 @@ def estimate(
     values = ratios(top, bottom)
     whole = not shared(games)
     top, bottom = (array if whole else sums_by_cluster(array, games) for array in (top, bottom))
+    clusters = clusters_behind(bottom)
     others = [i for i, metric in enumerate(metrics) if not (metric.proportion and whole)]
     draws = bootstrap_ratios(top[:, others], bottom[:, others], resamples=DESCRIPTIVE_RESAMPLES, seed=seed)
     result: dict[str, Estimate] = {}
     for i, metric in enumerate(metrics):
-        numerator, denominator = float(top[:, i].sum()), float(bottom[:, i].sum())
-        value, low, high = None, None, None
+        numerator, denominator, n = float(top[:, i].sum()), float(bottom[:, i].sum()), int(clusters[i])
+        value: float | None = None
+        interval: Bounds = (None, None)
         if denominator:
             value = float(values[i])
-            low, high = (
-                percentile_interval(draws[:, others.index(i)]) if i in others else wilson(numerator, denominator)
-            )
+            if n >= MIN_CLUSTERS and i not in others:
+                interval = wilson(numerator, denominator)
+            elif n >= MIN_CLUSTERS and metric.at_an_end(value):
+                interval = wilson(n * value, n)
+            elif i in others:
+                interval = percentile_interval(draws[:, others.index(i)], n)
+        low, high = interval
         result[metric.name] = Estimate(
-            value=value, ci_low=low, ci_high=high, numerator=numerator, denominator=denominator
+            value=value, ci_low=low, ci_high=high, clusters=n, numerator=numerator, denominator=denominator
         )
     return result
 

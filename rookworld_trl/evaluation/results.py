@@ -9,10 +9,11 @@ from typing import Any
 
 from rookworld_trl.evaluation.accuracy import Evaluation
 from rookworld_trl.evaluation.comparison import Comparison, compare, compare_groups, compare_suites
-from rookworld_trl.evaluation.ladder import RULES, Ladder, elo_changes
+from rookworld_trl.evaluation.elo_changes import elo_changes
+from rookworld_trl.evaluation.ladder import RULES, Ladder
 from rookworld_trl.evaluation.metrics import HEADLINES, METRICS, Estimate
 from rookworld_trl.evaluation.suite import SuiteResult
-from rookworld_trl.evaluation.tables import number
+from rookworld_trl.evaluation.tables import number, too_few
 from rookworld_trl.modeling.loading import NANO
 from rookworld_trl.tasks import PREFIXES
 
@@ -118,6 +119,7 @@ def _of_ladder(ladder: Ladder, mode: str) -> list[Headline]:
             value=rating.elo,
             ci_low=rating.ci_low,
             ci_high=rating.ci_high,
+            clusters=rating.games,
             numerator=rating.points,
             denominator=float(rating.games),
         )
@@ -214,6 +216,8 @@ def _value(headline: Headline) -> str:
     if found["value"] is None:
         return "n/a"
     low, high = found["ci_low"], found["ci_high"]
+    if low is None and high is None:
+        return f"{show(found['value'], headline.format)}, {too_few(found['clusters'])}"
     if low is None or high is None:
         return f"< {show(high, headline.format)}" if low is None else f"> {show(low, headline.format)}"
     value = show(found["value"], headline.format)

@@ -5,12 +5,14 @@ from typing import Any, cast
 
 from rookworld_trl.evaluation.accuracy import Evaluation
 from rookworld_trl.evaluation.comparison import Comparison
+from rookworld_trl.evaluation.intervals import MIN_CLUSTERS
 from rookworld_trl.evaluation.metrics import HEADLINES, METRICS, Estimate, estimate, shared
 from rookworld_trl.evaluation.suite import SuiteResult
 from rookworld_trl.tasks import PREFIXES, TaskName
 
 _LABEL = 36
 _STAKE = {"nothing": "nothing at stake", "something": "something at stake"}
+_TOO_FEW = f"too few (n): fewer than {MIN_CLUSTERS} games, or items of no shared game, bear on it: no interval"
 
 
 def evaluation_table(evaluation: Evaluation) -> str:
@@ -40,11 +42,12 @@ def evaluation_table(evaluation: Evaluation) -> str:
             for line in _by_items(m.label, m.format, dict(zip(modes, (of[m.name] for of in trivial), strict=True)))
         ]
         lines += ["", *baseline_lines(of_task), "", *_group_lines(evaluation, task, modes), ""]
-    games = {item.game for item in evaluation.items if item.game}
+    games = [item.game for item in evaluation.items if item.mode == evaluation.items[0].mode]
     intervals = "Wilson for shares, bootstrap for the rest"
-    if shared([item.game for item in evaluation.items if item.mode == evaluation.items[0].mode]):
-        intervals = f"bootstrap over {len(games)} games"
-    return "\n".join([*lines, f"* headline metrics. Shares in percent; intervals: {intervals}."])
+    if shared(games):
+        count = len({game or i for i, game in enumerate(games)})
+        intervals = f"{'bootstrap' if count >= MIN_CLUSTERS else 'none'} over {count} games"
+    return "\n".join([*lines, f"* headline metrics. Shares in percent; intervals: {intervals}.", *few(lines)])
 
 
 def comparison_table(
@@ -81,7 +84,7 @@ def comparison_table(
     if groups:
         named: list[Any] = [{**row, "label": f"{row['group']}: {row['label']}"} for row in groups]
         lines += _loss_lines(named, "headline metrics by colour, stake and stratum")
-    return "\n".join([*lines, "", note])
+    return "\n".join([*lines, "", note, *few(lines)])
 
 
 def suite_table(result: SuiteResult) -> str:
@@ -102,7 +105,7 @@ def suite_table(result: SuiteResult) -> str:
             metric_row(f"  {name[:36]:36} {count:5}", result.estimates(name)[head.name], head.format)
             for name, count in groups.items()
         ]
-    return "\n".join(lines)
+    return "\n".join([*lines, *(f"  {line}" for line in few(lines))])
 
 
 def metric_row(label: str, result: Estimate, format: str) -> str:
@@ -114,14 +117,18 @@ def _comparison_line(row: Comparison, width: int = _LABEL) -> str:
     label, format = f"  {row['label']}{' *' if row['headline'] else ''}", row["format"]
     before, after = number(row["before"], format), number(row["after"], format)
     change, low, high = (number(row[name], format, sign=True) for name in ("difference", "ci_low", "ci_high"))
-    interval = "" if row["difference"] is None else f"[{low}, {high}]"
+    interval = f"[{low}, {high}]" if row["ci_low"] is not None else ""
+    if row["difference"] is not None and row["clusters"] < MIN_CLUSTERS:
+        interval = too_few(row["clusters"])
     mark = ("+" if change.startswith("+") else "-") if row["significant"] else ""
     return f"{label:{width}}{before:>9}{after:>9}{change:>9}   {interval:<18} {mark}".rstrip()
 
 
 def _loss_lines(rows: Sequence[Comparison], of_what: str) -> list[str]:
-    judged = [row for row in rows if row["better"] and row["difference"] is not None]
+    known = [row for row in rows if row["better"] and row["difference"] is not None]
+    judged = [row for row in known if row["ci_low"] is not None]
     losses = [row for row in judged if row["loss"]]
+    of_what += f", and no verdict on {len(known) - len(judged)}" if len(judged) < len(known) else ""
     if not losses:
         return [f"Significant losses: none among {len(judged)} {of_what}."]
     lines = [f"Significant losses: {len(losses)} of {len(judged)} {of_what}"]
@@ -177,7 +184,18 @@ def _cell(result: Estimate, format: str) -> str:
     if result["value"] is None:
         return f"{'n/a':>8}{'':17}"
     low, high = number(result["ci_low"], format), number(result["ci_high"], format)
-    return f"{number(result['value'], format):>8}{f'[{low}, {high}]':>17}"
+    interval = too_few(result["clusters"]) if result["ci_low"] is None else f"[{low}, {high}]"
+    return f"{number(result['value'], format):>8}{interval:>17}"
+
+
+def too_few(clusters: int) -> str:
+    """In place of an interval that so few games, or items of no shared game, cannot give."""
+    return f"too few ({clusters})"
+
+
+def few(lines: Sequence[str]) -> list[str]:
+    """What `too_few` means, below a table that says it."""
+    return [_TOO_FEW] if any("too few (" in line for line in lines) else []
 
 
 def number(value: float | None, format: str, sign: bool = False) -> str:

@@ -31,6 +31,7 @@ class GameRecord:
         white: the player's name.
         black: the player's name.
         first_fallback: the number in `moves` of the first one that stands for an illegal move; None without one.
+        first_illegal: likewise, also where the illegal move was sampled again and a legal one came of that.
     """
 
     fen: str
@@ -40,6 +41,7 @@ class GameRecord:
     white: str
     black: str
     first_fallback: int | None = None
+    first_illegal: int | None = None
 
     @property
     def white_score(self) -> float | None:
@@ -48,16 +50,21 @@ class GameRecord:
 
     @property
     def strict(self) -> "GameRecord":
-        """The same game if the first illegal move loses: cut at the first fallback."""
-        if self.first_fallback is None:
+        """The same game if the first illegal move loses, whatever was played in its place."""
+        return self.lost_at(self.first_illegal)
+
+    def lost_at(self, number: int | None) -> "GameRecord":
+        """The same game cut at a move's number, and lost there by an illegal move; None for the game as it is."""
+        if number is None:
             return self
-        moves = self.moves[: self.first_fallback]
+        moves = self.moves[:number]
         whites_turn = chess.Board(self.fen).turn == (len(moves) % 2 == 0)
         result: Result = "0-1" if whites_turn else "1-0"
-        return replace(self, moves=moves, result=result, reason="illegal move", first_fallback=None)
+        cut = replace(self, moves=moves, result=result, reason="illegal move")
+        return replace(cut, first_fallback=None, first_illegal=None)
 
     def pgn(self, event: str, round: str) -> str:
-        """The game in PGN's export format. Comments say where the first fallback stands, and how the game ended."""
+        """The game in PGN's export format. Comments say where the first illegal move was, and how the game ended."""
         board = chess.Board(self.fen)
         for move in self.moves:
             board.push_uci(move)
@@ -65,8 +72,11 @@ class GameRecord:
         tags = {"Event": event, "Round": round, "White": self.white, "Black": self.black, "Result": self.result}
         game.headers.update(tags | {"Termination": _TERMINATIONS.get(self.reason, "normal")})
         for number, node in enumerate(game.mainline()):
-            if number == self.first_fallback:
+            if number == self.first_illegal:
                 node.comment = "in place of an illegal move, the game's first"
+                node.comment += "" if number == self.first_fallback else ", and sampled again"
+            elif number == self.first_fallback:
+                node.comment = "in place of an illegal move, the first that sampling again did not mend"
         game.end().comment = " ".join(filter(None, (game.end().comment, self.reason)))
         return str(game) + "\n"
 
@@ -96,6 +106,7 @@ def play_games(
     boards = [board_from_fen(fen) for _, _, fen in games]
     ends: list[tuple[Result, str] | None] = [_end(board) for board in boards]
     fallbacks: list[int | None] = [None] * len(games)
+    illegal: list[int | None] = [None] * len(games)
     while running := [i for i, end in enumerate(ends) if end is None]:
         asked: dict[int, list[int]] = {}
         for i in running:
@@ -103,13 +114,14 @@ def play_games(
         for numbers in asked.values():
             player = _mover(games[numbers[0]], boards[numbers[0]])
             for i, choice in zip(numbers, player.choose([boards[i] for i in numbers]), strict=True):
-                if choice.is_fallback and fallbacks[i] is None:
-                    fallbacks[i] = len(boards[i].move_stack)
+                ply = len(boards[i].move_stack)
+                fallbacks[i] = ply if choice.is_fallback and fallbacks[i] is None else fallbacks[i]
+                illegal[i] = ply if choice.origin != "own" and illegal[i] is None else illegal[i]
                 ends[i] = _play(boards[i], choice.move, max_plies)
         ended(sum(ends[i] is not None for i in running))
     return [
-        GameRecord(fen, tuple(move.uci() for move in board.move_stack), *end, white.name, black.name, first)
-        for (white, black, fen), board, end, first in zip(games, boards, ends, fallbacks, strict=True)
+        GameRecord(fen, tuple(move.uci() for move in board.move_stack), *end, white.name, black.name, *firsts)
+        for (white, black, fen), board, end, *firsts in zip(games, boards, ends, fallbacks, illegal, strict=True)
         if end is not None
     ]
 

@@ -112,16 +112,16 @@ def _results(summary: dict[str, Any]) -> str:
     ]
     lost: list[str] = []
     for of_what, rows in (("metrics", summary.get("metrics", summary["headline"])), (GROUPED, summary.get("groups"))):
-        found, judged = losses(rows or [])
+        found, words = losses(rows or [], of_what)
         if found:
             lost += [
-                f"{len(found)} of {judged} {of_what}:",
+                f"{words}:",
                 "",
                 "| task | metric | decoding | before | after | change |",
             ]
             lost += ["|---|---|---|---|---|---|", *map(_result, found), ""]
-        elif judged:
-            lost += [f"None among {judged} {of_what}.", ""]
+        elif words:
+            lost += [f"{words.replace('none', 'None', 1)}.", ""]
     return (
         f"## Results\n\nHeld-out items ({summary['eval_split']} split, none of whose positions this run trained on), "
         "shares in percent, paired 95 % intervals of the change. Skill is the value of the legal moves chosen, "

@@ -1,5 +1,6 @@
 """A run's curves, several runs over each other, and the forest of its changes, as Bokeh figures."""
 
+import math
 import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -302,8 +303,8 @@ def _forest(task: str, rows: Sequence[tuple[int, dict[str, Any]]], runs: Sequenc
         data = {
             "factor": [_factor(row) for row in mine],
             "x": [100 * row["difference"] for row in mine],
-            "low": [100 * row["ci_low"] for row in mine],
-            "high": [100 * row["ci_high"] for row in mine],
+            "low": [100 * row["ci_low"] if row["ci_low"] is not None else math.nan for row in mine],
+            "high": [100 * row["ci_high"] if row["ci_high"] is not None else math.nan for row in mine],
             "color": [PALETTE[number % len(PALETTE)] if several else _verdict(row) for row in mine],
             "fill": [1.0 if row.get("significant", True) else 0.0 for row in mine],
             "name": [f"{runs[number].name}, {mode}" if several else mode] * len(mine),

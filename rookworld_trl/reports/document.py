@@ -14,7 +14,7 @@ from markupsafe import Markup
 from rookworld_trl.files import write_atomically
 from rookworld_trl.reports.boards import CHOSEN, ILLEGAL, SIZE, VALUES, WRONG, gallery, shared_definitions
 from rookworld_trl.reports.charts import PREFIX, forests, training_figures
-from rookworld_trl.reports.run import GROUPED, Run, losses, read_run, shown, trivial
+from rookworld_trl.reports.run import GROUPED, Run, change, losses, read_run, shown, trivial
 
 HTML = "report.html"
 _NOT_FACTS = ("metrics", "headline", "losses", "groups", "seconds")
@@ -106,13 +106,11 @@ def _about(run: Run) -> dict[str, Any]:
 
 def _headline(row: Mapping[str, Any]) -> dict[str, Any]:
     spec = row.get("format", ".3f")
-    known = row["difference"] is not None
-    interval = f"[{', '.join(shown(row[name], spec, '+') for name in ('ci_low', 'ci_high'))}]" if known else ""
     return {
         "label": f"{PREFIX.get(row['task'], row['task'])} {row.get('label', row['metric'])}, {row['mode']}",
         "before": shown(row["before"], spec, unit=" %"),
         "after": shown(row["after"], spec, unit=" %"),
-        "change": f"{shown(row['difference'], spec, '+')} {interval}" if known else "",
+        "change": "" if row["difference"] is None else change(row),
         "kind": _kind(row),
         "items": row["items"],
         "trivial": trivial(row),
@@ -130,9 +128,8 @@ def _losses(run: Run) -> dict[str, Any]:
     """The significant losses, and the sentences that say how many there are among how many."""
     lines, found = [], []
     for of_what, rows in (("metrics", run.comparisons), (GROUPED, run.groups)):
-        lost, judged = losses(rows)
-        if judged:
-            lines.append(f"{len(lost) or 'none'} {'of' if lost else 'among'} {judged} {of_what}")
+        lost, words = losses(rows, of_what)
+        lines += [words] if words else []
         found += [
             {
                 **_headline(row),

@@ -66,13 +66,18 @@ class Run:
                     yield row | ({"group": group} if grouped else {})
 
 
-def losses(rows: Sequence[Mapping[str, Any]]) -> tuple[list[Mapping[str, Any]], int]:
-    """The rows that are significant losses, and how many rows could have been one.
+def losses(rows: Sequence[Mapping[str, Any]], of_what: str) -> tuple[list[Mapping[str, Any]], str]:
+    """The rows that are significant losses, and how many of how many that is, in words: "none among 50 metrics".
 
-    Rows of an older version don't say which direction is better; there, less counts as a loss.
+    Rows without an interval, for too few games bear on them, are counted apart. Rows of an older version don't say
+    which direction is better; there, less counts as a loss. The words are empty where nothing was compared.
     """
-    judged = [row for row in rows if row.get("better", 1) and row["difference"] is not None]
-    return [row for row in judged if row.get("loss", row["ci_high"] < 0)], len(judged)
+    known = [row for row in rows if row.get("better", 1) and row["difference"] is not None]
+    judged = [row for row in known if row["ci_low"] is not None]
+    lost = [row for row in judged if row.get("loss", row["ci_high"] < 0)]
+    words = f"{len(lost) or 'none'} {'of' if lost else 'among'} {len(judged)} {of_what}"
+    words += f", and no verdict on {len(known) - len(judged)}" if len(judged) < len(known) else ""
+    return lost, words if known else ""
 
 
 def shown(value: float | None, spec: str, sign: str = "", unit: str = "") -> str:
@@ -83,10 +88,14 @@ def shown(value: float | None, spec: str, sign: str = "", unit: str = "") -> str
 
 
 def change(row: Mapping[str, Any]) -> str:
-    """A row's difference and interval: `-4.0 [-5.9, -2.1]`."""
+    """A row's difference and interval: `-4.0 [-5.9, -2.1]`, or `-4.0, too few (3)` where three games bear on it."""
     spec = row.get("format", ".3f")
     difference, low, high = (shown(row[name], spec, "+") for name in ("difference", "ci_low", "ci_high"))
-    return difference if row["difference"] is None else f"{difference} [{low}, {high}]"
+    if row["difference"] is None:
+        return difference
+    if row["ci_low"] is None:
+        return f"{difference}, too few ({row['clusters']})" if "clusters" in row else difference
+    return f"{difference} [{low}, {high}]"
 
 
 def trivial(row: Mapping[str, Any]) -> str:

@@ -380,13 +380,14 @@ def test_how_much_longer_by_hand() -> None:
 
 def test_curves_are_drawn_from_what_is_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store, "FOLDER", tmp_path)
-    games, keys = {"policy": ["g"] * 4}, {"policy": ["a", "b", "c", "d"]}
+    games, keys = {"policy": [str(i // 4) for i in range(40)]}, {"policy": [str(i) for i in range(40)]}
     for arm, minutes, legal in (("base", 0.0, 1), ("exact", 1.0, 3), ("exact", 3.0, 4), ("sampled", 3.0, 2)):
         columns = len(store.metrics_of("policy"))
         top = np.zeros((4, columns))
         top[:legal] = 1
+        top = np.tile(top, (10, 1))  # ten games of four items, all alike
         facts = {"arm": arm, "minutes": minutes, "seed": 1}
-        result = store.Result(facts, keys, games, {("policy", "greedy"): (top, np.ones((4, columns)))})
+        result = store.Result(facts, keys, games, {("policy", "greedy"): (top, np.ones_like(top))})
         store.save("test", store.name_of(arm, minutes, 1), result)
     monkeypatch.setattr("sys.argv", ["curves", "--figure", str(tmp_path / "figure.svg")])
     monkeypatch.setattr(curves, "SHOWN", {"best_legal": "legality", "skill": "skill"})

@@ -138,13 +138,14 @@ def test_evaluation_survives_json(rows: list[dict[str, Any]], gold: list[str]) -
 
 
 def test_tables_fit_the_terminal(rows: list[dict[str, Any]], gold: list[str]) -> None:
+    rows, gold = rows * 4, gold * 4
     table = evaluation_table(Evaluation(SETTINGS, score(rows, gold) + score(rows, gold, "sampled")))
     assert max(map(len, table.splitlines())) <= 100
     assert "B legal *" in table
     assert "skill *" in table
     assert re.search(
-        r"exact, whole string \* +100\.0 +\[43\.9, 100\.0\]", table
-    )  # Wilson for 3 of 3, by hand: 3 / (3 + 1.96^2) = 0.4385
+        r"exact, whole string \* +100\.0 +\[75\.8, 100\.0\]", table
+    )  # Wilson for 12 of 12, by hand: 12 / (12 + 1.96^2) = 0.7575
 
 
 # Generation ----------------------------------------------------------------------------------------------------------
@@ -289,9 +290,12 @@ def test_recipe_prints_writes_and_compares(
     shown = capsys.readouterr().out
     assert "paired 95 % interval" in shown
     assert "Significant losses: none among" in shown
-    assert "headline metrics by colour, stake and stratum." in shown
+    assert "none among 0 headline metrics by colour, stake and stratum, and no verdict on" in shown
     few, _ = recipe.run(recipe.parse([*common, "--limit", "1", "--mode", "greedy"]))
     assert len(few["models"][0]["held_out"]["items"]) == 2
+
+
+BOUNDS = ("ci_low", "ci_high")
 
 
 @requires_stockfish
@@ -310,7 +314,11 @@ def test_recipe_measures_games_by_an_engine(
     moves = [item["game"] for item in result["items"] if item["task"] == "environment"]
     assert set(moves) == {"1", "2", "3"}, "of three games four rows: each is seen"
     shown = capsys.readouterr()
-    assert "bootstrap over 3 games" in shown.out
+    assert "intervals: none over 3 games." in shown.out
+    assert "too few (3)" in shown.out
+    assert "[" not in shown.out, "no interval"
+    bounds = [found[name] for part in result["metrics"] for found in part["metrics"].values() for name in BOUNDS]
+    assert set(bounds) == {None}
     assert "warning: `engine_nodes` is 500" in shown.err
     assert {item["scores"]["random.best_value"] for item in result["items"] if item["task"] == "policy"} != {1.0}
 

@@ -82,6 +82,33 @@ def test_three_players_as_by_minorisation() -> None:
         assert rated[other].elo == pytest.approx(1350 + 400 * math.log10(strength[other] / strength["a"]), abs=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("games", "virtual"),
+    [
+        # Every player plays 8: a draw each, spread as its games are.
+        ({"ab": 4, "bc": 4, "ac": 4}, {"ab": 1 / 2, "bc": 1 / 2, "ac": 1 / 2}),
+        ({"ab": 6, "cd": 6, "ac": 2, "bd": 2}, {"ab": 3 / 4, "cd": 3 / 4, "ac": 1 / 4, "bd": 1 / 4}),
+        # c plays 14: half a draw of the other's is there in each pairing, and of c's half 10/14 and 4/14.
+        ({"ac": 10, "bc": 4}, {"ac": 1 / 2 + 5 / 14, "bc": 1 / 2 + 2 / 14}),
+    ],
+)
+def test_the_prior_by_hand_on_even_and_uneven_schedules(games: dict[str, int], virtual: dict[str, float]) -> None:
+    """Three quarters of each pairing's points go to the first: the likelihood's slope is 0 with these virtual draws."""
+    played = [game for pair, n in games.items() for game in results(*pair, n // 2, n // 2, 0)]
+    rated = {name: rating.elo for name, rating in rate(played, "c", 0).items()}
+    assert sum(virtual.values()) == pytest.approx(len(rated) / 2)  # half a draw each
+    for name in rated:
+        slope = 0.0
+        for pair, n in games.items():
+            if name in pair:
+                chance = 1 / (1 + 10 ** ((rated[pair[1]] - rated[pair[0]]) / 400))
+                surplus = 0.75 * n + virtual[pair] / 2 - (n + virtual[pair]) * chance
+                slope += surplus if name == pair[0] else -surplus
+        assert slope == pytest.approx(0, abs=1e-6)
+    if "bc" in games and "ab" not in games:
+        assert rated["a"] == pytest.approx(400 * math.log10((7.5 + 3 / 7) / (2.5 + 3 / 7)))
+
+
 def test_known_ratings_are_found_and_held_by_their_intervals() -> None:
     """Without draws the intervals hold what they say; 100 tournaments, 300 intervals."""
     rng, truth = random.Random(0), {"a": 0.0, "b": 100.0, "c": 400.0, "d": 650.0}

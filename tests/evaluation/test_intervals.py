@@ -3,6 +3,7 @@
 import itertools
 import math
 from fractions import Fraction
+from statistics import NormalDist
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from rookworld_trl.evaluation.intervals import (
     Array,
     bootstrap_ratios,
+    clusters_behind,
     mcnemar_exact,
     percentile_interval,
     ratios,
@@ -77,7 +79,10 @@ def test_chunks_change_nothing_but_memory(monkeypatch: pytest.MonkeyPatch) -> No
 def paired_bootstrap(before: Array, after: Array, resamples: int = 10_000, seed: int = 0) -> tuple[float, float, float]:
     """Difference of two means and its interval, as `compare` takes them from one bootstrap of both columns."""
     draws = bootstrap_ratios(np.stack([before, after], axis=1), np.ones((len(before), 2)), resamples, seed)
-    return float(after.mean() - before.mean()), *percentile_interval(draws[:, 1] - draws[:, 0])
+    low, high = percentile_interval(draws[:, 1] - draws[:, 0], len(before))
+    assert low is not None
+    assert high is not None
+    return float(after.mean() - before.mean()), low, high
 
 
 def test_paired_bootstrap_is_seeded_and_uses_the_pairs() -> None:
@@ -110,9 +115,36 @@ def test_bootstrap_refuses_other_shapes() -> None:
 
 
 def test_percentile_interval_of_known_draws() -> None:
-    assert percentile_interval(np.arange(0, 1001, dtype=float)) == pytest.approx((25.0, 975.0))
-    assert percentile_interval(np.array([math.nan, 2.0, 2.0])) == (2.0, 2.0)
-    assert all(map(math.isnan, percentile_interval(np.array([math.nan]))))
+    assert percentile_interval(np.arange(0, 1001, dtype=float), 31) == pytest.approx((25.0, 975.0))
+    assert percentile_interval(np.array([math.nan, 2.0, 2.0]), 31) == (2.0, 2.0)
+    assert percentile_interval(np.array([math.nan]), 31) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("clusters", "half"),
+    # Student's t from tables: 2.2622 (9 degrees of freedom), 2.2010 (11), 2.0930 (19), 2.0452 (29).
+    [
+        (10, 2.262157 * math.sqrt(10 / 9)),
+        (12, 2.200985 * math.sqrt(12 / 11)),
+        (20, 2.093024 * math.sqrt(20 / 19)),
+        (30, 2.045230 * math.sqrt(30 / 29)),
+        (31, 1.959964),
+        (400, 1.959964),
+    ],
+)
+def test_over_few_clusters_the_quantiles_are_students(clusters: int, half: float) -> None:
+    """Of draws from the standard normal distribution: a hundred thousand of its quantiles."""
+    draws = np.array([NormalDist().inv_cdf((i + 0.5) / 100_000) for i in range(100_000)])
+    assert percentile_interval(draws, clusters) == pytest.approx((-half, half), abs=2e-3)
+
+
+def test_below_ten_clusters_there_is_no_interval() -> None:
+    draws = np.arange(1001, dtype=float)
+    assert [percentile_interval(draws, n) == (None, None) for n in (0, 1, 9, 10)] == [True, True, True, False]
+
+
+def test_a_ratio_rests_on_the_clusters_that_have_its_denominator() -> None:
+    assert clusters_behind(np.array([[1.0, 0.0], [2.0, 0.0], [0.5, 3.0]])).tolist() == [3, 1]
 
 
 def test_mcnemar_by_hand() -> None:

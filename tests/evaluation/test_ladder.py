@@ -14,11 +14,11 @@ import pytest
 from recipes.evaluate import main
 from rookworld_trl.evaluation.comparison import compare_suites
 from rookworld_trl.evaluation.elo import rate
+from rookworld_trl.evaluation.elo_changes import elo_changes
 from rookworld_trl.evaluation.ladder import (
     UCI_ELO,
     Anchors,
     Ladder,
-    elo_changes,
     ladder_table,
     run_ladder,
     run_llm_chess,
@@ -196,11 +196,30 @@ def test_points_and_elo_against_an_earlier_ladder() -> None:
     assert (risen["before"], risen["difference"], risen["significant"]) == (0, pytest.approx(points), True)
     with pytest.raises(ValueError, match="another scale"):
         elo_changes({**before, "scale": {"x": 0}}, ladder, "greedy")
-    old = before["ratings"]["lenient"]["faulty"]
-    before["ratings"]["lenient"]["faulty"] = old | {k: old[k] - 10_000 for k in ("elo", "ci_low", "ci_high")}
-    strict, lenient_elo = elo_changes(before, ladder, "greedy")
-    assert (strict["significant"], strict["ci_low"]) == (False, None), "all lost: there is a bound alone"
-    assert (lenient_elo["significant"], lenient_elo["difference"]) == (True, pytest.approx(10_000))
+    with pytest.raises(ValueError, match=r"the baseline's 'ladder' is none that recipes/evaluate\.py wrote"):
+        elo_changes({**before, "games": [{"white": "x"}]}, ladder, "greedy")
+
+
+def test_with_retries_the_first_illegal_move_still_loses_a_strict_game() -> None:
+    """All of this player's illegal moves are sampled again with success, from the tenth full move on."""
+
+    class Retrying(Faulty):
+        def choose(self, boards: Sequence[chess.Board]) -> list[Choice]:
+            choices = super().choose(boards)
+            return [c._replace(origin="own" if c.origin == "own" else "retries") for c in choices]
+
+    ladder, without = ladder_of(model=Retrying()), ladder_of()
+    assert ladder.matches("strict") == without.matches("strict")
+    assert ladder.matches("lenient") == without.matches("lenient")
+    assert {game.first_fallback for game in ladder.games} == {None}
+    by_rule = run_llm_chess(Retrying(), games=4)  # type: ignore[arg-type]
+    assert "lost by illegal move" not in by_rule.matches("strict")["random"]["ends"], "its rules allow retries"
+    older = json.loads(json.dumps(ladder.to_dict()))
+    for game in older["games"]:
+        del game["first_illegal"]
+    older["settings"]["retries"] = 2
+    with pytest.raises(ValueError, match="by an older version, whose strict rules forgave"):
+        elo_changes(older, ladder, "greedy")
 
 
 def test_a_match_between_any_players() -> None:

@@ -250,12 +250,13 @@ def test_intervals_go_by_game_where_items_share_one() -> None:
     apart = played([{**one, "game": str(i)} for i, one in enumerate(rows)], *moves)
     legal = by_game.estimates("policy", "greedy")["best_legal"]
     assert legal["value"] == 0.5
-    # Of ten coins: P(at most 2 heads) = 5.5 %, P(at most 1) = 1.1 %, so the percentiles are 2 and 8.
-    assert (legal["ci_low"], legal["ci_high"]) == (0.2, 0.8)
+    # Of ten coins: P(at most 1 head) = 1.1 %, P(none) = 0.1 %. The quantile is that of t with 9 degrees of freedom,
+    # -2.262 sqrt(10/9), so that 0.9 % lie below it: 1 head, and 9.
+    assert (legal["ci_low"], legal["ci_high"]) == (0.1, 0.9)
     assert apart.estimates("policy", "greedy")["best_legal"]["ci_low"] == pytest.approx(0.431, abs=1e-3)  # Wilson
     same = played(rows, *[right] * 200)
     change = pick(compare(by_game, same), "best_legal")
-    assert (change["ci_low"], change["ci_high"]) == pytest.approx((0.2, 0.8))
+    assert (change["ci_low"], change["ci_high"]) == pytest.approx((0.1, 0.9))
     assert change["p_value"] is None  # McNemar's test counts items as independent
     assert "bootstrap over 10 games" in evaluation_table(by_game)
 

@@ -242,9 +242,27 @@ def test_a_game_is_cut_at_its_first_fallback() -> None:
     player = Answering([PolicyOutput((), (), "e2e4")])
     player.script = [[PolicyOutput((), (), "e2e4")], [], [bad], [], [bad], []]
     (record,) = play_games([(player, Scripted("e7e5", "d7d5", "c7c5"), START)], max_plies=6)
-    assert (record.first_fallback, len(record.moves), record.reason) == (2, 6, "ply limit")
+    assert (record.first_fallback, record.first_illegal, len(record.moves), record.reason) == (2, 2, 6, "ply limit")
     assert (record.strict.moves, record.strict.result) == (("e2e4", "e7e5"), "0-1")
     assert record.strict.strict == record.strict
+
+
+def test_a_strict_game_ends_at_an_illegal_move_that_was_sampled_again() -> None:
+    """Its second move is mended by a retry, its third is not: a strict game ends at the second."""
+    good, bad = (PolicyOutput((), (), move) for move in ("e2e4", "e2e5"))
+    player = Answering([], retries=1)
+    player.script = [[good], [], [bad], [PolicyOutput((), (), "g1f3")], [bad], [bad]]
+    (record,) = play_games([(player, Scripted("e7e5", "d7d5", "c7c5"), START)], max_plies=6)
+    assert dict(player.origins) == {"own": 1, "retries": 1, "random": 1}
+    assert (record.first_illegal, record.first_fallback, record.moves[2]) == (2, 4, "g1f3")
+    assert (record.strict.moves, record.strict.result, record.strict.reason) == (
+        ("e2e4", "e7e5"),
+        "0-1",
+        "illegal move",
+    )
+    assert len(record.lost_at(record.first_fallback).moves) == 4
+    pgn = record.pgn("ladder", "1")
+    assert pgn.index("the game's first, and sampled again") < pgn.index("the first that sampling again did not mend")
 
 
 def test_a_record_without_a_fallback_is_strict() -> None:

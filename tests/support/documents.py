@@ -136,7 +136,7 @@ def figures() -> list[str]:
     supervised, exact = _read("supervised"), _read("exact")
     seconds = step["seconds_per_step"]
     scored = [each["rows_per_second_median"] for name, each in scoring["results"].items() if "without" not in name]
-    low, high = controls["overhead_95"]
+    rounds = [100 * each for each in controls["overhead_of_each_round"]]
     size = saving["sizes"]["nano"]
     recovered = faults["recovery on"]
     mined = {each["reward"]: each for each in mining["results"]}["graduated"]
@@ -159,7 +159,7 @@ def figures() -> list[str]:
         (
             "controls",
             "what the trainer's controls add to a step",
-            f"{100 * controls['overhead']:+.1f} % [{100 * low:+.1f}, {100 * high:+.1f}]",
+            f"{100 * controls['overhead']:+.1f} % ({min(rounds):+.1f} to {max(rounds):+.1f} in {len(rounds)} rounds)",
         ),
         ("checkpointing", "share of training time spent on checkpoints", f"{size['checkpoint_share_percent']:.2f} %"),
         ("checkpointing", "share spent on snapshots in memory", f"{size['snapshot_share_percent']:.2f} %"),
