@@ -108,7 +108,10 @@ def nats_an_answer(model: Any, tokenizer: Any, rows: Sequence[dict[str, Any]]) -
 
 
 def measured(folder: Path) -> tuple[dict[str, Any], Evaluation]:
-    """A trial's cost, losses and metrics, of all and by who is to move, and the items they are made of."""
+    """A trial's cost, losses and metrics, of all and by who is to move, and the items they are made of; made once."""
+    of_all, of_items = folder / "measured.json", folder / "evaluation.json"
+    if of_all.exists():
+        return json.loads(of_all.read_text()), Evaluation.from_dict(json.loads(of_items.read_text()))
     model, tokenizer = load(str(folder))
     rows = list(draw_of_each(shipped("dev"), nano.ITEMS))
     training = json.loads((folder / "training.json").read_text())
@@ -126,6 +129,8 @@ def measured(folder: Path) -> tuple[dict[str, Any], Evaluation]:
             found[f"{task}, {mode}, {name}"] = {
                 metric: nano.rounded(estimates[metric]) for of, metric in nano.SHOWN if of == task
             }
+    evaluation.write(of_items)
+    write_report(of_all, found)
     return found, evaluation
 
 
@@ -178,7 +183,8 @@ def main(argv: list[str] | None = None) -> None:
         train(arguments.positions, arguments.output, arguments.steps, arguments.trials)
         return
     if arguments.command == "compare":
-        found = {name: measured(arguments.output / name) for name in arguments.trials}
+        done = [name for name in arguments.trials if (arguments.output / name / "cpu_seconds.json").exists()]
+        found = {name: measured(arguments.output / name) for name in done}
         report: dict[str, Any] = {"split": "dev", "seed": 1, **machine("cpu")}
         report["trials"] = {name: run for name, (run, _) in found.items()}
         report["differences"] = {
