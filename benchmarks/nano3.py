@@ -132,7 +132,7 @@ def main(argv: list[str] | None = None) -> None:
     else:
         checkpoint = arguments.checkpoint or newest_valid(output / "run")
         if checkpoint is None:
-            raise SystemExit(f"{output / 'run'} holds no checkpoint that is whole; `train` writes one every 200 steps")
+            raise SystemExit(f"{output / 'run'} holds no checkpoint that is whole; `train` writes one every 60 steps")
         steps = begun_at(output) + step_of(checkpoint)
         print(json.dumps(export(checkpoint, steps, arguments.total, FILE)))
 
