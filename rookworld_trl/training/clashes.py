@@ -58,14 +58,16 @@ def check_devices(config: GRPOConfig) -> None:
 
 
 def check_batches(config: GRPOConfig) -> None:
-    """Whole groups and the best checkpoint, before TRL's and transformers' own checks: these name no remedy, or leave
-    cases open.
+    """Whole groups, the best checkpoint, the loader, before TRL's and transformers' own checks: these name no remedy, or
+    leave cases open.
 
     Raises:
         ValueError: as in `check`.
     """
     refuse(config, groups(config))
     refuse(config, best(config))
+    problem = "batches are lists of Python rows, which have no memory to pin"
+    require(not config.dataloader_pin_memory, "dataloader_pin_memory", True, problem, "leave it out")
 
 
 def groups(c: GRPOConfig) -> Iterator[str]:

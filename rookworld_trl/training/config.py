@@ -34,7 +34,15 @@ class RookWorldGRPOConfig(GRPOConfig):
         *validation.UNREAD,
         *("train_sampling_strategy", "chat_template_kwargs", "max_tool_calling_iterations", "log_multimodal"),
         *("shuffle_dataset", "use_transformers_paged", "vllm_importance_sampling_cap"),
-        *("disable_dropout", "top_p", "top_k", "min_p", "repetition_penalty", "save_only_model"),
+        *(
+            "dataloader_pin_memory",
+            "disable_dropout",
+            "top_p",
+            "top_k",
+            "min_p",
+            "repetition_penalty",
+            "save_only_model",
+        ),
     )
 
     # TRL keeps GPT-2's dropout of 0.1 in training: the same tokens under the same weights then score differently in
@@ -73,7 +81,7 @@ class RookWorldGRPOConfig(GRPOConfig):
         0, "Completions to print at each log, with `log_completions`; default: none."
     )
     # Batches are lists of Python rows: there is nothing to pin.
-    dataloader_pin_memory: bool = option(False, "Pin the loader's memory.")
+    dataloader_pin_memory: bool = option(False, "Always False: there is nothing to pin.")
 
     rollout_backend: str = option(
         "auto",
