@@ -58,7 +58,7 @@ def check_devices(config: GRPOConfig) -> None:
 
 
 def check_batches(config: GRPOConfig) -> None:
-    """Whole groups, the best checkpoint, the loader, before TRL's and transformers' own checks: these name no remedy, or
+    """Whole groups, the best checkpoint, the loader; before TRL's and transformers' own checks, which name no remedy or
     leave cases open.
 
     Raises:
