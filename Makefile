@@ -84,7 +84,7 @@ parity: $(STAMP) ## pure PyTorch = transformers, as numbers at 124M and nano; th
 	$(BIN)/python -m pytest tests/modeling tests/training $(ARGS)
 
 bench: $(STAMP) ## measure speed and parity on the CPU; writes benchmarks/results/*.json
-	set -e; for name in scoring rollouts learning step parity; do $(BIN)/python -m benchmarks.$$name; done
+	set -e; for name in speed parity; do $(BIN)/python -m benchmarks.$$name; done
 
 # Call it again until nothing is left: what is done is not done twice. Without a GPU: ARGS="--device cpu --tiny".
 gpu: $(STAMP) ## is it right, how fast is it, and does a model learn on this machine's GPU? (40 minutes; runs/gpu/table.md)

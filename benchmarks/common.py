@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
-from transformers import TrainerCallback
+from transformers import GPT2Config, GPT2LMHeadModel, TrainerCallback
 from transformers.utils import logging
 
 from rookworld_trl import rewards
@@ -69,6 +69,13 @@ def write_report(path: Path, report: Mapping[str, Any] | list[Any]) -> None:
     write_atomically(path, json.dumps(report, indent=1) + "\n")
 
 
+def random_model(layers: int, width: int, heads: int, vocab_size: int) -> GPT2LMHeadModel:
+    torch.manual_seed(0)
+    ids = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
+    shape = {"vocab_size": vocab_size, "n_positions": 256, "n_embd": width, "n_layer": layers, "n_head": heads}
+    return GPT2LMHeadModel(GPT2Config(**shape, **ids)).eval()
+
+
 def padded(prompts: Sequence[list[int]], completions: Sequence[list[int]]) -> dict[str, torch.Tensor]:
     """Token ids and masks as TRL's trainer holds them: prompts (B, P) padded on the left, completions (B, C) right."""
     batch = {}
@@ -83,6 +90,19 @@ def wait(device: str) -> None:
     """Until the device has done what it was given; only then does a clock say how long that took."""
     if device == "cuda":
         torch.cuda.synchronize()
+
+
+def copy_bandwidth(device: str) -> float:
+    """Bytes a second, read and written, when a large tensor is copied: the limit that decoding runs against."""
+    source = torch.ones(1 << (28 if device == "cuda" else 26), device=device)  # 1 GiB, 256 MiB
+    target = torch.empty_like(source)
+    seconds = []
+    for _ in range(6):
+        start = time.perf_counter()
+        target.copy_(source)
+        wait(device)
+        seconds.append(time.perf_counter() - start)
+    return 2 * source.nbytes / min(seconds[1:])
 
 
 def own_clock(device: str) -> Callable[[], float]:

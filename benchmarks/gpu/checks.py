@@ -8,8 +8,8 @@ import torch
 from trl.trainer import grpo_trainer
 
 from benchmarks import parity as parity_program
-from benchmarks import rollouts
-from benchmarks.common import medians, wait
+from benchmarks import speed
+from benchmarks.common import copy_bandwidth, medians, wait
 from benchmarks.gpu.stage import Stage
 from rookworld_trl.modeling import cuda_graphs, sampling
 from rookworld_trl.modeling.gpt2 import GPT2
@@ -27,7 +27,7 @@ HEAD_BOUND = (
 def card(stage: Stage) -> str:
     """Its ceilings: the speed of a copy, and of matrix products in each precision, beside the data sheet's peaks."""
     name = torch.cuda.get_device_name() if stage.cuda else "cpu"
-    bandwidth = rollouts.copy_bandwidth(stage.device)
+    bandwidth = copy_bandwidth(stage.device)
     figures: dict[str, Any] = {"copy_gb_per_second": round(bandwidth / 1e9, 1)}
     size = stage.pick(8192, 256)
     for precision, dtype in (("float32", torch.float32), ("tf32", torch.float32), ("bf16", torch.bfloat16)):
@@ -156,7 +156,7 @@ def memory(stage: Stage) -> str:
         reported, whole = memory_gb(), torch.cuda.get_device_properties(0).total_memory / 1e9
         stage.check("memory is at least what a tensor takes", block.nbytes / 1e9 <= reported <= whole)
         del block
-    work = rollouts.Work(str(NANO_FOLDER), "environment", [], stage.pick(64, 2), stage.device)
+    work = speed.Work(str(NANO_FOLDER), "environment", [], stage.pick(64, 2), stage.device)
     samples = stage.pick(16, 2)
     plain = stage.peak_gb(lambda: work.native(samples))
     drafted = stage.peak_gb(lambda: work.native(samples, work.drafts))
@@ -180,7 +180,7 @@ def graphs(stage: Stage) -> str:
     cuda_graphs.Repeated.record = counted  # type: ignore[method-assign]
     cells = []
     for name, path, kind in (("124m", None, "random"), ("nano", str(NANO_FOLDER), "policy")):
-        work = rollouts.Work(path, kind, size, stage.pick(8, 2), stage.device)
+        work = speed.Work(path, kind, size, stage.pick(8, 2), stage.device)
         samples = stage.pick(8, 2)
         for bf16 in (False, True):
             label = f"{name} {'bf16' if bf16 else 'float32'}"
@@ -228,7 +228,7 @@ def auto_batch(stage: Stage) -> str:
 
 def sampled_exactly(stage: Stage) -> str:
     """Log-probs noted while sampling are those of the model: no infinities, the same with and without drafts."""
-    work = rollouts.Work(str(NANO_FOLDER), "environment", [], stage.pick(32, 2), stage.device)
+    work = speed.Work(str(NANO_FOLDER), "environment", [], stage.pick(32, 2), stage.device)
     settings = {"num_samples": stage.pick(16, 2), "max_new_tokens": 100, "eos_token_id": work.eos}
     plain = rollout(work.model, work.prompts, **settings)
     drafted = rollout(work.model, work.prompts, drafts=work.drafts, **settings)

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from benchmarks import learning as learning_program
-from benchmarks import rollouts as rollouts_program
+from benchmarks import speed
+from benchmarks.common import copy_bandwidth
 from benchmarks.gpu.stage import Stage, short
 from rookworld_trl.modeling.loading import NANO_FOLDER
 
@@ -18,7 +18,7 @@ def rollouts(stage: Stage) -> str:
     """Native rollouts of 64 completions beside `generate` and what memory allows: random 124M, and trained nano."""
     size = stage.pick([12, 768, 12, 50257], [2, 32, 2, 512])
     prompts, samples, repeats = stage.pick((8, 8, 5), (2, 2, 1))
-    bandwidth = rollouts_program.copy_bandwidth(stage.device)
+    bandwidth = copy_bandwidth(stage.device)
     more = ("static", *(("graphs",) if stage.cuda else ()))
     cells = []
     for name, path, kind in (
@@ -26,11 +26,11 @@ def rollouts(stage: Stage) -> str:
         ("nano", str(NANO_FOLDER), "environment"),
         ("nano", str(NANO_FOLDER), "policy"),
     ):
-        work = rollouts_program.Work(path, kind, size, prompts, stage.device)
+        work = speed.Work(path, kind, size, prompts, stage.device)
         for bf16 in (False, True):
             stage.tf32(bf16)
             options = {"repeats": repeats, "bf16": bf16, "more": more}
-            row = rollouts_program.measure(work, kind, samples, bandwidth, **options)
+            row = speed.sampled(work, kind, samples, bandwidth, **options)
             label = f"{name} {kind} {'bf16' if bf16 else 'float32'}"
             stage.figures[label] = row
             best = max(row["bandwidth_share"].values())  # type: ignore[attr-defined]
@@ -43,7 +43,7 @@ def learning(stage: Stage) -> str:
     for bf16 in (False, True):
         stage.tf32(bf16)
         model, _ = stage.load(stage.pick(None, NANO_FOLDER))
-        found = learning_program.measure(model, *stage.pick((8, 16, 64, 5), (2, 2, 4, 1)), bf16)
+        found = speed.learned(model, *stage.pick((8, 16, 64, 5), (2, 2, 4, 1)), bf16)
         for row in found:
             label = f"{row['shape']} {'bf16' if bf16 else 'float32'}"
             stage.figures[label] = row
