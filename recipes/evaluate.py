@@ -285,7 +285,8 @@ def run(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
         print(table)
     source = {"source": args.rows or SHIPPED, "split": args.split, "trained_on": args.trained_on, "seen": args.seen}
     if planned[0] is not None:
-        source |= {"rows": len(planned[0]), "sha256": data_hash(list(planned[0]))}
+        report = planned[0].info.description
+        source |= {"rows": len(planned[0]), "sha256": data_hash(list(planned[0])), "report": report}
     if args.pgn:
         played = [suite.pgn() for model in models for _, suite in model.suites if isinstance(suite, Ladder)]
         write_atomically(args.pgn, "\n".join(played))

@@ -24,7 +24,7 @@ from rookworld_trl.checkpointing import exits
 from rookworld_trl.checkpointing.lock import locked
 from rookworld_trl.checkpointing.resume import choose_start, mark_finished
 from rookworld_trl.config import bad_input, blame, option, parse_recipe
-from rookworld_trl.data.prompts import PromptOptions, held_out_and_training_prompts, self_play
+from rookworld_trl.data.prompts import PromptOptions, held_out_and_training_prompts, provenance, self_play
 from rookworld_trl.evaluation import Evaluation, Watch, compare, compare_groups, comparison_table, evaluate
 from rookworld_trl.modeling.hub import push_folder
 from rookworld_trl.modeling.loading import NANO, load
@@ -132,7 +132,7 @@ def run_recipe(argv: Sequence[str] | None) -> int:
                 return exits.PREEMPTED
             if before is None or after is None:  # not the main process
                 return exits.DIVERGED if trainer.stop_reason else exits.DONE
-            result |= {**trainer.outcome, "metrics": compare(before, after)}
+            result |= {**trainer.outcome, **provenance(run, trainer.train_dataset), "metrics": compare(before, after)}
             last = report(trainer, before, after, **vars(run), **result, seconds=seconds)
             if trainer.stop_reason:
                 return exits.DIVERGED  # the reason is in the log and in summary.json

@@ -1,15 +1,16 @@
 """Prompts from a user's own games: each move of a PGN file gives an `A:` row and, with an engine, a `P:` row.
 
-Where a game begins and ends is decided here: python-chess ends one at every empty line and at nothing else, so that
-chess.com's exports, which have none between games, give moves from positions that were never on the board.
+Where a game begins and ends, and what of its text is a move, is decided here. python-chess ends a game at every empty
+line and at nothing else, so that chess.com's exports, which have none between games, give moves from positions that
+were never on the board; and it passes over what it cannot read, so that the German `2. Sf3 Sc6` becomes `2. f3 c6`.
+Here every word of a main line is a move, or the game ends before it.
 """
 
 import gzip
-import io
 import re
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,18 +22,68 @@ from rookworld_trl.data.strata import phase, stratum
 from rookworld_trl.tasks import environment, policy, position_key
 
 _TAG = re.compile(r'\[[A-Za-z0-9_]+\s+"')
+_TAGS = re.compile(r'\[([A-Za-z0-9_]+)\s+"(.*?)"\s*\]')
 _FIRST_MOVE = re.compile(r"\s*1\s*\.(?!\s*\.)")
 _RESULT = re.compile(r"(1-0|0-1|1/2-1/2|\*)\s*$")
+
+# What moves are written with; remarks and glyphs by number first. A result is a word of its own.
+_TOKEN = re.compile(
+    r"""\{[^}]*\}? | ;[^\n]* | \$\d+
+    | (?P<bracket>[()])
+    | (?P<result>(?:1-0|0-1|1/2(?:-1/2)?|½-½|\*)(?![^\s{};()$]))
+    | (?P<first>1\s*\.(?![\s]*[.…]))
+    | (?P<number>\d+(?:\s*[.…]+|(?=\s|$)))
+    | (?P<word>[^\s{};()$]+)""",
+    re.VERBOSE,
+)
+_LETTER = "[A-ZŞŽА-ЯΑ-Ω]р?"  # of a piece in some language: the Russian king has two
+_MOVE = re.compile(rf"({_LETTER})?([a-h]?[1-8]?[x-]?[a-h][1-8])(?:=?({_LETTER}|[qrbn]))?(?:e\.?p)?")
+_MARKS = re.compile(r"[\W_]+$")  # behind a move: `+`, `#`, `!?`, `±`
+_CASTLING = re.compile("[O0oОо](?:-[O0oОо]){1,2}")
+_NULL_MOVES = ("--", "Z0", "0000", "@@@@", "null", "pass")  # as annotators write them, none of chess
+_REMARKS = ("N", "D", "e.p", "ep")  # a novelty, a diagram, en passant
+# Other signs for the same: figurines, which are of no language, dashes, captures.
+_PLAIN = str.maketrans(
+    dict(zip("♔♕♖♗♘♚♛♜♝♞", "KQRBN" * 2, strict=True))
+    | dict.fromkeys("♙♟\ufe0e\ufe0f", "")
+    | dict.fromkeys("‐‑–—−", "-")
+    | dict.fromkeys("×:", "x")
+)
+
+# King, queen, rook, bishop and knight.
+ENGLISH = "K Q R B N"
+ALPHABETS = (
+    "K D T L S",  # German, Danish, Norwegian, Swedish, Croatian, Slovenian
+    "R D T F C",  # French
+    "R D T A C",  # Spanish, Italian, Catalan
+    "R D T B C",  # Portuguese
+    "R D T N C",  # Romanian
+    "K D T L P",  # Dutch
+    "K D T L R",  # Finnish, Afrikaans
+    "K D T L Z",  # Latvian
+    "K D H B R",  # Icelandic
+    "K D V S J",  # Czech, Slovak
+    "K H W G S",  # Polish
+    "K V B F H",  # Hungarian
+    "K V B R Ž",  # Lithuanian
+    "K L V O R",  # Estonian
+    "Ş V K F A",  # Turkish
+    "Кр Ф Л С К",  # Russian
+    "Кр Ф Т С К",  # Ukrainian
+    "Ц Д Т О К",  # Bulgarian
+    "Ρ Β Π Α Ι",  # Greek
+)
 
 
 @dataclass
 class GamesReport:
     """What became of the games: how many were read and how many rows they gave; `skipped` by reason; how many were
-    `cut` short, with the first reason."""
+    `translated` from the piece letters of another language; how many were `cut` short, with the first reason."""
 
     games: int = 0
     kept: Counter[str] = field(default_factory=Counter)
     skipped: Counter[str] = field(default_factory=Counter)
+    translated: int = 0
     cut: int = 0
     first_cut: str = ""
     repeated: int = 0
@@ -43,6 +94,8 @@ class GamesReport:
             f"{self.repeated} moves from positions seen before",
             *(f"skipped {count} games: {reason}" for reason, count in self.skipped.most_common()),
         ]
+        if self.translated:
+            lines.append(f"translated {self.translated} games from the piece letters of another language")
         if self.cut:
             lines.append(
                 f"{self.cut} games are used up to their first null, illegal or unreadable move "
@@ -61,19 +114,16 @@ def rows_of_games(path: Path, report: GamesReport, positions: bool = False) -> I
     """
     seen: set[str] = set()
     moves: set[tuple[str, str]] = set()
-    for text in _games(_lines(path)):
-        game = chess.pgn.read_game(io.StringIO(text), Visitor=_MainLine)
-        if game is None:
+    for tags, text in _games(_lines(path)):
+        words, end = _main_line(text)
+        if not (tags or words or end):  # nothing but remarks
             continue
         report.games += 1
-        board = _start(game, report)
+        board = _start(chess.pgn.Headers(dict(_TAGS.findall(tags))), report)
         if board is None:
             continue
-        if game.error:
-            report.cut += 1
-            report.first_cut = report.first_cut or f"game {report.games}, {game.error}"
         history: list[str] = []
-        for move in game.moves:
+        for move in _moves(board, words, end, report):
             fen, key, uci = board.fen(), position_key(board.fen()), move.uci()
             if positions and key not in seen:
                 report.kept["policy"] += 1
@@ -108,13 +158,16 @@ def _lines(path: Path) -> Iterator[str]:
             for number, line in enumerate(file, 1):
                 if b"\0" in line:
                     raise ValueError(f"{path} line {number}: is no text, so this is no PGN file. Export it again")
-                yield line.decode("utf-8-sig", errors="replace")
+                try:
+                    yield line.decode("utf-8-sig")
+                except UnicodeDecodeError:
+                    yield line.decode("latin-1")
     except (OSError, EOFError, zlib.error) as error:
         raise ValueError(f"{path}: cannot be read as pgn ({error}). Write it again") from error
 
 
-def _games(lines: Iterable[str]) -> Iterator[str]:
-    """The text of each game, its tags and its moves apart by the one empty line that python-chess asks for.
+def _games(lines: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """The text of each game: its tags and its moves.
 
     A game ends before the next one's tags, and before a line with a first move where an empty line or a result stands
     in between. What stands in braces is a comment, unless it is the tag `Event` at the beginning of a line: that
@@ -128,26 +181,23 @@ def _games(lines: Iterable[str]) -> Iterator[str]:
         if inside and not forgotten:
             moves.append(line)
             inside = _ends_inside(line, inside=True)
+            ended = not inside and _RESULT.search(line) is not None
         elif _TAG.match(line):
             if moves or (line.startswith("[Event ") and tags):
-                yield _game(tags, moves, forgotten)
+                yield "".join(tags), "".join(moves)
                 tags, moves, inside = [], [], False
             tags.append(line)
         elif line.isspace():
             ended = True
         elif not line.startswith("%"):
             if moves and ended and _FIRST_MOVE.match(line):
-                yield _game(tags, moves)
+                yield "".join(tags), "".join(moves)
                 tags, moves = [], []
             moves.append(line)
             inside = _ends_inside(line)
             ended = not inside and _RESULT.search(line) is not None
     if tags or moves:
-        yield _game(tags, moves, inside)
-
-
-def _game(tags: list[str], moves: list[str], open_comment: bool = False) -> str:
-    return "".join([*tags, "\n", *moves, "}" if open_comment else "", "\n"])
+        yield "".join(tags), "".join(moves)
 
 
 def _ends_inside(line: str, inside: bool = False) -> bool:
@@ -163,55 +213,94 @@ def _ends_inside(line: str, inside: bool = False) -> bool:
         inside = True
 
 
-class _MainLine(chess.pgn.BaseVisitor["_MainLine"]):
-    """The tags of a game, and its moves up to the first that is null, illegal or unreadable, whose `error` is kept.
+def _main_line(text: str) -> tuple[list[str], str]:
+    """The moves of a game as they are written, without their remarks, and why there are no more, if that is a fault."""
+    words: list[str] = []
+    depth, over = 0, False  # of variations, which may stand anywhere; a result was read
+    for token in _TOKEN.finditer(text.translate(_PLAIN)):
+        kind, found = token.lastgroup, token[0]
+        if kind == "bracket":
+            depth += 1 if found == "(" else -1
+            if depth < 0:  # so what was taken for the main line may be a variation
+                return [], "a variation that never began"
+        elif depth == 0 and kind == "result":
+            over = True
+        elif depth == 0 and kind == "first" and len(words) > 1:
+            return words, "another first move"
+        elif depth == 0 and kind == "word":
+            if found.rstrip("!?") in _NULL_MOVES:
+                return words, "a null move"
+            word = _MARKS.sub("", found.lstrip(".…"))
+            if word and word not in _REMARKS:
+                if over or not (_MOVE.fullmatch(word) or _CASTLING.fullmatch(word)):
+                    return words, f"{found!r} behind the result" if over else f"unreadable: {found!r}"
+                words.append(word)
+    return words, "a variation that never ends" if depth else ""
 
-    Not python-chess's game: that one logs each error, and after one it goes on behind the next bracket, with moves
-    from a position in which they were not played.
+
+def _moves(board: chess.Board, words: Sequence[str], end: str, report: GamesReport) -> list[chess.Move]:
+    """The moves of a main line; none, counted, where it can be read in no language, or in several.
+
+    Letters of another language are translated where every reading that is legal from the first move to the last has
+    the same moves. `end`: why the words end early.
     """
-
-    def __init__(self) -> None:
-        self.headers = chess.pgn.Headers({})
-        self.moves: list[chess.Move] = []
-        self.error = ""
-        self._in_variation = False
-
-    def visit_header(self, tagname: str, tagvalue: str) -> None:
-        self.headers[tagname] = tagvalue
-
-    def begin_variation(self) -> chess.pgn.SkipType:
-        self._in_variation = True  # those within it are skipped with it
-        return chess.pgn.SKIP
-
-    def end_variation(self) -> None:
-        self._in_variation = False
-
-    def begin_parse_san(self, board: chess.Board, san: str) -> chess.pgn.SkipType | None:
-        return chess.pgn.SKIP if self.error else None
-
-    def visit_move(self, board: chess.Board, move: chess.Move) -> None:
-        if move:
-            self.moves.append(move)
-        else:  # as annotators write it, none of chess
-            self.error = "a null move"
-
-    def handle_error(self, error: Exception) -> None:
-        self.error = self.error or str(error)
-
-    def result(self) -> "_MainLine":
-        if self._in_variation:
-            self.error = self.error or "a variation that never ends"
-        return self
+    moves, fault = _read(board, words, ENGLISH)
+    if fault:
+        used = {letter for word in words if (match := _MOVE.fullmatch(word)) for letter in match.group(1, 3) if letter}
+        foreign = not used <= set(f"{ENGLISH} q r b n".split())
+        readings = [found for letters in ALPHABETS for found, wrong in [_read(board, words, letters)] if not wrong]
+        if foreign and readings and readings.count(readings[0]) == len(readings):
+            moves, fault = readings[0], ""
+            report.translated += 1
+        elif foreign or readings:
+            where = "several languages" if readings else "no language"
+            report.skipped[f"other piece letters than K Q R B N, whose moves are legal in {where}"] += 1
+            return []
+    if not moves:
+        report.skipped["no moves" if not (fault or end) else "no move can be read"] += 1
+    elif fault or end:
+        report.cut += 1
+        report.first_cut = report.first_cut or f"game {report.games}, {fault or end}"
+    return moves
 
 
-def _start(game: _MainLine, report: GamesReport) -> chess.Board | None:
-    """The board that a game starts from; None, counted, for a game that is not of standard chess or has no moves."""
+def _read(board: chess.Board, words: Iterable[str], alphabet: str) -> tuple[list[chess.Move], str]:
+    """The moves by an alphabet's piece letters up to the first that is illegal, and what is wrong with that one."""
+    letters = dict(zip(alphabet.split(), ENGLISH.split(), strict=True))
+    board, moves = board.copy(stack=False), []
+    for word in words:
+        try:
+            moves.append(board.parse_san(_in_english(word, letters)))
+        except ValueError as error:
+            return moves, str(error)
+        except KeyError as error:
+            return moves, f"unreadable: {word!r}, {error} is no piece"
+        board.push(moves[-1])
+    return moves, ""
+
+
+def _in_english(word: str, letters: Mapping[str, str]) -> str:
+    """A move in SAN as python-chess takes it.
+
+    Raises:
+        KeyError: a letter that is none of these.
+    """
+    match = _MOVE.fullmatch(word)
+    if match is None:
+        return "-".join("O" * (word.count("-") + 1))
+    piece, squares, promoted = match.groups()
+    promotion = f"={letters.get(promoted) or letters[promoted.upper()]}" if promoted else ""
+    return f"{letters[piece] if piece else ''}{squares}{promotion}"
+
+
+def _start(headers: chess.pgn.Headers, report: GamesReport) -> chess.Board | None:
+    """The board that a game starts from; None, counted, for a game that is not of standard chess."""
     try:
-        standard = game.headers.variant() is chess.Board
+        standard = headers.variant() is chess.Board
     except ValueError:  # a name that python-chess does not know
         standard = False
     try:
-        board = game.headers.board() if standard else None
+        board = headers.board() if standard else None
     except ValueError:
         report.skipped["unreadable start position"] += 1
         return None
@@ -220,9 +309,6 @@ def _start(game: _MainLine, report: GamesReport) -> chess.Board | None:
         return None
     if not board.is_valid():
         report.skipped["illegal start position"] += 1
-        return None
-    if not game.moves:
-        report.skipped["no moves"] += 1
         return None
     return board
 

@@ -167,6 +167,13 @@ def _read(run: PromptOptions) -> Dataset:
     return load_shipped(run.dataset_split, folder)
 
 
+def provenance(run: PromptOptions, prompts: Dataset) -> dict[str, str]:
+    """What `summary.json` says of the training data beside its name: where the file lies, for a later look from another
+    folder, and what became of its rows, as `load_prompts` printed it."""
+    here = Path(run.dataset)
+    return {"dataset_path": str(here.resolve()) if here.exists() else "", "data_report": prompts.info.description}
+
+
 def watched_rows(run: PromptOptions, args: GRPOConfig) -> Dataset | None:
     """The rows of which the run is measured on some while it trains; None if it is not."""
     if args.eval_strategy == "no":

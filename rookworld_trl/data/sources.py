@@ -108,14 +108,15 @@ def load_prompts(source: str, split: str = "train", options: DataOptions | None 
         options: defaults: those of `DataOptions`.
 
     Returns:
-        A data set with the columns `FEATURES`.
+        A data set with the columns `FEATURES`; what was printed stands in its `info.description`, too.
 
     Raises:
         ValueError: naming source, row and field, and what to do about it.
     """
     options = options or DataOptions()
+    said: list[str] = []
     if _reader(Path(source)) == PGN:
-        rows = _rows_of_pgn(source, options)
+        rows = _rows_of_pgn(source, options, said)
     else:
         dataset = _read(source, split, options)
         stream, columns = _columns(source, dataset)
@@ -123,7 +124,7 @@ def load_prompts(source: str, split: str = "train", options: DataOptions | None 
             valued = options.best_move == "engine"
             rows = _checked_rows(source, islice(stream, options.max_rows), values_follow=valued)
         elif TEXT_COLUMN in columns:
-            rows = _rows_of_text(source, islice(stream, options.max_rows), options)
+            rows = _rows_of_text(source, islice(stream, options.max_rows), options, said)
         else:
             raise ValueError(
                 f"{source}: column 'prompt' is missing (found: {', '.join(columns)}). "
@@ -131,14 +132,16 @@ def load_prompts(source: str, split: str = "train", options: DataOptions | None 
                 f"'{TEXT_COLUMN}'"
             )
     if options.best_move == "engine":
-        rows = _valued(source, rows, options)
+        rows = _valued(source, rows, options, said)
     chunks = []
     counted = with_bar(rows, f"read {Path(source).name}", options.max_rows, "row")
     while chunk := list(islice(counted, CHUNK)):
         chunks.append(Dataset.from_list([{"game": "", **row} for row in chunk], features=FEATURES))
     if not chunks:
         raise ValueError(f"{source}: {NO_ROWS}")
-    return concatenate_datasets(chunks)
+    dataset = concatenate_datasets(chunks)
+    dataset.info.description = "\n".join(said)
+    return dataset
 
 
 def _columns(source: str, dataset: Dataset | IterableDataset) -> tuple[Iterator[Mapping[str, Any]], list[str]]:
@@ -175,7 +178,9 @@ def _checked_rows(source: str, dataset: Iterable[Mapping[str, Any]], values_foll
             raise ValueError(f"{source} row {number}, {error}") from error
 
 
-def _rows_of_text(source: str, dataset: Iterable[Mapping[str, Any]], options: DataOptions) -> Iterator[dict[str, Any]]:
+def _rows_of_text(
+    source: str, dataset: Iterable[Mapping[str, Any]], options: DataOptions, said: list[str]
+) -> Iterator[dict[str, Any]]:
     report = Report()
     for row in convert_rows(dataset, report, options.best_move, options.illegal):
         valued = row["legal_moves"] and not options.guess_unlisted
@@ -186,7 +191,7 @@ def _rows_of_text(source: str, dataset: Iterable[Mapping[str, Any]], options: Da
                 "the others count as some way below the worst that is listed"
             )
         yield row
-    print(f"{source}: {report}")
+    _say(source, report, said)
     if report.kept["policy"] and options.guess_unlisted:
         print(
             f"{source}: the values of moves that a P: row does not list are guessed, and so is all skill; "
@@ -194,17 +199,24 @@ def _rows_of_text(source: str, dataset: Iterable[Mapping[str, Any]], options: Da
         )
 
 
-def _rows_of_pgn(source: str, options: DataOptions) -> Iterator[dict[str, Any]]:
+def _say(source: str, report: Any, said: list[str]) -> None:
+    said.append(str(report))
+    print(f"{source}: {report}")
+
+
+def _rows_of_pgn(source: str, options: DataOptions, said: list[str]) -> Iterator[dict[str, Any]]:
     _check_file(Path(source))
     report = GamesReport()
     positions = options.best_move == "engine"
     yield from islice(rows_of_games(Path(source), report, positions), options.max_rows)
-    print(f"{source}: {report}")
+    _say(source, report, said)
     if report.kept and not positions:
         print(f"{source}: no P: rows, for games carry no values of moves; `best_move: engine` makes them, by Stockfish")
 
 
-def _valued(source: str, rows: Iterator[dict[str, Any]], options: DataOptions) -> Iterator[dict[str, Any]]:
+def _valued(
+    source: str, rows: Iterator[dict[str, Any]], options: DataOptions, said: list[str]
+) -> Iterator[dict[str, Any]]:
     """The rows, those without values valued by engines; they start where there are any rows at all."""
     first = next(rows, None)
     if first is None:
@@ -218,7 +230,7 @@ def _valued(source: str, rows: Iterator[dict[str, Any]], options: DataOptions) -
     report = ValuesReport()
     with engines(options) as pool:
         yield from with_values(chain([first], rows), pool, report)
-    print(f"{source}: {report}")
+    _say(source, report, said)
 
 
 @contextmanager

@@ -143,6 +143,8 @@ def _training(summary: dict[str, Any]) -> str:
     data = f"`{summary['dataset']}`" + ("" if summary["dataset"] != "shipped" else " (comes with rookworld-trl)")
     if identity and (digests := identity.get("train_dataset")):  # by number of rows
         data += f", SHA-256 of the prompts in their order `{digests[max(digests, key=int)]}`"
+    if report := summary.get("data_report"):
+        data += f" ({'; '.join(report.splitlines())})"
     step, metric = summary.get("best_step"), summary.get("metric_for_best_model")
     items = [
         f"start: `{summary['model']}`"

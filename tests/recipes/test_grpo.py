@@ -225,6 +225,27 @@ def test_held_out_positions_never_train(arguments, rows_file, held_out, capsys):
     assert "dropped 2 training prompts whose positions are held out" in capsys.readouterr().out
 
 
+def test_what_became_of_a_users_games_stands_in_summary_and_card(arguments, tmp_path, monkeypatch):
+    """Eleven games, one of them in German, one that no language explains, one with an illegal move."""
+    games = [f"1. {move} e5 2. Nc3 *" for move in ("e4", "d4", "c4", "f4", "b3", "g3", "e3", "d3")]
+    games += ["1. h3 Sf6 2. Sc3 *", "1. h4 Xf6 *", "1. b4 Ke5 *"]
+    mine = tmp_path / "mine.pgn"
+    mine.write_text("\n\n".join(games))
+    monkeypatch.chdir(tmp_path)
+    run(arguments | {"dataset": "mine.pgn", "mix_env_ratio": 1, "max_steps": 1})
+    summary = summary_of(arguments)
+    assert summary["dataset_path"] == str(mine)
+    said = summary["data_report"].splitlines()
+    assert said[0].startswith("11 games: 0 P: and 28 A: rows")
+    assert said[1:] == [
+        "skipped 1 games: other piece letters than K Q R B N, whose moves are legal in no language",
+        "translated 1 games from the piece letters of another language",
+        "1 games are used up to their first null, illegal or unreadable move (first: game 11, illegal san: 'Ke5' in "
+        "rnbqkbnr/pppppppp/8/8/1P6/8/P1PPPPPP/RNBQKBNR b KQkq - 0 1)",
+    ]
+    assert said[1] in (arguments["output_dir"] / "checkpoint" / "README.md").read_text()
+
+
 @pytest.mark.slow
 def test_a_finished_run_goes_on_where_it_is_asked_for_more(arguments, caplog):
     run(arguments | {"save_strategy": "steps", "save_steps": 1})

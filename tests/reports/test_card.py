@@ -168,6 +168,13 @@ def test_a_stop_and_a_missing_fingerprint_are_said_or_left_out(tmp_path: Path) -
     assert "`shipped` (comes with rookworld-trl)" in text
 
 
+def test_it_says_what_was_left_out_of_the_data(tmp_path: Path) -> None:
+    text = card(tmp_path, dataset="games.pgn", data_report="9 games: 0 P: and 80 A: rows\nskipped 2 games: no moves")
+    line = next(line for line in text.splitlines() if line.startswith("- data: "))
+    assert "(9 games: 0 P: and 80 A: rows; skipped 2 games: no moves); 20% of the prompts" in line
+    assert "()" not in card(tmp_path, data_report="")
+
+
 def test_a_fingerprint_follows_every_field() -> None:
     identity = SUMMARY["identity"]
     assert fingerprint(identity) == fingerprint(dict(reversed(identity.items())))
