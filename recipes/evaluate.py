@@ -7,8 +7,9 @@
     python recipes/evaluate.py --dataset games.pgn --best_move engine --limit 500
     python recipes/evaluate.py --suite selfplay closed_loop ladder llm_chess --pgn games.pgn
 
-Prints tables with 95 % intervals, over games where rows come from games, else over rows, and trivial players beside
-them. --output keeps every item's or game's result as JSON, and the models side by side as Markdown.
+Prints tables with 95 % intervals, over games where rows come from games, else over rows, if these are ten or more, and
+trivial players beside them. --output keeps every item's or game's result as JSON, and the models side by side as
+Markdown.
 """
 
 if __name__ == "__main__":  # before what takes seconds to import

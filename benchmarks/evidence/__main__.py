@@ -256,8 +256,8 @@ def above(row: Mapping[str, Any]) -> bool:
 
 
 def shown(row: Mapping[str, Any], sign: str = "") -> str:
-    """A row's interval, behind a space; nothing where there is none."""
-    return "" if row["ci_low"] is None else f" [{row['ci_low']:{sign}.3f}, {row['ci_high']:{sign}.3f}]"
+    """A row's interval, behind a space, or why there is none."""
+    return " (too few games)" if row["ci_low"] is None else f" [{row['ci_low']:{sign}.3f}, {row['ci_high']:{sign}.3f}]"
 
 
 def as_markdown(report: dict[str, Any]) -> str:

@@ -131,7 +131,9 @@ def _paired_rows(
         old, new = float(values[i]), float(values[k + i])
         defined = not (np.isnan(old) or np.isnan(new))
         n = int(min(clusters[i], clusters[k + i]))
-        low, high = percentile_interval(draws[:, k + i] - draws[:, i], n) if defined else (None, None)
+        # Rounded, for equal sums of two columns may differ in their last digit, and 1e-17 is no gain.
+        changes = np.round(draws[:, k + i] - draws[:, i], 12)
+        low, high = percentile_interval(changes, n) if defined else (None, None)
         if low == high and low is not None and metric.at_most_1 and new - old in (-1, 0, 1):
             # Every cluster changed alike, and resampling has no width: by Wilson, so many of them may do otherwise.
             otherwise = wilson(0, n)[1]

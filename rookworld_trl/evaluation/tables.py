@@ -12,7 +12,7 @@ from rookworld_trl.tasks import PREFIXES, TaskName
 
 _LABEL = 36
 _STAKE = {"nothing": "nothing at stake", "something": "something at stake"}
-_TOO_FEW = f"too few (n): fewer than {MIN_CLUSTERS} games, or items of no shared game, bear on it: no interval"
+_TOO_FEW = f"too few (n): fewer than {MIN_CLUSTERS} games, openings, or items of no shared game bear on it: no interval"
 
 
 def evaluation_table(evaluation: Evaluation) -> str:

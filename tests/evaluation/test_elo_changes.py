@@ -5,6 +5,7 @@ import json
 import math
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -22,8 +23,11 @@ RESULTS: dict[float, Any] = {1.0: "1-0", 0.5: "1/2-1/2", 0.0: "0-1"}
 
 
 def games_of(one: str, two: str, points: list[float], moves: str = "") -> list[GameRecord]:
-    """Games of these points of the first, the opening's number in place of its FEN."""
-    return [GameRecord(str(i), tuple(moves.split()), RESULTS[p], "checkmate", one, two) for i, p in enumerate(points)]
+    """Games of these points of the first, each from an opening of its own: kings, and the opening's number."""
+    return [
+        GameRecord(f"8/8/8/8/8/8/K6k/8 w - - {i} 1", tuple(moves.split()), RESULTS[p], "checkmate", one, two)
+        for i, p in enumerate(points)
+    ]
 
 
 def ladder(*games: list[GameRecord], model: str = "m") -> Ladder:
@@ -105,6 +109,28 @@ def test_the_interval_against_a_bootstrap_in_closed_form() -> None:
     assert row["ci_low"] is not None
     assert (row["ci_low"], row["ci_high"]) == pytest.approx(tuple(np.quantile(differences, [0.025, 0.975])), abs=6)
     assert row["significant"] == (row["ci_low"] > 0)
+
+
+def test_nothing_changed_is_no_gain() -> None:
+    """By a fit's last digits, or by those of a sum, equal models differ: never significantly."""
+    rng = random.Random(3)
+    own = {name: [rng.choice([0.0, 0.5, 1.0]) for _ in range(30)] for name in ("random", "x", "y", "z")}
+    anchors = [games_of(*pair, own[pair[1]], "e2e4") for pair in itertools.combinations(own, 2)]
+    one = ladder(*(games_of("m", name, points) for name, points in own.items()), *anchors)
+    for row in changes(one, one):
+        assert (row["difference"], row["ci_low"], row["ci_high"], row["significant"]) == (0, 0, 0, False)
+
+
+def test_an_older_ladder_without_retries_is_read() -> None:
+    """Its games name the first fallback alone, which was their first illegal move."""
+    games = [replace(game, first_fallback=0) for game in games_of("m", "random", [1.0] * 12)]
+    written: dict[str, Any] = {"suite": "ladder", "settings": {"retries": 0}, "scale": {"random": 0}, "model": "m"}
+    fields = [name for name in GameRecord.__slots__ if name != "first_illegal"]
+    written["games"] = [{name: getattr(game, name) for name in fields} | {"moves": ""} for game in games]
+    strict, lenient = elo_changes(written, ladder(games_of("m", "random", [0.5] * 12)), "greedy")
+    assert strict["before"] == pytest.approx(-lenient["before"]) == pytest.approx(-400 * math.log10(12.375 / 0.375))
+    with pytest.raises(ValueError, match="measure it again"):
+        elo_changes(written | {"settings": {"retries": 1}}, ladder(games), "greedy")
 
 
 def test_few_openings_and_lost_games_have_no_verdict() -> None:
