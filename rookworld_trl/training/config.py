@@ -9,7 +9,7 @@ from trl import GRPOConfig
 from rookworld_trl.config import option
 from rookworld_trl.training import clashes, validation
 from rookworld_trl.training.monitor import DEFAULT_BANDS
-from rookworld_trl.training.placement import follow_launcher, insist_on_no_compile, on_gpu
+from rookworld_trl.training.placement import agree_on_tf32, follow_launcher, insist_on_no_compile, on_gpu
 
 KL_STOP = 50.0  # nats a completion
 COMPILE_BUCKET = 64  # tokens; prompts and completions of compiled models are padded to multiples of it
@@ -255,6 +255,8 @@ class RookWorldGRPOConfig(GRPOConfig):
         """Fill in what follows from the fields about devices, and check them."""
         config: Any = self
         insist_on_no_compile(config)
+        if on_gpu(config):
+            agree_on_tf32(config)
         if config.n_gpu > 1:
             config._n_gpu = 1  # read by transformers where it would wrap the policy in DataParallel
         if config.torch_compile and config.pad_to_multiple_of is None:

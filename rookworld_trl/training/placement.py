@@ -1,10 +1,11 @@
-"""Where the frozen reference sits, by which kernels models attend, and what compiling cost.
+"""What the launcher and the fields ask of devices, where the frozen reference sits, by which kernels models attend.
 
 One process may see several GPUs. transformers would then wrap the policy in `nn.DataParallel`, which copies it at every
 forward pass; here the policy keeps one device and a second one takes the reference, so that neither pays for the other.
 """
 
 import ctypes
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,6 +16,9 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from trl import GRPOConfig
 
 from rookworld_trl.training.refusal import require
+
+LAUNCHED_PRECISION = "ACCELERATE_MIXED_PRECISION"  # set by every kind of `accelerate launch`
+DRIVERS = {"12": "525", "13": "580"}  # the oldest of NVIDIA's Linux drivers, by the CUDA that torch is built for
 
 
 def set_attention(model: Any, name: str) -> None:
@@ -129,14 +133,27 @@ def precision_of(home: torch.device, device: torch.device, mixed_precision: str)
 
 
 def follow_launcher(config: Any) -> None:
-    """Settle whether to use the CPU, and whether, by what backend and in which mode to compile: by the fields that are
-    set, else by what `accelerate launch` was told (`use_cpu` and `dynamo_config` of its file, which reach a program
-    through the environment).
+    """Settle whether to use the CPU, in what precision to compute, and whether, by what backend and in which mode to
+    compile: by the fields that are set, else by what `accelerate launch` was told (`use_cpu`, `mixed_precision` and
+    `dynamo_config` of its file, which reach a program through the environment).
 
     Its `dynamic`, `fullgraph` and regional compilation have no field here, and hold wherever something is compiled.
+
+    Raises:
+        ValueError: a GPU was asked for and there is none; the launcher says fp16 and the fields do not.
     """
     if parse_flag_from_env("ACCELERATE_USE_CPU"):  # which transformers asks too, for the device alone
         config.use_cpu = True
+    precision = os.environ.get(LAUNCHED_PRECISION)
+    missing = None if precision is None or config.use_cpu else missing_gpu()
+    require(
+        missing is None,
+        "use_cpu",
+        config.use_cpu,
+        f"`accelerate launch` was to train on a GPU, and {missing}",
+        "give `--use_cpu true` to train on the CPU",
+    )
+    follow_precision(config, precision)
     launched = TorchDynamoPlugin()
     on = launched.backend != DynamoBackend.NO
     backend = config.torch_compile_backend or (launched.backend.value.lower() if on else None)
@@ -145,6 +162,52 @@ def follow_launcher(config: Any) -> None:
         config.torch_compile = backend != "no" and bool(backend or mode)
     # transformers takes either of these for a wish to compile.
     config.torch_compile_backend, config.torch_compile_mode = (backend, mode) if config.torch_compile else (None, None)
+
+
+def follow_precision(config: Any, launched: str | None) -> None:
+    """`bf16` as the launcher says where nobody else does; the launcher's word goes where the fields say float32, since
+    accelerate takes it wherever transformers names no other.
+
+    Raises:
+        ValueError: the launcher says fp16, which has a field that says no.
+    """
+    if config.bf16 is None and not config.fp16 and launched == "bf16":
+        config.bf16 = True
+    require(
+        launched != "fp16" or config.fp16 or config.bf16 is True,
+        "fp16",
+        config.fp16,
+        "`accelerate launch` was told `mixed_precision` fp16",
+        "give `--fp16 true`, or `--mixed_precision no` to accelerate",
+    )
+    if launched and config.bf16 is False and not config.fp16:
+        os.environ[LAUNCHED_PRECISION] = "no"
+
+
+def missing_gpu() -> str | None:
+    """Why torch sees no GPU, and what it would take; None where it sees one."""
+    if torch.accelerator.is_available():
+        return None
+    if torch.version.cuda is None:
+        return f"this PyTorch ({torch.__version__}) is built without CUDA: install the build with it (docs/gpus.md)"
+    if os.environ.get("CUDA_VISIBLE_DEVICES", "0") in ("", "-1"):
+        return "CUDA_VISIBLE_DEVICES hides all of them: unset it"
+    least = DRIVERS.get(torch.version.cuda.split(".")[0])
+    wanted = f"NVIDIA's driver {least} or a newer one" if least else "a newer driver of NVIDIA's"
+    return (
+        f"this PyTorch ({torch.__version__}, for CUDA {torch.version.cuda}) sees none: it wants {wanted}, and "
+        "`nvidia-smi` shows the one that is there"
+    )
+
+
+def agree_on_tf32(config: Any) -> None:
+    """Say by torch's old switch of TF32, for all of float32, what the new one says, for a GPU's products.
+
+    transformers sets the new one alone, and whatever reads the old one then, as max-autotune does, stops with a
+    RuntimeError about a mix of both. torch sets both where it is asked by the old name.
+    """
+    said = torch.backends.cuda.matmul.fp32_precision == "tf32" if config.tf32 is None else config.tf32
+    torch.set_float32_matmul_precision("high" if said else "highest")
 
 
 def insist_on_no_compile(config: Any) -> None:
@@ -162,7 +225,7 @@ def keep_float32(config: Any, accelerator: Any) -> None:
     """Take back TF32, which accelerate and transformers turn on where a float32 run is compiled: the gates would see
     its three digits."""
     if config.torch_compile and accelerator.mixed_precision == "no" and not config.tf32:
-        torch.backends.cuda.matmul.fp32_precision = "ieee"
+        torch.set_float32_matmul_precision("highest")  # by both of torch's switches
 
 
 def compile_checkpoints(config: Any) -> None:
@@ -195,5 +258,5 @@ def compiled_graphs() -> int:
     return counters["stats"]["unique_graphs"]
 
 
-def on_gpu(config: GRPOConfig) -> bool:
+def on_gpu(config: Any) -> bool:
     return torch.cuda.is_available() and not config.use_cpu

@@ -15,7 +15,13 @@ from rookworld_trl.config import option
 from rookworld_trl.modeling.gpt2 import GPT2
 from rookworld_trl.modeling.row_tree import pack, weighted_nats
 from rookworld_trl.training.clashes import check_alert
-from rookworld_trl.training.placement import follow_launcher, insist_on_no_compile, keep_freed_memory
+from rookworld_trl.training.placement import (
+    agree_on_tf32,
+    follow_launcher,
+    insist_on_no_compile,
+    keep_freed_memory,
+    on_gpu,
+)
 from rookworld_trl.training.recovery import Diverged
 from rookworld_trl.training.validation import UNREAD, check_fields
 
@@ -27,7 +33,8 @@ class SupervisedConfig(SFTConfig):
     """TRL's arguments, for a run that goes on by itself where it was interrupted.
 
     Raises:
-        ValueError: settings of TRL's pass over rows, in whose place stands another; `push_to_hub`.
+        ValueError: settings of TRL's pass over rows, in whose place stands another; `push_to_hub`; see
+            `rookworld_trl.training.placement.follow_launcher`.
     """
 
     auto_resume: ClassVar[bool] = True  # what `rookworld_trl.checkpointing` asks for
@@ -72,6 +79,8 @@ class SupervisedConfig(SFTConfig):
         self.dataset_kwargs = {"skip_prepare_dataset": True}
         super().__post_init__()
         insist_on_no_compile(self)
+        if on_gpu(self):
+            agree_on_tf32(self)
         check_alert(self)
         for name in ("packing", "padding_free", "activation_checkpointing", "activation_offloading"):
             if getattr(self, name):

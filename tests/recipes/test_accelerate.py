@@ -203,6 +203,23 @@ def test_a_sharded_run_learns_what_a_plain_one_does(settings: dict[str, object],
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
+def test_a_file_for_a_gpu_is_refused_where_there_is_none_and_float32_is_float32(
+    settings: dict[str, object], tmp_path: Path
+) -> None:
+    """rtx4090.yaml as it stands, which says bf16."""
+    settings["per_device_train_batch_size"] = 8
+    command = [word for word in launcher("rtx4090", "recipes/grpo.py") if word not in ("--mixed_precision", "no")]
+    with pytest.raises(AssertionError, match=r"`use_cpu` is False: `accelerate launch` was to train on a GPU, and"):
+        run(command, {name: value for name, value in settings.items() if name != "use_cpu"})
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+    _, steps = run(command, settings)
+    assert max(steps[0]["gates/padding"], steps[0]["gates/sampler"]) < 1e-5, "bf16 rounds by 4e-3"
+    _, rounded = run(command, {**settings, "bf16": "true", "output_dir": tmp_path / "rounded"})
+    assert rounded[0]["gates/sampler"] > 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_a_compiled_model_trains_with_a_bounded_number_of_graphs(settings: dict[str, object]) -> None:
     """rtx4090.yaml's own settings but for the device: accelerate says that the run is compiled, and it is."""
     sizes = {"max_steps": 6, "per_device_train_batch_size": 8, "max_completion_length": 24}

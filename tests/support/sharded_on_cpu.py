@@ -10,6 +10,7 @@ from accelerate.state import PartialState
 from accelerate.utils import DistributedType
 
 from recipes import grpo
+from rookworld_trl.training import placement
 
 
 def _backend(state: PartialState, *_: object) -> tuple[str, DistributedType]:
@@ -24,4 +25,5 @@ if __name__ == "__main__":
     torch.distributed.init_process_group("gloo")
     PartialState._prepare_backend = _backend
     PartialState.set_device = _device
+    placement.missing_gpu = lambda: None
     grpo.main(sys.argv[1:])
