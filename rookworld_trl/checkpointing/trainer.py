@@ -11,7 +11,8 @@ from typing import Any, Literal
 
 import torch
 from transformers import PreTrainedModel
-from transformers.trainer_utils import HubStrategy
+from transformers.trainer_utils import HubStrategy, IntervalStrategy
+from transformers.utils import logging
 from transformers.utils.hub import PushInProgress
 from trl import GRPOTrainer
 from trl.trainer.utils import RepeatSampler
@@ -22,6 +23,8 @@ from rookworld_trl.checkpointing.durable import DurableTrainer
 from rookworld_trl.checkpointing.state import Stateful, load_state, save_state
 from rookworld_trl.checkpointing.watching import Evaluator
 from rookworld_trl.modeling.hub import check_write, explained, push_in_background
+
+logger = logging.get_logger(__name__)
 
 
 class EpochSampler(RepeatSampler):
@@ -82,16 +85,23 @@ class DurableGRPOTrainer(DurableTrainer, GRPOTrainer):
     def watch_with(self, evaluator: Evaluator) -> None:
         """Measure the policy on `eval_dataset` by this, in the main process, and not by the rewards of samples.
 
+        Where the weights are in shards, no process has all of them: nothing is measured on the way, the last checkpoint
+        is taken in place of the best one, and a line says so.
+
         Args:
             evaluator: takes the policy as a plain model and the rows, and returns metrics by name, such as
                 `{"score": 0.5}`, which is logged as `eval_score`; a metric that is not defined on them is NaN.
-
-        Raises:
-            ValueError: the weights are in shards, of which no process has all.
         """
-        if self.sharded:
-            raise ValueError("`eval_strategy` is on, and these weights are in shards. Set it to 'no'")
-        self.evaluator = evaluator
+        if not self.sharded:
+            self.evaluator = evaluator
+            return
+        args: Any = self.args
+        logger.warning(
+            "`eval_strategy` and `load_best_model_at_end` are off in this run: its weights are in shards, and no "
+            "process has all of them to measure on the way"
+        )
+        args.eval_strategy, args.load_best_model_at_end = IntervalStrategy.NO, False
+        args.metric_for_best_model = None
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"

@@ -91,7 +91,8 @@ def best(c: GRPOConfig) -> Iterator[str]:
     if strategies != ["steps", "steps"] or c.eval_steps != c.save_steps:
         yield (
             f"{name}: the best checkpoint is known only where each one is measured. Set `eval_strategy` and "
-            "`save_strategy` to steps, and `eval_steps` and `save_steps` to the same number"
+            "`save_strategy` to steps, and `eval_steps` and `save_steps` to the same number; or leave out "
+            "`load_best_model_at_end` (false) and `metric_for_best_model` (null) both"
         )
     if c.save_total_limit == 1:
         yield (

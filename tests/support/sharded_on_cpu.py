@@ -8,6 +8,7 @@ import sys
 import torch
 from accelerate.state import PartialState
 from accelerate.utils import DistributedType
+from transformers import training_args
 
 from recipes import grpo
 from rookworld_trl.training import placement
@@ -26,4 +27,5 @@ if __name__ == "__main__":
     PartialState._prepare_backend = _backend
     PartialState.set_device = _device
     placement.missing_gpu = lambda: None
+    training_args.is_torch_bf16_gpu_available = lambda: True
     grpo.main(sys.argv[1:])

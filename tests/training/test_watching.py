@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from rookworld_trl.checkpointing import store
+from rookworld_trl.checkpointing.trainer import DurableGRPOTrainer
 from rookworld_trl.training import RookWorldGRPOConfig
 from rookworld_trl.training.live import METRICS_FILE, report_live
 from tests.support.checkpoint_diff import EACH_START, WALL_CLOCK
@@ -150,6 +151,19 @@ def test_a_time_limit_measures_the_last_step_too(tmp_path: Path, monkeypatch: py
     trainer.add_callback(Over(0))
     trainer.train()
     assert (trainer.state.global_step, trainer.best_step) == (3, 3)
+
+
+def test_shards_are_not_watched_and_a_line_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(DurableGRPOTrainer, "sharded", True)
+    trainer = watched(tmp_path, load_best_model_at_end=True, max_steps=4, recovery=False)
+    trainer.train()
+    assert (trainer.state.global_step, trainer.best_step) == (4, None)
+    assert not [row for row in logged(tmp_path) if "eval_score" in row]
+    said = [record.message for record in caplog.records if "are off in this run" in record.message]
+    assert len(said) == 1
+    assert "its weights are in shards" in said[0]
 
 
 def test_a_metric_that_is_not_measured_is_named(tmp_path: Path) -> None:
