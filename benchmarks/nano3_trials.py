@@ -5,17 +5,14 @@
     python -m benchmarks.nano3_trials table
 
 `side_first` has a token of the side to move before the squares of each FEN; `mirror` shows each position with the
-colours exchanged, too. There is more data than so short a training sees, so `few` and `few_mirror` have six shards, of
-which each position comes five times or, with the mirrored ones, two and a half times. `train` makes what is missing,
-one trial after the other, in one process and thread each, so that CPU time counts all the work; give the same command
-again where it was interrupted. Never on test.
+colours exchanged, too. `train` makes what is missing, one trial after the other, in one process and thread each, so
+that CPU time counts all the work; give the same command again where it was interrupted. Never on test.
 """
 
 import argparse
 import json
 import os
 import resource
-import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -34,16 +31,11 @@ from rookworld_trl.files import write_atomically
 from rookworld_trl.modeling.loading import load
 
 OUTPUT = RESULTS / "nano3_trials.json"
-MIRROR = ["--mirror", "true"]
 TRIALS: dict[str, list[str]] = {
     "base": [],
     "side_first": ["--tokenizer", "nano_side_first"],
-    "mirror": MIRROR,
-    "few": [],
-    "few_mirror": MIRROR,
+    "mirror": ["--mirror", "true"],
 }
-AGAINST = {"side_first": "base", "mirror": "base", "few_mirror": "few"}
-FEW = 6  # shards
 # The rate stays for three quarters of the steps, so that a longer training can go on from what stands before it falls.
 DECAY = 0.25
 BATCH = 50  # rows of a forward pass
@@ -61,17 +53,6 @@ def settings(steps: int) -> list[str]:
     return [*words, "--dataloader_num_workers", "0", "--save_steps", str(decay), "--save_total_limit", "2"]
 
 
-def shards_of(name: str, positions: Path, output: Path) -> Path:
-    """The folder of a trial's positions."""
-    if not name.startswith("few"):
-        return positions.resolve()
-    few = output / "positions"
-    few.mkdir(parents=True, exist_ok=True)
-    for shard in sorted(positions.glob("positions-*.parquet"))[:FEW]:
-        shutil.copy(shard, few)
-    return few.resolve()
-
-
 def train(positions: Path, output: Path, steps: int, names: Sequence[str]) -> None:
     """The trials that have no result yet, and beside each the CPU seconds that it took, start included."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
@@ -82,7 +63,7 @@ def train(positions: Path, output: Path, steps: int, names: Sequence[str]) -> No
         if (folder / "training.json").exists() and done:
             continue
         words = [sys.executable, "recipes/sft.py", *settings(steps), *TRIALS[name], "--quiet"]
-        words += ["--positions", str(shards_of(name, positions, output)), "--output_dir", str(folder.resolve())]
+        words += ["--positions", str(positions.resolve()), "--output_dir", str(folder.resolve())]
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         code = subprocess.run(words, cwd=ROOT, env=environment).returncode
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -160,8 +141,8 @@ def table(report: dict[str, Any]) -> str:
             value, low, high = run[f"{task}, greedy, {side}"][metric]
             row.append(f"{value:.3f}" if low is None else f"{value:.3f} [{low:.3f}, {high:.3f}]")
         lines.append("| " + " | ".join(map(str, row)) + " |")
-    lines += ["", "| paired | of | metric | difference |", "|---|---|---|---|"]
-    for name, rows in report["differences"].items():
+    lines += ["", "| less base, paired | of | metric | difference |", "|---|---|---|---|"]
+    for name, rows in report["less_base"].items():
         for row in rows:
             interval = "" if row["ci_low"] is None else f" [{row['ci_low']:+.3f}, {row['ci_high']:+.3f}]"
             bold = "**" if row["significant"] else ""
@@ -187,11 +168,8 @@ def main(argv: list[str] | None = None) -> None:
         found = {name: measured(arguments.output / name) for name in done}
         report: dict[str, Any] = {"split": "dev", "seed": 1, **machine("cpu")}
         report["trials"] = {name: run for name, (run, _) in found.items()}
-        report["differences"] = {
-            f"{name} less {base}": against(found[base][1], found[name][1])
-            for name, base in AGAINST.items()
-            if {name, base} <= {*found}
-        }
+        base = found["base"][1]
+        report["less_base"] = {name: against(base, each) for name, (_, each) in found.items() if name != "base"}
         write_report(arguments.report, report)
     print(table(json.loads(arguments.report.read_text())))
 

@@ -1,7 +1,5 @@
 """The trials differ in what they say they differ in, and an answer's nats are the sum over its tokens."""
 
-from pathlib import Path
-
 import pytest
 import torch
 from transformers import GPT2LMHeadModel
@@ -20,17 +18,7 @@ def test_a_trial_is_the_recipe_with_one_change(name: str) -> None:
     recipe, args = parse_recipe((SFTRecipe, SupervisedConfig), [*words, "--output_dir", "runs/trial"])
     assert (recipe.init_from, args.max_steps, args.lr_scheduler_kwargs) == (None, 800, {"num_decay_steps": 200})
     assert (recipe.tokenizer == "nano_side_first") == (name == "side_first")
-    assert recipe.mirror == name.endswith("mirror")
-
-
-def test_few_positions_are_the_first_shards(tmp_path: Path) -> None:
-    positions = tmp_path / "positions"
-    positions.mkdir()
-    for number in range(8):
-        (positions / f"positions-{number:05d}.parquet").write_text(str(number))
-    assert nano3_trials.shards_of("mirror", positions, tmp_path) == positions
-    few = nano3_trials.shards_of("few_mirror", positions, tmp_path / "trials")
-    assert sorted(path.read_text() for path in few.iterdir()) == ["0", "1", "2", "3", "4", "5"]
+    assert recipe.mirror == (name == "mirror")
 
 
 def test_nats_are_an_answers(monkeypatch: pytest.MonkeyPatch) -> None:
