@@ -69,7 +69,7 @@ def _change(before: Ladder, after: Ladder, rules: str, mode: str) -> Comparison:
         format=".0f",
         before=old.elo,
         after=new.elo,
-        difference=round(new.elo - old.elo, 3),
+        difference=round(new.elo - old.elo, 3) + 0.0,  # no -0
         ci_low=low,
         ci_high=high,
         p_value=None,

@@ -119,6 +119,7 @@ def test_nothing_changed_is_no_gain() -> None:
     one = ladder(*(games_of("m", name, points) for name, points in own.items()), *anchors)
     for row in changes(one, one):
         assert (row["difference"], row["ci_low"], row["ci_high"], row["significant"]) == (0, 0, 0, False)
+        assert str(row["difference"]) == "0.0"
 
 
 def test_an_older_ladder_without_retries_is_read() -> None:
