@@ -65,8 +65,17 @@ def busy() -> float:
 
 
 def write_report(path: Path, report: Mapping[str, Any] | list[Any]) -> None:
-    """Write a report as JSON, whole or not at all."""
-    write_atomically(path, json.dumps(report, indent=1) + "\n")
+    """Write a report as JSON, whole or not at all; numbers with nine digits, as a sum in another order is the same."""
+    write_atomically(path, json.dumps(rounded(report), indent=1) + "\n")
+
+
+def rounded(value: Any) -> Any:
+    """The same with nine digits of each number that is no integer."""
+    if isinstance(value, Mapping):
+        return {key: rounded(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [rounded(each) for each in value]
+    return float(f"{value:.9g}") if isinstance(value, float) else value
 
 
 def random_model(layers: int, width: int, heads: int, vocab_size: int) -> GPT2LMHeadModel:

@@ -2,9 +2,11 @@
 
 import importlib.util
 import io
+import itertools
+import json
 import re
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -32,7 +34,9 @@ from tests.support.documents import (
     languages,
     prose,
     with_fields,
+    with_tables,
 )
+from tests.support.tables import cells, start_or_rl
 
 DOCS = sorted(ROOT.glob("docs/*.md"))
 DEMO = "recipes/nano/grpo/config_cpu_exact.yaml"
@@ -306,3 +310,99 @@ def test_the_exit_codes_are_those_of_the_programs():
     table = re.findall(r"^\| (\d+) \|", (ROOT / "docs" / "resume.md").read_text(), flags=re.MULTILINE)
     codes = {value for name, value in vars(exits).items() if name.isupper() and type(value) is int}
     assert {int(code) for code in table} == codes
+
+
+# Tables with a decimal number, a percentage or seconds that are no measurements, by page and first cell of their head.
+NOT_MEASURED = {
+    ("doctor", "gate"): "settings and numbers of issues",
+    ("evaluation", "`--suite`"): "sizes of suites",
+    ("evaluation", "games"): "the rule of evaluation/intervals.py",
+    ("exact-gradient", "of a `P:` completion"): "what is earned: constants of rewards/decisions.py",
+    ("mission", "promise"): "sentences, each names the file that has its numbers",
+    ("objective", "`advantage_baseline`"): "formulas and papers",
+    ("objective", "`kl_control`"): "formulas and papers",
+    ("rewards", "level"): "what is earned: constants of rewards/levels.py",
+    ("rewards", "cheat"): "what is earned, by tests/rewards",
+    ("trl", "TRL's test"): "a default",
+}
+
+
+def test_no_table_of_measurements_is_written_by_hand():
+    found = set()
+    for page in [README, *DOCS]:
+        text = re.sub(r"<!-- (?:table|fields of).*?<!-- end -->", "", prose(page.read_text()), flags=re.DOTALL)
+        for table in re.findall(r"(?:^ *\|.*\n)+", text, flags=re.MULTILINE):
+            head, _, *rows = table.splitlines()
+            if any(re.search(r"\d[.,]\d|\d ?%|\d s\b", row) for row in rows):
+                found.add((page.stem, head.split("|")[1].strip()))
+    assert found == set(NOT_MEASURED), "`<!-- table: NAME -->`, and a function in tests/support/tables"
+
+
+# Intervals in the text that no result file has, by page.
+OF_NO_FILE = {
+    ("evidence", "+8.5 [5.4, 11.6]"): "a former demo, whose run was not kept",
+    ("evidence", "+219 [39, 399]"): "the same",
+    ("exact-gradient", "+0.019 [−0.030, 0.071]"): "pooled over pairs of trials whose items are in dev.parquet",
+    ("exact-gradient", "−0.004 [−0.026, 0.018]"): "the same",
+    ("exact-gradient", "−0.019 [−0.030, −0.009]"): "the same",
+    ("exact-gradient", "−0.020 [−0.031, −0.009]"): "the same",
+    ("first-evening", "+0.6 [−0.6, +1.9]"): "how to read a line, no result",
+    ("start-or-rl", "0.913 [0.897, 0.927]"): "code that is not in the repository, as the page says",
+    ("start-or-rl", "0.284 [0.230, 0.339]"): "the same",
+    ("start-or-rl", "0.870 [0.841, 0.895]"): "the same",
+}
+
+
+def intervals_of(found: Any) -> Iterator[str]:
+    """Each number with its interval that a result file holds, and its negative, as the pages write them."""
+    if isinstance(found, list):
+        for each in found:
+            yield from intervals_of(each)
+    elif isinstance(found, dict):
+        for each in found.values():
+            yield from intervals_of(each)
+        for name in ("mean", "difference", "value", "slope", "median") if found.get("ci_low") is not None else ():
+            if isinstance(found.get(name), (int, float)):
+                three = (found[name], found["ci_low"], found["ci_high"])
+                for value, low, high in (three, (-three[0], -three[2], -three[1])):
+                    for scale, digits in ((1, 3), (1, 0), (100, 1)):
+                        for sign, bounds in itertools.product(("", "+"), repeat=2):
+                            ends = cells.interval(scale * low, scale * high, f"{bounds}.{digits}f")
+                            yield f"{cells.number(scale * value, f'{sign}.{digits}f')} {ends}"
+
+
+def test_intervals_in_the_text_are_those_of_the_results():
+    """A result that is computed anew changes the tables by `make docs`, and the sentences around them by hand."""
+    files = sorted((ROOT / "benchmarks" / "results").rglob("*.json"))
+    known = {text for file in files for text in intervals_of(json.loads(file.read_text()))}
+    written = set()
+    for page in [README, *DOCS]:
+        text = re.sub(r"<!-- table: .*?<!-- end -->", "", page.read_text(), flags=re.DOTALL)
+        for match in re.finditer(r"[+−]?\d+(?:\.\d+)?\s\[[+−]?[\d.]+,\s[+−]?[\d.]+\]", text):
+            written.add((page.stem, " ".join(match[0].split())))
+    assert len(written) > 60
+    assert {each for each in written if each[1] not in known} == set(OF_NO_FILE)
+
+
+def test_a_block_without_a_function_is_named():
+    with pytest.raises(ValueError, match=r"blocks of tables \['a'\], functions for \['b'\]"):
+        with_tables("<!-- table: a -->\n<!-- end -->", {"b": str})
+    assert with_tables("<!-- table: a -->\nold\n<!-- end -->", {"a": lambda: "new"}) == (
+        "<!-- table: a -->\n\nnew\n\n<!-- end -->"
+    )
+
+
+def test_numbers_of_tables_by_hand():
+    assert [cells.number(-0.0004), cells.number(-0.25, "+.1f"), cells.number(0.0004, "+.3f")] == [
+        "0.000",
+        "−0.2",
+        "0.000",
+    ]
+    row = {"difference": 0.1, "ci_low": 0.05, "ci_high": 0.15}
+    assert cells.change(row) == "**+0.100** [0.050, 0.150]"
+    assert cells.change({**row, "ci_low": -0.05}, "+.1f", "+.1f", 100) == "+10.0 [−5.0, +15.0]"
+    older = {"metric": "skill", "baselines": {"a": 0.0, "b": 0.5}}
+    assert cells.players(older, "ab") == "on all items a 0, b 0.500"
+    assert cells.players({**older, "baselines_after": {"a": 0.0, "b": 0.6}}, "ab") == "a 0, b 0.500 → 0.600"
+    assert start_or_rl.steps(2_930_359) == "2.9 million"
+    assert [start_or_rl.steps(each) for each in (9_921, 440_065, 5e14)] == ["9,900", "440,000", "no end"]

@@ -29,6 +29,7 @@ import torch
 from benchmarks.common import ROOT, machine, shipped, write_report
 from benchmarks.evidence import store
 from benchmarks.evidence.budget import Budget
+from benchmarks.evidence.players import trivial_players
 from benchmarks.evidence.sizes import NANO, SIZES, Size
 from benchmarks.evidence.statistics import clusters, draws, holm, p_value
 from rookworld_trl.data.splits import draw_of_each
@@ -43,6 +44,7 @@ ABLATED = "sampled"  # the arm whose parts are left out or exchanged one by one:
 BASE, FREE = "base", "argmax_evals"  # no training; and, of the base's answers, the candidate with the best eval as B
 TEMPERATURE = 0.7
 FAR = 1.5  # a run with so many times as many samples, or so many times fewer, is in no table at equal samples
+MATERIAL = "most material"  # the trivial player who is better than the base
 COMPARED = ("best_legal", "skill", "exact")  # the three headlines: what a win is counted on
 
 
@@ -135,13 +137,6 @@ def run(arguments: argparse.Namespace) -> None:
         seconds = "cpu_seconds" if size.device == "cpu" else "seconds"
         facts |= {seconds: budget.curve[-1][0] if budget.curve else 0.0, "split": arguments.split}
         facts |= {"temperature": TEMPERATURE, "start": weights, **machine(size.device)}
-        facts["trivial"] = {
-            name: players
-            for task, mode in evaluation.tasks_and_modes()
-            if mode == "greedy"
-            for name, players in evaluation.baselines(task, mode).items()
-            if name in COMPARED
-        }
         store.save(arguments.split, result, store.result_of(evaluation, facts))
         done = f"{result}: {facts['steps']} steps, {facts['samples']} samples"
         print(f"{time.strftime('%H:%M:%S')} {done}; {_line(evaluation)}", flush=True)
@@ -204,6 +199,10 @@ def table(arguments: argparse.Namespace) -> None:
                 by_seed = [float(ratios(top, bottom)[column]) for top, bottom in sides]
                 mean = {"mean": float(np.mean(by_seed)), "by_seed": by_seed}
                 values.append({**what, "arm": arm, **mean, **interval(drawn[:, i, column], count[column])})
+                if metric.name == "skill" and mode == "greedy":  # over the items that each run moves legally
+                    players = [trivial_players(arguments.split, run)["skill"] for run in runs[arm]]
+                    known = [each[MATERIAL] for each in players if each]  # none, where a run moves nowhere legally
+                    values[-1][MATERIAL] = float(np.mean(known)) if known else None
                 for j in range(i):
                     difference = drawn[:, i, column] - drawn[:, j, column]
                     if np.isnan(difference).all():  # a metric of which these items have none
@@ -217,7 +216,9 @@ def table(arguments: argparse.Namespace) -> None:
     for pair, adjusted in zip(pairs, holm([pair["p_value"] for pair in pairs]), strict=True):
         pair["p_holm"] = adjusted
         pair["win"] = adjusted < 0.05 and (below(pair) or above(pair))
-    report = {"split": arguments.split, "trivial players": first.facts["trivial"]}
+    players = trivial_players(arguments.split, first)
+    report: dict[str, Any] = {"split": arguments.split}
+    report["trivial players"] = {name: of for name, of in players.items() if name in COMPARED}
     for name, fact in (("minutes", "minutes"), ("updates", "steps"), ("samples", "samples")):
         report[name] = {arm: [each.facts[fact] for each in runs[arm]] for arm in arms}
     report |= {"values": values, "pairs": pairs, "losses": losses}
@@ -242,7 +243,8 @@ def nearest(budgets: list[list[store.Result]], samples: int) -> list[store.Resul
 
 
 def interval(drawn: Array, games: int) -> dict[str, float | None]:
-    low, high = percentile_interval(drawn, int(games))
+    """Bounds, None over too few games; 0 is 0, not -1e-17."""
+    low, high = (None if bound is None else round(bound, 12) + 0.0 for bound in percentile_interval(drawn, int(games)))
     return {"ci_low": low, "ci_high": high}
 
 
@@ -261,8 +263,9 @@ def shown(row: Mapping[str, Any], sign: str = "") -> str:
 
 
 def as_markdown(report: dict[str, Any]) -> str:
-    """The three headlines of every arm, greedy, with wins (bold) and losses (italic) against the base by the rule; what
-    trivial players reach; and every metric that an arm has significantly lowered."""
+    """The three headlines of every arm, greedy, with wins (bold) and losses (italic) against the base by the rule, and
+    the skill of whoever takes most material on the items that the arm moves legally; what trivial players reach on the
+    base's; and every metric that an arm has significantly lowered."""
     greedy = [row for row in report["values"] if row["mode"] == "greedy" and row["metric"] in COMPARED]
     values = {(row["arm"], row["metric"]): row for row in greedy}
     marks = {
@@ -270,18 +273,21 @@ def as_markdown(report: dict[str, Any]) -> str:
         for pair in report["pairs"]
         if pair["against"] == BASE and pair["win"]
     }
-    lines = ["| arm | seeds | " + " | ".join(COMPARED) + " |", "|---|---:|" + "---|" * len(COMPARED)]
+    lines = ["| arm | seeds | " + " | ".join(COMPARED) + f" | skill of {MATERIAL}, same items |"]
+    lines += ["|---|---:|" + "---|" * len(COMPARED) + "---:|"]
     for arm in dict.fromkeys(arm for arm, _ in values):
         cells = []
         for name in COMPARED:
             row, mark = values[arm, name], marks.get((arm, name), "")
             cells.append(f"{mark}{row['mean']:.3f}{mark}{shown(row)}")
+        material = values[arm, "skill"][MATERIAL]
+        cells.append("" if material is None else f"{material:.3f}")
         lines.append(f"| {arm} | {len(values[arm, COMPARED[0]]['by_seed'])} | " + " | ".join(cells) + " |")
     players = dict.fromkeys(player for of_metric in report["trivial players"].values() for player in of_metric)
     for player in players:
         reached = [report["trivial players"].get(name, {}).get(player) for name in COMPARED]
         cells = ["" if value is None else f"{value:.3f}" for value in reached]
-        lines.append(f"| ({player}) | | " + " | ".join(cells) + " |")
+        lines.append(" | ".join([f"| ({player})", "", *cells, "", ""]).replace("  ", " ").rstrip())
     lines += ["", "Significantly below the base:" + ("" if report["losses"] else " nothing."), ""]
     for loss in report["losses"]:
         where = f"{loss['arm']}: {loss['task']} {loss['metric']}, {loss['mode']}"

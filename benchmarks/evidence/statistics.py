@@ -1,5 +1,6 @@
 """Intervals over seeds and items at once, and what counts as a win when many comparisons are made."""
 
+import zlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,7 +15,9 @@ def draws(sides: Sequence[Sequence[tuple[Array, Array]]], games: Sequence[str], 
     """Hierarchical bootstrap: each draw takes games with replacement, the same for all sides, and seeds of each side.
 
     A side's statistic is the mean over its drawn seeds of sum(numerator) / sum(denominator) over the drawn games.
-    Both sources of chance are in the spread: which seeds were run, and which positions the split holds.
+    Both sources of chance are in the spread: which seeds were run, and which positions the split holds. Games and the
+    seeds of each side are drawn from streams of their own, a side's named by its numbers: its interval is the same
+    in whatever company it is drawn.
 
     Args:
         sides: for each arm its seeds' numerators and denominators, each (items, metrics), of the same items in the
@@ -25,6 +28,7 @@ def draws(sides: Sequence[Sequence[tuple[Array, Array]]], games: Sequence[str], 
         (resamples, sides, metrics).
     """
     rng = np.random.default_rng(seed)
+    streams = [np.random.default_rng([seed, zlib.crc32(side[0][0].astype(np.float32).tobytes())]) for side in sides]
     grouped = [[(sums_by_cluster(t, games), sums_by_cluster(b, games)) for t, b in side] for side in sides]
     clusters, metrics = grouped[0][0][0].shape
     result = np.empty((RESAMPLES, len(sides), metrics))
@@ -38,7 +42,7 @@ def draws(sides: Sequence[Sequence[tuple[Array, Array]]], games: Sequence[str], 
                 ratios = np.stack(
                     [(counts @ top) / (counts @ bottom) for top, bottom in side]
                 )  # (seeds, rows, metrics)
-            chosen = rng.integers(0, len(side), size=(len(side), rows))
+            chosen = streams[number].integers(0, len(side), size=(rows, len(side))).T
             result[start : start + rows, number] = ratios[chosen, np.arange(rows)].mean(axis=0)
     return result
 

@@ -13,6 +13,7 @@ import chess
 import numpy as np
 import pytest
 
+from benchmarks.common import shipped
 from benchmarks.evidence import __main__ as evidence
 from benchmarks.evidence import arms, curves, groups, rivals, store
 from benchmarks.evidence import budget as budgets
@@ -22,6 +23,7 @@ from benchmarks.evidence.sizes import NANO, SIZES
 from benchmarks.evidence.statistics import draws, holm, p_value
 from rookworld_trl.data import load_shipped
 from rookworld_trl.evaluation.accuracy import Evaluation, item_key, score
+from rookworld_trl.evaluation.baselines import baseline_scores
 from rookworld_trl.modeling.loading import NANO_FOLDER, load
 
 
@@ -59,6 +61,16 @@ def test_the_bootstrap_sees_seeds_and_items() -> None:
     assert items.std() == pytest.approx((0.25 / 50) ** 0.5, rel=0.1)
     games = draws([[(top, np.ones_like(top))]], [str(i % 2) for i in range(50)])[:, 0, 0]
     assert set(np.round(games, 6)) == {0.0, 0.5, 1.0}  # two games are drawn, whole
+
+
+def test_an_interval_does_not_hang_on_its_company() -> None:
+    rng = np.random.default_rng(5)
+    games = [str(i // 2) for i in range(3000)]  # so many that they are drawn in pieces
+    ones = np.ones((3000, 1))
+    first, second = ([(rng.random((3000, 1)), ones) for _ in range(seeds)] for seeds in (3, 5))
+    together = draws([first, second], games)
+    assert np.array_equal(together[:, :1], draws([first], games))
+    assert np.array_equal(together[:, ::-1], draws([second, first], games))
 
 
 def test_a_budget_counts_cpu_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -216,10 +228,15 @@ def test_results_come_back_and_make_a_table(
     assert '"against": "base"' in report
 
 
+def policy_keys() -> list[str]:
+    """Of 200 `P:` items of dev."""
+    return [item_key(row) for row in itertools.islice((r for r in shipped("dev") if r["task"] == "policy"), 200)]
+
+
 def made_up(arms: dict[str, tuple[float, float]], minutes: float = 1.0, samples: int = 0) -> None:
     """Results of arms that play so many of 200 `P:` items legally, and have so much skill when sampled."""
     names = [metric.name for metric in store.metrics_of("policy")]
-    ones, keys = np.ones((200, len(names))), [str(i) for i in range(200)]
+    ones, keys = np.ones((200, len(names))), policy_keys()
     for arm, (legal, skill) in arms.items():
         found = {}
         for mode in ("greedy", "sampled"):
@@ -229,7 +246,6 @@ def made_up(arms: dict[str, tuple[float, float]], minutes: float = 1.0, samples:
             found["policy", mode] = (top, ones)
         facts = {"arm": arm, "minutes": 0.0 if arm == "base" else minutes, "seed": 1, "steps": 7}
         facts["samples"] = 0 if arm == "base" else samples
-        facts["trivial"] = {"best_legal": {"random legal": 1.0}, "skill": {"random legal": 0.0}}
         result = store.Result(facts, {"policy": keys}, {"policy": [""] * 200}, found)
         store.save("dev", store.name_of(arm, facts["minutes"], 1), result)
 
@@ -245,10 +261,21 @@ def test_a_table_shows_what_got_worse_and_what_counts_as_a_win(
     lines = capsys.readouterr().out.splitlines()
     assert lines[3].startswith("| gold | 1 | **0.800** [")
     assert lines[3].count("*") == 4
-    assert lines[4] == "| (random legal) | | 1.000 | 0.000 |"
-    assert lines[6] == "Significantly below the base:"
-    assert lines[8].startswith("- gold: policy skill, sampled -0.30")
-    assert len(lines) == 9
+    assert lines[4] == "| (random legal) | | 1.000 | 0.000 | |"
+    assert lines[8] == "Significantly below the base:"
+    assert lines[10].startswith("- gold: policy skill, sampled -0.30")
+    assert len(lines) == 11
+    rows = [row for row in shipped("dev") if row["task"] == "policy"][:200]
+    first = [baseline_scores(row) for row in rows]  # the base moves legally in the first 100, gold in 160
+
+    def material(count: int) -> float:
+        won = sum(s["material.best_value"] - s["random.best_value"] for s in first[:count])
+        return won / sum(1 - s["random.best_value"] for s in first[:count])
+
+    ends = [line.rpartition("] | ")[2] for line in lines[2:4]]
+    assert ends == [f"{material(100):.3f} |", f"{material(160):.3f} |"]
+    assert ends[0] != ends[1]
+    assert lines[6] == f"| (most material) | | 1.000 | {material(100):.3f} | |"
 
 
 def test_ablations_are_a_table_of_their_own(
@@ -302,7 +329,7 @@ def test_a_group_holds_its_own_items(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(store, "FOLDER", tmp_path)
     made_up({"base": (0.5, 0.5), "gold": (0.8, 0.5)})
     runs = {arm: [store.read("dev", store.name_of(arm, minutes, 1))] for arm, minutes in (("base", 0.0), ("gold", 1.0))}
-    of_item = {str(i): ("White" if i < 100 else "Black",) for i in range(200)}
+    of_item = {key: ("White" if i < 100 else "Black",) for i, key in enumerate(policy_keys())}
     rows = groups.compare(runs, of_item)
     found = {(r["group"], r["arm"]): r for r in rows if r["metric"] == "best_legal" and r["mode"] == "greedy"}
     assert {key: row["value"] for key, row in found.items()} == {

@@ -2,25 +2,26 @@
 
     python -m tests.support.documents     writes those tables, and the programs' `--help` (`make docs`)
 
-The tables of `docs/results.md` come from the files under `benchmarks/results/`, those of `docs/recipes.md` from the
-configuration classes. A table of fields stands between `<!-- fields of CLASS: PATTERNS -->` and `<!-- end -->`. It
-holds the fields that the class adds or whose default it changes, in their order, as far as a pattern names them and no
-earlier table of the class does; `@changed` names those of a class above.
+What was measured stands between `<!-- table: NAME -->` and `<!-- end -->` and comes from the files under
+`benchmarks/results/`, by the functions of `tests/support/tables/`, a file for each page. Those of `docs/recipes.md`
+come from the configuration classes. A table of fields stands between `<!-- fields of CLASS: PATTERNS -->` and
+`<!-- end -->`. It holds the fields that the class adds or whose default it changes, in their order, as far as a pattern
+names them and no earlier table of the class does; `@changed` names those of a class above.
 """
 
-import json
 import os
 import re
 import shlex
 import sys
+from collections.abc import Callable, Mapping
 from contextlib import redirect_stdout, suppress
 from dataclasses import MISSING, Field, fields
 from fnmatch import fnmatchcase
+from functools import partial
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from benchmarks import switches
 from recipes import evaluate, grpo, play, sft
 from recipes.grpo import RunConfig
 from recipes.sft import SFTRecipe
@@ -30,12 +31,12 @@ from rookworld_trl.help import WIDTH, shown, stamp, stored
 from rookworld_trl.terminal import TerminalOptions
 from rookworld_trl.training import RookWorldGRPOConfig
 from rookworld_trl.training.supervised import SupervisedConfig
+from tests.support.tables import evidence, exact_gradient, readme, results, start_or_rl
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 PAGES = [README, *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("benchmarks/*.md"))]
 FIELDS_PAGE = ROOT / "docs" / "recipes.md"
-FIGURES_PAGE = ROOT / "docs" / "results.md"
 GROUPS = (RunConfig, PromptOptions, DataOptions, TerminalOptions, RookWorldGRPOConfig, SFTRecipe, SupervisedConfig)
 CLASSES = {cls.__name__: cls for cls in GROUPS}
 PROGRAMS = {
@@ -46,6 +47,7 @@ PROGRAMS = {
 }
 
 _FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^ *```$", flags=re.MULTILINE | re.DOTALL)
+_RESULTS = re.compile(r"(<!-- table: ([\w-]+) -->\n).*?(<!-- end -->)", flags=re.DOTALL)
 _TABLE = re.compile(r"(<!-- fields of (\w+): (.*?) -->\n).*?(<!-- end -->)", flags=re.DOTALL)
 
 
@@ -124,89 +126,16 @@ def with_fields(text: str) -> str:
     return text
 
 
-def _read(name: str) -> Any:
-    return json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text(encoding="utf-8"))
+def with_tables(text: str, tables: Mapping[str, Callable[[], str]]) -> str:
+    """The page with its tables of what was measured written from the results.
 
-
-def figures() -> list[str]:
-    """What was measured, a row each."""
-    step, learning, scoring, controls = map(_read, ("step", "learning", "scoring", "controls"))
-    saving, kills, faults, mining = map(_read, ("checkpointing", "kill_resume", "faults", "mining"))
-    generation, large = _read("generation"), _read("step_124m")
-    supervised, exact = _read("supervised"), _read("exact")
-    seconds = step["seconds_per_step"]
-    scored = [each["rows_per_second_median"] for name, each in scoring["results"].items() if "without" not in name]
-    rounds = [100 * each for each in controls["overhead_of_each_round"]]
-    size = saving["sizes"]["nano"]
-    recovered = faults["recovery on"]
-    mined = {each["reward"]: each for each in mining["results"]}["graduated"]
-    shares = [100 * mined[side]["groups/informative"] for side in ("plain", "mined")]
-    learned = " and ".join(f"{each['speedup']:.1f} times ({each['shape']})" for each in learning["results"])
-    trees = " and ".join(f"{supervised[task]['speedup']:.1f} times ({task})" for task in ("policy", "environment"))
-    step_of = exact["seconds_per_step"]
-    positions = generation["results"][-1]
-    rows = [
-        ("step", "an entire step, beside stock TRL's", f"{seconds['ours']:.2f} s against {seconds['stock']:.1f} s"),
-        ("learning", "the learning pass on shared prefixes, beside TRL's", learned),
-        (
-            "exact",
-            "a step with the exact gradient (2 completions a prompt), beside sampled GRPO (16) at equal prompts",
-            f"{step_of['exact']:.1f} s against {step_of['sampled']:.1f} s",
-        ),
-        ("exact", "what its cost grows with, in powers of the number of legal moves", f"{exact['exponent']:.2f}"),
-        ("supervised", "rows a second of supervised training on shared trees, beside padded lines", trees),
-        ("scoring", "completions scored a second on one core", f"{min(scored):,} to {max(scored):,}"),
-        (
-            "controls",
-            "what the trainer's controls add to a step",
-            f"{100 * controls['overhead']:+.1f} % ({min(rounds):+.1f} to {max(rounds):+.1f} in {len(rounds)} rounds)",
-        ),
-        ("checkpointing", "share of training time spent on checkpoints", f"{size['checkpoint_share_percent']:.2f} %"),
-        ("checkpointing", "share spent on snapshots in memory", f"{size['snapshot_share_percent']:.2f} %"),
-        (
-            "kill_resume",
-            "runs lost to random SIGKILLs",
-            f"{len(kills['lost'])} of {kills['runs']}, in {kills['kills']} kills",
-        ),
-        ("faults", "transient faults recovered from", f"{recovered['recovered']} of {recovered['faults']}"),
-        ("mining", "groups whose rewards differ, without and with mining", "{:.0f} % and {:.0f} %".format(*shares)),
-        (
-            "generation",
-            "positions a second on two cores, by self-play and with every move valued",
-            f"{positions['self_play']['per_second']:.0f} and {positions['every_move']['per_second']:.0f}",
-        ),
-        (
-            "step_124m",
-            "one step of 124M parameters on a CPU, memory",
-            f"{large['seconds']:.0f} s, {large['step']['perf/memory_gb']:.1f} GB",
-        ),
-    ]
-    table = [f"| {what} | {figure} | `{name}.json` |" for name, what, figure in rows]
-    return ["| what | figure | file |", "|---|---|---|", *table]
-
-
-def rollouts() -> list[str]:
-    """Seconds of a sampling pass by each way."""
-    ways = ("generate", "native", "drafted", "vllm")
-    rows = []
-    for name in ("rollouts", "rollouts_vllm", "rollouts_vllm_124m"):
-        for each in _read(name)["results"]:
-            if each["kind"] in ("policy", "environment"):
-                seconds = [f"{each['seconds'][way]:.2f}" if way in each["seconds"] else "" for way in ways]
-                cells = [f"`{name}.json`", each["kind"], f"{each['prompts']} × {each['samples']}", *seconds]
-                rows.append("| " + " | ".join(cells) + " |")
-    head = "| file | task | prompts × samples | `generate`, s | native, s | drafted, s | vLLM, s |"
-    return [head, "|---|---|---|---:|---:|---:|---:|", *rows]
-
-
-def with_figures(text: str) -> str:
-    """The page with its tables of figures written from the measurements."""
-    tables = {"figures": figures(), "rollouts": rollouts()}
-    tables |= {name: switches.table(_read(name)["results"]).splitlines() for name in ("switches", "switches_124m")}
-    for name, table in tables.items():
-        body = "\n".join([f"<!-- {name} -->", "", *table, "", "<!-- end -->"])
-        text = re.sub(f"<!-- {name} -->.*?<!-- end -->", lambda _, body=body: body, text, flags=re.DOTALL)
-    return text
+    Raises:
+        ValueError: a block that no function writes, or a function without its block.
+    """
+    named = _RESULTS.findall(text)
+    if sorted(name for _, name, *_ in named) != sorted(tables):
+        raise ValueError(f"blocks of tables {[name for _, name, *_ in named]}, functions for {list(tables)}")
+    return _RESULTS.sub(lambda match: f"{match[1]}\n{tables[match[2]]()}\n\n{match[3]}", text)
 
 
 def help_of(program: str) -> str:
@@ -222,7 +151,15 @@ def help_of(program: str) -> str:
     return f"{stamp()}\n{text.getvalue()}"
 
 
-GENERATED = {FIELDS_PAGE: with_fields, FIGURES_PAGE: with_figures}
+MEASURED = {
+    README: readme.TABLES,
+    ROOT / "docs" / "evidence.md": evidence.TABLES,
+    ROOT / "docs" / "exact-gradient.md": exact_gradient.TABLES,
+    ROOT / "docs" / "results.md": results.TABLES,
+    ROOT / "docs" / "start-or-rl.md": start_or_rl.TABLES,
+}
+GENERATED: dict[Path, Callable[[str], str]] = {FIELDS_PAGE: with_fields}
+GENERATED |= {page: partial(with_tables, tables=tables) for page, tables in MEASURED.items()}
 
 if __name__ == "__main__":
     for page, rewrite in GENERATED.items():

@@ -1,0 +1,92 @@
+"""The tables of docs/start-or-rl.md: starts before and after RL, lines, aims, and what did not teach the rules."""
+
+from collections.abc import Mapping
+
+from tests.support.tables.cells import interval, number, read, table
+
+HEADLINES = {  # their names, and whose loss each is compared with
+    "best_legal": ("legality", "policy", "`P:` rows"),
+    "skill": ("skill", "policy", "`P:` rows"),
+    "exact": ("exactness", "environment", "`A:` rows"),
+}
+AIMS = {
+    "best_legal": "legality",
+    "skill": "skill",
+    "candidates_legal_distinct": "five candidates",
+    "exact": "exactness",
+}
+WAYS = {
+    "shipped": "shipped",
+    "more checks": "30 % of `P:` in check",
+    "heavier kings": "and kings' squares count five times",
+    "slips in lists": "wrong moves in the lists, which `B:` must avoid",
+}
+
+
+def steps(value: float) -> str:
+    """Two digits; from a million on in millions, and without an end beyond a hundred of them."""
+    if value > 1e8:
+        return "no end"
+    rounded = float(f"{value:.2g}")
+    return f"{rounded / 1e6:g} million" if rounded >= 1e6 else f"{rounded:,.0f}"
+
+
+def aims() -> str:
+    report = read("evidence/starts")
+    last = report["starts"][-1]["steps"]
+    rows = []
+    for metric, label in AIMS.items():
+        own = [row for row in report["reach"] if row["metric"] == metric]
+        cells = [f"{steps(r['median'])} [{steps(r['ci_low'])}, {steps(r['ci_high'])}]" for r in own]
+        rows.append((label, number(own[0]["now"]), f"{own[0]['aim']:.2f}", *cells))
+    heads = ("", f"after {last:,} steps", "aim", "steps by all four starts", "by the last three")
+    return table(heads, "lrrll", rows)
+
+
+def ways() -> str:
+    found = [read("legality")["checkpoints"][name] for name in WAYS]
+    count = found[0]["positions"]
+    rows = [
+        (f"illegal `B:`, in check ({count['in check']})", *(each["illegal"]["in check"] for each in found)),
+        (f"illegal `B:`, others ({count['other']:,})", *(each["illegal"]["other"] for each in found)),
+        ("of all, the king goes where it is attacked", *(each["kinds"]["into_check"] for each in found)),
+        (
+            "legal behind a king's square, not in check",
+            *(f"{100 * each['mass']['other']['K'][0]:.1f} %" for each in found),
+        ),
+    ]
+    return table(("", *WAYS.values()), "lrrrr", rows)
+
+
+def cell(value: Mapping[str, float], spec: str = ".3f", bold: bool = False) -> str:
+    """Mean and interval; with `bold`, the mean is bold where the interval leaves out 0."""
+    low, high = value["ci_low"], value["ci_high"]
+    mark = "**" if bold and not low <= 0 <= high else ""
+    return f"{mark}{number(value['mean'], spec)}{mark} {interval(low, high, spec)}"
+
+
+def starts() -> str:
+    rows = []
+    for metric, (label, task, _) in HEADLINES.items():
+        for start in read("evidence/starts")["starts"]:
+            value = start[f"{metric}, greedy"]
+            cells = [label, f"{start['steps']:,}", f"{start[task]:.3f}", cell(value["before"]), cell(value["after"])]
+            changes = (cell(value[what], "+.3f", True) if what in value else "" for what in ("gain", "rl_minus_next"))
+            rows.append((*cells, *changes))
+    heads = ("metric", "supervised steps", "loss before", "before RL", "after RL", "gain")
+    return table((*heads, "RL − the next start before RL"), "lrrllll", rows)
+
+
+def lines() -> str:
+    rows = []
+    for line in read("evidence/starts")["fits"]:
+        if (line["mode"], line["of"]) == ("greedy", "after"):
+            label, _, of = HEADLINES[line["metric"]]
+            above = ", ".join(number(error["mean"], "+.3f") for error in line["above_the_others"])
+            slope = cell({**line, "mean": line["slope"]}, "+.2f")
+            rows.append((label, of, slope, above, "yes" if line["holds"] else "no"))
+    heads = ("after RL", "by the loss of", "slope a nat a token", "each start above the line of the others", "holds")
+    return table(heads, "lllll", rows)
+
+
+TABLES = {"starts": starts, "lines": lines, "aims": aims, "ways": ways}
