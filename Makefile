@@ -16,7 +16,7 @@ export HF_HUB_DISABLE_TELEMETRY = 1
 export TOKENIZERS_PARALLELISM = false
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help setup demo demo-long evaluate test test-fast test-long test-vllm test-trl-newest test-trl-own lint parity bench gpu data sft docs clean
+.PHONY: help setup demo demo-long evaluate test test-fast test-long test-vllm test-trl-newest test-trl-own lint parity bench gpu container data sft docs clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -92,6 +92,13 @@ gpu: $(STAMP) ## is it right, how fast is it, and does a model learn on this mac
 
 # OPENINGS=file.tsv: human opening lines, in the format of lichess-org/chess-openings; without, random openings.
 BOOK = $(if $(OPENINGS),--openings $(OPENINGS))
+# Says so where there is no builder, and fails only where there is one.
+container: ## build the image of the Dockerfile, and train and measure a step in it
+	@if ! docker info >/dev/null 2>&1; then echo 'no container builder here: nothing was built'; exit 0; fi; \
+	set -ex; docker build -t rookworld-trl .; docker run --rm rookworld-trl help; \
+	docker run --rm --entrypoint .venv/bin/accelerate rookworld-trl launch --quiet --config_file accelerate_configs/cpu.yaml \
+		recipes/grpo.py --config $(DEMO) --max_steps 1 --eval_policy_items 10 --eval_environment_items 10
+
 data: $(STAMP) ## positions by engine self-play, and the data set for GRPO and evaluation (needs Stockfish)
 	$(BIN)/python recipes/generate_data.py positions --output data/positions $(BOOK) $(ARGS)
 	$(BIN)/python recipes/generate_data.py positions --output data/positions-checks --shards 16 --seed 1 --check_share 0.5 $(BOOK) $(ARGS)

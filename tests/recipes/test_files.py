@@ -1,5 +1,6 @@
 """Every YAML in the repository is read by what reads it for real, and the Makefile's commands exist."""
 
+import json
 import re
 import subprocess
 from pathlib import Path
@@ -19,6 +20,7 @@ ROOT = Path(__file__).parents[2]
 GRPO = sorted([*ROOT.glob("recipes/*/grpo/*.yaml"), *ROOT.glob("recipes/*/verify/*.yaml")])
 SFT = sorted(ROOT.glob("recipes/*/sft/*.yaml"))
 PRESETS = sorted(ROOT.glob("recipes/presets/*.yaml"))
+CHECKPOINTING = ROOT / "benchmarks/results/checkpointing.json"
 ACCELERATE = sorted(ROOT.glob("accelerate_configs/*.yaml"))
 
 
@@ -33,7 +35,7 @@ def on_this_machine(path: Path) -> list[str]:
 
 def test_there_are_recipes():
     assert {path.parts[-3] for path in GRPO} >= {"nano", "rookworld-lm-124m"}
-    assert {path.stem for path in PRESETS} == {"conservative", "standard", "emergency"}
+    assert {path.stem for path in PRESETS} == {"conservative", "standard", "emergency", "earlier"}
     assert set(GRPO) | set(SFT) | set(PRESETS) == set(ROOT.glob("recipes/**/*.yaml"))
 
 
@@ -65,12 +67,23 @@ def test_presets_hold_what_their_names_say(tmp_path):
         )
         return parse_recipe((RookWorldGRPOConfig,), on_this_machine(recipe))[0]
 
-    standard, conservative, emergency = map(parsed, ("standard", "conservative", "emergency"))
+    standard, conservative, emergency, earlier = map(parsed, ("standard", "conservative", "emergency", "earlier"))
+    assert (earlier.epsilon, earlier.epsilon_high, earlier.beta) == (0.1, 0.1, 1e-4)
+    assert (earlier.kl_control, earlier.kl_stop_threshold) == ("fixed", 5)
     for key in ("learning_rate", "epsilon", "epsilon_high", "kl_stop_threshold"):
         assert getattr(standard, key) > getattr(conservative, key) > getattr(emergency, key), key
     assert standard.beta < conservative.beta < emergency.beta
     assert (standard.kl_stop_threshold, conservative.kl_stop_threshold) == (50, 5)
     assert {standard.max_grad_norm, emergency.max_grad_norm} == {0.3}  # the recipe's own key wins
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("recipes/rookworld-lm-124m/grpo/*.yaml")), ids=name)
+def test_checkpoints_take_less_than_two_percent_of_a_gpus_time(path):
+    """By the seconds that a checkpoint of 124M and its stable copy took; steps of 2.7 s or more are assumed."""
+    measured = json.loads(CHECKPOINTING.read_text())["sizes"]["124m"]
+    seconds = measured["save_seconds"] + measured["make_stable_seconds"]
+    _, args = parse_recipe((grpo.RunConfig, RookWorldGRPOConfig), on_this_machine(path))
+    assert seconds / (2.7 * args.save_steps) < 0.02
 
 
 @pytest.mark.parametrize("path", SFT, ids=name)
@@ -107,6 +120,19 @@ def test_files_that_are_named_exist(path):
 
 def test_make_targets_expand():
     """A dry run of each target that the pages and continuous integration use."""
-    for target in ("demo", "demo-long", "test", "test-fast", "lint", "bench", "data", "sft", "docs", "parity", "gpu"):
+    for target in (
+        "demo",
+        "demo-long",
+        "test",
+        "test-fast",
+        "lint",
+        "bench",
+        "data",
+        "sft",
+        "docs",
+        "parity",
+        "gpu",
+        "container",
+    ):
         result = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True)
         assert result.returncode == 0, result.stderr
