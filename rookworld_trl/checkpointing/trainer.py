@@ -57,7 +57,6 @@ class DurableGRPOTrainer(DurableTrainer, GRPOTrainer):
     control: Any
     evaluator: Evaluator | None = None
     _buffered_inputs: Any
-    _entropy_window_stats: Any
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -181,7 +180,6 @@ class DurableGRPOTrainer(DurableTrainer, GRPOTrainer):
         return {
             "step": self._step,
             "buffered_inputs": self._buffered_inputs if self._step % cycle else None,
-            "entropy_window_stats": self._entropy_window_stats,
             "logs": {
                 "rows": {name: list(self._logs[name]) for name in ("prompt", "completion", "advantages")},
                 "rewards": {name: list(values) for name, values in self._logs["rewards"].items()},
@@ -216,7 +214,6 @@ class DurableGRPOTrainer(DurableTrainer, GRPOTrainer):
         self.reference_replaced = load_state(Path(checkpoint), self.controls, reference, self.accelerator.device)
         progress = self._restored
         self._step, self._buffered_inputs = progress["step"], progress["buffered_inputs"]
-        self._entropy_window_stats = progress["entropy_window_stats"]
         if progress["logs"] is not None and self.log_completions:
             for name, values in progress["logs"]["rows"].items():
                 self._logs[name].extend(values)

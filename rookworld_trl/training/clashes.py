@@ -216,12 +216,6 @@ def kl(c: GRPOConfig) -> Iterator[str]:
 
 
 def advantages(c: GRPOConfig) -> Iterator[str]:
-    clip = "epsilon" if c.epsilon_high is None else "epsilon_high"
-    if c.loss_type == "cispo" and getattr(c, clip) < 1:
-        yield (
-            f"{clip}: the loss cispo weights every token by its ratio, cut at `epsilon_high`: below 1 all of them are "
-            "cut. Set it to 5, say"
-        )
     own = c.use_gae or c.advantage_baseline != "group_mean"
     if own and c.multi_objective_aggregation != "sum_then_normalize":
         yield (
@@ -235,12 +229,12 @@ def advantages(c: GRPOConfig) -> Iterator[str]:
             "to a running mean. Set `scale_rewards` to batch or none, or `advantage_baseline` to group_mean or "
             "leave_one_out"
         )
-    sequence = c.importance_sampling_level == "sequence" or c.loss_type in ("luspo", "vespo")
+    sequence = c.importance_sampling_level == "sequence"
     if c.use_gae and (sequence or c.off_policy_mask_threshold is not None):
         yield (
-            "use_gae: GAE gives each token its own advantage, and sequence-level importance sampling, the losses luspo "
-            "and vespo, and `off_policy_mask_threshold` take one for the whole completion. Set `use_gae` to False, or "
-            "use token-level importance sampling with another loss and no such mask"
+            "use_gae: GAE gives each token its own advantage, and sequence-level importance sampling and "
+            "`off_policy_mask_threshold` take one for the whole completion. Set `use_gae` to False, or use token-level "
+            "importance sampling and no such mask"
         )
     if c.use_gae and (c.advantage_baseline != "group_mean" or c.scale_rewards == "group"):
         yield (

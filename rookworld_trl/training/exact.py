@@ -44,9 +44,9 @@ from transformers.utils import logging
 from rookworld_trl import ranks
 from rookworld_trl.modeling.gpt2 import GPT2
 from rookworld_trl.modeling.token_tree import Pairs, TokenTree, states_of, tree_logps
-from rookworld_trl.training import kl
 from rookworld_trl.training.config import RookWorldGRPOConfig
 from rookworld_trl.training.gates import GateResult, enforce
+from rookworld_trl.training.loss import Scored
 from rookworld_trl.training.points import Decision, Determined, FindPoints, Points, Rest, points_of_batch
 from rookworld_trl.training.scoring import Scorer
 
@@ -61,7 +61,7 @@ METRICS = ("exact/value", "exact/deviation", "exact/outside", "exact/determined_
 
 
 @dataclass(frozen=True, slots=True)
-class Scored:
+class ScoredTree:
     """Result of `score_tree`; all (B, C), float32, 0 where the completion is masked.
 
     Attributes:
@@ -87,7 +87,7 @@ def score_tree(
     temperature: float | Tensor = 1.0,
     scale: bool = True,
     entropy_gradient: bool = False,
-) -> Scored:
+) -> ScoredTree:
     """Score sampled completions and all actions of their decision points in one forward pass of the model.
 
     Args:
@@ -147,7 +147,7 @@ def score_tree(
         "exact/outside": 1 - sums.total[wanted],
         "exact/determined_nll": -likelihoods,
     }
-    return Scored(
+    return ScoredTree(
         sampled_logps,
         place(entropies[:sampled], tokens),
         place(torch.cat([decided, weights * likelihoods]), cells) + advantages[:, None] * sampled_logps,
@@ -233,13 +233,13 @@ def _beside_rest(sums: _Sums, rests: Sequence[Rest | None]) -> tuple[Tensor, Ten
 
 
 class ExactObjective:
-    """The loss of a micro-batch by its decision points, in TRL's place; rows without any keep TRL's sampled loss.
+    """Scores a micro-batch with the actions of its decision points; rows without any keep their sampled advantages.
 
     Args:
         args: the configuration.
         accelerator: the trainer's.
         policy: the model that is trained.
-        scorer: whose log-probs TRL's loss asks for.
+        scorer: of batches without points.
         find: the points of a sampled completion.
         decode: the text of token ids, for messages.
         count: takes a micro-batch and the tokens of each of its distinct prompts, and of the tree behind it.
@@ -282,7 +282,7 @@ class ExactObjective:
             )
 
     def prepare(self, rows: Sequence[dict[str, Any]], batch: dict[str, Any], rewards: Sequence[float]) -> None:
-        """Put the points of this process's new completions into the batch, in place of their sampled advantages.
+        """Put the points of this process's new completions into the batch, and which rows still learn by their samples.
 
         Raises:
             GateError: no completion of a task reaches a decision, before any update. Later such a task is left out of
@@ -293,13 +293,12 @@ class ExactObjective:
         samples, sample_rest = self.args.num_generations, self.args.objective == "mixed"
         batch["points"] = points_of_batch(self.find, rows, completions, rewards, samples, sample_rest)
         lost = self._lost(rows, completions, batch["points"])
-        settled = []  # rows that TRL's sampled loss has no part in
+        by_samples = []
         for task, point in zip(self._tasks(rows), batch["points"], strict=True):
             if task in lost:
                 point["determined"] = []
-            settled.append(task in lost or bool(point["decisions"]))
-        known = torch.tensor(settled, device=ids.device)
-        batch["advantages"] = batch["advantages"].masked_fill(known, 0.0)
+            by_samples.append(task not in lost and not point["decisions"])
+        batch["by_samples"] = torch.tensor(by_samples, device=ids.device)
 
     def _tasks(self, rows: Sequence[dict[str, Any]]) -> list[str]:
         return [str(row.get(self.args.task_column, "")) for row in rows]
@@ -340,35 +339,25 @@ class ExactObjective:
         wanted, said = self.decode(right["tokens"]), self.decode(completion[right["position"] :][:20])
         return f"{said!r} was sampled where {wanted!r} belongs"
 
-    def __call__(
-        self, model: nn.Module, inputs: dict[str, Any], loss: Callable[..., Tensor], accumulation: int
-    ) -> Tensor:
-        """The loss of a micro-batch: TRL's of the advantages that are left, minus the objective of the points.
-
-        Args:
-            loss: TRL's, of model and inputs.
-            accumulation: micro-batches in the present optimizer step.
-        """
-        if "points" not in inputs:
-            return loss(model, inputs)
+    def __call__(self, model: nn.Module, batch: dict[str, Any]) -> Scored:
+        """Log-probs, entropies and objective of a micro-batch, from one forward pass."""
+        if "points" not in batch:
+            return self.scorer.of_batch(model, batch)
         head = self.accelerator.unwrap_model(self.policy).get_output_embeddings()
-        temperatures = inputs.get("temperatures")
+        temperatures = batch.get("temperatures")
         with self.accelerator.autocast():  # a model that is called has its own
             scored = score_tree(
                 self.scorer.weights(model) if self.scorer.shared else model,
                 head,
-                inputs,
-                [Points.read(each) for each in inputs["points"]],
+                batch,
+                [Points.read(each) for each in batch["points"]],
                 self.args.temperature if temperatures is None else temperatures,
                 self.args.scale_rewards == "group",
                 entropy_gradient=bool(self.args.entropy_coef) or self.args.use_adaptive_entropy,
             )
-        self.count(inputs, scored.trees)
+        self.count(batch, scored.trees)
         self._observe(scored.metrics)
-        with self.scorer.given(scored.logps, scored.entropies):
-            sampled = loss(model, inputs)
-        weights = kl.loss_weights(self.args, inputs, self.accelerator.num_processes, True, accumulation)
-        return sampled - kl.aggregate(scored.objective, inputs["completion_mask"], *weights)
+        return Scored(scored.logps, scored.entropies, scored.objective, batch["by_samples"])
 
     def _observe(self, metrics: dict[str, tuple[float, int]]) -> None:
         """Sums and counts of a micro-batch; at the end of the optimizer step, means over all of them and all processes.

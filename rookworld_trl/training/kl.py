@@ -24,7 +24,6 @@ value and takes the gradient -d grad log pi for KL(pi || ref), (1 - w) grad log 
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch.utils.checkpoint import checkpoint
@@ -113,42 +112,3 @@ def exact_kl(
     pieces = [checkpoint(of_chunk, h, ref_h, use_reentrant=False) for h, ref_h in pairs]
     values = torch.cat(pieces) if pieces else hidden.new_zeros(0).float()
     return torch.zeros(mask.shape, device=values.device).masked_scatter(chosen, values)
-
-
-def loss_weights(
-    args: Any, inputs: dict[str, Any], processes: int, training: bool, accumulation: int
-) -> tuple[str, int, int, torch.Tensor]:
-    """The arguments of `aggregate` behind its mask, for one micro-batch of a generation batch.
-
-    Args:
-        args: the configuration.
-        accumulation: micro-batches in this optimizer step.
-    """
-    tokens = inputs["num_items_in_batch"].clamp(min=1) / processes
-    if training:  # `num_items_in_batch` counts the generation batch; an update sees a part of it
-        tokens = tokens * accumulation / args.steps_per_generation
-    return args.loss_type, args.max_completion_length, accumulation, tokens
-
-
-def aggregate(
-    per_token: torch.Tensor, mask: torch.Tensor, loss_type: str, max_length: int, accumulation: float, tokens: Any
-) -> torch.Tensor:
-    """Reduce a per-token penalty to a scalar with the same weights that TRL's `loss_type` gives its own terms.
-
-    Args:
-        per_token, mask: (B, C).
-        max_length: `max_completion_length`, the constant of `dr_grpo`.
-        accumulation: micro-batches in an optimizer step.
-        tokens: completion tokens of the whole optimizer step, per process (`dapo`, `cispo`, `vespo`).
-    """
-    total = (per_token * mask).sum(dim=-1)
-    if loss_type in ("dapo", "cispo", "vespo"):
-        return total.sum() / tokens
-    by_type = {
-        "grpo": lambda: (total / mask.sum(dim=-1).clamp(min=1)).mean(),
-        "sapo": lambda: (total / mask.sum(dim=-1).clamp(min=1)).mean(),
-        "bnpo": lambda: total.sum() / mask.sum().clamp(min=1),
-        "dr_grpo": lambda: total.sum() / (len(mask) * max_length),
-        "luspo": lambda: total.mean(),
-    }
-    return by_type[loss_type]() / accumulation

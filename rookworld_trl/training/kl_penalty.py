@@ -8,6 +8,7 @@ import torch
 from rookworld_trl.training import kl
 from rookworld_trl.training.config import RookWorldGRPOConfig
 from rookworld_trl.training.kl_control import KLController, KLMeter, KLStop, ReferenceReset
+from rookworld_trl.training.loss import Scale, Scored, aggregate
 from rookworld_trl.training.schedules import RateControl
 from rookworld_trl.training.scoring import Scorer
 
@@ -69,43 +70,32 @@ class KLPenalty:
         plain(self.scorer.reference).load_state_dict(plain(policy).state_dict())
         self.reset.done()
 
-    def __call__(
-        self,
-        logps: torch.Tensor,
-        states: list[torch.Tensor],
-        inputs: dict[str, Any],
-        training: bool,
-        accumulation: int,
-    ) -> torch.Tensor:
-        """The term of one micro-batch, with the weights that TRL's `loss_type` gives its own terms.
+    def __call__(self, scored: Scored, batch: dict[str, Any], scale: Scale) -> torch.Tensor:
+        """The term of one micro-batch, with the weights that the loss gives its other terms.
 
         Args:
-            logps: (B, C), the policy's, with their graph.
-            states: its hidden states over whole rows, for the exact estimator.
-            inputs: the micro-batch, `ref_per_token_logps` among it.
-            accumulation: micro-batches in this optimizer step.
+            scored: the policy's log-probs and, for the exact estimator, hidden states, with their graph.
+            batch: the micro-batch, `ref_per_token_logps` among it.
         """
-        args, mask = self.args, inputs["completion_mask"]
+        args, mask, logps = self.args, batch["completion_mask"], scored.logps
         if self.exact:
-            per_token = self._exact(states[0], inputs, mask)
+            per_token = self._exact(scored.hidden, batch, mask)
         else:
             options = (args.kl_type, args.kl_estimator, args.use_bias_correction_kl)
-            per_token = kl.estimate_kl(logps, inputs["ref_per_token_logps"], *options)
+            per_token = kl.estimate_kl(logps, batch["ref_per_token_logps"], *options)
         # For estimates from the sampled token alone; the sum over the vocabulary does not depend on who sampled.
-        if args.use_bias_correction_kl and "old_per_token_logps" in inputs and not self.exact:
-            per_token = per_token * (logps.detach() - inputs["old_per_token_logps"]).exp()
-        self._meter.add(per_token, logps - inputs["ref_per_token_logps"], mask)
-        weights = kl.loss_weights(args, inputs, self.accelerator.num_processes, training, accumulation)
-        return self.controller.coefficient * kl.aggregate(per_token, mask, *weights)
+        if args.use_bias_correction_kl and "old_per_token_logps" in batch and not self.exact:
+            per_token = per_token * (logps.detach() - batch["old_per_token_logps"]).exp()
+        self._meter.add(per_token, logps - batch["ref_per_token_logps"], mask)
+        return self.controller.coefficient * aggregate(per_token, mask, scale)
 
-    def _exact(self, states: torch.Tensor, inputs: dict[str, Any], mask: torch.Tensor) -> torch.Tensor:
+    def _exact(self, hidden: torch.Tensor | None, batch: dict[str, Any], mask: torch.Tensor) -> torch.Tensor:
         """KL (B, C) over the whole vocabulary, from the loss's hidden states and one more pass of the reference."""
+        assert hidden is not None, "asked for"
         scorer, temperature = self.scorer, self.args.temperature
-        keep = inputs["completion_ids"].shape[1]
-        hidden = states[:, -keep - 1 : -1]
         with scorer.reference_model() as reference:
-            reference_hidden = scorer.hidden_states(reference, inputs)
-        if (temperatures := inputs.get("temperatures")) is not None:  # both are captured before they are scaled
+            reference_hidden = scorer.hidden_states(reference, batch)
+        if (temperatures := batch.get("temperatures")) is not None:  # both are captured before they are scaled
             factors = (temperature / temperatures)[:, None, None]
             hidden, reference_hidden = hidden * factors, reference_hidden * factors
         unwrap = self.accelerator.unwrap_model

@@ -2,7 +2,7 @@
 
     L = aggregate(-min(rho A, clip(rho) A)) - aggregate(exact objective) - coefficient H  [+ the KL penalty, `kl.py`]
 
-with rho = pi / pi_old of a token, A the advantage of its completion (or of the token, under GAE) and H the mean entropy.
+with rho = pi / pi_old of a token, A the advantage of its completion (of the token, under GAE), H the mean entropy.
 It replaces the body of TRL's `_compute_loss`, so that everything the loss is made of is handed to it: log-probs and
 entropies, whoever computed them, the batch, and the settings. `tests/training/test_loss.py` holds value, gradient and
 metrics to TRL's own for every option that both know.
@@ -38,6 +38,7 @@ class Scored:
         objective: what the exact objective adds up to in each cell, to be maximised; None: all is sampled.
         by_samples: (B,) rows whose sampled advantages count; None: all.
         auxiliary: the router's loss of a mixture of experts, else None.
+        hidden: (B, C, H), last hidden states that predict the tokens, for the exact KL; else None.
     """
 
     logps: Tensor
@@ -45,6 +46,7 @@ class Scored:
     objective: Tensor | None = None
     by_samples: Tensor | None = None
     auxiliary: Tensor | None = None
+    hidden: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,8 +219,9 @@ def compute(
     advantages = advantages[:, None] if advantages.dim() == 1 else advantages
     if scored.by_samples is not None:
         advantages = advantages * scored.by_samples[:, None]
-    old_logps = batch.get("old_per_token_logps")
-    old_logps = scored.logps.detach() if old_logps is None else old_logps
+    old_logps: Tensor = scored.logps.detach()
+    if batch.get("old_per_token_logps") is not None:
+        old_logps = batch["old_per_token_logps"]
     per_token, clipped = policy_terms(scored.logps, old_logps, advantages, mask, args)
     counted = mask  # tokens that the policy term and the bonus act on
     if args.off_policy_mask_threshold is not None:
@@ -253,10 +256,9 @@ def _means(scored: Scored, clipped: Measured, mask: Tensor, accelerator: Acceler
 
     with torch.no_grad():
         named = {"entropy": scored.entropies, **{f"clip_ratio/{name}_mean": each for name, each in clipped.items()}}
-        totals = accelerator.reduce(torch.stack([sum_ for each in named.values() for sum_ in sums(each)]), "sum")
-        means = {
-            name: total / max(count, 1.0) for name, (total, count) in zip(named, totals.view(-1, 2).tolist(), strict=True)
-        }
+        pairs = torch.stack([each for values in named.values() for each in sums(values)])
+        totals = accelerator.reduce(pairs, "sum").view(-1, 2).tolist()
+        means = {name: total / max(count, 1.0) for name, (total, count) in zip(named, totals, strict=True)}
         of_rows = [
             each[:, 0] if each.shape[1] == 1 else (each * mask).sum(-1) / mask.sum(-1)
             for each in (clipped["low"], clipped["high"])

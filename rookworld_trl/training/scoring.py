@@ -6,7 +6,7 @@ it; here each optimizer step still consumes the rows that TRL gave it, with thos
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from itertools import chain
 from typing import Any
 
@@ -18,10 +18,11 @@ from trl.trainer.utils import use_adapter
 
 from rookworld_trl.modeling.compiling import compile_blocks
 from rookworld_trl.modeling.gpt2 import EAGER, GPT2, Blocks
-from rookworld_trl.modeling.hooks import capture_hidden, hooked, replaced, without_adapters
+from rookworld_trl.modeling.hooks import capture_hidden, hooked, without_adapters
 from rookworld_trl.modeling.shared_scoring import per_token_logps
 from rookworld_trl.training import placement
 from rookworld_trl.training.config import RookWorldGRPOConfig
+from rookworld_trl.training.loss import Scored
 
 Batch = dict[str, Any]
 
@@ -54,42 +55,18 @@ class Scorer:
         self.reference, self.device = reference, device
         self.shared = can_share(policy, args, accelerator)
         self.blocks = compile_blocks(accelerator.state.dynamo_plugin.to_kwargs()) if args.torch_compile else EAGER
-        self._temperatures: torch.Tensor | None = None  # (B,) of the rows being scored; None: all `args.temperature`
-        self._only: tuple[torch.Tensor, torch.Tensor | None] | None = None  # of `score_some`; None: all rows
-        self._passes: list[torch.Tensor] | None = None  # collects log-probs while somebody watches
-        self._given: tuple[torch.Tensor, torch.Tensor] | None = None  # what the next pass would compute
 
-    def at(self, temperatures: torch.Tensor | None) -> AbstractContextManager[None]:
-        """Score the rows of each batch at these temperatures (B,); None: all at `args.temperature`."""
-        return replaced(self, _temperatures=temperatures)
+    def __call__(
+        self, model: nn.Module, *args: Any, temperatures: torch.Tensor | None = None, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        """As TRL's `_get_per_token_logps_and_entropies`: log-probs, entropies or None, auxiliary loss or None.
 
-    def only(self, rows: torch.Tensor | None, others: torch.Tensor | None) -> AbstractContextManager[None]:
-        """Compute these rows only (`score_some`); None: all."""
-        return replaced(self, _only=None if rows is None else (rows, others))
-
-    def given(self, logps: torch.Tensor, entropies: torch.Tensor) -> AbstractContextManager[None]:
-        """Whoever asks inside the block gets these (B, C): another forward pass has computed them already."""
-        return replaced(self, _given=(logps, entropies))
-
-    @contextmanager
-    def watched(self, hidden: bool) -> Iterator[tuple[list[torch.Tensor], list[torch.Tensor]]]:
-        """Collect log-probs and, if asked for, the policy's last hidden states of each pass inside the block."""
-        capture: Any = capture_hidden(self.policy) if hidden else nullcontext([])
-        passes: list[torch.Tensor] = []
-        with replaced(self, _passes=passes), capture as states:
-            yield passes, states
-
-    def __call__(self, model: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        """As TRL's `_get_per_token_logps_and_entropies`: log-probs, entropies or None, auxiliary loss or None."""
-        if self._given is not None:
-            result: Any = (*self._given, None)
-        elif model is not self.reference or self.device is None:
-            result = self._score(model, *args, **kwargs)
-        else:
-            result = self._elsewhere(self.device, model, *args, **kwargs)
-        if self._passes is not None:
-            self._passes.append(result[0])
-        return result
+        Args:
+            temperatures: (B,) of the rows; None: all at `args.temperature`.
+        """
+        if model is self.reference and self.device is not None:
+            return self._elsewhere(self.device, model, temperatures, *args, **kwargs)
+        return self._score(model, temperatures, *args, **kwargs)
 
     def logps(
         self,
@@ -100,29 +77,52 @@ class Scorer:
         temperatures: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Log-probs (B, keep) of the last tokens alone, at these temperatures (B,)."""
-        with self.at(temperatures):
-            return self(model, ids, mask, keep)[0]
+        return self(model, ids, mask, keep, temperatures=temperatures)[0]
 
-    def _elsewhere(self, device: torch.device, model: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    def of_batch(
+        self,
+        model: nn.Module,
+        batch: Batch,
+        learns: torch.Tensor | None = None,
+        auxiliary: bool = False,
+        hidden: bool = False,
+    ) -> Scored:
+        """What the loss asks of the policy about a micro-batch.
+
+        Args:
+            learns: (B,) bool, see `score`; only where prefixes are shared.
+            auxiliary: the router's loss of a mixture of experts, too.
+            hidden: the last hidden states, too.
+        """
+        options: dict[str, Any] = {"compute_entropy": True, "compute_aux_loss": auxiliary}
+        if learns is not None:
+            options |= {"learns": learns, "others": batch.get("old_per_token_logps")}
+        capture: Any = capture_hidden(self.policy) if hidden else nullcontext([])
+        ids, mask, keep = sides(batch)
+        with capture as states:
+            logps, entropies, loss = self(model, ids, mask, keep, temperatures=batch.get("temperatures"), **options)
+        assert entropies is not None, "asked for"
+        return Scored(logps, entropies, auxiliary=loss, hidden=states[0][:, -keep - 1 : -1] if states else None)
+
+    def _elsewhere(
+        self, device: torch.device, model: nn.Module, temperatures: torch.Tensor | None, *args: Any, **kwargs: Any
+    ) -> Any:
         """Inputs go to the model's device, results come back."""
         home = self.accelerator.device
-        args, kwargs = placement.moved((args, kwargs), device)
+        temperatures, args, kwargs = placement.moved((temperatures, args, kwargs), device)
         precision = placement.precision_of(home, device, self.accelerator.mixed_precision)
         # Triton launches on the current device, whichever its arguments are on.
         current: Any = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
-        with self.at(placement.moved(self._temperatures, device)), precision, current:
-            return placement.moved(self._score(model, *args, **kwargs), home)
+        with precision, current:
+            return placement.moved(self._score(model, temperatures, *args, **kwargs), home)
 
-    def _score(self, model: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        temperatures, common = self._temperatures, self.args.temperature
+    def _score(self, model: nn.Module, temperatures: torch.Tensor | None, *args: Any, **kwargs: Any) -> Any:
+        common = self.args.temperature
         if self.shared:
             temperature = common if temperatures is None else temperatures
             plain = self.accelerator.unwrap_model(model, keep_torch_compile=False)
-            kwargs["blocks"] = self.blocks
             with self.accelerator.autocast():
-                if self._only is None:
-                    return score(temperature, plain, *args, **kwargs)
-                return score_some(*self._only, temperature, plain, *args, **kwargs)
+                return score(temperature, plain, *args, **{**kwargs, "blocks": self.blocks})
         scaled: Any = nullcontext()
         if temperatures is not None:
             scaled = at_temperatures(self.accelerator.unwrap_model(model), temperatures, common)
@@ -135,9 +135,7 @@ class Scorer:
 
     def hidden_states(self, model: nn.Module, batch: Batch) -> torch.Tensor:
         """Last hidden states (B, C, H) that predict the completion's tokens."""
-        ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
-        mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)
-        keep = batch["completion_ids"].shape[1]
+        ids, mask, keep = sides(batch)
         with torch.no_grad(), capture_hidden(model) as states:
             self.stock(model, ids, mask, keep, batch_size=self.args.per_device_train_batch_size)
         return torch.cat(states)[:, -keep - 1 : -1]
@@ -152,6 +150,12 @@ class Scorer:
             # As TRL does: an adapter that came with the model has a frozen copy of its start beside it.
             with use_adapter(policy, "ref" if "ref" in policy.peft_config else None):
                 yield self.policy
+
+
+def sides(batch: Batch) -> tuple[torch.Tensor, torch.Tensor, int]:
+    """Token ids and mask (B, P + C) of prompts with their completions, and C."""
+    whole = (torch.cat([batch[f"prompt_{part}"], batch[f"completion_{part}"]], dim=1) for part in ("ids", "mask"))
+    return *whole, batch["completion_ids"].shape[1]
 
 
 def can_share(model: nn.Module, args: RookWorldGRPOConfig, accelerator: Accelerator) -> bool:
@@ -212,6 +216,8 @@ def score(
     batch_size: int | None = None,
     compute_entropy: bool = False,
     blocks: Blocks = EAGER,
+    learns: torch.Tensor | None = None,
+    others: torch.Tensor | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, torch.Tensor | None, None]:
     """What TRL's `_get_per_token_logps_and_entropies` returns for its arguments; those for images do not apply.
@@ -219,10 +225,24 @@ def score(
     Args:
         temperature: one for all rows, or (B,), one for each.
         blocks: compute the model's.
+        learns: (B,) bool, the rows that are computed; None: all. The others get `others` (B, logits_to_keep; None: 0)
+            as log-probs, which their advantage of 0 cancels, and as entropy the mean over the tokens of the rows
+            computed, so that what is logged is the entropy of these.
 
     Returns:
         Log-probs and entropies (or None), both (B, logits_to_keep), 0 at padding; no auxiliary loss.
     """
+    if learns is not None:
+        mine = temperature[learns] if isinstance(temperature, torch.Tensor) else temperature
+        sides_of = (input_ids[learns], attention_mask[learns], logits_to_keep)
+        logps, entropies, none = score(mine, model, *sides_of, batch_size, compute_entropy, blocks)
+        mask = attention_mask[:, -logits_to_keep:]
+        filled = torch.zeros(mask.shape, device=logps.device) if others is None else others.clone()
+        filled = filled.to(logps.dtype).index_put((learns,), logps)
+        if entropies is None:
+            return filled, None, none
+        mean = entropies.sum() / mask[learns].sum().clamp(min=1)
+        return filled, (mean * mask.to(entropies.dtype)).index_put((learns,), entropies), none
     gpt2 = GPT2.sharing(model, blocks)
     prompt = input_ids.shape[1] - logits_to_keep
     rows = batch_size or max(1, len(input_ids))
@@ -232,52 +252,25 @@ def score(
         mine = temperature
         if isinstance(temperature, torch.Tensor):
             mine = temperature[number * rows : (number + 1) * rows]
-        sides = (ids[:, :prompt], mask[:, :prompt], ids[:, prompt:], mask[:, prompt:])
-        results.append(per_token_logps(gpt2, *sides, mine, compute_entropy))
-    logps, entropies = zip(*results, strict=True)
-    return torch.cat(logps), torch.cat(entropies) if compute_entropy else None, None
+        halves = (ids[:, :prompt], mask[:, :prompt], ids[:, prompt:], mask[:, prompt:])
+        results.append(per_token_logps(gpt2, *halves, mine, compute_entropy))
+    of_parts, entropies_of_parts = zip(*results, strict=True)
+    return torch.cat(of_parts), torch.cat(entropies_of_parts) if compute_entropy else None, None
 
 
-def rows_that_learn(inputs: Batch, args: RookWorldGRPOConfig) -> torch.Tensor | None:
-    """The rows (B,) bool of a micro-batch that the loss without a KL term has a gradient for, or None for all.
+def rows_that_learn(batch: Batch, args: RookWorldGRPOConfig) -> torch.Tensor | None:
+    """The rows (B,) bool of a micro-batch that the loss has a gradient for, or None for all.
 
-    Each of the losses here is a sum over rows, its terms multiples of the row's advantage: of a group whose rewards all
-    agree nothing is learned, and its rows need no forward pass. Where entropies enter the loss, all rows do.
+    The policy's term is a sum over rows of multiples of their advantages: of a group whose rewards all agree nothing is
+    learned, and its rows need no forward pass. With a KL penalty, or where entropies enter the loss, all rows do.
     """
-    entropies = args.entropy_coef or args.use_adaptive_entropy or args.top_entropy_quantile < 1
-    if entropies or args.loss_type not in ("grpo", "dr_grpo", "dapo", "bnpo", "cispo"):
+    if args.beta or args.entropy_coef or args.use_adaptive_entropy or args.top_entropy_quantile < 1:
         return None
-    learns = (inputs["advantages"].reshape(len(inputs["advantages"]), -1) != 0).any(1)  # (B,), or (B, C) by GAE
+    learns = (batch["advantages"].reshape(len(batch["advantages"]), -1) != 0).any(1)  # (B,), or (B, C) by GAE
     if learns.all():
         return None
     learns[0] |= ~learns.any()  # a loss needs a graph, if only for a gradient of 0
     return learns
-
-
-def score_some(
-    learns: torch.Tensor,
-    others: torch.Tensor | None,
-    temperature: float | torch.Tensor,
-    model: nn.Module,
-    input_ids: torch.Tensor,
-    attention_mask: torch.Tensor,
-    logits_to_keep: int,
-    **options: Any,
-) -> tuple[torch.Tensor, torch.Tensor | None, None]:
-    """`score`, computed for the rows of `learns` only.
-
-    The other rows get `others` (B, logits_to_keep; None: 0) as log-probs, which their advantage of 0 cancels, and as
-    entropy the mean over the tokens of the rows computed, so that what is logged is the entropy of these.
-    """
-    mine = temperature[learns] if isinstance(temperature, torch.Tensor) else temperature
-    logps, entropies, _ = score(mine, model, input_ids[learns], attention_mask[learns], logits_to_keep, **options)
-    filled = torch.zeros(len(learns), logits_to_keep, device=logps.device) if others is None else others.clone()
-    filled = filled.to(logps.dtype).index_put((learns,), logps)
-    if entropies is None:
-        return filled, None, None
-    mask = attention_mask[:, -logits_to_keep:]
-    mean = entropies.sum() / mask[learns].sum().clamp(min=1)
-    return filled, (mean * mask.to(entropies.dtype)).index_put((learns,), entropies), None
 
 
 def regroup(batches: list[Batch], args: RookWorldGRPOConfig) -> list[Batch]:

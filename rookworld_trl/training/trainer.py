@@ -20,14 +20,14 @@ from rookworld_trl import ranks
 from rookworld_trl.checkpointing.attempts import LearningRateCut
 from rookworld_trl.checkpointing.state import Attributes, Stateful
 from rookworld_trl.checkpointing.trainer import DurableGRPOTrainer
-from rookworld_trl.modeling.hooks import replaced
-from rookworld_trl.training import first_batch, placement, scoring
+from rookworld_trl.training import first_batch, loss, placement, scoring
 from rookworld_trl.training.advantages import Baseline, scale_advantages
 from rookworld_trl.training.batch_mining import BatchMiner
 from rookworld_trl.training.config import RookWorldGRPOConfig
 from rookworld_trl.training.exact import ExactObjective
 from rookworld_trl.training.guard import Guard, no_rewards
 from rookworld_trl.training.kl_penalty import KLPenalty
+from rookworld_trl.training.loss import EntropyBonus, Scale, Scored
 from rookworld_trl.training.mining import Curriculum
 from rookworld_trl.training.monitor import HealthMonitor, target_probe
 from rookworld_trl.training.points import FindPoints, check_points
@@ -123,6 +123,8 @@ class RookWorldGRPOTrainer(DurableGRPOTrainer):
             self.exact = ExactObjective(args, accelerator, policy, self.scorer, *seams)
         self.rewards = RewardCaller(args, accelerator, tokenizer, self.eos_token_ids, self.reward_weights)
         self.kl = KLPenalty(args, accelerator, self.scorer)
+        self.entropy = EntropyBonus(args)
+        self.use_adaptive_entropy = False  # TRL's own, which it would write into checkpoints beside ours
         self.gates = first_batch.FirstBatch(args, accelerator, policy, self.scorer.logps)
         self.baseline = Baseline(args.advantage_baseline)
         self.value_head: ValueHead | None = None
@@ -135,6 +137,7 @@ class RookWorldGRPOTrainer(DurableGRPOTrainer):
         # What learns from a step's numbers: if the step is undone, it goes back with the weights.
         self.learning: dict[str, Stateful] = {"kl_controller": self.kl.controller, "baseline": self.baseline}
         self.learning |= {"value_head": self.value_head} if self.value_head else {}
+        self.learning |= {"entropy_bonus": self.entropy} if self.entropy.adaptive else {}
         self.learning_rate_cut = LearningRateCut(args.recovery_max_attempts)
         self.guard: Guard | None = None
         if args.recovery and self.sharded:
@@ -154,6 +157,7 @@ class RookWorldGRPOTrainer(DurableGRPOTrainer):
                 record=self._record,
             )
         self._mined: Samples | None = None  # what mining has sampled for the present batch
+        self._temperatures: torch.Tensor | None = None  # (B,) of the present batch's rows; None: `args.temperature`
         self._rewards = torch.zeros(0)  # (N,) of the present batch, all processes'
 
     def _counting(self) -> dict[str, Stateful]:
@@ -219,7 +223,8 @@ class RookWorldGRPOTrainer(DurableGRPOTrainer):
             self.stages.choose(inputs, self.state.global_step, self._metrics["train"])
         mined = self.mining.choose(inputs, self._metrics["train"]) if training and self.mining else None
         rows = self.sampler.rows(inputs)
-        with replaced(self, _mined=mined), rows as temperatures, self.scorer.at(temperatures):
+        with rows as temperatures:
+            self._mined, self._temperatures = mined, temperatures
             batch = super()._generate_and_score_completions(inputs)
             drafted = self.sampler.drafted()
         batch |= {} if temperatures is None else {"temperatures": temperatures}
@@ -266,7 +271,7 @@ class RookWorldGRPOTrainer(DurableGRPOTrainer):
             return self._draw(prompt_ids, images, fields, self.num_generations)
 
     def _get_per_token_logps_and_entropies(self, model: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        return self.scorer(model, *args, **kwargs)
+        return self.scorer(model, *args, temperatures=self._temperatures, **kwargs)
 
     def _calculate_rewards(
         self, inputs: list[Row], prompts: Any, completions: Any, completion_ids_list: list[list[int]]
@@ -346,44 +351,40 @@ class RookWorldGRPOTrainer(DurableGRPOTrainer):
     # The loss and the update
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        loss = super().training_step(*args, **kwargs)
+        value = super().training_step(*args, **kwargs)
         if self.guard:
-            self.guard.saw_loss(loss)
-        return loss
-
-    def _objective(self, model: nn.Module, inputs: Row) -> torch.Tensor:
-        """TRL's loss; where decision points are known, minus what they add up to."""
-        loss = super()._compute_loss
-        if self.exact is None:
-            return loss(model, inputs)
-        return self.exact(model, inputs, loss, self.current_gradient_accumulation_steps)
+            self.guard.saw_loss(value)
+        return value
 
     def _compute_loss(self, model: nn.Module, inputs: Row) -> torch.Tensor:
-        """The objective plus the KL penalty.
-
-        TRL loads a reference and scores it only while `self.beta` is not 0, and reads `self.beta` again in the loss;
-        so it is 0 for the length of this call alone.
-        """
-        training = self.model.training
+        """The loss of a micro-batch: what the samples and the decision points say, plus the KL penalty."""
+        training, metrics = self.model.training, self._metrics[self._mode]
+        accumulation = self.current_gradient_accumulation_steps if training else 1
         if self.guard and training:
             self.guard.saw_batch(inputs)
-        with self.scorer.at(inputs.get("temperatures")):
-            if self.beta == 0:
-                alike = self.scorer.shared and not self.exact
-                learns = scoring.rows_that_learn(inputs, self.args) if alike else None
-                if training and not self.exact:
-                    self.throughput.trained(inputs if learns is None else {key: inputs[key][learns] for key in SIDES})
-                with self.scorer.only(learns, inputs.get("old_per_token_logps")):
-                    return self._objective(model, inputs)
-            if training and not self.exact:
-                self.throughput.trained(inputs)
-            with replaced(self, beta=0.0), self.scorer.watched(hidden=self.kl.exact) as (logps, states):
-                loss = self._objective(model, inputs)
-            accumulation = self.current_gradient_accumulation_steps if training else 1
-            loss = loss + self.kl(logps[0], states, inputs, training, accumulation)
+        scored = self._scored(model, inputs, training)
+        scale = Scale.of_batch(self.args, inputs, self.accelerator.num_processes, training, accumulation)
+        parts = (scored, inputs, self.args, scale, self.entropy, self.accelerator, training)
+        total, measured = loss.compute(*parts)
+        for name, value in measured.items():
+            metrics[name].append(value)
+        if self.beta:
+            total = total + self.kl(scored, inputs, scale)
         if self.accelerator.sync_gradients:
-            self.kl.finish_step(self._metrics[self._mode], training)
-        return loss
+            if self.beta:
+                self.kl.finish_step(metrics, training)
+            if self.entropy.on and training:
+                self.entropy.finish_step(self.accelerator)
+                metrics["entropy_coef"].append(self.entropy.coefficient)
+        return total
+
+    def _scored(self, model: nn.Module, inputs: Row, training: bool) -> Scored:
+        if self.exact is not None:
+            return self.exact(model, inputs)
+        learns = scoring.rows_that_learn(inputs, self.args) if self.scorer.shared else None
+        if training:
+            self.throughput.trained(inputs if learns is None else {key: inputs[key][learns] for key in SIDES})
+        return self.scorer.of_batch(model, inputs, learns, self.aux_loss_enabled, self.kl.exact and bool(self.beta))
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         """The gradient's norm; if the guard skips the step, there is no gradient afterwards."""
@@ -401,7 +402,8 @@ class RookWorldGRPOTrainer(DurableGRPOTrainer):
     def _drop_samples(self, step: int) -> None:
         """A fault has been found in this step: what was computed from the state before goes, new samples are drawn."""
         self.last_fault = step
-        self._buffered_inputs = self._entropy_window_stats = None
+        self._buffered_inputs = None
+        self.entropy.drop()
 
     def _reset_reference(self) -> None:
         """Make the current policy the reference and, as ProRL does, let the optimizer forget the old one's pull."""

@@ -14,13 +14,13 @@ from rookworld_trl.training.advantages import BASELINES
 from rookworld_trl.training.clashes import SCORED
 from rookworld_trl.training.kl import KL_ESTIMATORS, KL_TYPES
 from rookworld_trl.training.kl_control import KL_CONTROLS
+from rookworld_trl.training.loss import LOSS_TYPES
 from rookworld_trl.training.refusal import require
 from rookworld_trl.training.schedules import LR_CONTROLS, LR_SCHEDULES
 
 ROLLOUT_BACKENDS = ("auto", "native", "transformers", "vllm")
 OBJECTIVES = ("sampled", "exact", "mixed")
 ATTENTION = ("sdpa", "eager", "flash_attention_2", "flash_attention_3")
-LOSS_TYPES = ("grpo", "dr_grpo", "dapo", "bnpo", "cispo", "sapo", "luspo", "vespo")  # of TRL 1.16
 # Fields of transformers and TRL that their example scripts read, that are for experts or other evaluations, old names.
 UNREAD = (
     *("do_train", "do_eval", "do_predict", "local_rank", "label_names", "label_smoothing_factor"),

@@ -26,11 +26,23 @@ def accelerator() -> Accelerator:
 def settings(**changes: Any) -> SimpleNamespace:
     """The fields that the loss reads, TRL's defaults."""
     fields = {
-        **{"loss_type": "dapo", "max_completion_length": C + 2, "steps_per_generation": 4, "epsilon": 0.2},
-        **{"epsilon_high": 0.28, "delta": None, "importance_sampling_level": "token"},
-        **{"off_policy_mask_threshold": None, "top_entropy_quantile": 1.0, "entropy_coef": 0.0},
-        **{"use_adaptive_entropy": False, "entropy_target": 0.2, "entropy_coef_min": 0.0, "entropy_coef_max": 1.0},
-        **{"entropy_coef_delta": 0.005, "router_aux_loss_coef": 0.0, "use_bias_correction_kl": True},
+        "loss_type": "dapo",
+        "max_completion_length": C + 2,
+        "steps_per_generation": 4,
+        "epsilon": 0.2,
+        "epsilon_high": 0.28,
+        "delta": None,
+        "importance_sampling_level": "token",
+        "off_policy_mask_threshold": None,
+        "top_entropy_quantile": 1.0,
+        "entropy_coef": 0.0,
+        "use_adaptive_entropy": False,
+        "entropy_target": 0.2,
+        "entropy_coef_min": 0.0,
+        "entropy_coef_max": 1.0,
+        "entropy_coef_delta": 0.005,
+        "router_aux_loss_coef": 0.0,
+        "use_bias_correction_kl": True,
     }
     return SimpleNamespace(**{**fields, **changes})
 

@@ -73,11 +73,11 @@ def test_rows_are_sampled_and_scored_at_their_own_temperature(make: Make, backen
     lengths = batch["completion_mask"].sum(1).tolist()
     assert max(n for n, row in zip(lengths, inputs, strict=True) if row["task"] == "A") <= 3
     assert max(n for n, row in zip(lengths, inputs, strict=True) if row["task"] == "P") > 3
-    with torch.no_grad(), trainer.scorer.at(batch["temperatures"]):
+    with torch.no_grad():
         ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1)
         mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], 1)
         keep = batch["completion_ids"].shape[1]
-        logps = trainer._get_per_token_logps_and_entropies(trainer.model, ids, mask, keep, batch_size=5)[0]
+        logps = trainer.scorer(trainer.model, ids, mask, keep, temperatures=batch["temperatures"], batch_size=5)[0]
     for row, temperature in enumerate(temperatures):
         with torch.no_grad():
             expected = alone(trainer.model, batch, row, temperature)
