@@ -29,20 +29,15 @@ class RookWorldGRPOConfig(GRPOConfig):
     _VALID_DICT_FIELDS: ClassVar[list[str]] = [*GRPOConfig._VALID_DICT_FIELDS, "health_bands", "task_sampling"]
 
     CHOICES: ClassVar[dict[str, tuple[Any, ...]]] = validation.CHOICES
-    # And what TRL reads for chats and images, or what is refused at any value but one.
+    # And what TRL reads for chats, images and losses that are not ours, or what is refused at any value but one.
     INERT: ClassVar[tuple[str, ...]] = (
         *validation.UNREAD,
         *("train_sampling_strategy", "chat_template_kwargs", "max_tool_calling_iterations", "log_multimodal"),
         *("shuffle_dataset", "use_transformers_paged", "vllm_importance_sampling_cap"),
-        *(
-            "dataloader_pin_memory",
-            "disable_dropout",
-            "top_p",
-            "top_k",
-            "min_p",
-            "repetition_penalty",
-            "save_only_model",
-        ),
+        *("sapo_temperature_neg", "sapo_temperature_pos"),
+        *("vespo_k_pos", "vespo_lambda_pos", "vespo_k_neg", "vespo_lambda_neg"),
+        *("disable_dropout", "top_p", "top_k", "min_p", "repetition_penalty", "save_only_model"),
+        "dataloader_pin_memory",
     )
 
     # TRL keeps GPT-2's dropout of 0.1 in training: the same tokens under the same weights then score differently in

@@ -343,9 +343,8 @@ class RookWorldGRPOTrainer(DurableGRPOTrainer):
         used, mask = batch["advantages"], batch["completion_mask"]
         if used.ndim == 2:
             used = (used * mask).sum(1) / mask.sum(1).clamp(min=1)
-        if "points" in batch:
-            decided = torch.tensor([bool(each["decisions"]) for each in batch["points"]], device=used.device)
-            used = used.masked_fill(decided, torch.nan)
+        if "by_samples" in batch:
+            used = used.masked_fill(~batch["by_samples"], torch.nan)
         self._logs["advantages"].extend(ranks.everyones(used.tolist()))  # pushes out TRL's, which are as many
 
     # The loss and the update

@@ -10,6 +10,7 @@ import torch
 from rookworld_trl.checkpointing.state import load_tree
 from rookworld_trl.training import RookWorldGRPOTrainer
 from rookworld_trl.training.advantages import scale_advantages
+from rookworld_trl.training.loss import LOSS_TYPES
 
 Make = Callable[..., RookWorldGRPOTrainer]
 
@@ -54,7 +55,7 @@ def test_ema_goes_by_the_task_column(make_trainer: Make) -> None:
     assert set(trainer.baseline.moments) == {"a", "p"}
 
 
-@pytest.mark.parametrize("loss_type", ["dapo", "grpo", "bnpo", "dr_grpo", "sapo", "cispo"])
+@pytest.mark.parametrize("loss_type", LOSS_TYPES)
 def test_gae_trains_with_each_token_loss(make_trainer: Make, loss_type: str) -> None:
     trainer = make_trainer(use_gae=True, loss_type=loss_type, epsilon_high=5.0, learning_rate=1e-2)
     trainer.train()
