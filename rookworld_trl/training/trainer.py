@@ -165,8 +165,6 @@ class RookWorldGRPOTrainer(DurableGRPOTrainer):
         counting: dict[str, Stateful] = {"kl_stop": self.kl.stop, "reference_reset": self.kl.reset}
         if self.kl.rate:
             counting["rate_control"] = Attributes(self.kl.rate, self.kl.rate.COUNTERS)
-        if self.use_adaptive_entropy:
-            counting["adaptive_entropy"] = Attributes(self, ("entropy_coef", "_last_world_entropy"))
         return counting
 
     def _add_callbacks(self) -> None:

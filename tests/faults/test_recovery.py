@@ -137,7 +137,7 @@ def test_moments_and_controls_go_back_too(tmp_path: Path) -> None:
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             kl = trainer.kl
             assert kl.rate is not None
-            entropy = {"coefficient": trainer.entropy_coef, "last": trainer._last_world_entropy}
+            entropy = trainer.entropy.state_dict()
             stateful = (kl.controller, trainer.baseline, kl.rate, kl.reset)
             controls = (entropy, *(each.state_dict() for each in stateful))
             seen[state.global_step] = copy_tree((trainer.optimizer.state_dict()["state"], controls))

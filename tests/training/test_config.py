@@ -141,12 +141,12 @@ def test_each_entry_of_the_table_refuses_a_bad_value_by_name(tmp_path: Any, chec
 
 
 def test_the_choices_are_trls() -> None:
-    """They are what TRL 1.16 takes; a name that it drops would only fail after the first evaluation."""
+    """TRL 1.16 takes them too; the losses that only it knows are left to it."""
     source = inspect.getsource(GRPOTrainer)
     named = set(re.findall(r'self\.loss_type == "(\w+)"', source))
     for several in re.findall(r"self\.loss_type in \[([^]]+)\]", source):
         named |= set(re.findall(r'"(\w+)"', several))
-    assert named == set(LOSS_TYPES)
+    assert named > set(LOSS_TYPES)
     assert "Must be one of 'batch', 'group', or 'none'" in source
 
 

@@ -1,7 +1,6 @@
 """Two tasks sampled differently in one batch, each scored at what it was sampled at; drafts that change no sample."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -143,11 +142,8 @@ def test_a_run_passes_the_gates(make: Make, backend: str) -> None:
 def test_the_gates_see_a_row_scored_at_anothers_temperature(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = make(rollout_backend="native")
 
-    @contextmanager
-    def forgetful(temperatures: Any) -> Iterator[None]:
-        yield
-
-    monkeypatch.setattr(trainer.scorer, "at", forgetful)
+    score = trainer.scorer._score
+    monkeypatch.setattr(trainer.scorer, "_score", lambda model, _, *args, **more: score(model, None, *args, **more))
     with pytest.raises(GateError, match="gate 'sampler' FAILS") as caught:
         trainer.train()
     assert {each.gate for each in caught.value.results if not each.passed} == {"padding", "temperature", "sampler"}
