@@ -85,12 +85,12 @@ SHOWN: dict[str, dict[str, str]] = {
         "gae_gamma": "test_first_gae_advantages_by_hand",
         "gae_lambda": "test_first_gae_advantages_by_hand",
     },
-    "training/test_kl.py": {
-        "loss_type": "test_aggregate_by_hand",
-        "kl_type": "test_k1_and_k3_are_unbiased",
+    "training/test_kl.py": {"kl_type": "test_k1_and_k3_are_unbiased"},
+    "training/test_loss.py": {
+        "loss_type": "test_weights_of_tokens_by_hand",
+        "epsilon_high": "test_every_option_is_trls",
     },
     "training/test_kl_in_training.py": {
-        "epsilon_high": "test_policy_to_reference_k3_is_trls_own_penalty",
         "kl_estimator": "test_exact_kl_of_the_batch_by_full_logits",
         "kl_control": "test_adaptive_beta_and_warmup_are_logged",
         "kl_target": "test_adaptive_beta_and_warmup_are_logged",
