@@ -14,9 +14,8 @@ from markupsafe import Markup
 from rookworld_trl.files import write_atomically
 from rookworld_trl.reports.boards import CHOSEN, ILLEGAL, SIZE, VALUES, WRONG, gallery, shared_definitions
 from rookworld_trl.reports.charts import PREFIX, forests, training_figures
-from rookworld_trl.reports.run import GROUPED, Run, change, losses, read_run, shown, trivial
+from rookworld_trl.reports.run import GROUPED, HTML, Run, change, losses, read_run, shown, trivial
 
-HTML = "report.html"
 _NOT_FACTS = ("metrics", "headline", "losses", "groups", "seconds")
 
 Cell = dict[str, Any]  # text, value to sort by, whether it is a loss or a gain

@@ -6,11 +6,18 @@ from pathlib import Path
 from typing import Any
 
 from rookworld_trl.reports.card import trained_on, write_card
-from rookworld_trl.reports.document import HTML, write_report
+from rookworld_trl.reports.run import HTML
 from rookworld_trl.reports.summary import write_summary
 
 SHOWN = ["seed", "learning_rate", "beta", "temperature", "num_generations", "generation_batch_size", "num_iterations"]
 SHOWN += ["metric_for_best_model", "objective"]
+
+
+def write_report(folders: Sequence[Path]) -> Path:
+    """The report; Bokeh, which takes seconds to import, is imported when there is one to write."""
+    from rookworld_trl.reports import document
+
+    return document.write_report(folders)
 
 
 def write_results(

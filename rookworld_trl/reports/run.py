@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+HTML = "report.html"
 GROUPED = "headline metrics by colour, stake and stratum"
 COMPARISON_FIELDS = ("task", "mode", "metric", "before", "after", "difference", "ci_low", "ci_high", "items")
 EVALUATIONS = ("before", "after")
