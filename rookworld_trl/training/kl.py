@@ -1,4 +1,4 @@
-"""KL between policy and reference: three directions, four estimators.
+"""KL between policy and reference: three directions, four estimators, and what moves with it over a run.
 
 Directions, at one prefix, over the next token y (the prefix is held fixed, as token-level penalties do):
 
@@ -23,13 +23,24 @@ value and takes the gradient -d grad log pi for KL(pi || ref), (1 - w) grad log 
 `symmetric`, whose expectations are the true gradients. For k3 of KL(pi || ref) that is what TRL computes.
 """
 
+import math
 from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
 import torch
 from torch.utils.checkpoint import checkpoint
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.utils import logging
 
-KL_TYPES = ("policy_to_reference", "reference_to_policy", "symmetric")
-KL_ESTIMATORS = ("k1", "k2", "k3", "exact")
+from rookworld_trl.checkpointing.state import Remembers
+from rookworld_trl.training.config import RookWorldGRPOConfig
+from rookworld_trl.training.loss import Scale, Scored, aggregate
+from rookworld_trl.training.schedules import RateControl
+from rookworld_trl.training.scoring import Scorer
+
+logger = logging.get_logger(__name__)
 
 # exp(20) is 5e8: no sampled token is that much likelier under the reference unless something broke, and without a
 # limit float32 overflows at 88 and turns the loss into NaN.
@@ -112,3 +123,272 @@ def exact_kl(
     pieces = [checkpoint(of_chunk, h, ref_h, use_reentrant=False) for h, ref_h in pairs]
     values = torch.cat(pieces) if pieces else hidden.new_zeros(0).float()
     return torch.zeros(mask.shape, device=values.device).masked_scatter(chosen, values)
+
+
+class KLMeter:
+    """The KL of one optimizer step, collected over its micro-batches and processes."""
+
+    def __init__(self) -> None:
+        self._sums: list[torch.Tensor] = []
+        self._sequences: list[torch.Tensor] = []
+
+    def add(self, per_token_kl: torch.Tensor, log_ratio: torch.Tensor, mask: torch.Tensor) -> None:
+        """Count one micro-batch.
+
+        Args:
+            per_token_kl: (B, C), the estimator's values.
+            log_ratio: (B, C), log policy - log reference of the sampled tokens.
+            mask: (B, C).
+        """
+        chosen = mask.bool()
+        total = per_token_kl.detach().float().masked_fill(~chosen, 0).sum()
+        self._sums.append(torch.stack([total, chosen.sum().float()]))
+        self._sequences.append(log_ratio.detach().float().masked_fill(~chosen, 0).sum(dim=-1).abs())
+
+    def reduce(self, accelerator: Any) -> tuple[float, torch.Tensor]:
+        """Mean KL, nats a token, and |log-ratio| of every completion (N,), nats, over all processes; starts over."""
+        total, count = accelerator.reduce(torch.stack(self._sums).sum(dim=0), reduction="sum").tolist()
+        sequences = accelerator.gather(torch.cat(self._sequences))
+        self._sums, self._sequences = [], []
+        return total / max(1.0, count), sequences
+
+
+@dataclass
+class KLController(Remembers):
+    """The KL coefficient beta over a run.
+
+    `multiplicative` (PPO, arXiv 1707.06347 section 4, with both factors configurable): beta *= factor above
+    factor * target, beta /= factor below target / factor, judged by the mean KL of `interval` optimizer steps: the KL
+    answers a new beta only after several updates, so moving at every step would overshoot and swing for good. Between
+    the two bounds it is content: for a KL within 20 % of the target take a factor of 1.2.
+    `proportional` (Ziegler et al., arXiv 1909.08593): beta *= 1 + clip(kl / target - 1, -0.2, 0.2) * n / horizon at
+    every step, where n is the number of completions in the update.
+    Both stay within [minimum, maximum]. Warm-up ramps the coefficient in force linearly from 0; while it lasts, beta
+    itself does not adapt, for the KL then says nothing about beta.
+
+    Attributes:
+        beta: the coefficient after warm-up.
+        target: wanted KL, nats a token.
+        steps: optimizer steps seen.
+        recent: KL of the steps since `multiplicative` last judged.
+    """
+
+    REMEMBERED = ("beta", "steps", "recent")
+
+    beta: float
+    control: str = "fixed"
+    target: float = 0.03
+    factor: float = 1.5
+    horizon: float = 10_000
+    interval: int = 10
+    minimum: float = 1e-4
+    maximum: float = 10.0
+    warmup_steps: int = 0
+    steps: int = 0
+    recent: list[float] = field(default_factory=list)
+
+    @property
+    def coefficient(self) -> float:
+        """Beta in force for the coming update."""
+        return self.beta * min(1.0, self.steps / self.warmup_steps) if self.warmup_steps else self.beta
+
+    def update(self, kl: float, completions: int) -> None:
+        """Adapt to the mean KL (nats a token) of one optimizer step over `completions` samples; ignores NaN and Inf."""
+        self.steps += 1
+        if self.control == "fixed" or self.steps <= self.warmup_steps or not math.isfinite(kl):
+            return
+        if self.control == "proportional":
+            error = min(0.2, max(-0.2, kl / self.target - 1))
+            self.beta *= 1 + error * completions / self.horizon
+        else:
+            self.recent.append(kl)
+            if len(self.recent) < self.interval:
+                return
+            mean, self.recent = sum(self.recent) / len(self.recent), []
+            if mean > self.target * self.factor:
+                self.beta *= self.factor
+            elif mean < self.target / self.factor:
+                self.beta /= self.factor
+        self.beta = min(self.maximum, max(self.minimum, self.beta))
+
+
+@dataclass
+class ReferenceReset(Remembers):
+    """When to replace the reference by the current policy (ProRL, arXiv 2505.24864).
+
+    Attributes:
+        every: reset after so many optimizer steps; 0: never.
+        stall_window: reset when the mean KL of the newer half of the last so many numbers is within `tolerance` of that
+            of the older half: the policy has stopped moving away, held by the penalty; 0: never.
+    """
+
+    REMEMBERED = ("steps", "history")
+
+    every: int = 0
+    stall_window: int = 0
+    tolerance: float = 0.05
+    steps: int = 0
+    history: list[float] = field(default_factory=list)
+
+    def observe(self, kl: float) -> None:
+        """Count one optimizer step by its mean KL, which says nothing about a stall if it is NaN or Inf."""
+        self.steps += 1
+        if math.isfinite(kl):
+            self.history = [*self.history, kl][-max(1, self.stall_window) :]
+
+    @property
+    def due(self) -> bool:
+        if self.every and self.steps >= self.every:
+            return True
+        window, history = self.stall_window, self.history
+        if not window or len(history) < window:
+            return False
+        older, newer = sum(history[: window // 2]) / (window // 2), sum(history[-(window // 2) :]) / (window // 2)
+        return older > 0 and abs(newer - older) <= self.tolerance * older
+
+    def done(self) -> None:
+        """Start counting from 0 again."""
+        self.steps, self.history = 0, []
+
+
+@dataclass
+class KLStop(Remembers, TrainerCallback):
+    """Stops a run whose policy has left its reference, with a checkpoint.
+
+    Attributes:
+        threshold: largest tolerated KL of a completion, nats (the sum of its tokens' log-ratios, in absolute value),
+            for the mean over completions and for their 95th percentile alike; 0: never stop.
+        reason: why the run stops; empty while it need not.
+    """
+
+    REMEMBERED = ("reason",)
+
+    threshold: float
+    reason: str = ""
+
+    def observe(self, sequence_kl: torch.Tensor) -> tuple[float, float]:
+        """Judge one optimizer step by the absolute KL of each of its completions (N,).
+
+        Returns:
+            Mean and 95th percentile, nats a completion.
+        """
+        mean, p95 = sequence_kl.mean().item(), torch.quantile(sequence_kl.float(), 0.95).item()
+        for name, value in (("mean", mean), ("95th percentile of the", p95)):
+            if self.threshold and not value <= self.threshold and not self.reason:  # NaN stops too
+                self.reason = (
+                    f"kl_stop_threshold: {name} KL to the reference is {value:.4g} nats a completion, above "
+                    f"{self.threshold:g}"
+                )
+        return mean, p95
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self.reason:
+            logger.warning(f"stopping at step {state.global_step}: {self.reason}")
+            state.log_history.append({"step": state.global_step, "stop_reason": self.reason})
+            control.should_save = control.should_training_stop = True
+
+
+# What `--recovery_mode` does, each time it is given.
+RECOVERY_BETA = 2.0
+RECOVERY_TARGET = 0.5
+
+
+class KLPenalty:
+    """Coefficient times KL, in place of TRL's term, and what follows from the KL of each optimizer step.
+
+    Args:
+        args: the configuration.
+        accelerator: for its sums over processes.
+        scorer: gives hidden states, for the exact estimator.
+
+    Attributes:
+        controller: holds and moves the coefficient.
+        stop: ends a run that has left its reference.
+        rate: of the learning rate; None if that only follows its schedule.
+        reset: when the policy becomes the reference.
+    """
+
+    def __init__(self, args: RookWorldGRPOConfig, accelerator: Any, scorer: Scorer):
+        self.args, self.accelerator, self.scorer = args, accelerator, scorer
+        self.exact = args.kl_estimator == "exact"
+        self.controller = KLController(
+            beta=args.beta,
+            control=args.kl_control,
+            target=args.kl_target,
+            factor=args.kl_factor,
+            interval=args.kl_interval,
+            minimum=args.beta_min,
+            maximum=args.beta_max,
+            warmup_steps=args.kl_warmup_steps,
+        )
+        self.stop = KLStop(args.kl_stop_threshold or 0.0)
+        self.rate = RateControl(args.kl_interval) if args.lr_control == "kl" else None
+        self.reset = ReferenceReset(args.reference_reset_steps, args.reference_reset_stall)
+        self._meter = KLMeter()
+        if scorer.reference is None and (self.reset.every or self.reset.stall_window):
+            raise ValueError(
+                "`reference_reset_steps` and `reference_reset_stall` replace a reference model, but adapters have "
+                "none: their reference is the base model. Set both to 0, or train without adapters"
+            )
+
+    def tighten(self, recoveries: int, new: int) -> None:
+        """What `--recovery_mode` does: to the target for each of so many restarts, to the coefficient for each new."""
+        controller = self.controller
+        controller.target = self.args.kl_target * RECOVERY_TARGET**recoveries
+        if new:
+            controller.beta *= RECOVERY_BETA**new
+            if controller.control != "fixed":
+                controller.beta = min(self.args.beta_max, controller.beta)
+
+    def replace_reference(self, policy: Any) -> None:
+        """Give the reference the policy's weights, and start counting from 0 again."""
+        plain = partial(self.accelerator.unwrap_model, keep_torch_compile=False)
+        plain(self.scorer.reference).load_state_dict(plain(policy).state_dict())
+        self.reset.done()
+
+    def __call__(self, scored: Scored, batch: dict[str, Any], scale: Scale) -> torch.Tensor:
+        """The term of one micro-batch, with the weights that the loss gives its other terms.
+
+        Args:
+            scored: the policy's log-probs and, for the exact estimator, hidden states, with their graph.
+            batch: the micro-batch, `ref_per_token_logps` among it.
+        """
+        args, mask, logps = self.args, batch["completion_mask"], scored.logps
+        if self.exact:
+            per_token = self._exact(scored.hidden, batch, mask)
+        else:
+            options = (args.kl_type, args.kl_estimator, args.use_bias_correction_kl)
+            per_token = estimate_kl(logps, batch["ref_per_token_logps"], *options)
+        # For estimates from the sampled token alone; the sum over the vocabulary does not depend on who sampled.
+        if args.use_bias_correction_kl and "old_per_token_logps" in batch and not self.exact:
+            per_token = per_token * (logps.detach() - batch["old_per_token_logps"]).exp()
+        self._meter.add(per_token, logps - batch["ref_per_token_logps"], mask)
+        return self.controller.coefficient * aggregate(per_token, mask, scale)
+
+    def _exact(self, hidden: torch.Tensor | None, batch: dict[str, Any], mask: torch.Tensor) -> torch.Tensor:
+        """KL (B, C) over the whole vocabulary, from the loss's hidden states and one more pass of the reference."""
+        assert hidden is not None, "asked for"
+        scorer, temperature = self.scorer, self.args.temperature
+        with scorer.reference_model() as reference:
+            reference_hidden = scorer.hidden_states(reference, batch)
+        if (temperatures := batch.get("temperatures")) is not None:  # both are captured before they are scaled
+            factors = (temperature / temperatures)[:, None, None]
+            hidden, reference_hidden = hidden * factors, reference_hidden * factors
+        unwrap = self.accelerator.unwrap_model
+        heads = [unwrap(model).get_output_embeddings() for model in (scorer.policy, reference)]
+        return exact_kl(hidden, heads[0], reference_hidden, heads[1], mask, self.args.kl_type, temperature)
+
+    def finish_step(self, metrics: dict[str, list[float]], training: bool) -> None:
+        """After the last micro-batch: reduce over processes, log, adapt the coefficient, judge the stop."""
+        mean, sequences = self._meter.reduce(self.accelerator)
+        metrics["kl"].append(mean)
+        metrics["kl/sequence_mean"].append(sequences.mean().item())
+        if not training:
+            return
+        metrics["kl/coefficient"].append(self.controller.coefficient)
+        metrics["kl/sequence_p95"].append(self.stop.observe(sequences)[1])
+        if self.rate is not None:
+            metrics["kl/rate_scale"].append(self.rate.scale)
+            self.rate.observe(mean, self.controller.target * self.controller.factor)
+        self.controller.update(mean, len(sequences))
+        self.reset.observe(mean)

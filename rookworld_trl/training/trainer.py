@@ -22,13 +22,12 @@ from rookworld_trl.checkpointing.state import Attributes, Stateful
 from rookworld_trl.checkpointing.trainer import DurableGRPOTrainer
 from rookworld_trl.training import first_batch, loss, placement, scoring
 from rookworld_trl.training.advantages import Baseline, scale_advantages
-from rookworld_trl.training.batch_mining import BatchMiner
 from rookworld_trl.training.config import RookWorldGRPOConfig
 from rookworld_trl.training.exact import ExactObjective
 from rookworld_trl.training.guard import Guard, no_rewards
-from rookworld_trl.training.kl_penalty import KLPenalty
+from rookworld_trl.training.kl import KLPenalty
 from rookworld_trl.training.loss import EntropyBonus, Scale, Scored
-from rookworld_trl.training.mining import Curriculum
+from rookworld_trl.training.mining import BatchMiner, Curriculum
 from rookworld_trl.training.monitor import HealthMonitor, target_probe
 from rookworld_trl.training.points import FindPoints, check_points
 from rookworld_trl.training.preparation import (

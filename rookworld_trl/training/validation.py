@@ -12,12 +12,13 @@ from transformers import TrainingArguments
 
 from rookworld_trl.training.advantages import BASELINES
 from rookworld_trl.training.clashes import SCORED
-from rookworld_trl.training.kl import KL_ESTIMATORS, KL_TYPES
-from rookworld_trl.training.kl_control import KL_CONTROLS
 from rookworld_trl.training.loss import LOSS_TYPES
 from rookworld_trl.training.refusal import require
 from rookworld_trl.training.schedules import LR_CONTROLS, LR_SCHEDULES
 
+KL_TYPES = ("policy_to_reference", "reference_to_policy", "symmetric")
+KL_ESTIMATORS = ("k1", "k2", "k3", "exact")
+KL_CONTROLS = ("fixed", "multiplicative", "proportional")
 ROLLOUT_BACKENDS = ("auto", "native", "transformers", "vllm")
 OBJECTIVES = ("sampled", "exact", "mixed")
 ATTENTION = ("sdpa", "eager", "flash_attention_2", "flash_attention_3")

@@ -16,9 +16,9 @@ from rookworld_trl.modeling.tokens import CUT_OFF
 from rookworld_trl.rewards import environment_reward, environment_reward_continuous, policy_reward
 from rookworld_trl.rewards.levels import UNPARSABLE
 from rookworld_trl.training.first_batch import FirstBatch
-from rookworld_trl.training.kl import KL_ESTIMATORS, KL_TYPES
 from rookworld_trl.training.rewards import RewardCaller, screened
 from rookworld_trl.training.sampler import Sampler, Samples
+from rookworld_trl.training.validation import KL_ESTIMATORS, KL_TYPES
 from tests.support.toy import make_trainer
 
 NAN, INF = math.nan, math.inf

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from rookworld_trl.training.kl import KL_TYPES, estimate_kl, exact_kl
-from rookworld_trl.training.kl_control import KLController, ReferenceReset
+from rookworld_trl.training.kl import KLController, ReferenceReset, estimate_kl, exact_kl
+from rookworld_trl.training.validation import KL_TYPES
 
 POLICY = torch.tensor([0.3, -1.2, 0.8, 0.0, -0.4], dtype=torch.float64)
 REFERENCE = torch.tensor([-0.5, 0.9, 0.2, -0.3, 0.1], dtype=torch.float64)

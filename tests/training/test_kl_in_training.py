@@ -12,9 +12,9 @@ from trl import GRPOTrainer
 
 from rookworld_trl.checkpointing import store
 from rookworld_trl.training import RookWorldGRPOTrainer
-from rookworld_trl.training.kl import KL_TYPES
-from rookworld_trl.training.kl_control import KLStop
+from rookworld_trl.training.kl import KLStop
 from rookworld_trl.training.loss import LOSS_TYPES
+from rookworld_trl.training.validation import KL_TYPES
 
 Make = Callable[..., RookWorldGRPOTrainer]
 

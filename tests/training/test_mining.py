@@ -13,7 +13,7 @@ import torch
 from datasets import Dataset
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from rookworld_trl.training import RookWorldGRPOConfig, RookWorldGRPOTrainer, batch_mining, sampler
+from rookworld_trl.training import RookWorldGRPOConfig, RookWorldGRPOTrainer, mining, sampler
 from rookworld_trl.training.advantages import Baseline, Moments
 from rookworld_trl.training.mining import (
     PromptMiner,
@@ -273,7 +273,7 @@ def test_a_prompt_gives_way_to_one_of_its_part(trainer_of: Trainers) -> None:
 def test_only_zero_variance_groups_are_sampled_again(trainer_of: Trainers, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rewards by call: first all groups agree but the third and an ordinary one, then all differ."""
     trainer = trainer_of(mining_rounds=3)
-    monkeypatch.setattr(batch_mining, "CANDIDATES", 1)  # at first, the prompts as planned
+    monkeypatch.setattr(mining, "CANDIDATES", 1)  # at first, the prompts as planned
     trainer.model.train()
     assert trainer.mining is not None
     monkeypatch.setattr(trainer.mining.miner, "split", lambda tasks: [0, 1, 2, 3, 4, 5])
@@ -308,13 +308,13 @@ def test_only_zero_variance_groups_are_sampled_again(trainer_of: Trainers, monke
 
 def test_mining_raises_the_informative_share_by_half(trainer_of: Trainers) -> None:
     shares = {}
-    for mining in (False, True):
-        trainer = trainer_of(mining=mining, mining_rounds=3, max_steps=6, learning_rate=0.0, seed=5)
+    for mined in (False, True):
+        trainer = trainer_of(mining=mined, mining_rounds=3, max_steps=6, learning_rate=0.0, seed=5)
         trainer.train()
-        shares[mining] = [row["groups/informative"] for row in trainer.state.log_history if "loss" in row]
-    plain, mined = (sum(shares[mining]) / 6 for mining in (False, True))
+        shares[mined] = [row["groups/informative"] for row in trainer.state.log_history if "loss" in row]
+    plain, with_mining = (sum(shares[mined]) / 6 for mined in (False, True))
     assert 0.1 < plain < 0.6
-    assert mined >= 1.5 * plain
+    assert with_mining >= 1.5 * plain
 
 
 def test_a_curriculum_chooses(trainer_of: Trainers) -> None:
