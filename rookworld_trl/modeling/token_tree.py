@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rookworld_trl.modeling.gpt2 import GPT2, Attend
@@ -149,6 +150,15 @@ def _packed(gpt2: GPT2, trees: Sequence[TokenTree], device: torch.device) -> Sta
     return States(gpt2.hidden_states(tokens, places, attend), starts)
 
 
+def fused_pays(x: Tensor) -> bool:
+    """Whether torch's fused attention is faster under a tree's mask, forward and backward.
+
+    On a CPU (`benchmarks/results/attention.json`) it is in float32; in bf16 its backward pass is slow there. On a GPU
+    it is taken since it keeps no (S, S) probabilities; its speed there `make gpu` measures.
+    """
+    return x.dtype == torch.float32 or x.device.type == "cuda"
+
+
 def packed_attention(seen: Tensor, slots: Tensor, heads: int) -> Attend:
     """Attention of packed tokens (N, heads, head_dim), spread over (B, S) and padded there alone.
 
@@ -158,6 +168,7 @@ def packed_attention(seen: Tensor, slots: Tensor, heads: int) -> Attend:
     """
     count, size = seen.shape[:2]
     whole = len(slots) == count * size
+    unseen = ~seen.any(-1)  # padding, which then sees everything: no softmax over nothing
     bias: dict[torch.dtype, Tensor] = {}
 
     def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
@@ -166,19 +177,24 @@ def packed_attention(seen: Tensor, slots: Tensor, heads: int) -> Attend:
         def spread(x: Tensor) -> Tensor:
             if not whole:
                 x = x.new_zeros(count * size, heads, width).index_copy(0, slots, x)
-            return x.view(count, size, heads, width).transpose(1, 2).reshape(-1, size, width)
+            return x.view(count, size, heads, width).transpose(1, 2)
 
+        def packed(mixed: Tensor) -> Tensor:
+            mixed = mixed.transpose(1, 2).reshape(-1, heads, width)
+            return mixed if whole else mixed.index_select(0, slots)
+
+        if fused_pays(q):
+            mask = seen[:, None] | unseen[:, None, :, None]
+            return packed(F.scaled_dot_product_attention(spread(q), spread(k), spread(v), mask, scale=scale))
         if not bias:
             # No softmax over nothing, since padding sees no token: a large number instead of infinity, with as much
             # room below it for what queries and keys add, in float16 too.
             hidden = torch.zeros(seen.shape, dtype=q.dtype, device=q.device)
             hidden.masked_fill_(~seen, torch.finfo(q.dtype).min / 2)
             bias[q.dtype] = hidden.repeat_interleave(heads, 0)
-        # Plain products: on a CPU the backward pass of the fused kernel is five times slower in bf16.
-        probs = torch.baddbmm(bias[q.dtype], spread(q), spread(k).mT, alpha=scale).softmax(-1)
-        mixed = torch.bmm(probs.to(v.dtype), spread(v)).view(count, heads, size, width).transpose(1, 2)
-        mixed = mixed.reshape(-1, heads, width)
-        return mixed if whole else mixed.index_select(0, slots)
+        flat_q, flat_k, flat_v = (spread(x).reshape(-1, size, width) for x in (q, k, v))
+        probs = torch.baddbmm(bias[q.dtype], flat_q, flat_k.mT, alpha=scale).softmax(-1)
+        return packed(torch.bmm(probs.to(v.dtype), flat_v).view(count, heads, size, width))
 
     return attend
 

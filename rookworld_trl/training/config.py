@@ -216,7 +216,9 @@ class RookWorldGRPOConfig(GRPOConfig):
         "auto", "The reference's device: auto (a second GPU of this process, if any), cpu, cuda:1, ..."
     )
     attn_implementation: str = option(
-        "sdpa", "Attention of transformers' forward pass: sdpa, eager, flash_attention_2."
+        "sdpa",
+        "Attention of transformers' forward pass, by which models train that do not share prefixes: sdpa, eager, "
+        "flash_attention_2. Shared prefixes have attention of their own, which is fused where that pays.",
     )
     auto_batch_size: bool = option(
         False, "On a GPU, measure memory and choose the micro-batch; the batch of an update stays as it is."

@@ -40,6 +40,9 @@ class Scorer:
 
     Attributes:
         shared: each distinct prefix of a batch is computed once.
+
+    Raises:
+        ValueError: flash attention, where prefixes are shared and it would do nothing.
     """
 
     def __init__(
@@ -54,6 +57,11 @@ class Scorer:
         self.args, self.accelerator, self.policy, self.stock = args, accelerator, policy, stock
         self.reference, self.device = reference, device
         self.shared = can_share(policy, args, accelerator)
+        if self.shared and args.attn_implementation.startswith("flash"):
+            raise ValueError(
+                f"`attn_implementation` is {args.attn_implementation}: shared prefixes have attention of their own, so "
+                "it would reach the gates alone. Leave it out, or set `share_prefixes` to false"
+            )
         self.blocks = compile_blocks(accelerator.state.dynamo_plugin.to_kwargs()) if args.torch_compile else EAGER
 
     def __call__(
