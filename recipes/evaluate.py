@@ -34,7 +34,7 @@ from rookworld_trl.checkpointing.exits import run_program
 from rookworld_trl.config import bad_input, blame
 from rookworld_trl.data import load_shipped
 from rookworld_trl.data.dataset import MATES_FILE, TACTICS_FILES
-from rookworld_trl.data.seen import SHIPPED, known_training_data, unseen
+from rookworld_trl.data.seen import SHIPPED, Source, TrainingData, known_training_data, unseen
 from rookworld_trl.data.sources import DataOptions, load_prompts
 from rookworld_trl.data.splits import draw_of_each, positions_of
 from rookworld_trl.evaluation import MODES, comparison_table, evaluate, evaluation_table, ladder_table, suite_table
@@ -96,7 +96,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--max_new_tokens", type=int, default=144, help=about)
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     about = "What the models were trained on: `shipped`, files, names on the Hub; nothing behind it: unknown. Default: "
-    add("--trained_on", nargs="*", help=about + "shipped, and the files that a model's run names in its summary.json.")
+    add("--trained_on", nargs="*", help=about + "shipped, and the data that a model's run names in its summary.json.")
     about = "What becomes of items of --dataset that show a position of --trained_on; default: refuse."
     add("--seen", choices=("refuse", "drop"), default="refuse", help=about)
     add("--baseline", type=Path, help="JSON of an earlier evaluation to compare each model with, item by item.")
@@ -126,7 +126,11 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     args.problems = [Path(name) for name in args.dataset if is_problem_file(Path(name))]
     rows = [name for name in args.dataset if Path(name) not in args.problems]
     args.rows = rows[0] if rows else None
-    args.trained_on = known_training_data(args.model) if args.trained_on is None else args.trained_on
+    if args.trained_on is None:
+        args.training = known_training_data(args.model)
+    else:
+        nothing = [] if args.trained_on else ["all that the models were trained on"]
+        args.training = TrainingData([Source(name) for name in args.trained_on], nothing, named=True)
     args.suite = args.suite or ([] if args.problems and not rows else ["held_out"])
     check(parser, args, rows)
     return args
@@ -170,7 +174,7 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace, rows: Seque
 
 def plan(args: argparse.Namespace) -> tuple[Dataset | None, dict[str, Callable[[Ask], SuiteResult]]]:
     """The rows to hold out, and the suites that need nothing but completions, by name; every input is checked."""
-    trained_on: dict[str, Any] = {"trained_on": args.trained_on, "drop": args.seen == "drop"}
+    trained_on: dict[str, Any] = {"trained_on": args.training, "drop": args.seen == "drop"}
     rows = None
     if "held_out" in args.suite:
         options = DataOptions(**{option.name: getattr(args, option.name) for option in fields(DataOptions)})
@@ -281,10 +285,14 @@ def run(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
             comparison, groups = models[-1].against(baseline)
             written[-1] |= {"comparison": comparison, "groups": groups}
             print(f"{args.baseline} -> {name}\n\n{comparison_table(comparison, groups=groups)}\n")
-    table = overview(models)
+    unknown = str(args.training) if args.problems or {"held_out", "tactics", "mate_in_one"} & set(args.suite) else ""
+    table = "\n\n".join([overview(models), *([unknown] if unknown else [])])
     if len(models) > 1 or len(planned[1]) + len(args.suite) > 1:
         print(table)
-    source = {"source": args.rows or SHIPPED, "split": args.split, "trained_on": args.trained_on, "seen": args.seen}
+    elif unknown:
+        print(unknown)
+    source = {"source": args.rows or SHIPPED, "split": args.split, "seen": args.seen}
+    source |= {"trained_on": [each.name for each in args.training.sources], "unknown": args.training.unknown}
     if planned[0] is not None:
         report = planned[0].info.description
         source |= {"rows": len(planned[0]), "sha256": data_hash(list(planned[0])), "report": report}

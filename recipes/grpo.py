@@ -132,7 +132,7 @@ def run_recipe(argv: Sequence[str] | None) -> int:
                 return exits.PREEMPTED
             if before is None or after is None:  # not the main process
                 return exits.DIVERGED if trainer.stop_reason else exits.DONE
-            result |= {**trainer.outcome, **provenance(run, trainer.train_dataset), "metrics": compare(before, after)}
+            result |= trainer.outcome | {"metrics": compare(before, after)} | provenance(run, trainer.train_dataset)
             last = report(trainer, before, after, **vars(run), **result, seconds=seconds)
             if trainer.stop_reason:
                 return exits.DIVERGED  # the reason is in the log and in summary.json

@@ -13,6 +13,7 @@ from trl import GRPOConfig
 from rookworld_trl.config import blame, option
 from rookworld_trl.data.dataset import held_out_positions, load_shipped
 from rookworld_trl.data.mixing import mix
+from rookworld_trl.data.seen import known_training_data
 from rookworld_trl.data.selfplay import PLACE_COLUMN, SelfPlay, read_options
 from rookworld_trl.data.sources import DataOptions, check_lengths, engines, load_prompts, without
 from rookworld_trl.data.splits import draw_of_each, positions_in
@@ -167,11 +168,12 @@ def _read(run: PromptOptions) -> Dataset:
     return load_shipped(run.dataset_split, folder)
 
 
-def provenance(run: PromptOptions, prompts: Dataset) -> dict[str, str]:
+def provenance(run: Any, prompts: Dataset) -> dict[str, Any]:
     """What `summary.json` says of the training data beside its name: where the file lies, for a later look from another
-    folder, and what became of its rows, as `load_prompts` printed it."""
-    here = Path(run.dataset)
-    return {"dataset_path": str(here.resolve()) if here.exists() else "", "data_report": prompts.info.description}
+    folder, what became of its rows, as `load_prompts` printed it, and what is unknown of the data of `run.model`."""
+    place = str(Path(run.dataset).resolve()) if Path(run.dataset).exists() else ""
+    unknown = known_training_data([run.model]).unknown
+    return {"dataset_path": place, "data_report": prompts.info.description, "unknown_training": unknown}
 
 
 def watched_rows(run: PromptOptions, args: GRPOConfig) -> Dataset | None:

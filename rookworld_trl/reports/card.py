@@ -122,10 +122,12 @@ def _results(summary: dict[str, Any]) -> str:
             lost += ["|---|---|---|---|---|---|", *map(_result, found), ""]
         elif words:
             lost += [f"{words.replace('none', 'None', 1)}.", ""]
+    unknown = "; ".join(summary.get("unknown_training") or ())
+    earlier = f"; whether its start was trained on some is unknown, for this is: {unknown}" if unknown else ""
     return (
-        f"## Results\n\nHeld-out items ({summary['eval_split']} split, none of whose positions this run trained on), "
-        "shares in percent, paired 95 % intervals of the change. Skill is the value of the legal moves chosen, "
-        "corrected for chance: 0 is a random legal mover, 1 the best move.\n\n"
+        f"## Results\n\nHeld-out items ({summary['eval_split']} split, none of whose positions this run trained on"
+        f"{earlier}), shares in percent, paired 95 % intervals of the change. Skill is the value of the legal moves "
+        "chosen, corrected for chance: 0 is a random legal mover, 1 the best move.\n\n"
         + "\n".join(table)
         + "\n\n### Significant losses\n\n"
         + "\n".join(lost).rstrip()

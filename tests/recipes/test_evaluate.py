@@ -12,8 +12,10 @@ import pytest
 from recipes import evaluate as recipe
 from rookworld_trl.data import load_shipped
 from rookworld_trl.data.dataset import SHIPPED_DIRECTORY
+from rookworld_trl.data.seen import shown_positions, unseen
 from rookworld_trl.evaluation import ModelAnswers, score
 from rookworld_trl.evaluation.accuracy import Evaluation
+from rookworld_trl.tasks import position_key
 
 SUITES = ("held_out", "mate_in_one", "selfplay", "closed_loop", "ladder")
 EPD = "rnbqkbnr/pppppppp/8/8/8/8/PPPPPPPP/RNBQKBNR w KQkq -"
@@ -141,15 +143,78 @@ def test_rows_that_were_trained_on_are_refused_or_dropped(
     assert len(few["models"][0]["held_out"]["items"]) == 1
 
 
-def test_a_runs_summary_says_what_it_was_trained_on(tmp_path: Path) -> None:
-    mine = tmp_path / "mine.jsonl"
-    mine.write_text("{}")
-    for run, source in (("a", str(mine)), ("b", "shipped"), ("c", "gone.jsonl"), ("d", None)):
-        (tmp_path / run / "checkpoint").mkdir(parents=True)
-        (tmp_path / run / "summary.json").write_text(json.dumps({"dataset": source}))
-    models = [str(tmp_path / run / "checkpoint") for run in "abcd"]
-    assert recipe.parse(["--model", *models, "nano"]).trained_on == ["shipped", str(mine)]
-    assert recipe.parse(["--model", *models, "--trained_on"]).trained_on == []
+def run_of(folder: Path, **summary: Any) -> str:
+    """The checkpoint of a run with this summary."""
+    (folder / "checkpoint").mkdir(parents=True)
+    (folder / "summary.json").write_text(json.dumps({"model": "nano", **summary}))
+    return str(folder / "checkpoint")
+
+
+def known(*models: str) -> tuple[list[str], list[str]]:
+    training = recipe.parse(["--model", *models]).training
+    return [source.name for source in training.sources], training.unknown
+
+
+def test_a_runs_summary_says_what_it_was_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file or a folder, wherever the run was started; what is gone, and what no summary tells, is unknown."""
+    (tmp_path / "data" / "folder").mkdir(parents=True)
+    for file in ("mine.jsonl", "moved.jsonl", "data/rows.jsonl"):
+        (tmp_path / file).write_text("{}")
+    mine, folder = str(tmp_path / "mine.jsonl"), tmp_path / "data" / "folder"
+    runs = tmp_path / "runs"
+    assert known(run_of(runs / "a", dataset=mine)) == (["shipped", mine], [])
+    assert known(run_of(runs / "b", dataset="shipped"), "nano") == (["shipped"], [])
+    monkeypatch.chdir(tmp_path.parent)  # elsewhere than the runs were started
+    assert known(run_of(runs / "c", dataset="data/rows.jsonl")) == (["shipped", str(tmp_path / "data/rows.jsonl")], [])
+    assert known(run_of(runs / "d", dataset="data/folder")) == (["shipped", str(folder)], [])
+    moved = run_of(runs / "e", dataset="../x.jsonl", dataset_path=str(tmp_path / "moved.jsonl"))
+    assert known(moved) == (["shipped", str(tmp_path / "moved.jsonl")], [])
+    gone = run_of(runs / "f", dataset="gone.jsonl")
+    assert known(gone) == (["shipped"], [f"the training data 'gone.jsonl' of {gone} (it is not there any more)"])
+    later = run_of(runs / "g", dataset=mine, model="runs/f/checkpoint")  # it started from that one
+    names, (unknown,) = known(later)
+    assert (names, "'gone.jsonl'" in unknown) == (["shipped", mine], True)
+    hub = run_of(runs / "h", dataset="owner/rows", dataset_split="all", streaming=True, max_rows=7, model="owner/model")
+    training = recipe.parse(["--model", hub]).training
+    assert training.sources[1] == ("owner/rows", "all", True, 7)
+    no_summary = "all that {} was trained on (no summary.json of a run stands above it)"
+    assert training.unknown == [no_summary.format("owner/model")]
+    assert known(str(tmp_path)) == (["shipped"], [no_summary.format(tmp_path)])
+    alone = recipe.parse(["--model", gone, "--trained_on"]).training
+    assert (alone.sources, alone.unknown) == ([], ["all that the models were trained on"])
+    named = recipe.parse(["--model", gone, "--trained_on", "gone.jsonl"]).training
+    with pytest.raises(ValueError, match=r"gone\.jsonl: no such file"):
+        unseen([0], lambda _: [], "mine", named)
+
+
+def test_positions_of_a_folder_and_of_a_stream_are_known(tmp_path: Path) -> None:
+    record = pq.read_table(few_rows(tmp_path, "train", 1) / "train.parquet").to_pylist()[0]
+    assert position_key(record["fen"]) in shown_positions(str(tmp_path))
+    rows = [{"prompt": f"P: 8/8/8/8/8/2k5/P7/{rank} w - - 0 1"} for rank in ("K7", "1K6", "2K5")]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert len(shown_positions(str(tmp_path / "rows.jsonl"), streaming=True, max_rows=2)) == 2
+
+
+def test_what_is_unknown_of_the_training_is_said_and_kept(
+    everything: list[str], tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In the JSON, below the tables, and in their file; where nothing but games is measured it does not matter."""
+    model, output = Path(run_of(tmp_path / "run", dataset="owner/rows")), tmp_path / "out.json"
+    model.rmdir()
+    model.symlink_to(tiny_checkpoint)
+    common = ["--model", str(model), "--max_new_tokens", "2", "--mode", "greedy", "--output", str(output)]
+    recipe.main([*common, "--suite", "mate_in_one", "--limit", "2"])
+    data = json.loads(output.read_text())["data"]
+    assert data["trained_on"] == ["shipped"]
+    (unknown,) = data["unknown"]
+    assert unknown.startswith("the training data 'owner/rows' (`dataset` is 'owner/rows': neither a file here")
+    said = f"Whether these items were seen in training is unknown, for this is: {unknown}"
+    assert said in capsys.readouterr().out
+    assert said in output.with_suffix(".md").read_text()
+    recipe.main([*common, "--suite", "selfplay", "--games", "2"])
+    assert "Whether these items" not in capsys.readouterr().out
+    recipe.main([*common[2:], "--model", str(tiny_checkpoint), "--suite", "mate_in_one", "--limit", "2"])
+    assert f"all that {tiny_checkpoint} was trained on (no summary.json" in capsys.readouterr().out
 
 
 def test_make_evaluate_is_what_the_recipe_takes() -> None:

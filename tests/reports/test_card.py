@@ -168,6 +168,13 @@ def test_a_stop_and_a_missing_fingerprint_are_said_or_left_out(tmp_path: Path) -
     assert "`shipped` (comes with rookworld-trl)" in text
 
 
+def test_it_says_what_is_unknown_of_the_start(tmp_path: Path) -> None:
+    lost = "the training data 'games.pgn' of runs/a/checkpoint (it is not there any more)"
+    said = f"this run trained on; whether its start was trained on some is unknown, for this is: {lost}), shares"
+    assert said in card(tmp_path, unknown_training=[lost])
+    assert "unknown" not in card(tmp_path, unknown_training=[])
+
+
 def test_it_says_what_was_left_out_of_the_data(tmp_path: Path) -> None:
     text = card(tmp_path, dataset="games.pgn", data_report="9 games: 0 P: and 80 A: rows\nskipped 2 games: no moves")
     line = next(line for line in text.splitlines() if line.startswith("- data: "))
