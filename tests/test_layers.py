@@ -1,17 +1,12 @@
 """The layout as a test: imports point down, nothing goes in a circle, files stay short, and there is one trainer."""
 
-import ast
 from pathlib import Path
 
-import pytest
 from trl import GRPOTrainer
 
-import rookworld_trl
 from rookworld_trl.checkpointing.trainer import DurableGRPOTrainer
 from rookworld_trl.training import RookWorldGRPOTrainer
-
-ROOT = Path(rookworld_trl.__file__).parent
-FILES = sorted(ROOT.rglob("*.py"))
+from tests.support.house import FILES, ROOT, imports, name_of, part_of, parts
 
 # Which parts of the package a part may import, beside itself. What stands in no folder is its own part.
 MAY_IMPORT = {
@@ -38,43 +33,19 @@ MAY_IMPORT = {
 }
 
 
-def part_of(module: str) -> str:
-    """`rookworld_trl.training.kl` -> training."""
-    return module.split(".")[1] if "." in module else "__init__"
+def test_imports_point_down() -> None:
+    wrong = []
+    for file in FILES:
+        mine = part_of(name_of(file))
+        foreign = {part_of(name) for name in imports(file)} - {mine}
+        wrong += [f"{name_of(file)} imports {other}" for other in sorted(foreign - MAY_IMPORT[mine])]
+    assert not wrong
 
 
-def name_of(file: Path) -> str:
-    parts = ("rookworld_trl", *file.relative_to(ROOT).with_suffix("").parts)
-    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-
-
-MODULES = {name_of(file) for file in FILES}
-
-
-def imports(file: Path) -> set[str]:
-    """The package's own modules that a file imports, wherever in it."""
-    found = set()
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            whole = {f"{node.module}.{alias.name}" for alias in node.names}
-            found |= {name if name in MODULES else node.module for name in whole}
-    return {name for name in found if name.split(".")[0] == "rookworld_trl"}
-
-
-@pytest.mark.parametrize("file", FILES, ids=name_of)
-def test_imports_point_down(file: Path) -> None:
-    mine = part_of(name_of(file))
-    foreign = {part_of(name) for name in imports(file)} - {mine}
-    assert foreign <= MAY_IMPORT[mine], f"{name_of(file)} imports {foreign - MAY_IMPORT[mine]}"
-
-
-@pytest.mark.parametrize("part", MAY_IMPORT)
-def test_no_part_may_import_what_it_does_not(part: str) -> None:
+def test_no_part_may_import_what_it_does_not() -> None:
     """What a layer may see is what it needs: a line that was drawn wider is an invitation."""
-    own = [file for file in FILES if part_of(name_of(file)) == part]
-    assert {part_of(name) for file in own for name in imports(file)} >= MAY_IMPORT[part]
+    assert {part: others for part, others in parts().items() if others != MAY_IMPORT[part]} == {}
+    assert parts().keys() == MAY_IMPORT.keys()
 
 
 def test_nothing_imports_in_a_circle() -> None:
@@ -93,9 +64,9 @@ def test_nothing_imports_in_a_circle() -> None:
         visit(module, [])
 
 
-@pytest.mark.parametrize("file", FILES, ids=name_of)
-def test_no_file_holds_two_ideas(file: Path) -> None:
-    assert len(file.read_text(encoding="utf-8").splitlines()) <= 500
+def test_no_file_holds_two_ideas() -> None:
+    lines = {name_of(file): len(file.read_text(encoding="utf-8").splitlines()) for file in FILES}
+    assert {name: count for name, count in lines.items() if count > 500} == {}
 
 
 def test_the_main_path_is_readable_in_one_sitting() -> None:

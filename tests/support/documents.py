@@ -31,11 +31,14 @@ from rookworld_trl.help import WIDTH, shown, stamp, stored
 from rookworld_trl.terminal import TerminalOptions
 from rookworld_trl.training import RookWorldGRPOConfig
 from rookworld_trl.training.supervised import SupervisedConfig
+from tests.support.house import map_of_the_house
 from tests.support.tables import evidence, exact_gradient, readme, results, start_or_rl
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
-PAGES = [README, *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("benchmarks/*.md"))]
+CONTRIBUTING = ROOT / "CONTRIBUTING.md"
+ABOUT = [README, CONTRIBUTING, ROOT / "CHANGELOG.md"]
+PAGES = [*ABOUT, *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("benchmarks/*.md"))]
 FIELDS_PAGE = ROOT / "docs" / "recipes.md"
 GROUPS = (RunConfig, PromptOptions, DataOptions, TerminalOptions, RookWorldGRPOConfig, SFTRecipe, SupervisedConfig)
 CLASSES = {cls.__name__: cls for cls in GROUPS}
@@ -153,6 +156,7 @@ def help_of(program: str) -> str:
 
 MEASURED = {
     README: readme.TABLES,
+    CONTRIBUTING: {"map": map_of_the_house},
     ROOT / "docs" / "evidence.md": evidence.TABLES,
     ROOT / "docs" / "exact-gradient.md": exact_gradient.TABLES,
     ROOT / "docs" / "results.md": results.TABLES,

@@ -1,0 +1,68 @@
+"""The package as its imports draw it: parts, what each imports, and the map of them in CONTRIBUTING.md."""
+
+import ast
+import functools
+from pathlib import Path
+
+import rookworld_trl
+
+ROOT = Path(rookworld_trl.__file__).parent
+FILES = sorted(ROOT.rglob("*.py"))
+
+
+def part_of(module: str) -> str:
+    """`rookworld_trl.training.kl` -> training."""
+    return module.split(".")[1] if "." in module else "__init__"
+
+
+def name_of(file: Path) -> str:
+    parts = ("rookworld_trl", *file.relative_to(ROOT).with_suffix("").parts)
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {name_of(file): file for file in FILES}
+
+
+@functools.cache
+def imports(file: Path) -> frozenset[str]:
+    """The package's own modules that a file imports, wherever in it."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            whole = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {name if name in MODULES else node.module for name in whole}
+    return frozenset(name for name in found if name.split(".")[0] == "rookworld_trl")
+
+
+def parts() -> dict[str, set[str]]:
+    """Each part of the package and the others that it imports; what others stand on comes first."""
+    graph: dict[str, set[str]] = {}
+    for file in FILES:
+        mine = part_of(name_of(file))
+        graph.setdefault(mine, set()).update({part_of(name) for name in imports(file)} - {mine})
+    height: dict[str, int] = {}
+
+    def high(part: str) -> int:
+        if part not in height:
+            height[part] = 0  # a circle would end here; a test sees it
+            height[part] = 1 + max(map(high, graph[part]), default=0)
+        return height[part]
+
+    return {part: graph[part] for part in sorted(graph, key=lambda part: (high(part), part))}
+
+
+def map_of_the_house() -> str:
+    """The parts as a table, from the ground up."""
+    rows = []
+    for part, others in parts().items():
+        if part == "__init__":
+            continue
+        folder = ROOT / part
+        file = folder / "__init__.py" if folder.is_dir() else folder.with_suffix(".py")
+        about = (ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or "").split("\n\n")[0]
+        name = f"`{part}/`" if folder.is_dir() else f"`{part}.py`"
+        stands_on = ", ".join(f"`{other}`" for other in sorted(others - {"__init__"}))
+        rows.append(f"| {name} | {' '.join(about.split()).replace('|', chr(92) + '|')} | {stands_on or '–'} |")
+    return "\n".join(["| part | holds | imports |", "|---|---|---|", *rows])
