@@ -44,9 +44,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A hundred rows of dev in place of those of training, six in place of the loops' batches."""
-    drawn = draw_of_each(shipped("dev"), {"policy": 90, "environment": 30})
-    train, held_out = (drawn.select([i for i in range(len(drawn)) if (i % 12 > 0) == own]) for own in (True, False))
+    """A hundred rows in place of those of training, a dozen of those held out, six in place of the loops' batches."""
+    train, held_out = (
+        draw_of_each(shipped(split), {"policy": 3 * count, "environment": count})
+        for split, count in (("train", 27), ("dev", 3))
+    )
     for module, name in ((arms, "shipped"), (prompts, "load_shipped")):
         monkeypatch.setattr(module, name, lambda split: train if split == "train" else held_out)
     rows = list(draw_of_each(train, {"policy": 3, "environment": 3}))

@@ -1,8 +1,9 @@
 """The tables of docs/start-or-rl.md: starts before and after RL, lines, aims, and what did not teach the rules."""
 
 from collections.abc import Mapping
+from typing import Any
 
-from tests.support.tables.cells import interval, number, read, table
+from tests.support.tables.cells import interval, minus, number, only, read, table
 
 HEADLINES = {  # their names, and whose loss each is compared with
     "best_legal": ("legality", "policy", "`P:` rows"),
@@ -89,4 +90,24 @@ def lines() -> str:
     return table(heads, "lllll", rows)
 
 
-TABLES = {"starts": starts, "lines": lines, "aims": aims, "ways": ways}
+def side_in_front() -> str:
+    """Of 800 steps from scratch: without and with a mark of the side to move in front of the squares."""
+    trials = read("nano3_trials")
+    base, front = trials["trials"]["base"], trials["trials"]["side_first"]
+
+    def nats(trial: Mapping[str, Any]) -> str:
+        return f"{trial['nats']['policy']:.1f} / {trial['nats']['environment']:.2f}"
+
+    less = [front["nats"][task] - base["nats"][task] for task in ("policy", "environment")]
+    rows = [("nats a right answer, `P:` / `A:`", nats(base), nats(front), f"{minus(f'{less[0]:.1f} / {less[1]:.2f}')}")]
+    for label, metric in (("exactness", "exact"), ("legality", "best_legal"), ("skill", "skill")):
+        for group, name in (("all", ""), ("color=white", ", White to move"), ("color=black", ", Black to move")):
+            row = only(trials["less_base"]["side_first"], group=group, metric=metric)
+            changed = cell({**row, "mean": row["difference"]}, "+.3f", True)
+            rows.append((label + name, number(row["before"]), number(row["after"]), changed))
+    spent = [f"{trial['cpu_minutes']:.1f}" for trial in (base, front)]
+    rows.append(("CPU minutes, on a machine with other work", *spent, ""))
+    return table(("", "without", "mark in front", "difference, paired"), "lrrl", rows)
+
+
+TABLES = {"starts": starts, "lines": lines, "aims": aims, "ways": ways, "side_in_front": side_in_front}
