@@ -1,5 +1,6 @@
 """The tables of docs/evidence.md, of the files under `benchmarks/results/evidence/`."""
 
+from collections.abc import Mapping
 from functools import partial
 
 import numpy as np
@@ -151,7 +152,9 @@ def pass_at_k() -> str:
     return table(("right", "", *(f"pass@{k}" for k in ks)), "lllll", rows)
 
 
-def trials(name, labels, columns, seeds=True, first=None) -> str:
+def trials(
+    name: str, labels: Mapping[str, str], columns: Mapping[str, tuple[str, str, str]], first: str | None = None
+) -> str:
     """Each trial's difference from the one that is named first or that its own name begins with.
 
     Args:
@@ -165,9 +168,9 @@ def trials(name, labels, columns, seeds=True, first=None) -> str:
         own = [only(found, trial=trial, metric=m, mode=mode, group=group) for m, mode, group in columns.values()]
         against = first or trial.partition("_")[0]
         cells = [number(c["value"]) if trial == against else change(c["beside"][against]) for c in own]
-        rows.append((label, *([own[0]["seeds"]] if seeds else []), *cells))
-    heads = ("share of checks" if first else "trial", *(["seeds"] if seeds else []), *columns)
-    return table(heads, "l" + "r" * seeds + "l" * len(columns), rows)
+        rows.append((label, own[0]["seeds"], *cells))
+    heads = ("share of checks" if first else "trial", "seeds", *columns)
+    return table(heads, "lr" + "l" * len(columns), rows)
 
 
 def trials_of_three_minutes() -> str:

@@ -1,5 +1,8 @@
 """The table of README.md: what the demo gains and loses (`demo.json`)."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from tests.support.tables.cells import interval, number, only, players, read, table
 
 ROWS = {  # label, and the trivial players beside it
@@ -13,11 +16,11 @@ LOSSES = {"truncated_recall": "`A:` illegal moves recognised, recall", "terminat
 PRECISION = {"truncated_recall": "truncated_precision"}  # a recall says little without it
 
 
-def shown(row, name="before"):
+def shown(row: Mapping[str, Any], name: str = "before") -> str:
     return number(row[name]) if row["format"] == ".3f" else f"{100 * row[name]:.1f} %"
 
 
-def change(row):
+def change(row: Mapping[str, Any]) -> str:
     scale, spec = (1, "+.3f") if row["format"] == ".3f" else (100, "+.1f")
     bounds = interval(scale * row["ci_low"], scale * row["ci_high"], spec)
     return f"{number(scale * row['difference'], spec)} {bounds}"
