@@ -79,7 +79,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     about = "What to measure, beside the problems of --dataset; default: held_out, unless those are all that is asked."
     add("--suite", nargs="+", choices=SUITES, help=about)
     add("--split", default="test", help="Split of the shipped data and of tactics: dev or test.")
-    about = "Files of problems (EPD, Lichess's puzzles, BIG-bench's task.json); rows to hold out, instead of the "
+    about = "Files of problems (EPD, Lichess's puzzles); rows to hold out, instead of the "
     add("--dataset", nargs="+", default=[], help=about + "shipped ones: a file, or a name on the Hub and its --split.")
     add("--max_rows", type=int, help="Read only so many rows of each --dataset; default: all.")
     about = "Measure only so many rows of each task and problems of each file, drawn at random, the same in every run."

@@ -1,10 +1,9 @@
-"""Problems from a user's files: EPD of any origin, Lichess's puzzles, BIG-bench's mate in one.
+"""Problems from a user's files: EPD of any origin, and Lichess's puzzles.
 
 | file | what is read |
 |---|---|
 | `.epd` | points (`c8` and `c9`, or `c0 "f5=10, Bf2=7"`), else best moves `bm`, else moves to avoid `am`; SAN or UCI |
 | `.csv`, `.jsonl`, `.parquet` | columns `FEN` and `Moves`: Lichess's puzzles; or `fen` and EPD's operations |
-| `.json` | BIG-bench's task: `examples`, each with a game as `input` |
 
 Each also gzipped (`.gz`) or, as Lichess has them, as `.zst`. EPD has no clocks: unless `hmvc` and `fmvn` or two more
 FEN fields tell them, positions stand at move 1.
@@ -31,7 +30,6 @@ from rookworld_trl.tasks.boards import clean, mating_moves
 
 RATING_BAND = 400
 
-_MOVE_NUMBER = re.compile(r"\d+\.+")
 _FEN_CLOCKS = re.compile(r"(\S+ \S+ \S+ \S+)\s+(\d+)\s+(\d+)\s*(?:;\s*)?(.*)")
 _GRADED_COMMENT = re.compile(r"\s*[\w+#=-]+\s*=\s*\d+(?:\s*,\s*[\w+#=-]+\s*=\s*\d+)*\s*")
 _GAME_COMMENT, _LICHESS_GAME = re.compile(r"(?:^|, )game (\d+)$"), re.compile(r"lichess\.org/(\w+)")
@@ -42,8 +40,6 @@ def is_problem_file(path: Path) -> bool:
     """Whether a file is one of problems rather than one of prompts. A file that cannot be read is none."""
     kind = _kind(path)
     try:
-        if kind == ".json":
-            return "examples" in json.loads(_text(path).read())
         if kind in (".csv", ".jsonl", ".parquet"):
             first = {name.lower() for name in next(_rows(path), {})}
             return "fen" in first and "prompt" not in first
@@ -61,8 +57,8 @@ def read_problems(path: Path | str, max_rows: int | None = None) -> list[Problem
         ValueError: another kind of file, no problems, or a malformed one; names the file, its entry and the field.
     """
     path = Path(path)
-    if _kind(path) not in (".epd", ".csv", ".jsonl", ".parquet", ".json"):
-        raise ValueError(f"{path}: give problems as .epd, .csv, .jsonl or .parquet, or BIG-bench's task.json")
+    if _kind(path) not in (".epd", ".csv", ".jsonl", ".parquet"):
+        raise ValueError(f"{path}: give problems as .epd, .csv, .jsonl or .parquet")
     try:
         entries = _entries(path)
         problems = []
@@ -89,9 +85,6 @@ def _entries(path: Path) -> Iterator[tuple[str, Callable[[], Problem]]]:
         for number, line in enumerate(_text(path), start=1):
             if line.strip() and not line.startswith("#"):
                 yield f"line {number}", partial(_of_epd, line.strip(), f"line {number}")
-    elif kind == ".json":
-        for number, example in enumerate(_examples(path)):
-            yield f"example {number}", partial(_of_game, example, f"example {number}")
     else:
         for number, row in enumerate(_rows(path), start=1):
             yield f"row {number}", partial(_of_row, {k.lower(): v for k, v in row.items()}, f"row {number}")
@@ -151,18 +144,6 @@ def _of_puzzle(board: chess.Board, row: Mapping[str, Any], name: str) -> Problem
         board.push(move)
     name, band = str(row.get("puzzleid") or name), _band(row.get("rating"))
     return Problem(name, band, tuple(boards), tuple(worths), _game(row))
-
-
-def _of_game(example: Any, name: str) -> Problem:
-    board = chess.Board()
-    for san in _MOVE_NUMBER.sub(" ", str(example["input"])).split():
-        try:
-            board.push_san(san)
-        except ValueError as error:
-            raise ValueError(f"field 'input': {error}") from error
-    if not (mates := mating_moves(board)):
-        raise ValueError(f"no mate in one exists in {board.fen()}")
-    return Problem(name, "", (board.copy(stack=False),), (_best(board, [move.uci() for move in mates]),))
 
 
 def _game(fields: Mapping[str, Any]) -> str:
@@ -233,10 +214,3 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
         return
     with _text(path) as lines:
         yield from csv.DictReader(lines) if kind == ".csv" else (json.loads(line) for line in lines if line.strip())
-
-
-def _examples(path: Path) -> list[Any]:
-    try:
-        return list(json.loads(_text(path).read())["examples"])
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{path} is no BIG-bench task: expected 'examples', each with an 'input'") from error

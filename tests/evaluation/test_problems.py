@@ -39,20 +39,19 @@ def values(problems: Sequence[Problem], script: Callable[[str], str], group: str
 
 
 @pytest.fixture
-def big_bench(tmp_path: Path) -> Path:
+def two_mates(tmp_path: Path) -> Path:
     """Fool's mate for Black, scholar's mate for White."""
-    games = ["1. f3 e5 2. g4 ", "\n1. e4 e5 2. Bc4 Nc6 3. Qh5 Nf6 4. "]
-    examples = [{"input": game, "target": target} for game, target in zip(games, ["Qh4#", "Qxf7#"], strict=True)]
-    path = tmp_path / "task.json"
-    path.write_text(json.dumps({"name": "checkmate_in_one", "examples": examples}))
+    scholars = "r1bqkb1r/pppp1ppp/2n2n2/4p2Q/2B1P3/8/PPPP1PPP/RNB1K1NR w KQkq -"
+    path = tmp_path / "mates.epd"
+    path.write_text(f"{FOOLS_MATE} bm Qh4#;\n{scholars} bm Qxf7#;\n")
     return path
 
 
 # Mate in one ---------------------------------------------------------------------------------------------------------
 
 
-def test_mates_are_counted_by_the_board(big_bench: Path) -> None:
-    problems = read_problems(big_bench)
+def test_mates_are_counted_by_the_board(two_mates: Path) -> None:
+    problems = read_problems(two_mates)
     assert [problem.boards[0].fen() for problem in problems][:1] == [FOOLS_MATE]
     assert [problem.group for problem in problems] == ["black", "white"]
 
@@ -217,8 +216,8 @@ def test_tables_of_every_kind(tmp_path: Path, kind: str) -> None:
     assert read_problems(columns)[0].worths == ({"e2e4": 1, "g1f3": 1},)
 
 
-def test_rows_of_prompts_are_no_problems(tmp_path: Path, big_bench: Path) -> None:
-    assert is_problem_file(big_bench)
+def test_rows_of_prompts_are_no_problems(tmp_path: Path, two_mates: Path) -> None:
+    assert is_problem_file(two_mates)
     for name, text in (("a.jsonl", '{"prompt": "P: x", "fen": "y"}\n'), ("b.json", "[]"), ("c.csv", "a,b\n1,2\n")):
         (tmp_path / name).write_text(text)
         assert not is_problem_file(tmp_path / name)
@@ -233,12 +232,6 @@ HEAD = "PuzzleId,FEN,Moves\n"
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("task.json", "{", "cannot be read"),
-        ("task.json", '{"examples": [{"target": "x"}]}', "example 0: field 'input'"),
-        ("task.json", "[]", "no BIG-bench task"),
-        ("task.json", '{"examples": []}', "holds no problems"),
-        ("task.json", '{"examples": [{"input": "1. e4 e4"}]}', "example 0.*input"),
-        ("task.json", '{"examples": [{"input": "1. e4"}]}', "example 0: no mate in one"),
         ("p.csv", "a,b\n1,2\n", "row 1: field 'fen' is missing"),
         ("p.csv", HEAD + "x,nonsense,a2a3 a3a4\n", "row 1"),
         ("p.csv", HEAD + f"x,{chess.STARTING_FEN},e2e4\n", "row 1: field 'Moves'"),
@@ -306,16 +299,16 @@ def test_the_shipped_tactics_name_their_games() -> None:
 
 
 @pytest.fixture
-def kinds(tmp_path: Path, big_bench: Path, puzzles: list[Problem]) -> dict[str, list[Problem]]:
+def kinds(tmp_path: Path, two_mates: Path, puzzles: list[Problem]) -> dict[str, list[Problem]]:
     (tmp_path / "sts.epd").write_text(STS)
     (tmp_path / "am.epd").write_text(f"{START} am f3;\n")
     files = {name: read_problems(tmp_path / name) for name in ("sts.epd", "am.epd")}
     mates_in_one = read_problems(MATES_FILE, max_rows=20)
-    kinds = {**files, "big_bench": read_problems(big_bench), "puzzles": puzzles, "mates": mates_in_one}
+    kinds = {**files, "two_mates": read_problems(two_mates), "puzzles": puzzles, "mates": mates_in_one}
     return kinds | {split: read_problems(path) for split, path in TACTICS_FILES.items()}
 
 
-@pytest.mark.parametrize("kind", ["sts.epd", "am.epd", "big_bench", "puzzles", "mates", *TACTICS_FILES])
+@pytest.mark.parametrize("kind", ["sts.epd", "am.epd", "two_mates", "puzzles", "mates", *TACTICS_FILES])
 def test_the_truth_scores_all_and_a_copy_nothing(kinds: dict[str, list[Problem]], kind: str) -> None:
     pairs = [(b, w) for p in kinds[kind] for b, w in zip(p.boards, p.worths, strict=True)]
     right = {board.fen(): max(worths, key=worths.__getitem__) for board, worths in pairs}
