@@ -79,14 +79,18 @@ def load_shipped(split: str, directory: Path = SHIPPED_DIRECTORY) -> Dataset:
     return Dataset.from_list([expand(each) for each in with_bar(records, f"read {split}", len(records), "row")])
 
 
+def positions_of_record(record: Mapping[str, Any]) -> list[str]:
+    """The positions of a compact record, by `position_key`: its own and, for `A:`, the one that its move leads to."""
+    fens = [record["fen"]]
+    if record["task"] == "environment":
+        fens.append(environment.transition(record["fen"], record["move"]).fen)
+    return [position_key(fen) for fen in fens]
+
+
 def shipped_positions(split: str, directory: Path = SHIPPED_DIRECTORY) -> set[str]:
     """All positions that a shipped split shows, in prompts and in answers, by `position_key`."""
-    keys = set()
-    for record in pq.read_table(directory / f"{split}.parquet", columns=["task", "fen", "move"]).to_pylist():
-        keys.add(position_key(record["fen"]))
-        if record["task"] == "environment":
-            keys.add(position_key(environment.transition(record["fen"], record["move"]).fen))
-    return keys
+    records = pq.read_table(directory / f"{split}.parquet", columns=["task", "fen", "move"]).to_pylist()
+    return {position for record in records for position in positions_of_record(record)}
 
 
 def positions_to_solve(file: Path) -> set[str]:

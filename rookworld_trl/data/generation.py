@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import chess
-import chess.pgn
 import pyarrow as pa
 import pyarrow.parquet as pq
 

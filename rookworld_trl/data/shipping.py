@@ -15,7 +15,7 @@ import chess
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rookworld_trl.data.dataset import COMPACT_SCHEMA
+from rookworld_trl.data.dataset import COMPACT_SCHEMA, positions_of_record
 from rookworld_trl.data.generation import write_parquet
 from rookworld_trl.data.splits import (
     HELD_OUT_ANSWERS,
@@ -31,7 +31,7 @@ from rookworld_trl.data.strata import phase
 from rookworld_trl.data.transitions import EnvironmentRows
 from rookworld_trl.engine import Engine
 from rookworld_trl.play.openings import read_lines
-from rookworld_trl.tasks import environment, position_key
+from rookworld_trl.tasks import position_key
 from rookworld_trl.tasks.policy import win_chance
 
 # Rows of each phase, half of them with White to move, and of human openings.
@@ -202,16 +202,8 @@ def choose_rows(sources: Sources, seed: int) -> dict[SplitName, list[dict[str, A
         builder = EnvironmentRows(split, rng, taken | used, trained if split != "train" else frozenset())
         rows[split] = policy_rows + builder.choose(left, first)
         for row in rows[split]:
-            taken.update(shown(row))
+            taken.update(positions_of_record(row))
     return rows
-
-
-def shown(row: dict[str, Any]) -> list[str]:
-    """The positions of a row, by `position_key`: its own and the one that its answer leads to."""
-    fens = [row["fen"]]
-    if row["task"] == "environment":
-        fens.append(environment.transition(row["fen"], row["move"]).fen)
-    return [position_key(fen) for fen in fens]
 
 
 def write_held_out(folder: Path, shown: Mapping[SplitName, Iterable[str]]) -> None:
@@ -275,7 +267,9 @@ def build_shipped(
     """
     rows = choose_rows(sources, seed)
     output.mkdir(parents=True, exist_ok=True)
-    write_held_out(output, {split: chain.from_iterable(map(shown, rows[split])) for split in ("dev", "test")})
+    write_held_out(
+        output, {split: chain.from_iterable(map(positions_of_record, rows[split])) for split in ("dev", "test")}
+    )
     for split in ("test", "dev", "train"):
         policy_rows = [row for row in rows[split] if row["task"] == "policy"]
         yield from value_rows(policy_rows, nodes[split], output / "values.jsonl", workers, engine_path)
