@@ -107,8 +107,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     playing.add_argument("--move_by", choices=("best", "evals"), help="B: or the highest eval; default: best.")
     about = "Sample an illegal move again so often; default: 0, in llm_chess 2, as its rules say."
     playing.add_argument("--retries", type=int, help=about)
-    about = "uci_elo adds Stockfish at UCI_Elo 1350, whose games differ from run to run; simple is without Stockfish. "
-    about += "Default: reproducible, or simple where there is no Stockfish."
+    about = "simple is without Stockfish. Default: reproducible, or simple where there is no Stockfish."
     playing.add_argument("--anchors", choices=ANCHOR_KINDS, help=about)
     playing.add_argument("--pgn", type=Path, help="File that the games are written to, illegal moves replaced.")
     reading = parser.add_argument_group("How the rows of --dataset are read, as in recipes/grpo.py")

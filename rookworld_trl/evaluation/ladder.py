@@ -35,9 +35,8 @@ from rookworld_trl.play import (
 from rookworld_trl.terminal import progress_bar
 
 RULES = ("strict", "lenient")
-UCI_ELO = 1350  # the weakest that Stockfish 15.1 can be set to
 NODES = (1, 10, 100)
-AnchorKind = Literal["reproducible", "uci_elo", "simple"]
+AnchorKind = Literal["reproducible", "simple"]
 ANCHOR_KINDS: tuple[AnchorKind, ...] = get_args(AnchorKind)
 _LABEL, _CELL = 26, 36  # columns of a table: names, and what stands under each of the rules
 
@@ -154,25 +153,17 @@ def standard_anchors(seed: int = 0, kind: AnchorKind = "reproducible") -> Iterat
     each other. The random mover's rating is 0.
 
     Args:
-        kind: `uci_elo` adds Stockfish at `UCI_Elo` 1350 and gives that one 1350. At limited strength Stockfish plays
-            one of its best four moves at depth 1, drawn from the clock: its games differ from run to run. `simple` is
-            without Stockfish: the random mover and the greedy capturer alone.
+        kind: `simple` is without Stockfish: the random mover and the greedy capturer alone.
 
     Raises:
         FileNotFoundError: there is no Stockfish.
-        EngineStartError: it does not start, or takes no `UCI_Elo`.
+        EngineStartError: it does not start.
     """
     if kind == "simple":
         yield Anchors(lambda: [RandomPlayer(seed), GreedyCapturePlayer(seed)], RandomPlayer.name, 0)
         return
     with ExitStack() as stack:
         engines = {n: stack.enter_context(Engine(nodes=n, hash_mb=1)) for n in NODES}
-        limited: list[Player] = []
-        scale, elo = RandomPlayer.name, 0
-        if kind == "uci_elo":
-            options = {"UCI_LimitStrength": True, "UCI_Elo": UCI_ELO}
-            scale, elo = f"Stockfish, UCI_Elo {UCI_ELO}", UCI_ELO
-            limited = [EnginePlayer(stack.enter_context(Engine(depth=1, hash_mb=1, options=options)), scale)]
 
         def make() -> list[Player]:
             return [
@@ -180,11 +171,10 @@ def standard_anchors(seed: int = 0, kind: AnchorKind = "reproducible") -> Iterat
                 GreedyCapturePlayer(seed),
                 EnginePlayer(engines[1], "Stockfish, 1/2 random", 1 / 2, seed),
                 EnginePlayer(engines[1], "Stockfish, 1/4 random", 1 / 4, seed),
-                *limited,
                 *(EnginePlayer(engine, f"Stockfish, {n} node{'s'[: n > 1]}") for n, engine in engines.items()),
             ]
 
-        yield Anchors(make, scale, elo, engines[1].name)
+        yield Anchors(make, RandomPlayer.name, 0, engines[1].name)
 
 
 def choose_anchors(kind: AnchorKind | None = None) -> AnchorKind:

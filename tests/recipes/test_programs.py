@@ -60,7 +60,7 @@ BAD: dict[str, tuple[Callable[[list[str]], None], str, str]] = {
     "revisions": (evaluate.main, "--model a b c --revision x y", "--model_revision: give one"),
     "no temperature": (evaluate.main, "--temperature 0", "--temperature must be above 0; got 0"),
     "no engine for the ladder": (
-        evaluate.main, "--suite ladder --anchors uci_elo", "engine '/no/engine' was not found",
+        evaluate.main, "--suite ladder --anchors reproducible", "engine '/no/engine' was not found",
     ),
     "a ladder from a file": (evaluate.main, "--suite ladder --dataset x.pgn", "--dataset x.pgn holds no problems"),
     "odd games of the ladder": (evaluate.main, "--suite ladder --games 3", "--games must be even and 2 or more"),
