@@ -95,10 +95,11 @@ class DurableGRPOTrainer(DurableTrainer, GRPOTrainer):
             self.evaluator = evaluator
             return
         args: Any = self.args
-        logger.warning(
-            "`eval_strategy` and `load_best_model_at_end` are off in this run: its weights are in shards, and no "
-            "process has all of them to measure on the way"
-        )
+        if self.accelerator.is_main_process:
+            logger.warning(
+                "`eval_strategy` and `load_best_model_at_end` are off in this run: its weights are in shards, and no "
+                "process has all of them to measure on the way"
+            )
         args.eval_strategy, args.load_best_model_at_end = IntervalStrategy.NO, False
         args.metric_for_best_model = None
 

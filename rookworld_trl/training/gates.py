@@ -25,6 +25,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 
 from rookworld_trl.modeling.hooks import without_adapters
 from rookworld_trl.training.recording import Sampled
@@ -270,8 +271,12 @@ def weights_gate(model: nn.Module, learning_rate: float) -> GateResult:
     """Share of the trainable weights that do not change if a number as large as the learning rate is added.
 
     Adam's update is about as large as the learning rate, whatever the gradient. Up to 65,536 weights of each tensor
-    are tried.
+    are tried. What FSDP2 has gathered for a pass is a copy in the precision of the pass; it goes first, so that the
+    shards are looked at, which the optimizer changes.
     """
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
     lost = total = 0.0
     for parameter in model.parameters():
         if not parameter.requires_grad or not parameter.is_floating_point() or not learning_rate:

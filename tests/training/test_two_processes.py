@@ -9,10 +9,14 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from transformers import AutoTokenizer, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from rookworld_trl.training import RookWorldGRPOConfig, RookWorldGRPOTrainer
+from rookworld_trl.training.gates import weights_gate
 from rookworld_trl.training.sampler import Samples
+from tests.support.builders import random_gpt2
 from tests.support.processes import called
 from tests.training.conftest import PROMPTS, share_of_letters
 
@@ -120,3 +124,23 @@ def test_two_processes_equal_one(
     apart = max((one["weights"][name] - two["weights"][name]).abs().max().item() for name in start)
     assert moved > 1e-3
     assert apart < 1e-5
+
+
+def gates_of_shards(store: str) -> None:
+    """A pass leaves the outermost weights gathered, in bf16; the shards beneath are float32 and keep small updates."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=0, world_size=1)
+    model = random_gpt2(seed=1, initializer_range=0.3).eval()
+    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16)
+    sharded: Any = fully_shard(model, mesh=init_device_mesh("cpu", (1,)), mp_policy=policy, reshard_after_forward=False)
+    with torch.no_grad():
+        logits = sharded(torch.tensor([[3, 4, 5]])).logits
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}, "the case that is meant"
+    assert weights_gate(model, 1e-5).measured < 0.01
+    with torch.no_grad():
+        assert torch.equal(sharded(torch.tensor([[3, 4, 5]])).logits, logits)
+    os._exit(0)  # the mesh keeps its group, which `leave` would complain of
+
+
+@pytest.mark.slow
+def test_the_weights_of_shards_are_those_that_the_optimizer_changes(tmp_path: Path) -> None:
+    called(gates_of_shards, tmp_path / "store", processes=1)
