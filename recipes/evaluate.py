@@ -5,7 +5,7 @@
     python recipes/evaluate.py --model nano runs/demo/checkpoint --suite held_out tactics mate_in_one ladder
     python recipes/evaluate.py --dataset STS1-STS15_LAN_v8.epd lichess_db_puzzle.csv.zst --max_rows 20000 --limit 1000
     python recipes/evaluate.py --dataset games.pgn --best_move engine --limit 500
-    python recipes/evaluate.py --suite selfplay closed_loop ladder llm_chess --pgn games.pgn
+    python recipes/evaluate.py --suite selfplay closed_loop ladder --pgn games.pgn
 
 Prints tables with 95 % intervals, over games where rows come from games, else over rows, if these are ten or more, and
 trivial players beside them. --output keeps every item's or game's result as JSON, and the models side by side as
@@ -43,7 +43,6 @@ from rookworld_trl.evaluation.ladder import (
     Ladder,
     choose_anchors,
     run_ladder,
-    run_llm_chess,
     standard_anchors,
 )
 from rookworld_trl.evaluation.problem_files import is_problem_file, read_problems
@@ -58,8 +57,7 @@ from rookworld_trl.reports.summary import command, versions
 from rookworld_trl.tasks import PREFIXES, check_tasks, position_key
 from rookworld_trl.terminal import add_options, shown
 
-SUITES = ("held_out", "tactics", "mate_in_one", "selfplay", "closed_loop", "ladder", "llm_chess")
-GAMES = ("ladder", "llm_chess")  # played by a `ModelPlayer`
+SUITES = ("held_out", "tactics", "mate_in_one", "selfplay", "closed_loop", "ladder")
 TASK_SAMPLING = {"temperature": (int, float), "max_completion_length": (int,)}
 READING = [option for option in fields(DataOptions) if option.name not in ("leading_eos", "max_rows")]
 
@@ -84,7 +82,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--max_rows", type=int, help="Read only so many rows of each --dataset; default: all.")
     about = "Measure only so many rows of each task and problems of each file, drawn at random, the same in every run."
     add("--limit", type=int, help=about)
-    about = "Games of selfplay, closed_loop and llm_chess, and of each of the ladder's pairings; default: 100."
+    about = "Games of selfplay and closed_loop, and of each of the ladder's pairings; default: 100."
     add("--games", type=int, default=100, help=about)
     add("--mode", choices=(*MODES, "both"), default="both", help="Decoding; default: both, but greedy against players.")
     add("--temperature", type=float, default=1.0, help="Temperature of the sampled mode.")
@@ -103,9 +101,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add(
         "--output", type=Path, help="File that everything is written to, as JSON; the overview stands beside it as .md."
     )
-    playing = parser.add_argument_group("How models play, in the suites ladder and llm_chess")
+    playing = parser.add_argument_group("How models play, in the suite ladder")
     playing.add_argument("--move_by", choices=("best", "evals"), help="B: or the highest eval; default: best.")
-    about = "Sample an illegal move again so often; default: 0, in llm_chess 2, as its rules say."
+    about = "Sample an illegal move again so often; default: 0."
     playing.add_argument("--retries", type=int, help=about)
     about = "simple is without Stockfish. Default: reproducible, or simple where there is no Stockfish."
     playing.add_argument("--anchors", choices=ANCHOR_KINDS, help=about)
@@ -154,8 +152,8 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace, rows: Seque
     if len(args.model_revision) not in (0, 1, len(args.model)):
         parser.error(f"--model_revision: give one, or one for each of the {len(args.model)} models")
     for name in ("move_by", "retries", "pgn"):
-        if getattr(args, name) is not None and not set(GAMES) & set(args.suite):
-            parser.error(f"--{name} says how games are played; leave it out without the suites {' and '.join(GAMES)}")
+        if getattr(args, name) is not None and "ladder" not in args.suite:
+            parser.error(f"--{name} says how games are played; leave it out without the suite ladder")
     if args.retries is not None and args.retries < 0:
         parser.error(f"--retries must be 0 or more; got {args.retries}")
     for name in ("output", "pgn"):
@@ -204,18 +202,14 @@ def problem_positions(problem: Problem) -> list[str]:
     return [position_key(board.fen()) for board in problem.boards]
 
 
-def play(args: argparse.Namespace, suite: str, model: Any, tokenizer: Any, **limits: Any) -> Ladder:
-    """Play the ladder or llm_chess's game."""
-    retries = args.retries if args.retries is not None else 2 * (suite == "llm_chess")
-    settings: dict[str, Any] = {"move_by": args.move_by or "best", "retries": retries}
+def play(args: argparse.Namespace, model: Any, tokenizer: Any, **limits: Any) -> Ladder:
+    """Play the ladder."""
+    settings: dict[str, Any] = {"move_by": args.move_by or "best", "retries": args.retries or 0}
     settings |= {"temperature": temperatures(args, "sampled" if args.mode == "sampled" else "greedy")["policy"]}
     player = ModelPlayer(model, tokenizer, **settings, **limits)
-    if suite == "llm_chess":
-        result = run_llm_chess(player, games=args.games, seed=args.seed, progress=True)
-    else:
-        with standard_anchors(args.seed, args.anchors) as anchors:
-            fens = random_openings(args.games // 2, args.seed)
-            result = run_ladder(player, anchors, openings=fens, seed=args.seed, progress=True)
+    with standard_anchors(args.seed, args.anchors) as anchors:
+        fens = random_openings(args.games // 2, args.seed)
+        result = run_ladder(player, anchors, openings=fens, seed=args.seed, progress=True)
     result.settings.update(settings)
     return result
 
@@ -248,8 +242,8 @@ def measure(args: argparse.Namespace, model: Any, tokenizer: Any, results: Model
             result.settings.update(settings)
             results.suites.append((mode, result))
             print(suite_table(result), end="\n\n")
-    for name in (name for name in GAMES if name in args.suite):
-        played = play(args, name, model, tokenizer, name=results.name, **limits)
+    if "ladder" in args.suite:
+        played = play(args, model, tokenizer, name=results.name, **limits)
         results.suites.append(("sampled" if args.mode == "sampled" else "greedy", played))
         print(ladder_table(played), end="\n\n")
 

@@ -2,7 +2,7 @@
 
 from rookworld_trl.evaluation.accuracy import MODES, Evaluation, Item, evaluate, score
 from rookworld_trl.evaluation.comparison import Comparison, compare, compare_groups, compare_suites
-from rookworld_trl.evaluation.ladder import ladder_table, run_ladder, run_llm_chess, run_match, standard_anchors
+from rookworld_trl.evaluation.ladder import ladder_table, run_ladder, run_match, standard_anchors
 from rookworld_trl.evaluation.metrics import HEADLINES, METRICS
 from rookworld_trl.evaluation.problem_files import read_problems
 from rookworld_trl.evaluation.problems import Problem, run_problems
@@ -33,7 +33,6 @@ __all__ = [
     "ladder_table",
     "read_problems",
     "run_ladder",
-    "run_llm_chess",
     "run_match",
     "run_problems",
     "run_selfplay",

@@ -31,7 +31,7 @@ def elo_changes(before: Mapping[str, Any], after: Ladder, mode: str) -> list[Com
     Raises:
         ValueError: the two are on different scales, or the earlier one is malformed or of an older version.
     """
-    scale = {after.anchor: after.anchor_elo} if after.anchor else {}
+    scale = {after.anchor: after.anchor_elo}
     if before.get("scale") != scale:
         raise ValueError(f"the baseline's ratings are on another scale ({before.get('scale')}, here {scale})")
     return [_change(_earlier(before, after), after, rules, mode) for rules in RULES if scale]

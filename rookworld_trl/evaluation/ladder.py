@@ -13,8 +13,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
-import chess
-
 from rookworld_trl.engine import Engine, find_engine
 from rookworld_trl.evaluation.elo import Rating, rate
 from rookworld_trl.evaluation.intervals import MIN_CLUSTERS, wilson
@@ -47,10 +45,8 @@ class Ladder:
 
     Attributes:
         model: the name of the player whose matches are shown.
-        anchor: the player whose rating is `anchor_elo`; empty where nothing is rated.
+        anchor: the player whose rating is `anchor_elo`.
         origins: the model's moves by `Choice.origin`; empty where `model` is no model.
-        retries_are_rules: by the game's own rules an illegal move may be sampled again, and loses only if that is in
-            vain.
     """
 
     name: str
@@ -60,20 +56,14 @@ class Ladder:
     anchor_elo: float
     games: list[GameRecord]
     origins: dict[str, int]
-    retries_are_rules: bool = False
 
     def records(self, rules: str) -> list[GameRecord]:
         """The games as they end by these rules, void ones left out."""
-        games = [self._strict(game) if rules == "strict" else game for game in self.games]
+        games = [game.strict if rules == "strict" else game for game in self.games]
         return [game for game in games if game.white_score is not None]
 
-    def _strict(self, game: GameRecord) -> GameRecord:
-        return game.lost_at(game.first_fallback) if self.retries_are_rules else game.strict
-
     def ratings(self, rules: str) -> dict[str, Rating]:
-        """Every player's rating, the strongest first; none without an anchor."""
-        if not self.anchor:
-            return {}
+        """Every player's rating, the strongest first."""
         results = [(game.white, game.black, game.white_score or 0.0) for game in self.records(rules)]
         return dict(sorted(rate(results, self.anchor, self.anchor_elo).items(), key=lambda pair: -pair[1].elo))
 
@@ -106,7 +96,7 @@ class Ladder:
             met[opponent] += 1
             played = game.white_score is not None
             scores = {"played": float(played)}
-            for rules, record in (("strict", self._strict(game)), ("lenient", game)):
+            for rules, record in (("strict", game.strict), ("lenient", game)):
                 score = record.white_score or 0.0
                 scores[rules] = played * (score if white else 1 - score)
             name = f"{opponent}, game {met[opponent]}"
@@ -120,7 +110,7 @@ class Ladder:
         return {
             **self.points().to_dict(),
             "model": self.model,
-            "scale": {self.anchor: self.anchor_elo} if self.anchor else {},
+            "scale": {self.anchor: self.anchor_elo},
             "ratings": rated,
             "matches": {rules: self.matches(rules) for rules in RULES},
             "moves": self.origins,
@@ -240,23 +230,6 @@ def run_match(
     return _played("match", settings, players[0], (names[1], 0), games, max_plies, progress)
 
 
-def run_llm_chess(model: ModelPlayer, *, games: int, seed: int = 0, progress: bool = False) -> Ladder:
-    """The game of llm_chess (Saplin 2024): Black against a random White, 200 plies at most.
-
-    Give the model two retries: by strict rules three illegal moves in a row lose. Unlike there, a draw by threefold
-    repetition or the 50-move rule is claimed.
-
-    Raises:
-        ValueError: no games.
-    """
-    if games < 1:
-        raise ValueError(f"games must be above 0; got {games}")
-    white = RandomPlayer(seed)
-    settings = {"games": games, "max_plies": 200, "seed": seed}
-    from_start: list[Game] = [(white, model, chess.STARTING_FEN)] * games
-    return _played("llm_chess", settings, model, ("", 0), from_start, 200, progress, retries_are_rules=True)
-
-
 def _played(
     name: str,
     settings: dict[str, Any],
@@ -265,14 +238,13 @@ def _played(
     games: list[Game],
     plies: int,
     progress: bool,
-    retries_are_rules: bool = False,
 ) -> Ladder:
     if not games:
         raise ValueError("openings must be above 0: there are no games to play")
     with progress_bar(name if progress else "", len(games), "game") as bar:
         records = play_games(games, plies, bar.update)
     origins: Counter[str] = getattr(player, "origins", None) or Counter()
-    return Ladder(name, settings, player.name, *anchor, records, dict(origins.most_common()), retries_are_rules)
+    return Ladder(name, settings, player.name, *anchor, records, dict(origins.most_common()))
 
 
 def ladder_table(ladder: Ladder) -> str:
@@ -281,11 +253,10 @@ def ladder_table(ladder: Ladder) -> str:
     void = len(ladder.games) - len(ladder.records("lenient"))
     lines = [f"{ladder.name}, {len(ladder.games)} games{f', {void} void' if void else ''}", f"  {settings}", ""]
     lines += [f"{'':{_LABEL}}" + "".join(f"{f'{rules} rules':>{_CELL}}" for rules in RULES)]
-    if ladder.anchor:
-        strict, lenient = (ladder.ratings(rules) for rules in RULES)
-        lines += [f"{'  player':{_LABEL}}" + f"{'Elo':>10}{'95 % interval':>18}{'points':>8}" * 2]
-        lines += [f"{f'  {name[:23]}':{_LABEL}}{_rated(strict[name])}{_rated(lenient[name])}" for name in strict]
-        lines += [""]
+    strict, lenient = (ladder.ratings(rules) for rules in RULES)
+    lines += [f"{'  player':{_LABEL}}" + f"{'Elo':>10}{'95 % interval':>18}{'points':>8}" * 2]
+    lines += [f"{f'  {name[:23]}':{_LABEL}}{_rated(strict[name])}{_rated(lenient[name])}" for name in strict]
+    lines += [""]
     matches = {rules: ladder.matches(rules) for rules in RULES}
     lines += [f"{f'  {ladder.model[:15]} against':{_LABEL}}" + f"{'won/drawn/lost':>15}{'points':>7}{'95 %':>14}" * 2]
     for opponent in matches["strict"]:
@@ -296,13 +267,12 @@ def ladder_table(ladder: Ladder) -> str:
         ends = sum((Counter(match["ends"]) for match in matches[rules].values()), Counter[str]())
         lines += _shares(f"{rules} games", ends)
     lines += _shares("moves", ladder.origins)
-    if ladder.anchor:
-        lines += [
-            "",
-            f"{ladder.anchor} = {ladder.anchor_elo:.0f}; other scales cannot be compared. Elo by joint maximum",
-            "likelihood over all games (Bradley-Terry; each player brings half a virtual draw), with its 95 %",
-            "interval; < or >: no point won or lost.",
-        ]
+    lines += [
+        "",
+        f"{ladder.anchor} = {ladder.anchor_elo:.0f}; other scales cannot be compared. Elo by joint maximum",
+        "likelihood over all games (Bradley-Terry; each player brings half a virtual draw), with its 95 %",
+        "interval; < or >: no point won or lost.",
+    ]
     return "\n".join([*lines, *few(lines)])
 
 

@@ -113,7 +113,7 @@ class ModelResults:
 def _of_ladder(ladder: Ladder, mode: str) -> list[Headline]:
     points = ladder.points().estimates()
     found = [Headline(ladder.name, f"points, {rules} rules", mode, "percent", points[rules]) for rules in RULES]
-    for rules in RULES if ladder.anchor else ():
+    for rules in RULES:
         rating = ladder.ratings(rules)[ladder.model]
         value = Estimate(
             value=rating.elo,

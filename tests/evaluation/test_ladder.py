@@ -1,4 +1,4 @@
-"""The ladder and llm_chess's game with players whose every result is known; the recipe that runs them."""
+"""The ladder with players whose every result is known; the recipe that runs them."""
 
 import io
 import json
@@ -20,7 +20,6 @@ from rookworld_trl.evaluation.ladder import (
     Ladder,
     ladder_table,
     run_ladder,
-    run_llm_chess,
     run_match,
     standard_anchors,
 )
@@ -135,21 +134,6 @@ def test_void_games_count_nowhere() -> None:
         ladder_of(0)
 
 
-def test_the_game_of_llm_chess() -> None:
-    ladder = run_llm_chess(Faulty(), games=4)  # type: ignore[arg-type]
-    assert {(game.white, game.black, game.fen) for game in ladder.games} == {("random", "faulty", chess.STARTING_FEN)}
-    assert len({game.moves for game in ladder.games}) == 4
-    assert max(len(game.moves) for game in ladder.games) <= 200
-    match = ladder.matches("strict")["random"]
-    assert (match["lost"], match["score"], match["ends"]) == (4, 0.0, {"lost by illegal move": 4})
-    assert all(len(game.strict.moves) == 19 for game in ladder.games)  # nine full moves and White's tenth
-    assert ladder.ratings("strict") == {}
-    assert json.dumps(ladder.to_dict(), allow_nan=False)
-    assert "0/0/4" in ladder_table(ladder)
-    with pytest.raises(ValueError, match="games must be above 0"):
-        run_llm_chess(Faulty(), games=0)  # type: ignore[arg-type]
-
-
 @pytest.mark.slow
 @requires_stockfish
 def test_the_standard_anchors_stand_in_their_order() -> None:
@@ -210,8 +194,6 @@ def test_with_retries_the_first_illegal_move_still_loses_a_strict_game() -> None
     assert ladder.matches("strict") == without.matches("strict")
     assert ladder.matches("lenient") == without.matches("lenient")
     assert {game.first_fallback for game in ladder.games} == {None}
-    by_rule = run_llm_chess(Retrying(), games=4)  # type: ignore[arg-type]
-    assert "lost by illegal move" not in by_rule.matches("strict")["random"]["ends"], "its rules allow retries"
     older = json.loads(json.dumps(ladder.to_dict()))
     for game in older["games"]:
         del game["first_illegal"]
@@ -250,18 +232,6 @@ def test_the_recipe_writes_table_json_and_pgn(
         assert not game.errors
         read.append(" ".join(move.uci() for move in game.mainline_moves()))
     assert read == [game["moves"] for game in suite["games"]]
-
-
-@pytest.mark.slow
-def test_the_recipe_plays_llm_chess_without_an_engine(
-    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("STOCKFISH_PATH", "/no/engine")
-    arguments = ["--model", str(tiny_checkpoint), "--max_new_tokens", "2", "--suite", "llm_chess", "--games", "2"]
-    main([*arguments, "--move_by", "evals", "--output", str(tmp_path / "out.json")])
-    assert "llm_chess, 2 games" in capsys.readouterr().out
-    (suite,) = json.loads((tmp_path / "out.json").read_text())["models"][0]["suites"]
-    assert (suite["settings"]["retries"], suite["settings"]["move_by"], len(suite["games"])) == (2, "evals", 2)
 
 
 def test_without_stockfish_the_ladder_says_so(

@@ -65,10 +65,10 @@ BAD: dict[str, tuple[Callable[[list[str]], None], str, str]] = {
     "a ladder from a file": (evaluate.main, "--suite ladder --dataset x.pgn", "--dataset x.pgn holds no problems"),
     "odd games of the ladder": (evaluate.main, "--suite ladder --games 3", "--games must be even and 2 or more"),
     "a PGN of no games": (
-        evaluate.main, "--pgn games.pgn", "--pgn says how games are played; leave it out without the suites",
+        evaluate.main, "--pgn games.pgn", "--pgn says how games are played; leave it out without the suite ladder",
     ),
-    "a PGN that is a folder": (evaluate.main, "--suite llm_chess --pgn .", "--pgn . is a folder"),
-    "retries below 0": (evaluate.main, "--suite llm_chess --retries -1", "--retries must be 0 or more; got -1"),
+    "a PGN that is a folder": (evaluate.main, "--suite ladder --pgn .", "--pgn . is a folder"),
+    "retries below 0": (evaluate.main, "--suite ladder --retries -1", "--retries must be 0 or more; got -1"),
     "a task's temperature": (
         evaluate.main, "--task_sampling '{policy: {temperatur: 1}}'", "--task_sampling: 'temperatur'; write it like",
     ),
