@@ -5,10 +5,12 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from dataclasses import fields
 from pathlib import Path
 
 import pytest
+import yaml
 from accelerate.commands.launch import launch_command_parser
 
 from rookworld_trl.training import RookWorldGRPOConfig
@@ -49,7 +51,8 @@ def test_packages_are_installed_without_leftovers(instructions: list[tuple[str, 
     assert "rm -rf /var/lib/apt/lists/*" in install
     packages = install.split("--no-install-recommends")[1].split("&&")[0].split()
     assert packages == sorted(packages)
-    assert {"make", "python3", "python3-venv", "stockfish"} <= set(packages)
+    compilers = {"g++", "gcc", "python3-dev"}  # of torch.compile: for a CPU's kernels, for a GPU's launchers
+    assert {"make", "python3", "python3-venv", "stockfish"} | compilers <= set(packages)
 
 
 def test_every_step_is_a_target_of_the_makefile(instructions: list[tuple[str, str]]) -> None:
@@ -68,6 +71,33 @@ def test_what_is_copied_exists(instructions: list[tuple[str, str]]) -> None:
     ignored = (ROOT / ".dockerignore").read_text().split()
     assert {".venv", ".git", "runs", "data"} <= set(ignored)
     assert not any((ROOT / "rookworld_trl" / each).exists() for each in ("runs", "build"))
+
+
+def test_the_image_is_built_and_run_where_there_is_a_builder(tmp_path: Path) -> None:
+    """`make container`, which a job of continuous integration calls, with a stand-in for docker and without any."""
+    jobs = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())["jobs"]
+    assert "make container" in [step.get("run") for step in jobs["container"]["steps"]]
+    words = ["make", "-s", "-f", str(ROOT / "Makefile"), "container"]
+    for there in (False, True):
+        script = f'test {int(there)} = 1 || exit 1; echo "$@" >> {tmp_path}/called.txt'
+        (tmp_path / "docker").write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / "docker").chmod(0o755)
+        environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+        done = subprocess.run(words, env=environment, cwd=ROOT, capture_output=True, text=True, check=True)
+        assert ("no container builder here" in done.stdout) != there
+    calls = (tmp_path / "called.txt").read_text().splitlines()
+    assert [call.split()[0] for call in calls] == ["info", "build", "run", "run"]
+    config = calls[-1].split("--config ")[1].split()[0]
+    assert (ROOT / config).exists()
+
+
+def test_the_citation_is_of_this_version() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert {"cff-version", "message", "title", "authors"} <= set(citation)
+    assert [citation["title"], citation["version"], citation["license"]] == [
+        project["name"], project["version"], project["license"],
+    ]  # fmt: skip
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from transformers import GPT2LMHeadModel
 
+from rookworld_trl.modeling import token_tree
 from rookworld_trl.modeling.gpt2 import GPT2
 from rookworld_trl.modeling.row_tree import RowTree, pack, weighted_nats
 from rookworld_trl.modeling.token_tree import packed_attention
@@ -116,6 +117,25 @@ def test_half_precision_gives_the_same(tiny_model: GPT2LMHeadModel) -> None:
     assert found[0] == pytest.approx(expected[0], rel=1e-2)
     for name, gradient in expected[1].items():
         assert (found[1][name] - gradient).norm() <= 0.03 * gradient.norm(), name
+
+
+def test_fused_and_plain_attention_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Results and gradients of three trees of different sizes, padding included."""
+    torch.manual_seed(0)
+    sizes, heads = (7, 5, 4), 2
+    seen = torch.eye(7, dtype=torch.bool).repeat(3, 1, 1)
+    for mask, size in zip(seen, sizes, strict=True):
+        mask[:size, :size] |= (torch.rand(size, size) < 0.5).tril()
+        mask[size:] = False
+    slots = torch.cat([torch.arange(size) + 7 * row for row, size in enumerate(sizes)])
+    inputs = [torch.randn(sum(sizes), heads, 8, requires_grad=True) for _ in range(3)]
+    weights, found = torch.randn(sum(sizes), heads, 8), []
+    for fused in (False, True):
+        monkeypatch.setattr(token_tree, "fused_pays", lambda _, fused=fused: fused)
+        mixed = packed_attention(seen, slots, heads)(0, *inputs, 0.5)
+        found.append([mixed, *torch.autograd.grad((mixed * weights).sum(), inputs)])
+    for plain, fast in zip(*found, strict=True):
+        torch.testing.assert_close(fast, plain, rtol=1e-5, atol=1e-6)
 
 
 def test_scores_as_large_as_half_precision_allows_hide_no_padding() -> None:
