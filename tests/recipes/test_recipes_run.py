@@ -17,6 +17,7 @@ from recipes import grpo
 from rookworld_trl.config import parse_recipe
 from rookworld_trl.data import prompts
 from rookworld_trl.data.dataset import COMPACT_SCHEMA, load_shipped
+from rookworld_trl.data.splits import positions_in
 from rookworld_trl.modeling.loading import load_model
 from rookworld_trl.training import RookWorldGRPOConfig, RookWorldGRPOTrainer
 from tests.recipes.conftest import positions
@@ -52,6 +53,7 @@ def run(
 
     def start(path: Path, **changes: Any) -> tuple[RookWorldGRPOTrainer, list[dict[str, Any]]]:
         monkeypatch.setattr(prompts, "load_shipped", lambda split, *own: load_shipped(split, *own) if own else held_out)
+        monkeypatch.setattr(prompts, "held_out_positions", lambda: positions_in(held_out))
         for name in grpo.REWARDS:
             monkeypatch.setitem(grpo.REWARDS, name, [by_length])
         words = [word for key, value in (small | changes).items() for word in (f"--{key}", str(value))]
