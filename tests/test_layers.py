@@ -6,7 +6,7 @@ from trl import GRPOTrainer
 
 from rookworld_trl.checkpointing.trainer import DurableGRPOTrainer
 from rookworld_trl.training import RookWorldGRPOTrainer
-from tests.support.house import FILES, ROOT, imports, name_of, part_of, parts
+from tests.support.house import FILES, ROOT, all_imports, imports, name_of, part_of, parts
 
 # Which parts of the package a part may import, beside itself. What stands in no folder is its own part.
 MAY_IMPORT = {
@@ -46,6 +46,11 @@ def test_no_part_may_import_what_it_does_not() -> None:
     """What a layer may see is what it needs: a line that was drawn wider is an invitation."""
     assert {part: others for part, others in parts().items() if others != MAY_IMPORT[part]} == {}
     assert parts().keys() == MAY_IMPORT.keys()
+
+
+def test_the_package_imports_nothing_that_stands_around_it() -> None:
+    around = {"recipes", "benchmarks", "tests"}
+    assert {name_of(file): found for file in FILES if (found := all_imports(file) & around)} == {}
 
 
 def test_nothing_imports_in_a_circle() -> None:

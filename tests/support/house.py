@@ -23,6 +23,14 @@ def name_of(file: Path) -> str:
 MODULES = {name_of(file): file for file in FILES}
 
 
+def all_imports(file: Path) -> set[str]:
+    """First names of all modules that a file imports, wherever in it."""
+    nodes = list(ast.walk(ast.parse(file.read_text(encoding="utf-8"))))
+    names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    names += [node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)]
+    return {name.split(".")[0] for name in names}
+
+
 @functools.cache
 def imports(file: Path) -> frozenset[str]:
     """The package's own modules that a file imports, wherever in it."""
