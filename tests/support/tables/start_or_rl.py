@@ -1,6 +1,6 @@
 """The tables of docs/start-or-rl.md: starts before and after RL, lines, aims, and what did not teach the rules."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from tests.support.tables.cells import interval, minus, number, only, read, table
@@ -91,23 +91,28 @@ def lines() -> str:
 
 
 def side_in_front() -> str:
-    """Of 800 steps from scratch: without and with a mark of the side to move in front of the squares."""
-    trials = read("nano3_trials")
-    base, front = trials["trials"]["base"], trials["trials"]["side_first"]
+    """Of 800 steps from scratch: as it was, with a mark of the side to move in front, and with mirrored positions."""
+    report = read("nano3_trials")
+    base, changed = report["trials"]["base"], ("side_first", "mirror")
 
-    def nats(trial: Mapping[str, Any]) -> str:
-        return f"{trial['nats']['policy']:.1f} / {trial['nats']['environment']:.2f}"
+    def of_each(label: str, value: Callable[[Mapping[str, Any]], str]) -> tuple[str, ...]:
+        return label, value(base), *(each for name in changed for each in (value(report["trials"][name]), ""))
 
-    less = [front["nats"][task] - base["nats"][task] for task in ("policy", "environment")]
-    rows = [("nats a right answer, `P:` / `A:`", nats(base), nats(front), f"{minus(f'{less[0]:.1f} / {less[1]:.2f}')}")]
+    rows = [
+        of_each("nats a right answer, `P:`", lambda trial: f"{trial['nats']['policy']:.1f}"),
+        of_each("nats a right answer, `A:`", lambda trial: f"{trial['nats']['environment']:.2f}"),
+        of_each("training loss, last 50 steps", lambda trial: f"{trial['loss']['800']:.3f}"),
+    ]
     for label, metric in (("exactness", "exact"), ("legality", "best_legal"), ("skill", "skill")):
-        for group, name in (("all", ""), ("color=white", ", White to move"), ("color=black", ", Black to move")):
-            row = only(trials["less_base"]["side_first"], group=group, metric=metric)
-            changed = cell({**row, "mean": row["difference"]}, "+.3f", True)
-            rows.append((label + name, number(row["before"]), number(row["after"]), changed))
-    spent = [f"{trial['cpu_minutes']:.1f}" for trial in (base, front)]
-    rows.append(("CPU minutes, on a machine with other work", *spent, ""))
-    return table(("", "without", "mark in front", "difference, paired"), "lrrl", rows)
+        for group, of in (("all", ""), ("color=white", ", White to move"), ("color=black", ", Black to move")):
+            pairs = [only(report["less_base"][name], group=group, metric=metric) for name in changed]
+            cells = [number(pairs[0]["before"])]
+            for row in pairs:
+                cells += [number(row["after"]), cell({**row, "mean": row["difference"]}, "+.3f", True)]
+            rows.append((label + of, *cells))
+    rows.append(of_each("CPU minutes, on a machine with other work", lambda trial: f"{trial['cpu_minutes']:.1f}"))
+    heads = ("", "as it was", "mark in front", "less as it was, paired", "mirrored", "less as it was, paired")
+    return table(heads, "lrrlrl", rows)
 
 
 TABLES = {"starts": starts, "lines": lines, "aims": aims, "ways": ways, "side_in_front": side_in_front}
