@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from tests.support.tables.cells import interval, minus, number, only, read, table
+from tests.support.tables.cells import interval, number, only, read, table
 
 HEADLINES = {  # their names, and whose loss each is compared with
     "best_legal": ("legality", "policy", "`P:` rows"),
