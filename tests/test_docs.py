@@ -146,7 +146,8 @@ def recipe(script: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -> No
 def accelerate(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     assert words[0] == "launch"
     known = launch_command_parser().parse_args(words[1:])
-    load_config_from_file(known.config_file)
+    if known.config_file:
+        load_config_from_file(known.config_file)
     recipe(known.training_script, known.training_script_args, monkeypatch)
 
 

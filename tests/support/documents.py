@@ -12,6 +12,7 @@ names them and no earlier table of the class does; `@changed` names those of a c
 import os
 import re
 import shlex
+import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import redirect_stdout, suppress
@@ -79,6 +80,51 @@ def commands(code: str) -> list[list[str]]:
             found += [words[:end]] if words[:end] else []
             words = words[end + 1 :]
     return found
+
+
+def inline_commands(text: str) -> list[str]:
+    """Commands in the running text of a page."""
+    programs = "accelerate launch|make|pip|python|rookworld-uci|rookworld-doctor"
+    return re.findall(rf"`((?:{programs}) [^`…]+)`", prose(text))
+
+
+def head(text: str) -> str:
+    """The commands in the comments of a YAML file: what is set in by three columns, or follows a colon."""
+    lines = [line[1:] for line in text.splitlines() if line.startswith("#")]
+    shown = [line.strip() for line in lines if line.startswith("   ")]
+    return "\n".join(shown + [code for line in lines for code in re.findall(r": (python recipes/.*)", line)])
+
+
+def documented() -> dict[str, list[str]]:
+    """Every command that the README, the pages and the heads of recipes and of `accelerate_configs` show, with the
+    places where it stands. What a target of make starts of the programs is among them."""
+    found: dict[str, list[str]] = {}
+    texts: list[tuple[Path, list[str]]] = []
+    for page in [README, *sorted(ROOT.glob("docs/*.md"))]:
+        text = page.read_text(encoding="utf-8")
+        texts.append((page, [*blocks(text, "bash"), *inline_commands(text)]))
+    for file in [*sorted(ROOT.glob("accelerate_configs/*.yaml")), *sorted(ROOT.glob("recipes/**/*.yaml"))]:
+        texts.append((file, [head(file.read_text(encoding="utf-8"))]))
+    for place, codes in texts:
+        for words in (words for code in codes for words in commands(code)):
+            if ":" in words[0]:
+                continue  # a fragment of YAML
+            for each in [words, *started_by_make(words)]:
+                found.setdefault(shlex.join(without_quiet(each)), []).append(str(place.relative_to(ROOT)))
+    return found
+
+
+def without_quiet(words: list[str]) -> list[str]:
+    return [word for word in words if word != "--quiet"]
+
+
+def started_by_make(words: list[str]) -> list[list[str]]:
+    """The package's programs that a target starts, as `make -n` shows them."""
+    if words[0] != "make" or words[1:] in ([], ["help"]):
+        return []
+    done = subprocess.run(["make", "-n", *words[1:]], cwd=ROOT, capture_output=True, text=True, check=True)
+    lines = [each for each in commands(done.stdout) if any(word.startswith("recipes/") for word in each)]
+    return [[Path(each[0]).name, *each[1:]] for each in lines]
 
 
 def own_fields(cls: type) -> list[Field[Any]]:
