@@ -4,6 +4,7 @@ import functools
 import gc
 import os
 import signal
+from collections.abc import Iterator
 from importlib import metadata
 
 # Before any library reads them.
@@ -51,6 +52,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if "gpu" in item.keywords:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(autouse=True)
+def float32_products() -> Iterator[None]:
+    """torch's switches of TF32 as they were, which a run in this process sets for good."""
+    generic, products = torch.backends.fp32_precision, torch.backends.cuda.matmul.fp32_precision
+    yield
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.fp32_precision, torch.backends.cuda.matmul.fp32_precision = generic, products
 
 
 @pytest.fixture(scope="session")

@@ -44,6 +44,7 @@ NOT_HERE = {
     "git clone": "needs the network",
     "apt-get install": "needs the network and root",
     ". .venv/bin/activate": "changes the shell",
+    ". .venv-vllm/bin/activate": "changes the shell",
     "export": "changes the shell",
     "CUDA_VISIBLE_DEVICES=1 VLLM_SERVER_DEV_MODE=1 vllm serve": "needs vLLM and a GPU; make test-vllm runs a server",
     "CUDA_VISIBLE_DEVICES=0 accelerate launch": "needs that server",

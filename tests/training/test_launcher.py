@@ -1,7 +1,6 @@
 """What `accelerate launch` was told and what the fields say are one truth: what is asked is done, or refused."""
 
 import re
-from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -107,17 +106,8 @@ def test_why_there_is_none(
     assert placement.missing_gpu() is None
 
 
-@pytest.fixture
-def switches() -> Iterator[None]:
-    """torch's switches of TF32 as they were."""
-    generic, products = torch.backends.fp32_precision, torch.backends.cuda.matmul.fp32_precision
-    yield
-    torch.set_float32_matmul_precision("highest")
-    torch.backends.fp32_precision, torch.backends.cuda.matmul.fp32_precision = generic, products
-
-
 @pytest.mark.parametrize(("tf32", "expected"), [(True, True), (False, False), (None, True)])
-def test_both_of_torchs_switches_say_the_same(switches: None, tf32: bool | None, expected: bool) -> None:
+def test_both_of_torchs_switches_say_the_same(tf32: bool | None, expected: bool) -> None:
     """What max-autotune reads, after what transformers 5.23 does for `tf32` and for whatever is compiled."""
     torch.backends.fp32_precision = "tf32"
     with pytest.raises(RuntimeError, match="mix of the legacy and new APIs"):
@@ -128,7 +118,7 @@ def test_both_of_torchs_switches_say_the_same(switches: None, tf32: bool | None,
     assert (torch.backends.cuda.matmul.fp32_precision == "tf32") == expected
 
 
-def test_float32_that_is_compiled_has_them_alike_too(switches: None) -> None:
+def test_float32_that_is_compiled_has_them_alike_too() -> None:
     torch.backends.cuda.matmul.allow_tf32 = True  # as accelerate does
     placement.keep_float32(SimpleNamespace(torch_compile=True, tf32=None), SimpleNamespace(mixed_precision="no"))
     assert torch.get_float32_matmul_precision() == "highest"
