@@ -218,7 +218,7 @@ def compute(
     mask, advantages = batch["completion_mask"], batch["advantages"]
     advantages = advantages[:, None] if advantages.dim() == 1 else advantages
     if scored.by_samples is not None:
-        advantages = advantages * scored.by_samples[:, None]
+        advantages = advantages.masked_fill(~scored.by_samples[:, None], 0.0)  # a reward that is none stays out
     old_logps: Tensor = scored.logps.detach()
     if batch.get("old_per_token_logps") is not None:
         old_logps = batch["old_per_token_logps"]
