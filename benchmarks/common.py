@@ -18,9 +18,9 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import GPT2Config, GPT2LMHeadModel, TrainerCallback
 from transformers.utils import logging
 
-from rookworld_trl import rewards
-from rookworld_trl.data import load_shipped
-from rookworld_trl.data.mixing import mix
+from rookworld_trl.chess import rewards
+from rookworld_trl.chess.dataset import load_shipped
+from rookworld_trl.chess.mixing import mix
 from rookworld_trl.files import write_atomically
 from rookworld_trl.training import RookWorldGRPOConfig, RookWorldGRPOTrainer
 

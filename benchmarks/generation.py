@@ -18,9 +18,9 @@ import chess
 import pyarrow.parquet as pq
 
 from benchmarks.common import RESULTS, machine, write_report
-from rookworld_trl.data.generation import GameSettings, generate_positions, shard_path
-from rookworld_trl.engine import Engine
-from rookworld_trl.engine_pool import EnginePool
+from recipes.making.generation import GameSettings, generate_positions, shard_path
+from rookworld_trl.chess.engine import Engine
+from rookworld_trl.chess.engine_pool import EnginePool
 
 OUTPUT = RESULTS / "generation.json"
 EVERY_MOVE_NODES = 8000

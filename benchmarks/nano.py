@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 
 from benchmarks.common import RESULTS, machine, shipped, write_report
-from rookworld_trl.data.splits import draw_of_each
-from rookworld_trl.evaluation import Evaluation, evaluate
-from rookworld_trl.evaluation.metrics import Estimate
+from rookworld_trl.chess import ParseError, policy
+from rookworld_trl.chess.accuracy import Evaluation, evaluate
+from rookworld_trl.chess.splits import draw_of_each
+from rookworld_trl.measuring.metrics import Estimate
 from rookworld_trl.modeling.loading import load
-from rookworld_trl.tasks import ParseError, policy
 
 OUTPUT = RESULTS / "nano.json"
 ITEMS = {"policy": 1_500, "environment": None}

@@ -24,10 +24,10 @@ import torch
 from benchmarks import nano
 from benchmarks.common import RESULTS, ROOT, machine, shipped, write_report
 from benchmarks.evidence.rivals import encode, likelihood
-from rookworld_trl.data.splits import draw_of_each
-from rookworld_trl.evaluation import Evaluation, evaluate
-from rookworld_trl.evaluation.comparison import compare, compare_groups
+from rookworld_trl.chess.accuracy import Evaluation, evaluate
+from rookworld_trl.chess.splits import draw_of_each
 from rookworld_trl.files import write_atomically
+from rookworld_trl.measuring.comparison import compare, compare_groups
 from rookworld_trl.modeling.loading import load
 
 OUTPUT = RESULTS / "nano3_trials.json"

@@ -61,13 +61,13 @@ from benchmarks.common import (
     timed_training,
     write_report,
 )
-from rookworld_trl import rewards
-from rookworld_trl.data.mixing import mix
+from rookworld_trl.chess import rewards
+from rookworld_trl.chess.mixing import mix
+from rookworld_trl.chess.rewards.decisions import ChessPoints
 from rookworld_trl.modeling.gpt2 import GPT2
 from rookworld_trl.modeling.loading import NANO_FOLDER, load, load_model
 from rookworld_trl.modeling.positions import install_position_hook
 from rookworld_trl.modeling.rollout import Rollout, rollout
-from rookworld_trl.rewards.decisions import ChessPoints
 from rookworld_trl.training import RookWorldGRPOConfig, RookWorldGRPOTrainer, scoring
 from rookworld_trl.training.exact import score_tree
 from rookworld_trl.training.points import Points

@@ -25,12 +25,12 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 from trl.trainer.utils import add_fused_lm_head
 
 from benchmarks.common import RESULTS, busy, machine, medians, write_report
-from rookworld_trl.data.supervised import environment_rows, policy_completion
-from rookworld_trl.data.trees import MOVES_OF_POSITION, Words, environment_tree, policy_tree
+from recipes.making.trees import MOVES_OF_POSITION, Words, environment_tree, policy_tree
+from rookworld_trl.chess import policy
+from rookworld_trl.chess.answers import environment_rows, policy_completion
 from rookworld_trl.modeling.gpt2 import GPT2
 from rookworld_trl.modeling.loading import NANO, load
 from rookworld_trl.modeling.row_tree import RowTree, pack, weighted_nats
-from rookworld_trl.tasks import policy
 from rookworld_trl.training.placement import keep_freed_memory
 
 BATCH = 32

@@ -28,7 +28,7 @@ import chess
 import chess.engine
 import chess.pgn
 
-from rookworld_trl.play import GreedyCapturePlayer, Player, RandomPlayer
+from rookworld_trl.chess.players import GreedyCapturePlayer, Player, RandomPlayer
 from rookworld_trl.reports.summary import versions
 
 ROOT = Path(__file__).parents[1]
@@ -39,7 +39,7 @@ FAULTS = ("illegal", "forfeit", "exited", "died", "unresponsive", "time")
 
 
 def engine_command(model: str) -> list[str]:
-    return [sys.executable, "-m", "rookworld_trl.uci", "--model", model]
+    return [sys.executable, "-m", "rookworld_trl.chess.uci", "--model", model]
 
 
 def play_by_python_chess(command: Sequence[str], games: int, max_plies: int, seed: int = 0) -> dict[str, Any]:

@@ -31,30 +31,25 @@ import yaml
 from datasets import Dataset
 
 from rookworld_trl.checkpointing.exits import run_program
+from rookworld_trl.chess import PREFIXES, check_tasks, position_key
+from rookworld_trl.chess.accuracy import MODES, evaluate
+from rookworld_trl.chess.dataset import MATES_FILE, TACTICS_FILES, load_shipped
+from rookworld_trl.chess.ladder import ANCHOR_KINDS, Ladder, choose_anchors, ladder_table, run_ladder, standard_anchors
+from rookworld_trl.chess.openings import random_openings
+from rookworld_trl.chess.players import ModelPlayer
+from rookworld_trl.chess.problem_files import is_problem_file, read_problems
+from rookworld_trl.chess.problems import Problem, run_problems
+from rookworld_trl.chess.seen import SHIPPED, Source, TrainingData, known_training_data, unseen
+from rookworld_trl.chess.selfplay import run_selfplay
+from rookworld_trl.chess.sources import DataOptions, load_prompts
+from rookworld_trl.chess.splits import draw_of_each, positions_of
+from rookworld_trl.chess.suite import Ask, ModelAnswers, SuiteResult
 from rookworld_trl.config import bad_input, blame
-from rookworld_trl.data import load_shipped
-from rookworld_trl.data.dataset import MATES_FILE, TACTICS_FILES
-from rookworld_trl.data.seen import SHIPPED, Source, TrainingData, known_training_data, unseen
-from rookworld_trl.data.sources import DataOptions, load_prompts
-from rookworld_trl.data.splits import draw_of_each, positions_of
-from rookworld_trl.evaluation import MODES, comparison_table, evaluate, evaluation_table, ladder_table, suite_table
-from rookworld_trl.evaluation.ladder import (
-    ANCHOR_KINDS,
-    Ladder,
-    choose_anchors,
-    run_ladder,
-    standard_anchors,
-)
-from rookworld_trl.evaluation.problem_files import is_problem_file, read_problems
-from rookworld_trl.evaluation.problems import Problem, run_problems
-from rookworld_trl.evaluation.results import ModelResults, data_hash, names_of, overview, read_baseline
-from rookworld_trl.evaluation.selfplay import run_selfplay
-from rookworld_trl.evaluation.suite import Ask, ModelAnswers, SuiteResult
 from rookworld_trl.files import write_atomically
+from rookworld_trl.measuring.results import ModelResults, data_hash, names_of, overview, read_baseline
+from rookworld_trl.measuring.tables import comparison_table, evaluation_table, suite_table
 from rookworld_trl.modeling.loading import NANO, load
-from rookworld_trl.play import ModelPlayer, random_openings
 from rookworld_trl.reports.summary import command, versions
-from rookworld_trl.tasks import PREFIXES, check_tasks, position_key
 from rookworld_trl.terminal import add_options, shown
 
 SUITES = ("held_out", "tactics", "mate_in_one", "selfplay", "closed_loop", "ladder")

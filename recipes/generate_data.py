@@ -13,6 +13,12 @@ shards are written by datatrove (extra `scale`), here by 64 tasks of a Slurm arr
         --executor slurm --tasks 64 --partition cpu --time 12:00:00
 """
 
+if __name__ == "__main__":  # run as a file, it does not find `recipes` by itself
+    import sys
+    from pathlib import Path
+
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+
 import argparse
 import os
 import sys
@@ -21,15 +27,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from recipes.making.generation import GameSettings, generate_positions, missing_shards, write_shards_of_rank
+from recipes.making.shipping import Sources, build_shipped, candidates, counts
+from rookworld_trl.chess.splits import SPLITS, SplitName
 from rookworld_trl.config import bad_input
-from rookworld_trl.data.generation import (
-    GameSettings,
-    generate_positions,
-    missing_shards,
-    write_shards_of_rank,
-)
-from rookworld_trl.data.shipping import Sources, build_shipped, candidates, counts
-from rookworld_trl.data.splits import SPLITS, SplitName
 from rookworld_trl.terminal import add_options, progress_bar, shown
 
 

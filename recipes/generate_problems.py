@@ -16,6 +16,12 @@ or is quiet. In the others no move takes more than the best one, the usual punis
 of dev and of test are their own. Needs Stockfish; the same bytes for a seed and an engine; run again to resume.
 """
 
+if __name__ == "__main__":  # run as a file, it does not find `recipes` by itself
+    import sys
+    from pathlib import Path
+
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+
 import argparse
 import gzip
 import json
@@ -31,23 +37,17 @@ from typing import Any
 
 import chess
 
+from recipes.making.generation import RANDOM_SHARES, TEMPERATURES, GameSettings, choose_move, opening_position
+from recipes.making.shipping import write_held_out
+from rookworld_trl.chess import position_key
+from rookworld_trl.chess.dataset import MATES_FILE, TACTICS_FILES, positions_to_solve, shipped_positions
+from rookworld_trl.chess.engine import Engine
+from rookworld_trl.chess.material import material_won, mating_moves
+from rookworld_trl.chess.openings import read_lines
+from rookworld_trl.chess.policy import win_chance
+from rookworld_trl.chess.splits import SPLITS, SplitName, split_of
+from rookworld_trl.chess.strata import BLUNDER, winning_move
 from rookworld_trl.config import bad_input
-from rookworld_trl.data.dataset import MATES_FILE, TACTICS_FILES, positions_to_solve, shipped_positions
-from rookworld_trl.data.generation import (
-    RANDOM_SHARES,
-    TEMPERATURES,
-    GameSettings,
-    choose_move,
-    opening_position,
-)
-from rookworld_trl.data.shipping import write_held_out
-from rookworld_trl.data.splits import SPLITS, SplitName, split_of
-from rookworld_trl.data.strata import BLUNDER, winning_move
-from rookworld_trl.engine import Engine
-from rookworld_trl.play.openings import read_lines
-from rookworld_trl.tasks import position_key
-from rookworld_trl.tasks.boards import material_won, mating_moves
-from rookworld_trl.tasks.policy import win_chance
 from rookworld_trl.terminal import add_options, progress_bar, shown
 
 MATES, MATES_SEED, MATE_PLIES = 1_200, 0, 160  # of the shipped file; the longest game

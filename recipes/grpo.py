@@ -23,14 +23,16 @@ from transformers import PreTrainedModel, logging, set_seed
 from rookworld_trl.checkpointing import exits
 from rookworld_trl.checkpointing.lock import locked
 from rookworld_trl.checkpointing.resume import choose_start, mark_finished
+from rookworld_trl.chess.accuracy import Evaluation, evaluate
+from rookworld_trl.chess.prompts import PromptOptions, held_out_and_training_prompts, provenance, self_play
+from rookworld_trl.chess.rewards import COLUMNS, REWARDS, ChessPoints
+from rookworld_trl.chess.watch import Watch
 from rookworld_trl.config import bad_input, blame, option, parse_recipe
-from rookworld_trl.data.prompts import PromptOptions, held_out_and_training_prompts, provenance, self_play
-from rookworld_trl.evaluation import Evaluation, Watch, compare, compare_groups, comparison_table, evaluate
+from rookworld_trl.measuring.comparison import compare, compare_groups
+from rookworld_trl.measuring.tables import comparison_table
 from rookworld_trl.modeling.hub import push_folder
 from rookworld_trl.modeling.loading import NANO, load
 from rookworld_trl.reports import timed, write_results
-from rookworld_trl.rewards import COLUMNS, REWARDS, ChessPoints
-from rookworld_trl.tasks import check_tasks
 from rookworld_trl.terminal import TerminalOptions, shown
 from rookworld_trl.training import RookWorldGRPOConfig, RookWorldGRPOTrainer, Stages, report_live
 
@@ -55,7 +57,6 @@ def load_start(run: RunConfig, args: RookWorldGRPOConfig) -> tuple[PreTrainedMod
 
 def build(run: RunConfig, args: RookWorldGRPOConfig) -> tuple[RookWorldGRPOTrainer, Dataset]:
     """Model, tokenizer, prompts and rewards put together, every input checked on the way."""
-    check_tasks("task_sampling", args.task_sampling or {})
     model, tokenizer = load_start(run, args)
     held_out, watched, prompts = held_out_and_training_prompts(run, args, tokenizer, model.config.n_positions)
     points = None if args.objective == "sampled" else ChessPoints(tokenizer)
@@ -78,8 +79,7 @@ def measure(run: RunConfig, trainer: RookWorldGRPOTrainer, held_out: Dataset, na
     if trainer.sharded:  # in shards, or still on the CPU: the one on disk
         model, _ = load_start(run, args) if name == "before" else load(Path(args.output_dir, "checkpoint"))
         model.to(trainer.accelerator.device)
-    settings = {"progress": True, **run.decoding(args)}
-    return trainer.preemption.until_signalled(evaluate, model, tokenizer, held_out, **settings)
+    return trainer.preemption.until_signalled(evaluate, model, tokenizer, held_out, progress=True, **run.decoding(args))
 
 
 def report(trainer: RookWorldGRPOTrainer, before: Evaluation, after: Evaluation, **facts: Any) -> exits.LastSteps:

@@ -22,11 +22,11 @@ from typing import Any
 import torch
 
 from rookworld_trl.checkpointing.exits import run_program
+from rookworld_trl.chess.ladder import ladder_table, run_match
+from rookworld_trl.chess.openings import random_openings, read_openings
+from rookworld_trl.chess.specs import player, read_spec
 from rookworld_trl.config import bad_input
-from rookworld_trl.evaluation import ladder_table, run_match
 from rookworld_trl.files import write_atomically
-from rookworld_trl.play import player, random_openings, read_openings
-from rookworld_trl.play.specs import read_spec
 from rookworld_trl.reports.summary import command, versions
 from rookworld_trl.terminal import add_options, shown
 

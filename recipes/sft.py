@@ -12,6 +12,11 @@ if __name__ == "__main__":  # before what takes seconds to import
 
     show_help(__file__)
 
+    import sys  # run as a file, it does not find `recipes` by itself
+    from pathlib import Path
+
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+
 import hashlib
 import json
 from collections.abc import Sequence
@@ -24,13 +29,13 @@ from typing import Literal
 from datasets import Dataset
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast, set_seed
 
+from recipes.making.trees import VERSION, Words, position_trees, read_positions, with_twins
 from rookworld_trl.checkpointing.exits import DONE, PREEMPTED, needs_disk, reported, run_program
 from rookworld_trl.checkpointing.identity import weights_digest
 from rookworld_trl.checkpointing.lock import locked
 from rookworld_trl.checkpointing.resume import choose_start, mark_finished
+from rookworld_trl.chess.splits import HELD_OUT_ANSWERS
 from rookworld_trl.config import RecipeError, bad_input, option, parse_recipe
-from rookworld_trl.data.splits import HELD_OUT_ANSWERS
-from rookworld_trl.data.trees import VERSION, Words, position_trees, read_positions, with_twins
 from rookworld_trl.files import write_atomically
 from rookworld_trl.modeling.hub import hide_token
 from rookworld_trl.modeling.loading import load_model, load_tokenizer

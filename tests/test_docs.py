@@ -18,8 +18,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from trl import GRPOConfig
 
 from recipes import evaluate, generate_data, generate_problems, grpo, play, report, sft
-from rookworld_trl import doctor, uci
+from rookworld_trl import doctor
 from rookworld_trl.checkpointing import exits
+from rookworld_trl.chess import uci
 from rookworld_trl.config import parse_recipe
 from rookworld_trl.modeling.loading import NANO_FOLDER
 from rookworld_trl.training import RookWorldGRPOConfig
@@ -317,7 +318,7 @@ def test_the_exit_codes_are_those_of_the_programs():
 NOT_MEASURED = {
     ("doctor", "gate"): "settings and numbers of issues",
     ("evaluation", "`--suite`"): "sizes of suites",
-    ("evaluation", "games"): "the rule of evaluation/intervals.py",
+    ("evaluation", "games"): "the rule of measuring/intervals.py",
     ("exact-gradient", "of a `P:` completion"): "what is earned: constants of rewards/decisions.py",
     ("mission", "promise"): "sentences, each names the file that has its numbers",
     ("objective", "`advantage_baseline`"): "formulas and papers",

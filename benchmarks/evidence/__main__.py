@@ -32,12 +32,11 @@ from benchmarks.evidence.budget import Budget
 from benchmarks.evidence.players import trivial_players
 from benchmarks.evidence.sizes import NANO, SIZES, Size
 from benchmarks.evidence.statistics import clusters, draws, holm, p_value
-from rookworld_trl.data.splits import draw_of_each
-from rookworld_trl.evaluation import Evaluation, evaluate
-from rookworld_trl.evaluation.accuracy import Item, score
-from rookworld_trl.evaluation.intervals import Array, percentile_interval, ratios
+from rookworld_trl.chess import ParseError, policy
+from rookworld_trl.chess.accuracy import Evaluation, Item, evaluate, score
+from rookworld_trl.chess.splits import draw_of_each
+from rookworld_trl.measuring.intervals import Array, percentile_interval, ratios
 from rookworld_trl.modeling.loading import load
-from rookworld_trl.tasks import ParseError, policy
 
 MODELS = ROOT / "runs" / "evidence"
 ABLATED = "sampled"  # the arm whose parts are left out or exchanged one by one: `sampled_no_kl` ...

@@ -17,11 +17,11 @@ from benchmarks.evidence import rivals
 from benchmarks.evidence.budget import Budget, BudgetCallback
 from benchmarks.evidence.sizes import Size
 from recipes import grpo
+from rookworld_trl.chess.mixing import mix
+from rookworld_trl.chess.rewards import REWARDS
 from rookworld_trl.config import parse_recipe
-from rookworld_trl.data.mixing import mix
 from rookworld_trl.modeling.loading import load
 from rookworld_trl.modeling.positions import install_position_hook
-from rookworld_trl.rewards import REWARDS
 from rookworld_trl.training import RookWorldGRPOConfig
 
 # The budget ends a run, before these do.

@@ -15,7 +15,7 @@ import numpy as np
 from benchmarks.common import ROOT, write_report
 from benchmarks.evidence import store
 from benchmarks.evidence.statistics import clusters, draws
-from rookworld_trl.evaluation.intervals import MIN_CLUSTERS, Array, percentile_interval
+from rookworld_trl.measuring.intervals import MIN_CLUSTERS, Array, percentile_interval
 
 FIGURE = ROOT / "docs" / "images" / "evidence.svg"
 BASE, OURS, RIVAL = "base", "exact", "sampled"

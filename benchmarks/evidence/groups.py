@@ -17,9 +17,9 @@ from benchmarks.common import shipped, write_report
 from benchmarks.evidence import store
 from benchmarks.evidence.__main__ import BASE, COMPARED, interval, shown
 from benchmarks.evidence.statistics import clusters, draws
-from rookworld_trl.evaluation.accuracy import item_key
-from rookworld_trl.evaluation.intervals import ratios
-from rookworld_trl.tasks import policy
+from rookworld_trl.chess import policy
+from rookworld_trl.chess.accuracy import item_key
+from rookworld_trl.measuring.intervals import ratios
 
 COLOURS = {chess.WHITE: "White to move", chess.BLACK: "Black to move"}
 CHECK = {True: "in check", False: "not in check"}

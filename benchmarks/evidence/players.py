@@ -5,8 +5,8 @@ from typing import Any
 
 from benchmarks.common import shipped
 from benchmarks.evidence import store
-from rookworld_trl.evaluation.accuracy import item_key
-from rookworld_trl.evaluation.baselines import baseline_scores, baselines
+from rookworld_trl.chess.accuracy import item_key
+from rookworld_trl.chess.trivial import baseline_scores, baselines
 
 
 @functools.cache

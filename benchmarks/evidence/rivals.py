@@ -18,11 +18,11 @@ from transformers import PreTrainedModel
 from benchmarks.common import REWARDS, padded, shipped
 from benchmarks.evidence.budget import Budget
 from benchmarks.evidence.sizes import Size
-from rookworld_trl.data.mixing import mix
+from rookworld_trl.chess.mixing import mix
+from rookworld_trl.chess.rewards.decisions import ChessPoints
 from rookworld_trl.modeling.gpt2 import GPT2
 from rookworld_trl.modeling.rollout import rollout
 from rookworld_trl.modeling.tokens import completion_texts
-from rookworld_trl.rewards.decisions import ChessPoints
 from rookworld_trl.training.exact import score_tree
 from rookworld_trl.training.points import Points
 

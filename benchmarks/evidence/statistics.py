@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from rookworld_trl.evaluation.intervals import Array, clusters_behind, sums_by_cluster
+from rookworld_trl.measuring.intervals import Array, clusters_behind, sums_by_cluster
 
 RESAMPLES = 10_000
 

@@ -21,9 +21,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from benchmarks.common import RESULTS
-from rookworld_trl.evaluation import Evaluation
-from rookworld_trl.evaluation.intervals import Array
-from rookworld_trl.evaluation.metrics import METRICS, terms
+from rookworld_trl.chess.accuracy import Evaluation
+from rookworld_trl.measuring.intervals import Array
+from rookworld_trl.measuring.metrics import METRICS, terms
 
 FOLDER = RESULTS / "evidence"
 # What the tables of evidence show of each task; all other metrics are in a run's own evaluation.

@@ -9,10 +9,10 @@ from typing import Any
 
 from datasets import Dataset, DatasetDict
 
-from rookworld_trl.data import load_shipped
-from rookworld_trl.data.splits import draw_of_each
-from rookworld_trl.evaluation.accuracy import score
-from rookworld_trl.evaluation.metrics import HEADLINES, METRICS
+from rookworld_trl.chess.accuracy import score
+from rookworld_trl.chess.dataset import load_shipped
+from rookworld_trl.chess.splits import draw_of_each
+from rookworld_trl.measuring.metrics import HEADLINES, METRICS
 
 
 def load(task: str, split: str = "test", rows: int | None = None, **_: Any) -> dict[str, Dataset]:

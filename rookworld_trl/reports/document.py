@@ -11,8 +11,8 @@ from bokeh.resources import Resources
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from rookworld_trl.chess.boards import CHOSEN, ILLEGAL, SIZE, VALUES, WRONG, gallery, shared_definitions
 from rookworld_trl.files import write_atomically
-from rookworld_trl.reports.boards import CHOSEN, ILLEGAL, SIZE, VALUES, WRONG, gallery, shared_definitions
 from rookworld_trl.reports.charts import PREFIX, forests, training_figures
 from rookworld_trl.reports.run import GROUPED, HTML, Run, change, losses, read_run, shown, trivial
 

@@ -8,9 +8,9 @@ import pytest
 import yaml
 
 from benchmarks.lm_eval import utils
-from rookworld_trl.data import load_shipped
-from rookworld_trl.evaluation import HEADLINES
-from rookworld_trl.evaluation.accuracy import Evaluation, score
+from rookworld_trl.chess.accuracy import Evaluation, score
+from rookworld_trl.chess.dataset import load_shipped
+from rookworld_trl.measuring.metrics import HEADLINES
 
 FOLDER = Path(importlib.util.find_spec("benchmarks.lm_eval.utils").origin or "").parent  # type: ignore[union-attr]
 TASKS = ("policy", "environment")

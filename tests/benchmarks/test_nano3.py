@@ -13,9 +13,9 @@ from benchmarks import nano3
 from recipes.sft import SFTRecipe, new_model
 from rookworld_trl.checkpointing.exits import DONE
 from rookworld_trl.checkpointing.store import newest_valid
+from rookworld_trl.chess import policy
 from rookworld_trl.modeling.loading import load
 from rookworld_trl.modeling.tokenizer import build_nano_tokenizer
-from rookworld_trl.tasks import policy
 from tests.recipes.test_sft_durable import shards  # noqa: F401, a fixture
 
 SMALL = {"n_layer": "1", "n_embd": "16", "n_head": "2"}

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks.evidence import store
-from rookworld_trl.evaluation.intervals import ratios
+from rookworld_trl.measuring.intervals import ratios
 
 
 def run(seed: int, tasks: dict[str, int]) -> store.Result:

@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 from transformers import TrainerCallback
 
-from rookworld_trl import rewards
 from rookworld_trl.checkpointing import store
 from rookworld_trl.checkpointing.snapshots import Snapshots
-from rookworld_trl.data import load_shipped
-from rookworld_trl.data.mixing import mix
+from rookworld_trl.chess import rewards
+from rookworld_trl.chess.dataset import load_shipped
+from rookworld_trl.chess.mixing import mix
 from rookworld_trl.modeling.loading import NANO, load
 from rookworld_trl.training import RookWorldGRPOConfig, RookWorldGRPOTrainer
 from tests.support.injection import STATE, Injector

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from rookworld_trl.checkpointing.snapshots import finite
+from rookworld_trl.chess.rewards import environment_reward, environment_reward_continuous, policy_reward
+from rookworld_trl.chess.rewards.levels import UNPARSABLE
 from rookworld_trl.modeling.tokens import CUT_OFF
-from rookworld_trl.rewards import environment_reward, environment_reward_continuous, policy_reward
-from rookworld_trl.rewards.levels import UNPARSABLE
 from rookworld_trl.training.first_batch import FirstBatch
 from rookworld_trl.training.rewards import RewardCaller, screened
 from rookworld_trl.training.sampler import Sampler, Samples

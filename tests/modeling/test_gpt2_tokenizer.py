@@ -10,9 +10,9 @@ import pytest
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from rookworld_trl.data import load_shipped
+from rookworld_trl.chess import policy, split_row
+from rookworld_trl.chess.dataset import load_shipped
 from rookworld_trl.modeling.loading import LoadingError, load_tokenizer
-from rookworld_trl.tasks import policy, split_row
 
 EOS = 50256
 START = "rnbqkbnr/pppppppp/8/8/8/8/PPPPPPPP/RNBQKBNR w KQkq - 0 1"

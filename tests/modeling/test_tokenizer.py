@@ -6,10 +6,10 @@ import chess
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from rookworld_trl.data import load_shipped
+from rookworld_trl.chess import ParseError, environment, policy, split_row
+from rookworld_trl.chess.dataset import load_shipped
 from rookworld_trl.modeling.loading import NANO_FOLDER
 from rookworld_trl.modeling.tokenizer import build_nano_tokenizer
-from rookworld_trl.tasks import ParseError, environment, policy, split_row
 
 KIWIPETE = "r3k2r/p1ppqpb1/bn2pnp1/3PN3/1p2P3/2N2Q1p/PPPBBPPP/R3K2R w KQkq - 0 1"
 

@@ -28,7 +28,7 @@ from accelerate.commands.launch import _validate_launch_command, launch_command_
 from accelerate.utils.launch import prepare_simple_launcher_cmd_env
 from datasets import Dataset
 
-from rookworld_trl.data.dataset import load_shipped
+from rookworld_trl.chess.dataset import load_shipped
 from rookworld_trl.modeling.loading import NANO_FOLDER
 from tests.support.builders import character_tokenizer, random_gpt2
 from tests.support.documents import ROOT, documented
@@ -59,7 +59,7 @@ NOT_HERE = {
     "python -m": "measures for minutes to hours; what it measures is tested in small",
     "rookworld-doctor": "tests/test_doctor.py runs it at full size, and compares what it prints",
     "python recipes/generate_problems.py tactics": "the engine searches for minutes until an opponent has blundered",
-    "python recipes/evaluate.py --suite closed_loop": "its games take minutes; tests/evaluation/test_selfplay.py plays",
+    "python recipes/evaluate.py --suite closed_loop": "its games take minutes; tests/chess/test_selfplay.py plays",
     "python recipes/generate_data.py dataset": "needs thousands of positions; test_dataset.py builds from few",
     "python recipes/grpo.py --help": "prints what tests/test_docs.py compares",
     "accelerate launch --config_file accelerate_configs/cpu.yaml recipes/grpo.py --config "

@@ -10,12 +10,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from recipes import evaluate as recipe
-from rookworld_trl.data import load_shipped
-from rookworld_trl.data.dataset import SHIPPED_DIRECTORY
-from rookworld_trl.data.seen import shown_positions, unseen
-from rookworld_trl.evaluation import ModelAnswers, score
-from rookworld_trl.evaluation.accuracy import Evaluation
-from rookworld_trl.tasks import position_key
+from rookworld_trl.chess import position_key
+from rookworld_trl.chess.accuracy import Evaluation, score
+from rookworld_trl.chess.dataset import SHIPPED_DIRECTORY, load_shipped
+from rookworld_trl.chess.seen import shown_positions, unseen
+from rookworld_trl.chess.suite import ModelAnswers
 
 SUITES = ("held_out", "mate_in_one", "selfplay", "closed_loop", "ladder")
 EPD = "rnbqkbnr/pppppppp/8/8/8/8/PPPPPPPP/RNBQKBNR w KQkq -"

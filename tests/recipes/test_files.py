@@ -11,8 +11,8 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import launch_command_parser
 
 from recipes import grpo, sft
+from rookworld_trl.chess.mixing import prompts_of
 from rookworld_trl.config import parse_recipe
-from rookworld_trl.data.mixing import prompts_of
 from rookworld_trl.training import RookWorldGRPOConfig
 from rookworld_trl.training.supervised import SupervisedConfig
 

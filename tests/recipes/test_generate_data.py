@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from rookworld_trl.data.generation import GameSettings, generate_positions, shard_path
+from recipes.making.generation import GameSettings, generate_positions, shard_path
 from tests.support.stockfish import requires_stockfish
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "generate_data.py"

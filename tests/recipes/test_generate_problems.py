@@ -12,13 +12,13 @@ import pytest
 
 from recipes import generate_problems
 from recipes.generate_problems import build_tactics, is_wanted, kind_of, shipped_keys
-from rookworld_trl.data.dataset import MATES_FILE, TACTICS_FILES
-from rookworld_trl.data.seen import shown_positions
-from rookworld_trl.data.splits import position_number, split_by_hash, split_of
-from rookworld_trl.data.strata import winning_move
-from rookworld_trl.engine import MoveValue
-from rookworld_trl.evaluation.problem_files import read_problems
-from rookworld_trl.tasks import position_key
+from rookworld_trl.chess import position_key
+from rookworld_trl.chess.dataset import MATES_FILE, TACTICS_FILES
+from rookworld_trl.chess.engine import MoveValue
+from rookworld_trl.chess.problem_files import read_problems
+from rookworld_trl.chess.seen import shown_positions
+from rookworld_trl.chess.splits import position_number, split_by_hash, split_of
+from rookworld_trl.chess.strata import winning_move
 from tests.support.stockfish import requires_stockfish
 
 

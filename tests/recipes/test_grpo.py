@@ -13,7 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from recipes import grpo
-from rookworld_trl.evaluation import accuracy
+from rookworld_trl.chess import accuracy
 from rookworld_trl.files import write_atomically
 from rookworld_trl.modeling.loading import load_model
 from rookworld_trl.reports import summary

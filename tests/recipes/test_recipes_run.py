@@ -14,10 +14,10 @@ import pytest
 from datasets import Dataset
 
 from recipes import grpo
+from rookworld_trl.chess import prompts
+from rookworld_trl.chess.dataset import COMPACT_SCHEMA, load_shipped
+from rookworld_trl.chess.splits import positions_in
 from rookworld_trl.config import parse_recipe
-from rookworld_trl.data import prompts
-from rookworld_trl.data.dataset import COMPACT_SCHEMA, load_shipped
-from rookworld_trl.data.splits import positions_in
 from rookworld_trl.modeling.loading import load_model
 from rookworld_trl.training import RookWorldGRPOConfig, RookWorldGRPOTrainer
 from tests.recipes.conftest import positions

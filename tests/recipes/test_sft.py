@@ -12,9 +12,9 @@ import torch
 from transformers import GPT2LMHeadModel
 
 from recipes import sft
+from recipes.making.generation import POSITION_SCHEMA
 from recipes.sft import SFTRecipe, load_trees, new_model
 from rookworld_trl.config import RecipeError, parse_recipe
-from rookworld_trl.data.generation import POSITION_SCHEMA
 from rookworld_trl.modeling.tokenizer import build_nano_tokenizer
 from rookworld_trl.training.supervised import MuonFactory, SupervisedConfig
 

@@ -14,9 +14,9 @@ import torch
 from transformers import TrainerCallback
 
 from recipes import sft
+from recipes.making.generation import POSITION_SCHEMA
 from rookworld_trl.checkpointing.exits import BAD_INPUT, DONE, PREEMPTED, UNRECOVERABLE
-from rookworld_trl.data.generation import POSITION_SCHEMA
-from rookworld_trl.data.splits import split_of
+from rookworld_trl.chess.splits import split_of
 from rookworld_trl.modeling.loading import load_model
 from rookworld_trl.training.supervised import SupervisedConfig, SupervisedTrainer
 from tests.recipes.conftest import positions

@@ -17,8 +17,8 @@ from datasets import concatenate_datasets
 from recipes import evaluate, generate_data, generate_problems, grpo, play, report, sft
 from rookworld_trl import help as help_
 from rookworld_trl import terminal
-from rookworld_trl.data.dataset import SHIPPED_DIRECTORY, load_shipped
-from rookworld_trl.data.sources import check_lengths
+from rookworld_trl.chess.dataset import SHIPPED_DIRECTORY, load_shipped
+from rookworld_trl.chess.sources import check_lengths
 from rookworld_trl.terminal import LOG_FILE, TerminalOptions, progress_bar, shown, with_bar
 from rookworld_trl.training import RookWorldGRPOConfig
 from rookworld_trl.training.supervised import SupervisedConfig

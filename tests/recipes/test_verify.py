@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 from benchmarks import verify
 from recipes import grpo
 from rookworld_trl.checkpointing.exits import DIVERGED
-from rookworld_trl.data import prompts
+from rookworld_trl.chess import prompts
 from rookworld_trl.training.gates import Bounds
 
 VERIFY = Path(__file__).parents[2] / "recipes/rookworld-lm-124m/verify"

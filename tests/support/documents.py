@@ -26,8 +26,8 @@ from typing import Any
 from recipes import evaluate, grpo, play, sft
 from recipes.grpo import RunConfig
 from recipes.sft import SFTRecipe
-from rookworld_trl.data.prompts import PromptOptions
-from rookworld_trl.data.sources import DataOptions
+from rookworld_trl.chess.prompts import PromptOptions
+from rookworld_trl.chess.sources import DataOptions
 from rookworld_trl.help import WIDTH, shown, stamp, stored
 from rookworld_trl.terminal import TerminalOptions
 from rookworld_trl.training import RookWorldGRPOConfig

@@ -15,8 +15,8 @@ import torch
 from datasets import Dataset
 from transformers import TrainerCallback
 
-from rookworld_trl import rewards
-from rookworld_trl.data import load_shipped
+from rookworld_trl.chess import rewards
+from rookworld_trl.chess.dataset import load_shipped
 from rookworld_trl.modeling.loading import NANO, load
 from rookworld_trl.training import RookWorldGRPOConfig, RookWorldGRPOTrainer
 

@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 
-from rookworld_trl.data.dataset import load_shipped
-from rookworld_trl.data.supervised import policy_completion, respelled
+from rookworld_trl.chess.answers import policy_completion, respelled
+from rookworld_trl.chess.dataset import load_shipped
+from rookworld_trl.chess.policy import PADDED
 from rookworld_trl.modeling.loading import NANO, load
-from rookworld_trl.tasks.policy import PADDED
 
 POSITIONS, STEPS, ROWS = 24, 100, 8
 

@@ -6,9 +6,8 @@ from typing import Any
 
 import chess
 
-from rookworld_trl.evaluation import accuracy
-from rookworld_trl.evaluation.accuracy import Evaluation, score
-from rookworld_trl.tasks import environment
+from rookworld_trl.chess import accuracy, environment
+from rookworld_trl.chess.accuracy import Evaluation, score
 
 START = chess.Board().fen()
 MATE = "6k1/5ppp/8/8/8/8/8/R5K1 w - - 0 1"  # Ra8 mates

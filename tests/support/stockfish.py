@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from rookworld_trl.engine import find_engine
+from rookworld_trl.chess.engine import find_engine
 
 
 def _installed() -> bool:

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from datasets import Dataset
 
-from rookworld_trl.data import selfplay
-from rookworld_trl.data.selfplay import SelfPlay, SelfPlayOptions
+from rookworld_trl.chess import own_games as selfplay
+from rookworld_trl.chess.own_games import SelfPlay, SelfPlayOptions
 from rookworld_trl.training import RookWorldGRPOConfig, RookWorldGRPOTrainer
 from tests.support.builders import random_gpt2
 from tests.support.checkpoint_diff import IGNORED, differences

@@ -17,10 +17,10 @@ from datasets import Dataset
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from recipes import grpo, sft
+from recipes.making.generation import POSITION_SCHEMA
+from rookworld_trl.chess import prompts as prompts_module
+from rookworld_trl.chess.dataset import load_shipped
 from rookworld_trl.config import parse_recipe
-from rookworld_trl.data import prompts as prompts_module
-from rookworld_trl.data.dataset import load_shipped
-from rookworld_trl.data.generation import POSITION_SCHEMA
 from rookworld_trl.modeling.loading import NANO_FOLDER, load_model
 from rookworld_trl.training import RookWorldGRPOConfig, RookWorldGRPOTrainer
 from rookworld_trl.training.supervised import SupervisedConfig
@@ -52,19 +52,19 @@ SHOWN: dict[str, dict[str, str]] = {
         "leading_eos": "test_rookworlds_rows_and_checkpoint_train",
         "spelling": "test_the_probe_follows_answers_in_the_spelling_that_the_recipe_names",
     },
-    "data/test_rookworld.py": {
+    "chess/test_rookworld.py": {
         "best_move": "test_blacks_best_move_is_the_best_of_its_evals",
         "guess_unlisted": "test_values_of_unlisted_moves_are_guessed_by_an_explicit_key_only",
         "illegal": "test_illegal_moves_labelled_as_legal_are_found",
         "streaming": "test_a_stream_gives_the_same_rows",
         "max_rows": "test_a_stream_gives_the_same_rows",
     },
-    "data/test_values.py": {
+    "chess/test_values.py": {
         "engine_nodes": "test_stockfish_values_a_users_prompts_once",
         "engine_workers": "test_stockfish_values_a_users_prompts_once",
         "engine_cache": "test_stockfish_values_a_users_prompts_once",
     },
-    "data/test_mixing.py": {"policy_strata": "test_every_batch_holds_exactly_the_share_of_a_stratum"},
+    "chess/test_mixing.py": {"policy_strata": "test_every_batch_holds_exactly_the_share_of_a_stratum"},
     "recipes/test_recipes_run.py": {
         "stages": "test_a_curriculum_goes_through_its_stages",
         "self_play": "test_positions_of_its_own_games",

@@ -1,0 +1,304 @@
+"""Matches from mirrored openings, rated on one scale: between any players, or a model against the ladder's anchors.
+
+A model plays each game once, to its end, with another move in place of each illegal one, sampled again or a fallback:
+the *lenient* rules. Cut at the first illegal move, and lost there, the same games are those of the *strict* rules, so
+the two are compared on equal games. Each of the two is rated by itself, together with the games among the anchors.
+"""
+
+import itertools
+import textwrap
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args
+
+from rookworld_trl.chess.engine import Engine, find_engine
+from rookworld_trl.chess.games import Game, GameRecord, mirrored, play_games
+from rookworld_trl.chess.players import EnginePlayer, GreedyCapturePlayer, ModelPlayer, Player, RandomPlayer
+from rookworld_trl.chess.suite import SuiteItem, SuiteResult
+from rookworld_trl.measuring.elo import Rating, rate
+from rookworld_trl.measuring.intervals import MIN_CLUSTERS, wilson
+from rookworld_trl.measuring.metrics import ratio
+from rookworld_trl.measuring.tables import few, too_few
+from rookworld_trl.terminal import progress_bar
+
+RULES = ("strict", "lenient")
+NODES = (1, 10, 100)
+AnchorKind = Literal["reproducible", "simple"]
+ANCHOR_KINDS: tuple[AnchorKind, ...] = get_args(AnchorKind)
+_LABEL, _CELL = 26, 36  # columns of a table: names, and what stands under each of the rules
+
+
+@dataclass(frozen=True, slots=True)
+class Ladder:
+    """Games as they were played, the model's by the lenient rules.
+
+    Attributes:
+        model: the name of the player whose matches are shown.
+        anchor: the player whose rating is `anchor_elo`.
+        origins: the model's moves by `Choice.origin`; empty where `model` is no model.
+    """
+
+    name: str
+    settings: dict[str, Any]
+    model: str
+    anchor: str
+    anchor_elo: float
+    games: list[GameRecord]
+    origins: dict[str, int]
+
+    def records(self, rules: str) -> list[GameRecord]:
+        """The games as they end by these rules, void ones left out."""
+        games = [game.strict if rules == "strict" else game for game in self.games]
+        return [game for game in games if game.white_score is not None]
+
+    def ratings(self, rules: str) -> dict[str, Rating]:
+        """Every player's rating, the strongest first."""
+        results = [(game.white, game.black, game.white_score or 0.0) for game in self.records(rules)]
+        return dict(sorted(rate(results, self.anchor, self.anchor_elo).items(), key=lambda pair: -pair[1].elo))
+
+    def matches(self, rules: str) -> dict[str, dict[str, Any]]:
+        """The model's games by opponent: `won`, `drawn`, `lost`, `score` with its 95 % interval, `ends`.
+
+        Below `MIN_CLUSTERS` games the interval is None.
+        """
+        by_opponent: dict[str, list[tuple[float, str]]] = {}
+        for game in self.records(rules):
+            if self.model in (game.white, game.black):
+                score, white = game.white_score or 0.0, game.white == self.model
+                met = by_opponent.setdefault(game.black if white else game.white, [])
+                met.append((score if white else 1 - score, game.reason))
+        return {opponent: _match(games) for opponent, games in by_opponent.items()}
+
+    def pgn(self) -> str:
+        """All games, one behind the other."""
+        return "\n".join(game.pgn(self.name, str(number)) for number, game in enumerate(self.games, 1))
+
+    def points(self) -> SuiteResult:
+        """The model's points game by game, filed under its opponents, for a comparison."""
+        items: list[SuiteItem] = []
+        met = Counter[str]()
+        for game in self.games:
+            if self.model not in (game.white, game.black):
+                continue
+            white = game.white == self.model
+            opponent = game.black if white else game.white
+            met[opponent] += 1
+            played = game.white_score is not None
+            scores = {"played": float(played)}
+            for rules, record in (("strict", game.strict), ("lenient", game)):
+                score = record.white_score or 0.0
+                scores[rules] = played * (score if white else 1 - score)
+            name = f"{opponent}, game {met[opponent]}"
+            items.append(SuiteItem(name, opponent, game.fen, " ".join(game.moves), scores))
+        metrics = [ratio(rules, f"points, {rules} rules", "played") for rules in RULES]
+        return SuiteResult(self.name, self.settings, metrics, items)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        rated = {rules: {name: asdict(each) for name, each in self.ratings(rules).items()} for rules in RULES}
+        return {
+            **self.points().to_dict(),
+            "model": self.model,
+            "scale": {self.anchor: self.anchor_elo},
+            "ratings": rated,
+            "matches": {rules: self.matches(rules) for rules in RULES},
+            "moves": self.origins,
+            "games": [{**asdict(game), "moves": " ".join(game.moves)} for game in self.games],
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Anchors:
+    """Players to be measured against.
+
+    Attributes:
+        make: new players, from the weakest on, so that no pairing's random moves depend on another's games.
+        scale: the name of the one whose rating is `elo`.
+        engine: told among the settings, since the scale is the engine's.
+    """
+
+    make: Callable[[], Sequence[Player]]
+    scale: str
+    elo: float
+    engine: str = ""
+
+
+@contextmanager
+def standard_anchors(seed: int = 0, kind: AnchorKind = "reproducible") -> Iterator[Anchors]:
+    """The ladder's anchors.
+
+    From the weakest on: the random mover, the greedy capturer, Stockfish with every second and every fourth move a
+    random one, and at fixed nodes. Those with random moves are steps between players that else hardly take a point off
+    each other. The random mover's rating is 0.
+
+    Args:
+        kind: `simple` is without Stockfish: the random mover and the greedy capturer alone.
+
+    Raises:
+        FileNotFoundError: there is no Stockfish.
+        EngineStartError: it does not start.
+    """
+    if kind == "simple":
+        yield Anchors(lambda: [RandomPlayer(seed), GreedyCapturePlayer(seed)], RandomPlayer.name, 0)
+        return
+    with ExitStack() as stack:
+        engines = {n: stack.enter_context(Engine(nodes=n, hash_mb=1)) for n in NODES}
+
+        def make() -> list[Player]:
+            return [
+                RandomPlayer(seed),
+                GreedyCapturePlayer(seed),
+                EnginePlayer(engines[1], "Stockfish, 1/2 random", 1 / 2, seed),
+                EnginePlayer(engines[1], "Stockfish, 1/4 random", 1 / 4, seed),
+                *(EnginePlayer(engine, f"Stockfish, {n} node{'s'[: n > 1]}") for n, engine in engines.items()),
+            ]
+
+        yield Anchors(make, RandomPlayer.name, 0, engines[1].name)
+
+
+def choose_anchors(kind: AnchorKind | None = None) -> AnchorKind:
+    """The kind that was asked for, checked; without one the reproducible kind, or where there is no Stockfish, the
+    simple one, and a line that says so.
+
+    Raises:
+        FileNotFoundError: the kind needs Stockfish and there is none.
+    """
+    try:
+        if kind != "simple":
+            find_engine()
+    except FileNotFoundError:
+        if kind is not None:
+            raise
+        print("no Stockfish here: the ladder's only anchors are the random mover and the greedy capturer\n")
+        return "simple"
+    return kind or "reproducible"
+
+
+def run_ladder(
+    model: ModelPlayer,
+    anchors: Anchors,
+    *,
+    openings: Sequence[str],
+    max_plies: int = 200,
+    seed: int = 0,
+    progress: bool = False,
+) -> Ladder:
+    """Play the model against every anchor, and each anchor against the next two, each opening with both colours.
+
+    Args:
+        openings: FENs; a pairing has twice as many games.
+        max_plies: a game that gets there is a draw.
+
+    Raises:
+        ValueError: no openings, or as in `rate`.
+    """
+    met = [anchors.make() for _ in anchors.make()]
+    games = [game for number, each in enumerate(met) for game in mirrored(model, each[number], openings)]
+    for one, two in itertools.combinations(range(len(met)), 2):
+        if two - one <= 2:
+            each = anchors.make()
+            games += mirrored(each[one], each[two], openings)
+    settings: dict[str, Any] = {"openings": len(openings), "max_plies": max_plies, "seed": seed}
+    settings |= {"engine": anchors.engine} if anchors.engine else {}
+    return _played("ladder", settings, model, (anchors.scale, anchors.elo), games, max_plies, progress)
+
+
+def run_match(
+    players: Sequence[Player], *, openings: Sequence[str], max_plies: int = 200, progress: bool = False
+) -> Ladder:
+    """Play every player against every other, each opening with both colours; the second one's rating is 0.
+
+    Raises:
+        ValueError: no openings, fewer than two players, or two of one name.
+    """
+    names = [player.name for player in players]
+    if len(set(names)) < max(2, len(names)):
+        raise ValueError(f"a match needs two or more players of different names; got {', '.join(names) or 'none'}")
+    games = [game for one, two in itertools.combinations(players, 2) for game in mirrored(one, two, openings)]
+    settings = {"openings": len(openings), "max_plies": max_plies}
+    return _played("match", settings, players[0], (names[1], 0), games, max_plies, progress)
+
+
+def _played(
+    name: str,
+    settings: dict[str, Any],
+    player: Player,
+    anchor: tuple[str, float],
+    games: list[Game],
+    plies: int,
+    progress: bool,
+) -> Ladder:
+    if not games:
+        raise ValueError("openings must be above 0: there are no games to play")
+    with progress_bar(name if progress else "", len(games), "game") as bar:
+        records = play_games(games, plies, bar.update)
+    origins: Counter[str] = getattr(player, "origins", None) or Counter()
+    return Ladder(name, settings, player.name, *anchor, records, dict(origins.most_common()))
+
+
+def ladder_table(ladder: Ladder) -> str:
+    """Ratings of all players, and the model's matches, by both rules; below, how its games ended."""
+    settings = ", ".join(f"{name}={value}" for name, value in ladder.settings.items())
+    void = len(ladder.games) - len(ladder.records("lenient"))
+    lines = [f"{ladder.name}, {len(ladder.games)} games{f', {void} void' if void else ''}", f"  {settings}", ""]
+    lines += [f"{'':{_LABEL}}" + "".join(f"{f'{rules} rules':>{_CELL}}" for rules in RULES)]
+    strict, lenient = (ladder.ratings(rules) for rules in RULES)
+    lines += [f"{'  player':{_LABEL}}" + f"{'Elo':>10}{'95 % interval':>18}{'points':>8}" * 2]
+    lines += [f"{f'  {name[:23]}':{_LABEL}}{_rated(strict[name])}{_rated(lenient[name])}" for name in strict]
+    lines += [""]
+    matches = {rules: ladder.matches(rules) for rules in RULES}
+    lines += [f"{f'  {ladder.model[:15]} against':{_LABEL}}" + f"{'won/drawn/lost':>15}{'points':>7}{'95 %':>14}" * 2]
+    for opponent in matches["strict"]:
+        cells = "".join(_score(matches[rules][opponent]) for rules in RULES)
+        lines.append(f"{f'  {opponent[:23]}':{_LABEL}}{cells}")
+    lines += [""]
+    for rules in RULES:
+        ends = sum((Counter(match["ends"]) for match in matches[rules].values()), Counter[str]())
+        lines += _shares(f"{rules} games", ends)
+    lines += _shares("moves", ladder.origins)
+    lines += [
+        "",
+        f"{ladder.anchor} = {ladder.anchor_elo:.0f}; other scales cannot be compared. Elo by joint maximum",
+        "likelihood over all games (Bradley-Terry; each player brings half a virtual draw), with its 95 %",
+        "interval; < or >: no point won or lost.",
+    ]
+    return "\n".join([*lines, *few(lines)])
+
+
+def _match(games: Sequence[tuple[float, str]]) -> dict[str, Any]:
+    names = {1.0: "won", 0.5: "drawn", 0.0: "lost"}
+    counts = Counter(names[score] for score, _ in games)
+    points = sum(score for score, _ in games)
+    low, high = wilson(points, len(games)) if len(games) >= MIN_CLUSTERS else (None, None)
+    ends = Counter(f"{names[score]} by {reason}" for score, reason in games)
+    found = {name: counts[name] for name in names.values()}
+    return {**found, "score": points / len(games), "ci_low": low, "ci_high": high, "ends": dict(ends.most_common())}
+
+
+def _rated(rating: Rating) -> str:
+    """36 characters: the rating, its interval (where there is a bound only, that alone), and points in percent."""
+    elo, low, high = f"{rating.elo:.0f}", rating.ci_low, rating.ci_high
+    interval = f"[{low:.0f}, {high:.0f}]" if low is not None and high is not None else ""
+    if low is None and high is None:
+        interval = too_few(rating.games)
+    elif not interval:
+        elo, interval = "", f"< {high:.0f}" if high is not None else f"> {low:.0f}"
+    return f"{elo:>10}{interval:>18}{100 * rating.points / rating.games:>8.1f}"
+
+
+def _score(match: dict[str, Any]) -> str:
+    """36 characters: games won, drawn and lost, points in percent and their interval."""
+    counts = f"{match['won']}/{match['drawn']}/{match['lost']}"
+    interval = too_few(match["won"] + match["drawn"] + match["lost"])
+    if match["ci_low"] is not None:
+        interval = f"[{100 * match['ci_low']:.1f}, {100 * match['ci_high']:.1f}]"
+    return f"{counts:>15}{100 * match['score']:>7.1f}{interval:>14}"
+
+
+def _shares(title: str, counts: Mapping[str, int]) -> list[str]:
+    total = sum(counts.values())
+    ordered = sorted(counts.items(), key=lambda pair: -pair[1])
+    text = f"{title}: " + ", ".join(f"{name} {100 * count / total:.1f} %" for name, count in ordered)
+    return textwrap.wrap(text, 98, initial_indent="  ", subsequent_indent="    ")

@@ -1,0 +1,244 @@
+"""Self-play as training prompts: positions of the policy's own games take the places of the data set's prompts.
+
+    self_play: {games: 64, plies: 16, batches: 8, per_opening: 8, temperatures: [1.2, 1.0, 0.85, 0.7]}
+
+Every so many batches the policy, as it is by then, plays a generation of games side by side, from positions of the data
+set. A position takes the place of a prompt of the same kind only: of the same task, for `P:` of the same phase and as
+much in check, for `A:` with the same kind of move. So the shares that the recipe asks for hold in every batch, whatever
+the games are like, and where they give too little of a kind (illegal moves: none), the data set's own prompt stays.
+
+The answer of an `A:` prompt follows from the rules. A `P:` prompt needs the value of every legal move: those that the
+data set holds for its positions, and where an engine is at hand its own for all others.
+"""
+
+import random
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, NamedTuple
+
+import chess
+from datasets import Dataset
+from transformers import PreTrainedModel
+
+from rookworld_trl.chess import environment, policy, position_key, task_of
+from rookworld_trl.chess.format import board_from_fen
+from rookworld_trl.chess.games import play_games
+from rookworld_trl.chess.players import ModelPlayer
+from rookworld_trl.chess.splits import position_number, split_of
+from rookworld_trl.chess.strata import phase, stratum
+
+PLACE_COLUMN = "place"  # where a prompt of the data set stands in it
+
+Row = dict[str, Any]
+Kind = tuple[str, str, bool]
+
+
+@dataclass(frozen=True)
+class SelfPlayOptions:
+    """What a recipe writes under `self_play`.
+
+    Attributes:
+        games: of a generation.
+        plies: of a game, at most.
+        batches: of prompts, from one generation to the next.
+        per_opening: positions used of the games of a generation that begin from the same position, at most.
+        temperatures: that the policy plays at, in one generation after the other; the last one stays.
+    """
+
+    games: int
+    plies: int
+    batches: int
+    per_opening: int
+    temperatures: list[float]
+
+    def temperature(self, generation: int) -> float:
+        return float(self.temperatures[min(generation, len(self.temperatures) - 1)])
+
+
+def read_options(given: Mapping[str, Any]) -> SelfPlayOptions:
+    """Raises:
+    ValueError: one message that names the key.
+    """
+    names = [field.name for field in fields(SelfPlayOptions)]
+    if wrong := sorted(set(names) ^ set(given)):
+        what = "is missing" if wrong[0] in names else "is unknown"
+        raise ValueError(f"self_play: the key '{wrong[0]}' {what}; give {', '.join(names)}")
+    for name in names[:-1]:
+        if type(given[name]) is not int or given[name] < 1:
+            raise ValueError(f"self_play: `{name}` is {given[name]!r}; write a whole number of 1 or more")
+    temperatures = given["temperatures"]
+    numbers = isinstance(temperatures, list) and all(type(each) in (int, float) and each >= 0 for each in temperatures)
+    if not numbers or not temperatures:
+        raise ValueError(f"self_play: `temperatures` is {temperatures!r}; write a list of numbers of 0 or more")
+    return SelfPlayOptions(**given)
+
+
+class Found(NamedTuple):
+    """A position of a game: the move played there, those before it, and where the game began."""
+
+    fen: str
+    move: str
+    history: tuple[str, ...]
+    opening: str
+    game: str
+
+
+class SelfPlay:
+    """Chooses the prompts of a run, batch by batch; a run that is resumed meets those that it would have met.
+
+    Args:
+        dataset: the prompts in whose places positions are put, batch by batch, their places in `PLACE_COLUMN`.
+        prompts_per_batch: of them.
+        model: the one that trains, which plays with the weights that it has when a generation begins.
+        max_new_tokens: of a completion, in games and in training: prompts leave that much room in the context.
+        values: gives `P:` rows their values and leaves out those that it cannot value; None: stored values alone.
+        held_out: positions (`position_key`) that no prompt may show, beside those of the dev and test splits.
+
+    Attributes:
+        rows: prompts of the present generation, by place.
+        seen: every position that was used, by `position_number`: none is used twice.
+    """
+
+    def __init__(
+        self,
+        options: SelfPlayOptions,
+        dataset: Dataset,
+        prompts_per_batch: int,
+        model: PreTrainedModel,
+        tokenizer: Any,
+        *,
+        max_new_tokens: int,
+        seed: int,
+        values: Callable[[list[Row]], Iterable[Row]] | None = None,
+        held_out: Collection[str] = (),
+    ):
+        self.options, self.dataset = options, dataset
+        self.generation = -1
+        self.rows: dict[int, Row] = {}
+        self.seen: set[int] = set()
+        self._size = options.batches * prompts_per_batch
+        self._model, self._tokenizer = model, tokenizer
+        self._max_new_tokens, self._seed = max_new_tokens, seed
+        self._values, self._held_out = values, held_out
+        self._starts: dict[str, int] = {}  # distinct prompts, by their first places
+        for place, prompt in enumerate(dataset["prompt"]):
+            self._starts.setdefault(prompt, place)
+        self._stored = {
+            position_number(policy.parse_prompt(prompt)): place
+            for prompt, place in self._starts.items()
+            if task_of(prompt) == "policy"
+        }
+
+    def choose(self, rows: list[Row], step: int, metrics: Mapping[str, list[float]]) -> None:
+        """Put the games' prompts in place of those dealt, after playing the games that are due."""
+        generation = rows[0][PLACE_COLUMN] // self._size
+        if generation != self.generation:
+            self._begin(generation)
+        metrics["self_play/share"].append(sum(row[PLACE_COLUMN] in self.rows for row in rows) / len(rows))
+        metrics["self_play/temperature"].append(self.options.temperature(generation))
+        rows[:] = [self.rows.get(row[PLACE_COLUMN], row) for row in rows]
+
+    def observe(self, rewards: Any) -> None:
+        """How a batch fared does not change what comes next."""
+
+    def _begin(self, generation: int) -> None:
+        rng = random.Random(f"{self._seed}:{generation}")
+        first = generation * self._size
+        dealt = {row[PLACE_COLUMN]: row for row in self.dataset.select(range(len(self.dataset))[first:][: self._size])}
+        places: defaultdict[Kind, list[int]] = defaultdict(list)
+        for place, row in dealt.items():
+            places[_kind_of_prompt(row["prompt"])].append(place)
+        for free in places.values():
+            rng.shuffle(free)
+        found = self.play(generation, rng)
+        rng.shuffle(found)
+        rows: list[Row] = []
+        used: Counter[str] = Counter()
+        for position in found:
+            if used[position.opening] < self.options.per_opening and (row := self._row(position, places)) is not None:
+                used[position.opening] += 1
+                self.seen.add(position_number(position.fen))
+                rows.append(dealt[row[PLACE_COLUMN]] | row)
+        self.generation = generation
+        self.rows = {row[PLACE_COLUMN]: row for row in (self._values(rows) if self._values else rows)}
+
+    def play(self, generation: int, rng: random.Random) -> list[Found]:
+        """All positions of a generation's games, one after the other."""
+        options, prompts = self.options, list(self._starts)
+        player = ModelPlayer(
+            self._model,
+            self._tokenizer,
+            temperature=options.temperature(generation),
+            max_new_tokens=self._max_new_tokens,
+            seed=rng.getrandbits(31),
+        )
+        chosen = rng.sample(prompts, len(prompts))
+        starts = [_start(chosen[number % len(chosen)]) for number in range(options.games)]
+        records = play_games([(player, player, fen) for fen, _ in starts], options.plies)
+        found = []
+        for number, ((fen, history), record) in enumerate(zip(starts, records, strict=True)):
+            board = chess.Board(fen)
+            for move in record.moves:
+                found.append(Found(board.fen(), move, history, fen, f"self-play {generation}:{number}"))
+                board.push_uci(move)
+                history = (*history, move)
+        return found
+
+    def _row(self, found: Found, places: Mapping[Kind, list[int]]) -> Row | None:
+        """The position as a prompt in a free place of its kind, which it takes; None where there is none."""
+        number = position_number(found.fen)
+        if number in self.seen or self._is_held_out(found.fen):
+            return None
+        board = chess.Board(found.fen)
+        rows: list[tuple[Kind, str, str, list[str], list[int]]] = []
+        after = environment.transition(found.fen, found.move)
+        if not self._is_held_out(after.fen):
+            kind = _environment_kind(board, found.move)
+            target = environment.format_completion(after)
+            rows.append((kind, environment.prompt(found.fen, found.move, found.history), target, [], []))
+        if number in self._stored or self._values is not None:
+            stored: Row = self.dataset[self._stored[number]] if number in self._stored else {}
+            known = stored.get("target", ""), stored.get("legal_moves", []), stored.get("legal_cp", [])
+            rows.append((_policy_kind(board), policy.prompt(found.fen), *known))
+        for kind, prompt, target, moves, values in rows:
+            if places.get(kind) and self._fits(prompt):
+                row = {"prompt": prompt, "task": kind[0], "target": target, "legal_moves": moves, "legal_cp": values}
+                return row | {"stratum": kind[1], "game": found.game, PLACE_COLUMN: places[kind].pop()}
+        return None
+
+    def _is_held_out(self, fen: str) -> bool:
+        return split_of(fen) != "train" or position_key(fen) in self._held_out
+
+    def _fits(self, prompt: str) -> bool:
+        return len(self._tokenizer(prompt)["input_ids"]) <= self._model.config.n_positions - self._max_new_tokens
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"generation": self.generation, "rows": list(self.rows.values()), "seen": sorted(self.seen)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.generation, self.seen = int(state["generation"]), set(state["seen"])
+        self.rows = {row[PLACE_COLUMN]: row for row in state["rows"]}
+
+
+def _start(prompt: str) -> tuple[str, tuple[str, ...]]:
+    """The position that a prompt shows and the moves that led to it, as far as it tells them."""
+    if task_of(prompt) == "policy":
+        return policy.parse_prompt(prompt), ()
+    given = environment.parse_prompt(prompt)
+    return given.fen, given.history[:-1]
+
+
+def _kind_of_prompt(prompt: str) -> Kind:
+    if task_of(prompt) == "policy":
+        return _policy_kind(board_from_fen(policy.parse_prompt(prompt)))
+    given = environment.parse_prompt(prompt)
+    return _environment_kind(board_from_fen(given.fen), given.move)
+
+
+def _policy_kind(board: chess.Board) -> Kind:
+    return "policy", phase(board), board.is_check()
+
+
+def _environment_kind(board: chess.Board, move: str) -> Kind:
+    return "environment", stratum(board, move), False

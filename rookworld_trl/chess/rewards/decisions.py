@@ -1,0 +1,222 @@
+"""Where a sampled completion decides something whose every alternative has a known reward, for the exact gradient.
+
+`P:` rows. The stored values know every legal move, so each slot of `M:` and `B:` is a decision point on the prefix that
+the policy sampled. With v the value of a move (1 minus the win chance it gives away against the best) and m the mean of
+v over the legal moves, a move's quality is what it gains of what is at stake,
+
+    q = max(0, (v - m) / (1 - m + 0.02)),
+
+1 for the best move of a position where much can be lost, 0 for every move that is no better than a random one, small
+where nothing is at stake: values differ there by less than they are known. (With q = v^3 most moves of most positions
+are alike, and safe moves crowd out the best one.) Then
+
+
+    slot of M:   0.6 + 0.4 q  for a legal move that is not listed yet, 0 for everything else
+    B:           0.2 + 0.8 q  for a legal move of the list, 0.2 q for one that is not in it, 0 for everything else
+
+What cannot be read at all is held off where it was seen to begin: behind a first square whose moves are all listed, or
+that has none, one of the 64 second squares earns 1; behind an eval, what would be a further digit or point earns 0 and
+everything else 1. (No other point knows of these places: on them rookworld-nano began to write numbers, or pieces, and
+1 to 2 % of its answers could no longer be read.)
+
+What has one right continuation is determined: the section names (so the number of candidates) with the spaces in front
+of them, the eval of each listed legal move, the end, all in the spelling of the completion itself (`policy.Spelling`),
+or in that of the row's `target` where it cannot be seen. A promotion where only one is legal needs no rule: its letter
+is part of the action.
+
+`A:` rows have one right answer, an action that earns 1. Its tokens are determined, too, at a small weight: the gradient
+of a probability near 0 is near 0, and what is rare (illegal moves, mates) would be unlearned before it is learned. What
+wrong answers earn (graduated credit) cannot be enumerated; `rest_is_sampled` says so.
+
+The walk follows the sampled tokens. It ends where they leave the format; what should stand there is still determined.
+The result is plain data, as `rookworld_trl.training.points.Points` reads it.
+"""
+
+import re
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any
+
+import chess
+
+from rookworld_trl.chess import policy, task_of
+from rookworld_trl.chess.format import MOVE_PATTERN
+
+CANDIDATE_WEIGHT, BEST_WEIGHT = 0.5, 2.0
+CANDIDATE_LEGAL, BEST_LEGAL = 0.6, 0.2  # what a legal move earns that gains nothing
+BEST_UNLISTED = 0.2  # share of what it gains that a best move earns which is not in the list
+DETERMINED_WEIGHT = 0.3
+# Of an eval's tokens: its last digits are chance, and at the weight of the others their gradient was most of a step's
+# (rookworld-nano lost a tenth of its legal moves in five steps at a rate of 3e-4).
+EVAL_WEIGHT = 0.05
+ANSWER_WEIGHT, ANSWER_TOKENS_WEIGHT = 1.0, 0.1
+FORMAT_WEIGHT = 0.5
+_LONGEST = 12  # characters of a move or an eval, and then some
+_LEAST_STAKE = 0.02  # win chance
+
+_MOVE = re.compile(f" {MOVE_PATTERN}")
+_SQUARE = re.compile(" [a-h][1-8]")
+_EVALS = {1: re.compile(r" -?[0-9]{1,4}\.[0-9]"), 2: re.compile(r" -?[0-9]{1,4}\.[0-9]{1,2}")}  # by decimals
+_SECTIONS = {name: re.compile(f" {{0,{policy.MOST_SPACES}}}{name}:") for name in "MEB"}
+
+
+class ChessPoints:
+    """Finds the decision points and determined tokens of `P:` rows, however they are spelled, and of `A:` rows.
+
+    Args:
+        tokenizer: encodes a move, an eval or a section name by itself to the tokens it has inside a row.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._ids: dict[str, list[int]] = {}
+        self._texts: dict[int, str] = {}
+
+    def __call__(self, row: dict[str, Any], completion: Sequence[int]) -> dict[str, Any]:
+        """The points of a completion (token ids, its end token included) of a row of the data set.
+
+        Returns:
+            `decisions`, `determined` and `rest_is_sampled`, the arguments of `training.points.Points`.
+        """
+        end = self._tokenizer.eos_token_id
+        if task_of(row["prompt"]) == "environment":
+            answer = [*self.ids(row["target"]), end]
+            decision = {"position": 0, "actions": [answer], "rewards": [1.0], "weight": ANSWER_WEIGHT}
+            determined = {"position": 0, "tokens": answer, "weight": ANSWER_TOKENS_WEIGHT}
+            return {"decisions": [decision], "determined": [determined], "rest_is_sampled": True}
+        texts = "".join(map(self.text, completion)), row.get("target") or ""
+        spelling = next(filter(None, map(policy.spelling_of, texts)), policy.SINGLE)
+        walk = _Walk(self, completion, spelling)
+        fen_width = len(row["prompt"]) - len(policy.PREFIX)
+        _walk_policy(walk, dict(zip(row["legal_moves"], row["legal_cp"], strict=True)), fen_width, end)
+        return {"decisions": walk.decisions, "determined": walk.determined, "rest_is_sampled": False}
+
+    def ids(self, text: str) -> list[int]:
+        if text not in self._ids:
+            self._ids[text] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
+        return self._ids[text]
+
+    def text(self, token: int) -> str:
+        if token not in self._texts:
+            self._texts[token] = self._tokenizer.decode([token])
+        return self._texts[token]
+
+
+class _Walk:
+    """A place in a completion, and what was found on the way there."""
+
+    def __init__(self, points: ChessPoints, completion: Sequence[int], spelling: policy.Spelling) -> None:
+        self._points, self._completion, self.spelling, self.at = points, list(completion), spelling, 0
+        self.ids = points.ids
+        self.decisions: list[dict[str, Any]] = []
+        self.determined: list[dict[str, Any]] = []
+
+    @property
+    def ended(self) -> bool:
+        return self.at >= len(self._completion)
+
+    def decide(self, rewards: dict[str, float], weight: float) -> None:
+        """One of these moves is taken here."""
+        if not self.ended:
+            actions = [self.ids(f" {move}") for move in rewards]
+            point = {"position": self.at, "actions": actions, "rewards": list(rewards.values()), "weight": weight}
+            self.decisions.append(point)
+
+    def stay_in_format(self, at: int, tokens: Iterable[int], allowed: bool) -> None:
+        """Behind `at` completion tokens one of these must stand, or must not."""
+        if at < len(self._completion):
+            actions = [[token] for token in sorted(set(tokens))]
+            point = {"position": at, "actions": actions, "rewards": [float(allowed)] * len(actions)}
+            self.decisions.append({**point, "otherwise": float(not allowed), "weight": FORMAT_WEIGHT})
+
+    def finish_square(self, moves: Collection[str]) -> None:
+        """If the move that begins here has a first square from which none of these moves goes, a second one follows."""
+        start = self.at
+        square = self.take(_SQUARE)
+        behind, self.at = self.at, start
+        if square is None or any(f" {move}".startswith(square) for move in moves):
+            return
+        written = self._completion[start:behind]
+        whole = [self.ids(square + other) for other in chess.SQUARE_NAMES]
+        # A tokenizer may put both squares into one token, and then there is nothing to finish.
+        followers = [ids[len(written)] for ids in whole if ids[: len(written)] == written and len(ids) > len(written)]
+        if followers:
+            self.stay_in_format(behind, followers, allowed=True)
+
+    def end_eval(self) -> str | None:
+        """The eval that stands here, if any, and go on behind it; neither digits nor a second point follow it."""
+        decimals = self.spelling.decimals or 2
+        text = self.take(_EVALS[decimals])
+        if text is None:
+            return None
+        # 1.2 may go on to 1.25 where the policy writes two decimals; 12.0 may not, unless it writes 12.07.
+        whole = len(text.rpartition(".")[2]) == decimals or (self.spelling.decimals and abs(float(text)) >= 10)
+        further = ".0123456789" if whole else "."
+        self.stay_in_format(self.at, [self.ids(each)[0] for each in further], allowed=False)
+        return text
+
+    def determine(self, tokens: list[int], weight: float = DETERMINED_WEIGHT) -> bool:
+        """These tokens must stand here; whether they do. If so, the walk goes on behind them."""
+        if self.ended:
+            return False
+        self.determined.append({"position": self.at, "tokens": tokens, "weight": weight})
+        there = self._completion[self.at : self.at + len(tokens)] == tokens
+        self.at += len(tokens) if there else 0
+        return there
+
+    def section(self, name: str, width: int) -> bool:
+        """A section's name must stand here, behind a field of so many characters; whether it does. Other spaces in
+        front of it than must be there do not end the walk: the reward may read them all the same."""
+        there = self.determine(self.ids(self.spelling.section(name, width)))
+        return there or self.take(_SECTIONS[name], policy.MOST_SPACES + 2) is not None
+
+    def take(self, pattern: re.Pattern[str], longest: int = _LONGEST) -> str | None:
+        """The longest text from here on that the pattern matches and that ends with a token; None if there is none."""
+        text, found = "", None
+        for place in range(self.at, len(self._completion)):
+            text += self._points.text(self._completion[place])
+            if pattern.fullmatch(text):
+                found, self.at = text, place + 1
+            elif found is not None or len(text) > longest:
+                break
+        return found
+
+
+def _walk_policy(walk: _Walk, values: dict[str, int], fen_width: int, end: int) -> None:
+    chances = {move: policy.win_chance(cp) for move, cp in values.items()}
+    best, mean = max(chances.values()), sum(chances.values()) / len(chances)
+    quality = {move: max(0.0, (chance - mean) / (best - mean + _LEAST_STAKE)) for move, chance in chances.items()}
+    if not walk.section("M", fen_width):
+        return
+    listed: list[str] = []
+    for _ in range(min(policy.MAX_CANDIDATES, len(values))):
+        rewards = {
+            move: CANDIDATE_LEGAL + (1 - CANDIDATE_LEGAL) * each for move, each in quality.items() if move not in listed
+        }
+        walk.decide(rewards, CANDIDATE_WEIGHT)
+        walk.finish_square(rewards)
+        move = walk.take(_MOVE)
+        if move is None:
+            return
+        listed.append(move[1:])
+    if not walk.section("E", len(" ".join(listed))):
+        return
+    evals: list[str] = []
+    for move in listed:
+        if move in values:
+            start = walk.at
+            walk.determine(walk.ids(f" {policy.format_eval(values[move], walk.spelling.decimals)}"), EVAL_WEIGHT)
+            walk.at = start
+        written = walk.end_eval()
+        if written is None:
+            return
+        evals.append(written)
+    if not walk.section("B", len("".join(evals)) - 1):
+        return
+    walk.finish_square(quality)
+    earned = {
+        move: BEST_LEGAL + (1 - BEST_LEGAL) * each if move in listed else BEST_UNLISTED * each
+        for move, each in quality.items()
+    }
+    walk.decide(earned, BEST_WEIGHT)
+    if walk.take(_MOVE) is not None:
+        walk.determine([*walk.ids(walk.spelling.end), end])

@@ -1,0 +1,198 @@
+"""Which positions a training source shows, so that nothing is measured on what was trained on.
+
+What cannot be read is no proof that nothing was seen: it is named, and the results say that it is unknown.
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from rookworld_trl.chess import PREFIXES, ParseError, environment, split_row
+from rookworld_trl.chess.dataset import PROBLEM_FILES, shipped_positions
+from rookworld_trl.chess.pgn import GamesReport, rows_of_games
+from rookworld_trl.chess.rookworld import TEXT_COLUMN
+from rookworld_trl.chess.sources import PGN, DataOptions, _columns, _read, _reader
+from rookworld_trl.chess.splits import positions_of
+from rookworld_trl.modeling.loading import NANO
+
+SHIPPED = "shipped"
+T = TypeVar("T")
+
+
+class Source(NamedTuple):
+    """What was trained on: `dataset` and `dataset_split` of recipes/grpo.py, and of a stream how much of it."""
+
+    name: str
+    split: str = "train"
+    streaming: bool = False
+    max_rows: int | None = None
+
+
+@dataclass
+class TrainingData:
+    """What models were trained on, as far as it is known.
+
+    Attributes:
+        unknown: what is not, one phrase each; sources that turn out to be unreadable are added.
+        named: by the user, so that one that cannot be read is an error.
+    """
+
+    sources: list[Source]
+    unknown: list[str] = field(default_factory=list)
+    named: bool = False
+    _shown: dict[Source, set[str]] = field(default_factory=dict)
+
+    def shown(self, source: Source) -> set[str]:
+        """`shown_positions`, read once; none, and the source unknown, where that fails.
+
+        Raises:
+            ValueError: it fails, and the user named the source.
+        """
+        if source not in self._shown:
+            try:
+                self._shown[source] = shown_positions(*source)
+            except ValueError as error:
+                if self.named:
+                    raise
+                self._shown[source] = set()
+                self.sources.remove(source)
+                self.unknown.append(f"the training data {source.name!r} ({error})")
+        return self._shown[source]
+
+    def __str__(self) -> str:
+        if not self.unknown:
+            return ""
+        return (
+            f"Whether these items were seen in training is unknown, for this is: {'; '.join(self.unknown)}. "
+            "`--trained_on` says what the models were trained on"
+        )
+
+
+def shown_positions(
+    source: str, split: str = "train", streaming: bool = False, max_rows: int | None = None
+) -> set[str]:
+    """Keys (`position_key`) of all positions that a training source shows, in prompts and in answers.
+
+    Args:
+        source: `shipped`, whose train split is taken; a folder that `generate_data.py dataset` wrote; a file as
+            recipes/grpo.py reads them, of which only the columns `prompt` and `target`, or `text`, are looked at (rows
+            that don't parse were not trained on either); a PGN file; or a data set's name on the Hub.
+
+    Raises:
+        ValueError: an unreadable source, or one with none of these columns.
+    """
+    if source == SHIPPED:
+        return shipped_positions("train")
+    if Path(source, f"{split}.parquet").is_file():
+        return shipped_positions(split, Path(source))
+    if _reader(Path(source)) == PGN:
+        games = rows_of_games(Path(source), GamesReport(), positions=True)
+        return set(chain.from_iterable(positions_of(row["prompt"], row["target"]) for row in games))
+    options = DataOptions(streaming=streaming, max_rows=max_rows)
+    stream, columns = _columns(source, _read(source, split, options))
+    if "prompt" not in columns and TEXT_COLUMN not in columns:
+        raise ValueError(f"{source}: has neither a column 'prompt' nor '{TEXT_COLUMN}' (found: {', '.join(columns)})")
+    keys: set[str] = set()
+    for row in islice(stream, max_rows):
+        prompt, target = row.get("prompt"), row.get("target")
+        if prompt is None:
+            text = str(row[TEXT_COLUMN])
+        try:
+            if prompt is None:  # the public rows leave out the prefix of `A:`
+                prompt, target = split_row(
+                    text if text.startswith(tuple(PREFIXES.values())) else environment.PREFIX + text
+                )
+            keys.update(positions_of(str(prompt), target))
+        except ParseError:
+            continue
+    return keys
+
+
+def unseen(
+    items: Iterable[T],
+    positions: Callable[[T], Sequence[str]],
+    source: str | Path,
+    trained_on: TrainingData,
+    drop: bool = False,
+) -> list[int]:
+    """The numbers of the items of which no training source shows a position.
+
+    Args:
+        positions: the keys of the positions that an item shows.
+        source: where the items come from. The shipped ones share no position with the shipped training split.
+        trained_on: the training sources, and what is unknown of them.
+        drop: leave out items that were seen; else they are an error.
+
+    Raises:
+        ValueError: items were seen and `drop` is false, or none is left; names the source.
+    """
+    items = list(items)
+    seen: dict[str, str] = {}
+    for other in list(trained_on.sources):
+        if other.name != SHIPPED or source not in (SHIPPED, *PROBLEM_FILES):
+            seen |= dict.fromkeys(trained_on.shown(other) - seen.keys(), other.name)
+    found = {n: key for n, item in enumerate(items) for key in positions(item) if key in seen}
+    if found and not drop:
+        first = next(iter(found.values()))
+        raise ValueError(
+            f"{source}: {len(found)} of {len(items)} items show positions that stand in the training data "
+            f"{seen[first]!r} (first: {first}); `--seen drop` leaves them out, `--trained_on` says what the model was "
+            "trained on"
+        )
+    left = [n for n in range(len(items)) if n not in found]
+    if not left:
+        raise ValueError(
+            f"{source}: all {len(items)} items show positions of the training data; nothing is left to measure"
+        )
+    return left
+
+
+def known_training_data(models: Iterable[str]) -> TrainingData:
+    """What can be seen of the models' training: the shipped rows, and what the summaries of their runs name.
+
+    Args:
+        models: `nano`; folders that recipes/grpo.py wrote, with `summary.json` above them, which names the data and the
+            model that the run started from; or others, of which nothing is known.
+    """
+    known = TrainingData([Source(SHIPPED)])
+    waiting, done = list(models), set()
+    for model in waiting:
+        if model == NANO or model in done:
+            continue
+        done.add(model)
+        run = Path(model).absolute().parent
+        try:
+            summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
+            dataset, start = summary["dataset"], str(summary["model"])
+        except (OSError, ValueError, LookupError, TypeError):
+            known.unknown.append(f"all that {model} was trained on (no summary.json of a run stands above it)")
+            continue
+        waiting.append(start if start == NANO else _found(start, run) or start)
+        source = _source(str(dataset), summary, run)
+        if source is None:
+            known.unknown.append(f"the training data {dataset!r} of {model} (it is not there any more)")
+        elif source not in known.sources:
+            known.sources.append(source)
+    return known
+
+
+def _source(dataset: str, summary: dict[str, Any], run: Path) -> Source | None:
+    """A run's data as it can be read from here; None if it cannot. A name on the Hub may be read, or not."""
+    if dataset == SHIPPED:
+        return Source(SHIPPED)
+    split = str(summary.get("dataset_split") or "train")
+    if place := _found(str(summary.get("dataset_path") or dataset), run) or _found(dataset, run):
+        return Source(place, split)
+    if _reader(Path(dataset)) is None and re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", dataset):
+        return Source(dataset, split, bool(summary.get("streaming")), summary.get("max_rows"))
+    return None
+
+
+def _found(name: str, run: Path) -> str | None:
+    """A file or a folder as a run named it: from here, or from a folder above the run's, where it may have started."""
+    places = (Path(name), *(folder / name for folder in (run, *run.parents)))
+    return next((str(place) for place in places if place.exists()), None)

@@ -1,0 +1,399 @@
+"""Prompts from a user's own data: a Parquet, JSON Lines, CSV, text or PGN file, or a name on the Hub.
+
+Rows with the column `prompt` are checked one by one (about 0.1 ms each, once, before anything trains; a bad row found
+in hour three costs more) and the first bad one is an error. Rows with the column `text`, as `jrahn/rookworld_7m` has
+them, go through `rookworld_trl.chess.rookworld`, which leaves bad ones out and counts them.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Set
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+import chess
+from datasets import Dataset, Features, IterableDataset, List, Value, concatenate_datasets, load_dataset
+
+from rookworld_trl.chess import ParseError, environment, policy, task_of
+from rookworld_trl.chess.engine import MATE_CENTIPAWNS
+from rookworld_trl.chess.engine_pool import EnginePool, ValueCache
+from rookworld_trl.chess.format import board_from_fen
+from rookworld_trl.chess.pgn import GamesReport, rows_of_games
+from rookworld_trl.chess.rookworld import TEXT_COLUMN, BestMove, Illegal, Report, convert_rows
+from rookworld_trl.chess.splits import positions_of
+from rookworld_trl.chess.strata import phase, stratum
+from rookworld_trl.chess.values import ValuesReport, with_values
+from rookworld_trl.config import option
+from rookworld_trl.terminal import with_bar
+
+PGN = "pgn"
+READERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv", ".txt": "text", ".pgn": PGN}
+KINDS = f"{', '.join(READERS)}, or one of them gzipped (.gz)"
+NO_ROWS = "has no rows that can be used. Give a data set with at least one prompt"
+SHUFFLE_BUFFER = 10_000  # rows of a stream held back at a time to be drawn from
+CHUNK = 50_000  # rows that are Python objects at a time; as Arrow they take a tenth of the memory
+FEATURES = Features(
+    {
+        "prompt": Value("string"),
+        "task": Value("string"),
+        "target": Value("string"),
+        "legal_moves": List(Value("string")),
+        "legal_cp": List(Value("int32")),
+        "stratum": Value("string"),
+        "game": Value("string"),  # what the row's position was taken from, if that is known: a name, or empty
+    }
+)
+RIGHT_NODES = 80_000  # over all moves: finds the answers of 99 % of Lichess's puzzles; 8,000 nodes find 91 %
+
+
+@dataclass
+class DataOptions:
+    """How prompts are read, repaired and written; the defaults fit `jrahn/rookworld_7m`."""
+
+    best_move: BestMove = option(
+        "evals",
+        "Best move of rows with a `text` column: the best by the row's `evals`, by Stockfish (`engine`), or as it "
+        "stands (`dataset`). `engine` also values the moves of `P:` rows that carry no values.",
+    )
+    guess_unlisted: bool = option(
+        False,
+        "Guess the values of moves that a `P:` row with a `text` column does not list, some way below its worst; "
+        "otherwise such rows need `best_move` `engine`.",
+    )
+    illegal: Illegal = option(
+        "fix", "What becomes of `A:` rows with a `text` column, an illegal move and the answer of a legal one."
+    )
+    engine_nodes: int = option(
+        RIGHT_NODES,
+        "Nodes a position for `best_move` `engine`. 80000 take about 0.1 s of one core and find the answers of 99 % of "
+        "Lichess's puzzles; 8000 take a tenth of the time and find 91 %.",
+    )
+    engine_workers: int | None = option(None, "Engine processes for `best_move` `engine`; default: one a core.")
+    engine_cache: str | None = option(
+        "~/.cache/rookworld-trl/engine-values.sqlite", "File that keeps the engines' answers; empty: none."
+    )
+    streaming: bool = option(False, "Read a data set of the Hub row by row instead of downloading all of it first.")
+    max_rows: int | None = option(
+        None, "Rows to read. A stream needs it, and draws them from a shuffled buffer; default: all."
+    )
+    leading_eos: bool = option(
+        False, "Put the end token in front of every prompt, as in the documents that RookWorld-LM was trained on."
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("max_rows", "engine_nodes", "engine_workers"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"`{name}` is {value}: nothing would be read. Set it to 1 or more, or leave it out")
+        if self.streaming and self.max_rows is None:
+            raise ValueError("`streaming` is true, but a stream is read up to `max_rows`: set that, to 100000 say")
+
+
+def load_prompts(source: str, split: str = "train", options: DataOptions | None = None) -> Dataset:
+    """Read prompts and check every row.
+
+    A file or a data set of the Hub with the column `prompt` also needs, for `P:` rows, `legal_moves` (every legal
+    move, UCI) and `legal_cp` (the value of each in centipawns, mover's view, mates as +-(10000 - plies)); with
+    `best_move="engine"` engines value the rows that have neither. The rest is filled in where it is missing: `task`
+    and `stratum` from the prompt, `target` of `A:` rows by python-chess. Lists in a CSV file are JSON texts.
+    With the column `text` instead, rows are taken as `jrahn/rookworld_7m` writes them. A PGN file gives `A:` rows and,
+    with `best_move="engine"`, `P:` rows. What was left out or repaired of these two is printed.
+
+    Args:
+        source: a file, or a data set's name on the Hub.
+        split: of a data set on the Hub; a file is one split.
+        options: defaults: those of `DataOptions`.
+
+    Returns:
+        A data set with the columns `FEATURES`; what was printed stands in its `info.description`, too.
+
+    Raises:
+        ValueError: naming source, row and field, and what to do about it.
+    """
+    options = options or DataOptions()
+    said: list[str] = []
+    if _reader(Path(source)) == PGN:
+        rows = _rows_of_pgn(source, options, said)
+    else:
+        dataset = _read(source, split, options)
+        stream, columns = _columns(source, dataset)
+        if "prompt" in columns:
+            valued = options.best_move == "engine"
+            rows = _checked_rows(source, islice(stream, options.max_rows), values_follow=valued)
+        elif TEXT_COLUMN in columns:
+            rows = _rows_of_text(source, islice(stream, options.max_rows), options, said)
+        else:
+            raise ValueError(
+                f"{source}: column 'prompt' is missing (found: {', '.join(columns)}). "
+                "Add it, with texts like 'P: <FEN>' or 'A: <FEN>+<move>+<last moves>+'; or give whole rows in a column "
+                f"'{TEXT_COLUMN}'"
+            )
+    if options.best_move == "engine":
+        rows = _valued(source, rows, options, said)
+    chunks = []
+    counted = with_bar(rows, f"read {Path(source).name}", options.max_rows, "row")
+    while chunk := list(islice(counted, CHUNK)):
+        chunks.append(Dataset.from_list([{"game": "", **row} for row in chunk], features=FEATURES))
+    if not chunks:
+        raise ValueError(f"{source}: {NO_ROWS}")
+    dataset = concatenate_datasets(chunks)
+    dataset.info.description = "\n".join(said)
+    return dataset
+
+
+def _columns(source: str, dataset: Dataset | IterableDataset) -> tuple[Iterator[Mapping[str, Any]], list[str]]:
+    """The rows and their columns; a stream knows its columns by its first row only."""
+    rows = _rows(source, dataset)
+    if dataset.column_names is not None:
+        return rows, list(dataset.column_names)
+    first = next(rows, None)
+    return (iter(()), []) if first is None else (chain([first], rows), list(first))
+
+
+def _rows(source: str, dataset: Dataset | IterableDataset) -> Iterator[Mapping[str, Any]]:
+    """The rows; a stream is read only here."""
+    try:
+        yield from dataset
+    except Exception as error:  # the readers raise a dozen unrelated classes
+        raise _unreadable(source, "a data set", error) from error
+
+
+def _unreadable(source: str, kind: str, error: Exception) -> ValueError:
+    reason = str(error.__cause__ or error).strip().splitlines()[:1]
+    if reason and "corresponds to no data" in reason[0]:  # a table with a head alone
+        return ValueError(f"{source}: {NO_ROWS}")
+    return ValueError(f"{source}: cannot be read as {kind} ({reason[0] if reason else error!r}). Write it again")
+
+
+def _checked_rows(source: str, dataset: Iterable[Mapping[str, Any]], values_follow: bool) -> Iterator[dict[str, Any]]:
+    for number, row in enumerate(dataset):
+        try:
+            yield _checked(row, values_follow)
+        except ParseError as error:
+            raise ValueError(f"{source} row {number}, column 'prompt': {error}") from error
+        except ValueError as error:
+            raise ValueError(f"{source} row {number}, {error}") from error
+
+
+def _rows_of_text(
+    source: str, dataset: Iterable[Mapping[str, Any]], options: DataOptions, said: list[str]
+) -> Iterator[dict[str, Any]]:
+    report = Report()
+    for row in convert_rows(dataset, report, options.best_move, options.illegal):
+        valued = row["legal_moves"] and not options.guess_unlisted
+        if valued and len(row["legal_moves"]) > len(policy.parse(row["target"]).moves):
+            raise ValueError(
+                f"{source} row {report.read - 1}, column '{TEXT_COLUMN}': a P: row has values of the moves it lists "
+                "only. Set `best_move: engine`, and Stockfish values every move, once, or `guess_unlisted: true`, and "
+                "the others count as some way below the worst that is listed"
+            )
+        yield row
+    _say(source, report, said)
+    if report.kept["policy"] and options.guess_unlisted:
+        print(
+            f"{source}: the values of moves that a P: row does not list are guessed, and so is all skill; "
+            "`best_move: engine` has Stockfish value every move"
+        )
+
+
+def _say(source: str, report: Any, said: list[str]) -> None:
+    said.append(str(report))
+    print(f"{source}: {report}")
+
+
+def _rows_of_pgn(source: str, options: DataOptions, said: list[str]) -> Iterator[dict[str, Any]]:
+    _check_file(Path(source))
+    report = GamesReport()
+    positions = options.best_move == "engine"
+    yield from islice(rows_of_games(Path(source), report, positions), options.max_rows)
+    _say(source, report, said)
+    if report.kept and not positions:
+        print(f"{source}: no P: rows, for games carry no values of moves; `best_move: engine` makes them, by Stockfish")
+
+
+def _valued(
+    source: str, rows: Iterator[dict[str, Any]], options: DataOptions, said: list[str]
+) -> Iterator[dict[str, Any]]:
+    """The rows, those without values valued by engines; they start where there are any rows at all."""
+    first = next(rows, None)
+    if first is None:
+        return
+    if options.engine_nodes < RIGHT_NODES:
+        print(
+            f"warning: `engine_nodes` is {options.engine_nodes}: at 8000 the engine's best move is wrong in 9 % of "
+            f"Lichess's puzzles, at {RIGHT_NODES} in 1 %. Leave it out where numbers are to be believed",
+            file=sys.stderr,
+        )
+    report = ValuesReport()
+    with engines(options) as pool:
+        yield from with_values(chain([first], rows), pool, report)
+    _say(source, report, said)
+
+
+@contextmanager
+def engines(options: DataOptions) -> Iterator[EnginePool]:
+    """Engines at work, and the file that keeps their answers, as the options say."""
+    workers = options.engine_workers or os.cpu_count() or 1
+    with ExitStack() as stack:
+        cache = None
+        if options.engine_cache:
+            cache = stack.enter_context(closing(ValueCache(Path(options.engine_cache).expanduser())))
+        yield stack.enter_context(EnginePool(workers, nodes=options.engine_nodes, cache=cache))
+
+
+def _reader(path: Path) -> str | None:
+    """What reads a file of this name; None: nothing does."""
+    name = path.name.lower().removesuffix(".gz")
+    return READERS.get(Path(name).suffix)
+
+
+def _check_file(path: Path) -> None:
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file. Check `dataset`")
+    if not path.stat().st_size:
+        raise ValueError(f"{path}: is empty. Give `dataset` a file with at least one row")
+
+
+def _read(source: str, split: str, options: DataOptions) -> Dataset | IterableDataset:
+    path = Path(source)
+    reader, kept = _reader(path), not options.streaming
+    if reader:
+        _check_file(path)
+        try:
+            # No cache outside of memory: a file that changed must be read again.
+            dataset = load_dataset(
+                reader, data_files=str(path), split="train", keep_in_memory=kept or None, streaming=options.streaming
+            )
+        except Exception as error:
+            raise _unreadable(source, reader, error) from error
+        return _shuffled(dataset, options)
+    if path.exists():
+        raise ValueError(f"{source}: is no data file. Give `dataset` a file ending in {KINDS}")
+    try:
+        return _shuffled(load_dataset(source, split=split, streaming=options.streaming), options)
+    except Exception as error:  # as above, and the Hub's
+        reason = str(error).strip().partition("\n")[0]
+        raise ValueError(
+            f"`dataset` is '{source}': neither a file here nor split '{split}' of a data set that the Hub gives "
+            f"({reason}). Check the name, or give a file ending in {KINDS}"
+        ) from error
+
+
+def _shuffled(dataset: Dataset | IterableDataset, options: DataOptions) -> Dataset | IterableDataset:
+    """The first rows of a stream are often all of one kind: draw from a buffer, and from the files in any order."""
+    return dataset.shuffle(seed=0, buffer_size=SHUFFLE_BUFFER) if options.streaming else dataset
+
+
+def _checked(row: Mapping[str, Any], values_follow: bool = False) -> dict[str, Any]:
+    """The row with all columns of `FEATURES`; if `values_follow`, a `P:` row may come without values.
+
+    Raises:
+        ParseError: the prompt does not parse, or its position is illegal.
+        ValueError: another column; the message starts with its name.
+    """
+    prompt = row["prompt"]
+    if not isinstance(prompt, str):
+        raise ValueError(f"column 'prompt': {prompt!r} is no text. Write 'P: <FEN>' or 'A: <FEN>+<move>+<moves>+'")
+    task = task_of(prompt)
+    if row.get("task") not in (None, task):
+        raise ValueError(f"column 'task': {row['task']!r} contradicts the prompt, which is of '{task}'. Remove it")
+    if task == "policy":
+        board = board_from_fen(policy.parse_prompt(prompt))
+        if not any(board.legal_moves):
+            raise ValueError("column 'prompt': the game is over, there is no move to choose. Remove the row")
+        bare = values_follow and not row.get("legal_moves") and not row.get("legal_cp")
+        moves, values = ([], []) if bare else _legal_values(row, board)
+        target, kind = row.get("target") or "", phase(board)
+    else:
+        given = environment.parse_prompt(prompt)
+        board = board_from_fen(given.fen)
+        moves, values = [], []
+        target = environment.format_completion(environment.transition(given.fen, given.move))
+        if (row.get("target") or target).rstrip() != target.rstrip():
+            raise ValueError(f"column 'target': {row['target']!r}, but python-chess says {target!r}. Remove the column")
+        kind = stratum(board, given.move)
+    return {
+        "prompt": prompt,
+        "task": task,
+        "target": target,
+        "legal_moves": moves,
+        "legal_cp": values,
+        "stratum": row.get("stratum") or kind,
+        "game": "" if row.get("game") is None else str(row["game"]),
+    }
+
+
+def _listed(cell: Any) -> Any:
+    """A list, which CSV can hold as JSON text only."""
+    if not isinstance(cell, str):
+        return cell
+    try:
+        return json.loads(cell)
+    except json.JSONDecodeError:
+        return cell
+
+
+def _legal_values(row: Mapping[str, Any], board: chess.Board) -> tuple[list[str], list[int]]:
+    moves, values = (_listed(row.get(name)) for name in ("legal_moves", "legal_cp"))
+    if not isinstance(moves, list) or not isinstance(values, list):
+        name = "legal_cp" if isinstance(moves, list) else "legal_moves"
+        raise ValueError(
+            f"column '{name}': a 'P:' row needs it, found {row.get(name)!r}. Add every legal move with its engine "
+            "value (recipes/generate_data.py makes such rows), or set `best_move: engine` and Stockfish finds them"
+        )
+    if len(moves) != len(values):
+        raise ValueError(f"column 'legal_cp': {len(values)} values for {len(moves)} moves. Give one for each")
+    moves = [str(move) for move in moves]
+    truth = {move.uci() for move in board.legal_moves}
+    if len(set(moves)) != len(moves) or set(moves) != truth:
+        wrong = sorted(set(moves) ^ truth) or sorted(move for move in moves if moves.count(move) > 1)
+        raise ValueError(
+            f"column 'legal_moves': not the {len(truth)} legal moves of the position (look at {', '.join(wrong[:3])}). "
+            "Give each legal move once, in UCI"
+        )
+    return moves, [_centipawns(value) for value in values]
+
+
+def _centipawns(value: Any) -> int:
+    """A value of `legal_cp`; 12.0 is 12, as pandas writes a column with gaps."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or value != value // 1:
+        raise ValueError(f"column 'legal_cp': {value!r} is no whole number. Give centipawns from the mover's side")
+    if abs(value) > MATE_CENTIPAWNS:
+        raise ValueError(
+            f"column 'legal_cp': {value!r} is beyond a mate. Give centipawns, and a mate in n plies as "
+            f"+-({MATE_CENTIPAWNS} - n)"
+        )
+    return int(value)
+
+
+def without(dataset: Dataset, held_out: Set[str]) -> tuple[Dataset, int]:
+    """Drop the rows that show a held-out position (by `position_key`), in their prompt or in their answer.
+
+    Returns:
+        What is left, and how many rows were dropped.
+    """
+    rows = enumerate(zip(dataset["prompt"], dataset["target"], strict=True))
+    kept = [number for number, (prompt, target) in rows if held_out.isdisjoint(positions_of(prompt, target))]
+    return dataset.select(kept), len(dataset) - len(kept)
+
+
+def check_lengths(dataset: Dataset, tokenizer: Any, context: int, max_completion_length: int) -> None:
+    """Make sure that every prompt leaves room for a completion.
+
+    Raises:
+        ValueError: naming the longest prompt, if it doesn't.
+    """
+    prompts = list(dict.fromkeys(dataset["prompt"]))
+    lengths = {
+        text: len(tokenizer(text)["input_ids"]) for text in with_bar(prompts, "measure prompts", len(prompts), "prompt")
+    }
+    longest = max(lengths, key=lengths.__getitem__)
+    if lengths[longest] + max_completion_length > context:
+        raise ValueError(
+            f"`max_completion_length` is {max_completion_length}: with the longest prompt ({lengths[longest]} tokens: "
+            f"{longest!r}) it exceeds the model's context of {context}. "
+            f"Write {context - lengths[longest]} or less, or drop such prompts"
+        )

@@ -1,0 +1,138 @@
+"""TRL's side of the rewards: routing by prompt, column checks, and the numbers of the scorers."""
+
+from typing import Any
+
+import chess
+import pytest
+
+from rookworld_trl.chess import rewards
+
+P_PROMPT = "P: 7k/8/8/8/8/8/8/K7 w - - 0 1"
+P_MOVES, P_CP = ["a1a2", "a1b1", "a1b2"], [300, 0, -300]
+P_GOLD = " M: a1a2 a1b1 a1b2 E: 3.0 0.0 -3.0 B: a1a2"
+A_PROMPT = f"A: {chess.STARTING_FEN}+e2e4+e2e4+"
+A_GOLD = "rnbqkbnr/pppppppp/8/8/4P3/8/PPPP1PPP/RNBQKBNR b KQkq - 0 1+0.001+0+0"
+A_COPY = f"{chess.STARTING_FEN}+0.001+0+0"
+
+POLICY = [rewards.policy_reward, rewards.policy_reward_continuous]
+ENVIRONMENT = [rewards.environment_reward, rewards.environment_reward_continuous]
+
+
+def batch() -> dict[str, Any]:
+    """Two rows of each task, as TRL hands them over, its own extras among the columns."""
+    return {
+        "prompts": [P_PROMPT, A_PROMPT, P_PROMPT, A_PROMPT],
+        "completions": [P_GOLD, A_GOLD, "nonsense", A_COPY],
+        "completion_ids": [[1], [2], [3], [4]],
+        "legal_moves": [P_MOVES, [], P_MOVES, []],
+        "legal_cp": [P_CP, [], P_CP, []],
+        "target": [P_GOLD, A_GOLD, P_GOLD, A_GOLD],
+        "trainer_state": object(),
+    }
+
+
+@pytest.mark.parametrize("function", POLICY)
+def test_policy_rows_are_scored_and_others_left_out(function: Any) -> None:
+    assert function(**batch()) == [1.0, None, -0.3, None]
+
+
+def test_environment_rows_are_scored_and_others_left_out() -> None:
+    assert rewards.environment_reward(**batch()) == [None, 1.0, None, 0.2]
+    assert rewards.environment_reward_continuous(**batch()) == [None, 1.0, None, 0.0]
+
+
+def test_a_missing_truth_is_computed() -> None:
+    assert rewards.environment_reward(**{**batch(), "target": [None] * 4}) == [None, 1.0, None, 0.2]
+
+
+@pytest.mark.parametrize("function", POLICY + ENVIRONMENT)
+def test_an_empty_batch(function: Any) -> None:
+    assert function(prompts=[], completions=[]) == []
+
+
+def test_columns_of_the_other_task_are_not_needed() -> None:
+    assert rewards.policy_reward(prompts=[A_PROMPT], completions=[A_GOLD]) == [None]
+    assert rewards.environment_reward(prompts=[P_PROMPT], completions=[P_GOLD]) == [None]
+
+
+@pytest.mark.parametrize(
+    ("functions", "column"), [(POLICY, "legal_moves"), (POLICY, "legal_cp"), (ENVIRONMENT, "target")]
+)
+def test_a_missing_column_is_named(functions: list[Any], column: str) -> None:
+    columns = batch()
+    del columns[column]
+    for function in functions:
+        with pytest.raises(ValueError, match=f"column '{column}' is missing"):
+            function(**columns)
+
+
+@pytest.mark.parametrize(
+    ("functions", "column"),
+    [(POLICY, "legal_moves"), (POLICY, "legal_cp"), (ENVIRONMENT, "target"), (POLICY + ENVIRONMENT, "prompts")],
+)
+def test_a_column_of_another_length_is_named(functions: list[Any], column: str) -> None:
+    columns = batch()
+    columns[column] = columns[column][:-1]
+    for function in functions:
+        with pytest.raises(ValueError, match=f"column '{column}': found 3 entries for 4 completions"):
+            function(**columns)
+
+
+def test_a_column_that_is_no_list_is_named() -> None:
+    with pytest.raises(ValueError, match="column 'target': found a str"):
+        rewards.environment_reward(**{**batch(), "target": "text"})
+
+
+def test_malformed_data_names_the_row() -> None:
+    columns = batch()
+    columns["legal_cp"][2] = [1, 2]
+    with pytest.raises(ValueError, match=r"'legal_cp', row 2: .* 2 values for 3 legal moves"):
+        rewards.policy_reward(**columns)
+    columns = batch()
+    columns["legal_moves"][0] = None
+    with pytest.raises(ValueError, match="'legal_cp', row 0"):
+        rewards.policy_reward(**columns)
+    columns = batch()
+    columns["target"][3] = "broken"
+    with pytest.raises(ValueError, match=r"'target', row 3: field 'fields'"):
+        rewards.environment_reward(**columns)
+    columns = batch()
+    columns["prompts"][1] = "Q: what is this"
+    with pytest.raises(ValueError, match="column 'prompt', row 1"):
+        rewards.environment_reward(**columns)
+
+
+def test_conversations_are_refused() -> None:
+    columns = batch()
+    columns["completions"][0] = [{"role": "assistant", "content": P_GOLD}]
+    with pytest.raises(ValueError, match="column 'completions', row 0: expected text, found list"):
+        rewards.policy_reward(**columns)
+
+
+def test_means_reach_the_log() -> None:
+    logged: dict[str, float] = {}
+    rewards.policy_reward(**batch(), log_metric=logged.__setitem__)
+    rewards.environment_reward(**batch(), log_metric=logged.__setitem__)
+    assert logged["policy/parsed"] == 0.5
+    assert logged["policy/best_value"] == 0.5
+    assert logged["policy/skill"] == 1.0  # the one legal answer is the best move
+    assert logged["environment/exact"] == logged["environment/fen_exact"] == 0.5
+    assert logged["environment/copied_input"] == 0.5
+
+
+def test_skill_is_not_logged_where_no_answer_is_legal() -> None:
+    columns = batch()
+    columns["completions"] = ["junk"] * len(columns["completions"])
+    logged: dict[str, float] = {}
+    rewards.policy_reward(**columns, log_metric=logged.__setitem__)
+    assert "policy/parsed" in logged
+    assert "policy/skill" not in logged
+
+
+def test_functions_carry_the_names_that_trl_logs() -> None:
+    assert [function.__name__ for function in POLICY + ENVIRONMENT] == [
+        "policy_reward",
+        "policy_reward_continuous",
+        "environment_reward",
+        "environment_reward_continuous",
+    ]

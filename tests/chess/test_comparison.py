@@ -1,0 +1,111 @@
+"""Before against after: differences by hand, pairing enforced."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from rookworld_trl.chess.accuracy import Evaluation, score
+from rookworld_trl.measuring.comparison import Comparison, compare, compare_groups
+from rookworld_trl.measuring.tables import comparison_table
+
+SETTINGS = {"temperature": 1.0, "max_new_tokens": 99, "seed": 0}
+
+
+def evaluation(rows: list[dict[str, Any]], right: list[bool], mode: str = "greedy") -> Evaluation:
+    """The gold completion where `right`, an unparsable one elsewhere."""
+    texts = [row["target"] if ok else "?" for row, ok in zip(rows, right, strict=True)]
+    return Evaluation(SETTINGS, score(rows, texts, mode))
+
+
+def pick(rows: list[Comparison], metric: str) -> Comparison:
+    return next(row for row in rows if row["metric"] == metric)
+
+
+def test_difference_interval_and_test_by_hand(rows: list[dict[str, Any]]) -> None:
+    data = [rows[0]] * 100
+    before = evaluation(data, [i < 50 for i in range(100)])
+    after = evaluation(data, [5 <= i < 70 for i in range(100)])  # 5 lost, 20 gained
+    result = pick(compare(before, after), "exact")
+    assert (result["before"], result["after"]) == (0.5, 0.65)
+    assert result["difference"] == pytest.approx(0.15)
+    # The paired standard error: sqrt((25 / 100 - 0.15^2) / 100) = 0.0477.
+    assert result["ci_low"] == pytest.approx(0.15 - 1.96 * 0.0477, abs=0.01)
+    assert result["ci_high"] == pytest.approx(0.15 + 1.96 * 0.0477, abs=0.01)
+    assert result["p_value"] == pytest.approx(0.0040773, rel=1e-3)  # 2 P(Binomial(25, 1/2) <= 5)
+    assert result["significant"]
+    assert result["items"] == 100
+
+
+def test_a_fall_is_significant_too_and_no_change_is_not(rows: list[dict[str, Any]]) -> None:
+    data = [rows[4]] * 40
+    good, bad = evaluation(data, [True] * 40), evaluation(data, [i < 20 for i in range(40)])
+    fall = pick(compare(good, bad), "best_value")
+    assert fall["difference"] == pytest.approx(-0.5)
+    assert fall["significant"]
+    same = compare(good, good)
+    assert not any(row["significant"] for row in same)
+    assert pick(same, "parsed")["p_value"] == 1.0
+    assert pick(same, "best_value")["p_value"] is None
+
+
+def test_undefined_metrics_stay_undefined(rows: list[dict[str, Any]]) -> None:
+    data = rows[:1] * 3
+    result = pick(compare(evaluation(data, [True] * 3), evaluation(data, [True] * 3)), "truncated_recall")
+    assert [result[name] for name in ("before", "after", "difference", "ci_low", "ci_high")] == [None] * 5
+    assert not result["significant"]
+
+
+def test_different_items_are_refused(rows: list[dict[str, Any]]) -> None:
+    right = [True] * 5
+    before = evaluation(rows, right)
+    changed = [{**row, "legal_cp": [value + 1 for value in row["legal_cp"]]} for row in rows]
+    for other in (
+        evaluation(rows[:4], right[:4]),
+        evaluation(changed, right),  # same prompts, other values
+        evaluation(rows, right, "sampled"),
+        evaluation([*rows[:4], rows[0]], right),
+    ):
+        with pytest.raises(ValueError, match="same items"):
+            compare(before, other)
+
+
+def test_items_are_paired_in_whatever_order_they_come(rows: list[dict[str, Any]]) -> None:
+    right, later = [True, False, True, False, False], [False, True, True, False, True]
+    before, after = evaluation(rows, right), evaluation(rows, later)
+    turned = evaluation(rows[::-1], later[::-1])
+    assert compare(before, turned) == compare(before, after)
+    assert compare(before, turned) != compare(before, evaluation(rows, later[::-1]))
+
+
+def test_groups_are_compared_each_by_itself(rows: list[dict[str, Any]]) -> None:
+    data = [rows[0] | {"stratum": name} for name in ("quiet", "quiet", "mate", "quiet")]
+    before, after = evaluation(data, [True, False, False, False]), evaluation(data, [True, True, True, False])
+    found = {row["group"]: (row["items"], row["before"], row["after"]) for row in compare_groups(before, after)}
+    assert found == {
+        "color=white": (4, 0.25, 0.75),
+        "stratum=mate": (1, 0.0, 1.0),
+        "stratum=quiet": (3, pytest.approx(1 / 3), pytest.approx(2 / 3)),
+    }
+
+
+def test_different_settings_are_refused(rows: list[dict[str, Any]]) -> None:
+    before = evaluation(rows, [True] * 5)
+    for name in ("temperature", "max_new_tokens"):
+        with pytest.raises(ValueError, match=name):
+            compare(before, replace(before, settings={**SETTINGS, name: 0.5}))
+    with pytest.raises(ValueError, match="task_sampling"):
+        compare(before, replace(before, settings={**SETTINGS, "task_sampling": {"policy": {"temperature": 0.5}}}))
+    compare(before, replace(before, settings={**SETTINGS, "seed": 9}))
+
+
+def test_table_marks_what_changed(rows: list[dict[str, Any]]) -> None:
+    data = [rows[0]] * 40
+    low, high = evaluation(data, [i < 10 for i in range(40)]), evaluation(data, [True] * 40)
+    up = comparison_table(compare(low, high)).splitlines()
+    assert max(map(len, up)) <= 100
+    exact = next(line for line in up if "exact, whole string" in line)
+    assert exact.split()[4:7] == ["25.0", "100.0", "+75.0"]
+    assert exact.endswith("+")
+    down = comparison_table(compare(high, low)).splitlines()
+    assert next(line for line in down if "exact, whole string" in line).endswith("-")

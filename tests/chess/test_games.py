@@ -1,0 +1,293 @@
+"""Games between scripted, random, engine and model players: every way a game can end, and batches of them."""
+
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import chess
+import chess.pgn
+import pytest
+
+from rookworld_trl.chess import ParseError
+from rookworld_trl.chess.engine import Engine
+from rookworld_trl.chess.games import GameRecord, mirrored, play_games
+from rookworld_trl.chess.players import Choice, EnginePlayer, GreedyCapturePlayer, ModelPlayer, Player, RandomPlayer
+from rookworld_trl.chess.policy import PolicyOutput
+from tests.support.stockfish import requires_stockfish
+
+START = chess.STARTING_FEN
+
+
+class Scripted:
+    """Plays a list of moves, counting how often and for how many boards it is asked."""
+
+    name = "scripted"
+
+    def __init__(self, *moves: str | None):
+        self.moves, self.asked = list(moves), []
+
+    def choose(self, boards: Sequence[chess.Board]) -> list[Choice]:
+        self.asked.append(len(boards))
+        return [Choice(self.moves.pop(0)) for _ in boards]
+
+
+def play_game(white: Player, black: Player, fen: str = START, max_plies: int = 400) -> GameRecord:
+    return play_games([(white, black, fen)], max_plies)[0]
+
+
+def test_fools_mate() -> None:
+    record = play_game(Scripted("f2f3", "g2g4"), Scripted("e7e5", "d8h4"))
+    assert (record.result, record.reason, record.white_score) == ("0-1", "checkmate", 0.0)
+    assert record.moves == ("f2f3", "e7e5", "g2g4", "d8h4")
+    assert (record.fen, record.white, record.black) == (START, "scripted", "scripted")
+
+
+@pytest.mark.parametrize(
+    ("fen", "white", "black", "result", "reason"),
+    [
+        ("7k/8/5KQ1/8/8/8/8/8 w - - 0 1", ["g6g7"], [], "1-0", "checkmate"),
+        ("7k/8/5KQ1/8/8/8/8/8 w - - 0 1", ["g6f7"], [], "1/2-1/2", "stalemate"),
+        ("8/8/8/3k4/8/8/3p4/3K4 w - - 0 1", ["d1d2"], [], "1/2-1/2", "insufficient material"),
+        ("8/8/4k3/8/8/4K3/8/R7 w - - 99 120", ["a1a2"], [], "1/2-1/2", "50 moves"),
+        ("8/8/4k3/8/8/4K3/8/R7 w - - 149 120", [], [], "1/2-1/2", "50 moves"),
+        ("7k/8/5KQ1/8/8/8/8/8 w - - 99 120", ["g6g7"], [], "1-0", "checkmate"),  # mate goes first
+        (START, ["g1f3", "f3g1"] * 2, ["g8f6", "f6g8"] * 2, "1/2-1/2", "threefold repetition"),
+        (START, ["e2e5"], [], "0-1", "illegal move"),
+        (START, ["e2e4"], [""], "1-0", "illegal move"),
+        (START, ["e2e4"], ["nonsense"], "1-0", "illegal move"),
+        ("r3k2r/8/8/8/8/8/8/R3K2R w KQkq - 0 1", ["e1h1"], [], "0-1", "illegal move"),
+        (START, ["e2e4"], [None], "*", "no answer"),
+        ("7k/6Q1/5K2/8/8/8/8/8 b - - 1 1", [], [], "1-0", "checkmate"),  # over before it starts
+    ],
+)
+def test_how_games_end(fen: str, white: list[str | None], black: list[str | None], result: str, reason: str) -> None:
+    record = play_game(Scripted(*white), Scripted(*black), fen)
+    assert (record.result, record.reason) == (result, reason)
+
+
+def test_the_ply_limit_is_a_draw_after_exactly_that_many_plies() -> None:
+    for plies in (1, 4, 7):
+        record = play_game(RandomPlayer(1), RandomPlayer(2), max_plies=plies)
+        assert (record.reason, record.result, len(record.moves)) == ("ply limit", "1/2-1/2", plies)
+
+
+def test_black_may_start() -> None:
+    white, black = Scripted("g1f3"), Scripted("e7e5", "d7d5")
+    record = play_game(white, black, START.replace(" w ", " b "), max_plies=3)
+    assert record.moves == ("e7e5", "g1f3", "d7d5")
+
+
+def test_games_side_by_side_ask_each_player_once_a_ply() -> None:
+    white, black = Scripted("f2f3", "f2f3", "g2g4", "g2g4"), Scripted("e7e5", "e7e5", "d8h4", "a7a5")
+    records = play_games([(white, black, START)] * 2, max_plies=4)
+    assert [record.reason for record in records] == ["checkmate", "ply limit"]
+    assert white.asked == black.asked == [2, 2]
+
+
+def test_finished_games_are_asked_no_more() -> None:
+    white, black = Scripted("g6g7", "e2e4", "d2d4"), Scripted("e7e5", "d7d5")
+    records = play_games([(white, black, "7k/8/5KQ1/8/8/8/8/8 w - - 0 1"), (white, black, START)], max_plies=4)
+    assert [record.reason for record in records] == ["checkmate", "ply limit"]
+    assert white.asked == [2, 1]
+
+
+def test_bad_arguments() -> None:
+    with pytest.raises(ParseError, match="too_many_kings"):
+        play_game(RandomPlayer(), RandomPlayer(), "4k3/8/8/8/8/8/8/K3K3 w - - 0 1")
+    with pytest.raises(ValueError, match="max_plies is 0"):
+        play_game(RandomPlayer(), RandomPlayer(), max_plies=0)
+    assert play_games([]) == []
+
+
+def test_random_games_are_legal_and_repeat_from_a_seed() -> None:
+    first = play_games([(RandomPlayer(3), RandomPlayer(4), START)] * 3, max_plies=60)
+    assert first == play_games([(RandomPlayer(3), RandomPlayer(4), START)] * 3, max_plies=60)
+    assert len({record.moves for record in first}) == 3
+    for record in first:
+        board = chess.Board()
+        for move in record.moves:
+            board.push_uci(move)  # raises on an illegal one
+
+
+@requires_stockfish
+def test_stockfish_beats_the_random_mover() -> None:
+    with Engine(nodes=300) as engine:
+        player = EnginePlayer(engine)
+        record = play_game(RandomPlayer(0), player, "4k3/8/8/8/8/8/q7/4K3 w - - 0 1", max_plies=120)
+    assert (record.result, record.reason, record.black) == ("0-1", "checkmate", "stockfish")
+
+
+def test_an_engine_without_an_answer_voids_the_game() -> None:
+    class Dead:
+        def play(self, board: chess.Board) -> None:
+            return None
+
+    engine: Any = Dead()
+    record = play_game(EnginePlayer(engine), RandomPlayer())
+    assert (record.result, record.reason, record.white_score) == ("*", "no answer", None)
+
+
+def test_an_untrained_model_loses_by_its_first_answer(tiny_model: Any, tiny_tokenizer: Any) -> None:
+    """Under strict rules; under lenient ones it moves at random, so both games go on."""
+    player = ModelPlayer(tiny_model, tiny_tokenizer, max_new_tokens=5)
+    games = [(player, RandomPlayer(), START), (RandomPlayer(), player, START)]
+    records = play_games(games, max_plies=6)
+    assert [(record.reason, len(record.moves), record.first_fallback) for record in records] == [
+        ("ply limit", 6, 0),
+        ("ply limit", 6, 1),
+    ]
+    strict = [record.strict for record in records]
+    assert [(record.result, record.reason) for record in strict] == [("0-1", "illegal move"), ("1-0", "illegal move")]
+    assert [record.moves for record in strict] == [(), records[1].moves[:1]]
+    assert player.origins == {"random": 6}
+    again = play_games([(ModelPlayer(tiny_model, tiny_tokenizer, max_new_tokens=5), RandomPlayer(), START)], 6)
+    assert again == records[:1]  # a random fallback follows from the seed and the position
+
+
+@pytest.mark.parametrize(
+    ("completion", "answer"),
+    [
+        (" M: e2e4 E: 0.3 B: a1a1", PolicyOutput(("e2e4",), (0.3,), "a1a1")),
+        ("so so", None),
+    ],
+)
+def test_a_model_is_asked_by_p(
+    completion: str, answer: Any, tiny_model: Any, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: dict[str, Any] = {}
+
+    def rollout(model: Any, prompt_ids: list[list[int]], **settings: Any) -> Any:
+        given.update(settings, prompts=tiny_tokenizer.batch_decode(prompt_ids))
+        ids = [*tiny_tokenizer(completion)["input_ids"], tiny_tokenizer.eos_token_id]
+        return type("Rollout", (), {"completion_ids": [ids] * len(prompt_ids)})
+
+    monkeypatch.setattr("rookworld_trl.chess.players.rollout", rollout)
+    player = ModelPlayer(tiny_model, tiny_tokenizer, temperature=0.5, max_new_tokens=10_000)
+    assert [choice.answer for choice in player.choose([chess.Board(), chess.Board()])] == [answer, answer]
+    assert given["prompts"] == [f"P: {START}"] * 2
+    assert given["temperature"] == 0.5
+    assert given["max_new_tokens"] == 320 - len(tiny_tokenizer(f"P: {START}")["input_ids"])
+
+
+class Answering(ModelPlayer):
+    """A model's player with given answers, its first ones and the ones sampled again."""
+
+    def __init__(self, first: list[Any], sampled: Sequence[Any] = (), **settings: Any):
+        super().__init__(None, None, **settings)  # type: ignore[arg-type]
+        self.script, self.asked = [first, list(sampled)], []
+
+    def _answers(self, boards: Sequence[chess.Board], temperature: float, top_k: int = 0) -> list[Any]:
+        self.asked.append((len(boards), temperature, top_k))
+        return self.script.pop(0)
+
+
+OWN = PolicyOutput(("a2a3", "e2e4"), (0.1, 0.4), "a2a3")
+BAD = PolicyOutput(("e2e5", "g1f3", "b1c3"), (9.0, 0.2, 0.3), "e2e5")
+
+
+@pytest.mark.parametrize(
+    ("answer", "settings", "choice"),
+    [
+        (OWN, {}, ("a2a3", "own")),
+        (OWN, {"move_by": "evals"}, ("e2e4", "own")),
+        (BAD, {}, ("b1c3", "candidates")),  # its highest eval first, among the legal ones
+        (BAD, {"move_by": "evals"}, ("b1c3", "candidates")),
+        (PolicyOutput(("g1f3", "b1c3"), (0.2, 0.2), "a1a1"), {}, ("g1f3", "candidates")),  # equal evals: as listed
+    ],
+)
+def test_a_models_move_and_its_fallback(answer: Any, settings: Any, choice: Any) -> None:
+    player = Answering([answer], **settings)
+    assert player.choose([chess.Board()]) == [(*choice, answer)]
+    assert player.origins == {choice[1]: 1}
+
+
+def test_retries_are_sampled_for_illegal_moves_only_and_count_as_own() -> None:
+    player = Answering([OWN, BAD, None], [BAD, OWN, None, None], retries=2, top_k=5)
+    choices = player.choose([chess.Board()] * 3)
+    assert player.asked == [(3, 0.0, 0), (4, 1.0, 5)]
+    assert [(choice.origin, choice.is_fallback) for choice in choices] == [
+        ("own", False),
+        ("retries", False),
+        ("random", True),
+    ]
+    assert [choice.move for choice in choices[:2]] == ["a2a3", "a2a3"]
+    assert chess.Move.from_uci(choices[2].move or "") in chess.Board().legal_moves
+
+
+def test_fallbacks_keep_to_the_moves_that_count_as_legal() -> None:
+    choices = Answering([OWN, OWN]).choose_among([chess.Board()] * 2, [{"e2e4", "h2h3"}, {"h2h3"}])
+    assert [choice[:2] for choice in choices] == [("e2e4", "candidates"), ("h2h3", "random")]
+
+
+def test_the_greedy_capturer_takes_the_most_and_chooses_among_equals_at_random() -> None:
+    pawn_or_queen = chess.Board("7k/8/8/1p3q2/2P1P3/8/8/K7 w - - 0 1")
+    two_knights = chess.Board("7k/8/8/2n1n3/3P4/8/8/K7 w - - 0 1")
+    player = GreedyCapturePlayer(seed=1)
+    assert {choice.move for choice in player.choose([pawn_or_queen] * 20)} == {"e4f5"}
+    assert {choice.move for choice in player.choose([two_knights] * 20)} == {"d4c5", "d4e5"}
+    assert len({choice.move for choice in player.choose([chess.Board()] * 200)}) == 20  # nothing to take: any move
+
+
+def test_a_game_is_cut_at_its_first_fallback() -> None:
+    bad = PolicyOutput((), (), "e2e5")
+    player = Answering([PolicyOutput((), (), "e2e4")])
+    player.script = [[PolicyOutput((), (), "e2e4")], [], [bad], [], [bad], []]
+    (record,) = play_games([(player, Scripted("e7e5", "d7d5", "c7c5"), START)], max_plies=6)
+    assert (record.first_fallback, record.first_illegal, len(record.moves), record.reason) == (2, 2, 6, "ply limit")
+    assert (record.strict.moves, record.strict.result) == (("e2e4", "e7e5"), "0-1")
+    assert record.strict.strict == record.strict
+
+
+def test_a_strict_game_ends_at_an_illegal_move_that_was_sampled_again() -> None:
+    """Its second move is mended by a retry, its third is not: a strict game ends at the second."""
+    good, bad = (PolicyOutput((), (), move) for move in ("e2e4", "e2e5"))
+    player = Answering([], retries=1)
+    player.script = [[good], [], [bad], [PolicyOutput((), (), "g1f3")], [bad], [bad]]
+    (record,) = play_games([(player, Scripted("e7e5", "d7d5", "c7c5"), START)], max_plies=6)
+    assert dict(player.origins) == {"own": 1, "retries": 1, "random": 1}
+    assert (record.first_illegal, record.first_fallback, record.moves[2]) == (2, 4, "g1f3")
+    assert (record.strict.moves, record.strict.result, record.strict.reason) == (
+        ("e2e4", "e7e5"),
+        "0-1",
+        "illegal move",
+    )
+    assert len(record.lost_at(record.first_fallback).moves) == 4
+    pgn = record.pgn("ladder", "1")
+    assert pgn.index("the game's first, and sampled again") < pgn.index("the first that sampling again did not mend")
+
+
+def test_a_record_without_a_fallback_is_strict() -> None:
+    record = play_game(RandomPlayer(1), RandomPlayer(2), max_plies=9)
+    assert record.strict is record
+
+
+@pytest.mark.parametrize(
+    ("fen", "moves", "result", "reason", "termination"),
+    [
+        (START, ["f2f3", "e7e5", "g2g4", "d8h4"], "0-1", "checkmate", "normal"),
+        (START, ["e2e4", "e7e5"], "0-1", "illegal move", "rules infraction"),
+        ("4k3/P7/8/8/8/8/8/4K2R b K - 3 40", ["e8d7", "e1g1", "d7c7", "a7a8q"], "1/2-1/2", "ply limit", "adjudication"),
+        (START, [], "*", "no answer", "abandoned"),
+    ],
+)
+def test_python_chess_reads_the_pgn(fen: str, moves: list[str], result: Any, reason: str, termination: str) -> None:
+    """Two games one behind the other, as in a file."""
+    record = GameRecord(fen, tuple(moves), result, reason, "model", "greedy capture")
+    file = io.StringIO("\n".join(record.pgn("ladder", str(number)) for number in (1, 2)))
+    for number in (1, 2):
+        game = chess.pgn.read_game(file)
+        assert game is not None
+        assert not game.errors
+        assert game.board().fen() == fen
+        assert [move.uci() for move in game.mainline_moves()] == moves
+        tags = ("Event", "Round", "White", "Black", "Result", "Termination")
+        assert [game.headers[tag] for tag in tags] == [
+            "ladder", str(number), "model", "greedy capture", result, termination
+        ]  # fmt: skip
+        assert game.end().comment == reason
+    assert chess.pgn.read_game(file) is None
+
+
+def test_mirrored_openings() -> None:
+    a, b = RandomPlayer(), RandomPlayer()
+    assert mirrored(a, b, ["x", "y"]) == [(a, b, "x"), (b, a, "x"), (a, b, "y"), (b, a, "y")]

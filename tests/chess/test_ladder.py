@@ -1,0 +1,238 @@
+"""The ladder with players whose every result is known; the recipe that runs them."""
+
+import io
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import chess
+import chess.pgn
+import pytest
+
+from recipes.evaluate import main
+from rookworld_trl.chess.elo_changes import elo_changes
+from rookworld_trl.chess.ladder import Anchors, Ladder, ladder_table, run_ladder, run_match, standard_anchors
+from rookworld_trl.chess.openings import random_openings
+from rookworld_trl.chess.players import Choice, RandomPlayer
+from rookworld_trl.measuring.comparison import compare_suites
+from rookworld_trl.measuring.elo import rate
+from tests.support.stockfish import requires_stockfish
+
+
+class Faulty(RandomPlayer):
+    """Stands in for a model: random moves, and from the tenth full move on they are fallbacks."""
+
+    name = "faulty"
+
+    def __init__(self, seed: int = 0):
+        super().__init__(seed)
+        self.origins: Counter[str] = Counter()
+
+    def choose(self, boards: Sequence[chess.Board]) -> list[Choice]:
+        origins: list[Any] = ["candidates" if board.fullmove_number >= 10 else "own" for board in boards]
+        self.origins.update(origins)
+        return [choice._replace(origin=origin) for choice, origin in zip(super().choose(boards), origins, strict=True)]
+
+
+class Named(RandomPlayer):
+    """A random mover by another name; records the positions it begins from."""
+
+    def __init__(self, name: str, dead: bool = False):
+        super().__init__(len(name))
+        self.name, self.dead = name, dead
+
+    def choose(self, boards: Sequence[chess.Board]) -> list[Choice]:
+        return [Choice(None)] * len(boards) if self.dead else super().choose(boards)
+
+
+def anchors() -> list[Any]:
+    return [Named("x"), Named("yy"), Named("zzz"), Named("wwww")]
+
+
+def ladder_of(
+    openings: int = 3, make: Any = anchors, model: Any = None, max_plies: int = 40, seed: int = 5, elo: float = 1350
+) -> Ladder:
+    fens = random_openings(openings, seed)
+    return run_ladder(model or Faulty(), Anchors(make, "yy", elo), openings=fens, max_plies=max_plies, seed=seed)
+
+
+def test_who_plays_whom_and_from_where() -> None:
+    ladder = ladder_of()
+    pairings = Counter(frozenset((game.white, game.black)) for game in ladder.games)
+    met = ["faulty x", "faulty yy", "faulty zzz", "faulty wwww", "x yy", "x zzz", "yy zzz", "yy wwww", "zzz wwww"]
+    assert pairings == {frozenset(pair.split()): 6 for pair in met}  # not x and wwww: each meets the next two
+    fens = {game.fen for game in ladder.games}
+    assert len(fens) == 3
+    assert {chess.Board(fen).ply() for fen in fens} == {4}
+    by_colours = Counter((game.white, game.black, game.fen) for game in ladder.games)
+    assert set(by_colours.values()) == {1}
+    assert all(by_colours[black, white, fen] == 1 for white, black, fen in by_colours)
+
+
+def test_strict_games_are_the_lenient_ones_cut_and_each_is_rated_with_the_anchors() -> None:
+    ladder = ladder_of()
+    assert ladder == ladder_of()
+    strict, lenient = ladder.matches("strict"), ladder.matches("lenient")
+    assert list(strict) == list(lenient) == ["x", "yy", "zzz", "wwww"]
+    for opponent in strict:
+        games = [game for game in ladder.games if {game.white, game.black} == {"faulty", opponent}]
+        early = [game for game in games if game.first_fallback is None]  # over before the tenth move
+        assert strict[opponent]["ends"]["lost by illegal move"] == 6 - len(early)
+        assert strict[opponent]["won"] + strict[opponent]["drawn"] + strict[opponent]["lost"] == 6
+        drawn = sum(game.result == "1/2-1/2" for game in games)
+        assert (lenient[opponent]["drawn"], "lost by illegal move" in lenient[opponent]["ends"]) == (drawn, False)
+    for rules in ("strict", "lenient"):
+        games = [game.strict if rules == "strict" else game for game in ladder.games]
+        rated = ladder.ratings(rules)
+        assert rated == rate([(game.white, game.black, game.white_score) for game in games], "yy", 1350)
+        assert [rating.elo for rating in rated.values()] == sorted((r.elo for r in rated.values()), reverse=True)
+        assert rated["yy"].elo == 1350
+    fallbacks = sum(
+        (game.white if number % 2 == 0 else game.black) == "faulty"
+        for game in ladder.games
+        for number in range(len(game.moves))
+        if 4 + number >= 18  # the opening's plies; the tenth full move
+    )
+    assert ladder.origins["candidates"] == fallbacks
+    table = ladder_table(ladder)
+    assert max(map(len, table.splitlines())) <= 105
+    assert "yy = 1350" in table
+    assert json.loads(json.dumps(ladder.to_dict(), allow_nan=False))["scale"] == {"yy": 1350}
+
+
+def test_a_bound_stands_alone_in_the_table() -> None:
+    """A player who lost every game: White by fallback in its first move, Black likewise."""
+
+    class Hopeless(Faulty):
+        def choose(self, boards: Sequence[chess.Board]) -> list[Choice]:
+            return [choice._replace(origin="random") for choice in super().choose(boards)]
+
+    ladder = ladder_of(2, model=Hopeless(), max_plies=8)
+    rating = ladder.ratings("strict")["faulty"]
+    line = next(line for line in ladder_table(ladder).splitlines() if line.startswith("  faulty "))
+    assert (rating.points, rating.ci_low) == (0.0, None)
+    assert line[: 26 + 36].split() == ["faulty", "<", f"{rating.ci_high:.0f}", "0.0"]
+
+
+def test_void_games_count_nowhere() -> None:
+    def some_dead() -> list[Any]:
+        return [Named("x"), Named("yy"), Named("dead", dead=True)]
+
+    ladder = ladder_of(1, some_dead, max_plies=8)
+    assert set(ladder.ratings("lenient")) == {"faulty", "x", "yy"}
+    assert "10 games, 6 void" not in ladder_table(ladder)
+    assert "12 games, 6 void" in ladder_table(ladder)
+    with pytest.raises(ValueError, match="openings must be above 0"):
+        ladder_of(0)
+
+
+@pytest.mark.slow
+@requires_stockfish
+def test_the_standard_anchors_stand_in_their_order() -> None:
+    """Those that are far apart."""
+    with standard_anchors(1) as made:
+        assert (made.scale, made.elo, made.engine.split()[0]) == ("random", 0, "Stockfish")
+        names = [player.name for player in made.make()]
+        ladder = run_ladder(Faulty(3), made, openings=random_openings(2), max_plies=120)  # type: ignore[arg-type]
+    assert names == [
+        "random", "greedy capture", "Stockfish, 1/2 random", "Stockfish, 1/4 random",
+        "Stockfish, 1 node", "Stockfish, 10 nodes", "Stockfish, 100 nodes",
+    ]  # fmt: skip
+    elo = {name: rating.elo for name, rating in ladder.ratings("lenient").items()}
+    assert elo["random"] < elo["Stockfish, 1/4 random"] < elo["Stockfish, 100 nodes"]
+
+
+@requires_stockfish
+def test_the_reproducible_ladder_is_reproducible() -> None:
+    def once() -> Ladder:
+        with standard_anchors(1) as made:
+            assert (made.scale, made.elo) == ("random", 0)
+            return run_ladder(Faulty(3), made, openings=random_openings(1), max_plies=60)  # type: ignore[arg-type]
+
+    first = once()
+    assert first == once()
+    assert not any("UCI_Elo" in name for game in first.games for name in (game.white, game.black))
+
+
+def test_points_and_elo_against_an_earlier_ladder() -> None:
+    """Against itself nothing changes; against one in which every game was lost, everything rises."""
+    ladder = ladder_of()
+    before = json.loads(json.dumps(ladder.to_dict(), allow_nan=False))
+    rows = [*elo_changes(before, ladder, "greedy"), *compare_suites(before, ladder.points(), "greedy")]
+    assert [row["metric"] for row in rows] == ["elo_strict", "elo_lenient", "strict", "lenient"]
+    assert {row["difference"] for row in rows} == {0.0}
+    lenient = ladder.matches("lenient")
+    points = sum(match["score"] * 6 for match in lenient.values()) / 24
+    assert rows[3]["after"] == pytest.approx(points)
+    for item in before["items"]:
+        item["scores"] |= {"strict": 0.0, "lenient": 0.0}
+    risen = compare_suites(before, ladder.points(), "greedy")[1]
+    assert (risen["before"], risen["difference"], risen["significant"]) == (0, pytest.approx(points), True)
+    with pytest.raises(ValueError, match="another scale"):
+        elo_changes({**before, "scale": {"x": 0}}, ladder, "greedy")
+    with pytest.raises(ValueError, match=r"the baseline's 'ladder' is none that recipes/evaluate\.py wrote"):
+        elo_changes({**before, "games": [{"white": "x"}]}, ladder, "greedy")
+
+
+def test_with_retries_the_first_illegal_move_still_loses_a_strict_game() -> None:
+    """All of this player's illegal moves are sampled again with success, from the tenth full move on."""
+
+    class Retrying(Faulty):
+        def choose(self, boards: Sequence[chess.Board]) -> list[Choice]:
+            choices = super().choose(boards)
+            return [c._replace(origin="own" if c.origin == "own" else "retries") for c in choices]
+
+    ladder, without = ladder_of(model=Retrying()), ladder_of()
+    assert ladder.matches("strict") == without.matches("strict")
+    assert ladder.matches("lenient") == without.matches("lenient")
+    assert {game.first_fallback for game in ladder.games} == {None}
+    older = json.loads(json.dumps(ladder.to_dict()))
+    for game in older["games"]:
+        del game["first_illegal"]
+    older["settings"]["retries"] = 2
+    with pytest.raises(ValueError, match="by an older version, whose strict rules forgave"):
+        elo_changes(older, ladder, "greedy")
+
+
+def test_a_match_between_any_players() -> None:
+    players = [Named("x"), Named("yy"), Faulty()]
+    match = run_match(players, openings=random_openings(2), max_plies=30)
+    pairings = Counter(frozenset((game.white, game.black)) for game in match.games)
+    assert pairings == {frozenset(pair): 4 for pair in (("x", "yy"), ("x", "faulty"), ("yy", "faulty"))}
+    assert (match.model, match.anchor, match.ratings("lenient")["yy"].elo) == ("x", "yy", 0)
+    assert "x against" in ladder_table(match)
+    with pytest.raises(ValueError, match="different names"):
+        run_match([Named("x"), Named("x")], openings=random_openings(1))
+
+
+@requires_stockfish
+def test_the_recipe_writes_table_json_and_pgn(
+    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny = ["--model", str(tiny_checkpoint), "--max_new_tokens", "2"]
+    files = {name: tmp_path / "new" / name for name in ("ladder.json", "games.pgn")}
+    written = ["--output", f"{files['ladder.json']}", "--pgn", f"{files['games.pgn']}"]
+    main([*tiny, "--suite", "ladder", "--games", "2", *written])
+    printed = capsys.readouterr().out
+    assert "tiny-checkpoint against" in printed
+    assert "engine=Stockfish" in printed
+    (suite,) = json.loads(files["ladder.json"].read_text())["models"][0]["suites"]
+    assert (suite["suite"], len(suite["games"]), suite["scale"]) == ("ladder", 2 * (7 + 6 + 5), {"random": 0})
+    assert "| ladder | Elo, strict rules (random = 0) | greedy |" in (tmp_path / "new" / "ladder.md").read_text()
+    read, file = [], io.StringIO(files["games.pgn"].read_text())
+    while game := chess.pgn.read_game(file):
+        assert not game.errors
+        read.append(" ".join(move.uci() for move in game.mainline_moves()))
+    assert read == [game["moves"] for game in suite["games"]]
+
+
+def test_without_stockfish_the_ladder_says_so(
+    tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STOCKFISH_PATH", "/no/engine")
+    main(["--model", str(tiny_checkpoint), "--max_new_tokens", "2", "--suite", "ladder", "--games", "2"])
+    printed = capsys.readouterr().out
+    assert "no Stockfish here: the ladder's only anchors are the random mover and the greedy capturer" in printed
+    assert "ladder, 6 games" in printed

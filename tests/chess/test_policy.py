@@ -1,0 +1,230 @@
+"""`P:` text: padded and single-spaced, strictly read; writing and reading are inverse."""
+
+import contextlib
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rookworld_trl.chess import ParseError, policy
+
+START = "rnbqkbnr/pppppppp/8/8/8/8/PPPPPPPP/RNBQKBNR w KQkq - 0 1"
+# A row of RookWorld's generator: FEN padded to 90 characters, moves to 30, evals to 40.
+PADDED = (
+    "P: rnbqkbnr/pppppppp/8/8/8/8/PPPPPPPP/RNBQKBNR w KQkq - 0 1                                  "
+    "M: e2e4 d2d4 g1f3 c2c4 e2e3      E: 0.33 0.3 0.28 0.24 0.2                  B: e2e4"
+)
+
+
+def test_padded_row_by_hand() -> None:
+    start = policy.completion_start(PADDED)
+    assert start == 3 + 56
+    assert policy.parse(PADDED[start:]) == policy.PolicyOutput(
+        ("e2e4", "d2d4", "g1f3", "c2c4", "e2e3"), (0.33, 0.3, 0.28, 0.24, 0.2), "e2e4"
+    )
+    assert policy.parse_prompt(PADDED[:start]) == START
+    assert policy.parse_prompt(PADDED[:93]) == START  # the prompt with its padding
+
+
+def test_writing_padded_rows_by_hand() -> None:
+    moves, evals = ["e2e4", "d2d4", "g1f3", "c2c4", "e2e3"], ["0.33", "0.3", "0.28", "0.24", "0.2"]
+    row = policy.format_row(START, moves, evals, "e2e4", policy.PADDED)
+    assert row == f"P: {START:90}M: {' '.join(moves):30}E: {' '.join(evals):40}B: e2e4"
+    assert row[93:96] == "M: "
+    assert policy.parse(row[policy.completion_start(row) :]).evals[0] == 0.33
+
+
+@pytest.mark.parametrize(
+    ("completion", "moves", "evals", "best"),
+    [
+        (" M: e2e4 E: 0.3 B: e2e4", ("e2e4",), (0.3,), "e2e4"),
+        ("M: e2e4 E: 0.3 B: e2e4", ("e2e4",), (0.3,), "e2e4"),
+        (" M: e7e8q e7e8n E: 9.0 -1000.0 B: e7e8q", ("e7e8q", "e7e8n"), (9.0, -1000.0), "e7e8q"),
+        (" M: a1a1 E: +1 B: h8h8", ("a1a1",), (1.0,), "h8h8"),  # well-formed is not legal
+        (f"{'':65}M: {'a1a1':30}E: {'1.0':40}B: h8h8", ("a1a1",), (1.0,), "h8h8"),  # a FEN of 25 characters
+        (f"M: {'a1a1':20}E: {'1.0':39}B: h8h8", ("a1a1",), (1.0,), "h8h8"),
+        (
+            f"M: {'a7a8q ' * 6}E: {'-1000.0 ' * 6}B: h8h8",
+            ("a7a8q",) * 6,
+            (-1000.0,) * 6,
+            "h8h8",
+        ),  # too long for padding
+        (" M: e2e4 E: 0.3 0.2 B: d2d4", ("e2e4",), (0.3, 0.2), "d2d4"),  # nor is it counted
+        # As the README of the earlier implementation showed it.
+        ("M: e2e4,d2d4,g1f3 E: 0.3,-0.2,0.1 B: e2e4", ("e2e4", "d2d4", "g1f3"), (0.3, -0.2, 0.1), "e2e4"),
+        ("M: e2e4,d2d4 E: 0.3 0.2 B: e2e4", ("e2e4", "d2d4"), (0.3, 0.2), "e2e4"),
+        ("M: e2e4 E: 0.3 B: e2e4\n", ("e2e4",), (0.3,), "e2e4"),  # a line, as RookWorld's generator wrote them
+    ],
+)
+def test_accepted(completion: str, moves: tuple[str, ...], evals: tuple[float, ...], best: str) -> None:
+    assert policy.parse(completion) == policy.PolicyOutput(moves, evals, best)
+
+
+@pytest.mark.parametrize(
+    ("completion", "field"),
+    [
+        ("", "sections"),
+        ("M: e2e4 E: 0.3", "sections"),
+        ("E: 0.3 M: e2e4 B: e2e4", "sections"),
+        ("M: e2e4 M: e2e4 E: 0.3 B: e2e4", "sections"),
+        ("M: e2e4 E: 0.3 B: e2e4 B: e2e4", "sections"),
+        ("so M: e2e4 E: 0.3 B: e2e4", "sections"),
+        ("\tM: e2e4 E: 0.3 B: e2e4", "sections"),
+        ("M: E: 0.3 B: e2e4", "moves"),
+        ("M:e2e4 E: 0.3 B: e2e4", "moves"),
+        ("M: e2e4E: 0.3 B: e2e4", "moves"),
+        ("M: e2e4  d2d4 E: 0.3 B: e2e4", "moves"),  # two spaces between moves
+        ("M: e2e4,d2d4 g1f3 E: 0.3 B: e2e4", "moves"),
+        ("M: e2e4, d2d4 E: 0.3 B: e2e4", "moves"),
+        ("M: e2e4, E: 0.3 B: e2e4", "moves"),
+        ("M: e2e4 E: 0.3,0.2 0.1 B: e2e4", "evals"),
+        ("M: e9e4 E: 0.3 B: e2e4", "moves"),
+        ("M: e7e8k E: 0.3 B: e2e4", "moves"),
+        ("M: e2-e4 E: 0.3 B: e2e4", "moves"),
+        ("M: e2e4\n E: 0.3 B: e2e4", "moves"),
+        ("M: 0000 E: 0.3 B: e2e4", "moves"),
+        ("M: e2e4 E: B: e2e4", "evals"),
+        ("M: e2e4 E: nan B: e2e4", "evals"),
+        ("M: e2e4 E: inf B: e2e4", "evals"),
+        ("M: e2e4 E: 1e3 B: e2e4", "evals"),
+        ("M: e2e4 E: 1_0 B: e2e4", "evals"),
+        ("M: e2e4 E: ٣ B: e2e4", "evals"),
+        ("M: e2e4 E: .5 B: e2e4", "evals"),
+        ("M: e2e4 E: 5. B: e2e4", "evals"),
+        ("M: e2e4 E: 12345.0 B: e2e4", "evals"),
+        ("M: e2e4 E: #3 B: e2e4", "evals"),
+        ("M: e2e4 E: 0.3B: e2e4", "evals"),
+        ("M: e2e4 E: 0.3 B: ", "best"),
+        ("M: e2e4 E: 0.3 B:e2e4", "best"),
+        ("M: e2e4 E: 0.3 B: e2e4 d2d4", "best"),
+        ("M: e2e4 E: 0.3 B: e4", "best"),
+        ("M: e2e4 E: 0.3 B: e2e4\n\n", "best"),
+        ("M: e2e4 E: 0.3 B: e2e4 \n", "best"),
+        ("M: e2e4 E: 0.3 B: e2e4 ", "best"),
+        (f"{'':66}M: e2e4 E: 0.3 B: e2e4", "sections"),
+        (f"M: {'e2e4':31}E: 0.3 B: e2e4", "moves"),
+        (f"M: {'e2e4 ' * 7} E: 0.3 B: e2e4", "moves"),
+        (f"M: e2e4 E: {'0.3':41}B: e2e4", "evals"),
+        (f"{PADDED[PADDED.index('M:') :]}   ", "best"),
+        ("M: e2e4 E: 0.3 B: e2e4.", "best"),
+    ],
+)
+def test_refused(completion: str, field: str) -> None:
+    with pytest.raises(ParseError) as caught:
+        policy.parse(completion)
+    assert caught.value.field == field
+
+
+@pytest.mark.parametrize("text", [f"P: {START} M:", f"P: {START}+", f"A: {START}", f"P: {START[:-1]}", "P: "])
+def test_malformed_prompts(text: str) -> None:
+    with pytest.raises(ParseError):
+        policy.parse_prompt(text)
+
+
+@pytest.mark.parametrize(
+    ("centipawns", "text"),
+    [
+        (0, "0.00"),
+        (33, "0.33"),
+        (-34, "-0.34"),
+        (-4, "-0.04"),
+        (994, "9.94"),
+        (999, "9.99"),
+        (1000, "10.0"),
+        (1249, "12.0"),
+        (-1560, "-16.0"),
+        (8000, "30.0"),
+        (-8000, "-30.0"),
+        (9997, "1000.0"),
+        (-9997, "-1000.0"),
+        (-10000, "-1000.0"),  # mated already
+    ],
+)
+def test_evals_by_hand(centipawns: int, text: str) -> None:
+    assert policy.format_eval(centipawns) == text
+
+
+@pytest.mark.parametrize(
+    ("centipawns", "text"),
+    [
+        (0, "0.0"),
+        (30, "0.3"),
+        (-34, "-0.34"),
+        (-200, "-2.0"),
+        (1207, "12.07"),
+        (-4766, "-47.66"),
+        (9998, "999.98"),
+        (-9979, "-999.79"),
+        (9990, "999.9"),
+        (-10000, "-1000.0"),
+    ],
+)
+def test_rookworlds_evals_by_hand(centipawns: int, text: str) -> None:
+    """What its generator prints: `str(score.relative.score(mate_score=100000) / 100)`."""
+    assert policy.format_eval(centipawns, None) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (f"{'':34}M: {'e2e4 d2d4':30}E: {'0.33 0.3':40}B: e2e4", policy.PADDED),
+        (f"{'':34}M: {'e2e4 d2d4':30}E: {'0.33 0.30':40}B: e2e4", policy.Spelling(True, 2)),
+        (f"M: {'e2e4 d2d4':30}E: {'0.0 0.0':40}B: e2e4\n", policy.Spelling(True, None, "\n")),
+        (" M: e2e4 d2d4 E: 0.33 0.30 B: e2e4", policy.SINGLE),
+        (" M: e2e4 d2d4 E: 0.3 0.2 B: e2e4", policy.Spelling(decimals=1)),
+        ("  ", policy.Spelling(True, None)),
+        (" M: e2e4", policy.Spelling(decimals=1)),
+        ("", None),
+        (" ", None),
+        ("x  y", None),
+        ("e2e4 M:", None),
+    ],
+)
+def test_a_spelling_is_seen_in_what_is_written(text: str, expected: policy.Spelling | None) -> None:
+    assert policy.spelling_of(text) == expected
+
+
+def test_a_list_that_is_too_long_for_its_field_ends_with_one_space() -> None:
+    evals = ["-1000.00"] * 5
+    text = policy.format_completion(["a7a8q"] * 5, evals, "a7a8q", policy.PADDED, 89)
+    assert text == f" M: {' '.join(['a7a8q'] * 5)} E: {' '.join(evals)} B: a7a8q"
+    assert policy.parse(text).evals == (-1000.0,) * 5
+
+
+def test_value_of_a_chance_by_hand() -> None:
+    assert policy.value_of_chance(0.5) == 0
+    assert policy.value_of_chance(0.95) == pytest.approx(799.67, abs=0.01)  # ln 19 / 0.00368208
+    assert policy.value_of_chance(policy.win_chance(-345)) == pytest.approx(-345)
+
+
+def test_win_chance_by_hand() -> None:
+    assert policy.win_chance(0) == 0.5
+    assert policy.win_chance(100) == pytest.approx(0.591026, abs=1e-6)  # 1 / (1 + e^-0.368208)
+    assert policy.win_chance(-100) == pytest.approx(1 - 0.591026, abs=1e-6)
+    assert policy.win_chance(9995) == 1.0
+    assert policy.win_chance(-9995) == 0.0
+
+
+moves = st.from_regex(r"[a-h][1-8][a-h][1-8][qrbn]?", fullmatch=True)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(moves, min_size=1, max_size=7),
+    st.lists(st.integers(-9999, 9999), min_size=1, max_size=7),
+    moves,
+    st.booleans(),
+)
+def test_reading_is_the_inverse_of_writing(listed: list[str], values: list[int], best: str, padded: bool) -> None:
+    evals = [policy.format_eval(value) for value in values]
+    row = policy.format_row(START, listed, evals, best, policy.PADDED if padded else policy.SINGLE)
+    read = policy.parse(row[policy.completion_start(row) :])
+    assert read == policy.PolicyOutput(tuple(listed), tuple(float(text) for text in evals), best)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.one_of(st.text(), st.text("MEB: .-+0123456789abcdefgh\n")))
+def test_any_text_is_read_or_refused(text: str) -> None:
+    for read in (policy.parse, policy.parse_prompt):
+        with contextlib.suppress(ParseError):
+            read(text)

@@ -1,0 +1,304 @@
+"""Skill against a random legal mover, trivial players, losses beside gains, intervals by game: all by hand."""
+
+from typing import Any
+
+import chess
+import numpy as np
+import pytest
+
+from rookworld_trl.chess.accuracy import Evaluation, score
+from rookworld_trl.chess.rewards import score_policy
+from rookworld_trl.chess.rewards.moves import move_values, skill
+from rookworld_trl.chess.trivial import baseline_scores, most_material
+from rookworld_trl.measuring.comparison import Comparison, compare, compare_groups
+from rookworld_trl.measuring.results import ModelResults, overview
+from rookworld_trl.measuring.tables import comparison_table, evaluation_table
+from rookworld_trl.reports.run import trivial as trivial_of
+
+SETTINGS = {"temperature": 1.0, "max_new_tokens": 99, "seed": 0}
+WON, EVEN, LOST = 9_990, 0, -9_990  # win chances of exactly 1, 1/2 and 0
+
+FIVE_MOVES = "7k/7p/8/8/8/8/K7/8 w - - 0 1"
+SIX_MOVES = "8/8/8/k7/8/7p/8/7K b - - 0 1"
+# Values against the best: 1, .5, .5, 0, 0 in alphabetical order; a random legal move has .4.
+FIRST = {"a2a1": WON, "a2a3": EVEN, "a2b1": EVEN, "a2b2": LOST, "a2b3": LOST}
+# 1, 1, 1, 1, .5, .5; a random legal move has 5/6.
+SECOND = {"a5a4": EVEN, "a5a6": EVEN, "a5b4": EVEN, "a5b5": EVEN, "a5b6": LOST, "h3h2": LOST}
+
+
+def row(fen: str, values: dict[str, int], **more: Any) -> dict[str, Any]:
+    columns = {"legal_moves": list(values), "legal_cp": list(values.values())}
+    return {"prompt": f"P: {fen}", "task": "policy", "target": "", "stratum": "endgame", **columns, **more}
+
+
+def plays(*moves: str) -> list[str]:
+    return [f" M: {move} E: 0.0 B: {move}" for move in moves]
+
+
+def played(rows: list[dict[str, Any]], *moves: str) -> Evaluation:
+    return Evaluation(SETTINGS, score(rows, plays(*moves)))
+
+
+def value(evaluation: Evaluation, metric: str) -> float | None:
+    return evaluation.estimates("policy", "greedy")[metric]["value"]
+
+
+@pytest.fixture
+def pair() -> list[dict[str, Any]]:
+    return [row(FIVE_MOVES, FIRST), row(SIX_MOVES, SECOND)]
+
+
+# Skill ---------------------------------------------------------------------------------------------------------------
+
+
+def test_skill_by_hand(pair: list[dict[str, Any]]) -> None:
+    got = played(pair, "a2a3", "h3h2")  # worth .5 each
+    assert value(got, "legal_value") == pytest.approx(0.5)
+    # ((.5 - .4) + (.5 - 5/6)) / ((1 - .4) + (1 - 5/6)) = (-7/30) / (23/30)
+    assert value(got, "skill") == pytest.approx(-7 / 23)
+    assert value(played(pair, "a2a1", "a5a4"), "skill") == pytest.approx(1.0)
+
+
+def test_only_legal_answers_are_judged_and_against_their_own_positions(pair: list[dict[str, Any]]) -> None:
+    got = played(pair, "a2a8", "h3h2")
+    assert value(got, "best_legal") == 0.5
+    assert value(got, "legal_value") == 0.5
+    assert value(got, "best_value") == 0.25
+    assert value(got, "skill") == pytest.approx(-2.0)  # (1/2 - 5/6) / (1/6)
+    assert value(played(pair, "a2a8", "a1a1"), "skill") is None
+
+
+def test_a_random_legal_mover_has_no_skill(pair: list[dict[str, Any]]) -> None:
+    """Every legal move of both positions, each as often: five times six items."""
+    rows = [pair[0]] * 30 + [pair[1]] * 30
+    got = played(rows, *(list(FIRST) * 6), *(list(SECOND) * 5))
+    assert value(got, "skill") == pytest.approx(0.0, abs=1e-12)
+    assert got.baselines("policy", "greedy")["skill"]["random legal"] == pytest.approx(0.0, abs=1e-12)
+
+
+def test_the_live_lines_skill_is_that_of_evaluation(pair: list[dict[str, Any]]) -> None:
+    texts = plays("a2a3", "h3h2")
+    values = [one["legal_cp"] for one in pair]
+    scores = [score_policy(text, one["legal_moves"], one["legal_cp"]) for text, one in zip(texts, pair, strict=True)]
+    assert skill([*scores, None], [*values, []]) == pytest.approx(-7 / 23)
+    assert skill([score_policy("junk", list(FIRST), values[0])], values[:1]) is None
+
+
+def test_values_of_moves_are_the_scorers(pair: list[dict[str, Any]]) -> None:
+    odd = row(SIX_MOVES, {"a5a4": 40, "a5a6": -9_995, "a5b4": 9_999, "a5b5": 613, "a5b6": -8, "h3h2": 0})
+    for one in (*pair, odd):
+        scored = [score_policy(text, one["legal_moves"], one["legal_cp"]) for text in plays(*one["legal_moves"])]
+        assert move_values(one["legal_cp"]) == pytest.approx([s.best_value for s in scored])
+        base = baseline_scores(one)
+        for field in ("best_value", "best_in_top5", "top1"):
+            mean = sum(float(getattr(s, field)) for s in scored) / len(scored)
+            assert base[f"random.{field}"] == pytest.approx(mean)
+
+
+def test_nothing_at_stake_is_counted_apart() -> None:
+    """One point of win chance is 10.9 centipawns near 0: 1 / (1 + exp(-0.00368208 * 10.9)) = 0.51003."""
+    rows = [row(FIVE_MOVES, {**dict.fromkeys(FIRST, 0), "a2b3": cp}) for cp in (-10, -12)] + [row(FIVE_MOVES, FIRST)]
+    got = played(rows, "a2a1", "a2a1", "a2a1")
+    assert [item.stake for item in got.items] == ["nothing", "something", "something"]
+    assert [pair for pair in got.groups("policy") if pair[0] == "stake"] == [
+        ("stake", "nothing"),
+        ("stake", "something"),
+    ]
+    assert got.estimates("policy", "greedy", stake="nothing")["skill"]["denominator"] < 0.01
+    words = [line.split()[:5] for line in evaluation_table(got).splitlines()]
+    assert ["nothing", "at", "stake", "1", "items"] in words
+    assert ["something", "at", "stake", "2", "items"] in words
+
+
+# Trivial players -----------------------------------------------------------------------------------------------------
+
+
+def test_trivial_players_by_hand(pair: list[dict[str, Any]]) -> None:
+    got = played(pair, "a2b3", "a5b6").baselines("policy", "greedy")
+    assert got["best_legal"] == {"random legal": 1.0, "first legal": 1.0, "most material": 1.0}
+    assert got["best_value"]["random legal"] == pytest.approx((0.4 + 5 / 6) / 2)
+    assert got["best_value"]["first legal"] == 1.0  # a2a1 and a5a4
+    assert got["top1"]["random legal"] == pytest.approx((1 / 5 + 4 / 6) / 2)
+    assert got["best_in_top5"]["random legal"] == 1.0  # the fifth best of six equals the sixth
+    assert got["skill"] == pytest.approx({"random legal": 0.0, "first legal": 1.0, "most material": 1.0}, abs=1e-12)
+
+
+def test_trivial_players_are_counted_over_the_models_items(pair: list[dict[str, Any]]) -> None:
+    """Before, the second answer alone is legal, after, both are; the first legal move is worthless in the first."""
+    rows = [row(FIVE_MOVES, {**dict.fromkeys(FIRST, LOST), "a2a3": WON}), pair[1]]
+    before, after = played(rows, "a2a8", "h3h2"), played(rows, "a2a3", "h3h2")
+    skills = [run.baselines("policy", "greedy")["skill"]["first legal"] for run in (before, after)]
+    # The second: (1 - 5/6) / (1 - 5/6). Both: ((0 - 1/5) + (1 - 5/6)) / ((1 - 1/5) + (1 - 5/6)) = (-1/30) / (29/30).
+    assert skills == pytest.approx([1.0, -1 / 29])
+    trivial = before.baselines("policy", "greedy")
+    assert trivial["legal_value"]["first legal"] == 1.0
+    assert trivial["best_legal"]["first legal"] == 1.0
+    assert trivial["best_value"]["first legal"] == 0.5
+    nothing = played(rows, "a2a8", "a1a1").baselines("policy", "greedy")
+    assert (nothing["skill"], nothing["best_legal"]["random legal"]) == ({}, 1.0)
+
+    found = pick(compare(before, after), "skill")
+    of_first = [found[side]["first legal"] for side in ("baselines", "baselines_after")]  # type: ignore[literal-required]
+    assert of_first == pytest.approx(skills)
+    lines = [line.split() for line in comparison_table([found]).splitlines()]
+    assert ["skill,", "before", "0.000", "1.000", "1.000"] in lines
+    assert ["skill,", "after", "0.000", "-0.034", "-0.034"] in lines
+    assert trivial_of(found) == "random legal 0.000, first legal 1.000 → -0.034, most material 1.000 → -0.034"
+    side_by_side = overview([ModelResults("one", {}, before), ModelResults("two", {}, after)]).splitlines()
+    assert side_by_side[2].endswith("| random legal 100.0, first legal 100.0, most material 100.0 |")
+    assert side_by_side[3].endswith("first legal 1.000 / -0.034, most material 1.000 / -0.034 |")
+
+
+def test_each_decodings_players_stand_beside_it(pair: list[dict[str, Any]]) -> None:
+    rows = [row(FIVE_MOVES, {**dict.fromkeys(FIRST, LOST), "a2a3": WON}), pair[1]]
+    items = [
+        item
+        for mode, move in (("greedy", "a2a3"), ("sampled", "a2a8"))
+        for item in score(rows, plays(move, "h3h2"), mode)
+    ]
+    lines = [line.split() for line in evaluation_table(Evaluation(SETTINGS, items)).splitlines()]
+    assert ["skill,", "greedy", "0.000", "-0.034", "-0.034"] in lines
+    assert ["skill,", "sampled", "0.000", "1.000", "1.000"] in lines
+
+
+@pytest.mark.parametrize(
+    ("fen", "best"),
+    [
+        ("3r4/4P1k1/8/8/8/8/8/4K3 w - - 0 1", "e7d8q"),  # a rook and eight pawns
+        ("3q4/8/8/8/2r5/1P6/8/3RK2k w - - 0 1", "d1d8"),  # a queen before a rook
+        ("3q4/P7/8/8/8/8/8/3RK2k w - - 0 1", "d1d8"),  # a queen before a pawn that becomes one
+        ("rnbqkbnr/ppp1p1pp/8/3pPp2/8/8/PPPP1PPP/RNBQKBNR w KQkq f6 0 3", "e5f6"),  # in passing, a pawn
+        ("8/8/8/k7/8/7p/8/7K b - - 0 1", "a5a4"),  # nothing to win: the first
+        ("7k/8/8/2n1n3/3P4/8/8/K7 w - - 0 1", "d4c5"),  # two knights: the first
+        ("r3k2r/8/8/8/8/8/8/R3K2R w KQkq - 0 1", "a1a8"),  # castling takes no rook
+    ],
+)
+def test_most_material_by_hand(fen: str, best: str) -> None:
+    moves = [move.uci() for move in chess.Board(fen).legal_moves]
+    assert most_material(fen, moves) == best
+    assert most_material(fen, moves[::-1]) == best
+
+
+def test_the_copied_input_by_hand(rows: list[dict[str, Any]]) -> None:
+    """Of a quiet move, a mate and an illegal move: the board is right for the last, no outcome but the first's."""
+    got = Evaluation(SETTINGS, score(rows[:3], ["?"] * 3)).baselines("environment", "greedy")
+    shares = {metric: values["input copied"] for metric, values in got.items()}
+    third = pytest.approx(1 / 3)
+    assert shares == {
+        "exact": 0.0,
+        "fen_exact": third,
+        "first_four": third,
+        "placement_exact": third,
+        "reward_exact": third,
+    }
+
+
+def test_every_table_shows_them(pair: list[dict[str, Any]]) -> None:
+    got = played(pair, "a2a3", "h3h2")
+    for table in (evaluation_table(got), comparison_table(compare(got, got))):
+        lines = table.splitlines()
+        head = next(i for i, line in enumerate(lines) if "trivial players" in line)
+        assert lines[head].split()[-6:] == ["random", "legal", "first", "legal", "most", "material"]
+        assert lines[head + 1].split()[-3:] == ["100.0", "100.0", "100.0"]
+        assert lines[head + 2].split() == ["skill", "0.000", "1.000", "1.000"]
+        assert max(map(len, lines)) <= 100
+
+
+# Paired comparison ---------------------------------------------------------------------------------------------------
+
+
+def pick(rows: list[Comparison], metric: str) -> Comparison:
+    return next(found for found in rows if found["metric"] == metric)
+
+
+def test_the_interval_of_skill_against_an_independent_bootstrap() -> None:
+    """Legal before and after on different items; the resampling written out as a loop over drawn items."""
+    rng = np.random.default_rng(1)
+    rows = [row(FIVE_MOVES, FIRST) if i % 2 else row(SIX_MOVES, SECOND) for i in range(80)]
+    choices = [[str(rng.choice([*one["legal_moves"], "h8h1"])) for one in rows] for _ in range(2)]
+    before, after = (played(rows, *moves) for moves in choices)
+    got = pick(compare(before, after), "skill")
+
+    worth = {"a2a1": 1.0, "a2a3": 0.5, "a2b1": 0.5, "a2b2": 0.0, "a2b3": 0.0}
+    worth |= {"a5a4": 1.0, "a5a6": 1.0, "a5b4": 1.0, "a5b5": 1.0, "a5b6": 0.5, "h3h2": 0.5}
+
+    def skill_of(moves: list[str], drawn: Any) -> float:
+        legal = [i for i in drawn if moves[i] in worth]
+        chance = np.mean([0.4 if i % 2 else 5 / 6 for i in legal])
+        return float((np.mean([worth[moves[i]] for i in legal]) - chance) / (1 - chance))
+
+    assert (got["before"], got["after"]) == pytest.approx([skill_of(moves, range(80)) for moves in choices])
+    changes = []
+    for _ in range(4_000):
+        drawn = rng.integers(0, 80, 80)
+        changes.append(skill_of(choices[1], drawn) - skill_of(choices[0], drawn))
+    assert (got["ci_low"], got["ci_high"]) == pytest.approx(tuple(np.quantile(changes, [0.025, 0.975])), abs=0.02)
+
+
+def test_intervals_go_by_game_where_items_share_one() -> None:
+    """Ten games of twenty equal items: ten independent draws, not two hundred."""
+    right, wrong = "a2a1", "a2a8"
+    rows = [row(FIVE_MOVES, FIRST, game=str(i // 20)) for i in range(200)]
+    moves = [right if i < 100 else wrong for i in range(200)]
+    by_game = played(rows, *moves)
+    apart = played([{**one, "game": str(i)} for i, one in enumerate(rows)], *moves)
+    legal = by_game.estimates("policy", "greedy")["best_legal"]
+    assert legal["value"] == 0.5
+    # Of ten coins: P(at most 1 head) = 1.1 %, P(none) = 0.1 %. The quantile is that of t with 9 degrees of freedom,
+    # -2.262 sqrt(10/9), so that 0.9 % lie below it: 1 head, and 9.
+    assert (legal["ci_low"], legal["ci_high"]) == (0.1, 0.9)
+    assert apart.estimates("policy", "greedy")["best_legal"]["ci_low"] == pytest.approx(0.431, abs=1e-3)  # Wilson
+    same = played(rows, *[right] * 200)
+    change = pick(compare(by_game, same), "best_legal")
+    assert (change["ci_low"], change["ci_high"]) == pytest.approx((0.1, 0.9))
+    assert change["p_value"] is None  # McNemar's test counts items as independent
+    assert "bootstrap over 10 games" in evaluation_table(by_game)
+
+
+def test_losses_stand_beside_gains() -> None:
+    """More legal moves, worse ones: 20 of 40 illegal and 20 best before; all legal and worth .5 after."""
+    rows = [row(FIVE_MOVES, FIRST)] * 40
+    before, after = played(rows, *["a2a8"] * 20, *["a2a1"] * 20), played(rows, *["a2a3"] * 40)
+    found = compare(before, after)
+    assert pick(found, "best_legal")["difference"] == 0.5
+    assert pick(found, "skill")["difference"] == pytest.approx(1 / 6 - 1)  # (.5 - .4) / (1 - .4) after
+    losses = {one["metric"] for one in found if one["loss"]}
+    # One of five candidates on level 1: 0.05 (1/5 + 1) for the best, 0.05 (1/5 + 1/8) for one worth .5, else nothing.
+    assert pick(found, "reward")["difference"] == pytest.approx(0.01625 - 0.03)
+    assert losses == {"skill", "legal_value", "top1", "reward", "continuous"}
+    for only in (False, True):
+        table = comparison_table(found, headlines_only=only)
+        part = table[table.index("Significant losses") :].splitlines()
+        assert part[0] == "Significant losses: 5 of 13 metrics"
+        assert part[1].split()[:2] == ["P:", "skill"]
+        assert part[1].endswith("- greedy")
+        assert ("candidates legal" in table[: table.index("Significant losses")]) is not only
+    assert {(one["group"], one["metric"]): one["loss"] for one in compare_groups(before, after)} == {
+        (group, metric): metric == "skill"
+        for group in ("color=white", "stake=something", "stratum=endgame")
+        for metric in ("best_legal", "skill")
+    }
+    by_group = comparison_table(found, headlines_only=True, groups=compare_groups(before, after))
+    assert "Significant losses: 3 of 6 headline metrics by colour, stake and stratum" in by_group
+    assert "P: stratum=endgame: skill *" in by_group
+    assert max(map(len, by_group.splitlines())) <= 100
+    calm = compare(before, before)
+    assert "Significant losses: none among 13 metrics." in comparison_table(calm)
+
+
+def test_where_less_is_better_a_rise_is_the_loss(rows: list[dict[str, Any]]) -> None:
+    data = [rows[0]] * 40
+    good, bad = (Evaluation(SETTINGS, score(data, [text] * 40)) for text in (rows[0]["target"], "?"))
+    rise, fall = pick(compare(good, bad), "unparsable"), pick(compare(bad, good), "unparsable")
+    assert rise["significant"]
+    assert rise["loss"]
+    assert fall["significant"]
+    assert not fall["loss"]
+
+
+def test_an_older_evaluation_is_refused(pair: list[dict[str, Any]]) -> None:
+    data = played(pair, "a2a3", "h3h2").to_dict()
+    for item in data["items"]:
+        del item["scores"]["at_stake"]
+    with pytest.raises(ValueError, match="older version"):
+        Evaluation.from_dict(data)

@@ -1,0 +1,298 @@
+"""A user's own data set: what is filled in, and that each bad row is named with its field and remedy."""
+
+import csv
+import gzip
+import json
+from pathlib import Path
+
+import chess
+import pyarrow.parquet as pq
+import pytest
+from datasets import Dataset
+
+from rookworld_trl.chess.dataset import PROBLEM_FILES, SHIPPED_DIRECTORY, held_out_positions, shipped_positions
+from rookworld_trl.chess.problem_files import read_problems
+from rookworld_trl.chess.rewards import environment_reward
+from rookworld_trl.chess.sources import FEATURES, DataOptions, check_lengths, load_prompts, without
+from rookworld_trl.chess.splits import draw_of_each, positions_in
+
+# White: king a1, pawn a2; black: king c3 keeps b2 and, with Kc3, b1 stays free. Moves of White by hand: Kb1, a3, a4.
+FEN = "8/8/8/8/8/2k5/P7/K7 w - - 0 1"
+POLICY = {"prompt": f"P: {FEN}", "legal_moves": ["a1b1", "a2a3", "a2a4"], "legal_cp": [-10, 0, 5]}
+ENVIRONMENT = {"prompt": f"A: {FEN}+a2a3+a2a3+"}
+ELSEWHERE = {
+    "prompt": "P: 8/8/8/8/8/2k5/7P/K7 w - - 0 1",
+    "legal_moves": ["a1a2", "a1b1", "h2h3", "h2h4"],
+    "legal_cp": [0, 0, 0, 0],
+}
+
+
+def write(path: Path, *rows: dict) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+@pytest.fixture
+def jsonl(tmp_path):
+    return tmp_path / "mine.jsonl"
+
+
+def test_missing_columns_are_filled_in(jsonl):
+    dataset = load_prompts(write(jsonl, POLICY, ENVIRONMENT))
+    assert dataset.features == FEATURES
+    policy, environment = dataset
+    assert (policy["task"], policy["stratum"], policy["legal_cp"]) == ("policy", "endgame", [-10, 0, 5])
+    assert (environment["task"], environment["stratum"]) == ("environment", "quiet")
+    assert environment["target"] == "8/8/8/8/8/P1k5/8/K7 b - - 0 1+0.001+0+0"
+    assert (environment["legal_moves"], environment["legal_cp"]) == ([], [])
+
+
+def test_what_is_given_stays(jsonl):
+    dataset = load_prompts(write(jsonl, POLICY | {"target": "mine", "stratum": "odd", "task": "policy"}))
+    assert (dataset[0]["target"], dataset[0]["stratum"]) == ("mine", "odd")
+
+
+def test_padding_behind_an_answer_is_no_fault(jsonl):
+    answer = "8/8/8/8/8/P1k5/8/K7 b - - 0 1+0.001+0+0"
+    dataset = load_prompts(write(jsonl, ENVIRONMENT | {"target": f"{answer}   "}))
+    assert dataset[0]["target"] == answer
+
+
+# After 1. e4, as many programs write it: with a square that no pawn can take on.
+IDLE_SQUARE = "rnbqkbnr/pppppppp/8/8/4P3/8/PPPP1PPP/RNBQKBNR b KQkq e3 0 1"
+
+
+@pytest.mark.parametrize(
+    ("move", "answer"),
+    [
+        ("e7e4", f"{IDLE_SQUARE}+-1.0+0+1"),  # illegal: the position stays as the prompt writes it
+        ("e7e5", "rnbqkbnr/pppp1ppp/8/4p3/4P3/8/PPPP1PPP/RNBQKBNR w KQkq - 0 2+0.001+0+0"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["jsonl", "txt"])
+def test_an_idle_en_passant_square_leaves_prompt_and_answer_in_agreement(tmp_path, kind, move, answer):
+    prompt = f"A: {IDLE_SQUARE}+{move}+e2e4 {move}+"
+    path = tmp_path / f"mine.{kind}"
+    path.write_text(json.dumps({"prompt": prompt, "target": answer}) + "\n" if kind == "jsonl" else prompt + answer)
+    (row,) = load_prompts(str(path))
+    assert (row["prompt"], row["target"]) == (prompt, answer)
+    assert environment_reward([prompt], [answer], target=[row["target"]]) == [1.0]
+    copied = f"{IDLE_SQUARE}+0.001+0+0"
+    assert environment_reward([prompt], [copied], target=[row["target"]])[0] <= 0.2
+
+
+def test_lists_in_csv_are_json(tmp_path):
+    path = tmp_path / "mine.csv"
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(POLICY))
+        writer.writeheader()
+        writer.writerow(
+            {name: json.dumps(value) if isinstance(value, list) else value for name, value in POLICY.items()}
+        )
+    (row,) = load_prompts(str(path))
+    assert {name: row[name] for name in POLICY} == POLICY
+
+
+def test_parquet_is_read_too(tmp_path, jsonl):
+    path = tmp_path / "mine.parquet"
+    load_prompts(write(jsonl, POLICY)).to_parquet(str(path))
+    assert load_prompts(str(path))[0]["legal_moves"] == POLICY["legal_moves"]
+
+
+BAD_ROWS = {
+    "no prefix": ({"prompt": f"Q: {FEN}"}, r"column 'prompt': field 'prefix'.*start the text with 'P: ' or 'A: '"),
+    "no text": ({"prompt": None}, r"column 'prompt': None is no text"),
+    "not a FEN": (POLICY | {"prompt": "P: 8/8/8 w - - 0 1"}, r"column 'prompt': field 'fen'.*six"),
+    "illegal position": (POLICY | {"prompt": "P: 8/8/8/8/8/8/P7/K7 w - - 0 1"}, r"'fen'.*illegal \(no_black_king"),
+    "A: without history": ({"prompt": f"A: {FEN}+a2a3"}, r"field 'prompt'.*write 'A: <FEN>"),
+    "other task": (POLICY | {"task": "environment"}, r"column 'task': 'environment' contradicts"),
+    "another answer": (
+        ENVIRONMENT | {"target": "8/8/8/8/8/P1k5/8/K7 w - - 0 1+0.001+0+0"},
+        r"column 'target': '8/8/8/8/8/P1k5/8/K7 w .* but python-chess says '8/8/8/8/8/P1k5/8/K7 b ",
+    ),
+    "no values": ({"prompt": f"P: {FEN}"}, r"column 'legal_moves': a 'P:' row needs it.*generate_data"),
+    "one value short": (POLICY | {"legal_cp": [1, 2]}, r"column 'legal_cp': 2 values for 3 moves"),
+    "a move missing": (
+        POLICY | {"legal_moves": ["a1b1", "a2a3"], "legal_cp": [1, 2]},
+        r"column 'legal_moves': not the 3 legal moves of the position \(look at a2a4\)",
+    ),
+    "an illegal move": (POLICY | {"legal_moves": ["a1b1", "a2a3", "a2a5"]}, r"'legal_moves'.*look at a2a4, a2a5"),
+    "values in words": (POLICY | {"legal_cp": ["a", "b", "c"]}, r"column 'legal_cp': 'a' is no whole number"),
+    "values half a centipawn": (POLICY | {"legal_cp": [1.5, 2, 3]}, r"column 'legal_cp': 1.5 is no whole number"),
+    "values as truth": (POLICY | {"legal_cp": [True, False, True]}, r"column 'legal_cp': True is no whole number"),
+    "values beyond mate": (POLICY | {"legal_cp": [10**12, 2, 3]}, r"column 'legal_cp': 1000000000000 is beyond a mate"),
+    "a value missing": (POLICY | {"legal_cp": [None, 2, 3]}, r"column 'legal_cp': None is no whole number"),
+    "moves as a text": (POLICY | {"legal_moves": "a1b1 a2a3 a2a4"}, r"column 'legal_moves': .*needs it, found 'a1b1"),
+    "moves as numbers": (POLICY | {"legal_moves": [1, 2, 3]}, r"column 'legal_moves': not the 3 legal moves"),
+    "moves in lists": (POLICY | {"legal_moves": [["a1b1"], ["a2a3"], ["a2a4"]]}, r"column 'legal_moves': not the 3"),
+    "game over": ({"prompt": "P: k7/1Q6/1K6/8/8/8/8/8 b - - 0 1", "legal_moves": ["a8b8"], "legal_cp": [0]}, "is over"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_ROWS)
+def test_a_bad_row_is_named(jsonl, case):
+    row, message = BAD_ROWS[case]
+    good = {"legal_moves": [], "legal_cp": []} | ENVIRONMENT if isinstance(row.get("prompt"), str) else ENVIRONMENT
+    with pytest.raises(ValueError, match=rf"mine\.jsonl row 1, (?s:.*){message}"):
+        load_prompts(write(jsonl, good, row))
+
+
+def test_without_the_prompt_column(jsonl):
+    with pytest.raises(
+        ValueError, match=r"column 'prompt' is missing \(found: row\). Add it.*or give whole rows in a column 'text'"
+    ):
+        load_prompts(write(jsonl, {"row": "P: x"}))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("gone.parquet", None, "no such file"),
+        ("torn.parquet", b"PAR1 and then nothing", "cannot be read as parquet"),
+        ("rows.doc", b"x", "is no data file. Give `dataset` a file ending in .parquet"),
+        ("empty.jsonl", b"", r"empty\.jsonl: is empty. Give `dataset`"),
+        ("blank.jsonl", b"\n\n", "blank.jsonl: .*(has no rows|cannot be read as json)"),
+        ("array.json", b"[]", "array.json: .*(has no rows|cannot be read as json)"),
+        ("numbers.jsonl", b"1\n2\n", "numbers.jsonl: .*cannot be read as json"),
+        ("torn.jsonl", b'{"prompt": "P: 8/', "torn.jsonl: .*cannot be read as json"),
+        ("header.csv", b"prompt,legal_moves,legal_cp\n", "header.csv: has no rows that can be used"),
+        ("binary.csv", bytes(range(256)) * 8, "binary.csv: .*cannot be read as csv"),
+        ("binary.jsonl", bytes(range(256)) * 8, "binary.jsonl: .*cannot be read as json"),
+        ("binary.parquet", bytes(range(256)) * 8, "binary.parquet: .*cannot be read as parquet"),
+        ("binary.jsonl.gz", bytes(range(256)) * 8, "binary.jsonl.gz: .*cannot be read as json"),
+        ("binary.pgn.gz", bytes(range(256)) * 8, "binary.pgn.gz: .*cannot be read as pgn"),
+        ("binary.txt", bytes(range(256)) * 8, "binary.txt: .*cannot be read as text"),
+        ("wrong.txt", b"1. e4 e5 *\n", "wrong.txt: has no rows that can be used"),
+    ],
+)
+def test_an_unreadable_file(tmp_path, name, content, message):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        load_prompts(str(tmp_path / name))
+
+
+def test_an_unknown_name():
+    with pytest.raises(ValueError, match="`dataset` is 'nobody/nothing': neither a file here"):
+        load_prompts("nobody/nothing")
+
+
+@pytest.fixture
+def mixed(jsonl):
+    other = {"prompt": f"A: {FEN}+a2a4+a2a4+"}
+    return load_prompts(write(jsonl, ENVIRONMENT, POLICY, other, POLICY))
+
+
+def test_draw_of_each_task(mixed):
+    for limits, count in (({"policy": 1, "environment": None}, [1, 2]), ({"policy": 0, "environment": 1}, [0, 1])):
+        drawn = draw_of_each(mixed, limits)
+        assert [list(drawn["task"]).count(task) for task in limits] == count
+
+
+def test_a_draw_is_random_over_games_and_the_same_every_time():
+    """Nine games of ten rows and ten rows of none: nineteen draws see all of them, in the data set's order."""
+    games = [str(i // 10) if i < 90 else "" for i in range(100)]
+    dataset = Dataset.from_dict({"task": ["policy"] * 100, "game": games, "number": list(range(100))})
+    drawn = draw_of_each(dataset, {"policy": 19, "environment": 5})
+    assert drawn["game"] == [str(i) for i in range(9)] + [""] * 10
+    numbers = list(drawn["number"])
+    assert numbers == sorted(numbers)
+    assert [i % 10 for i in numbers[:9]] != [0] * 9, "the first rows of each game are all openings"
+    assert list(draw_of_each(dataset, {"policy": 19})["number"]) == numbers
+    few = [int(game) for game in draw_of_each(dataset, {"policy": 6})["game"] if game]
+    assert len(few) == len(set(few))
+    assert few != list(range(len(few))), "a draw is not the beginning of the file"
+    more = list(draw_of_each(dataset, {"policy": 30})["game"])
+    assert all(more.count(str(game)) >= 2 for game in range(9)), "second rows come after the first of all"
+    without_games = draw_of_each(dataset.remove_columns("game"), {"policy": 50})
+    assert 5 < sum(number < 50 for number in without_games["number"]) < 45
+
+
+def test_a_rows_game_is_kept(jsonl):
+    dataset = load_prompts(write(jsonl, POLICY | {"game": 7}, ENVIRONMENT | {"game": None}))
+    assert list(dataset["game"]) == ["7", ""]
+
+
+def test_held_out_positions_are_dropped_whatever_their_clocks_and_task(jsonl, tmp_path, mixed):
+    late = POLICY | {"prompt": POLICY["prompt"].replace("0 1", "7 40")}
+    elsewhere = {"prompt": "A: 8/8/8/8/8/2k5/P7/1K6 w - - 0 1+a2a3+a2a3+"}
+    train = load_prompts(write(tmp_path / "train.jsonl", ENVIRONMENT, late, elsewhere))
+    kept, dropped = without(train, positions_in(mixed))
+    assert dropped == 2
+    assert list(kept["prompt"]) == [elsewhere["prompt"]]
+
+
+# By hand: a2a3 leads to the first one's position, and so does b1a1 of the second one; clocks differ.
+BEHIND = {"prompt": "A: 8/8/8/8/8/P1k5/8/K7 b - - 3 9+c3b3+c3b3+"}
+THERE_TOO = {"prompt": "A: 8/8/8/8/8/P1k5/8/1K6 w - - 0 1+b1a1+b1a1+"}
+
+
+@pytest.mark.parametrize(
+    ("held_out", "trained"),
+    [(BEHIND, ENVIRONMENT), (ENVIRONMENT, BEHIND), (ENVIRONMENT, THERE_TOO), (THERE_TOO, BEHIND)],
+    ids=["a prompt, in an answer", "an answer, in a prompt", "an answer, in an answer", "an answer of other moves"],
+)
+def test_positions_behind_the_moves_are_held_out_too(jsonl, tmp_path, held_out, trained):
+    kept, dropped = without(
+        load_prompts(write(tmp_path / "train.jsonl", trained, ELSEWHERE)),
+        positions_in(load_prompts(write(jsonl, held_out))),
+    )
+    assert (list(kept["task"]), dropped) == (["policy"], 1)
+
+
+def test_no_position_that_is_measured_on_is_trained_on():
+    """As `P:` prompts: every position of dev and of test, before the move and behind it, each mate and each tactic."""
+    fens = {problem.boards[0].fen() for file in PROBLEM_FILES for problem in read_problems(file)}
+    assert len(fens) == 3_200
+    for split in ("dev", "test"):
+        for record in pq.read_table(SHIPPED_DIRECTORY / f"{split}.parquet").to_pylist():
+            board = chess.Board(record["fen"])
+            fens.add(board.fen())
+            if record["move"] and (move := chess.Move.from_uci(record["move"])) in board.legal_moves:
+                board.push(move)
+                fens.add(board.fen())
+    assert len(fens) > 3_200 + 3_890 + 6_780 + 1_700 + 3_400
+    rows = {"prompt": [f"P: {fen}" for fen in sorted(fens)], "target": [""] * len(fens)}
+    kept, dropped = without(Dataset.from_dict(rows), held_out_positions())
+    assert (list(kept["prompt"]), dropped) == ([], len(fens))
+    assert not shipped_positions("train") & held_out_positions()
+
+
+def test_prompts_that_leave_no_room_are_named(mixed, tiny_tokenizer):
+    longest = len(ENVIRONMENT["prompt"])  # one token a character
+    check_lengths(mixed, tiny_tokenizer, context=longest + 10, max_completion_length=10)
+    with pytest.raises(ValueError, match=rf"`max_completion_length` is 11: .*{longest} tokens.* Write 10 or less"):
+        check_lengths(mixed, tiny_tokenizer, context=longest + 10, max_completion_length=11)
+
+
+def test_a_stream_that_breaks_names_its_file(tmp_path):
+    path = tmp_path / "binary.csv"
+    path.write_bytes(b"text\n" + bytes(range(256)) * 8)
+    with pytest.raises(ValueError, match=r"binary\.csv: cannot be read"):
+        load_prompts(str(path), options=DataOptions(streaming=True, max_rows=10))
+
+
+@pytest.mark.parametrize("name", ["MINE.JSONL", "mine.jsonl.gz", "mine.JSON"])
+def test_names_a_user_may_give(tmp_path, name):
+    text = json.dumps(POLICY) + "\n"
+    path = tmp_path / name
+    path.write_bytes(gzip.compress(text.encode()) if name.endswith(".gz") else text.encode())
+    assert load_prompts(str(path))[0]["prompt"] == POLICY["prompt"]
+
+
+def test_a_text_file_holds_whole_rows(tmp_path):
+    path = tmp_path / "rows.txt"
+    path.write_text(f"{FEN}+a2a3+a2a3+8/8/8/8/8/P1k5/8/K7 b - - 0 1+0.001+0+0\n")
+    assert load_prompts(str(path))[0]["prompt"] == ENVIRONMENT["prompt"]
+
+
+def test_whole_numbers_may_have_a_point(jsonl):
+    """As pandas writes a column with a gap in it."""
+    (row,) = load_prompts(write(jsonl, POLICY | {"legal_cp": [-10.0, 0.0, 5.0]}))
+    assert row["legal_cp"] == [-10, 0, 5]
+
+
+@pytest.mark.parametrize(("name", "value"), [("engine_nodes", 0), ("engine_workers", 0), ("max_rows", 0)])
+def test_options_that_would_read_nothing(name, value):
+    with pytest.raises(ValueError, match=rf"`{name}` is {value}: .*Set it to 1 or more"):
+        DataOptions(**{name: value})

@@ -1,0 +1,229 @@
+"""Positions by self-play and rows made from them."""
+
+import itertools
+import json
+import random
+from collections import Counter
+
+import chess
+import pyarrow.parquet as pq
+import pytest
+
+from recipes.making import generation
+from recipes.making.generation import GameSettings, generate_positions
+from rookworld_trl.chess import environment, strata
+from rookworld_trl.chess.answers import environment_rows, policy_completion
+from rookworld_trl.chess.format import board_from_fen
+from tests.support.stockfish import requires_stockfish
+
+SETTINGS = GameSettings(seed=3, nodes=200, max_plies=12, games_per_shard=2)
+
+
+def run(directory, shards, settings=SETTINGS, workers=1):
+    return dict(generate_positions(directory, shards, settings, workers))
+
+
+@requires_stockfish
+def test_same_seed_same_rows_whatever_the_workers_and_interruptions(tmp_path):
+    run(tmp_path / "one", range(2))
+    run(tmp_path / "two", range(1, 2), workers=2)  # as if the first shard had been lost
+    run(tmp_path / "two", range(2), workers=2)
+    for shard in range(2):
+        first = pq.read_table(generation.shard_path(tmp_path / "one", shard))
+        assert first.num_rows > 0
+        assert first.equals(pq.read_table(generation.shard_path(tmp_path / "two", shard)))
+
+
+@requires_stockfish
+def test_resuming_leaves_finished_shards_alone_and_refuses_other_settings(tmp_path):
+    run(tmp_path, range(1))
+    before = generation.shard_path(tmp_path, 0).stat().st_mtime_ns
+    assert run(tmp_path, range(1)) == {}
+    assert generation.shard_path(tmp_path, 0).stat().st_mtime_ns == before
+    with pytest.raises(ValueError, match="made with other settings"):
+        run(tmp_path, range(1), GameSettings(seed=4))
+    stamp = tmp_path / "settings.json"  # as one that was written before a setting existed
+    stamp.write_text(json.dumps({k: v for k, v in json.loads(stamp.read_text()).items() if k != "check_share"}))
+    assert run(tmp_path, range(1)) == {}
+
+
+@requires_stockfish
+def test_check_share_makes_positions_in_check(tmp_path):
+    def in_check(check_share):
+        directory = tmp_path / str(check_share)
+        settings = GameSettings(seed=1, nodes=50, max_plies=60, games_per_shard=6, check_share=check_share)
+        run(directory, range(1), settings)
+        fens = pq.read_table(generation.shard_path(directory, 0))["fen"].to_pylist()
+        return sum(chess.Board(fen).is_check() for fen in fens) / len(fens)
+
+    assert in_check(1.0) > 2 * in_check(0.0)
+
+
+@requires_stockfish
+def test_records_are_true(tmp_path):
+    run(tmp_path, range(1))
+    for record in pq.read_table(generation.shard_path(tmp_path, 0)).to_pylist():
+        board = chess.Board(record["fen"])
+        legal = {move.uci() for move in board.legal_moves}
+        assert set(record["moves"]) <= legal
+        assert len(record["moves"]) == len(record["cp"]) == min(5, len(legal))
+        assert record["cp"] == sorted(record["cp"], reverse=True)
+        assert record["played"] in legal
+
+
+def test_candidates_stand_in_random_order_and_the_best_is_the_one_of_the_highest_eval():
+    moves, values = ["g1f3", "e2e4", "b1c3", "d2d4", "c2c4", "a2a3"], [30, 25, -5, 40, 20, -100]
+    places, orders = Counter(), set()
+    for seed in range(400):
+        words = policy_completion(moves, values, random.Random(seed)).split()
+        assert (words[0], words[6], words[12]) == ("M:", "E:", "B:")
+        listed, evals = words[1:6], words[7:12]
+        written = {"g1f3": "0.30", "e2e4": "0.25", "b1c3": "-0.05", "d2d4": "0.40", "c2c4": "0.20"}
+        assert dict(zip(listed, evals, strict=True)) == written
+        assert words[13] == "d2d4"
+        orders.add(tuple(listed))
+        places[listed.index("d2d4")] += 1
+    assert len(orders) > 100  # of 120
+    assert min(places.values()) > 50
+    assert len(places) == 5  # the best one at every place alike: 80 times each, give or take 8
+    for seed in range(20):  # of equals the first listed, which the text itself tells
+        words = policy_completion(["a2a3", "b2b3"], [7, 7], random.Random(seed)).split()
+        assert words[-1] == words[1]
+
+
+STRATA = [
+    (chess.STARTING_FEN, "g1f3", "quiet"),
+    (chess.STARTING_FEN, "e2e5", "illegal"),
+    ("rnbqkbnr/ppp1pppp/8/3p4/4P3/8/PPPP1PPP/RNBQKBNR w KQkq - 0 2", "e4d5", "capture"),
+    ("r3k2r/8/8/8/8/8/8/R3K2R w KQkq - 0 1", "e1g1", "castle_king"),
+    ("r3k2r/8/8/8/8/8/8/R3K2R b KQkq - 0 1", "e8c8", "castle_queen"),
+    ("4k3/8/8/3pP3/8/8/8/4K3 w - d6 0 2", "e5d6", "en_passant"),
+    ("4k3/8/8/8/3p4/8/4P3/4K3 w - - 0 1", "e2e4", "en_passant_offered"),
+    ("4k3/8/8/8/2p5/8/4P3/4K3 w - - 0 1", "e2e4", "quiet"),  # no pawn beside it
+    ("r3k3/8/8/8/8/7P/6B1/4K3 w q - 0 1", "g2a8", "castling_right_taken"),
+    ("r3k3/8/8/8/8/7P/6B1/4K3 w - - 0 1", "g2a8", "capture"),  # there was none
+    ("r3k3/8/8/8/8/7P/6B1/4K2R w K - 0 1", "h1h2", "quiet"),  # one's own
+    ("8/P6k/8/8/8/8/8/K7 w - - 0 1", "a7a8r", "promotion"),
+    ("4k3/8/8/8/8/8/8/4K2R w K - 0 1", "h1h8", "check"),
+    ("6k1/5ppp/8/8/8/8/8/R3K3 w Q - 0 1", "a1a8", "mate"),
+    ("7k/5K2/8/6Q1/8/8/8/8 w - - 0 1", "g5g6", "stalemate"),
+    ("8/8/8/8/8/2k5/1q6/K7 w - - 0 1", "a1b2", "illegal"),
+    ("8/8/8/8/8/4k3/1q6/K7 w - - 0 1", "a1b2", "dead_material"),  # only the kings are left
+    ("4k3/8/8/8/8/8/8/R3K3 w - - 149 120", "a1a2", "seventyfive_moves"),  # the 75-move rule
+]
+
+
+@pytest.mark.parametrize(("fen", "move", "kind"), STRATA)
+def test_strata_by_hand(fen, move, kind):
+    board = chess.Board(fen)
+    assert strata.stratum(board, move) == kind
+    assert board.fen() == chess.Board(fen).fen()
+
+
+ILLEGAL = {
+    "pinned": (
+        "4k3/4r3/8/8/8/8/4B3/4K3 w - - 0 1",
+        {"e2d1", "e2f1", "e2d3", "e2c4", "e2b5", "e2a6", "e2f3", "e2g4", "e2h5"},
+    ),
+    "into_check": ("4k3/8/8/8/8/8/1r6/4K3 w - - 0 1", {"e1d2", "e1e2", "e1f2"}),
+    "leaves_check": ("4k3/4r3/8/8/8/8/P7/4K3 w - - 0 1", {"a2a3", "a2a4"}),
+    "castling": ("r3k2r/8/8/8/8/5r2/8/R3K2R w KQ - 0 1", {"e1g1"}),  # through f1
+    "missing_promotion": ("7k/P7/8/8/8/8/8/K7 w - - 0 1", {"a7a8"}),
+    "wrong_promotion": ("7k/8/8/8/8/P7/8/K7 w - - 0 1", {"a3a4q", "a1a2q", "a1b2n"}),
+    "wrong_pawn": ("7k/8/8/8/3p4/3P4/8/K7 w - - 0 1", {"d3d4", "d3d5", "d3c4", "d3e4", "d3d2"}),
+    "empty_square": ("7k/8/8/8/8/8/8/K7 w - - 0 1", {"d4d5", "d4e6", "a2h2"}),
+    "wrong_colour": ("7k/8/8/8/8/8/8/K7 w - - 0 1", {"h8g8", "h8g7", "h8h7"}),
+    "own_man": ("7k/8/8/8/8/8/PP6/KN6 w - - 0 1", {"a1a2", "a1b1", "a1b2"}),
+    "jump": ("7k/8/8/8/8/P7/8/R6K w - - 0 1", {"a1a4", "a1a8"}),
+    "geometry": ("7k/8/8/8/8/8/8/KN6 w - - 0 1", {"b1b2", "a1c3"}),
+}
+
+
+@pytest.mark.parametrize("kind", ILLEGAL)
+def test_every_kind_of_illegal_move_by_hand(kind):
+    fen, some = ILLEGAL[kind]
+    found = strata.ILLEGAL_KINDS[kind](chess.Board(fen))
+    assert some <= set(found)
+    if kind in ("pinned", "into_check", "leaves_check", "castling", "missing_promotion", "wrong_colour", "own_man"):
+        assert some == set(found)
+
+
+def test_illegal_moves_are_illegal_and_well_formed_whatever_the_position():
+    rng = random.Random(0)
+    boards = [generation.random_endgame(rng) for _ in range(150)]
+    for _ in range(3):
+        board = chess.Board()
+        while not board.is_game_over() and board.ply() < 100:
+            boards.append(board.copy(stack=False))
+            board.push(rng.choice(list(board.legal_moves)))
+    for board in boards:
+        for moves in map(list, (find(board) for find in strata.ILLEGAL_KINDS.values())):
+            for move in [*rng.sample(moves, min(3, len(moves))), strata.illegal_move(board, rng)]:
+                assert environment.transition(board.fen(), move).truncated, (board.fen(), move)
+                assert environment.parse_prompt(environment.prompt(board.fen(), move, [])).move == move
+
+
+def test_endgames_are_legal_and_not_over():
+    for seed in range(30):
+        board = generation.random_endgame(random.Random(seed))
+        assert board.is_valid()
+        assert any(board.legal_moves)
+
+
+GAME = ["e2e4", "e7e5", "g1f3", "b8c6", "f1b5", "a7a6", "b5a4", "g8f6", "e1g1", "f8e7", "f1e1", "b7b5", "a4b3"]
+
+
+@pytest.fixture(scope="module")
+def game_rows():
+    """Rows of each position of a short game, many times."""
+    board, rows = chess.Board(), []
+    for ply, move in enumerate(GAME):
+        record = {"fen": board.fen(), "history": " ".join(GAME[max(0, ply - 9) : ply]), "played": move}
+        rows += [environment_rows(record, 6, seed % 2 == 0, random.Random(seed)) for seed in range(30)]
+        board.push_uci(move)
+    return rows
+
+
+def test_histories_of_every_length_that_end_with_the_move(game_rows):
+    lengths = Counter()
+    for row in itertools.chain(*game_rows):
+        given = environment.parse_prompt(row["prompt"])
+        assert given.history[-1] == given.move
+        before = list(given.history[:-1])
+        number = chess.Board(given.fen).ply()
+        if int(given.fen.split()[4]) < 5:  # not a late position of no game
+            assert before == GAME[number - len(before) : number]
+        lengths[len(given.history)] += 1
+    assert set(lengths) == set(range(1, 11))
+    assert min(lengths.values()) > 0.02 * lengths.total()
+
+
+def test_rows_of_a_position_are_true_and_of_different_moves(game_rows):
+    for rows in game_rows:
+        given = [environment.parse_prompt(row["prompt"]) for row in rows]
+        assert 1 < len(rows) == len({each.move for each in given}) <= 7
+        for row, each in zip(rows, given, strict=True):
+            answer = environment.parse(row["completion"])
+            assert answer == environment.transition(each.fen, each.move)
+            assert row["after"] == answer.fen
+
+
+def test_the_seventyfive_move_rule_ends_games_and_the_fifty_move_rule_does_not(game_rows):
+    ended, claimable = 0, 0
+    for row in itertools.chain(*game_rows):
+        fen = environment.parse_prompt(row["prompt"]).fen
+        assert board_from_fen(fen)
+        after = environment.parse(row["completion"])
+        clock = int(after.fen.split()[4])
+        ended += clock == 150 and (after.reward, after.terminated) == (0.5, True)
+        claimable += 100 <= clock < 150 and (after.reward, after.terminated) == (0.001, False)
+    assert ended >= 3
+    assert claimable >= 3
+
+
+def test_every_kind_of_illegal_move_is_drawn():
+    rng = random.Random(0)
+    for kind, (fen, _) in ILLEGAL.items():
+        board = chess.Board(fen)
+        known = set(strata.ILLEGAL_KINDS[kind](board))
+        assert any(strata.illegal_move(board, rng) in known for _ in range(100)), kind
