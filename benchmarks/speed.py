@@ -166,9 +166,9 @@ class Work:
         completions = out[:, longest:].tolist()
         return [ids[: ids.index(self.eos) + 1] if self.eos in ids else ids for ids in completions]
 
-    def native(self, samples: int, drafts: list[list[int]] | None = None, graphs: bool = False) -> list[list[int]]:
+    def native(self, samples: int, drafts: list[list[int]] | None = None) -> list[list[int]]:
         settings = {"num_samples": samples, "max_new_tokens": self.max_new_tokens, "eos_token_id": self.eos}
-        settings |= {"drafts": drafts, "temperature": 1.0, "cuda_graphs": graphs}
+        settings |= {"drafts": drafts, "temperature": 1.0}
         result: Rollout = rollout(self.model, self.prompts, **settings)
         return result.completion_ids
 
@@ -232,7 +232,7 @@ def sampled(
     Args:
         bandwidth: see `copy_bandwidth`.
         bf16: all under autocast.
-        more: further sides, of static (`generate` with its static cache), compiled and graphs.
+        more: further sides, of static (`generate` with its static cache) and compiled.
         engine: vLLM's, if it is to be timed.
     """
     device = work.model.device.type
@@ -240,8 +240,6 @@ def sampled(
         "generate": partial(work.generate, samples),
         "native": partial(work.native, samples),
     }
-    if "graphs" in more:
-        sides["native_graphs"] = partial(work.native, samples, graphs=True)
     if "static" in more:
         sides["generate_static"] = partial(work.generate, samples, "static")
     if "compiled" in more:
@@ -263,8 +261,7 @@ def sampled(
     row["seconds"] = {name: round(value, 4) for name, value in seconds.items()}
     row["speedup"] = {name: round(seconds["generate"] / seconds[name], 2) for name in sides if name != "generate"}
     floor = least_bytes(work, drawn, bf16) / bandwidth
-    plain = [name for name in ("native", "native_graphs") if name in seconds]
-    row["bandwidth_share"] = {name: round(floor / seconds[name], 3) for name in plain}
+    row["bandwidth_share"] = {"native": round(floor / seconds["native"], 3)}
     return row
 
 
@@ -272,12 +269,11 @@ def measure_rollouts(arguments: argparse.Namespace) -> dict[str, Any]:
     device, model = best_device(), str(arguments.model)
     bandwidth, results, parameters = copy_bandwidth(device), [], 0
     engine = vllm_engine(model, "bfloat16" if arguments.bf16 else "float32")
-    more = ["graphs"] if device == "cuda" else []
     for kind in KINDS:
         work = Work(model, kind, [], arguments.prompts or 8, device)
         parameters = work.model.num_parameters()
         for samples in arguments.samples or (8, 32):
-            options = {"repeats": arguments.repeats, "bf16": arguments.bf16, "more": more, "engine": engine}
+            options = {"repeats": arguments.repeats, "bf16": arguments.bf16, "engine": engine}
             results.append(sampled(work, kind, samples, bandwidth, **options))
             print(json.dumps(results[-1]), flush=True)
     speed = {"bf16_autocast": arguments.bf16, "copy_gb_per_second": round(bandwidth / 1e9, 1)}

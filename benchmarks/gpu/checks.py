@@ -1,7 +1,6 @@
 """Stages that ask whether numbers are right: what only a GPU does differently, and what must hold on any device."""
 
 import math
-from functools import partial
 from typing import Any
 
 import torch
@@ -9,9 +8,9 @@ from trl.trainer import grpo_trainer
 
 from benchmarks import parity as parity_program
 from benchmarks import speed
-from benchmarks.common import copy_bandwidth, medians, wait
+from benchmarks.common import copy_bandwidth, medians
 from benchmarks.gpu.stage import Stage
-from rookworld_trl.modeling import cuda_graphs, sampling
+from rookworld_trl.modeling import sampling
 from rookworld_trl.modeling.gpt2 import GPT2
 from rookworld_trl.modeling.loading import NANO_FOLDER, load_model
 from rookworld_trl.modeling.rollout import rollout
@@ -165,54 +164,6 @@ def memory(stage: Stage) -> str:
         return f"{found['memory_gb']:.2f} GB on the CPU; peaks of rollouts are a GPU's"
     stage.check("peak of drafted rollouts over that of plain ones", drafted / plain, 2.0)
     return f"{found['memory_gb']:.2f} GB on the CPU; rollouts {plain:.2f} GB, drafted {drafted:.2f} GB"
-
-
-def graphs(stage: Stage) -> str:
-    """Decoding as a CUDA graph: equal samples first, memory given back, then seconds with and without."""
-    size = stage.pick([12, 768, 12, 50257], [2, 32, 2, 512])
-    recorded, record = 0, cuda_graphs.Repeated.record
-
-    def counted(self: cuda_graphs.Repeated) -> Any:
-        nonlocal recorded
-        recorded += 1
-        return record(self)
-
-    cuda_graphs.Repeated.record = counted  # type: ignore[method-assign]
-    cells = []
-    for name, path, kind in (("124m", None, "random"), ("nano", str(NANO_FOLDER), "policy")):
-        work = speed.Work(path, kind, size, stage.pick(8, 2), stage.device)
-        samples = stage.pick(8, 2)
-        for bf16 in (False, True):
-            label = f"{name} {'bf16' if bf16 else 'float32'}"
-            stage.tf32(bf16)
-            with torch.autocast(stage.device, torch.bfloat16, enabled=bf16):
-                plain = work.native(samples)
-                before = _reserved(stage)
-                graphed = work.native(samples, graphs=True)
-                after = _reserved(stage)
-                sides = {"plain": partial(work.native, samples), "graphs": partial(work.native, samples, graphs=True)}
-                seconds = medians(sides, stage.pick(5, 1), stage.device)
-            same = sum(a == b for a, b in zip(plain, graphed, strict=True)) / len(plain)
-            # Steps of a graph attend to whole blocks of columns: sums in another order, and a rare draw on an edge.
-            stage.check(
-                f"{label}: share of samples that differ", 1 - same, 0.0 if not stage.cuda else 0.1 if bf16 else 0.02
-            )
-            stage.check(f"{label}: GB not given back", (after - before) / 1e9, 0.1)
-            speedup = seconds["plain"] / seconds["graphs"]
-            stage.figures[label] = {"equal": same, "seconds": seconds, "speedup": round(speedup, 2)}
-            cells.append(f"{label} {speedup:.2f}x")
-    cuda_graphs.Repeated.record = record  # type: ignore[method-assign]
-    if stage.cuda:
-        stage.check("graphs were recorded", recorded > 0)
-    stage.figures["recorded"] = recorded
-    return ("" if stage.cuda else "nothing is recorded on a CPU; ") + ", ".join(cells)
-
-
-def _reserved(stage: Stage) -> int:
-    """Bytes that PyTorch keeps from the GPU for what is alive."""
-    stage.count_memory()
-    wait(stage.device)
-    return torch.cuda.memory_reserved() if stage.cuda else 0
 
 
 def auto_batch(stage: Stage) -> str:

@@ -56,7 +56,6 @@ STAGES: dict[str, tuple[str, int]] = {
     "sampled_exactly": ("benchmarks.gpu.checks", 120),
     "gates": ("benchmarks.gpu.checks", 240),
     "memory": ("benchmarks.gpu.checks", 180),
-    "graphs": ("benchmarks.gpu.checks", 240),
     "rollouts": ("benchmarks.gpu.speed", 300),
     "learning": ("benchmarks.gpu.speed", 180),
     "attention": ("benchmarks.gpu.speed", 120),

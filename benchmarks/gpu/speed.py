@@ -20,7 +20,7 @@ def rollouts(stage: Stage) -> str:
     size = stage.pick([12, 768, 12, 50257], [2, 32, 2, 512])
     prompts, samples, repeats = stage.pick((8, 8, 5), (2, 2, 1))
     bandwidth = copy_bandwidth(stage.device)
-    more = ("static", *(("graphs",) if stage.cuda else ()))
+    more = ("static",)
     cells = []
     for name, path, kind in (
         ("124m", None, "random"),

@@ -46,7 +46,6 @@ APPLIED = (
         "torch_compile*",
         "pad_to_multiple_of",
         "vllm_*",
-        "rollout_cuda_graphs",
         "share_prefixes",
     ),
 )

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from rookworld_trl.modeling.cuda_graphs import release
 from rookworld_trl.modeling.drafting import usable_draft
 from rookworld_trl.modeling.gpt2 import GPT2
 from rookworld_trl.modeling.sample_batch import SampleBatch, SampleRequest, Settings
@@ -49,7 +48,6 @@ def rollout(
     seed: int = 0,
     batch_size: int | None = None,
     drafts: Sequence[Sequence[int] | None] | None = None,
-    cuda_graphs: bool = False,
 ) -> Rollout:
     """Sample `num_samples` completions of each prompt.
 
@@ -70,14 +68,12 @@ def rollout(
         batch_size: samples drawn at the same time; None: all.
         drafts: for each prompt the completion to expect, its end token included, or None. The samples are the same with
             any draft; the better it is, the sooner they are there.
-        cuda_graphs: record the decoding step as a CUDA graph for each shape it takes. On other devices the same step
-            runs unrecorded, which changes nothing but its time.
 
     Raises:
         ValueError: an unsupported model, a prompt that is empty or leaves no room for `max_new_tokens`, or a sampling
             setting out of its range.
     """
-    settings = Settings(max_new_tokens, eos_token_id, temperature, top_k, top_p, seed, cuda_graphs)
+    settings = Settings(max_new_tokens, eos_token_id, temperature, top_k, top_p, seed)
     for name, value in (("num_samples", num_samples), ("batch_size", batch_size)):
         if value is not None and value < 1:
             raise ValueError(f"{name} is {value}: use at least 1")
@@ -93,10 +89,7 @@ def rollout(
     usable = [usable_draft(draft or (), eos_token_id, max_new_tokens) for draft in drafts or [()] * len(prompt_ids)]
     for requests in plan(prompt_ids, usable, num_samples, batch_size):
         batch = SampleBatch(gpt2, requests, settings)
-        try:
-            batch.draw()
-        finally:
-            release(gpt2.wte.device)
+        batch.draw()
         for row, ids, logps in batch.completions():
             result.completion_ids[row], result.logps[row] = ids, logps
         for request, logp in zip(requests, batch.draft_logps.tolist(), strict=True):

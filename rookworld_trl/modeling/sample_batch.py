@@ -7,7 +7,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rookworld_trl.modeling.cuda_graphs import Repeated
 from rookworld_trl.modeling.drafting import verify
 from rookworld_trl.modeling.gpt2 import GPT2
 from rookworld_trl.modeling.sampling import cumulative_probs, draw, row_generator, sampling_log_probs
@@ -34,7 +33,6 @@ class Settings:
     top_k: int
     top_p: float
     seed: int
-    cuda_graphs: bool = False
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
@@ -213,34 +211,18 @@ class SampleBatch:
         rows = rows[decoder.source].where(decoder.filled, self.spare)
         before = -1
         while True:
-            for _ in self._steps(decoder, rows):
-                done = self.done[rows]
-                finished = int(done.sum())  # the one wait for the device where nothing has finished
-                if finished == len(rows):
-                    return
-                if finished == before:
-                    continue
-                before = finished
-                live = decoder.compact(~done)
-                if live is not None:
-                    rows, before = rows[live][decoder.source].where(decoder.filled, self.spare), -1
-                    break
-
-    def _steps(self, decoder: SharedPrefixDecoder, rows: Tensor) -> Iterator[None]:
-        """Draw one token of each row (N,) after the other; ends where the steps' shapes have to change."""
-        if not self.settings.cuda_graphs:
-            while True:
-                self._draw_next(rows, decoder.forward(self._last(rows)[:, None]))
-                yield
-        stop = decoder.begin_steps()
-        step = Repeated(lambda: self._draw_next(rows, decoder.step(self._last(rows))), self.device)
-        while decoder.length < stop:
-            step()
-            decoder.length += 1
-            yield
-
-    def _last(self, rows: Tensor) -> Tensor:
-        return self.tokens[rows, self.lengths[rows] - 1]
+            last = self.tokens[rows, self.lengths[rows] - 1]
+            self._draw_next(rows, decoder.forward(last[:, None]))
+            done = self.done[rows]
+            finished = int(done.sum())  # the one wait for the device where nothing has finished
+            if finished == len(rows):
+                return
+            if finished == before:
+                continue
+            before = finished
+            live = decoder.compact(~done)
+            if live is not None:
+                rows, before = rows[live][decoder.source].where(decoder.filled, self.spare), -1
 
     def _draw_next(self, rows: Tensor, hidden: Tensor) -> None:
         """One token more of rows (N,), from the final hidden states (N, n_embd) of what they have; in place."""

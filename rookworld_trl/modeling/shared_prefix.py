@@ -21,8 +21,6 @@ from rookworld_trl.modeling.gpt2 import GPT2
 TILE_COST = 2
 # Gathering copies caches: worth it when this share of the cost or less is left.
 COMPACT_BELOW = 0.85
-# Steps of one shape attend to all columns up to the next multiple of this.
-COLUMNS_AT_ONCE = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,32 +132,6 @@ class SharedPrefixDecoder:
         if missing > 0:
             self._used, self._own = F.pad(self._used, (0, missing)), F.pad(self._own, (0, 0, 0, missing))
 
-    def begin_steps(self) -> int:
-        """Prepare for `step`; returns the `length` up to which its shapes hold. Afterwards begin again."""
-        self._column = torch.tensor([self.length], device=self.source.device)
-        self._own_lengths = self._own_lengths.clone()  # `step` counts in place
-        self._stop = min(self._used.shape[1], (self.length // COLUMNS_AT_ONCE + 1) * COLUMNS_AT_ONCE)
-        self._own[..., self.length : self._stop, :] = 0  # steps attend to these before they are written, and NaN stays
-        return self._stop
-
-    def step(self, tokens: Tensor) -> Tensor:
-        """As `forward` of one token (N,) a slot, but of the same shapes and Python values every time.
-
-        So a CUDA graph of one step does for all: which column is written only the device knows. The caller counts
-        `length` up, since a replayed graph runs no Python.
-        """
-        positions = (self._prefix_lengths + self._own_lengths).clamp(max=self.gpt2.config.n_positions - 1)
-        self._used.index_fill_(1, self._column, True)
-        own_bias = self._spread_bias(~self._used[:, None, : self._stop])
-
-        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-            return self._attend(layer, q, k, v, scale, self._bias, own_bias, self._column, self._stop)
-
-        hidden = self.gpt2.hidden_states(tokens[:, None], positions[:, None], attend)
-        self._own_lengths += 1
-        self._column += 1
-        return hidden.view(-1, hidden.shape[-1])
-
     def _attend(
         self,
         layer: int,
@@ -169,7 +141,7 @@ class SharedPrefixDecoder:
         scale: float,
         prefix_bias: Tensor,
         own_bias: Tensor | None,
-        columns: slice | Tensor,
+        columns: slice,
         stop: int,
     ) -> Tensor:
         """Attention of (N, C, heads, head_dim) to the prefix and, as far as the bias lets them, to the slot's own first

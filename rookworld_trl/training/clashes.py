@@ -123,11 +123,6 @@ def sampling(c: GRPOConfig) -> Iterator[str]:
             "kernel for. Set `rollout_backend` to transformers, or leave it out: the seed decides the samples in any "
             "case"
         )
-    if c.rollout_cuda_graphs and not own:
-        yield (
-            "rollout_cuda_graphs: only this package's own decoding has a step to record. Unset it, or set "
-            "`rollout_backend` to native"
-        )
 
 
 def check_task_sampling(config: GRPOConfig) -> None:

@@ -84,11 +84,6 @@ class RookWorldGRPOConfig(GRPOConfig):
         "`transformers` (generate), `vllm` (the same as `use_vllm`; see `vllm_mode`), or `auto`: native for GPT-2 "
         "without adapters, else transformers.",
     )
-    rollout_cuda_graphs: bool = option(
-        False,
-        "Native rollouts record their decoding step as a CUDA graph, which small models gain from. Not yet measured "
-        "on a GPU; the samples are the same.",
-    )
     share_prefixes: bool = option(
         True,
         "Score each distinct prefix of a micro-batch once, forward and backward, where that is possible: GPT-2 "

@@ -96,11 +96,6 @@ class Sampler:
         self.eos_token_ids, self.generation_config = eos_token_ids, generation_config
         plain = accelerator.unwrap_model(model)
         self.backend = choose_rollout_backend(args, plain, eos_token_ids)
-        if args.rollout_cuda_graphs and self.backend != "native":
-            raise ValueError(
-                f"`rollout_cuda_graphs` is True: this run samples with {self.backend}, and only this package's "
-                "own decoding has a step to record. Unset it"
-            )
         self._requests: list[Request] = []  # of the rows at hand; none: the defaults
 
     # What each row asks for
@@ -183,7 +178,6 @@ class Sampler:
                 temperature=requests[0].temperature,
                 seed=seed,
                 drafts=[request.draft for request in requests],
-                cuda_graphs=self.args.rollout_cuda_graphs,
             )
         drawn: list[Drawn | None] = [Drawn(logps) for logps in result.logps]
         return Samples(prompt_ids, result.completion_ids, drawn, list(result.logps))

@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Callable
 from itertools import product
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,10 +10,7 @@ import torch
 from torch import Tensor
 from transformers import GPT2LMHeadModel
 
-from rookworld_trl.modeling import cuda_graphs, shared_prefix
-from rookworld_trl.modeling.cuda_graphs import Repeated
 from rookworld_trl.modeling.rollout import rollout
-from rookworld_trl.modeling.sample_batch import SampleBatch
 
 GPT2Factory = Callable[..., GPT2LMHeadModel]
 EOS = 0
@@ -192,52 +188,6 @@ def test_a_sample_does_not_depend_on_how_many_there_are_or_how_long_they_may_get
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-@pytest.mark.parametrize("drafted", [False, True])
-def test_steps_of_fixed_shape_draw_the_same(make_gpt2: GPT2Factory, drafted: bool, device: str) -> None:
-    """More columns than `COLUMNS_AT_ONCE`, rows that are compacted away, drafts that are left half-way."""
-    model = make_gpt2(n_positions=160).to(device)
-    prompts = random_prompts(3, 17, 5, 40)
-    settings = {"num_samples": 5, "max_new_tokens": 80, "eos_token_id": EOS, "seed": 4, "temperature": 0.9}
-    plain = rollout(model, prompts, **settings)
-    lengths = [len(ids) for ids in plain.completion_ids]
-    assert min(lengths) < 20
-    assert max(lengths) > 2 * shared_prefix.COLUMNS_AT_ONCE
-    if drafted:
-        settings["drafts"] = [plain.completion_ids[5 * i][: 3 + 10 * i] for i in range(4)]
-    torch.use_deterministic_algorithms(True, warn_only=True)  # which fills new memory with NaN
-    try:
-        fixed = rollout(model, prompts, cuda_graphs=True, **settings)
-    finally:
-        torch.use_deterministic_algorithms(False)
-    assert fixed.completion_ids == plain.completion_ids
-    for ours, theirs in zip(fixed.logps, plain.logps, strict=True):
-        assert np.allclose(ours, theirs, atol=1e-5)
-
-
-def test_a_step_is_recorded_at_its_second_call(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What CUDA would do, by a stand-in that records by calling."""
-    done: list[str] = []
-    step = Repeated(lambda: done.append("step"), torch.device("cuda"))
-    monkeypatch.setattr(step, "record", lambda: SimpleNamespace(replay=lambda: done.append("replay")))
-    for _ in range(3):
-        step()
-    assert done == ["step", "replay", "replay"]
-
-
-def test_a_rollout_gives_the_records_memory_back(model: GPT2LMHeadModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    emptied: list[bool] = []
-    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(True))
-    settings = {"max_new_tokens": 3, "eos_token_id": EOS, "cuda_graphs": True}
-    rollout(model, random_prompts(3), **settings)
-    assert not emptied, "nothing was recorded"
-    monkeypatch.setitem(cuda_graphs.POOLS, torch.device("cpu"), "a pool")
-    monkeypatch.setattr(SampleBatch, "draw", lambda self: 1 / 0)  # after an error too
-    with pytest.raises(ZeroDivisionError):
-        rollout(model, random_prompts(3), **settings)
-    assert emptied == [True]
-    assert not cuda_graphs.POOLS
-
-
 def test_mode_gradients_and_parameters_are_left_alone(make_gpt2: GPT2Factory) -> None:
     model = make_gpt2(resid_pdrop=0.5, embd_pdrop=0.5, attn_pdrop=0.5)
     prompts, settings = random_prompts(4, 7), {"num_samples": 4, "max_new_tokens": 10, "eos_token_id": EOS}

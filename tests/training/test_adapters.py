@@ -91,8 +91,3 @@ def test_adapters_sample_in_the_precision_that_the_loss_scores_in(make_trainer: 
     trainer.train()
     assert len(seen) > 4
     assert all(seen)
-
-
-def test_a_step_of_decoding_cannot_be_recorded_where_generate_samples(make_trainer: Make) -> None:
-    with pytest.raises(ValueError, match="`rollout_cuda_graphs` is True: this run samples with transformers"):
-        make_trainer(**LORA, rollout_cuda_graphs=True)

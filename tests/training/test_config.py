@@ -55,7 +55,6 @@ BATCHING = {"use_transformers_continuous_batching": True}
         ({"num_generations": 3}, r"`num_generations` is 3: it does not divide the 8 .* Choose a divisor of 8"),
         ({"generation_kwargs": {"typical_p": 0.5}}, r"`generation_kwargs` is \['typical_p'\]: .* Remove these keys"),
         ({"model_init_kwargs": {"dtype": "bfloat16"}}, r"`model_init_kwargs.dtype` is 'bfloat16': .* float32"),
-        (STOCK | {"rollout_cuda_graphs": True}, r"`rollout_cuda_graphs` is True: .* set `rollout_backend` to native"),
         ({"rollout_backend": "native", "use_vllm": True}, r"`rollout_backend` is 'native': `use_vllm` and .* leave "),
         (STOCK | {"use_vllm": True}, r"`rollout_backend` is 'transformers': `use_vllm` and .* leave"),
         (SERVED | BATCHING, r"`use_transformers_continuous_batching` is True: .* Leave it or `use_vllm` out"),

@@ -104,7 +104,6 @@ SHOWN: dict[str, dict[str, str]] = {
         "logging_nan_inf_filter": "test_the_step_is_refused_by_taking_its_gradients_away",
     },
     "training/test_task_sampling.py": {
-        "rollout_cuda_graphs": "test_steps_of_fixed_shape_change_no_sample",
         "task_sampling": "test_rows_are_sampled_and_scored_at_their_own_temperature",
         "draft_rollouts": "test_drafts_change_no_sample",
     },

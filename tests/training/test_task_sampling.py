@@ -9,7 +9,6 @@ from datasets import Dataset
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from rookworld_trl.modeling.gpt2 import GPT2
-from rookworld_trl.modeling.shared_prefix import SharedPrefixDecoder
 from rookworld_trl.modeling.shared_scoring import per_token_logps
 from rookworld_trl.training import GateError, RookWorldGRPOConfig, RookWorldGRPOTrainer, gates, sampler
 
@@ -179,16 +178,3 @@ def test_drafts_change_no_sample(make: Make, monkeypatch: pytest.MonkeyPatch) ->
     encode, eos = trainer.processing_class, trainer.processing_class.eos_token_id
     drafts = {row["prompt"]: (*encode(row["target"])["input_ids"], eos) for row in ROWS if row["task"] == "A"}
     assert seen[1] == {tuple(encode(row["prompt"])["input_ids"]): drafts.get(row["prompt"]) for row in ROWS}
-
-
-def test_steps_of_fixed_shape_change_no_sample(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    steps: list[int] = []
-    original = SharedPrefixDecoder.step
-    monkeypatch.setattr(SharedPrefixDecoder, "step", lambda *a: (steps.append(1), original(*a))[1])
-    batches = []
-    for graphs in (False, True):
-        assert not steps
-        trainer = make(rollout_backend="native", rollout_cuda_graphs=graphs)
-        batches.append(batch_of(trainer)[1])
-    assert steps
-    assert torch.equal(batches[0]["completion_ids"], batches[1]["completion_ids"])
