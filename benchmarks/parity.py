@@ -6,7 +6,7 @@ Errors are largest absolute distances from transformers' model in float64, on th
 under bf16 autocast. They grow with the model's logits, and those of transformers grow alike: ratios near 1 are
 rounding.
 What is measured is what a run uses: prefill, decoding behind shared prefixes, scoring with shared prefixes and its
-gradients, and whole rollouts, drafted or not. (On a CPU, models as large as 124M sample over packed weights.)
+gradients, and whole rollouts, drafted or not.
 
 `124m` is GPT-2 small with random weights (124,439,808 parameters); a path is the folder of a saved model. Without
 --models: both, where the package ships its small model. Fails when a ratio exceeds the limit.

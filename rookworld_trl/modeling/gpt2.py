@@ -8,16 +8,12 @@ positions, output head tied to the token embedding. Deviation: no dropout anywhe
 Weights keep the checkpoints' names and layout: linear maps are stored (in, out), as `x @ W + b` wants them.
 """
 
-import copy
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-from rookworld_trl.modeling import packing
-from rookworld_trl.modeling.packing import packed_affine
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
@@ -132,8 +128,6 @@ def _first(names: list[str], count: int = 4) -> str:
 
 
 def _affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    if weight.is_mkldnn:
-        return packed_affine(x, weight, bias)
     return torch.addmm(bias, x.reshape(-1, x.shape[-1]), weight).view(*x.shape[:-1], -1)
 
 
@@ -188,7 +182,6 @@ class GPT2:
         self.config, self.blocks = config, blocks
         tensors = list(canonical_weights(config, weights).values())
         self.wte, self.wpe, self.ln_f_weight, self.ln_f_bias = tensors[0], tensors[1], tensors[-2], tensors[-1]
-        self._packed_head: Tensor | None = None
         size = len(Layer._fields)
         self.layers = [Layer(*tensors[2 + i * size : 2 + (i + 1) * size]) for i in range(config.n_layer)]
         self.head_dim = config.n_embd // config.n_head
@@ -225,23 +218,5 @@ class GPT2:
         In bf16, logits of GPT-2's size move in steps of 1/2, each time to another side: a token's log-prob would
         differ by what it was batched with.
         """
-        if self._packed_head is not None:
-            return packed_affine(hidden_states, self._packed_head, None)
         with torch.autocast(hidden_states.device.type, enabled=False):
             return F.linear(hidden_states.to(self.wte.dtype), self.wte)
-
-    def for_decoding(self, max_new_tokens: int) -> "GPT2":
-        """The same function over packed copies of the large weights, where that is faster; else this one.
-
-        The copies do not follow the weights: use it for one rollout. See `packing`.
-        """
-        products = ("attn_weight", "attn_proj_weight", "fc_weight", "fc_proj_weight")
-        weights = [self.wte, *(getattr(layer, name) for layer in self.layers for name in products)]
-        if not packing.pays(weights, max_new_tokens):
-            return self
-        packed = copy.copy(self)
-        packed._packed_head = packing.pack(self.wte.t())
-        packed.layers = [
-            layer._replace(**{name: packing.pack(getattr(layer, name)) for name in products}) for layer in self.layers
-        ]
-        return packed

@@ -57,8 +57,7 @@ def rollout(
     matrix products run in its dtype, as they do in training.
 
     Args:
-        model: transformers `GPT2LMHeadModel`, whose parameters are used in place (on a CPU, large ones are copied into
-            a faster layout for the time of the call).
+        model: transformers `GPT2LMHeadModel`, whose parameters are used in place.
         prompt_ids: token ids of each prompt, without padding; lengths may differ.
         max_new_tokens: tokens at most in a completion.
         eos_token_id: the token that ends a completion; None: all run to `max_new_tokens`.
@@ -85,7 +84,6 @@ def rollout(
     _check_lengths(prompt_ids, gpt2.config.n_positions - max_new_tokens)
     rows = len(prompt_ids) * num_samples
     result = Rollout([[]] * rows, [[]] * rows, [0.0] * len(prompt_ids))
-    gpt2 = gpt2.for_decoding(max_new_tokens)
     usable = [usable_draft(draft or (), eos_token_id, max_new_tokens) for draft in drafts or [()] * len(prompt_ids)]
     for requests in plan(prompt_ids, usable, num_samples, batch_size):
         batch = SampleBatch(gpt2, requests, settings)

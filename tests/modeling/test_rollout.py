@@ -187,7 +187,6 @@ def test_a_sample_does_not_depend_on_how_many_there_are_or_how_long_they_may_get
         assert many.completion_ids[9 * prompt + sample][:6] == few.completion_ids[2 * prompt + sample]
 
 
-@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def test_mode_gradients_and_parameters_are_left_alone(make_gpt2: GPT2Factory) -> None:
     model = make_gpt2(resid_pdrop=0.5, embd_pdrop=0.5, attn_pdrop=0.5)
     prompts, settings = random_prompts(4, 7), {"num_samples": 4, "max_new_tokens": 10, "eos_token_id": EOS}
