@@ -4,10 +4,13 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
+from torch import distributed
+from torch.distributed.distributed_c10d import _set_pg_timeout
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -18,7 +21,6 @@ from rookworld_trl.alerts import Alert
 from rookworld_trl.checkpointing import resume, store
 from rookworld_trl.checkpointing.identity import RunIdentity, settings
 from rookworld_trl.checkpointing.lock import locked, reclaim
-from rookworld_trl.checkpointing.peers import watch_peers
 from rookworld_trl.checkpointing.preemption import Preemption
 from rookworld_trl.checkpointing.state import load_tree, save_tree
 from rookworld_trl.checkpointing.store import CheckpointError, Kind
@@ -50,7 +52,8 @@ class DurableTrainer(Trainer):
         self.identity = RunIdentity(run_name=self.args.run_name)
         self.preemption = Preemption()
         self.alert = Alert(getattr(self.args, "alert", None) if self.args.should_save else None)
-        watch_peers(self.args.ddp_timeout)
+        if distributed.is_initialized():  # on the CPU transformers forgets to, and torch's half hour would hold
+            _set_pg_timeout(timedelta(seconds=self.args.ddp_timeout))
         self._staging: Path | None = None  # stands in for the output folder while a checkpoint is written
         self._failed_saves = 0
         self.last_fault = 0
