@@ -1,4 +1,4 @@
-"""A checkpoint that finds no room at the end of a run: its model is there, whole, or the message says that it is not."""
+"""A last checkpoint that finds no room: the model alone is there, whole, or the message says that it is not."""
 
 import errno
 import json
