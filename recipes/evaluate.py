@@ -12,29 +12,23 @@ trivial players beside them. --output keeps every item's or game's result as JSO
 Markdown.
 """
 
-if __name__ == "__main__":  # before what takes seconds to import
-    from rookworld_trl.help import show_help
-
-    show_help(__file__)
-
-import argparse
 import json
 import random
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal
 
 import torch
-import yaml
 from datasets import Dataset
 
 from rookworld_trl.checkpointing.exits import run_program
 from rookworld_trl.chess import PREFIXES, check_tasks, position_key
 from rookworld_trl.chess.accuracy import MODES, evaluate
 from rookworld_trl.chess.dataset import MATES_FILE, TACTICS_FILES, load_shipped
-from rookworld_trl.chess.ladder import ANCHOR_KINDS, Ladder, choose_anchors, ladder_table, run_ladder, standard_anchors
+from rookworld_trl.chess.ladder import AnchorKind, Ladder, choose_anchors, ladder_table, run_ladder, standard_anchors
 from rookworld_trl.chess.openings import random_openings
 from rookworld_trl.chess.players import ModelPlayer
 from rookworld_trl.chess.problem_files import is_problem_file, read_problems
@@ -44,137 +38,123 @@ from rookworld_trl.chess.selfplay import run_selfplay
 from rookworld_trl.chess.sources import DataOptions, load_prompts
 from rookworld_trl.chess.splits import draw_of_each, positions_of
 from rookworld_trl.chess.suite import Ask, ModelAnswers, SuiteResult
-from rookworld_trl.config import bad_input, blame
 from rookworld_trl.files import write_atomically
 from rookworld_trl.measuring.results import ModelResults, data_hash, names_of, overview, read_baseline
 from rookworld_trl.measuring.tables import comparison_table, evaluation_table, suite_table
 from rookworld_trl.modeling.loading import NANO, load
 from rookworld_trl.reports.summary import command, versions
-from rookworld_trl.terminal import add_options, shown
+from rookworld_trl.settings.parser import bad_input, blame, option, parse
+from rookworld_trl.settings.terminal import TerminalOptions, shown
 
 SUITES = ("held_out", "tactics", "mate_in_one", "selfplay", "closed_loop", "ladder")
 TASK_SAMPLING = {"temperature": (int, float), "max_completion_length": (int,)}
-READING = [option for option in fields(DataOptions) if option.name not in ("leading_eos", "max_rows")]
 
 
-def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
-    add("--model", nargs="+", default=[NANO], help="Folders, or names on the Hub; default: rookworld-nano.")
-    add(
-        "--model_revision",
-        "--revision",
-        nargs="+",
-        default=[],
-        help="Branch, tag or commit of each --model; or of all.",
+@dataclass
+class EvaluationOptions(DataOptions, TerminalOptions):
+    """What to measure, and how."""
+
+    model: list[str] = option([NANO], "Folders, or names on the Hub.")
+    model_revision: list[str] = option([], "Branch, tag or commit of each --model; or of all.", aliases="--revision")
+    suite: list[str] = option(
+        [], f"What to measure: {', '.join(SUITES)}; default: held_out, unless problems of --dataset are all."
     )
-    add("--leading_eos", action="store_true", help="Put the end token in front of every prompt.")
-    about = "What to measure, beside the problems of --dataset; default: held_out, unless those are all that is asked."
-    add("--suite", nargs="+", choices=SUITES, help=about)
-    add("--split", default="test", help="Split of the shipped data and of tactics: dev or test.")
-    about = "Files of problems (EPD, Lichess's puzzles); rows to hold out, instead of the "
-    add("--dataset", nargs="+", default=[], help=about + "shipped ones: a file, or a name on the Hub and its --split.")
-    add("--max_rows", type=int, help="Read only so many rows of each --dataset; default: all.")
-    about = "Measure only so many rows of each task and problems of each file, drawn at random, the same in every run."
-    add("--limit", type=int, help=about)
-    about = "Games of selfplay and closed_loop, and of each of the ladder's pairings; default: 100."
-    add("--games", type=int, default=100, help=about)
-    add("--mode", choices=(*MODES, "both"), default="both", help="Decoding; default: both, but greedy against players.")
-    add("--temperature", type=float, default=1.0, help="Temperature of the sampled mode.")
-    about = "By task, `temperature` and `max_completion_length`, as in recipes/grpo.py: '{policy: {temperature: 0.7}}'."
-    add("--task_sampling", type=yaml.safe_load, help=about)
-    add("--seed", type=int, default=0)
-    add("--batch_size", type=int, default=64, help="Prompts decoded at a time.")
-    about = "Tokens of a completion, at most; fewer where the model's context ends."
-    add("--max_new_tokens", type=int, default=144, help=about)
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    about = "What the models were trained on: `shipped`, files, names on the Hub; nothing behind it: unknown. Default: "
-    add("--trained_on", nargs="*", help=about + "shipped, and the data that a model's run names in its summary.json.")
-    about = "What becomes of items of --dataset that show a position of --trained_on; default: refuse."
-    add("--seen", choices=("refuse", "drop"), default="refuse", help=about)
-    add("--baseline", type=Path, help="JSON of an earlier evaluation to compare each model with, item by item.")
-    add(
-        "--output", type=Path, help="File that everything is written to, as JSON; the overview stands beside it as .md."
+    split: str = option("test", "Split of the shipped data and of tactics: dev or test.")
+    dataset: list[str] = option(
+        [],
+        "Files of problems (EPD, Lichess's puzzles); rows to hold out: a file, or a Hub's name and --split.",
     )
-    playing = parser.add_argument_group("How models play, in the suite ladder")
-    playing.add_argument("--move_by", choices=("best", "evals"), help="B: or the highest eval; default: best.")
-    about = "Sample an illegal move again so often; default: 0."
-    playing.add_argument("--retries", type=int, help=about)
-    about = "simple is without Stockfish. Default: reproducible, or simple where there is no Stockfish."
-    playing.add_argument("--anchors", choices=ANCHOR_KINDS, help=about)
-    playing.add_argument("--pgn", type=Path, help="File that the games are written to, illegal moves replaced.")
-    reading = parser.add_argument_group("How the rows of --dataset are read, as in recipes/grpo.py")
-    for option in READING:
-        kind = get_type_hints(DataOptions)[option.name]
-        how: dict[str, Any] = {"type": int if kind in (int, int | None) else str}
-        if get_origin(kind) is Literal:
-            how = {"choices": get_args(kind)}
-        elif kind is bool:
-            how = {"action": "store_true"}
-        about = f"{option.metadata['help']} [{option.default}]".replace("%", "%%")
-        reading.add_argument(f"--{option.name}", default=option.default, help=about, **how)
-    add_options(parser)
-    args = parser.parse_args(arguments)
-    args.problems = [Path(name) for name in args.dataset if is_problem_file(Path(name))]
-    rows = [name for name in args.dataset if Path(name) not in args.problems]
-    args.rows = rows[0] if rows else None
-    if args.trained_on is None:
-        args.training = known_training_data(args.model)
-    else:
-        nothing = [] if args.trained_on else ["all that the models were trained on"]
-        args.training = TrainingData([Source(name) for name in args.trained_on], nothing, named=True)
-    args.suite = args.suite or ([] if args.problems and not rows else ["held_out"])
-    check(parser, args, rows)
-    return args
+    limit: int | None = option(
+        None, "Measure only so many rows of each task and problems of each file, drawn at random, alike in every run."
+    )
+    games: int = option(100, "Games of selfplay and closed_loop, and of each of the ladder's pairings.")
+    mode: Literal["greedy", "sampled", "both"] = option("both", "Decoding; against players, `both` is greedy.")
+    temperature: float = option(1.0, "Temperature of the sampled mode.")
+    task_sampling: dict[str, Any] | None = option(
+        None,
+        "By task, `temperature` and `max_completion_length`, as in recipes/grpo.py: '{policy: {temperature: 0.7}}'.",
+    )
+    seed: int = option(0, "Of samples, games and openings.")
+    batch_size: int = option(64, "Prompts decoded at a time.")
+    max_new_tokens: int = option(144, "Tokens of a completion, at most; fewer where the model's context ends.")
+    device: str = option("cuda" if torch.cuda.is_available() else "cpu", "Where the models run.")
+    trained_on: list[str] | None = option(
+        None,
+        "What the models were trained on: `shipped`, files, names on the Hub; nothing behind it: unknown. Default: "
+        "shipped, and the data that a model's run names in its summary.json.",
+    )
+    seen: Literal["refuse", "drop"] = option(
+        "refuse", "What becomes of items of --dataset that show a position of --trained_on."
+    )
+    baseline: Path | None = option(None, "JSON of an earlier evaluation to compare each model with, item by item.")
+    output: Path | None = option(None, "File for everything, as JSON; the overview stands beside it as .md.")
+    move_by: Literal["best", "evals"] | None = option(None, "In the ladder, play B: (best) or the highest eval.")
+    retries: int | None = option(None, "In the ladder, sample an illegal move again so often; default: 0.")
+    anchors: AnchorKind | None = option(
+        None, "The ladder's players; simple is without Stockfish. Default: reproducible, or simple where there is none."
+    )
+    pgn: Path | None = option(None, "File that the ladder's games are written to, illegal moves replaced.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.problems = [Path(name) for name in self.dataset if is_problem_file(Path(name))]
+        rows = [name for name in self.dataset if Path(name) not in self.problems]
+        self.rows = rows[0] if rows else None
+        self.suite = self.suite or ([] if self.problems and not rows else ["held_out"])
+        self.modes = MODES if self.mode == "both" else (self.mode,)
+        for wrong, message in self.contradictions(rows):
+            if wrong:
+                raise ValueError(message)
+        try:
+            check_tasks("--task_sampling", self.task_sampling or {})
+            own = [(key, value) for each in (self.task_sampling or {}).values() for key, value in each.items()]
+            right = all(isinstance(value, TASK_SAMPLING[key]) and value > 0 for key, value in own)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"--task_sampling: {error}; write it like {{policy: {{temperature: 0.7}}}}") from error
+        if not right:
+            raise ValueError(f"--task_sampling: {self.task_sampling}; write numbers above 0")
+
+    def contradictions(self, rows: Sequence[str]) -> Iterator[tuple[Any, str]]:
+        """What is wrong, if it is, in one line each."""
+        for name in set(self.suite) - set(SUITES):
+            yield True, f"--suite {name}: there is none of this name; write one of {', '.join(SUITES)}"
+        for each in fields(DataOptions):
+            changed = getattr(self, each.name) != each.default and each.name not in ("leading_eos", "max_rows")
+            yield changed and not rows, f"--{each.name} says how the rows of --dataset are read, and there are none"
+        for name in ("limit", "batch_size", "max_new_tokens", "temperature"):
+            value = getattr(self, name)
+            yield value is not None and value <= 0, f"--{name} must be above 0; got {value}"
+        odd = f"--games must be even and 2 or more, for openings are played with both colours; got {self.games}"
+        yield self.games < 2 or self.games % 2, odd
+        if rows:
+            asked = "held_out" in self.suite
+            yield not asked, f"--dataset {rows[0]} holds no problems: give problems, or add `--suite held_out` for rows"
+        splits = " and ".join(TACTICS_FILES)
+        unknown = "tactics" in self.suite and self.split not in TACTICS_FILES
+        yield unknown, f"--split {self.split}: the suite tactics has the splits {splits}"
+        yield len(rows) > 1, f"--dataset takes one source of rows; got {', '.join(rows)}"
+        wrong = len(self.model_revision) not in (0, 1, len(self.model))
+        yield wrong, f"--model_revision: give one, or one for each of the {len(self.model)} models"
+        for name in ("move_by", "retries", "pgn"):
+            idle = getattr(self, name) is not None and "ladder" not in self.suite
+            yield idle, f"--{name} says how games are played; leave it out without the suite ladder"
+        yield (self.retries or 0) < 0, f"--retries must be 0 or more; got {self.retries}"
+        for name in ("output", "pgn"):
+            file = getattr(self, name)
+            yield file and file.is_dir(), f"--{name} {file} is a folder; give the name of a file"
 
 
-def check(parser: argparse.ArgumentParser, args: argparse.Namespace, rows: Sequence[str]) -> None:
-    """Settings that contradict each other, in one line each."""
-    changed = [option.name for option in READING if getattr(args, option.name) != option.default]
-    if changed and not rows:
-        parser.error(f"--{changed[0]} says how the rows of --dataset are read, and there are none; leave it out")
-    for name in ("limit", "max_rows", "batch_size", "max_new_tokens", "temperature"):
-        if (value := getattr(args, name)) is not None and value <= 0:
-            parser.error(f"--{name} must be above 0; got {value}")
-    if args.games < 2 or args.games % 2:
-        parser.error(f"--games must be even and 2 or more, for openings are played with both colours; got {args.games}")
-    if rows and "held_out" not in args.suite:
-        parser.error(f"--dataset {rows[0]} holds no problems: give problems, or add `--suite held_out` for rows")
-    if "tactics" in args.suite and args.split not in TACTICS_FILES:
-        parser.error(f"--split {args.split}: the suite tactics has the splits {' and '.join(TACTICS_FILES)}")
-    if len(rows) > 1:
-        parser.error(f"--dataset takes one source of rows; got {', '.join(rows)}")
-    if len(args.model_revision) not in (0, 1, len(args.model)):
-        parser.error(f"--model_revision: give one, or one for each of the {len(args.model)} models")
-    for name in ("move_by", "retries", "pgn"):
-        if getattr(args, name) is not None and "ladder" not in args.suite:
-            parser.error(f"--{name} says how games are played; leave it out without the suite ladder")
-    if args.retries is not None and args.retries < 0:
-        parser.error(f"--retries must be 0 or more; got {args.retries}")
-    for name in ("output", "pgn"):
-        if (file := getattr(args, name)) and file.is_dir():
-            parser.error(f"--{name} {file} is a folder; give the name of a file")
-    sampling = {} if args.task_sampling is None else args.task_sampling
-    try:
-        check_tasks("--task_sampling", sampling)
-        right = all(isinstance(own[k], TASK_SAMPLING[k]) and own[k] > 0 for own in sampling.values() for k in own)
-    except (ValueError, KeyError, TypeError) as error:
-        parser.error(f"--task_sampling: {error}; write it like {{policy: {{temperature: 0.7}}}}")
-    if not right:
-        parser.error(f"--task_sampling: {args.task_sampling}; write numbers above 0")
-
-
-def plan(args: argparse.Namespace) -> tuple[Dataset | None, dict[str, Callable[[Ask], SuiteResult]]]:
+def plan(args: EvaluationOptions) -> tuple[Dataset | None, dict[str, Callable[[Ask], SuiteResult]]]:
     """The rows to hold out, and the suites that need nothing but completions, by name; every input is checked."""
-    trained_on: dict[str, Any] = {"trained_on": args.training, "drop": args.seen == "drop"}
+    trained_on: dict[str, Any] = {"trained_on": training_data(args), "drop": args.seen == "drop"}
     rows = None
     if "held_out" in args.suite:
-        options = DataOptions(**{option.name: getattr(args, option.name) for option in fields(DataOptions)})
-        dataset = load_prompts(args.rows, args.split, options) if args.rows else load_shipped(args.split)
+        dataset = load_prompts(args.rows, args.split, args) if args.rows else load_shipped(args.split)
         rows = dataset.select(unseen(dataset, row_positions, args.rows or SHIPPED, **trained_on))
         rows = draw_of_each(rows, dict.fromkeys(PREFIXES, args.limit)) if args.limit else rows
+    split: Any = args.split
     files = {file.name: (file, args.max_rows) for file in args.problems}
-    files |= {"tactics": (TACTICS_FILES[args.split], None)} if "tactics" in args.suite else {}
+    files |= {"tactics": (TACTICS_FILES[split], None)} if "tactics" in args.suite else {}
     files |= {"mate in one": (MATES_FILE, None)} if "mate_in_one" in args.suite else {}
     suites: dict[str, Callable[[Ask], SuiteResult]] = {}
     for name, (file, max_rows) in files.items():
@@ -189,6 +169,14 @@ def plan(args: argparse.Namespace) -> tuple[Dataset | None, dict[str, Callable[[
     return rows, suites
 
 
+def training_data(args: EvaluationOptions) -> TrainingData:
+    """What the models were trained on, as far as it is known."""
+    if args.trained_on is None:
+        return known_training_data(args.model)
+    unknown = [] if args.trained_on else ["all that the models were trained on"]
+    return TrainingData([Source(name) for name in args.trained_on], unknown, named=True)
+
+
 def row_positions(row: Mapping[str, Any]) -> list[str]:
     return positions_of(row["prompt"], row["target"])
 
@@ -197,38 +185,38 @@ def problem_positions(problem: Problem) -> list[str]:
     return [position_key(board.fen()) for board in problem.boards]
 
 
-def play(args: argparse.Namespace, model: Any, tokenizer: Any, **limits: Any) -> Ladder:
+def play(args: EvaluationOptions, model: Any, tokenizer: Any, **limits: Any) -> Ladder:
     """Play the ladder."""
     settings: dict[str, Any] = {"move_by": args.move_by or "best", "retries": args.retries or 0}
     settings |= {"temperature": temperatures(args, "sampled" if args.mode == "sampled" else "greedy")["policy"]}
     player = ModelPlayer(model, tokenizer, **settings, **limits)
-    with standard_anchors(args.seed, args.anchors) as anchors:
+    kind: Any = args.anchors  # chosen before
+    with standard_anchors(args.seed, kind) as anchors:
         fens = random_openings(args.games // 2, args.seed)
         result = run_ladder(player, anchors, openings=fens, seed=args.seed, progress=True)
     result.settings.update(settings)
     return result
 
 
-def temperatures(args: argparse.Namespace, mode: str) -> dict[str, float]:
+def temperatures(args: EvaluationOptions, mode: str) -> dict[str, float]:
     """By task."""
     own = args.task_sampling or {}
     of_task = {str(task): own.get(task, {}).get("temperature", args.temperature) for task in PREFIXES}
     return of_task if mode == "sampled" else dict.fromkeys(of_task, 0.0)
 
 
-def measure(args: argparse.Namespace, model: Any, tokenizer: Any, results: ModelResults, planned: Any) -> None:
+def measure(args: EvaluationOptions, model: Any, tokenizer: Any, results: ModelResults, planned: Any) -> None:
     """Measure one model, print its tables, fill its results."""
-    modes = MODES if args.mode == "both" else (args.mode,)
     rows, suites = planned
-    limits = {"max_new_tokens": args.max_new_tokens, "batch_size": args.batch_size, "seed": args.seed}
+    limits: dict[str, Any] = {"max_new_tokens": args.max_new_tokens, "batch_size": args.batch_size, "seed": args.seed}
     if rows is not None:
-        sampling = {"temperature": args.temperature, "task_sampling": args.task_sampling}
-        results.held_out = evaluate(model, tokenizer, rows, modes=modes, progress=True, **sampling, **limits)
+        sampling: dict[str, Any] = {"temperature": args.temperature, "task_sampling": args.task_sampling}
+        results.held_out = evaluate(model, tokenizer, rows, modes=args.modes, progress=True, **sampling, **limits)
         print(evaluation_table(results.held_out), end="\n\n")
     at_once = max(args.batch_size, args.games)  # games' equal positions are sampled once each within a batch alone
     for suite in suites.values():
-        for mode in modes:
-            settings = {
+        for mode in args.modes:
+            settings: dict[str, Any] = {
                 "temperature": temperatures(args, mode),
                 "max_new_tokens": args.max_new_tokens,
                 "seed": args.seed,
@@ -243,7 +231,7 @@ def measure(args: argparse.Namespace, model: Any, tokenizer: Any, results: Model
         print(ladder_table(played), end="\n\n")
 
 
-def run(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
+def run(args: EvaluationOptions) -> tuple[dict[str, Any], str]:
     """Evaluate as told and print the tables; return what --output writes, and the overview."""
     with blame("--device", args.device):
         try:
@@ -252,14 +240,13 @@ def run(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
             raise ValueError(f"torch has no such device here ({str(error).splitlines()[0]})") from error
     if "ladder" in args.suite:
         args.anchors = choose_anchors(args.anchors)
-    planned = plan(args)
+    trained_on, planned = training_data(args), plan(args)
     baseline = None
     if args.baseline:
-        modes = MODES if args.mode == "both" else (args.mode,)
         with blame("--baseline", args.baseline):
             baseline = read_baseline(args.baseline)
-            baseline.check(planned[0] is not None, [(name, mode) for name in planned[1] for mode in modes])
-    revisions = args.model_revision or [None]
+            baseline.check(planned[0] is not None, [(name, mode) for name in planned[1] for mode in args.modes])
+    revisions: list[Any] = args.model_revision or [None]
     models, written = [], []
     revisions *= len(args.model) // len(revisions)
     for name, label, revision in zip(args.model, names_of(args.model), revisions, strict=True):
@@ -273,14 +260,14 @@ def run(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
             comparison, groups = models[-1].against(baseline)
             written[-1] |= {"comparison": comparison, "groups": groups}
             print(f"{args.baseline} -> {name}\n\n{comparison_table(comparison, groups=groups)}\n")
-    unknown = str(args.training) if args.problems or {"held_out", "tactics", "mate_in_one"} & set(args.suite) else ""
+    unknown = str(trained_on) if args.problems or {"held_out", "tactics", "mate_in_one"} & set(args.suite) else ""
     table = "\n\n".join([overview(models), *([unknown] if unknown else [])])
     if len(models) > 1 or len(planned[1]) + len(args.suite) > 1:
         print(table)
     elif unknown:
         print(unknown)
-    source = {"source": args.rows or SHIPPED, "split": args.split, "seen": args.seen}
-    source |= {"trained_on": [each.name for each in args.training.sources], "unknown": args.training.unknown}
+    source: dict[str, Any] = {"source": args.rows or SHIPPED, "split": args.split, "seen": args.seen}
+    source |= {"trained_on": [each.name for each in trained_on.sources], "unknown": trained_on.unknown}
     if planned[0] is not None:
         report = planned[0].info.description
         source |= {"rows": len(planned[0]), "sha256": data_hash(list(planned[0])), "report": report}
@@ -291,8 +278,10 @@ def run(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    args = parse(arguments)
-    with bad_input(), shown(args) as shown_result:
+    with ExitStack() as stack:
+        stack.enter_context(bad_input())
+        (args,) = parse((EvaluationOptions,), arguments, __doc__)
+        shown_result = stack.enter_context(shown(args))
         result, table = run(args)
         shown_result |= result
         if args.output:

@@ -30,8 +30,8 @@ from typing import Any
 from recipes.making.generation import GameSettings, generate_positions, missing_shards, write_shards_of_rank
 from recipes.making.shipping import Sources, build_shipped, candidates, counts
 from rookworld_trl.chess.splits import SPLITS, SplitName
-from rookworld_trl.config import bad_input
-from rookworld_trl.terminal import add_options, progress_bar, shown
+from rookworld_trl.settings.parser import bad_input
+from rookworld_trl.settings.terminal import add_options, progress_bar, shown
 
 
 def positions(args: argparse.Namespace) -> dict[str, Any]:

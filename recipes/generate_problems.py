@@ -47,8 +47,8 @@ from rookworld_trl.chess.openings import read_lines
 from rookworld_trl.chess.policy import win_chance
 from rookworld_trl.chess.splits import SPLITS, SplitName, split_of
 from rookworld_trl.chess.strata import BLUNDER, winning_move
-from rookworld_trl.config import bad_input
-from rookworld_trl.terminal import add_options, progress_bar, shown
+from rookworld_trl.settings.parser import bad_input
+from rookworld_trl.settings.terminal import add_options, progress_bar, shown
 
 MATES, MATES_SEED, MATE_PLIES = 1_200, 0, 160  # of the shipped file; the longest game
 # Share of moves that take the most material; the others are random. One share a game, from wild games to greedy ones.

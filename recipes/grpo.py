@@ -6,11 +6,6 @@ Writes to `output_dir`: checkpoint/ (model, tokenizer, card), summary.json, metr
 held-out item's result in evaluation_before.json and evaluation_after.json. `--help` lists all keys.
 """
 
-if __name__ == "__main__":  # before what takes seconds to import
-    from rookworld_trl.help import show_help
-
-    show_help(__file__)
-
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -27,13 +22,13 @@ from rookworld_trl.chess.accuracy import Evaluation, evaluate
 from rookworld_trl.chess.prompts import PromptOptions, held_out_and_training_prompts, provenance, self_play
 from rookworld_trl.chess.rewards import COLUMNS, REWARDS, ChessPoints
 from rookworld_trl.chess.watch import Watch
-from rookworld_trl.config import bad_input, blame, option, parse_recipe
 from rookworld_trl.measuring.comparison import compare, compare_groups
 from rookworld_trl.measuring.tables import comparison_table
 from rookworld_trl.modeling.hub import push_folder
 from rookworld_trl.modeling.loading import NANO, load
 from rookworld_trl.reports import timed, write_results
-from rookworld_trl.terminal import TerminalOptions, shown
+from rookworld_trl.settings.parser import bad_input, blame, option, parse
+from rookworld_trl.settings.terminal import TerminalOptions, shown
 from rookworld_trl.training import RookWorldGRPOConfig, RookWorldGRPOTrainer, Stages, report_live
 
 
@@ -103,7 +98,7 @@ def run_recipe(argv: Sequence[str] | None) -> int:
     seconds: dict[str, float] = {}
     with ExitStack() as stack, exits.reported():
         with bad_input(), exits.reported(), timed(seconds, "setup"):
-            run, args = parse_recipe((RunConfig, RookWorldGRPOConfig), argv)
+            run, args = parse((RunConfig, RookWorldGRPOConfig), argv, __doc__)
             stack.enter_context(locked(args.output_dir, args.process_index == 0))
             result = stack.enter_context(shown(run, args.output_dir, args.process_index == 0))
             start = choose_start(args, vars(run))

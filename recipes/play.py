@@ -7,11 +7,6 @@
 Every player meets every other. The first one's results are shown; the second one's rating is 0.
 """
 
-if __name__ == "__main__":  # before what takes seconds to import
-    from rookworld_trl.help import show_help
-
-    show_help(__file__)
-
 import argparse
 import json
 from collections.abc import Sequence
@@ -25,10 +20,10 @@ from rookworld_trl.checkpointing.exits import run_program
 from rookworld_trl.chess.ladder import ladder_table, run_match
 from rookworld_trl.chess.openings import random_openings, read_openings
 from rookworld_trl.chess.specs import player, read_spec
-from rookworld_trl.config import bad_input
 from rookworld_trl.files import write_atomically
 from rookworld_trl.reports.summary import command, versions
-from rookworld_trl.terminal import add_options, shown
+from rookworld_trl.settings.parser import bad_input
+from rookworld_trl.settings.terminal import add_options, shown
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:

@@ -9,9 +9,9 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from rookworld_trl.config import bad_input
 from rookworld_trl.reports.document import write_report
-from rookworld_trl.terminal import add_options, shown
+from rookworld_trl.settings.parser import bad_input
+from rookworld_trl.settings.terminal import add_options, shown
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -7,11 +7,7 @@ was interrupted, damaged or finished is seen, and the exit code says how it went
 After a run that diverged, `--recovery_mode` goes back further and halves the learning rates.
 """
 
-if __name__ == "__main__":  # before what takes seconds to import
-    from rookworld_trl.help import show_help
-
-    show_help(__file__)
-
+if __name__ == "__main__":
     import sys  # run as a file, it does not find `recipes` by itself
     from pathlib import Path
 
@@ -35,13 +31,13 @@ from rookworld_trl.checkpointing.identity import weights_digest
 from rookworld_trl.checkpointing.lock import locked
 from rookworld_trl.checkpointing.resume import choose_start, mark_finished
 from rookworld_trl.chess.splits import HELD_OUT_ANSWERS
-from rookworld_trl.config import RecipeError, bad_input, option, parse_recipe
 from rookworld_trl.files import write_atomically
 from rookworld_trl.modeling.hub import hide_token
 from rookworld_trl.modeling.loading import load_model, load_tokenizer
 from rookworld_trl.modeling.starting_weights import set_starting_weights
 from rookworld_trl.modeling.tokenizer import build_gpt2_tokenizer, build_nano_tokenizer
-from rookworld_trl.terminal import TerminalOptions, shown
+from rookworld_trl.settings.parser import RecipeError, bad_input, option, parse
+from rookworld_trl.settings.terminal import TerminalOptions, shown
 from rookworld_trl.training.live import report_live
 from rookworld_trl.training.supervised import MuonFactory, SupervisedConfig, SupervisedTrainer
 
@@ -140,7 +136,7 @@ def run_recipe(argv: Sequence[str] | None) -> int:
     """Everything, and the exit code."""
     with ExitStack() as stack:
         with bad_input(), reported():
-            recipe, args = parse_recipe((SFTRecipe, SupervisedConfig), argv)
+            recipe, args = parse((SFTRecipe, SupervisedConfig), argv, __doc__)
             hide_token(args)
             stack.enter_context(locked(args.output_dir, args.process_index == 0))
             result = stack.enter_context(shown(recipe, args.output_dir, args.process_index == 0))

@@ -4,7 +4,7 @@
 
 Takes the setup that `GRPOTrainer` would train with (its fields, from the command line or a YAML file), samples and
 scores one batch with TRL's own trainer, and prints a table: what was measured, what is allowed, what to do. Nothing is
-trained, nothing is written. The exit code is 0 if every gate holds and 1 if one does not.
+trained, nothing is written. The exit code is 0 if every gate holds, 1 if one does not, 2 where the input is at fault.
 """
 
 import json
@@ -15,7 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from trl import GRPOConfig, TrlParser
+from trl import GRPOConfig
+
+from rookworld_trl.settings.parser import bad_input, option, parse
 
 LOADERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
 
@@ -26,12 +28,10 @@ class DoctorArguments:
 
     model: str = field(metadata={"help": "A folder, or a name on the Hub."})
     dataset: str = field(metadata={"help": "A .jsonl, .json, .csv or .parquet file, or a name on the Hub."})
-    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a data set on the Hub."})
-    dataset_split: str = field(default="train", metadata={"help": "Split of a data set on the Hub."})
-    position_hook: bool = field(
-        default=False, metadata={"help": "Install this package's position hook first, to see what it changes."}
-    )
-    json: str | None = field(default=None, metadata={"help": "Write the measurements to this file too."})
+    dataset_config: str | None = option(None, "Configuration of a data set on the Hub.")
+    dataset_split: str = option("train", "Split of a data set on the Hub.")
+    position_hook: bool = option(False, "Install this package's position hook first, to see what it changes.")
+    json: str | None = option(None, "Write the measurements to this file too.")
 
 
 def load_prompts(arguments: DoctorArguments) -> Any:
@@ -78,21 +78,12 @@ def examine(arguments: DoctorArguments, config: GRPOConfig) -> list[Any]:
     return first_batch.examine(trainer)
 
 
-def parse(words: Sequence[str]) -> tuple[DoctorArguments, GRPOConfig]:
-    """Arguments as TRL's own commands take them, from the command line and from `--config`."""
-    parser = TrlParser((DoctorArguments, GRPOConfig), prog="rookworld-doctor", description=__doc__.splitlines()[0])
-    return parser.parse_args_and_config(["--report_to", "none", *words])
-
-
 def main(words: Sequence[str] | None = None) -> int:
     """Entry point of `rookworld-doctor`."""
-    words = list(sys.argv[1:] if words is None else words)
-    with tempfile.TemporaryDirectory() as folder:
-        arguments, config = parse([*words, "--output_dir", folder])
-        try:
-            results = examine(arguments, config)
-        except (ValueError, OSError) as error:
-            raise SystemExit(f"rookworld-doctor: {error}") from error
+    with tempfile.TemporaryDirectory() as folder, bad_input():
+        words = ["--report_to", "none", *(sys.argv[1:] if words is None else words), "--output_dir", folder]
+        arguments, config = parse((DoctorArguments, GRPOConfig), words, __doc__)
+        results = examine(arguments, config)
 
     from rookworld_trl.training.gates import table
 

@@ -21,8 +21,8 @@ from recipes import evaluate, generate_data, generate_problems, grpo, play, repo
 from rookworld_trl import doctor
 from rookworld_trl.checkpointing import exits
 from rookworld_trl.chess import uci
-from rookworld_trl.config import parse_recipe
 from rookworld_trl.modeling.loading import NANO_FOLDER
+from rookworld_trl.settings.parser import parse
 from rookworld_trl.training import RookWorldGRPOConfig
 from rookworld_trl.training.supervised import SupervisedConfig
 from tests.support.documents import (
@@ -44,6 +44,7 @@ DEMO = "recipes/nano/grpo/config_cpu_exact.yaml"
 # Programs that others wrote and that these tests need not have; the files that they are given must exist.
 FOREIGN = {"vllm", "sbatch", "docker", "apt-get", "export", ".", "cd", "git", "fastchess", "lm_eval", "xvfb-run"}
 GRPO_TYPES, SFT_TYPES = (grpo.RunConfig, RookWorldGRPOConfig), (sft.SFTRecipe, SupervisedConfig)
+DOCTOR_TYPES = (doctor.DoctorArguments, GRPOConfig)
 pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
 
@@ -99,7 +100,7 @@ def make(words: list[str]) -> None:
         if not equals:
             assert name in targets
         elif name == "ARGS" and words[0].startswith("demo"):
-            parse_recipe(GRPO_TYPES, ["--config", DEMO, *value.split()])
+            parse(GRPO_TYPES, ["--config", DEMO, *value.split()])
         else:
             assert f"{name} ?=" in (ROOT / "Makefile").read_text() or f"$({name})" in (ROOT / "Makefile").read_text()
 
@@ -124,11 +125,11 @@ def recipe(script: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -> No
     if not (ROOT / script).is_file():
         raise AssertionError(f"there is no {script}")
     if script == "recipes/grpo.py":
-        parse_recipe(GRPO_TYPES, on_this_machine(words))
+        parse(GRPO_TYPES, on_this_machine(words))
     elif script == "recipes/sft.py":
-        parse_recipe(SFT_TYPES, on_this_machine(words))
+        parse(SFT_TYPES, on_this_machine(words))
     elif script == "recipes/evaluate.py":
-        evaluate.parse(words)
+        parse((evaluate.EvaluationOptions,), words)
     elif script == "recipes/play.py":
         play.parse(words)
     elif name in ("generate_data", "generate_problems", "report"):
@@ -181,7 +182,7 @@ def run_or_parse(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
         "accelerate": lambda: accelerate(rest, monkeypatch),
         "python": lambda: python(rest, monkeypatch),
         "rookworld-uci": lambda: rookworld_uci(rest, monkeypatch),
-        "rookworld-doctor": lambda: doctor.parse(rest),
+        "rookworld-doctor": lambda: parse(DOCTOR_TYPES, ["--output_dir", "x", *on_this_machine(rest)]),
     }
     if program in FOREIGN:
         assert all((ROOT / word).exists() for word in rest if word.startswith(("recipes/", "accelerate_configs/")))
@@ -204,11 +205,10 @@ def test_shell_commands_are_what_the_programs_take(page, monkeypatch, tmp_path):
 def test_options_in_the_text_exist(capsys):
     text = "".join(prose(page.read_text()) for page in [README, *DOCS])
     options = set(re.findall(r"`--([\w-]+)", text)) - {"key"}  # `--key value` stands for all of them
-    kinds = (*GRPO_TYPES, *SFT_TYPES, doctor.DoctorArguments)
+    kinds = (*GRPO_TYPES, *SFT_TYPES, *DOCTOR_TYPES, evaluate.EvaluationOptions)
     known = {field.name for cls in kinds for field in fields(cls)} | {"config", "help"}
     known |= {action.dest for action in launch_command_parser()._actions}
     for main, words in (
-        (evaluate.parse, []),
         (play.parse, []),
         (generate_data.main, ["positions"]),
         (generate_data.main, ["dataset"]),
@@ -235,7 +235,7 @@ def test_recipe_fragments_parse(page, tmp_path):
     for number, code in enumerate(blocks(page.read_text(), "yaml")):
         path = tmp_path / "recipes" / "mine" / "grpo" / f"{number}.yaml"
         path.write_text(code)
-        parse_recipe(GRPO_TYPES, ["--config", str(path), "--use_cpu", "true"])
+        parse(GRPO_TYPES, ["--config", str(path), "--use_cpu", "true"])
 
 
 def test_every_field_of_ours_is_set_by_a_recipe_or_an_example() -> None:

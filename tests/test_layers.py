@@ -12,17 +12,15 @@ from tests.support.house import FILES, ROOT, all_imports, imports, name_of, part
 MAY_IMPORT = {
     "files": set(),
     "ranks": set(),
-    "help": set(),
-    "config": {"help"},
-    "terminal": {"config"},
+    "settings": set(),
     "alerts": set(),
     "modeling": set(),
-    "checkpointing": {"modeling", "files", "ranks", "alerts", "config"},
-    "doctor": {"training", "modeling"},
+    "checkpointing": {"modeling", "files", "ranks", "alerts", "settings"},
+    "doctor": {"training", "modeling", "settings"},
     "measuring": {"chess", "modeling"},  # to be turned around
-    "chess": {"measuring", "modeling", "config", "files", "terminal", "reports"},
-    "training": {"modeling", "checkpointing", "files", "ranks", "config", "terminal", "alerts"},
-    "reports": {"chess", "files", "config", "__init__"},  # the package's version
+    "chess": {"measuring", "modeling", "settings", "files", "reports"},
+    "training": {"modeling", "checkpointing", "files", "ranks", "settings", "alerts"},
+    "reports": {"chess", "files", "settings", "__init__"},  # the package's version
     "__init__": set(),
 }
 

@@ -19,9 +19,9 @@ from benchmarks.evidence.sizes import Size
 from recipes import grpo
 from rookworld_trl.chess.mixing import mix
 from rookworld_trl.chess.rewards import REWARDS
-from rookworld_trl.config import parse_recipe
 from rookworld_trl.modeling.loading import load
 from rookworld_trl.modeling.positions import install_position_hook
+from rookworld_trl.settings.parser import parse
 from rookworld_trl.training import RookWorldGRPOConfig
 
 # The budget ends a run, before these do.
@@ -57,7 +57,7 @@ def read_recipe(recipe: str, size: Size, keys: Mapping[str, Any]) -> tuple[grpo.
         argv = ["--config", str(ROOT / f"recipes/nano/grpo/{recipe}.yaml")]
         for key, value in keys.items():
             argv += [f"--{key}", str(value)]
-        return parse_recipe((grpo.RunConfig, RookWorldGRPOConfig), argv)
+        return parse((grpo.RunConfig, RookWorldGRPOConfig), argv)
 
     run, args = parsed()
     if size.pieces > 1:

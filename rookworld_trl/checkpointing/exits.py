@@ -23,7 +23,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 from torch import distributed
 
-from rookworld_trl.config import EXIT_BAD_INPUT
+from rookworld_trl.settings.parser import EXIT_BAD_INPUT
 
 DONE = 0
 CRASHED = 1

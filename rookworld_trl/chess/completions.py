@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 from rookworld_trl.modeling.rollout import rollout
 from rookworld_trl.modeling.tokens import completion_texts
-from rookworld_trl.terminal import progress_bar
+from rookworld_trl.settings.terminal import progress_bar
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from datasets import Dataset
 from rookworld_trl.chess import environment, policy, position_key
 from rookworld_trl.chess.answers import policy_completion
 from rookworld_trl.chess.splits import SPLITS, SplitName
-from rookworld_trl.terminal import with_bar
+from rookworld_trl.settings.terminal import with_bar
 
 SHIPPED_DIRECTORY = Path(str(files("rookworld_trl"))) / "assets" / "data"
 # Positions to be solved, which recipes/generate_problems.py found; no training source shows them.

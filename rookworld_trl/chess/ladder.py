@@ -21,7 +21,7 @@ from rookworld_trl.measuring.elo import Rating, rate
 from rookworld_trl.measuring.intervals import MIN_CLUSTERS, wilson
 from rookworld_trl.measuring.metrics import ratio
 from rookworld_trl.measuring.tables import few, too_few
-from rookworld_trl.terminal import progress_bar
+from rookworld_trl.settings.terminal import progress_bar
 
 RULES = ("strict", "lenient")
 NODES = (1, 10, 100)

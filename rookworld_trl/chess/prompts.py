@@ -22,7 +22,7 @@ from rookworld_trl.chess.seen import known_training_data
 from rookworld_trl.chess.sources import DataOptions, check_lengths, engines, load_prompts, without
 from rookworld_trl.chess.splits import draw_of_each, positions_in
 from rookworld_trl.chess.values import ValuesReport, with_values
-from rookworld_trl.config import blame, option
+from rookworld_trl.settings.parser import blame, option
 
 
 @dataclass

@@ -21,7 +21,7 @@ from rookworld_trl.chess.format import squares
 from rookworld_trl.chess.openings import random_opening
 from rookworld_trl.chess.suite import Ask, SuiteItem, SuiteResult
 from rookworld_trl.measuring.metrics import Metric, Term, mean, ratio, share
-from rookworld_trl.terminal import progress_bar
+from rookworld_trl.settings.terminal import progress_bar
 
 FAULTLESS = ("game over", "ply limit")
 SHOWN_PLIES = (1, 10, 20, 40, 80)  # of the closed loop's table; its items have every ply

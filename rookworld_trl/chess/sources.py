@@ -27,8 +27,8 @@ from rookworld_trl.chess.rookworld import TEXT_COLUMN, BestMove, Illegal, Report
 from rookworld_trl.chess.splits import positions_of
 from rookworld_trl.chess.strata import phase, stratum
 from rookworld_trl.chess.values import ValuesReport, with_values
-from rookworld_trl.config import option
-from rookworld_trl.terminal import with_bar
+from rookworld_trl.settings.parser import option
+from rookworld_trl.settings.terminal import with_bar
 
 PGN = "pgn"
 READERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv", ".txt": "text", ".pgn": PGN}

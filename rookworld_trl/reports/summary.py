@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import rookworld_trl
-from rookworld_trl.config import command
 from rookworld_trl.files import write_atomically
+from rookworld_trl.settings.parser import command
 
 SUMMARY_FILE = "summary.json"
 PACKAGES = ("torch", "transformers", "trl", "accelerate", "datasets", "chess")

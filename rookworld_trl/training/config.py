@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 import torch
 from trl import GRPOConfig
 
-from rookworld_trl.config import option
+from rookworld_trl.settings.parser import option
 from rookworld_trl.training import clashes, validation
 from rookworld_trl.training.monitor import DEFAULT_BANDS
 from rookworld_trl.training.placement import agree_on_tf32, follow_launcher, insist_on_no_compile, on_gpu
@@ -29,16 +29,6 @@ class RookWorldGRPOConfig(GRPOConfig):
     _VALID_DICT_FIELDS: ClassVar[list[str]] = [*GRPOConfig._VALID_DICT_FIELDS, "health_bands", "task_sampling"]
 
     CHOICES: ClassVar[dict[str, tuple[Any, ...]]] = validation.CHOICES
-    # And what TRL reads for chats, images and losses that are not ours, or what is refused at any value but one.
-    INERT: ClassVar[tuple[str, ...]] = (
-        *validation.UNREAD,
-        *("train_sampling_strategy", "chat_template_kwargs", "max_tool_calling_iterations", "log_multimodal"),
-        *("shuffle_dataset", "use_transformers_paged", "vllm_importance_sampling_cap"),
-        *("sapo_temperature_neg", "sapo_temperature_pos"),
-        *("vespo_k_pos", "vespo_lambda_pos", "vespo_k_neg", "vespo_lambda_neg"),
-        *("disable_dropout", "top_p", "top_k", "min_p", "repetition_penalty", "save_only_model"),
-        "dataloader_pin_memory",
-    )
 
     # TRL keeps GPT-2's dropout of 0.1 in training: the same tokens under the same weights then score differently in
     # sampling, reference and loss, which looks like KL and is noise.

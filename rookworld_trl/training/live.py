@@ -16,7 +16,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.utils import logging
 
 from rookworld_trl.files import append_line, write_atomically
-from rookworld_trl.terminal import progress_bar
+from rookworld_trl.settings.terminal import progress_bar
 
 logger = logging.get_logger(__name__)
 

@@ -11,9 +11,9 @@ from transformers.pytorch_utils import Conv1D
 from trl import SFTConfig, SFTTrainer
 
 from rookworld_trl.checkpointing.durable import DurableTrainer
-from rookworld_trl.config import option
 from rookworld_trl.modeling.gpt2 import GPT2
 from rookworld_trl.modeling.row_tree import pack, weighted_nats
+from rookworld_trl.settings.parser import option
 from rookworld_trl.training.clashes import check_alert
 from rookworld_trl.training.placement import (
     agree_on_tf32,
@@ -23,7 +23,7 @@ from rookworld_trl.training.placement import (
     on_gpu,
 )
 from rookworld_trl.training.recovery import Diverged
-from rookworld_trl.training.validation import UNREAD, check_fields
+from rookworld_trl.training.validation import check_fields
 
 NATS_SCALE = 32  # the loss is nats a completion divided by this, about the tokens of rookworld-nano's `A:` completion
 
@@ -39,17 +39,6 @@ class SupervisedConfig(SFTConfig):
 
     auto_resume: ClassVar[bool] = True  # what `rookworld_trl.checkpointing` asks for
     stable_after_steps: ClassVar[int] = 10
-
-    # And what TRL reads for other rows than token ids with labels, or what is refused at any value but one.
-    INERT: ClassVar[tuple[str, ...]] = (
-        *UNREAD,
-        *("chat_template_path", "dataset_text_field", "dataset_num_proc", "eos_token", "pad_token"),
-        *("completion_only_loss", "assistant_only_loss", "eval_packing", "packing_strategy"),
-        *("packing", "padding_free", "model_init_kwargs", "trust_remote_code", "truncation_mode", "push_to_hub"),
-        *("hub_token", "hub_private_repo", "hub_model_id", "hub_strategy", "hub_always_push", "hub_revision"),
-        *("activation_offloading", "dataset_kwargs", "max_length", "remove_unused_columns", "loss_type"),
-        *("pad_to_multiple_of",),
-    )
 
     alert: str | None = option(
         None,

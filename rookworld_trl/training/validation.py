@@ -22,13 +22,6 @@ KL_CONTROLS = ("fixed", "multiplicative", "proportional")
 ROLLOUT_BACKENDS = ("auto", "native", "transformers", "vllm")
 OBJECTIVES = ("sampled", "exact", "mixed")
 ATTENTION = ("sdpa", "eager", "flash_attention_2", "flash_attention_3")
-# Fields of transformers and TRL that their example scripts read, that are for experts or other evaluations, old names.
-UNREAD = (
-    *("do_train", "do_eval", "do_predict", "local_rank", "label_names", "label_smoothing_factor"),
-    *("prediction_loss_only", "include_for_metrics", "batch_eval_metrics", "eval_do_concat_batches"),
-    *("eval_use_gather_object", "length_column_name", "router_aux_loss_coef"),
-    *("gradient_checkpointing", "gradient_checkpointing_kwargs"),
-)
 _DROPOUT = "with dropout the same tokens under the same weights score differently each time"
 
 

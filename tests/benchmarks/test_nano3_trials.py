@@ -7,15 +7,15 @@ from transformers import GPT2LMHeadModel
 from benchmarks import nano3_trials
 from benchmarks.common import shipped
 from recipes.sft import SFTRecipe, new_model
-from rookworld_trl.config import parse_recipe
 from rookworld_trl.modeling.tokenizer import build_nano_tokenizer
+from rookworld_trl.settings.parser import parse
 from rookworld_trl.training.supervised import SupervisedConfig
 
 
 @pytest.mark.parametrize("name", list(nano3_trials.TRIALS))
 def test_a_trial_is_the_recipe_with_one_change(name: str) -> None:
     words = nano3_trials.settings(800) + nano3_trials.TRIALS[name]
-    recipe, args = parse_recipe((SFTRecipe, SupervisedConfig), [*words, "--output_dir", "runs/trial"])
+    recipe, args = parse((SFTRecipe, SupervisedConfig), [*words, "--output_dir", "runs/trial"])
     assert (recipe.init_from, args.max_steps, args.lr_scheduler_kwargs) == (None, 800, {"num_decay_steps": 200})
     assert (recipe.tokenizer == "nano_side_first") == (name == "side_first")
     assert recipe.mirror == (name == "mirror")

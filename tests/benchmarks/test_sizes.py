@@ -167,7 +167,7 @@ def test_trainers_are_told_the_device(folder: Path, tmp_path: Path, monkeypatch:
 
     told: list[dict[str, Any]] = []
 
-    def parse_recipe(types: Any, argv: list[str]) -> Any:
+    def parse(types: Any, argv: list[str]) -> Any:
         told.append(dict(zip(argv[::2], argv[1::2], strict=True)))
         numbers = dict.fromkeys(arms.TAKEN_OVER, 8)
         return SimpleNamespace(), SimpleNamespace(**numbers | {"use_cpu": False, "bf16": True})
@@ -177,7 +177,7 @@ def test_trainers_are_told_the_device(folder: Path, tmp_path: Path, monkeypatch:
         raise ToldError
 
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: not including_emulation)
-    monkeypatch.setattr(arms, "parse_recipe", parse_recipe)
+    monkeypatch.setattr(arms, "parse", parse)
     monkeypatch.setattr(arms, "GRPOConfig", config)
     with pytest.raises(ToldError):
         arms.stock_trainer(BIG, tmp_path, 1, 1)

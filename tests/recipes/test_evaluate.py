@@ -21,6 +21,10 @@ EPD = "rnbqkbnr/pppppppp/8/8/8/8/PPPPPPPP/RNBQKBNR w KQkq -"
 SHOWN = ["mine.epd", "mate in one", "self-play", "closed loop", "ladder"]
 
 
+def options(words: list[str]) -> recipe.EvaluationOptions:
+    return recipe.parse((recipe.EvaluationOptions,), words)[0]
+
+
 def few_rows(folder: Path, split: str = "dev", rows: int = 60) -> Path:
     """The first rows of a shipped split, in a folder as `load_shipped` reads it: to make all of them takes seconds."""
     pq.write_table(pq.read_table(SHIPPED_DIRECTORY / f"{split}.parquet").slice(0, rows), folder / f"{split}.parquet")
@@ -108,7 +112,7 @@ def test_each_task_has_its_temperature(everything: list[str], tmp_path: Path, mo
     assert {tuple(each.items()) for each in seen} == {(("policy", 0.5), ("environment", 0.9))}
     settings = of(output)["held_out"]["settings"]
     assert (settings["temperature"], settings["task_sampling"]) == (0.9, {"policy": {"temperature": 0.5}})
-    greedy = recipe.temperatures(recipe.parse(sampling[:4]), "greedy")
+    greedy = recipe.temperatures(options(sampling[:4]), "greedy")
     assert greedy == {"policy": 0.0, "environment": 0.0}
 
 
@@ -133,12 +137,12 @@ def test_rows_that_were_trained_on_are_refused_or_dropped(
         recipe.main(common)
     error = capsys.readouterr().err.splitlines()[-1]
     assert "rows.jsonl: 1 of 2 items show positions that stand in the training data 'shipped'" in error
-    result, _ = recipe.run(recipe.parse([*common, "--seen", "drop"]))
+    result, _ = recipe.run(options([*common, "--seen", "drop"]))
     (item,) = result["models"][0]["held_out"]["items"]
     assert item["prompt"] == rows[1]["prompt"]
-    unknown, _ = recipe.run(recipe.parse([*common, "--trained_on"]))
+    unknown, _ = recipe.run(options([*common, "--trained_on"]))
     assert len(unknown["models"][0]["held_out"]["items"]) == 2
-    few, _ = recipe.run(recipe.parse([*common, "--trained_on", "--max_rows", "1"]))
+    few, _ = recipe.run(options([*common, "--trained_on", "--max_rows", "1"]))
     assert len(few["models"][0]["held_out"]["items"]) == 1
 
 
@@ -150,7 +154,7 @@ def run_of(folder: Path, **summary: Any) -> str:
 
 
 def known(*models: str) -> tuple[list[str], list[str]]:
-    training = recipe.parse(["--model", *models]).training
+    training = recipe.training_data(options(["--model", *models]))
     return [source.name for source in training.sources], training.unknown
 
 
@@ -174,14 +178,14 @@ def test_a_runs_summary_says_what_it_was_trained_on(tmp_path: Path, monkeypatch:
     names, (unknown,) = known(later)
     assert (names, "'gone.jsonl'" in unknown) == (["shipped", mine], True)
     hub = run_of(runs / "h", dataset="owner/rows", dataset_split="all", streaming=True, max_rows=7, model="owner/model")
-    training = recipe.parse(["--model", hub]).training
+    training = recipe.training_data(options(["--model", hub]))
     assert training.sources[1] == ("owner/rows", "all", True, 7)
     no_summary = "all that {} was trained on (no summary.json of a run stands above it)"
     assert training.unknown == [no_summary.format("owner/model")]
     assert known(str(tmp_path)) == (["shipped"], [no_summary.format(tmp_path)])
-    alone = recipe.parse(["--model", gone, "--trained_on"]).training
+    alone = recipe.training_data(options(["--model", gone, "--trained_on"]))
     assert (alone.sources, alone.unknown) == ([], ["all that the models were trained on"])
-    named = recipe.parse(["--model", gone, "--trained_on", "gone.jsonl"]).training
+    named = recipe.training_data(options(["--model", gone, "--trained_on", "gone.jsonl"]))
     with pytest.raises(ValueError, match=r"gone\.jsonl: no such file"):
         unseen([0], lambda _: [], "mine", named)
 
@@ -219,5 +223,5 @@ def test_what_is_unknown_of_the_training_is_said_and_kept(
 def test_make_evaluate_is_what_the_recipe_takes() -> None:
     makefile = (Path(recipe.__file__).parents[1] / "Makefile").read_text()
     (line,) = [line for line in makefile.splitlines() if "recipes/evaluate.py --suite" in line]
-    args = recipe.parse(line.split("recipes/evaluate.py ")[1].removesuffix(" $(ARGS)").split())
+    args = options(line.split("recipes/evaluate.py ")[1].removesuffix(" $(ARGS)").split())
     assert args.suite == ["held_out", "tactics", "mate_in_one", "ladder"]

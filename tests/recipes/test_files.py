@@ -12,7 +12,7 @@ from accelerate.commands.launch import launch_command_parser
 
 from recipes import grpo, sft
 from rookworld_trl.chess.mixing import prompts_of
-from rookworld_trl.config import parse_recipe
+from rookworld_trl.settings.parser import parse
 from rookworld_trl.training import RookWorldGRPOConfig
 from rookworld_trl.training.supervised import SupervisedConfig
 
@@ -41,7 +41,7 @@ def test_there_are_recipes():
 
 @pytest.mark.parametrize("path", GRPO, ids=name)
 def test_grpo_recipes_parse_and_their_ratio_is_possible(path, tmp_path):
-    run, args = parse_recipe((grpo.RunConfig, RookWorldGRPOConfig), on_this_machine(path))
+    run, args = parse((grpo.RunConfig, RookWorldGRPOConfig), on_this_machine(path))
     prompts = args.generation_batch_size // args.num_generations
     assert prompts_of(run.mix_env_ratio, prompts, "mix_env_ratio") == pytest.approx(run.mix_env_ratio * prompts)
     # One update a batch: what is sampled together is learned from together, so the optimizer sees the ratio too.
@@ -53,7 +53,7 @@ def test_grpo_recipes_parse_and_their_ratio_is_possible(path, tmp_path):
 def test_a_recipe_for_a_gpu_runs_with_the_accelerate_config_of_the_cpu_as_it_stands(monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     path = ROOT / "recipes/rookworld-lm-124m/grpo/config_mixed.yaml"
-    (_, args) = parse_recipe((grpo.RunConfig, RookWorldGRPOConfig), ["--config", str(path)])
+    (_, args) = parse((grpo.RunConfig, RookWorldGRPOConfig), ["--config", str(path)])
     assert (args.use_cpu, args.bf16, args.device.type) == (True, False, "cpu")
 
 
@@ -65,7 +65,7 @@ def test_presets_hold_what_their_names_say(tmp_path):
         recipe.write_text(
             f"extends: {ROOT / 'recipes/presets' / stem}.yaml\noutput_dir: {tmp_path}\nmax_grad_norm: 0.3\n"
         )
-        return parse_recipe((RookWorldGRPOConfig,), on_this_machine(recipe))[0]
+        return parse((RookWorldGRPOConfig,), on_this_machine(recipe))[0]
 
     standard, conservative, emergency, earlier = map(parsed, ("standard", "conservative", "emergency", "earlier"))
     assert (earlier.epsilon, earlier.epsilon_high, earlier.beta) == (0.1, 0.1, 1e-4)
@@ -82,13 +82,13 @@ def test_checkpoints_take_less_than_two_percent_of_a_gpus_time(path):
     """By the seconds that a checkpoint of 124M and its stable copy took; steps of 2.7 s or more are assumed."""
     measured = json.loads(CHECKPOINTING.read_text())["sizes"]["124m"]
     seconds = measured["save_seconds"] + measured["make_stable_seconds"]
-    _, args = parse_recipe((grpo.RunConfig, RookWorldGRPOConfig), on_this_machine(path))
+    _, args = parse((grpo.RunConfig, RookWorldGRPOConfig), on_this_machine(path))
     assert seconds / (2.7 * args.save_steps) < 0.02
 
 
 @pytest.mark.parametrize("path", SFT, ids=name)
 def test_sft_recipes_parse(path):
-    (recipe, _) = parse_recipe((sft.SFTRecipe, SupervisedConfig), on_this_machine(path))
+    (recipe, _) = parse((sft.SFTRecipe, SupervisedConfig), on_this_machine(path))
     assert recipe.n_embd % recipe.n_head == 0
 
 

@@ -17,8 +17,8 @@ from recipes import grpo
 from rookworld_trl.chess import prompts
 from rookworld_trl.chess.dataset import COMPACT_SCHEMA, load_shipped
 from rookworld_trl.chess.splits import positions_in
-from rookworld_trl.config import parse_recipe
 from rookworld_trl.modeling.loading import load_model
+from rookworld_trl.settings.parser import parse
 from rookworld_trl.training import RookWorldGRPOConfig, RookWorldGRPOTrainer
 from tests.recipes.conftest import positions
 from tests.support.padded import padded_rows
@@ -76,7 +76,7 @@ def test_the_large_recipes_have_the_presets_controls(run: Run, stem: str) -> Non
 
 def test_every_large_recipe_expects_its_model() -> None:
     for path in LARGE.glob("*.yaml"):
-        run, _ = parse_recipe((grpo.RunConfig, RookWorldGRPOConfig), ["--config", str(path), "--use_cpu", "true"])
+        run, _ = parse((grpo.RunConfig, RookWorldGRPOConfig), ["--config", str(path), "--use_cpu", "true"])
         assert run.expected_parameters == 124_439_808, path
 
 
@@ -129,7 +129,7 @@ def test_a_curriculum_goes_through_its_stages(run: Run, monkeypatch: pytest.Monk
         return batch
 
     monkeypatch.setattr(RookWorldGRPOTrainer, "_generate_and_score_completions", spied)
-    run_, _ = parse_recipe(
+    run_, _ = parse(
         (grpo.RunConfig, RookWorldGRPOConfig), ["--config", str(NANO / "config_cpu_curriculum.yaml"), "--use_cpu=true"]
     )
     assert run_.stages is not None
@@ -203,7 +203,7 @@ def test_no_engine_no_games(run: Run, monkeypatch: pytest.MonkeyPatch, capsys: p
         shown = capsys.readouterr().err.strip().splitlines()
         assert (exit_.value.code, message in shown[-1]) == (2, True), shown
     words = ["--config", str(NANO / "config_cpu_selfplay.yaml"), "--use_cpu", "true"]
-    run_, args = parse_recipe((grpo.RunConfig, RookWorldGRPOConfig), words)
+    run_, args = parse((grpo.RunConfig, RookWorldGRPOConfig), words)
     with pytest.raises(ValueError, match=r"`best_move` is 'engine': engine '/no/engine' was not found.*Change `best_"):
         prompts.self_play(run_, args, None, None, None, None)
     for changes, message in (

@@ -14,13 +14,13 @@ from transformers import GPT2LMHeadModel
 from recipes import sft
 from recipes.making.generation import POSITION_SCHEMA
 from recipes.sft import SFTRecipe, load_trees, new_model
-from rookworld_trl.config import RecipeError, parse_recipe
 from rookworld_trl.modeling.tokenizer import build_nano_tokenizer
+from rookworld_trl.settings.parser import RecipeError, parse
 from rookworld_trl.training.supervised import MuonFactory, SupervisedConfig
 
 
 def test_the_recipe_parses() -> None:
-    (recipe,) = parse_recipe((SFTRecipe,), ["--muon_lr", "0.3"])
+    (recipe,) = parse((SFTRecipe,), ["--muon_lr", "0.3"])
     assert recipe.muon_lr == 0.3
 
 
@@ -75,7 +75,7 @@ def test_a_new_model_has_the_tokenizer_asked_for(name: str, tmp_path: Path) -> N
     words = ["--positions", str(tmp_path), "--tokenizer", name, "--n_layer", "1", "--n_embd", "16", "--n_head", "2"]
     words += ["--per_device_train_batch_size", "1", "--gradient_accumulation_steps", "3", "--use_cpu", "true"]
     words += ["--bf16", "false", "--report_to", "none", "--output_dir", str(tmp_path / "run")]
-    trainer = sft.build(*parse_recipe((SFTRecipe, SupervisedConfig), words))
+    trainer = sft.build(*parse((SFTRecipe, SupervisedConfig), words))
     tokenizer, weights = trainer.processing_class, trainer.model.transformer.wte.weight
     assert ("⟨w⟩" in tokenizer.get_vocab()) == (name == "nano_side_first")
     assert len(weights) == len(tokenizer)

@@ -1,6 +1,6 @@
 """The repository's Markdown pages as the tests read them, and the tables in them that are generated.
 
-    python -m tests.support.documents     writes those tables, and the programs' `--help` (`make docs`)
+    python -m tests.support.documents     writes those tables (`make docs`)
 
 What was measured stands between `<!-- table: NAME -->` and `<!-- end -->` and comes from the files under
 `benchmarks/results/`, by the functions of `tests/support/tables/`, a file for each page. Those of `docs/recipes.md`
@@ -9,27 +9,21 @@ come from the configuration classes. A table of fields stands between `<!-- fiel
 names them and no earlier table of the class does; `@changed` names those of a class above.
 """
 
-import os
 import re
 import shlex
 import subprocess
-import sys
 from collections.abc import Callable, Mapping
-from contextlib import redirect_stdout, suppress
 from dataclasses import MISSING, Field, fields
 from fnmatch import fnmatchcase
 from functools import partial
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from recipes import evaluate, grpo, play, sft
 from recipes.grpo import RunConfig
 from recipes.sft import SFTRecipe
 from rookworld_trl.chess.prompts import PromptOptions
 from rookworld_trl.chess.sources import DataOptions
-from rookworld_trl.help import WIDTH, shown, stamp, stored
-from rookworld_trl.terminal import TerminalOptions
+from rookworld_trl.settings.terminal import TerminalOptions
 from rookworld_trl.training import RookWorldGRPOConfig
 from rookworld_trl.training.supervised import SupervisedConfig
 from tests.support.house import map_of_the_house
@@ -43,12 +37,6 @@ PAGES = [*ABOUT, *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("benchmarks/
 FIELDS_PAGE = ROOT / "docs" / "recipes.md"
 GROUPS = (RunConfig, PromptOptions, DataOptions, TerminalOptions, RookWorldGRPOConfig, SFTRecipe, SupervisedConfig)
 CLASSES = {cls.__name__: cls for cls in GROUPS}
-PROGRAMS = {
-    "recipes/grpo.py": grpo.main,
-    "recipes/sft.py": sft.main,
-    "recipes/evaluate.py": evaluate.main,
-    "recipes/play.py": play.main,
-}
 
 _FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^ *```$", flags=re.MULTILINE | re.DOTALL)
 _RESULTS = re.compile(r"(<!-- table: ([\w-]+) -->\n).*?(<!-- end -->)", flags=re.DOTALL)
@@ -127,6 +115,13 @@ def started_by_make(words: list[str]) -> list[list[str]]:
     return [[Path(each[0]).name, *each[1:]] for each in lines]
 
 
+def shown(default: Any) -> str:
+    """A default as a recipe would write it."""
+    if default is None or isinstance(default, bool):
+        return {None: "null", True: "true", False: "false"}[default]
+    return f"{default:g}" if isinstance(default, float) else str(getattr(default, "value", default))
+
+
 def own_fields(cls: type) -> list[Field[Any]]:
     """The fields that a class defines itself, new or with another default."""
     return [field for field in fields(cls) if field.name in cls.__annotations__]
@@ -137,7 +132,7 @@ def row(cls: type, field: Field[Any]) -> str:
     default = field.default_factory() if field.default_factory is not MISSING else field.default
     above = inherited(cls)
     was = f" (TRL: `{shown(above[field.name])}`)" if above.get(field.name, default) != default else ""
-    help = field.metadata.get("help", "").replace("|", "\\|")
+    help = field.metadata.get("help", "").replace("|", "\\|").replace("%%", "%")
     return f"| `{field.name}` | `{shown(default)}`{was} | {help} |"
 
 
@@ -187,19 +182,6 @@ def with_tables(text: str, tables: Mapping[str, Callable[[], str]]) -> str:
     return _RESULTS.sub(lambda match: f"{match[1]}\n{tables[match[2]]()}\n\n{match[3]}", text)
 
 
-def help_of(program: str) -> str:
-    """What a program's `--help` prints where nothing is stored, under the versions that it was made for."""
-    argv, columns = sys.argv, os.environ.get("COLUMNS")
-    sys.argv, os.environ["COLUMNS"] = [Path(program).name], str(WIDTH)
-    try:
-        with redirect_stdout(StringIO()) as text, suppress(SystemExit):
-            PROGRAMS[program](["--help"])
-    finally:
-        sys.argv = argv
-        os.environ.pop("COLUMNS") if columns is None else os.environ.update(COLUMNS=columns)
-    return f"{stamp()}\n{text.getvalue()}"
-
-
 MEASURED = {
     README: readme.TABLES,
     CONTRIBUTING: {"map": map_of_the_house},
@@ -214,6 +196,3 @@ GENERATED |= {page: partial(with_tables, tables=tables) for page, tables in MEAS
 if __name__ == "__main__":
     for page, rewrite in GENERATED.items():
         page.write_text(rewrite(page.read_text(encoding="utf-8")), encoding="utf-8")
-    for program in PROGRAMS:
-        stored(ROOT / program).parent.mkdir(exist_ok=True)
-        stored(ROOT / program).write_text(help_of(program), encoding="utf-8")

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from trl import GRPOTrainer
 
-from rookworld_trl.config import parse_recipe
-from rookworld_trl.help import shown
+from rookworld_trl.settings.parser import parse
 from rookworld_trl.training import RookWorldGRPOConfig
 from rookworld_trl.training.validation import FIELD_CHECKS, LOSS_TYPES, FieldCheck
+from tests.support.documents import shown
 
 
 def test_defaults(tmp_path: Any) -> None:
@@ -164,10 +164,10 @@ def test_world_size_counts(tmp_path: Any) -> None:
 
 def test_the_command_line_sets_every_new_field(tmp_path: Any) -> None:
     """Each is a key, and its default, written down, is read as what it is; two others are set to something else."""
-    names = RookWorldGRPOConfig.__annotations__.keys() - set(RookWorldGRPOConfig.INERT)
+    names = RookWorldGRPOConfig.__annotations__.keys()
     written = {field.name: shown(field.default) for field in fields(RookWorldGRPOConfig) if field.name in names}
     given = written | {"output_dir": str(tmp_path), "use_cpu": "true", "rollout_backend": "native", "beta": "0.02"}
-    (config,) = parse_recipe((RookWorldGRPOConfig,), [f"--{name}={value}" for name, value in given.items()])
+    (config,) = parse((RookWorldGRPOConfig,), [f"--{name}={value}" for name, value in given.items()])
     plain = RookWorldGRPOConfig(output_dir=str(tmp_path), use_cpu=True)
     found = {name: getattr(config, name) for name in written if getattr(config, name) != getattr(plain, name)}
     assert len(written) > 50

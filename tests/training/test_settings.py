@@ -20,8 +20,8 @@ from recipes import grpo, sft
 from recipes.making.generation import POSITION_SCHEMA
 from rookworld_trl.chess import prompts as prompts_module
 from rookworld_trl.chess.dataset import load_shipped
-from rookworld_trl.config import parse_recipe
 from rookworld_trl.modeling.loading import NANO_FOLDER, load_model
+from rookworld_trl.settings.parser import parse
 from rookworld_trl.training import RookWorldGRPOConfig, RookWorldGRPOTrainer
 from rookworld_trl.training.supervised import SupervisedConfig
 from tests.training.conftest import PROMPTS, share_of_letters
@@ -254,7 +254,7 @@ def test_the_tests_are_there_and_name_their_fields(program: str) -> None:
 
 def recipe_of(**changes: Any) -> tuple[grpo.RunConfig, RookWorldGRPOConfig]:
     settings = {"output_dir": "run", "use_cpu": "true", "report_to": "none", "max_steps": 1, **changes}
-    return parse_recipe((grpo.RunConfig, RookWorldGRPOConfig), [f"--{key}={value}" for key, value in settings.items()])
+    return parse((grpo.RunConfig, RookWorldGRPOConfig), [f"--{key}={value}" for key, value in settings.items()])
 
 
 @pytest.mark.slow
@@ -389,7 +389,7 @@ def supervised(tmp_path: Path) -> Callable[..., sft.SupervisedTrainer]:
         settings = {"positions": tmp_path, "output_dir": tmp_path / "run", "use_cpu": "true", "bf16": "false"}
         settings |= {"per_device_train_batch_size": 1, "report_to": "none", **changes}
         words = [f"--{name}={value}" for name, value in settings.items()]
-        return sft.build(*parse_recipe((sft.SFTRecipe, SupervisedConfig), words))
+        return sft.build(*parse((sft.SFTRecipe, SupervisedConfig), words))
 
     return build
 

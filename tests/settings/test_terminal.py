@@ -1,85 +1,20 @@
-"""What the programs show: help without waiting, nothing, JSON, and a log file beside the metrics."""
+"""What the programs show: nothing, JSON, and a log file beside the metrics."""
 
 import json
 import logging
-import resource
-import subprocess
 import sys
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-import yaml
 from datasets import concatenate_datasets
 
-from recipes import evaluate, generate_data, generate_problems, grpo, play, report, sft
-from rookworld_trl import help as help_
-from rookworld_trl import terminal
+from recipes import evaluate, generate_data, generate_problems, play, report
 from rookworld_trl.chess.dataset import SHIPPED_DIRECTORY, load_shipped
 from rookworld_trl.chess.sources import check_lengths
-from rookworld_trl.terminal import LOG_FILE, TerminalOptions, progress_bar, shown, with_bar
-from rookworld_trl.training import RookWorldGRPOConfig
-from rookworld_trl.training.supervised import SupervisedConfig
-from tests.support.documents import PROGRAMS, ROOT, help_of
-
-CLASSES = (grpo.RunConfig, RookWorldGRPOConfig, sft.SFTRecipe, SupervisedConfig)
-
-
-# Help
-
-
-@pytest.mark.parametrize("program", PROGRAMS)
-def test_the_stored_help_is_the_programs_own(program: str) -> None:
-    stored = help_.stored(ROOT / program).read_text()
-    if stored.partition("\n")[0] != help_.stamp():
-        pytest.skip("it was made for other versions, where the program builds it")
-    assert stored == help_of(program), "`make docs` writes it"
-
-
-@pytest.mark.parametrize("program", ["grpo", "sft", "evaluate", "play"])
-def test_help_takes_less_than_three_seconds_of_a_core(program: str) -> None:
-    """Measured in the processor's time, which a busy machine does not change."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    command = [sys.executable, f"recipes/{program}.py", "--help"]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 3.0
-    assert result.stdout == help_.stored(ROOT / f"recipes/{program}.py").read_text().partition("\n")[2]
-
-
-def test_help_for_other_versions_is_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    program = tmp_path / "mine.py"
-    help_.stored(program).parent.mkdir()
-    monkeypatch.setattr(sys, "argv", ["mine.py", "--help"])
-    help_.show_help(program)  # there is none: the program goes on
-    help_.stored(program).write_text("trl 0.1\nold\n")
-    help_.show_help(program)
-    help_.stored(program).write_text(f"{help_.stamp()}\nnew\n")
-    with pytest.raises(SystemExit) as exit_:
-        help_.show_help(program)
-    assert exit_.value.code == 0
-    monkeypatch.setattr(sys, "argv", ["mine.py"])
-    help_.show_help(program)
-
-
-@pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
-def test_every_key_has_a_sentence(cls: type) -> None:
-    assert not [field.name for field in fields(cls) if field.init and not field.metadata.get("help", "").strip()]
-
-
-@pytest.mark.parametrize("cls", [RookWorldGRPOConfig, SupervisedConfig])
-def test_inert_keys_are_others_and_no_recipe_sets_them(cls: Any) -> None:
-    known = {field.name: field.name in cls.__annotations__ for field in fields(cls)}
-    kind = "sft" if cls is SupervisedConfig else "grpo"
-    used = {key for path in ROOT.glob(f"recipes/*/{kind}/*.yaml") for key in yaml.safe_load(path.read_text())}
-    for name in cls.INERT:
-        assert name in known, f"{name} is no key any more: strike it out"
-        assert name not in used
-    refused = {"dataloader_pin_memory", "disable_dropout", "gradient_checkpointing"}
-    assert {name for name in cls.INERT if known[name]} <= refused
-
+from rookworld_trl.settings import terminal
+from rookworld_trl.settings.terminal import LOG_FILE, TerminalOptions, progress_bar, shown, with_bar
 
 # What is printed
 

@@ -15,7 +15,7 @@ from typing import Any, TextIO, TypeVar
 
 from tqdm import tqdm
 
-from rookworld_trl.config import command, option, without_secrets
+from rookworld_trl.settings.parser import command, option, without_secrets
 
 LOG_FILE = "log.txt"
 LOG_SECONDS = 30.0

@@ -1,0 +1,1 @@
+"""One parser for every program's settings, and what a program shows."""
