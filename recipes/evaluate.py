@@ -17,7 +17,7 @@ import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, fields
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -114,6 +114,14 @@ class EvaluationOptions(DataOptions, TerminalOptions):
         if not right:
             raise ValueError(f"--task_sampling: {self.task_sampling}; write numbers above 0")
 
+    @cached_property
+    def training(self) -> TrainingData:
+        """What the models were trained on, as far as it is known."""
+        if self.trained_on is None:
+            return known_training_data(self.model)
+        unknown = [] if self.trained_on else ["all that the models were trained on"]
+        return TrainingData([Source(name) for name in self.trained_on], unknown, named=True)
+
     def contradictions(self, rows: Sequence[str]) -> Iterator[tuple[Any, str]]:
         """What is wrong, if it is, in one line each."""
         for name in set(self.suite) - set(SUITES):
@@ -146,7 +154,7 @@ class EvaluationOptions(DataOptions, TerminalOptions):
 
 def plan(args: EvaluationOptions) -> tuple[Dataset | None, dict[str, Callable[[Ask], SuiteResult]]]:
     """The rows to hold out, and the suites that need nothing but completions, by name; every input is checked."""
-    trained_on: dict[str, Any] = {"trained_on": training_data(args), "drop": args.seen == "drop"}
+    trained_on: dict[str, Any] = {"trained_on": args.training, "drop": args.seen == "drop"}
     rows = None
     if "held_out" in args.suite:
         dataset = load_prompts(args.rows, args.split, args) if args.rows else load_shipped(args.split)
@@ -167,14 +175,6 @@ def plan(args: EvaluationOptions) -> tuple[Dataset | None, dict[str, Callable[[A
             go_on = suite == "closed_loop"
             suites[name] = partial(run_selfplay, games=args.games, seed=args.seed, go_on=go_on, progress=True)
     return rows, suites
-
-
-def training_data(args: EvaluationOptions) -> TrainingData:
-    """What the models were trained on, as far as it is known."""
-    if args.trained_on is None:
-        return known_training_data(args.model)
-    unknown = [] if args.trained_on else ["all that the models were trained on"]
-    return TrainingData([Source(name) for name in args.trained_on], unknown, named=True)
 
 
 def row_positions(row: Mapping[str, Any]) -> list[str]:
@@ -240,7 +240,7 @@ def run(args: EvaluationOptions) -> tuple[dict[str, Any], str]:
             raise ValueError(f"torch has no such device here ({str(error).splitlines()[0]})") from error
     if "ladder" in args.suite:
         args.anchors = choose_anchors(args.anchors)
-    trained_on, planned = training_data(args), plan(args)
+    trained_on, planned = args.training, plan(args)
     baseline = None
     if args.baseline:
         with blame("--baseline", args.baseline):

@@ -154,7 +154,7 @@ def run_of(folder: Path, **summary: Any) -> str:
 
 
 def known(*models: str) -> tuple[list[str], list[str]]:
-    training = recipe.training_data(options(["--model", *models]))
+    training = options(["--model", *models]).training
     return [source.name for source in training.sources], training.unknown
 
 
@@ -178,14 +178,14 @@ def test_a_runs_summary_says_what_it_was_trained_on(tmp_path: Path, monkeypatch:
     names, (unknown,) = known(later)
     assert (names, "'gone.jsonl'" in unknown) == (["shipped", mine], True)
     hub = run_of(runs / "h", dataset="owner/rows", dataset_split="all", streaming=True, max_rows=7, model="owner/model")
-    training = recipe.training_data(options(["--model", hub]))
+    training = options(["--model", hub]).training
     assert training.sources[1] == ("owner/rows", "all", True, 7)
     no_summary = "all that {} was trained on (no summary.json of a run stands above it)"
     assert training.unknown == [no_summary.format("owner/model")]
     assert known(str(tmp_path)) == (["shipped"], [no_summary.format(tmp_path)])
-    alone = recipe.training_data(options(["--model", gone, "--trained_on"]))
+    alone = options(["--model", gone, "--trained_on"]).training
     assert (alone.sources, alone.unknown) == ([], ["all that the models were trained on"])
-    named = recipe.training_data(options(["--model", gone, "--trained_on", "gone.jsonl"]))
+    named = options(["--model", gone, "--trained_on", "gone.jsonl"]).training
     with pytest.raises(ValueError, match=r"gone\.jsonl: no such file"):
         unseen([0], lambda _: [], "mine", named)
 
