@@ -6,9 +6,8 @@
 
 `run` trains and measures what has no result yet, one after the other; stop it and run it again at will. The trained
 models lie under `runs/evidence/`. Each point of a curve is a run of its own, whose rate falls to 0 by its end. `table`
-compares all arms by pairs on the same items, `ablations` those of sampled GRPO; what counts as a win is written in
-`benchmarks/evidence/RULE.md`. Results of another size, start or device have names of their own, and tables of their own
-(`table --size 124m`).
+compares all arms by pairs on the same items; what counts as a win is written in `benchmarks/evidence/RULE.md`. Results
+of another size, start or device have names of their own, and tables of their own (`table --size 124m`).
 """
 
 import argparse
@@ -39,7 +38,6 @@ from rookworld_trl.measuring.intervals import Array, percentile_interval, ratios
 from rookworld_trl.modeling.loading import load
 
 MODELS = ROOT / "runs" / "evidence"
-ABLATED = "sampled"  # the arm whose parts are left out or exchanged one by one: `sampled_no_kl` ...
 BASE, FREE = "base", "argmax_evals"  # no training; and, of the base's answers, the candidate with the best eval as B
 TEMPERATURE = 0.7
 FAR = 1.5  # a run with so many times as many samples, or so many times fewer, is in no table at equal samples
@@ -158,15 +156,13 @@ def _line(evaluation: Any) -> str:
 
 
 def table(arguments: argparse.Namespace) -> None:
-    """All arms that are stored at one budget, each against every other; or the ablations of `sampled`, each against it
-    and the base, which are a table of their own so that neither's corrections count the other's comparisons."""
-    own = arguments.what == "ablations"
+    """All arms that are stored at one budget, each against every other."""
     start = size_of(arguments).results
     by_budget: dict[str, dict[float, list[store.Result]]] = {}
     for name in store.names(arguments.split, start):
         found = store.read(arguments.split, name)
         arm = found.facts["arm"]
-        if arm == BASE or arm.startswith(ABLATED) if own else not arm.startswith(f"{ABLATED}_"):
+        if not arm.startswith("sampled_"):  # parts of `sampled` left out one by one, which had a table of their own
             by_budget.setdefault(arm, {}).setdefault(found.facts["minutes"], []).append(found)
     minutes, samples = arguments.minutes[0], arguments.samples
     if samples is None:
@@ -208,7 +204,7 @@ def table(arguments: argparse.Namespace) -> None:
                         continue
                     pair = {**what, "arm": arm, "against": arms[j], "difference": float(np.nanmean(difference))}
                     pair |= {**interval(difference, count[column]), "p_value": p_value(difference)}
-                    if metric.name in COMPARED and mode == "greedy" and (not own or arms[j] in (BASE, ABLATED)):
+                    if metric.name in COMPARED and mode == "greedy":
                         pairs.append(pair)
                     if arms[j] == BASE and below(pair):
                         losses.append(pair)
@@ -222,8 +218,7 @@ def table(arguments: argparse.Namespace) -> None:
         report[name] = {arm: [each.facts[fact] for each in runs[arm]] for arm in arms}
     report |= {"values": values, "pairs": pairs, "losses": losses}
     of = f"{minutes:g}min" if samples is None else f"{samples}samples"
-    parts = (start, arguments.split, of, "ablations" if own else None)
-    write_report(store.FOLDER / f"{'-'.join(filter(None, parts))}.json", report)
+    write_report(store.FOLDER / f"{'-'.join(filter(None, (start, arguments.split, of)))}.json", report)
     print(as_markdown(report))
 
 
@@ -296,7 +291,7 @@ def as_markdown(report: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["run", "table", "ablations"])
+    parser.add_argument("what", choices=["run", "table"])
     parser.add_argument("--arms", nargs="+", default=["exact", "sampled"])
     parser.add_argument(
         "--minutes", nargs="+", type=float, default=[4.0], help="of training, CPU time; on a GPU the clock's"
@@ -313,7 +308,7 @@ def main() -> None:
     parser.add_argument("--environment-items", type=int)
     arguments = parser.parse_args()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    {"run": run, "table": table, "ablations": table}[arguments.what](arguments)
+    (run if arguments.what == "run" else table)(arguments)
 
 
 if __name__ == "__main__":

@@ -9,13 +9,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import chess
 import numpy as np
 import pytest
 
 from benchmarks.common import shipped
 from benchmarks.evidence import __main__ as evidence
-from benchmarks.evidence import arms, curves, groups, rivals, store
+from benchmarks.evidence import arms, rivals, store
 from benchmarks.evidence import budget as budgets
 from benchmarks.evidence.arms import ARMS, shuffled_reward
 from benchmarks.evidence.budget import Budget
@@ -278,32 +277,6 @@ def test_a_table_shows_what_got_worse_and_what_counts_as_a_win(
     assert lines[6] == f"| (most material) | | 1.000 | {material(100):.3f} | |"
 
 
-def test_ablations_are_a_table_of_their_own(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(store, "FOLDER", tmp_path)
-    made_up(
-        {
-            "base": (0.5, 0.5),
-            "gold": (0.8, 0.2),
-            "sampled": (0.7, 0.5),
-            "sampled_a": (0.4, 0.5),
-            "sampled_b": (0.7, 0.5),
-        }
-    )
-    monkeypatch.setattr(evidence, "COMPARED", ("best_legal", "skill"))
-    for what in ("table", "ablations"):
-        evidence.table(asked(what=what))
-    found = {name: json.loads((tmp_path / f"dev-1min{name}.json").read_text()) for name in ("", "-ablations")}
-    pairs = {name: {(p["arm"], p["against"]) for p in report["pairs"]} for name, report in found.items()}
-    assert pairs[""] == {("gold", "base"), ("sampled", "base"), ("sampled", "gold")}
-    own = {(arm, other) for arm in ("sampled_a", "sampled_b") for other in ("base", "sampled")}
-    assert pairs["-ablations"] == own | {("sampled", "base")}
-    wins = [p for p in found["-ablations"]["pairs"] if p["win"] and p["against"] == "sampled"]
-    assert [(p["arm"], p["metric"]) for p in wins] == [("sampled_a", "best_legal")]
-    assert found["-ablations"]["updates"]["sampled_a"] == [7]
-
-
 def test_a_table_at_equal_samples_takes_each_arm_where_it_is_nearest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -322,35 +295,6 @@ def test_a_table_at_equal_samples_takes_each_arm_where_it_is_nearest(
     assert report["samples"] == {"base": [0], "gold": [8000], "raft": [6000], "stock": [8000]}
     with pytest.raises(SystemExit, match="of about 100 samples to compare"):
         evidence.table(asked(samples=100))
-
-
-def test_a_group_holds_its_own_items(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Made-up results: of 200 items the base plays the first 100 legally, gold 160; White has the first 100."""
-    monkeypatch.setattr(store, "FOLDER", tmp_path)
-    made_up({"base": (0.5, 0.5), "gold": (0.8, 0.5)})
-    runs = {arm: [store.read("dev", store.name_of(arm, minutes, 1))] for arm, minutes in (("base", 0.0), ("gold", 1.0))}
-    of_item = {key: ("White" if i < 100 else "Black",) for i, key in enumerate(policy_keys())}
-    rows = groups.compare(runs, of_item)
-    found = {(r["group"], r["arm"]): r for r in rows if r["metric"] == "best_legal" and r["mode"] == "greedy"}
-    assert {key: row["value"] for key, row in found.items()} == {
-        ("White", "base"): 1.0,
-        ("White", "gold"): 1.0,
-        ("Black", "base"): 0.0,
-        ("Black", "gold"): pytest.approx(0.6),
-    }
-    assert found["White", "gold"]["ci_high"] == 0.0
-    assert 0.4 < found["Black", "gold"]["ci_low"] < 0.6 < found["Black", "gold"]["ci_high"] < 0.8
-    assert "| best_legal | Black | 100 | 0.000 | 0.600 +0.6" in groups.as_markdown(rows)
-
-
-def test_every_shipped_item_has_a_stratum_and_a_position_its_colour_and_whether_it_is_check() -> None:
-    found = groups.groups_of("dev")
-    assert len(found) == len(load_shipped("dev"))
-    three = {names[:2] for names in found.values() if len(names) == 3}
-    assert three == set(itertools.product(groups.COLOURS.values(), groups.CHECK.values()))
-    row = next(row for row in load_shipped("dev") if row["task"] == "policy" and "in check" in found[item_key(row)])
-    board = chess.Board(row["prompt"].removeprefix("P: ").strip())
-    assert board.attackers(not board.turn, board.king(board.turn))
 
 
 def test_every_arm_says_what_it_is() -> None:
@@ -390,38 +334,3 @@ def test_every_arm_can_be_laid_out(name: str, size: str, tmp_path: Path, monkeyp
     if train.func is arms.of_recipe:
         with pytest.raises(BuiltError):
             train(replace(SIZES[size], device="cpu"), tmp_path, Budget(1.0, updates=1), 1)
-
-
-def test_how_much_longer_by_hand() -> None:
-    quality = np.array([0.5, 0.3, 0.2, 0.9])
-    values = np.array([[0.2, 0.4, 0.6], [0.2, 0.4, 0.6], [0.2, 0.4, 0.6], [0.2, 0.4, 0.6]])
-    assert curves.minutes_to(quality, np.array([0.0, 1.0, 3.0]), values) == pytest.approx([2.0, 0.5, 0.0, np.inf])
-    # A curve that falls again has been there.
-    assert curves.minutes_to(np.array([0.4]), np.array([0.0, 1.0, 2.0]), np.array([[0.2, 0.4, 0.1]])).tolist() == [1.0]
-    # Sampled for 6 minutes is where exact was after 2; without a gain there is no end to it; above it, nothing.
-    at = {("base", 0.0): 0.2, ("exact", 1.0): 0.4, ("exact", 3.0): 0.6}
-    for reached, times in ((0.5, 3.0), (0.1, np.inf), (0.7, 0.0)):
-        curve = {point: np.full(9, value) for point, value in {**at, ("sampled", 6.0): reached}.items()}
-        assert curves.ratio(curve, ("sampled", 6.0))["median"] == times
-
-
-def test_curves_are_drawn_from_what_is_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store, "FOLDER", tmp_path)
-    games, keys = {"policy": [str(i // 4) for i in range(40)]}, {"policy": [str(i) for i in range(40)]}
-    for arm, minutes, legal in (("base", 0.0, 1), ("exact", 1.0, 3), ("exact", 3.0, 4), ("sampled", 3.0, 2)):
-        columns = len(store.metrics_of("policy"))
-        top = np.zeros((4, columns))
-        top[:legal] = 1
-        top = np.tile(top, (10, 1))  # ten games of four items, all alike
-        facts = {"arm": arm, "minutes": minutes, "seed": 1}
-        result = store.Result(facts, keys, games, {("policy", "greedy"): (top, np.ones_like(top))})
-        store.save("test", store.name_of(arm, minutes, 1), result)
-    monkeypatch.setattr("sys.argv", ["curves", "--figure", str(tmp_path / "figure.svg")])
-    monkeypatch.setattr(curves, "SHOWN", {"best_legal": "legality", "skill": "skill"})
-    curves.main()
-    found = json.loads((tmp_path / "test-curves.json").read_text())
-    means = {(p["arm"], p["minutes"]): p["mean"] for p in found["points"] if p["metric"] == "best_legal"}
-    assert means == {("base", 0.0): 0.25, ("exact", 1.0): 0.75, ("exact", 3.0): 1.0, ("sampled", 3.0): 0.5}
-    (legal,) = [r for r in found["times_longer"] if r["metric"] == "best_legal"]
-    assert legal["median"] == 6.0  # half of the way to the first point: half a minute for what took 3
-    assert (tmp_path / "figure.svg").read_text().count("before training") == 1

@@ -1,6 +1,5 @@
 """The tables of docs/results.md: speed and reliability, switches, rollouts."""
 
-from benchmarks import switches
 from tests.support.tables.cells import read, table
 
 
@@ -74,7 +73,16 @@ def rollouts() -> str:
 
 
 def of_switches(name: str) -> str:
-    return switches.table(read(name)["results"])
+    """A row of each combination; speeds are multiples of that with everything off."""
+    switches = ("share_prefixes", "activation_checkpointing", "torch_compile", "bf16")
+    results, rows = read(name)["results"], []
+    combinations = [(name.split(" + "), row) for name, row in results.items()]
+    for on, row in sorted(combinations, key=lambda each: [each[0].count(s) != (s == switches[0]) for s in switches]):
+        speed = results["none"]["seconds_per_step"] / row["seconds_per_step"]
+        cells = [f"{row['seconds_per_step']:.3g}", f"{speed:.2f}", f"{row['first_step']['step_time']:.3g}"]
+        cells += [f"{row['memory_gb']:.2f}", f"{row['graphs']:.0f}" if "graphs" in row else ""]
+        rows.append([*("on" if switch in on else "" for switch in switches), *cells])
+    return table((*switches, "s a step", "speed", "first step, s", "GB", "graphs"), "llllrrrrr", rows)
 
 
 TABLES = {
