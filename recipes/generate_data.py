@@ -1,13 +1,17 @@
-"""Make chess data with an engine: positions by noisy self-play, and the shipped data set from such positions.
+"""Make chess data with an engine: positions by noisy self-play, the data set from such positions, problems to solve.
 
     python recipes/generate_data.py positions --output data/positions --shards 160 --openings openings.tsv
     python recipes/generate_data.py positions --output data/held-out --shards 60 --seed 1 --nodes 50 --held_out \\
         --openings openings.tsv
     python recipes/generate_data.py dataset --positions data/positions --held_out data/held-out \\
         --openings openings.tsv --output rookworld_trl/assets/data
+    python recipes/generate_data.py mates --output rookworld_trl/assets/data
+    python recipes/generate_data.py tactics --openings openings.tsv --output rookworld_trl/assets/data
 
-Deterministic from --seed, game by game; run the same command again to resume. Needs Stockfish. On a cluster the same
-shards are written by datatrove (extra `scale`), here by 64 tasks of a Slurm array job:
+`dataset` values every legal move; `mates` and `tactics` are the problems that evaluation takes, whose rules stand in
+`recipes/making/problems.py`. Deterministic from --seed, game by game; run the same command again to resume. All but
+`mates` needs Stockfish. On a cluster the shards of `positions` are written by datatrove (extra `scale`), here by 64
+tasks of a Slurm array job:
 
     python recipes/generate_data.py positions --output /shared/positions --shards 100000 \\
         --executor slurm --tasks 64 --partition cpu --time 12:00:00
@@ -28,7 +32,19 @@ from pathlib import Path
 from typing import Any
 
 from recipes.making.generation import GameSettings, generate_positions, missing_shards, write_shards_of_rank
-from recipes.making.shipping import Sources, build_shipped, candidates, counts
+from recipes.making.problems import (
+    LABEL_NODES,
+    MATES,
+    MATES_SEED,
+    TACTICS,
+    TACTICS_SEED,
+    build_tactics,
+    mates,
+    shipped_keys,
+    write_epd,
+)
+from recipes.making.shipping import Sources, build_shipped, candidates, counts, write_held_out
+from rookworld_trl.chess.dataset import MATES_FILE, TACTICS_FILES, positions_to_solve, shipped_positions
 from rookworld_trl.chess.splits import SPLITS, SplitName
 from rookworld_trl.settings.parser import bad_input
 from rookworld_trl.settings.terminal import add_options, progress_bar, shown
@@ -93,48 +109,80 @@ def dataset(args: argparse.Namespace) -> dict[str, Any]:
     return {"output": str(args.output), "rows": rows}
 
 
+def write_mates(args: argparse.Namespace) -> dict[str, Any]:
+    """Write positions with a mate in one, none of which a shipped row to train on shows, and the list of held-out
+    answers with them."""
+    lines, file = mates(args.count, args.seed, shipped_positions("train")), args.output / MATES_FILE.name
+    write_epd(file, lines)
+    write_held_out(args.output, {"test": positions_to_solve(file)})
+    return {"output": str(args.output)}
+
+
+def write_tactics(args: argparse.Namespace) -> dict[str, Any]:
+    """Write positions in which one move wins, for dev and test, none of which another shipped file shows."""
+    settings = {"count": args.count, "seed": args.seed, "nodes": args.nodes, "workers": args.workers}
+    settings |= {"openings": args.openings, "engine_path": args.engine}
+    with progress_bar("tactics", len(TACTICS_FILES) * args.count, "position") as bar:
+        for found in build_tactics(args.output, shipped_keys(), **settings):
+            bar.update(found - bar.n)
+    return {"output": str(args.output)}
+
+
+# What each command takes, as argparse has it; what several take stands once.
+COMMON: dict[str, dict[str, Any]] = {
+    "output": {"type": Path, "required": True, "help": "Folder for the files."},
+    "seed": {"type": int, "default": 0},
+    "openings": {"help": "TSV of opening lines (lichess-org/chess-openings); default: random ones, or no such rows."},
+    "workers": {"type": int, "default": os.cpu_count()},
+    "engine": {"help": "Path of the engine; default: Stockfish on PATH."},
+}
+NODES = {"type": int, "help": "Engine nodes a position; of all its legal moves together."}
+POSITIONS: dict[str, dict[str, Any]] = {
+    "shards": {"type": int, "default": 160},
+    "first_shard": {"type": int, "default": 0},
+    "games_per_shard": {"type": int, "default": 20},
+    "nodes": NODES | {"default": 1000},
+    "check_share": {"type": float, "default": 0.0, "help": "Share of the moves that could give check which do."},
+    "held_out": {"action": "store_true", "help": "Games of which dev and test rows are made."},
+    "executor": {"choices": ("processes", "datatrove", "slurm"), "default": "processes"},
+    "tasks": {"type": int, "help": "Tasks of datatrove and Slurm; default: --workers."},
+    "partition": {"help": "Slurm partition."},
+    "time": {"default": "12:00:00", "help": "Time limit of a Slurm task."},
+}
+DATASET: dict[str, dict[str, Any]] = {
+    "positions": {"type": Path, "required": True, "help": "Folder that `positions` wrote."},
+    "held_out": {"type": Path, "required": True, "help": "Folder that `positions --held_out` wrote."},
+    "nodes": NODES | {"default": 100_000},
+    "train_nodes": {"type": int, "default": 20_000, "help": "Engine nodes of a train position."},
+}
+COUNT = {"type": int, "help": "Positions of each file."}
+SEED = COMMON["seed"]
+MATING = {"output": COMMON["output"], "count": COUNT | {"default": MATES}, "seed": SEED | {"default": MATES_SEED}}
+WINNING = {"count": COUNT | {"default": TACTICS}, "seed": SEED | {"default": TACTICS_SEED}}
+WINNING |= {"nodes": NODES | {"default": LABEL_NODES}}
+COMMANDS: dict[str, tuple[Any, str, dict[str, dict[str, Any]]]] = {
+    "positions": (
+        positions,
+        "Make positions with the values of their best five moves, by self-play.",
+        COMMON | POSITIONS,
+    ),
+    "dataset": (dataset, "Make the data set for GRPO and evaluation, every legal move valued.", COMMON | DATASET),
+    "mates": (write_mates, "Find positions with a mate in one.", MATING),
+    "tactics": (write_tactics, "Find positions in which one move wins, for dev and test.", COMMON | WINNING),
+}
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True)
-    play = commands.add_parser(
-        "positions", help="Make positions with the values of their best five moves, by self-play."
-    )
-    play.set_defaults(run=positions)
-    play.add_argument("--output", type=Path, required=True, help="Folder for the shards.")
-    play.add_argument("--shards", type=int, default=160)
-    play.add_argument("--first_shard", type=int, default=0)
-    play.add_argument("--games_per_shard", type=int, default=20)
-    play.add_argument("--seed", type=int, default=0)
-    play.add_argument("--nodes", type=int, default=1000, help="Engine nodes a position.")
-    play.add_argument("--openings", help="TSV of opening lines (lichess-org/chess-openings); default: random openings.")
-    play.add_argument(
-        "--check_share", type=float, default=0.0, help="Share of the moves that could give check which do."
-    )
-    play.add_argument("--held_out", action="store_true", help="Games of which dev and test rows are made.")
-    play.add_argument("--workers", type=int, default=os.cpu_count())
-    executors = ("processes", "datatrove", "slurm")
-    play.add_argument("--executor", choices=executors, default="processes", help="Who runs the workers.")
-    play.add_argument("--tasks", type=int, help="Tasks of datatrove and Slurm; default: --workers.")
-    play.add_argument("--partition", help="Slurm partition.")
-    play.add_argument("--time", default="12:00:00", help="Time limit of a Slurm task.")
-    play.add_argument("--engine", help="Path of the engine; default: Stockfish on PATH.")
-    build = commands.add_parser("dataset", help="Make the data set for GRPO and evaluation, every legal move valued.")
-    build.set_defaults(run=dataset)
-    build.add_argument("--positions", type=Path, required=True, help="Folder that `positions` wrote.")
-    build.add_argument("--held_out", type=Path, required=True, help="Folder that `positions --held_out` wrote.")
-    build.add_argument("--openings", help="TSV of opening lines (lichess-org/chess-openings); default: no such rows.")
-    build.add_argument("--output", type=Path, required=True)
-    build.add_argument("--seed", type=int, default=0)
-    build.add_argument(
-        "--nodes", type=int, default=100_000, help="Engine nodes a dev or test position, shared by its legal moves."
-    )
-    build.add_argument("--train_nodes", type=int, default=20_000, help="Engine nodes a train position.")
-    build.add_argument("--workers", type=int, default=os.cpu_count())
-    build.add_argument("--engine", help="Path of the engine; default: Stockfish on PATH.")
-    for command in (play, build):
+    for name, (program, about, options) in COMMANDS.items():
+        command = commands.add_parser(name, help=about)
+        command.set_defaults(run=program)
+        for key, option in options.items():
+            command.add_argument(f"--{key}", **option)
         add_options(command)
     args = parser.parse_args(arguments)
-    for name in ("shards", "games_per_shard", "nodes", "workers", "tasks"):
+    for name in ("shards", "games_per_shard", "nodes", "train_nodes", "workers", "tasks", "count"):
         if (value := getattr(args, name, None)) is not None and value < 1:
             parser.error(f"--{name} must be 1 or more; got {value}")
     with bad_input(), shown(args) as result:

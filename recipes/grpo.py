@@ -65,23 +65,39 @@ def build(run: RunConfig, args: RookWorldGRPOConfig) -> tuple[RookWorldGRPOTrain
     return trainer, held_out
 
 
-def measure(run: RunConfig, trainer: RookWorldGRPOTrainer, held_out: Dataset, name: str) -> Evaluation | None:
-    """Evaluate the policy as it is, on the main process; None on the others, and where a signal came."""
-    if not trainer.accelerator.is_main_process:
-        return None
-    print(f"\nheld-out evaluation {name} training: {len(held_out)} items of the {run.eval_split} split")
-    args, model, tokenizer = trainer.args, trainer.merged_model(), trainer.processing_class
-    if trainer.sharded:  # in shards, or still on the CPU: the one on disk
-        model, _ = load_start(run, args) if name == "before" else load(Path(args.output_dir, "checkpoint"))
-        model.to(trainer.accelerator.device)
-    return trainer.preemption.until_signalled(evaluate, model, tokenizer, held_out, progress=True, **run.decoding(args))
+def measure(
+    run: RunConfig, trainer: RookWorldGRPOTrainer, held_out: Dataset, name: str, seconds: dict[str, float]
+) -> Evaluation | None:
+    """Evaluate the policy as it is, on the main process while the others wait; None on these."""
+    found = None
+    with timed(seconds, f"evaluate_{name}"), exits.others_wait():
+        if trainer.accelerator.is_main_process:
+            print(f"\nheld-out evaluation {name} training: {len(held_out)} items of the {run.eval_split} split")
+            args, model, tokenizer = trainer.args, trainer.merged_model(), trainer.processing_class
+            if trainer.sharded:  # in shards, or still on the CPU: the one on disk
+                model, _ = load_start(run, args) if name == "before" else load(Path(args.output_dir, "checkpoint"))
+                model.to(trainer.accelerator.device)
+            settings = {"progress": True, **run.decoding(args)}
+            found = trainer.preemption.until_signalled(evaluate, model, tokenizer, held_out, **settings)
+            file = Path(args.output_dir, f"evaluation_{name}.json")
+            if found is not None and name == "before":  # the other one is a last step: `report`
+                with exits.needs_disk(file):
+                    found.write(file)
+    go_on(trainer)
+    return found
 
 
-def report(trainer: RookWorldGRPOTrainer, before: Evaluation, after: Evaluation, **facts: Any) -> exits.LastSteps:
-    """What people see of a run: the comparison, its files, the card and the report, and a push if asked for."""
+def go_on(trainer: RookWorldGRPOTrainer) -> None:
+    """End the program where a signal has come to any process; what was trained is a checkpoint."""
+    if trainer.preempted():
+        raise SystemExit(exits.PREEMPTED)
+
+
+def report(trainer: RookWorldGRPOTrainer, before: Evaluation, after: Evaluation, start: Any, **facts: Any) -> int:
+    """What people see of a run: the comparison, its files, card and report, and a push if asked for; the exit code."""
     args, folder, last = trainer.args, Path(trainer.args.output_dir), exits.LastSteps()
-    comparison, groups = facts["metrics"], compare_groups(before, after)
-    print(f"\n{comparison_table(comparison)}\n\n{comparison_table(comparison, True, groups)}")
+    groups = compare_groups(before, after)
+    print(f"\n{comparison_table(facts['metrics'])}\n\n{comparison_table(facts['metrics'], True, groups)}")
     with last.step("evaluation_after.json"):
         after.write(folder / "evaluation_after.json")
     write_results(folder, last.step, args, **facts, groups=groups, identity=trainer.identity.fingerprint)
@@ -89,11 +105,16 @@ def report(trainer: RookWorldGRPOTrainer, before: Evaluation, after: Evaluation,
     if args.push_to_hub:
         with last.step("push"):
             push_folder(folder / "checkpoint", trainer.hub_model_id, args.hub_token, args.hub_revision)
-    return last
+    if trainer.stop_reason:
+        return exits.DIVERGED  # the reason is in the log and in summary.json
+    if {"evaluation_after.json", "summary.json"} <= set(last.done):  # else `auto_resume` measures once more
+        with last.step("finished.json"):
+            mark_finished(folder, start, folder / "checkpoint")
+    return last.code
 
 
-def run_recipe(argv: Sequence[str] | None) -> int:
-    """A run from its settings to its report, and the exit code."""
+def program(argv: Sequence[str] | None) -> int:
+    """Parse, build, measure, train, measure, report."""
     logging.disable_progress_bar()  # one bar is enough
     seconds: dict[str, float] = {}
     with ExitStack() as stack, exits.reported():
@@ -107,38 +128,21 @@ def run_recipe(argv: Sequence[str] | None) -> int:
             set_seed(args.seed)
             trainer, held_out = build(run, args)
             trainer.admit(start.checkpoint, vars(run))
-        folder = Path(args.output_dir)
         with trainer.at_work():
-            with timed(seconds, "evaluate_before"), exits.others_wait():
-                before = measure(run, trainer, held_out, "before")
-                if before is not None:
-                    with exits.needs_disk(folder / "evaluation_before.json"):
-                        before.write(folder / "evaluation_before.json")
-            if trainer.preempted():
-                return exits.PREEMPTED
+            before = measure(run, trainer, held_out, "before", seconds)
             with timed(seconds, "train"):
                 trainer.train(resume_from_checkpoint=start.checkpoint)
-            if trainer.preempted():
-                return exits.PREEMPTED  # after a checkpoint
+            go_on(trainer)
             trainer.write_model()  # no push yet: the card comes first
-            with timed(seconds, "evaluate_after"), exits.others_wait():
-                after = measure(run, trainer, held_out, "after")
-            if trainer.preempted():
-                return exits.PREEMPTED
+            after = measure(run, trainer, held_out, "after", seconds)
             if before is None or after is None:  # not the main process
                 return exits.DIVERGED if trainer.stop_reason else exits.DONE
             result |= trainer.outcome | {"metrics": compare(before, after)} | provenance(run, trainer.train_dataset)
-            last = report(trainer, before, after, **vars(run), **result, seconds=seconds)
-            if trainer.stop_reason:
-                return exits.DIVERGED  # the reason is in the log and in summary.json
-            if {"evaluation_after.json", "summary.json"} <= set(last.done):  # else `auto_resume` measures once more
-                with last.step("finished.json"):
-                    mark_finished(folder, start, folder / "checkpoint")
-            return last.code
+            return report(trainer, before, after, start, **vars(run), **result, seconds=seconds)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    exits.run_program(lambda: run_recipe(argv))
+    exits.run_program(lambda: program(argv))
 
 
 if __name__ == "__main__":

@@ -132,9 +132,9 @@ def build(recipe: SFTRecipe, args: SupervisedConfig) -> SupervisedTrainer:
     )
 
 
-def run_recipe(argv: Sequence[str] | None) -> int:
-    """Everything, and the exit code."""
-    with ExitStack() as stack:
+def program(argv: Sequence[str] | None) -> int:
+    """Parse, build, train, save; the exit code."""
+    with ExitStack() as stack, reported():
         with bad_input(), reported():
             recipe, args = parse((SFTRecipe, SupervisedConfig), argv, __doc__)
             hide_token(args)
@@ -146,24 +146,23 @@ def run_recipe(argv: Sequence[str] | None) -> int:
             set_seed(args.seed)
             trainer = build(recipe, args)
             report_live(trainer, Path(args.output_dir), LIVE)
-        with reported():
-            trainer.train(start.checkpoint)
-            if trainer.preemption.signal:
-                return PREEMPTED  # after a checkpoint
-            trainer.save_final()
+        trainer.train(start.checkpoint)
+        if trainer.preemption.signal:
+            return PREEMPTED  # after a checkpoint
+        trainer.save_final()
         if args.should_save:
             folder = Path(args.output_dir)
-            facts = {"seed": args.seed, "steps": trainer.state.global_step, "init_from": recipe.init_from}
-            facts |= {"tokens": trainer.tokens, "data_sha256": trainer.facts()["data_sha256"]}
-            result |= facts
-            with reported(), needs_disk(folder / "training.json"):
+            result |= {"seed": args.seed, "steps": trainer.state.global_step, "init_from": recipe.init_from}
+            result |= {"tokens": trainer.tokens, "data_sha256": trainer.facts()["data_sha256"]}
+            facts = {name: value for name, value in result.items() if name != "output_dir"}
+            with needs_disk(folder / "training.json"):
                 write_atomically(folder / "training.json", json.dumps(facts, indent=2) + "\n")
                 mark_finished(folder, start, folder)
         return DONE
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    run_program(partial(run_recipe, argv))
+    run_program(partial(program, argv))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from accelerate.commands.launch import launch_command_parser
 from transformers import LlamaConfig, LlamaForCausalLM
 from trl import GRPOConfig
 
-from recipes import evaluate, generate_data, generate_problems, grpo, play, report, sft
+from recipes import evaluate, generate_data, grpo, play, report, sft
 from rookworld_trl import doctor
 from rookworld_trl.checkpointing import exits
 from rookworld_trl.chess import uci
@@ -132,9 +132,9 @@ def recipe(script: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -> No
         parse((evaluate.EvaluationOptions,), words)
     elif script == "recipes/play.py":
         play.parse(words)
-    elif name in ("generate_data", "generate_problems", "report"):
+    elif name in ("generate_data", "report"):
         called = []
-        programs: dict[str, Any] = {"generate_data": generate_data, "generate_problems": generate_problems}
+        programs: dict[str, Any] = {"generate_data": generate_data}
         programs["report"] = report
         for function in ("positions", "dataset", "write_mates", "write_tactics", "write_report"):
             if hasattr(programs[name], function):

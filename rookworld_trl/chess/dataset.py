@@ -18,7 +18,7 @@ from rookworld_trl.chess.splits import SPLITS, SplitName
 from rookworld_trl.settings.terminal import with_bar
 
 SHIPPED_DIRECTORY = Path(str(files("rookworld_trl"))) / "assets" / "data"
-# Positions to be solved, which recipes/generate_problems.py found; no training source shows them.
+# Positions to be solved, which recipes/generate_data.py found; no training source shows them.
 MATES_FILE = SHIPPED_DIRECTORY / "mate_in_one.epd.gz"
 TACTICS_FILES: dict[SplitName, Path] = {
     "dev": SHIPPED_DIRECTORY / "tactics_dev.epd.gz",

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from recipes import evaluate, generate_data, generate_problems, play, report
+from recipes import evaluate, generate_data, play, report
 
 EVALUATE = "--limit 1 --mode greedy"
 POSITIONS = "positions --output out"
@@ -30,7 +30,7 @@ BAD: dict[str, tuple[Callable[[list[str]], None], str, str]] = {
         )
         for name, value in (("shards", 0), ("workers", 0), ("nodes", 0), ("games_per_shard", -1))
     },
-    "no problems": (generate_problems.main, "mates --output out --count 0", "--count must be 1 or more; got 0"),
+    "no problems": (generate_data.main, "mates --output out --count 0", "--count must be 1 or more; got 0"),
     "no model": (evaluate.main, f"--model nowhere {EVALUATE}", "nowhere"),
     "no device": (evaluate.main, f"--device cuda:99 {EVALUATE}", "`--device` is 'cuda:99'"),
     "nonsense for a device": (evaluate.main, f"--device gpu {EVALUATE}", "`--device` is 'gpu'"),

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import concatenate_datasets
 
-from recipes import evaluate, generate_data, generate_problems, play, report
+from recipes import evaluate, generate_data, play, report
 from rookworld_trl.chess.dataset import SHIPPED_DIRECTORY, load_shipped
 from rookworld_trl.chess.sources import check_lengths
 from rookworld_trl.settings import terminal
@@ -117,11 +117,11 @@ def test_other_processes_keep_no_log(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "program",
-    ["evaluate", "generate_data positions", "generate_data dataset", "generate_problems tactics", "report", "play"],
+    ["evaluate", "generate_data positions", "generate_data dataset", "generate_data tactics", "report", "play"],
 )
 def test_every_program_is_quiet_and_speaks_json(program: str, capsys: pytest.CaptureFixture[str]) -> None:
     name, *command = program.split()
-    programs = (evaluate, generate_data, generate_problems, report, play)
+    programs = (evaluate, generate_data, report, play)
     (main,) = (each.main for each in programs if each.__name__ == f"recipes.{name}")
     with pytest.raises(SystemExit):
         main([*command, "--help"])

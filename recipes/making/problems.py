@@ -1,7 +1,4 @@
-"""Make the positions to be solved that evaluation takes: mates in one, and tactics for dev and for test.
-
-    python recipes/generate_problems.py mates --output rookworld_trl/assets/data
-    python recipes/generate_problems.py tactics --openings openings.tsv --output rookworld_trl/assets/data
+"""Positions to be solved: mates in one, and tactics for dev and for test.
 
 Mates come by python-chess alone, the same on every machine. Of tactics, one move wins: as in Lichess's puzzles, the
 opponent has just blundered and one move punishes it. In a level position of noisy engine self-play, blunders are drawn
@@ -16,16 +13,8 @@ or is quiet. In the others no move takes more than the best one, the usual punis
 of dev and of test are their own. Needs Stockfish; the same bytes for a seed and an engine; run again to resume.
 """
 
-if __name__ == "__main__":  # run as a file, it does not find `recipes` by itself
-    import sys
-    from pathlib import Path
-
-    sys.path.insert(0, str(Path(__file__).parents[1]))
-
-import argparse
 import gzip
 import json
-import os
 import random
 from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
@@ -47,8 +36,6 @@ from rookworld_trl.chess.openings import read_lines
 from rookworld_trl.chess.policy import win_chance
 from rookworld_trl.chess.splits import SPLITS, SplitName, split_of
 from rookworld_trl.chess.strata import BLUNDER, winning_move
-from rookworld_trl.settings.parser import bad_input
-from rookworld_trl.settings.terminal import add_options, progress_bar, shown
 
 MATES, MATES_SEED, MATE_PLIES = 1_200, 0, 160  # of the shipped file; the longest game
 # Share of moves that take the most material; the others are random. One share a game, from wild games to greedy ones.
@@ -286,53 +273,3 @@ def build_tactics(
         lines = (epd_line(entry, number) for number, entry in enumerate(entries, start=1))
         write_epd(output / TACTICS_FILES[split].name, lines)
     write_held_out(output, {split: positions_to_solve(output / file.name) for split, file in TACTICS_FILES.items()})
-
-
-# The program
-
-
-def write_mates(args: argparse.Namespace) -> dict[str, Any]:
-    """Write positions with a mate in one, none of which a shipped row to train on shows, and the list of held-out
-    answers with them."""
-    lines, file = mates(args.count, args.seed, shipped_positions("train")), args.output / MATES_FILE.name
-    write_epd(file, lines)
-    write_held_out(args.output, {"test": positions_to_solve(file)})
-    return {"output": str(args.output)}
-
-
-def write_tactics(args: argparse.Namespace) -> dict[str, Any]:
-    """Write positions in which one move wins, for dev and test, none of which another shipped file shows."""
-    settings = {"count": args.count, "seed": args.seed, "nodes": args.nodes, "workers": args.workers}
-    settings |= {"openings": args.openings, "engine_path": args.engine}
-    with progress_bar("tactics", len(TACTICS_FILES) * args.count, "position") as bar:
-        for found in build_tactics(args.output, shipped_keys(), **settings):
-            bar.update(found - bar.n)
-    return {"output": str(args.output)}
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(required=True)
-    easy = commands.add_parser("mates", help="Find positions with a mate in one.")
-    easy.set_defaults(run=write_mates)
-    find = commands.add_parser("tactics", help="Find positions in which one move wins, for dev and test.")
-    find.set_defaults(run=write_tactics)
-    find.add_argument("--openings", help="TSV of opening lines (lichess-org/chess-openings); default: random openings.")
-    find.add_argument("--nodes", type=int, default=LABEL_NODES, help="Engine nodes a position, shared by its moves.")
-    find.add_argument("--workers", type=int, default=os.cpu_count())
-    find.add_argument("--engine", help="Path of the engine; default: Stockfish on PATH.")
-    for command, count, seed in ((easy, MATES, MATES_SEED), (find, TACTICS, TACTICS_SEED)):
-        command.add_argument("--output", type=Path, required=True, help="Folder for the files.")
-        command.add_argument("--count", type=int, default=count, help="Positions of each file.")
-        command.add_argument("--seed", type=int, default=seed)
-        add_options(command)
-    args = parser.parse_args(arguments)
-    for name in ("count", "nodes", "workers"):
-        if getattr(args, name, 1) < 1:
-            parser.error(f"--{name} must be 1 or more; got {getattr(args, name)}")
-    with bad_input(), shown(args) as result:
-        result |= args.run(args)
-
-
-if __name__ == "__main__":
-    main()

@@ -10,8 +10,9 @@ import chess
 import pyarrow.parquet as pq
 import pytest
 
-from recipes import generate_problems
-from recipes.generate_problems import build_tactics, is_wanted, kind_of, shipped_keys
+from recipes import generate_data
+from recipes.making import problems as making
+from recipes.making.problems import build_tactics, is_wanted, kind_of, shipped_keys
 from rookworld_trl.chess import position_key
 from rookworld_trl.chess.dataset import MATES_FILE, TACTICS_FILES
 from rookworld_trl.chess.engine import MoveValue
@@ -66,14 +67,14 @@ class Scripted:
 
 def test_blunders_are_moves_that_lose_and_that_the_wanted_kind_of_move_punishes() -> None:
     board = chess.Board("rnbqkbnr/pppp1ppp/8/4p3/4P3/5N2/PPPP1PPP/RNBQKB1R b KQkq - 1 2")
-    after = {each.fen().split()[0] for each, _ in generate_problems.blunders(board, True, Scripted(), random.Random(0))}  # type: ignore[arg-type]
+    after = {each.fen().split()[0] for each, _ in making.blunders(board, True, Scripted(), random.Random(0))}  # type: ignore[arg-type]
     wanted = set()
     for uci in ("e8e7", "d8g5", "d8h4", "f7f6"):
         moved = board.copy()
         moved.push_uci(uci)
         wanted.add(moved.fen().split()[0])
     assert after == wanted
-    assert not list(generate_problems.blunders(board, False, Scripted(), random.Random(0)))  # type: ignore[arg-type]
+    assert not list(making.blunders(board, False, Scripted(), random.Random(0)))  # type: ignore[arg-type]
 
 
 def test_the_shipped_mates_are_mates_of_both_colours_that_training_never_shows() -> None:
@@ -99,7 +100,7 @@ def test_the_shipped_mates_are_mates_of_both_colours_that_training_never_shows()
 
 
 def test_the_shipped_mates_are_made_again(tmp_path: Path) -> None:
-    generate_problems.main(["mates", "--output", str(tmp_path), "--count", "2", "--quiet"])
+    generate_data.main(["mates", "--output", str(tmp_path), "--count", "2", "--quiet"])
     with gzip.open(MATES_FILE, "rt") as shipped, gzip.open(tmp_path / MATES_FILE.name, "rt") as made:
         assert list(made) == [next(shipped), next(shipped)]
     listed = pq.read_table(tmp_path / "held_out_answers.parquet")["position"].to_pylist()
@@ -139,9 +140,9 @@ def test_the_shipped_tactics_are_of_two_splits_that_training_never_shows() -> No
 def test_the_same_seed_finds_the_same_tactics_however_often_it_is_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(generate_problems, "CHUNK", 1)  # so that both splits take two rounds
+    monkeypatch.setattr(making, "CHUNK", 1)  # so that both splits take two rounds
     for name, value in (("LOOK_SHARE", 1.0), ("MOST_SHARE", 1.0), ("OTHERS", 0.0), ("MAX_PLIES", 40)):
-        monkeypatch.setattr(generate_problems, name, value)
+        monkeypatch.setattr(making, name, value)
     settings: dict[str, Any] = {"count": 1, "nodes": 1_000}
     assert set(build_tactics(tmp_path / "one", (), **settings)) >= {0}
     next(iter(itertools.islice(build_tactics(tmp_path / "two", (), **settings), 1, 2)))  # stopped after one round
@@ -158,4 +159,4 @@ def test_the_same_seed_finds_the_same_tactics_however_often_it_is_stopped(
             assert split_of(fen) == split or numbers[position_number(fen)] == split
     shown = {position_key(problem.boards[0].fen()) for problem in problems}
     taken = {1: [{"fen": f"{key} 0 1", "takes_most": True} for key in shown]}
-    assert generate_problems.choose(taken, 4, shown)["test"] == []
+    assert making.choose(taken, 4, shown)["test"] == []
