@@ -4,8 +4,10 @@ import functools
 import gc
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from importlib import metadata
+from typing import TYPE_CHECKING
 
 # Before any library reads them.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -14,11 +16,9 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 from pathlib import Path
 
 import pytest
-import torch
-from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from tests.support.builders import character_tokenizer, random_gpt2
-from tests.support.padded import train_padded_nano
+if TYPE_CHECKING:  # what takes seconds to import is imported by the fixtures that want it
+    from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
 # A shell ignores SIGINT for what it starts in the background, nohup SIGHUP, and children inherit that. What is ignored
 # stays ignored, so without this the tests of signals would depend on how they are started.
@@ -47,16 +47,21 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for item in items:
             if "long" in item.keywords:
                 item.add_marker(pytest.mark.skip(reason="takes minutes to hours: make test-long"))
-    if torch.cuda.is_available():
-        return
-    for item in items:
-        if "gpu" in item.keywords:
+    on_gpu = [item for item in items if "gpu" in item.keywords]
+    if on_gpu:
+        import torch
+
+        for item in on_gpu if not torch.cuda.is_available() else ():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
 
 
 @pytest.fixture(autouse=True)
 def float32_products() -> Iterator[None]:
     """torch's switches of TF32 as they were, which a run in this process sets for good."""
+    torch = sys.modules.get("torch")
+    if torch is None:
+        yield
+        return
     generic, products = torch.backends.fp32_precision, torch.backends.cuda.matmul.fp32_precision
     yield
     torch.set_float32_matmul_precision("highest")
@@ -64,19 +69,23 @@ def float32_products() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def tiny_tokenizer() -> PreTrainedTokenizerFast:
+def tiny_tokenizer() -> "PreTrainedTokenizerFast":
     """One token per character of both tasks' texts, and separate pad and end tokens."""
+    from tests.support.builders import character_tokenizer
+
     return character_tokenizer()
 
 
 @pytest.fixture
-def tiny_model() -> GPT2LMHeadModel:
+def tiny_model() -> "GPT2LMHeadModel":
     """A random two-layer GPT-2 over `tiny_tokenizer`, the same one for every test; long enough for `A:` rows."""
+    from tests.support.builders import random_gpt2
+
     return random_gpt2(n_positions=320)
 
 
 @pytest.fixture
-def tiny_checkpoint(tiny_model: GPT2LMHeadModel, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> Path:
+def tiny_checkpoint(tiny_model: "GPT2LMHeadModel", tiny_tokenizer: "PreTrainedTokenizerFast", tmp_path: Path) -> Path:
     """A folder with `tiny_model` and `tiny_tokenizer`, as `from_pretrained` reads it."""
     path = tmp_path / "tiny-checkpoint"
     tiny_model.save_pretrained(path)
@@ -87,4 +96,6 @@ def tiny_checkpoint(tiny_model: GPT2LMHeadModel, tiny_tokenizer: PreTrainedToken
 @pytest.fixture(scope="session")
 def padded_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a small model that writes RookWorld's padded spelling; `tests.support.padded` has rows it knows."""
+    from tests.support.padded import train_padded_nano
+
     return train_padded_nano(tmp_path_factory.mktemp("padded-nano"))

@@ -45,18 +45,6 @@ DEMO = "recipes/nano/grpo/config_cpu_exact.yaml"
 FOREIGN = {"vllm", "sbatch", "docker", "apt-get", "export", ".", "cd", "git", "fastchess", "lm_eval", "xvfb-run"}
 GRPO_TYPES, SFT_TYPES = (grpo.RunConfig, RookWorldGRPOConfig), (sft.SFTRecipe, SupervisedConfig)
 DOCTOR_TYPES = (doctor.DoctorArguments, GRPOConfig)
-pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-
-
-def test_the_readme_takes_ten_minutes():
-    assert len(README.read_text().splitlines()) <= 130
-
-
-def test_the_index_links_to_every_page_and_the_readme_to_the_index():
-    index = ROOT / "docs" / "index.md"
-    assert "](docs/index.md)" in README.read_text()
-    linked = set(re.findall(r"\]\(([\w-]+\.md)", index.read_text()))
-    assert linked == {page.name for page in DOCS} - {index.name}, "a new page needs a row in the index"
 
 
 def anchors(page: Path) -> set[str]:
@@ -65,29 +53,24 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-def test_relative_links_lead_somewhere():
-    astray = []
+def test_pages_are_short_linked_and_name_what_exists():
+    assert len(README.read_text().splitlines()) <= 130, "it takes ten minutes"
+    index = ROOT / "docs" / "index.md"
+    assert "](docs/index.md)" in README.read_text()
+    linked = set(re.findall(r"\]\(([\w-]+\.md)", index.read_text()))
+    assert linked == {page.name for page in DOCS} - {index.name}, "a new page needs a row in the index"
+    astray, missing = [], []
     for page in PAGES:
+        assert languages(page.read_text()) <= {"bash", "python", "yaml", "text"}, f"{page}: code of a kind not tested"
         for target in re.findall(r"\]\(([^)\s]+)\)", prose(page.read_text())):
             path, _, anchor = target.partition("#")
             file = (page.parent / path).resolve() if path else page
             if "://" not in target and not (file.exists() and (not anchor or anchor in anchors(file))):
                 astray.append((page.name, target))
-    assert not astray
-
-
-def test_files_that_are_named_exist():
-    missing = []
-    for page in PAGES:
         text = re.sub(r"https?://\S+", "", page.read_text())
         named = re.findall(r"(?:recipes|accelerate_configs|benchmarks|rookworld_trl|tests|docs)/[\w./*-]*\w/?", text)
         missing += [(page.name, name) for name in set(named) if not any(ROOT.glob(name.rstrip("/")))]
-    assert not missing
-
-
-def test_code_is_of_a_kind_that_is_tested():
-    other = {page.name: languages(page.read_text()) - {"bash", "python", "yaml", "text"} for page in PAGES}
-    assert not any(other.values()), other
+    assert (astray, missing) == ([], [])
 
 
 # Shell commands
@@ -190,16 +173,16 @@ def run_or_parse(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
         checks[program]()
 
 
-@pages
-def test_shell_commands_are_what_the_programs_take(page, monkeypatch, tmp_path):
+def test_shell_commands_are_what_the_programs_take(monkeypatch):
+    """Those of the other pages beside what `test_commands.py` runs or parses, which are README's and those of docs/."""
     monkeypatch.chdir(ROOT)
-    inline = re.findall(r"`((?:make|pip|python|rookworld-uci) [^`]+)`", prose(page.read_text()))
-    typed = [words for code in [*blocks(page.read_text(), "bash"), *inline] for words in commands(code)]
-    for words in typed:
-        try:
-            run_or_parse(words, monkeypatch)
-        except (SystemExit, KeyError, ValueError, AssertionError) as error:
-            raise AssertionError(f"{' '.join(words)}: {error!r}") from error
+    for page in set(PAGES) - {README, *DOCS}:
+        inline = re.findall(r"`((?:make|pip|python|rookworld-uci) [^`]+)`", prose(page.read_text()))
+        for words in (words for code in [*blocks(page.read_text(), "bash"), *inline] for words in commands(code)):
+            try:
+                run_or_parse(words, monkeypatch)
+            except (SystemExit, KeyError, ValueError, AssertionError) as error:
+                raise AssertionError(f"{page.name}: {' '.join(words)}: {error!r}") from error
 
 
 def test_options_in_the_text_exist(capsys):
@@ -222,17 +205,11 @@ def test_options_in_the_text_exist(capsys):
 # Code
 
 
-def with_code(language: str, but: tuple[Path, ...] = ()) -> pytest.MarkDecorator:
-    chosen = [page for page in PAGES if blocks(page.read_text(), language) and page not in but]
-    return pytest.mark.parametrize("page", chosen, ids=lambda page: page.stem)
-
-
-@with_code("yaml")
-def test_recipe_fragments_parse(page, tmp_path):
+def test_recipe_fragments_parse(tmp_path):
     """As if they stood in `recipes/MODEL/TASK/`, where `extends` reaches the presets."""
     (tmp_path / "recipes" / "mine" / "grpo").mkdir(parents=True)
     (tmp_path / "recipes" / "presets").symlink_to(ROOT / "recipes" / "presets")
-    for number, code in enumerate(blocks(page.read_text(), "yaml")):
+    for number, code in enumerate(code for page in PAGES for code in blocks(page.read_text(), "yaml")):
         path = tmp_path / "recipes" / "mine" / "grpo" / f"{number}.yaml"
         path.write_text(code)
         parse(GRPO_TYPES, ["--config", str(path), "--use_cpu", "true"])
@@ -273,7 +250,7 @@ def run(page: Path, **given: Any) -> dict[str, Any]:
     return names
 
 
-@with_code("python", but=(README,))
+@pytest.mark.parametrize("page", [p for p in PAGES if blocks(p.read_text(), "python") and p != README], ids=str)
 def test_python_runs(page, workplace, tiny_model, tiny_tokenizer):
     run(page, model=tiny_model, tokenizer=tiny_tokenizer, options={"max_steps": 2, "max_completion_length": 6})
 
@@ -297,15 +274,17 @@ def test_the_trainer_takes_a_users_own_task(kind, workplace, tiny_tokenizer):
 # Tables
 
 
-@pytest.mark.parametrize("page", GENERATED, ids=lambda page: page.stem)
-def test_generated_tables_are_those_of_the_classes_and_of_the_measurements(page):
-    text = page.read_text()
-    assert text == GENERATED[page](text), "`make docs` writes the tables"
-
-
-def test_a_field_that_no_table_takes_is_named():
+def test_generated_tables_are_those_of_the_classes_and_of_the_measurements():
+    for page, rewrite in GENERATED.items():
+        text = page.read_text()
+        assert text == rewrite(text), f"{page.name}: `make docs` writes the tables"
     with pytest.raises(ValueError, match=r"no table takes .*RunConfig\.model"):
         with_fields("<!-- fields of RunConfig: dataset* -->\n<!-- end -->")
+    with pytest.raises(ValueError, match=r"blocks of tables \['a'\], functions for \['b'\]"):
+        with_tables("<!-- table: a -->\n<!-- end -->", {"b": str})
+    assert with_tables("<!-- table: a -->\nold\n<!-- end -->", {"a": lambda: "new"}) == (
+        "<!-- table: a -->\n\nnew\n\n<!-- end -->"
+    )
 
 
 def test_the_exit_codes_are_those_of_the_programs():
@@ -384,14 +363,6 @@ def test_intervals_in_the_text_are_those_of_the_results():
             written.add((page.stem, " ".join(match[0].split())))
     assert len(written) > 60
     assert {each for each in written if each[1] not in known} == set(OF_NO_FILE)
-
-
-def test_a_block_without_a_function_is_named():
-    with pytest.raises(ValueError, match=r"blocks of tables \['a'\], functions for \['b'\]"):
-        with_tables("<!-- table: a -->\n<!-- end -->", {"b": str})
-    assert with_tables("<!-- table: a -->\nold\n<!-- end -->", {"a": lambda: "new"}) == (
-        "<!-- table: a -->\n\nnew\n\n<!-- end -->"
-    )
 
 
 def test_numbers_of_tables_by_hand():

@@ -89,7 +89,7 @@ def test_a_part_begins_with_the_file_and_is_exported_again(
         settings = {**SMALL, "max_steps": "2", "save_steps": "1", "per_device_train_batch_size": "2", "bf16": "false"}
         small = [word for key, value in settings.items() for word in (f"--{key}", value)]
         reached.append(words)
-        return type("Done", (), {"returncode": sft.run_recipe([*words[2:], *small])})
+        return type("Done", (), {"returncode": sft.program([*words[2:], *small])})
 
     monkeypatch.setattr(nano3.subprocess, "run", run)
     part = tmp_path / "part"

@@ -52,10 +52,10 @@ def run(shards: Path, tmp_path: Path) -> Runs:
         settings |= {"report_to": "none", "disable_tqdm": "true", "dataloader_pin_memory": "false"}
         words = [word for key, value in (settings | changes).items() for word in (f"--{key}", str(value))]
         if code in (DONE, PREEMPTED):
-            assert sft.run_recipe(words) == code
+            assert sft.program(words) == code
             return
         with pytest.raises(SystemExit) as ended:
-            sft.run_recipe(words)
+            sft.program(words)
         assert ended.value.code == code
 
     return start
@@ -116,19 +116,26 @@ OTHERS: list[tuple[dict[str, Any], str]] = [
 ]
 
 
-def test_a_finished_run_is_left_alone(
-    run: Runs, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_a_run_of_other_settings_goes_on_with_none_and_a_finished_one_is_left_alone(
+    run: Runs, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever it was that decided what it learned."""
     run(max_steps=1)
-    monkeypatch.setattr(sft, "build", None)
-    run(max_steps=1)
-    capsys.readouterr()
+    with monkeypatch.context() as patch:
+        patch.setattr(sft, "build", None)
+        run(max_steps=1)
+        capsys.readouterr()
+        for changes, named in OTHERS:
+            run(BAD_INPUT, max_steps=1, **changes)
+            error = capsys.readouterr().err
+            assert "holds a finished run with other settings" in error
+            assert named in error
+    (tmp_path / "run" / "finished.json").unlink()  # as of a run that was interrupted
+    weights = (tmp_path / "run" / "checkpoint-1" / "model.safetensors").read_bytes()
     for changes, named in OTHERS:
-        run(BAD_INPUT, max_steps=1, **changes)
-        error = capsys.readouterr().err
-        assert "holds a finished run with other settings" in error
-        assert named in error
+        run(BAD_INPUT, max_steps=2, **changes)
+        assert named in capsys.readouterr().err
+        assert (tmp_path / "run" / "checkpoint-1" / "model.safetensors").read_bytes() == weights
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "tokenizer.json"])
@@ -138,31 +145,6 @@ def test_a_finished_run_without_its_model_is_not_finished(run: Runs, tmp_path: P
     (tmp_path / "run" / file).write_bytes(whole[:-1])
     run(max_steps=1)
     assert (tmp_path / "run" / file).read_bytes() == whole
-
-
-def test_a_damaged_checkpoint_is_set_aside(run: Runs, tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    run(max_steps=2)
-    weights = folder / "checkpoint-2" / "model.safetensors"
-    data = bytearray(weights.read_bytes())
-    data[-5] ^= 1
-    weights.write_bytes(data)
-    run(max_steps=3)
-    assert "SHA-256" in (folder / "quarantined-checkpoint-2" / "reason.txt").read_text()
-    state = json.loads((folder / "checkpoint-3" / "trainer_state.json").read_text())
-    assert state["global_step"] == 3
-
-
-def test_another_run_does_not_go_on_with_this_one(
-    run: Runs, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    run(max_steps=1)
-    (tmp_path / "run" / "finished.json").unlink()  # as of a run that was interrupted
-    weights = (tmp_path / "run" / "checkpoint-1" / "model.safetensors").read_bytes()
-    for changes, named in OTHERS:
-        run(BAD_INPUT, max_steps=2, **changes)
-        assert named in capsys.readouterr().err
-        assert (tmp_path / "run" / "checkpoint-1" / "model.safetensors").read_bytes() == weights
 
 
 def test_a_gradient_that_is_not_finite_is_never_applied(

@@ -9,6 +9,7 @@ come from the configuration classes. A table of fields stands between `<!-- fiel
 names them and no earlier table of the class does; `@changed` names those of a class above.
 """
 
+import functools
 import re
 import shlex
 import subprocess
@@ -106,12 +107,18 @@ def without_quiet(words: list[str]) -> list[str]:
     return [word for word in words if word != "--quiet"]
 
 
+@functools.cache
+def dry_run(*words: str) -> str:
+    """What a target would type."""
+    command = ["make", "-n", *words[1:]]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+
 def started_by_make(words: list[str]) -> list[list[str]]:
     """The package's programs that a target starts, as `make -n` shows them."""
     if words[0] != "make" or words[1:] in ([], ["help"]):
         return []
-    done = subprocess.run(["make", "-n", *words[1:]], cwd=ROOT, capture_output=True, text=True, check=True)
-    lines = [each for each in commands(done.stdout) if any(word.startswith("recipes/") for word in each)]
+    lines = [each for each in commands(dry_run(*words)) if any(word.startswith("recipes/") for word in each)]
     return [[Path(each[0]).name, *each[1:]] for each in lines]
 
 

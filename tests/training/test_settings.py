@@ -422,5 +422,5 @@ def test_supervised_training_is_quiet_if_asked_for(
     settings = {"positions": tmp_path, "output_dir": tmp_path / "run", "use_cpu": "true", "bf16": "false"}
     settings |= {"per_device_train_batch_size": 1, "report_to": "none", "n_layer": 1, "n_embd": 16, "n_head": 2}
     settings |= {"max_steps": 1, "quiet": str(quiet).lower(), "save_strategy": "no", "logging_steps": 1}
-    assert sft.run_recipe([f"--{name}={value}" for name, value in settings.items()]) == 0
+    assert sft.program([f"--{name}={value}" for name, value in settings.items()]) == 0
     assert ("step 1/1  loss" in capsys.readouterr().out) != quiet
