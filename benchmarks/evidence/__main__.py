@@ -40,7 +40,6 @@ from rookworld_trl.modeling.loading import load
 MODELS = ROOT / "runs" / "evidence"
 BASE, FREE = "base", "argmax_evals"  # no training; and, of the base's answers, the candidate with the best eval as B
 TEMPERATURE = 0.7
-FAR = 1.5  # a run with so many times as many samples, or so many times fewer, is in no table at equal samples
 MATERIAL = "most material"  # the trivial player who is better than the base
 COMPARED = ("best_legal", "skill", "exact")  # the three headlines: what a win is counted on
 
@@ -164,17 +163,12 @@ def table(arguments: argparse.Namespace) -> None:
         arm = found.facts["arm"]
         if not arm.startswith("sampled_"):  # parts of `sampled` left out one by one, which had a table of their own
             by_budget.setdefault(arm, {}).setdefault(found.facts["minutes"], []).append(found)
-    minutes, samples = arguments.minutes[0], arguments.samples
-    if samples is None:
-        runs = {arm: of[m] for arm, of in by_budget.items() for m in (0.0, minutes) if m in of}
-        wanted = f"of {minutes:g} minutes"
-    else:
-        runs = {arm: found for arm, of in by_budget.items() if (found := nearest(list(of.values()), samples))}
-        wanted = f"of about {samples} samples"
+    minutes = arguments.minutes[0]
+    runs = {arm: of[m] for arm, of in by_budget.items() for m in (0.0, minutes) if m in of}
     if BASE not in runs or len(runs.keys() - {BASE, FREE}) < 1:
         of_start = "" if start is None else f" of {start}"
         where = store.path_of(arguments.split)
-        raise SystemExit(f"{where} holds no runs{of_start} {wanted} to compare; `run` makes them")
+        raise SystemExit(f"{where} holds no runs{of_start} of {minutes:g} minutes to compare; `run` makes them")
     arms = [BASE, *sorted(set(runs) - {BASE})]
     first = runs[BASE][0]
     for arm in arms:
@@ -217,23 +211,9 @@ def table(arguments: argparse.Namespace) -> None:
     for name, fact in (("minutes", "minutes"), ("updates", "steps"), ("samples", "samples")):
         report[name] = {arm: [each.facts[fact] for each in runs[arm]] for arm in arms}
     report |= {"values": values, "pairs": pairs, "losses": losses}
-    of = f"{minutes:g}min" if samples is None else f"{samples}samples"
+    of = f"{minutes:g}min"
     write_report(store.FOLDER / f"{'-'.join(filter(None, (start, arguments.split, of)))}.json", report)
     print(as_markdown(report))
-
-
-def nearest(budgets: list[list[store.Result]], samples: int) -> list[store.Result] | None:
-    """An arm's runs of the budget whose samples are nearest to so many, by ratio, or None if that is beyond FAR.
-
-    What has no samples, as the base, is near to any number.
-    """
-
-    def distance(runs: list[store.Result]) -> float:
-        mean = float(np.mean([run.facts["samples"] for run in runs]))
-        return abs(np.log(mean / samples)) if mean else 0.0
-
-    best = min(budgets, key=distance)
-    return best if distance(best) <= np.log(FAR) else None
 
 
 def interval(drawn: Array, games: int) -> dict[str, float | None]:
@@ -303,7 +283,6 @@ def main() -> None:
     parser.add_argument("--start", help="folder of the checkpoint that every arm starts from; default: the size's")
     parser.add_argument("--start-name", help="of results from another start than the default; else its folder's name")
     parser.add_argument("--updates", type=int, help="end after so many, whatever the time; on another machine")
-    parser.add_argument("--samples", type=int, help="of a table: each arm where it took about so many")
     parser.add_argument("--policy-items", type=int)
     parser.add_argument("--environment-items", type=int)
     arguments = parser.parse_args()

@@ -1,6 +1,5 @@
 """What is compared: each arm starts from the same checkpoint and gets the same time."""
 
-import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -68,9 +67,9 @@ def read_recipe(recipe: str, size: Size, keys: Mapping[str, Any]) -> tuple[grpo.
 
 
 def of_recipe(
-    recipe: str, changed: Mapping[str, Any], shuffled: bool, size: Size, folder: Path, budget: Budget, seed: int
+    recipe: str, changed: Mapping[str, Any], size: Size, folder: Path, budget: Budget, seed: int
 ) -> PreTrainedModel:
-    """Ours: a shipped recipe of GRPO, some keys changed; with `shuffled`, every reward goes to the wrong completion."""
+    """Ours: a shipped recipe of GRPO, some keys changed."""
     keys = {
         "model": size.folder,
         "output_dir": folder,
@@ -85,8 +84,6 @@ def of_recipe(
     run, args = read_recipe(recipe, size, keys)
     set_seed(seed)
     trainer, _ = grpo.build(run, args)
-    if shuffled:
-        trainer.reward_funcs = [partial(shuffled_reward, reward) for reward in trainer.reward_funcs]
     trainer.add_callback(BudgetCallback(budget, args.generation_batch_size))
     try:
         trainer.train()
@@ -95,15 +92,6 @@ def of_recipe(
     if trainer.preemption.signal:  # it has stopped in good order, which is no result
         raise SystemExit(f"{folder.name}: stopped by a signal, nothing of this run is kept; run it again")
     return trainer.model
-
-
-def shuffled_reward(reward: Callable[..., list[float | None]], **columns: Any) -> list[float | None]:
-    """The same rewards, given to other completions of the batch: nothing is to be learned from them."""
-    values = reward(**columns)
-    given = [value for value in values if value is not None]
-    random.shuffle(given)
-    rest = iter(given)
-    return [None if value is None else next(rest) for value in values]
 
 
 def stock_trainer(size: Size, folder: Path, seed: int, batches: int, **changed: Any) -> GRPOTrainer:
@@ -151,8 +139,8 @@ def of_loop(loop: Callable[..., None], size: Size, folder: Path, budget: Budget,
     return model
 
 
-def ours(recipe: str, about: str, shuffled: bool = False, **changed: Any) -> Arm:
-    return Arm(partial(of_recipe, recipe, MappingProxyType(changed), shuffled), about)
+def ours(recipe: str, about: str, **changed: Any) -> Arm:
+    return Arm(partial(of_recipe, recipe, MappingProxyType(changed)), about)
 
 
 ARMS: dict[str, Arm] = {
@@ -169,14 +157,5 @@ ARMS: dict[str, Arm] = {
         partial(of_loop, partial(rivals.raft, rows=64, samples=16, temperature=0.7)),
         "best of 16 samples, learned from (RAFT)",
     ),
-    "sampled_graduated": ours(SAMPLED, "ours, sampled, graduated rewards", reward="graduated"),
-    "sampled_batch_scale": ours(SAMPLED, "ours, sampled, advantages scaled by batch", scale_rewards="batch"),
-    "sampled_no_checks": ours(SAMPLED, "ours, sampled, checks as rare as they are", policy_strata="null"),
-    "sampled_shuffled": ours(SAMPLED, "ours, sampled, rewards given to the wrong completions", shuffled=True),
     "selfplay": ours(SELFPLAY, "ours, sampled, prompts from the policy's own games", engine_cache=""),
-    "sampled_mining": ours(
-        SAMPLED, "ours, sampled, other prompts where a group's rewards agree", mining=True, mining_ordinary=0.2
-    ),
-    "sampled_adaptive_kl": ours(SAMPLED, "ours, sampled, adaptive KL", kl_control="multiplicative"),
-    "sampled_no_kl": ours(SAMPLED, "ours, sampled, no KL penalty", beta=0.0),
 }

@@ -2,7 +2,6 @@
 
 import argparse
 import itertools
-import json
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,7 +15,7 @@ from benchmarks.common import shipped
 from benchmarks.evidence import __main__ as evidence
 from benchmarks.evidence import arms, rivals, store
 from benchmarks.evidence import budget as budgets
-from benchmarks.evidence.arms import ARMS, shuffled_reward
+from benchmarks.evidence.arms import ARMS
 from benchmarks.evidence.budget import Budget
 from benchmarks.evidence.sizes import NANO, SIZES
 from benchmarks.evidence.statistics import draws, holm, p_value
@@ -29,7 +28,7 @@ from rookworld_trl.modeling.loading import NANO_FOLDER, load
 def asked(**settings: Any) -> argparse.Namespace:
     """Arguments of the program, those of its defaults that a test does not name."""
     known: dict[str, Any] = {"what": "table", "arms": [], "minutes": [1.0], "seeds": [3], "split": "dev"}
-    known |= {"size": "nano", "device": None, "start": None, "start_name": None, "updates": None, "samples": None}
+    known |= {"size": "nano", "device": None, "start": None, "start_name": None, "updates": None}
     return argparse.Namespace(**known | {"policy_items": 12, "environment_items": 6} | settings)
 
 
@@ -177,15 +176,6 @@ def test_batches_do_not_end(monkeypatch: pytest.MonkeyPatch) -> None:
     assert first == again != second
 
 
-def test_shuffled_rewards_are_the_same_rewards() -> None:
-    def reward(**columns: Any) -> list[float | None]:
-        return [0.1, None, 0.2, 0.3]
-
-    values = shuffled_reward(reward)
-    assert values[1] is None
-    assert sorted(v for v in values if v is not None) == [0.1, 0.2, 0.3]
-
-
 def test_best_eval_takes_the_place_of_b() -> None:
     row = next(row for row in load_shipped("dev") if row["task"] == "policy" and len(row["legal_moves"]) > 5)
     a, b = row["legal_moves"][:2]
@@ -275,26 +265,6 @@ def test_a_table_shows_what_got_worse_and_what_counts_as_a_win(
     assert ends == [f"{material(100):.3f} |", f"{material(160):.3f} |"]
     assert ends[0] != ends[1]
     assert lines[6] == f"| (most material) | | 1.000 | {material(100):.3f} | |"
-
-
-def test_a_table_at_equal_samples_takes_each_arm_where_it_is_nearest(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Of three budgets of one arm the one nearest to 7,000 samples; an arm that has only 4,000 or 12,000 has none."""
-    monkeypatch.setattr(store, "FOLDER", tmp_path)
-    made_up({"base": (0.5, 0.5), "gold": (0.8, 0.5), "stock": (0.9, 0.5)}, 3.0, 8000)
-    made_up({"gold": (0.7, 0.5), "raft": (0.6, 0.5)}, 1.0, 6000)
-    made_up({"gold": (0.9, 0.5), "soft": (0.6, 0.5)}, 6.0, 12000)
-    made_up({"stock": (0.9, 0.5)}, 0.5, 4000)
-    monkeypatch.setattr(evidence, "COMPARED", ("best_legal", "skill"))
-    evidence.table(asked(samples=7000))
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split("|")[1].strip() for line in lines[2:6]] == ["base", "gold", "raft", "stock"]
-    assert lines[3].startswith("| gold | 1 | **0.800** [")  # a ratio: 8,000 is nearer than 6,000
-    report = json.loads((tmp_path / "dev-7000samples.json").read_text())
-    assert report["samples"] == {"base": [0], "gold": [8000], "raft": [6000], "stock": [8000]}
-    with pytest.raises(SystemExit, match="of about 100 samples to compare"):
-        evidence.table(asked(samples=100))
 
 
 def test_every_arm_says_what_it_is() -> None:
