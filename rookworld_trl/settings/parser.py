@@ -26,26 +26,13 @@ EXIT_BAD_INPUT = 2
 ENVIRONMENT = "ROOKWORLD_"
 EXTENDS = "extends"
 # What other trainers call a key: for the hint of an error, where the nearest spelling would mislead.
-SYNONYMS = {
-    "lr": "learning_rate",
-    "steps": "max_steps",
-    "num_steps": "max_steps",
-    "epochs": "num_train_epochs",
-    "batch_size": "per_device_train_batch_size",
-    "grad_accum": "gradient_accumulation_steps",
-    "group_size": "num_generations",
-    "num_samples": "num_generations",
-    "max_new_tokens": "max_completion_length",
-    "clip": "epsilon",
-    "clip_range": "epsilon",
-    "clip_eps": "epsilon",
-    "kl_coef": "beta",
-    "target_kl": "kl_target",
-    "adaptive_kl": "kl_control",
-    "baseline_type": "advantage_baseline",
-    "grad_clip": "max_grad_norm",
-    "dtype": "bf16",
-}
+_SYNONYMS = (
+    "lr=learning_rate steps/num_steps=max_steps epochs=num_train_epochs batch_size=per_device_train_batch_size "
+    "grad_accum=gradient_accumulation_steps group_size/num_samples=num_generations "
+    "max_new_tokens=max_completion_length clip/clip_range/clip_eps=epsilon kl_coef=beta target_kl=kl_target "
+    "adaptive_kl=kl_control baseline_type=advantage_baseline grad_clip=max_grad_norm dtype=bf16"
+)
+SYNONYMS = {word: key for words, key in (pair.split("=") for pair in _SYNONYMS.split()) for word in words.split("/")}
 KINDS = {"int": "a whole number", "float": "a number", "string_to_bool": "true or false", "dict": "a mapping"}
 
 # An option that takes a token, and what follows it; a token of the Hub, wherever it stands.
