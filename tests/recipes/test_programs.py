@@ -113,18 +113,16 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "train.jsonl").write_text(f'{{"prompt": "P: {fen} 3 9"}}\n')
 
 
-@pytest.mark.parametrize("case", BAD)
-def test_bad_input(case: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    program, arguments, message = BAD[case]
-
+def test_bad_input(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     def nothing(*_: Any, **__: Any) -> None:
         raise AssertionError("it was measured first")
 
     monkeypatch.setattr(evaluate, "evaluate", nothing)
     monkeypatch.setattr(evaluate, "run_selfplay", nothing)
-    with pytest.raises(SystemExit) as exit_:
-        program(shlex.split(arguments))
-    assert exit_.value.code == 2
-    error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert "error: " in error
-    assert re.search(message, error), error
+    for case, (program, arguments, message) in BAD.items():
+        with pytest.raises(SystemExit) as exit_:
+            program(shlex.split(arguments))
+        assert exit_.value.code == 2, case
+        error = capsys.readouterr().err.strip().splitlines()[-1]
+        assert "error: " in error, case
+        assert re.search(message, error), f"{case}: {error}"
