@@ -365,6 +365,16 @@ def test_intervals_in_the_text_are_those_of_the_results():
     assert {each for each in written if each[1] not in known} == set(OF_NO_FILE)
 
 
+def test_the_page_of_uci_tells_what_was_measured():
+    measured = json.loads((ROOT / "benchmarks" / "results" / "uci_games.json").read_text())
+    played, match = measured["python-chess"], measured["xboard"]
+    assert (played["games"], played["illegal_moves"], played["crashes"], match["faults"]) == (100, 0, 0, [])
+    told = " ".join((ROOT / "docs" / "uci.md").read_text().split())
+    games = f"100 games of at most {played['max_plies']} plies in python-chess, {played['moves']} moves, 0 illegal"
+    assert games in told
+    assert f"{match['games']} games in XBoard, {match['moves']} moves, 0 faults" in told
+
+
 def test_numbers_of_tables_by_hand():
     assert [cells.number(-0.0004), cells.number(-0.25, "+.1f"), cells.number(0.0004, "+.3f")] == [
         "0.000",

@@ -44,7 +44,7 @@ def test_the_commit_of_a_model_of_the_hub_is_kept(hub: Hub, pushing: dict, tiny_
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["end", "every_save", "checkpoint"])
+@pytest.mark.parametrize("strategy", ["end", "checkpoint"])
 def test_the_run_ends_on_the_hub(hub: Hub, pushing: dict, tmp_path: Path, strategy: str) -> None:
     saving = {"save_strategy": "steps", "save_steps": 1, "stable_after_steps": 1, "hub_always_push": True}
     run(pushing | {"hub_strategy": strategy} | saving)

@@ -21,7 +21,6 @@ from rookworld_trl.modeling.loading import load_model
 from rookworld_trl.settings.parser import parse
 from rookworld_trl.training import RookWorldGRPOConfig, RookWorldGRPOTrainer
 from tests.recipes.conftest import positions
-from tests.support.padded import padded_rows
 from tests.support.stockfish import requires_stockfish
 
 ROOT = Path(__file__).parents[2]
@@ -82,23 +81,6 @@ def test_mining_samples_again(run: Run) -> None:
     assert trainer.mining is not None
     assert trainer.mining.miner.ordinary == 0.2
     assert all("mining/resampled" in row for row in rows)
-
-
-@pytest.mark.slow
-def test_the_exact_gradient_follows_the_padded_spelling(run: Run, padded_checkpoint: Path, rows_file: Path) -> None:
-    """The shipped recipe on a small model that writes as RookWorld-LM does; by the launch file: test_users_way.py."""
-    rows = [row for row in rows_file.read_text().splitlines() if '"A: ' in row]
-    names = ("prompt", "target", "legal_moves", "legal_cp")
-    rows += [json.dumps({name: row[name] for name in names}) for row in padded_rows()]
-    rows_file.write_text("\n".join(rows) + "\n")
-    small = {"model": padded_checkpoint, "max_completion_length": 120, "max_steps": 1}
-    trainer, (line,) = run(LARGE / "config_exact.yaml", **small, per_device_train_batch_size=16)
-    assert (trainer.args.objective, trainer.kl.controller.control) == ("exact", "multiplicative")
-    assert line["exact/decided/policy"] > 0.5
-    assert line["exact/decided/environment"] == 1
-    assert abs(line["kl"]) < 1e-6
-    answers = [trainer.processing_class.decode(ids[:-1]) for _, ids in trainer.target_probe.rows]
-    assert any(answer.startswith("  ") and "  E: " in answer for answer in answers)
 
 
 def test_a_curriculum_goes_through_its_stages(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,7 +36,6 @@ SHOWN: dict[str, dict[str, str]] = {
         "model": "test_bad_settings",
         "dataset": "test_bad_settings",
         "max_train_minutes": "test_a_time_limit_stops_early",
-        "mix_env_ratio": "test_every_training_batch_holds_the_ratio",
         "eval_dataset": "test_held_out_rows_are_watched_on_the_way_and_the_best_step_is_the_result",
         "eval_items": "test_held_out_rows_are_watched_on_the_way_and_the_best_step_is_the_result",
         "quiet": "test_json_quiet_and_a_log_file",
@@ -64,7 +63,10 @@ SHOWN: dict[str, dict[str, str]] = {
         "engine_workers": "test_stockfish_values_a_users_prompts_once",
         "engine_cache": "test_stockfish_values_a_users_prompts_once",
     },
-    "chess/test_mixing.py": {"policy_strata": "test_every_batch_holds_exactly_the_share_of_a_stratum"},
+    "chess/test_mixing.py": {
+        "mix_env_ratio": "test_every_batch_holds_exactly_the_ratio_through_the_sampler_of_trl",
+        "policy_strata": "test_every_batch_holds_exactly_the_share_of_a_stratum",
+    },
     "recipes/test_recipes_run.py": {
         "stages": "test_a_curriculum_goes_through_its_stages",
         "self_play": "test_positions_of_its_own_games",
