@@ -161,7 +161,7 @@ def files(folder: Path) -> None:
         games.append(f'[Event "Random"]\n\n{" ".join(moves)} *\n')
     (folder / "games.pgn").write_text("\n".join(games))
     (folder / "openings.tsv").write_text("eco\tname\tpgn\nA00\tGrob\t1. g4\nB00\tKing's pawn\t1. e4\n")
-    sample = (ROOT / "tests" / "evaluation" / "sts_sample.epd").read_text()
+    sample = (ROOT / "tests" / "chess" / "sts_sample.epd").read_text()
     for name in ("STS1-STS15_LAN_v8.epd", "sts_v8.epd"):
         (folder / name).write_text(sample)
     puzzles = "PuzzleId,FEN,Moves,Rating\np1,6k1/5ppp/8/8/8/8/5PPP/RR4K1 b - - 0 1,h7h6 a1a8,1000\n"
