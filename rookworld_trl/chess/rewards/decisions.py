@@ -1,18 +1,15 @@
 """Where a sampled completion decides something whose every alternative has a known reward, for the exact gradient.
 
 `P:` rows. The stored values know every legal move, so each slot of `M:` and `B:` is a decision point on the prefix that
-the policy sampled. With v the value of a move (1 minus the win chance it gives away against the best) and m the mean of
-v over the legal moves, a move's quality is what it gains of what is at stake,
+the policy sampled. What a move earns there is what it adds to the reward (`moves.Stakes`), counted from what an illegal
+move leaves of it:
 
-    q = max(0, (v - m) / (1 - m + 0.02)),
+    slot of M:   the candidate's share of the fine, and its gain, for a legal move that is not listed yet
+    B:           the fine, and its gain, for a legal move of the list; less of the fine for one that is not in it
 
-1 for the best move of a position where much can be lost, 0 for every move that is no better than a random one, small
-where nothing is at stake: values differ there by less than they are known. (With q = v^3 most moves of most positions
-are alike, and safe moves crowd out the best one.) Then
-
-
-    slot of M:   0.6 + 0.4 q  for a legal move that is not listed yet, 0 for everything else
-    B:           0.2 + 0.8 q  for a legal move of the list, 0.2 q for one that is not in it, 0 for everything else
+So their sum over an answer is its reward, but for the evals, a constant of the position, and the squeeze below 0
+(docs/rewards.md). The gradient leaves out what an earlier choice does to later ones: a listed move may be `B:`, and may
+not be listed again.
 
 What cannot be read at all is held off where it was seen to begin: behind a first square whose moves are all listed, or
 that has none, one of the 64 second squares earns 1; behind an eval, what would be a further digit or point earns 0 and
@@ -40,10 +37,9 @@ import chess
 
 from rookworld_trl.chess import policy, task_of
 from rookworld_trl.chess.format import MOVE_PATTERN
+from rookworld_trl.chess.rewards.moves import CANDIDATES_FINE, ILLEGAL_FINE, UNLISTED_FINE, stakes_of
 
-CANDIDATE_WEIGHT, BEST_WEIGHT = 0.5, 2.0
-CANDIDATE_LEGAL, BEST_LEGAL = 0.6, 0.2  # what a legal move earns that gains nothing
-BEST_UNLISTED = 0.2  # share of what it gains that a best move earns which is not in the list
+DECISION_WEIGHT = 2.0  # of a point of the reward
 DETERMINED_WEIGHT = 0.3
 # Of an eval's tokens: its last digits are chance, and at the weight of the others their gradient was most of a step's
 # (rookworld-nano lost a tenth of its legal moves in five steps at a rate of 3e-4).
@@ -51,7 +47,6 @@ EVAL_WEIGHT = 0.05
 ANSWER_WEIGHT, ANSWER_TOKENS_WEIGHT = 1.0, 0.1
 FORMAT_WEIGHT = 0.5
 _LONGEST = 12  # characters of a move or an eval, and then some
-_LEAST_STAKE = 0.02  # win chance
 
 _MOVE = re.compile(f" {MOVE_PATTERN}")
 _SQUARE = re.compile(" [a-h][1-8]")
@@ -114,11 +109,16 @@ class _Walk:
     def ended(self) -> bool:
         return self.at >= len(self._completion)
 
-    def decide(self, rewards: dict[str, float], weight: float) -> None:
-        """One of these moves is taken here."""
-        if not self.ended:
-            actions = [self.ids(f" {move}") for move in rewards]
-            point = {"position": self.at, "actions": actions, "rewards": list(rewards.values()), "weight": weight}
+    def decide(self, earned: dict[str, float]) -> None:
+        """One of these moves is taken here, and adds so much to the reward.
+
+        The largest is written as a weight, the others as shares of it: where decisions are scaled by their deviation,
+        what is at stake in each stays.
+        """
+        if not self.ended and earned:
+            most, actions = max(earned.values()), [self.ids(f" {move}") for move in earned]
+            shares = [each / most for each in earned.values()]
+            point = {"position": self.at, "actions": actions, "rewards": shares, "weight": DECISION_WEIGHT * most}
             self.decisions.append(point)
 
     def stay_in_format(self, at: int, tokens: Iterable[int], allowed: bool) -> None:
@@ -182,18 +182,16 @@ class _Walk:
 
 
 def _walk_policy(walk: _Walk, values: dict[str, int], fen_width: int, end: int) -> None:
-    chances = {move: policy.win_chance(cp) for move, cp in values.items()}
-    best, mean = max(chances.values()), sum(chances.values()) / len(chances)
-    quality = {move: max(0.0, (chance - mean) / (best - mean + _LEAST_STAKE)) for move, chance in chances.items()}
+    stakes = stakes_of(tuple(values.values()))
+    gains, expected = dict(zip(values, stakes.gains, strict=True)), stakes.expected
     if not walk.section("M", fen_width):
         return
     listed: list[str] = []
-    for _ in range(min(policy.MAX_CANDIDATES, len(values))):
-        rewards = {
-            move: CANDIDATE_LEGAL + (1 - CANDIDATE_LEGAL) * each for move, each in quality.items() if move not in listed
-        }
-        walk.decide(rewards, CANDIDATE_WEIGHT)
-        walk.finish_square(rewards)
+    for _ in range(expected):
+        unlisted = {move: gain for move, gain in gains.items() if move not in listed}
+        kept = CANDIDATES_FINE / expected
+        walk.decide({move: kept + stakes.per_gain_of_candidate * gain for move, gain in unlisted.items()})
+        walk.finish_square(unlisted)
         move = walk.take(_MOVE)
         if move is None:
             return
@@ -212,11 +210,8 @@ def _walk_policy(walk: _Walk, values: dict[str, int], fen_width: int, end: int) 
         evals.append(written)
     if not walk.section("B", len("".join(evals)) - 1):
         return
-    walk.finish_square(quality)
-    earned = {
-        move: BEST_LEGAL + (1 - BEST_LEGAL) * each if move in listed else BEST_UNLISTED * each
-        for move, each in quality.items()
-    }
-    walk.decide(earned, BEST_WEIGHT)
+    walk.finish_square(gains)
+    earned = {move: ILLEGAL_FINE + stakes.per_gain_of_best * gain for move, gain in gains.items()}
+    walk.decide({move: each - UNLISTED_FINE * (move not in listed) for move, each in earned.items()})
     if walk.take(_MOVE) is not None:
         walk.determine([*walk.ids(walk.spelling.end), end])

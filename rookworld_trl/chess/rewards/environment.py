@@ -81,19 +81,20 @@ class _Truth(NamedTuple):
     squares: str
     changed: int  # how many squares differ between input and truth; 0 for an illegal move
     arrivals: list[int]  # those of them that hold a man in the truth: where the moved ones arrive
+    origin: int  # the square that the move leaves
 
 
 def score_environment(prompt: str, completion: str, target: str | None = None) -> EnvironmentScore:
     """Score a completion of an `A:` prompt. Never raises on the completion, whatever it holds.
 
-    Levels: unparsable; well-formed, or the input copied; at most 2 squares wrong, a moved man where it belongs, and
-    the right side to move; the placement; the first four FEN fields; the entire string. Where the move is illegal
+    Levels: unparsable; well-formed, or the input copied; at most 2 squares wrong, a moved man where it belongs and gone
+    from where it stood, and the right side to move; the placement; the first four FEN fields; the entire string. Where the move is illegal
     and the board stays as it is, copying is the truth, so the truncated flag must be right first.
 
     Continuous: f(s) (1/2 + 1/2 · rest) with s = 1 - d(prediction, truth) / d(input, truth) and
     f(s) = (e^{3s} - 1) / (e^3 - 1); `rest` is the weighted share of right fields besides the squares. f is
-    negative (above -0.053) for boards worse than a copy; there, and without a moved man where it belongs, the
-    rest earns nothing.
+    negative (above -0.053) for boards worse than a copy; there, and without a moved man where it belongs and gone from
+    where it stood, the rest earns nothing.
 
     Args:
         prompt: `A: <FEN>+<move>+<history>+`.
@@ -119,9 +120,11 @@ def score_environment(prompt: str, completion: str, target: str | None = None) -
     turn, castling, en_passant, halfmove, fullmove = right[1:]
     first_four = wrong == 0 and turn and castling and en_passant
     truncated_true = truth.outcome[2] == "1"
-    # Right squares prove nothing where the input was copied or wiped, nor where an illegal move wasn't judged.
+    # Right squares prove nothing where the input was copied or wiped, where a man stands on both of its squares, nor
+    # where an illegal move wasn't judged.
     if truth.changed:
-        earned = any(board[i] == truth.squares[i] for i in truth.arrivals)
+        arrived = any(board[i] == truth.squares[i] for i in truth.arrivals)
+        earned = arrived and board[truth.origin] == truth.squares[truth.origin]
     else:
         earned = predicted.truncated == truncated_true
 
@@ -181,4 +184,5 @@ def _truth(prompt: str, target: str | None) -> _Truth:
         raise ParseError("fen", prompt, "write eight ranks of eight squares")
     changed = [i for i in range(64) if before[i] != after[i]]
     arrivals = [i for i in changed if after[i] != "."]
-    return _Truth(target, fields, outcome, before, after, len(changed), arrivals)
+    origin = "abcdefgh".index(given.move[0]) + 8 * (8 - int(given.move[1]))
+    return _Truth(target, fields, outcome, before, after, len(changed), arrivals, origin)

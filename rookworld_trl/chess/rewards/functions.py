@@ -9,8 +9,7 @@ from typing import Any, TypeVar
 
 from rookworld_trl.chess import ParseError, TaskName, task_of
 from rookworld_trl.chess.rewards.environment import EnvironmentScore, score_environment
-from rookworld_trl.chess.rewards.moves import skill
-from rookworld_trl.chess.rewards.policy import PolicyScore, score_policy
+from rookworld_trl.chess.rewards.policy import PolicyScore, score_policy, skill
 
 Score = TypeVar("Score", PolicyScore, EnvironmentScore)
 

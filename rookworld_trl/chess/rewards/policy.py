@@ -1,44 +1,39 @@
-"""Score of a `P:` completion against stored engine values: per-field results, a graduated and a continuous reward.
+"""Score of a `P:` completion against stored engine values: per-field results and one reward, continuous or in levels.
 
-No engine and no python-chess run here: legality and the value of every legal move come with the row. Values are
-compared as win chances, in which a lost pawn weighs most where the game is open.
+No engine and no python-chess run here: legality and the value of every legal move come with the row (`moves.Stakes`).
+The reward is a sum of what each part of an answer is worth, each 0 for chance and 1 for the best that can be written:
 
-What each level certifies:
+    B:   what the move gains over a random legal move, beside what the best move gains
+    M:   the same of all candidates together, beside the best list possible
+    E:   half: by how much the evals err less than the best constant; half: the pairs of moves that they order rightly;
+         both beside the best list's spread, so that no other list is easier
 
-0. nothing: the text does not parse.
-1. the format. It pays up to 0.2, so that a weak model has something to climb: a quarter of that for legal, distinct
-   candidates, a quarter for the value of `B:`, as much again in a valid list, a quarter for evals on their way to the
-   margin. A valid list of good moves with uninformative evals stays at 0.15 or below: that leaves room for the luck of
-   guesses, so that a text written without knowledge of the values earns at most 0.2 in the mean over positions.
-2. the rules and the values of the candidates: a valid list whose evals beat the best constant by a margin.
-3. besides, `B:` is one of the five best. 4, 5: it loses at most three points, at most one point, of win chance.
-
-Evals are measured against the constant that errs least on the same moves, which takes the true values to find. So
-constants, and constants with a digit changed, earn nothing, wherever they lie; ramps and noise must meet both the
-level and the differences of this position. Two corrections: a list made wide by blunders, whose values are easy to
-tell apart, is measured by the spread of the best five moves; and where all true evals are equal, which leaves nothing
-to tell apart, the level must be right to two points. These rows are the ones that a fixed text wins: one in twenty.
+less the fines for broken rules. So a player earns most, in the mean, by writing the best moves that it knows, best move
+included, with what it believes of them, however much its values are off; and a part that cannot be told from chance, in
+a position where it makes no difference, hands its share to the others. The levels are cuts of this one number.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rookworld_trl.chess import policy
 from rookworld_trl.chess.format import ParseError
 from rookworld_trl.chess.rewards.levels import LEVELS, UNPARSABLE, VALID
+from rookworld_trl.chess.rewards.moves import (
+    CANDIDATES_FINE,
+    EVALS_FINE,
+    ILLEGAL_FINE,
+    UNLISTED_FINE,
+    Stakes,
+    deviation,
+    differences,
+    random_value,
+    squeezed,
+    stakes_of,
+)
 
-_SMALL_LOSS = 0.03  # three points of win chance
-_TINY_LOSS = 0.01
-
-# Continuous form above level 1, behind evals that beat the constant: B, the move that gets played, rules.
-_BEST_SHARE = 0.7
-_CANDIDATES_SHARE = 0.15
-_EVALS_SHARE = 0.15
-_SHARPNESS = 3  # qualities are win-chance values to this power: 0.5 -> 0.125, 0.9 -> 0.73
-
-_EVALS_MARGIN = 0.2  # share of the best constant's error that evals must save to count as informative
-_FLAT_ERROR = 0.02  # mean error in win chance, a fifth of a pawn, from which evals of equal moves score 0
+CUTS = (0.4, 0.6, 0.8, 0.95)  # of the reward, from which levels 2 to 5 begin
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,17 +43,16 @@ class PolicyScore:
     Attributes:
         parsed: the whole completion follows the format.
         best_legal: `B:` is a legal move.
-        best_value: 1 - best_loss; 0 if `B:` is illegal. The headline metric.
+        best_value: 1 - best_loss; 0 if `B:` is illegal.
         best_loss: win chance of the best legal move minus that of `B:`, in [0, 1]; 1 if `B:` is illegal.
         n_candidates: number of moves in `M:`.
         candidates_legal_distinct: `M:` holds exactly min(5, number of legal moves) moves, all legal, none twice.
         best_in_moves: `B:` is one of `M:`.
         best_in_top5: `B:` is worth as much as the fifth best legal move, or more (any of them, below five).
         top1: `B:` is worth as much as the best legal move.
-        evals_score: 1 - error / error of the best constant, in win chance over the candidates, cut at 0 (for equal
-            candidates and wide lists see above); 0 where the list of moves isn't valid.
-        level: index into `LEVELS`, 0 (unparsable) to 5 (best move).
-        reward: the graduated reward, `LEVELS[level]`; up to that on level 1.
+        evals_score: of the evals, in [0, 1]: 0 for constants, 1 for the truth; 0 where the list isn't right.
+        level: index into `LEVELS`, 0 (unparsable) to 5.
+        reward: the graduated reward, `LEVELS[level]`; on level 1 the continuous one as far as it is below that.
         continuous: the continuous reward, in [-0.3, 1].
     """
 
@@ -80,14 +74,14 @@ class PolicyScore:
 def score_policy(completion: str, legal_moves: Sequence[str], legal_cp: Sequence[int]) -> PolicyScore:
     """Score a completion of a `P:` prompt. Never raises on the completion, whatever it holds.
 
-    Levels: unparsable; well-formed; valid with informative evals; besides, `B:` among the five best; loses at most 3
-    points of win chance; at most 1 point, or is a best move. Valid means: the right number of legal, distinct
-    candidates, one eval each, `B:` among them. Informative means: `evals_score` is at least 0.2. A worst move never
-    counts as one of the five best, which matters where there are five legal moves or fewer.
+    With g(m) what a move gains, m̄ a random legal move's mean, * the best and n the number of candidates, the continuous
+    form is
 
-    With v = 1 for a valid list, b the value of `B:`, l the share of legal, distinct candidates, e the evals' score and
-    g = min(1, e / 0.2), level 1 pays 0.2 s, s = (l + b³ + v b³ + v g) / 4. The continuous form is
-    0.2 s + 0.8 v g (0.7 b³ + 0.15 c³ + 0.15 e), with c the value of the candidates against the best ones.
+        β (g(B) - g(m̄)) / (g* - g(m̄)) + λ (Σ g(M) / n - g(m̄)) / (Σ* g / n - g(m̄)) + ε e + (1 - β - λ - ε) - fines
+
+    with shares β, λ, ε that follow what is at stake (`moves.stakes_of`); below 0 it is squeezed into [-0.25, 0). The
+    graduated form is the level that it reaches: 0.4, 0.6 and 0.8 from there on, 1 from 0.95 on, and below 0.4 itself,
+    0.2 at most.
 
     Args:
         completion: the model's text without special tokens.
@@ -108,104 +102,76 @@ def score_policy(completion: str, legal_moves: Sequence[str], legal_cp: Sequence
         parsed = policy.parse(completion)
     except ParseError:
         return PolicyScore()
-    values = dict(zip(legal_moves, legal_cp, strict=True))
-    ranked = sorted(legal_cp, reverse=True)
-    moves, best_cp = parsed.moves, values.get(parsed.best)
-
-    expected = min(policy.MAX_CANDIDATES, len(legal_moves))
-    good = {move for move in moves if move in values}
+    stakes, number = stakes_of(tuple(legal_cp)), {move: i for i, move in enumerate(legal_moves)}
+    moves, evals, expected = parsed.moves, parsed.evals, stakes.expected
+    good = [number[move] for move in dict.fromkeys(moves) if move in number][:expected]
     complete = len(moves) == len(good) == expected
-    in_moves = parsed.best in moves
-    loss = 1.0 if best_cp is None else policy.win_chance(ranked[0]) - policy.win_chance(best_cp)
-    top1 = best_cp == ranked[0]
-    top5 = best_cp is not None and best_cp >= ranked[expected - 1]
-
-    valid = complete and len(parsed.evals) == expected and in_moves
     evals_score = 0.0
-    if complete and len(parsed.evals) == expected:
-        evals_score = _score_evals(parsed.evals, [values[move] for move in moves], ranked[:expected])
-    unlocked = min(1.0, evals_score / _EVALS_MARGIN) if valid else 0.0
+    if complete and len(evals) == expected:
+        evals_score = _score_evals(evals, [legal_cp[i] for i in good], [stakes.chances[i] for i in good], stakes)
 
-    quality = (1.0 - loss) ** _SHARPNESS
-    legal_share = len(good) / max(expected, len(moves))
-    base = VALID * (legal_share + quality * (1 + valid) + unlocked) / 4
-    if unlocked < 1.0:
-        level = 1
-    elif top1 or loss <= _TINY_LOSS:
-        level = 5
-    elif loss <= _SMALL_LOSS:
-        level = 4
-    else:
-        level = 3 if top5 and best_cp != ranked[-1] else 2
-    continuous = base
-    if unlocked:
-        shortfall = sum(map(policy.win_chance, ranked[:expected])) - sum(
-            policy.win_chance(values[move]) for move in moves
-        )
-        continuous += (
-            (1.0 - VALID)
-            * unlocked
-            * (
-                _BEST_SHARE * quality
-                + _CANDIDATES_SHARE * (1.0 - max(shortfall, 0.0) / expected) ** _SHARPNESS
-                + _EVALS_SHARE * evals_score
-            )
-        )
+    best, listed = number.get(parsed.best), parsed.best in moves
+    fines = CANDIDATES_FINE * min(1.0, (max(expected, len(moves)) - len(good)) / expected)
+    fines += EVALS_FINE * (len(evals) != len(moves))
+    fines += ILLEGAL_FINE if best is None else 0.0 if listed else UNLISTED_FINE
+    gain = 0.0 if best is None else stakes.gains[best]
+    whole = stakes.reward(gain, sum(stakes.gains[i] for i in good), evals_score, fines)
+    continuous = round(squeezed(whole), 9)
+    level = 1 + sum(continuous >= cut for cut in CUTS)
+
+    loss = 1.0 if best is None else max(stakes.chances) - stakes.chances[best]
     return PolicyScore(
         parsed=True,
-        best_legal=best_cp is not None,
+        best_legal=best is not None,
         best_value=1.0 - loss,
         best_loss=loss,
         n_candidates=len(moves),
         candidates_legal_distinct=complete,
-        best_in_moves=in_moves,
-        best_in_top5=top5,
-        top1=top1,
+        best_in_moves=listed,
+        best_in_top5=best is not None and legal_cp[best] >= sorted(legal_cp, reverse=True)[expected - 1],
+        top1=best is not None and legal_cp[best] == max(legal_cp),
         evals_score=evals_score,
         level=level,
-        reward=LEVELS[level] if level > 1 else base,
-        continuous=min(continuous, 1.0),
+        reward=LEVELS[level] if level > 1 else min(continuous, VALID),
+        continuous=continuous,
     )
 
 
-def _score_evals(evals: Sequence[float], true_cp: Sequence[int], best_cp: Sequence[int]) -> float:
-    """Evals' score in [0, 1]. Values as rows write them, as they are, and to a tenth of a pawn are all the truth."""
-    guesses = [policy.win_chance(100.0 * pawns) for pawns in evals]
-    best = 0.0
-    for truth in (_written_chance, policy.win_chance, _rounded_chance):
-        best = max(best, _above_constant(guesses, true_cp, best_cp, truth))
-        if best == 1.0:
-            break
-    return best
+def _score_evals(evals: Sequence[float], true_cp: Sequence[int], chances: Sequence[float], stakes: Stakes) -> float:
+    """Evals' score in [0, 1]: 0 for every constant, whatever the list.
+
+    What the best constant errs in this list, or in the best list if that is less, is all that evals can save; a list of
+    equal moves leaves nothing to save, and a list with blunders no more than the best one.
+    """
+    believed = [_chance(*each) for each in zip(evals, true_cp, chances, strict=True)]
+    error = sum(map(abs, map(float.__sub__, believed, chances))) / len(chances)
+    if stakes.deviation <= 1e-9:
+        return float(error <= 1e-9)
+    saved = max(0.0, min(deviation(chances), stakes.deviation) - error) / stakes.deviation
+    ordered = max(0.0, min(1.0, differences(chances, believed) / stakes.apart))
+    return round((saved + ordered) / 2, 9)
 
 
-def _written_chance(centipawns: int) -> float:
-    return policy.win_chance(100.0 * float(policy.format_eval(centipawns)))
+def _chance(eval: float, true_cp: int, chance: float) -> float:
+    """The win chance that an eval says: the true one if it is the value as the engine has it, to a hundredth or a tenth
+    of a pawn, or as rows write it."""
+    spelled = (true_cp / 100, *(float(policy.format_eval(true_cp, decimals)) for decimals in (2, 1)))
+    return chance if eval in spelled else policy.win_chance(100.0 * eval)
 
 
-def _rounded_chance(centipawns: int) -> float:
-    """Win chance of a value to a tenth of a pawn, from 10 pawns on to a whole one: nobody has to know centipawns."""
-    if abs(centipawns) < 995:
-        return policy.win_chance(100.0 * round(centipawns / 100, 1))
-    mate = abs(centipawns) >= policy.MATE_CP
-    return policy.win_chance(centipawns if mate else 100.0 * max(-30, min(30, round(centipawns / 100))))
+def skill(scores: Sequence[PolicyScore | None], legal_cp: Sequence[Sequence[int]]) -> float | None:
+    """Chance-corrected value of the chosen moves, over the answers whose move is legal.
 
+    (mean value - r) / (1 - r), with r the mean value of a random legal move in the same positions, as Cohen's kappa
+    corrects agreement: a random legal mover has 0, the best moves 1, worse than random is below 0.
 
-def _above_constant(
-    guesses: Sequence[float], true_cp: Sequence[int], best_cp: Sequence[int], chance: Callable[[int], float]
-) -> float:
-    """1 - mean error / mean error of the best constant, cut at 0."""
-    truth = list(map(chance, true_cp))
-    error = sum(map(abs, map(float.__sub__, guesses, truth))) / len(truth)
-    allowed = _deviation(truth)
-    if allowed == 0.0:
-        allowed = _FLAT_ERROR
-    elif allowed > _FLAT_ERROR:  # blunders in the list make it easier only so far
-        allowed = min(allowed, max(_FLAT_ERROR, _deviation(list(map(chance, best_cp)))))
-    return max(0.0, 1.0 - error / allowed)
-
-
-def _deviation(chances: Sequence[float]) -> float:
-    """Mean absolute deviation from the median, which is the constant that errs least."""
-    median = sorted(chances)[len(chances) // 2]
-    return sum(abs(median - chance) for chance in chances) / len(chances)
+    Returns:
+        None where no answer is legal, or where no choice makes a difference.
+    """
+    pairs = [
+        (score.best_value, random_value(values))
+        for score, values in zip(scores, legal_cp, strict=True)
+        if score is not None and score.best_legal
+    ]
+    possible = sum(1.0 - chance for _, chance in pairs)
+    return sum(value - chance for value, chance in pairs) / possible if possible > 0 else None
