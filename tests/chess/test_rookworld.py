@@ -10,8 +10,8 @@ import pytest
 from datasets import Dataset
 
 from rookworld_trl.chess import policy
-from rookworld_trl.chess.rewards.environment import score_environment
-from rookworld_trl.chess.rewards.policy import score_policy
+from rookworld_trl.chess.rewards.environment_score import score_environment
+from rookworld_trl.chess.rewards.policy_score import score_policy
 from rookworld_trl.chess.rookworld import Report, centipawns, convert_rows
 from rookworld_trl.chess.sources import FEATURES, DataOptions, load_prompts
 from rookworld_trl.chess.splits import SPLITS, positions_of, split_dataset, split_of

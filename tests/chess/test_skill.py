@@ -9,7 +9,7 @@ import pytest
 from rookworld_trl.chess.accuracy import Evaluation, score
 from rookworld_trl.chess.rewards import score_policy
 from rookworld_trl.chess.rewards.moves import move_values
-from rookworld_trl.chess.rewards.policy import skill
+from rookworld_trl.chess.rewards.policy_score import skill
 from rookworld_trl.chess.trivial import baseline_scores, most_material
 from rookworld_trl.measuring.comparison import Comparison, compare, compare_groups
 from rookworld_trl.measuring.results import ModelResults, overview

@@ -1,7 +1,7 @@
 """Verifiable rewards of both tasks. Training rewards and evaluation metrics come from the same scorers."""
 
 from rookworld_trl.chess.rewards.decisions import ChessPoints
-from rookworld_trl.chess.rewards.environment import EnvironmentScore, score_environment
+from rookworld_trl.chess.rewards.environment_score import EnvironmentScore, score_environment
 from rookworld_trl.chess.rewards.functions import (
     environment_reward,
     environment_reward_continuous,
@@ -10,7 +10,7 @@ from rookworld_trl.chess.rewards.functions import (
     score_environment_rows,
     score_policy_rows,
 )
-from rookworld_trl.chess.rewards.policy import PolicyScore, score_policy
+from rookworld_trl.chess.rewards.policy_score import PolicyScore, score_policy
 
 __all__ = [
     "COLUMNS",

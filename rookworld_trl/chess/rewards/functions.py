@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from rookworld_trl.chess import ParseError, TaskName, task_of
-from rookworld_trl.chess.rewards.environment import EnvironmentScore, score_environment
-from rookworld_trl.chess.rewards.policy import PolicyScore, score_policy, skill
+from rookworld_trl.chess.rewards.environment_score import EnvironmentScore, score_environment
+from rookworld_trl.chess.rewards.policy_score import PolicyScore, score_policy, skill
 
 Score = TypeVar("Score", PolicyScore, EnvironmentScore)
 

@@ -16,13 +16,13 @@ NOTHING_AT_STAKE = 0.01  # points of win chance between the best and the worst m
 
 # What can be told from chance in a `P:` answer: the move that gets played, the list, the evals; and what is left where
 # none of it can, since nothing is at stake.
-BEST, LIST, EVALS, NOTHING = 0.45, 0.30, 0.20, 0.05
-KNOWN = 0.01  # win chance: values are known to about a point, so what differs by less counts less
+BEST, LIST, EVALS, NOTHING = 0.50, 0.30, 0.18, 0.02
+KNOWN = 0.006  # win chance: values are known to about half a point; what differs by much less hardly counts
 
 # Fines: of rules that are broken. Wherever the moves differ, luck finds some that gain; a rule is kept or it is not.
 CANDIDATES_FINE = 0.3  # for the candidates, in equal shares
 EVALS_FINE = 0.1  # for another number of evals than of moves
-UNLISTED_FINE, ILLEGAL_FINE = 0.2, 0.4  # for a best move outside of the list, for one that is not legal
+UNLISTED_FINE, ILLEGAL_FINE = 0.25, 0.5  # for a best move outside of the list, for one that is not legal
 
 _FLOOR = -UNPARSABLE - 0.05  # how far below 0 an answer may fall that parses
 
@@ -91,7 +91,7 @@ def stakes_of(legal_cp: tuple[int, ...]) -> Stakes:
     of_list = sum(sorted(gains, reverse=True)[:expected]) / expected
     found = deviation(reference)
     told = [
-        weight * _known(stake)
+        weight * _known(stake) if stake > 1e-9 else 0.0
         for weight, stake in ((BEST, of_best - of_random), (LIST, of_list - of_random), (EVALS, found))
     ]
     whole = NOTHING + sum(told)
@@ -101,8 +101,9 @@ def stakes_of(legal_cp: tuple[int, ...]) -> Stakes:
 
 
 def _known(stake: float) -> float:
-    """How much of a term counts by what is at stake in it: half at what the values are known to."""
-    return stake / (stake + KNOWN) if stake > 1e-9 else 0.0
+    """How much of a term counts by what is at stake in it: half where it is what the values are known to, a hundredth at
+    a tenth of that."""
+    return stake**2 / (stake**2 + KNOWN**2)
 
 
 def deviation(chances: Sequence[float]) -> float:

@@ -11,12 +11,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from rookworld_trl.chess.dataset import load_shipped
 from rookworld_trl.chess.policy import format_completion
 from rookworld_trl.chess.rewards import PolicyScore, score_policy
-from tests.support.positions import best_first
 
 Row = dict[str, Any]
 Pick = Callable[[Row, random.Random], list[str]]
@@ -35,11 +35,6 @@ def first_legal(row: Row, rng: random.Random) -> list[str]:
 def random_text(row: Row, rng: random.Random) -> list[str]:
     """Knows how moves are written and how many are asked for, not which are legal."""
     return ["".join(rng.sample(SQUARES, 2)) for _ in range(min(5, len(row["legal_moves"])))]
-
-
-def best_five(row: Row, rng: random.Random) -> list[str]:
-    """Knows the best moves and their order, but no values: not an adversary, but one who must not get far."""
-    return [move for move, _ in best_first(row["legal_moves"], row["legal_cp"])[:5]]
 
 
 @dataclass(frozen=True)
@@ -130,18 +125,56 @@ def rows() -> dict[str, list[Row]]:
 @pytest.mark.parametrize(
     ("pick", "most"),
     [
-        (random_text, 0.05),  # no rules, no values
+        (random_text, 0.0),  # no rules, no values
         (random_legal, 0.2),  # the rules
         (first_legal, 0.2),
-        (best_five, 0.21),  # even the best moves in their order; where nothing is at stake, equal evals are the truth
     ],
 )
 def test_no_text_without_knowledge_of_the_values_pays(
     pick: Pick, most: float, form: str, rows: dict[str, list[Row]]
 ) -> None:
-    """At most 0.2 in the mean over rows, and level 3 or more on at most 7 % of them: where all moves are equal."""
+    """At most 0.2 in the mean over rows."""
     template = searched(rows["train"], pick, form)
-    scores = scores_of(template, rows["dev"], pick, seed=1)
-    found = (mean(scores, form), sum(score.level > 2 for score in scores) / len(scores), template)
-    assert found[0] <= most, found
-    assert found[1] <= 0.07, found
+    found = mean(scores_of(template, rows["dev"], pick, seed=1), form)
+    assert found <= most, (found, template)
+
+
+# Where in the alphabet of the legal moves a candidate is taken, which candidate is `B:`, and evals: what a policy may
+# learn that does not look at the position.
+PLACES, TABLES = 8, [start.evals[0] for start in STARTS]
+
+
+def answer(row: Row, choices: Sequence[int]) -> str:
+    """The answer of a table's choices: five places, one of `B:`, one of the evals."""
+    left = list(row["legal_moves"])
+    moves = [left.pop(place * len(left) // PLACES) for place in choices[: min(5, len(left))]]
+    best = moves[min(choices[5], len(moves) - 1)]
+    return format_completion(moves, [f"{eval:.2f}" for eval in TABLES[choices[6]][: len(moves)]], best)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["reward", "continuous"])
+def test_a_policy_gradient_run_of_a_table_finds_nothing(form: str, rows: dict[str, list[Row]]) -> None:
+    """REINFORCE with the batch's mean as baseline, 150 steps of 200 answers on train rows; its samples on dev rows."""
+    rng = np.random.default_rng(0)
+    logits = [np.zeros(size) for size in (*[PLACES] * 5, 5, len(TABLES))]
+
+    def sampled(batch: Sequence[Row]) -> tuple[list[list[int]], np.ndarray[Any, Any]]:
+        probs = [np.exp(each - each.max()) / np.exp(each - each.max()).sum() for each in logits]
+        choices = [[int(rng.choice(len(p), p=p)) for p in probs] for _ in batch]
+        texts = [answer(row, choice) for row, choice in zip(batch, choices, strict=True)]
+        scores = [
+            score_policy(text, row["legal_moves"], row["legal_cp"]) for text, row in zip(texts, batch, strict=True)
+        ]
+        return choices, np.array([getattr(score, form) for score in scores])
+
+    means = []
+    for _ in range(150):
+        choices, rewards = sampled([rows["train"][i] for i in rng.integers(len(rows["train"]), size=200)])
+        means.append(rewards.mean())
+        for choice, advantage in zip(choices, (rewards - rewards.mean()) / rewards.std(), strict=True):
+            for each, chosen in zip(logits, choice, strict=True):
+                probs = np.exp(each - each.max()) / np.exp(each - each.max()).sum()
+                each += 0.3 * advantage / 200 * ((np.arange(len(each)) == chosen) - probs)
+    assert np.mean(means[:20]) < np.mean(means[-20:]), "it learns what there is to learn"
+    assert sampled(rows["dev"])[1].mean() < 0.2

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import random
 from typing import Any
 
 import chess
@@ -11,11 +12,11 @@ from transformers import AutoTokenizer
 
 from benchmarks.evidence.rivals import padded
 from rookworld_trl.chess.dataset import load_shipped
+from rookworld_trl.chess.rewards import score_policy
 from rookworld_trl.chess.rewards.decisions import (
     ANSWER_TOKENS_WEIGHT,
     ANSWER_WEIGHT,
-    BEST_WEIGHT,
-    CANDIDATE_WEIGHT,
+    DECISION_WEIGHT,
     FORMAT_WEIGHT,
     ChessPoints,
 )
@@ -99,18 +100,29 @@ def test_nothing_of_a_number_follows_an_eval(tokenizer: Any) -> None:
     assert list(found) == [f"{moves} {evals}" for evals in ("10.0", "10.0 0.25", "10.0 0.25 0.00")]
 
 
+def known(weight: float, stake: float) -> float:
+    """A term's weight where so much win chance is at stake in it."""
+    return weight / (1 + (0.006 / stake) ** 2)
+
+
+def added(tokenizer: Any, decision: dict[str, Any]) -> dict[str, float]:
+    """What each move adds to the reward."""
+    most = decision["weight"] / DECISION_WEIGHT
+    return {move: share * most for move, share in rewards(tokenizer, decision).items()}
+
+
 def test_what_each_move_earns(tokenizer: Any) -> None:
-    """Values 0.5, 1, 0, 0.5, mean 0.5: the best gains 0.5 of 0.52, the others nothing."""
+    """Values 0.5, 1, 0, 0.5, mean 0.5: the best gains 0.5, the others nothing, a random one 0.125. All four are listed,
+    so that a list is as good as any other; the median of the chances is 0.5, and they deviate by 0.25 from it."""
     found, ids = find(tokenizer, GOLD)
-    q = 0.5 / 0.52
-    every = {"a7a8n": 0.6, "a7a8q": 0.6 + 0.4 * q, "c1c2": 0.6, "c1d1": 0.6}
+    of_best, of_evals = known(0.5, 0.5 - 0.125), known(0.18, 0.25)
+    gained = of_best / (of_best + of_evals + 0.02) * 0.5 / 0.375
     for slot, listed in enumerate([[], ["a7a8q"], ["a7a8q", "a7a8n"], ["a7a8q", "a7a8n", "c1d1"]]):
-        expected = {move: reward for move, reward in every.items() if move not in listed}
-        assert rewards(tokenizer, found["decisions"][slot]) == pytest.approx(expected)
-        assert found["decisions"][slot]["weight"] == CANDIDATE_WEIGHT
+        expected = {move: 0.3 / 4 for move in ROW["legal_moves"] if move not in listed}
+        assert added(tokenizer, found["decisions"][slot]) == pytest.approx(expected)
     best = found["decisions"][-1]
-    assert rewards(tokenizer, best) == pytest.approx({"a7a8n": 0.2, "a7a8q": 0.2 + 0.8 * q, "c1c2": 0.2, "c1d1": 0.2})
-    assert best["weight"] == BEST_WEIGHT
+    assert added(tokenizer, best) == pytest.approx({"a7a8n": 0.5, "a7a8q": 0.5 + gained, "c1c2": 0.5, "c1d1": 0.5})
+    assert max(best["rewards"]) == 1.0
     assert taken(found) == [*found["decisions"][:4], best]
     assert not found["rest_is_sampled"]
     texts = [tokenizer.decode(each["tokens"]) for each in found["determined"]]
@@ -163,23 +175,97 @@ def test_what_is_determined_is_near_what_the_shipped_model_writes() -> None:
     assert total / count < 6.0
 
 
-def test_a_move_outside_of_the_list_earns_little_at_b(tokenizer: Any) -> None:
+def test_a_move_outside_of_the_list_earns_less_at_b(tokenizer: Any) -> None:
+    """Values 0.5, 1, 0, 0.5, 0.5, 1, mean 7/12: two gain 5/12, a random one 5/36, the best five 1/6 in the mean; their
+    median is 0.5, from which they deviate by 0.2."""
     row = {**ROW, "legal_moves": [*ROW["legal_moves"], "c1b1", "c1d2"], "legal_cp": [*ROW["legal_cp"], 0, 9990]}
     found, _ = find(tokenizer, " M: a7a8q a7a8n c1d1 c1c2 c1b1 E: 1000.0 0.0 0.0 -1000.0 0.0 B: c1d2", row)
-    q = (1 - 3.5 / 6) / (1 - 3.5 / 6 + 0.02)  # values 0.5, 1, 0, 0.5, 0.5, 1
-    assert rewards(tokenizer, found["decisions"][-1]) == pytest.approx(
-        {"a7a8q": 0.2 + 0.8 * q, "a7a8n": 0.2, "c1d1": 0.2, "c1c2": 0.2, "c1b1": 0.2, "c1d2": 0.2 * q}
+    of_best, of_list, of_evals = known(0.5, 5 / 12 - 5 / 36), known(0.3, 1 / 6 - 5 / 36), known(0.18, 0.2)
+    whole = of_best + of_list + of_evals + 0.02
+    gained = of_best / whole * (5 / 12) / (5 / 12 - 5 / 36)
+    assert added(tokenizer, found["decisions"][-1]) == pytest.approx(
+        {"a7a8q": 0.5 + gained, "a7a8n": 0.5, "c1d1": 0.5, "c1c2": 0.5, "c1b1": 0.5, "c1d2": 0.25 + gained}
     )
+    listed = of_list / whole * (5 / 12) / (1 / 6 - 5 / 36) / 5
+    first = dict.fromkeys(row["legal_moves"], 0.06) | {"a7a8q": 0.06 + listed, "c1d2": 0.06 + listed}
+    assert added(tokenizer, found["decisions"][0]) == pytest.approx(first)
 
 
 def test_where_nothing_is_at_stake_moves_are_nearly_alike(tokenizer: Any) -> None:
-    """Four centipawns apart, about 0.4 points of win chance: the best gains 0.0018 of 0.0018 + 0.02."""
-    row = {"prompt": ROW["prompt"], "legal_moves": ["c1c2", "c1d1"], "legal_cp": [2, -2]}
+    """Half a centipawn apart: the best gains 0.0005 of win chance, and all that counts is that it is legal."""
+    row = {"prompt": ROW["prompt"], "legal_moves": ["c1c2", "c1d1"], "legal_cp": [1, 0]}
     found, _ = find(tokenizer, " M: c1c2 c1d1 E: 0.0 0.0 B: c1c2", row)
-    chance = 1 / (1 + math.exp(-0.00368208 * 2)) - 0.5
-    q = chance / (chance + 0.02)
-    assert rewards(tokenizer, found["decisions"][0]) == pytest.approx({"c1c2": 0.6 + 0.4 * q, "c1d1": 0.6})
-    assert q < 0.1
+    best = added(tokenizer, found["decisions"][-1])
+    assert best["c1d1"] == 0.5
+    assert 0.5 < best["c1c2"] < 0.6
+
+
+def test_what_decisions_add_is_the_reward(tokenizer: Any) -> None:
+    """Every answer of a position with three legal moves and an illegal one, and every list of five of one with many,
+    with B: in it and outside: the sum of what is added at each point, the evals and a constant are its reward."""
+    three = {
+        "prompt": "P: 7k/8/8/8/8/8/8/K7 w - - 0 1",
+        "legal_moves": ["a1a2", "a1b1", "a1b2"],
+        "legal_cp": [40, 0, -90],
+    }
+    many = next(row for row in load_shipped("dev") if row["task"] == "policy" and len(row["legal_moves"]) > 20)
+    rng = random.Random(0)
+    answers = [
+        (three, listed, best)
+        for listed in itertools.product([*three["legal_moves"], "h1h2"], repeat=3)
+        for best in [*three["legal_moves"], "h1h2"]
+    ]
+    answers += [
+        (many, rng.choices([*many["legal_moves"][:12], "a1a1"], k=5), rng.choice(many["legal_moves"][:12]))
+        for _ in range(200)
+    ]
+    constants: dict[str, set[float]] = {}
+    for row, listed, best in answers:
+        text = f" M: {' '.join(listed)} E: {' '.join(['-55.5'] * len(listed))} B: {best}"
+        score = score_policy(text, row["legal_moves"], row["legal_cp"])
+        whole = score.continuous if score.continuous >= 0 else score.continuous / (1 + score.continuous / 0.25)
+        points = taken(find(tokenizer, text, row)[0])
+        assert len(points) == len(listed) + 1
+        whole -= sum(added(tokenizer, each).get(move, 0.0) for each, move in zip(points, [*listed, best], strict=True))
+        assert score.evals_score == 0.0
+        constants.setdefault(row["prompt"], set()).add(round(whole, 6))
+    assert [len(found) for found in constants.values()] == [1, 1]
+
+
+def test_the_exact_gradient_is_that_of_the_expected_reward_but_for_what_a_choice_does_to_later_ones() -> None:
+    """Three legal moves and an illegal one, three candidates and `B:`, one distribution a place: enumerated.
+
+    The gradient of the expected reward is the sum of the decisions' gradients and of the effect of each choice on what
+    later ones earn: a listed move cannot be listed again, and may be `B:` without a fine.
+    """
+    moves, cp = ["a1a2", "a1b1", "a1b2"], [40, 0, -90]
+    row = {"prompt": "P: 7k/8/8/8/8/8/8/K7 w - - 0 1", "legal_moves": moves, "legal_cp": cp}
+    tokenizer = build_nano_tokenizer()
+    choices = [*moves, "h1h2"]
+    logits = torch.tensor([[0.3, -0.2, 0.1, -1.0], [0.0, 0.5, 0.2, -0.5], [0.1, 0.0, 0.4, 0.2], [0.7, 0.1, -0.3, -2.0]])
+    logits = logits.double().requires_grad_()
+    log_probs = logits.log_softmax(dim=-1)
+    expected = decided = later = torch.zeros((), dtype=torch.float64)
+    for picked in itertools.product(range(4), repeat=4):
+        listed, best = [choices[i] for i in picked[:3]], choices[picked[3]]
+        text = f" M: {' '.join(listed)} E: -55.5 -55.5 -55.5 B: {best}"
+        points = [added(tokenizer, each) for each in taken(find(tokenizer, text, row)[0])]
+        gained = [point.get(choices[i], 0.0) for point, i in zip(points, picked, strict=True)]
+        logps = [log_probs[place, i] for place, i in enumerate(picked)]
+        prob = torch.stack(logps).sum().exp().detach()
+        continuous = score_policy(text, moves, cp).continuous
+        whole = continuous if continuous >= 0 else continuous / (1 + continuous / 0.25)
+        expected = expected + torch.stack(logps).sum().exp() * whole
+        later = later + prob * sum(logps[i] * sum(gained[i + 1 :]) for i in range(4))
+        for place, point in enumerate(points):
+            # each point's own sum over its actions, on the prefix that was sampled
+            value = sum(log_probs[place, i].exp() * point.get(choices[i], 0.0) for i in range(4))
+            decided = decided + prob * value
+    wanted = torch.autograd.grad(expected, logits, retain_graph=True)[0]
+    exact = torch.autograd.grad(decided, logits, retain_graph=True)[0]
+    left_out = torch.autograd.grad(later, logits)[0]
+    torch.testing.assert_close(wanted, exact + left_out, atol=1e-7, rtol=1e-6)
+    assert torch.nn.functional.cosine_similarity(wanted.flatten(), exact.flatten(), dim=0) > 0.9
 
 
 @pytest.mark.parametrize(

@@ -118,7 +118,7 @@ def test_cheats_score_at_the_bottom(fen: str, move: str) -> None:
         # one and two squares wrong, the move made
         ("rnbqkbnr/pppppppp/8/8/4P3/8/PPPP1PP1/RNBQKBNR b KQkq - 0 1+0.001+0+0", 0.4),
         ("rnbqkbnr/pppppppp/8/8/4P3/8/PPPP2P1/RNBQKBNR b KQkq - 0 1+0.001+0+0", 0.4),
-        ("rnbqkbnr/pppppppp/8/8/4P3/8/PPPPPPPP/RNBQKBNR b KQkq - 0 1+0.001+0+0", 0.4),  # the pawn left standing, too
+        ("rnbqkbnr/pppppppp/8/8/4P3/8/PPPPPPPP/RNBQKBNR b KQkq - 0 1+0.001+0+0", 0.2),  # the pawn left standing, too
         # the pawn taken off, but put down nowhere, or on the wrong square
         ("rnbqkbnr/pppppppp/8/8/8/8/PPPP1PPP/RNBQKBNR b KQkq - 0 1+0.001+0+0", 0.2),
         ("rnbqkbnr/pppppppp/8/8/3P4/8/PPPP1PPP/RNBQKBNR b KQkq - 0 1+0.001+0+0", 0.2),

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from rookworld_trl.chess.policy import PADDED, SINGLE, format_completion, win_chance
+from rookworld_trl.chess.policy import PADDED, SINGLE, format_completion, format_eval, win_chance
 from rookworld_trl.chess.rewards import score_policy
 from tests.support.positions import POLICY_FENS, best_first, spread_values
 
@@ -71,13 +71,6 @@ def test_any_of_several_best_moves_counts() -> None:
         assert (score.reward, score.continuous) == (1.0, 1.0)
 
 
-def test_any_of_several_fifth_best_moves_counts() -> None:
-    values = [400, 50, 30, 20, 10, 10, *VALUES[6:]]
-    score = score_policy(" M: e2e4 d2d4 g1f3 c2c4 g2g3 E: 4.0 0.5 0.3 0.2 0.1 B: g2g3", MOVES, values)
-    assert score.best_in_top5
-    assert score.reward == 0.6
-
-
 def cheats(moves: list[str], values: list[int]) -> dict[str, str]:
     """What earlier rewards paid for, and more of the kind, for a position with different values."""
     ranked = best_first(moves, values)
@@ -131,75 +124,187 @@ def cheats(moves: list[str], values: list[int]) -> dict[str, str]:
     return found
 
 
+# Cheats that know the best move and write it at `B:`, in a list or with evals that are worth little: not at the bottom,
+# since the move is what gets played, but below every honest list of good moves.
+PLAYS_THE_BEST = {
+    "one move",
+    "one move, n times",
+    "one move, n times, right evals",
+    "one twice",
+    "one eval",
+    "one eval too many",
+    "ten moves",
+    "six moves",
+    "constant evals",
+    "zero evals",
+    "constant evals, spelled differently",
+    "constant evals, a digit changed",
+    "the best's eval, a digit changed",
+}
+
+
 @pytest.mark.parametrize("fen", POLICY_FENS.values(), ids=POLICY_FENS.keys())
-def test_cheats_score_at_the_bottom(fen: str) -> None:
+def test_cheats(fen: str) -> None:
     moves, values = spread_values(fen)
+    right = score_policy(gold_row(moves, values), moves, values)
     for name, completion in cheats(moves, values).items():
         score = score_policy(completion, moves, values)
-        assert score.reward <= 0.2, name
-        assert score.continuous <= 0.2, name
+        if name in PLAYS_THE_BEST:
+            assert score.continuous < right.continuous - 0.05, name
+            assert score.evals_score == 0.0 or "list" not in name
+        elif name in ("best is no candidate", "illegal best"):
+            assert score.continuous <= 0.8, name
+        else:
+            assert score.reward <= 0.2, name
+            assert score.continuous <= 0.2, name
 
 
-@pytest.mark.parametrize("fen", [fen for name, fen in POLICY_FENS.items() if name != "one_legal"])
-def test_the_worst_legal_moves_with_made_up_evals_stay_low(fen: str) -> None:
-    moves, values = spread_values(fen)
-    ranked = best_first(moves, values)
-    worst = [move for move, _ in ranked[-5:]][::-1]
-    for evals in (["0.5", "0.4", "0.3", "0.2", "0.1"], ["1000.0", "999.0", "998.0", "997.0", "996.0"]):
-        score = score_policy(format_completion(worst, evals[: len(worst)], worst[0]), moves, values)
-        assert score.reward <= 0.4
-        assert score.continuous < 0.75
+# The position of `MOVES` by hand, from win chances 1 / (1 + e^(-0.00368208 cp)): their mean is .39772. The best five
+# deviate by .01192 from their median.
+CHANCES = [1 / (1 + math.exp(-0.00368208 * cp)) for cp in VALUES]
+GAINS = [max(0.0, chance - sum(CHANCES) / 12) for chance in CHANCES]
+AT_STAKE = {"B": GAINS[0] - sum(GAINS) / 12, "M": sum(GAINS[:5]) / 5 - sum(GAINS) / 12}
+AT_STAKE["E"] = sum(abs(chance - CHANCES[2]) for chance in CHANCES[:5]) / 5
+SHARES = {
+    name: weight / (1 + (0.006 / AT_STAKE[name]) ** 2) for name, weight in {"B": 0.5, "M": 0.3, "E": 0.18}.items()
+}
+SHARES = {name: share / (0.02 + sum(SHARES.values())) for name, share in SHARES.items()}
 
 
-def test_the_worst_of_a_wide_position_is_near_the_bottom() -> None:
-    worst = " M: g2g4 h2h4 a2a4 f2f3 h2h3 E: {} B: g2g4"
-    score = score_policy(worst.format("0.5 0.4 0.3 0.2 0.1"), MOVES, VALUES)
-    # Win chance lost: 0.510798; (1 - 0.510798)³ = 0.117076, twice in a valid list; all five are legal.
-    assert score.level == 1
-    assert score.reward == score.continuous == pytest.approx(0.2 * (1 + 2 * 0.117076) / 4, abs=1e-6)
-    score = score_policy(worst.format("-9.0 -3.0 -2.5 -2.0 -1.5"), MOVES, VALUES)
-    assert score.evals_score == 1.0
-    assert score.reward == 0.4
-    assert score.continuous < 0.55
+def expected(best: int | None, listed: list[int], evals: float, fines: float = 0.0) -> float:
+    """The reward of an answer in that position, from the formula in docs/rewards.md, without the squeeze."""
+    of_random = sum(GAINS) / 12
+    of_best = ((0.0 if best is None else GAINS[best]) - of_random) / AT_STAKE["B"]
+    of_list = (sum(GAINS[i] for i in listed) / 5 - of_random) / AT_STAKE["M"]
+    return 1 - sum(SHARES.values()) + SHARES["B"] * of_best + SHARES["M"] * of_list + SHARES["E"] * evals - fines
+
+
+def squeezed(reward: float) -> float:
+    return reward / (1 + abs(reward) / 0.25)
+
+
+def test_the_position_by_hand() -> None:
+    assert GAINS[:8] == pytest.approx([0.14818, 0.14361, 0.12987, 0.12069, 0.11149, 0.06553, 0.01126, 0], abs=1e-5)
+    assert pytest.approx({"B": 0.08730, "M": 0.06988, "E": 0.01192}, abs=1e-5) == AT_STAKE
+    assert pytest.approx({"B": 0.51888, "M": 0.31051, "E": 0.14976}, abs=1e-5) == SHARES
 
 
 @pytest.mark.parametrize(
-    ("best", "reward"),
+    ("completion", "reward"),
     [
-        ("e2e4", 1.0),  # best
-        ("d2d4", 1.0),  # 5 cp worse: 0.5 points
-        ("g1f3", 0.8),  # 20 cp worse: 1.8 points
-        ("c2c4", 0.8),  # 30 cp: 2.7 points
-        ("b1c3", 0.6),  # 40 cp: 3.7 points, fifth
+        (GOLD, 1.0),
+        # another best move of the list; evals in tenths are right
+        (GOLD.replace("B: e2e4", "B: d2d4"), expected(1, [0, 1, 2, 3, 4], 1.0)),
+        (GOLD.replace("B: e2e4", "B: b1c3"), expected(4, [0, 1, 2, 3, 4], 1.0)),
+        # constants, whatever their level: the moves alone
+        (" M: e2e4 d2d4 g1f3 c2c4 b1c3 E: 0.3 0.3 0.3 0.3 0.3 B: e2e4", None),
+        (" M: e2e4 d2d4 g1f3 c2c4 b1c3 E: 9.0 9.0 9.0 9.0 9.0 B: e2e4", expected(0, [0, 1, 2, 3, 4], 0.0)),
+        # evals in the right order that say nothing else: half
+        (" M: e2e4 d2d4 g1f3 c2c4 b1c3 E: 9.0 8.0 7.0 6.0 5.0 B: e2e4", expected(0, [0, 1, 2, 3, 4], 0.5)),
+        # the best with the four worst, all evals right: the best alone gains, the blunders pay for nothing else
+        (
+            " M: e2e4 g2g4 h2h4 a2a4 f2f3 E: 0.5 -9.0 -3.0 -2.5 -2.0 B: e2e4",
+            expected(0, [0], 1.0),
+        ),
+        # fines: of an unlisted, an illegal best move, of candidates that are missing, repeated, illegal or too many
+        (GOLD.replace("B: e2e4", "B: g2g3"), expected(5, [0, 1, 2, 3, 4], 1.0, 0.25)),
+        (GOLD.replace("B: e2e4", "B: a1a1"), squeezed(expected(None, [0, 1, 2, 3, 4], 1.0, 0.5))),
+        (" M: e2e4 d2d4 g1f3 E: 0.5 0.5 0.3 B: e2e4", expected(0, [0, 1, 2], 0.0, 0.3 * 2 / 5)),
+        (" M: e2e4 e2e4 g1f3 a1a1 b1c3 E: 0.5 0.5 0.3 0.2 0.1 B: e2e4", expected(0, [0, 2, 4], 0.0, 0.3 * 2 / 5)),
+        (
+            " M: e2e4 d2d4 g1f3 c2c4 b1c3 g2g3 E: 0.5 0.5 0.3 0.2 0.1 -0.4 B: e2e4",
+            expected(0, [0, 1, 2, 3, 4], 0.0, 0.3 / 5),
+        ),
+        # evals missing
+        (" M: e2e4 d2d4 g1f3 c2c4 b1c3 E: 0.5 0.5 0.3 B: e2e4", expected(0, [0, 1, 2, 3, 4], 0.0, 0.1)),
     ],
 )
-def test_levels(best: str, reward: float) -> None:
-    completion = f" M: e2e4 d2d4 g1f3 c2c4 b1c3 E: 0.5 0.4 0.3 0.2 0.1 B: {best}"
-    assert score_policy(completion, MOVES, VALUES).reward == reward
-    uninformative = score_policy(completion.replace("0.5 0.4 0.3 0.2 0.1", "0.3 0.3 0.3 0.3 0.2999"), MOVES, VALUES)
-    assert uninformative.level == 1
-    assert uninformative.reward < 0.151
+def test_continuous_form_by_hand(completion: str, reward: float | None) -> None:
+    score = score_policy(completion, MOVES, VALUES)
+    if reward is None:  # 0.3 is right for g1f3, and nothing else: no pair is ordered but those with it
+        assert score.evals_score <= 0.25
+        return
+    assert score.continuous == pytest.approx(reward, abs=1e-6)
+    level = 1 + sum(reward >= cut for cut in (0.4, 0.6, 0.8, 0.95))
+    assert score.level == level
+    assert score.reward == (pytest.approx(min(reward, 0.2)) if level == 1 else (0.4, 0.6, 0.8, 1.0)[level - 2])
 
 
-def test_a_legal_list_with_a_poor_best_move_is_on_the_third_step() -> None:
-    score = score_policy(" M: e2e4 d2d4 g1f3 c2c4 g2g3 E: 0.5 0.4 0.3 0.2 0.1 B: g2g3", MOVES, VALUES)
-    assert not score.best_in_top5
-    assert (score.reward, score.level) == (0.4, 2)
+def test_what_is_below_zero_is_squeezed_above_the_unparsable() -> None:
+    nothing = score_policy(" M: a1a1 E: 0.0 B: a1a1", MOVES, VALUES)
+    whole = expected(None, [], 0.0, 0.3 + 0.5)
+    assert whole < -0.25
+    assert nothing.continuous == pytest.approx(squeezed(whole), abs=1e-6)
+    assert nothing.reward == nothing.continuous > -0.25
 
 
-def test_close_values_count_although_not_in_the_top_five() -> None:
-    values = [50, 49, 48, 47, 46, 45, *VALUES[6:]]
-    score = score_policy(" M: e2e4 d2d4 g1f3 c2c4 g2g3 E: 0.5 0.5 0.5 0.5 0.5 B: g2g3", MOVES, values)
-    assert not score.best_in_top5
-    assert score.reward == 1.0  # 5 cp: half a point
+def test_every_step_from_nothing_to_the_truth_pays() -> None:
+    rising = [
+        "M e2e4",
+        " M: a1a1 E: 0.0 B: a1a1",
+        " M: a1a1 E: 0.0 B: g2g4",
+        " M: a1a1 E: 0.0 B: e2e4",
+        " M: e2e4 E: 0.0 B: e2e4",
+        " M: e2e4 d2d4 g1f3 c2c4 E: 0.5 0.4 0.3 0.2 B: e2e4",
+        " M: e2e4 d2d4 g1f3 c2c4 g2g4 E: 0.0 0.0 0.0 0.0 0.0 B: e2e4",
+        " M: e2e4 d2d4 g1f3 c2c4 b1c3 E: 0.0 0.0 0.0 0.0 0.0 B: e2e4",
+        " M: e2e4 d2d4 g1f3 c2c4 b1c3 E: 0.9 0.8 0.7 0.6 0.5 B: e2e4",
+        " M: e2e4 d2d4 g1f3 c2c4 b1c3 E: 0.6 0.5 0.4 0.3 0.2 B: e2e4",
+        GOLD,
+    ]
+    scores = [score_policy(completion, MOVES, VALUES).continuous for completion in rising]
+    assert all(low < high for low, high in pairwise(scores)), scores
+    assert scores[0] == -0.3
+    assert scores[-1] == 1.0
 
 
-def test_the_worst_of_few_legal_moves_is_not_a_top_five_move() -> None:
-    completion = " M: a1a2 a1b1 a1b2 E: 3.0 0.0 -3.0 B: a1b2"
-    score = score_policy(completion, ["a1a2", "a1b1", "a1b2"], [300, 0, -300])
-    assert score.best_in_top5  # the plain metric
-    assert score.reward == 0.4
-    assert score_policy(completion[:-4] + "a1b1", ["a1a2", "a1b1", "a1b2"], [300, 0, -300]).reward == 0.6
+def test_where_nothing_is_at_stake_any_rightly_written_answer_is_right() -> None:
+    for values in ([0] * 12, [9999] * 12):
+        for best in ("e2e4", "g2g4"):
+            score = score_policy(f" M: g2g4 h2h4 a2a4 f2f3 e2e4 E: 0.3 0.3 0.3 0.3 0.3 B: {best}", MOVES, values)
+            assert score.continuous == 1.0
+        assert score_policy(" M: g2g4 E: 0.3 B: g2g4", MOVES, values).continuous == pytest.approx(1 - 0.3 * 4 / 5)
+
+
+def test_equal_moves_leave_evals_nothing_to_earn() -> None:
+    """Five moves that are alike, in a position where others are better: their one value tells nothing apart."""
+    values = [300, 250, 200, 150, 100, 0, 0, 0, 0, 0, -100, -900]
+    equal = " M: g2g3 a2a3 h2h3 f2f3 a2a4 E: {} B: g2g3"
+    for evals in ("0.0 0.0 0.0 0.0 0.0", "5.0 4.0 3.0 2.0 1.0"):
+        assert score_policy(equal.format(evals), MOVES, values).evals_score == 0.0
+
+
+def test_a_blunder_in_the_list_makes_its_evals_no_easier() -> None:
+    """An error of the size of the best list's spread (.0118) is too much, though the list's own is ten times that."""
+    evals = " M: e2e4 d2d4 g1f3 c2c4 g2g4 E: 0.5 0.5 0.3 0.2 {} B: e2e4"
+    right, wrong = (score_policy(evals.format(each), MOVES, VALUES).evals_score for each in ("-9.0", "-5.0"))
+    assert right == 1.0
+    # -5.0 is 0.136908, -9.0 is 0.035098: a mean error of 0.020362, and all pairs in their order
+    assert wrong == 0.5
+
+
+def test_evals_are_right_as_the_engine_has_them_and_as_rows_write_them() -> None:
+    values = [52, 48, 33, 21, 9, *VALUES[5:]]
+    for evals in ("0.52 0.48 0.33 0.21 0.09", "0.5 0.5 0.3 0.2 0.1"):
+        score = score_policy(f" M: e2e4 d2d4 g1f3 c2c4 b1c3 E: {evals} B: e2e4", MOVES, values)
+        assert (score.continuous, score.reward, score.evals_score) == (1.0, 1.0, 1.0)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.lists(st.integers(-1500, 1500) | st.sampled_from([9995, -9990]), min_size=2, max_size=12),
+    st.floats(-15, 15),
+    st.data(),
+)
+def test_constants_never_earn(values: list[int], constant: float, data: st.DataObject) -> None:
+    """No list and no constant, unless it is the very value of a move, earns more than the moves alone."""
+    moves = MOVES[: len(values)]
+    listed = data.draw(st.permutations(moves))[:5]
+    known = {cp / 100 for cp in values} | {float(format_eval(cp, decimals)) for cp in values for decimals in (1, 2)}
+    assume(round(constant, 3) not in known)
+    assume(max(values) - min(values) > 30)
+    score = score_policy(format_completion(listed, [f"{constant:.3f}"] * len(listed), listed[0]), moves, values)
+    assert score.evals_score == 0.0 or score.continuous == 1.0
 
 
 def test_fields_by_hand() -> None:
@@ -213,100 +318,6 @@ def test_fields_by_hand() -> None:
     assert score.best_value == pytest.approx(0.489202, abs=1e-6)
     assert score.evals_score == 0.0
     assert score.level == 1
-    # three of five candidates, and the value of B to the third power, once only: the list isn't valid
-    assert score.reward == score.continuous == pytest.approx(0.2 * (0.6 + 0.117076) / 4, abs=1e-6)
-
-
-def test_continuous_form_by_hand() -> None:
-    moves, values = ["a1a2", "a1b1"], [9999, 0]
-    right = " M: a1a2 a1b1 E: 1000.0 0.0 B: a1b1"
-    # B loses half the win chance: 0.2 * (1 + 2 / 8 + 1) / 4 + 0.8 * (0.7 / 8 + 0.15 + 0.15)
-    assert score_policy(right, moves, values).continuous == pytest.approx(0.4225)
-    # The best constant errs by 0.25 a move; 0.0 and -0.1 (0.4908 in win chance) by more: 0.2 * (1 + 2) / 4
-    assert score_policy(" M: a1a2 a1b1 E: 0.0 -0.1 B: a1a2", moves, values).continuous == pytest.approx(0.15)
-    # 3.0 is a win chance of 0.751126: a mean error of 0.124437, half of the constant's
-    score = score_policy(" M: a1a2 a1b1 E: 3.0 0.0 B: a1a2", moves, values)
-    assert score.evals_score == pytest.approx(0.502251, abs=1e-6)
-    assert score.continuous == pytest.approx(0.2 + 0.8 * (0.85 + 0.15 * 0.502251), abs=1e-6)
-    assert score.reward == 1.0
-    # 1.0 is 0.591026: 0.204487, e = 0.182052, which is 0.910260 of the margin
-    score = score_policy(" M: a1a2 a1b1 E: 1.0 0.0 B: a1a2", moves, values)
-    base = 0.2 * (1 + 2 + 0.910260) / 4
-    assert score.reward == pytest.approx(base, abs=1e-6)
-    assert score.continuous == pytest.approx(base + 0.8 * 0.910260 * (0.85 + 0.15 * 0.182052), abs=1e-6)
-
-
-def test_better_evals_score_higher() -> None:
-    scores = [
-        score_policy(f" M: e2e4 d2d4 g1f3 c2c4 g2g4 E: {evals} B: e2e4", MOVES, VALUES).continuous
-        for evals in ("0.5 0.4 0.3 0.2 -9.0", "0.5 0.4 0.3 0.2 -8.0", "0.5 0.4 0.3 0.2 -7.0", "-9.0 0.3 0.3 0.2 0.5")
-    ]
-    assert scores == sorted(scores, reverse=True)
-    assert len(set(scores)) == 4
-
-
-def test_a_blunder_in_the_list_makes_its_evals_no_easier() -> None:
-    """The best five deviate by 0.012 from their median, the list by 0.10; evals may err by 0.02 at most in both."""
-    scores = [
-        score_policy(f" M: e2e4 d2d4 g1f3 c2c4 g2g4 E: 0.5 0.5 0.3 0.2 {eval} B: e2e4", MOVES, VALUES).evals_score
-        for eval in ("-9.0", "-5.0")
-    ]
-    # -5.0 is 0.136908, -9.0 is 0.035098: a mean error of 0.020362
-    assert scores == [1.0, 0.0]
-
-
-def test_evals_are_right_as_the_engine_has_them_and_as_rows_write_them() -> None:
-    values = [52, 48, 33, 21, 9, *VALUES[5:]]
-    for evals in ("0.52 0.48 0.33 0.21 0.09", "0.5 0.5 0.3 0.2 0.1"):
-        score = score_policy(f" M: e2e4 d2d4 g1f3 c2c4 b1c3 E: {evals} B: e2e4", MOVES, values)
-        assert score.continuous == pytest.approx(1.0)
-        assert score.reward == 1.0
-
-
-def test_equal_moves_ask_for_the_level() -> None:
-    """One legal move or several of one value: 0.02 in win chance is the least error that scores nothing."""
-    for moves in (["a1a2"], ["a1a2", "a1b1", "a1b2"]):
-        listed = " ".join(moves)
-        for eval, level in (("1.0", 5), ("1.1", 5), ("1.3", 1), ("0.0", 1)):  # 0.591, 0.600, 0.617, 0.5
-            evals = " ".join([eval] * len(moves))
-            score = score_policy(f" M: {listed} E: {evals} B: a1a2", moves, [100] * len(moves))
-            assert score.level == level
-
-
-@settings(max_examples=300, deadline=None)
-@given(
-    st.lists(st.integers(-1500, 1500) | st.sampled_from([9995, -9990]), min_size=2, max_size=5),
-    st.floats(-15, 15),
-    st.lists(st.integers(-9, 9), min_size=5, max_size=5),
-    st.data(),
-)
-def test_constants_with_the_last_digit_changed_earn_nothing(
-    values: list[int], constant: float, digits: list[int], data: st.DataObject
-) -> None:
-    assume(len({float(written(cp)) for cp in values}) > 1)
-    moves = MOVES[: len(values)]
-    centre = data.draw(st.sampled_from([constant, *(cp / 100 for cp in values)]))
-    evals = [f"{max(-1000.0, min(1000.0, centre + digit / 10_000)):.4f}" for digit in digits[: len(values)]]
-    best, _ = best_first(moves, values)[0]
-    score = score_policy(format_completion(moves, evals, best), moves, values)
-    assert score.level == 1
-    assert score.continuous <= 0.2
-
-
-def test_weak_completions_have_something_to_climb() -> None:
-    """Unparsable < illegal best < legal poor best < legal good best < more legal candidates, all at 0.2 or below."""
-    rising = [
-        "M e2e4",
-        " M: a1a1 E: 0.0 B: a1a1",
-        " M: a1a1 E: 0.0 B: g2g4",
-        " M: a1a1 E: 0.0 B: e2e4",
-        " M: e2e4 E: 0.0 B: e2e4",
-        " M: e2e4 d2d4 g1f3 c2c4 E: 0.5 0.4 0.3 0.2 B: e2e4",
-    ]
-    scores = [score_policy(completion, MOVES, VALUES).continuous for completion in rising]
-    assert all(low < high for low, high in pairwise(scores))
-    assert scores[0] == -0.3
-    assert scores[-1] <= 0.2
 
 
 def test_mates_are_certain() -> None:
@@ -371,3 +382,4 @@ def test_the_range_holds_for_any_values(values: list[int], data: st.DataObject) 
     assert -0.3 <= score.reward <= 1.0
     assert -0.3 <= score.continuous <= 1.0
     assert (score.reward > 0.2) == (score.level > 1)
+    assert score.reward <= score.continuous + 0.05

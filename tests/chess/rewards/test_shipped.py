@@ -60,11 +60,6 @@ def test_no_cheat_rises_above_the_bottom(rows: list[dict[str, Any]]) -> None:
             assert score.continuous <= 0.2, (name, row["prompt"])
 
 
-def coarse(value: float) -> float:
-    """A value in pawns to a tenth, from 10 on to a whole one."""
-    return round(value, 1) if abs(value) < 9.95 else float(round(value))
-
-
 def _cheats(row: dict[str, Any]) -> dict[str, str]:
     target = row["target"]
     found = {"empty": "", "echo": row["prompt"], "echo and truth": row["prompt"] + target, "twice": target + target}
@@ -78,16 +73,6 @@ def _cheats(row: dict[str, Any]) -> dict[str, str]:
             found |= {"copied, right flags": f"{fen}+{flags}", "copied squares": f"{fen.split()[0]} {rest}+{flags}"}
         return found
     gold = parse(target)
-    moves, evals = list(gold.moves), [f"{value}" for value in gold.evals]
-    found["no candidate"] = format_completion(moves, evals, "a1a1")
-    if len(moves) > 1:
-        found["one move"] = format_completion(moves[:1], evals[:1], gold.best)
-        found["one move, several times"] = format_completion([gold.best] * len(moves), evals, gold.best)
-    if len({coarse(value) for value in gold.evals}) > 1:  # equal ones, to a tenth of a pawn, are the truth
-        found["constant evals"] = format_completion(moves, [evals[0]] * len(moves), gold.best)
-        found["zero evals"] = format_completion(moves, ["0.0"] * len(moves), gold.best)
-        found["a digit changed"] = format_completion(moves, [*["0.0"] * (len(moves) - 1), "0.0001"], gold.best)
-        found["a digit of the best changed"] = format_completion(
-            moves, [evals[0] if move != gold.best else f"{evals[0]}001" for move in moves], gold.best
-        )
+    if len(gold.moves) > 1:  # a best move that is in no list, or in no game
+        found["nothing legal"] = format_completion(["a1a1"] * len(gold.moves), ["0.0"] * len(gold.moves), "a1a1")
     return found

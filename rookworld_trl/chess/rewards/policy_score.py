@@ -153,10 +153,11 @@ def _score_evals(evals: Sequence[float], true_cp: Sequence[int], chances: Sequen
 
 
 def _chance(eval: float, true_cp: int, chance: float) -> float:
-    """The win chance that an eval says: the true one if it is the value as the engine has it, to a hundredth or a tenth
-    of a pawn, or as rows write it."""
+    """The win chance that an eval says: the true one if it is the value as the engine has it, as rows write it, or to a
+    tenth of a pawn, from ten pawns on to a whole one."""
     spelled = (true_cp / 100, *(float(policy.format_eval(true_cp, decimals)) for decimals in (2, 1)))
-    return chance if eval in spelled else policy.win_chance(100.0 * eval)
+    whole = abs(true_cp) >= 995 and eval == round(true_cp / 100)
+    return chance if whole or eval in spelled else policy.win_chance(100.0 * eval)
 
 
 def skill(scores: Sequence[PolicyScore | None], legal_cp: Sequence[Sequence[int]]) -> float | None:

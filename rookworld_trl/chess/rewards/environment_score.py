@@ -88,8 +88,8 @@ def score_environment(prompt: str, completion: str, target: str | None = None) -
     """Score a completion of an `A:` prompt. Never raises on the completion, whatever it holds.
 
     Levels: unparsable; well-formed, or the input copied; at most 2 squares wrong, a moved man where it belongs and gone
-    from where it stood, and the right side to move; the placement; the first four FEN fields; the entire string. Where the move is illegal
-    and the board stays as it is, copying is the truth, so the truncated flag must be right first.
+    from where it stood, and the right side to move; the placement; the first four FEN fields; the entire string. Where
+    the move is illegal and the board stays as it is, copying is the truth, so the truncated flag must be right first.
 
     Continuous: f(s) (1/2 + 1/2 · rest) with s = 1 - d(prediction, truth) / d(input, truth) and
     f(s) = (e^{3s} - 1) / (e^3 - 1); `rest` is the weighted share of right fields besides the squares. f is
