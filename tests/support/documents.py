@@ -28,7 +28,7 @@ from rookworld_trl.settings.terminal import TerminalOptions
 from rookworld_trl.training import RookWorldGRPOConfig
 from rookworld_trl.training.supervised import SupervisedConfig
 from tests.support.house import map_of_the_house
-from tests.support.tables import evidence, exact_gradient, readme, results, start_or_rl
+from tests.support.tables import evidence, exact_gradient, readme, results, rewards, start_or_rl
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
@@ -195,6 +195,7 @@ MEASURED = {
     ROOT / "docs" / "evidence.md": evidence.TABLES,
     ROOT / "docs" / "exact-gradient.md": exact_gradient.TABLES,
     ROOT / "docs" / "results.md": results.TABLES,
+    ROOT / "docs" / "rewards.md": rewards.TABLES,
     ROOT / "docs" / "start-or-rl.md": start_or_rl.TABLES,
 }
 GENERATED: dict[Path, Callable[[str], str]] = {FIELDS_PAGE: with_fields}
