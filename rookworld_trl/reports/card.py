@@ -37,10 +37,12 @@ guesses. Answers to `A:` prompts are predictions, not a rules engine: check them
 spelling (moves in SAN, FENs without clocks) give arbitrary text."""
 
 REWARDS = {
-    "graduated": "six levels from -0.3 (unparsable) to 1.0 (the best move; the exact answer)",
-    "continuous": "from -0.3 (unparsable) to 1.0, by win chance lost, candidates and evals, or by the FEN's similarity",
+    "graduated": "six levels from -0.3 (unparsable) to 1.0 (the best answer, or nearly; the exact one)",
+    "continuous": (
+        "from -0.3 (unparsable) to 1.0, by what move, candidates and evals gain over chance, or by the FEN's similarity"
+    ),
 }
-DECISIONS = "decision rewards from 0 to 1, of every legal move and of the right answer, summed exactly"
+DECISIONS = "what every legal move adds to `continuous`, and 1 for the right answer, summed exactly"
 
 
 def write_card(run: Path, checkpoint: Path) -> Path:
@@ -52,13 +54,14 @@ def write_card(run: Path, checkpoint: Path) -> Path:
 
 
 def trained_on(summary: Mapping[str, Any]) -> str:
-    """The reward whose expectation a run raised, by its `objective`; `reward` may only have been measured."""
+    """The reward whose expectation a run raised, by its `objective`; another `reward` was only measured."""
     name, objective = summary["reward"], summary.get("objective", "sampled")
     names = (summary.get("identity") or {}).get("rewards", [])
     own = "own functions" + (f" (`{'`, `'.join(names)}`)" if names else "")
     sampled = f"`{name}`, {REWARDS[name]}" if name in REWARDS else own
     if objective == "exact":
-        return f"{DECISIONS}; {f'`{name}`' if name in REWARDS else own} was only measured"
+        measured = "" if name == "continuous" else f"; {f'`{name}`' if name in REWARDS else own} was only measured"
+        return DECISIONS + measured
     if objective == "mixed":
         return f"{DECISIONS}; and {sampled}, of sampled completions that they leave out"
     return f"{sampled}, of sampled completions"

@@ -90,18 +90,23 @@ def test_it_says_what_was_done_and_what_came_of_it(tmp_path: Path) -> None:
     assert "stopped" not in text
 
 
-DECISIONS = "decision rewards from 0 to 1, of every legal move and of the right answer, summed exactly"
-CONTINUOUS = "from -0.3 (unparsable) to 1.0, by win chance lost"
+DECISIONS = "what every legal move adds to `continuous`, and 1 for the right answer, summed exactly"
+CONTINUOUS = "from -0.3 (unparsable) to 1.0, by what move, candidates and evals gain"
 
 
 @pytest.mark.parametrize(
     ("settings", "said", "unsaid"),
     [
-        ({}, ["- rewards: `graduated`, six levels", "of sampled completions"], ["decision", "continuous"]),
-        ({"objective": "sampled", "reward": "continuous"}, [f"`continuous`, {CONTINUOUS}"], ["decision", "graduated"]),
+        ({}, ["- rewards: `graduated`, six levels", "of sampled completions"], ["adds to", "continuous"]),
+        ({"objective": "sampled", "reward": "continuous"}, [f"`continuous`, {CONTINUOUS}"], ["adds to", "graduated"]),
         (
             {"objective": "exact", "reward": "continuous"},
-            [f"- rewards: {DECISIONS}", "`continuous` was only measured"],
+            [f"- rewards: {DECISIONS}"],
+            [CONTINUOUS, "only measured"],
+        ),
+        (
+            {"objective": "exact", "reward": "graduated"},
+            [f"- rewards: {DECISIONS}", "`graduated` was only measured"],
             [CONTINUOUS],
         ),
         (

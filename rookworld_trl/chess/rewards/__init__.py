@@ -34,11 +34,11 @@ REWARDS = {
     "continuous": [policy_reward_continuous, environment_reward_continuous],
 }
 
-# What its line of each step shows: label, key in TRL's log, format. A run logs one of the two forms of a reward.
+# What its line of each step shows: label, key in TRL's log, format. A run logs one of the two forms of a reward, by name.
 COLUMNS = [
-    ("reward P", "rewards/policy_reward/mean", "+.3f"),
+    ("graduated P", "rewards/policy_reward/mean", "+.3f"),
     ("A", "rewards/environment_reward/mean", "+.3f"),
-    ("reward P", "rewards/policy_reward_continuous/mean", "+.3f"),
+    ("continuous P", "rewards/policy_reward_continuous/mean", "+.3f"),
     ("A", "rewards/environment_reward_continuous/mean", "+.3f"),
     ("B legal", "policy/best_legal", ".0%"),
     ("skill", "policy/skill", "+.3f"),
