@@ -220,7 +220,6 @@ LONG = (
     "rtx4090_x2",
     "lm-124m-sft",
     "config_environment",
-    "config_policy",
     "ladder",
 )
 LONG += ("config_lora", "config_mining", "random_weights", "overfit", "--max_train_minutes", "--alert", "runs/mine")

@@ -59,7 +59,7 @@ def test_a_run_leaves_everything_behind(arguments, capsys):
     assert all("kl" in row and "rewards/policy_reward/mean" in row for row in steps)
 
     shown = capsys.readouterr().out
-    assert "step 1/2  reward P -0.3" in shown
+    assert "step 1/2  graduated P -0.3" in shown
     assert "before    after" in shown
     assert shown.count("Significant losses: ") == 3, "below the table of all metrics, below the headlines, of groups"
     assert shown.count("trivial players, same items") == 4
@@ -86,7 +86,7 @@ def test_json_quiet_and_a_log_file(arguments, monkeypatch, capsys):
     assert summary["command"].startswith("ROOKWORLD_MAX_STEPS=1 ")
     assert "evaluate" not in shown.err
     log = (folder / "log.txt").read_text()
-    assert " step 1/1  reward P -0.3" in log
+    assert " step 1/1  graduated P -0.3" in log
     assert "before    after" in log
     run(arguments | {"json": True, "auto_resume": True})
     assert json.loads(capsys.readouterr().out) == {"output_dir": str(folder)}, "it was finished"

@@ -43,7 +43,7 @@ def test_printed_completions_are_whole(monkeypatch, capsys):
 @pytest.mark.parametrize("form", ["", "_continuous"])
 def test_either_form_of_a_reward_is_shown(form):
     logs = {f"rewards/environment_reward{form}/mean": -0.3, f"rewards/policy_reward{form}/mean": 0.2}
-    assert live_line(1, 2, logs, grpo.COLUMNS) == "step 1/2  reward P +0.200  A -0.300"
+    assert live_line(1, 2, logs, grpo.COLUMNS) == "step 1/2  graduated P +0.200  A -0.300"
 
 
 def test_the_recipes_line_shows_legality_skill_and_exactness():
