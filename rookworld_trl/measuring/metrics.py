@@ -139,6 +139,16 @@ METRICS: dict[TaskName, list[Metric]] = {
         share("best_in_top5", "B in the engine's top five"),
         share("top1", "B is the engine's best"),
         mean("evals_score", "evals, above the best constant", format="percent"),
+        # Of the differences in win chance between the listed moves: those that the evals order rightly less those that
+        # they turn round. Results measured before it was counted have none.
+        Metric(
+            "evals_order",
+            "evals, order of the moves",
+            lambda s: s.get("evals_ordered", 0.0),
+            lambda s: s.get("evals_apart", 0.0),
+            proportion=False,
+            format=".3f",
+        ),
         mean("n_candidates", "candidates", format=".2f", better=0),
         mean("reward", "graduated reward"),
         mean("continuous", "continuous reward"),

@@ -34,7 +34,7 @@ REWARDS = {
     "continuous": [policy_reward_continuous, environment_reward_continuous],
 }
 
-# What its line of each step shows: label, key in TRL's log, format. A run logs one of the two forms of a reward, by name.
+# What its line of each step shows: label, key in TRL's log, format. A run logs one of a reward's two forms, by name.
 COLUMNS = [
     ("graduated P", "rewards/policy_reward/mean", "+.3f"),
     ("A", "rewards/environment_reward/mean", "+.3f"),

@@ -101,8 +101,7 @@ def stakes_of(legal_cp: tuple[int, ...]) -> Stakes:
 
 
 def _known(stake: float) -> float:
-    """How much of a term counts by what is at stake in it: half where it is what the values are known to, a hundredth at
-    a tenth of that."""
+    """How much of a term counts by what is at stake in it: half where that is `KNOWN`, a hundredth at a tenth of it."""
     return stake**2 / (stake**2 + KNOWN**2)
 
 

@@ -51,6 +51,9 @@ class PolicyScore:
         best_in_top5: `B:` is worth as much as the fifth best legal move, or more (any of them, below five).
         top1: `B:` is worth as much as the best legal move.
         evals_score: of the evals, in [0, 1]: 0 for constants, 1 for the truth; 0 where the list isn't right.
+        evals_ordered: of the differences in win chance between all pairs of listed moves, those that the evals order
+            rightly less those that they turn round; 0 where the list isn't right.
+        evals_apart: all of these differences.
         level: index into `LEVELS`, 0 (unparsable) to 5.
         reward: the graduated reward, `LEVELS[level]`; on level 1 the continuous one as far as it is below that.
         continuous: the continuous reward, in [-0.3, 1].
@@ -66,6 +69,8 @@ class PolicyScore:
     best_in_top5: bool = False
     top1: bool = False
     evals_score: float = 0.0
+    evals_ordered: float = 0.0
+    evals_apart: float = 0.0
     level: int = 0
     reward: float = UNPARSABLE
     continuous: float = UNPARSABLE
@@ -106,9 +111,12 @@ def score_policy(completion: str, legal_moves: Sequence[str], legal_cp: Sequence
     moves, evals, expected = parsed.moves, parsed.evals, stakes.expected
     good = [number[move] for move in dict.fromkeys(moves) if move in number][:expected]
     complete = len(moves) == len(good) == expected
-    evals_score = 0.0
+    evals_score, ordered, apart = 0.0, 0.0, 0.0
     if complete and len(evals) == expected:
-        evals_score = _score_evals(evals, [legal_cp[i] for i in good], [stakes.chances[i] for i in good], stakes)
+        chances = [stakes.chances[i] for i in good]
+        believed = [_chance(*each) for each in zip(evals, (legal_cp[i] for i in good), chances, strict=True)]
+        ordered, apart = differences(chances, believed), differences(chances, chances)
+        evals_score = _score_evals(believed, chances, ordered, stakes)
 
     best, listed = number.get(parsed.best), parsed.best in moves
     fines = CANDIDATES_FINE * min(1.0, (max(expected, len(moves)) - len(good)) / expected)
@@ -131,25 +139,25 @@ def score_policy(completion: str, legal_moves: Sequence[str], legal_cp: Sequence
         best_in_top5=best is not None and legal_cp[best] >= sorted(legal_cp, reverse=True)[expected - 1],
         top1=best is not None and legal_cp[best] == max(legal_cp),
         evals_score=evals_score,
+        evals_ordered=ordered,
+        evals_apart=apart,
         level=level,
         reward=LEVELS[level] if level > 1 else min(continuous, VALID),
         continuous=continuous,
     )
 
 
-def _score_evals(evals: Sequence[float], true_cp: Sequence[int], chances: Sequence[float], stakes: Stakes) -> float:
-    """Evals' score in [0, 1]: 0 for every constant, whatever the list.
+def _score_evals(believed: Sequence[float], chances: Sequence[float], ordered: float, stakes: Stakes) -> float:
+    """Evals' score in [0, 1], from the win chances that they say and the true ones: 0 for every constant.
 
     What the best constant errs in this list, or in the best list if that is less, is all that evals can save; a list of
     equal moves leaves nothing to save, and a list with blunders no more than the best one.
     """
-    believed = [_chance(*each) for each in zip(evals, true_cp, chances, strict=True)]
     error = sum(map(abs, map(float.__sub__, believed, chances))) / len(chances)
     if stakes.deviation <= 1e-9:
         return float(error <= 1e-9)
     saved = max(0.0, min(deviation(chances), stakes.deviation) - error) / stakes.deviation
-    ordered = max(0.0, min(1.0, differences(chances, believed) / stakes.apart))
-    return round((saved + ordered) / 2, 9)
+    return round((saved + max(0.0, min(1.0, ordered / stakes.apart))) / 2, 9)
 
 
 def _chance(eval: float, true_cp: int, chance: float) -> float:

@@ -307,6 +307,16 @@ def test_constants_never_earn(values: list[int], constant: float, data: st.DataO
     assert score.evals_score == 0.0 or score.continuous == 1.0
 
 
+def test_the_order_of_evals_by_hand() -> None:
+    """Win chances 1, 1/2, 0: differences 1/2, 1/2, 1."""
+    moves, values = ["a1a2", "a1b1", "a1b2"], [9999, 0, -9999]
+    score = score_policy(" M: a1a2 a1b1 a1b2 E: 0.3 1.0 0.3 B: a1a2", moves, values)
+    assert (score.evals_ordered, score.evals_apart) == (0.0 - 0.5 + 0.5, 2.0)
+    score = score_policy(" M: a1a2 a1b1 a1b2 E: 0.5 0.3 0.3 B: a1a2", moves, values)
+    assert (score.evals_ordered, score.evals_apart) == (1.5, 2.0)
+    assert score_policy(" M: a1a2 a1b1 E: 0.5 0.3 B: a1a2", moves, values).evals_apart == 0.0
+
+
 def test_fields_by_hand() -> None:
     score = score_policy(" M: e2e4 d2d4 g1f3 a1a1 g1f3 E: 0.5 0.4 0.3 0.2 0.1 B: g2g4", MOVES, VALUES)
     assert score.n_candidates == 5
