@@ -116,11 +116,13 @@ def test_a_folder_deleted_in_mid_run_is_said_and_gets_what_follows(arguments, re
     assert load_model(folder / "checkpoint")
 
 
-def full_below(folder: Path, method):
-    """Saves below the folder stop in the middle, as where its disk is full."""
+def full_below(folder: Path, method, times: int):
+    """So many saves below the folder stop in the middle, as where its disk is full."""
+    left = [times]
 
     def save(trainer, target):
-        if Path(target).is_relative_to(folder):
+        if Path(target).is_relative_to(folder) and left[0]:
+            left[0] -= 1
             Path(target, "model.safetensors").write_bytes(b"a part")
             full_disk()
         method(trainer, target)
@@ -128,20 +130,21 @@ def full_below(folder: Path, method):
     return save
 
 
-def test_a_disk_that_is_full_at_the_end_does_not_cost_the_model(arguments, rewarded, tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    (tmp_path / "home").mkdir()
+@pytest.mark.parametrize("times", [1, 9])
+def test_a_disk_that_is_full_at_the_end_is_said_and_the_model_is_tried_once_more(
+    arguments, rewarded, monkeypatch, capsys, times
+):
     folder, trainer = arguments["output_dir"], grpo.RookWorldGRPOTrainer
-    monkeypatch.setattr(trainer, "save_merged", full_below(folder, trainer.save_merged))
+    monkeypatch.setattr(trainer, "save_merged", full_below(folder, trainer.save_merged, times))
     run(arguments, code=4)
     error = capsys.readouterr().err.strip().splitlines()[-1]
-    (kept,) = (tmp_path / "home").iterdir()
-    assert error == (
-        f"error: {folder}/checkpoint could not be written: [Errno 28] No space left on device. The model as trained "
-        f"so far is whole in {kept}/checkpoint"
-    )
-    assert not (folder / "checkpoint").exists()
-    trained, start = load_model(kept / "checkpoint"), load_model(arguments["model"])
+    said = f"error: {folder}/checkpoint could not be written: [Errno 28] No space left on device. "
+    if times > 1:
+        assert error == said + "Its model could not be saved either"
+        assert not (folder / "checkpoint").exists()
+        return
+    assert error == said + f"The model as trained so far is whole in {folder}/checkpoint"
+    trained, start = load_model(folder / "checkpoint"), load_model(arguments["model"])
     assert not torch.equal(trained.transformer.wte.weight, start.transformer.wte.weight)
 
 
