@@ -301,7 +301,6 @@ NOT_MEASURED = {
     ("doctor", "gate"): "settings and numbers of issues",
     ("evaluation", "`--suite`"): "sizes of suites",
     ("evaluation", "games"): "the rule of measuring/intervals.py",
-    ("exact-gradient", "of a `P:` completion"): "what is earned: constants of rewards/decisions.py",
     ("mission", "promise"): "sentences, each names the file that has its numbers",
     ("objective", "`advantage_baseline`"): "formulas and papers",
     ("objective", "`kl_control`"): "formulas and papers",

@@ -1,4 +1,4 @@
-"""The single-batch check: four prompts, learned by heart to a reward of 0.95 or more."""
+"""The single-batch check: four prompts, learned by heart to a reward of 0.9 or more: five moves in their order, and their evals nearly."""
 
 import json
 from pathlib import Path
@@ -19,4 +19,4 @@ def test_one_batch_is_learned_by_heart(tmp_path, monkeypatch):
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     rewards = [row["reward"] for row in rows if "reward" in row]
     assert rewards[0] < 0.7
-    assert max(rewards[-10:]) >= 0.95, [round(reward, 3) for reward in rewards[::10]]
+    assert max(rewards[-10:]) >= 0.9, [round(reward, 3) for reward in rewards[::10]]

@@ -40,10 +40,10 @@ def test_printed_completions_are_whole(monkeypatch, capsys):
     assert answer in shown
 
 
-@pytest.mark.parametrize("form", ["", "_continuous"])
-def test_either_form_of_a_reward_is_shown(form):
+@pytest.mark.parametrize(("form", "name"), [("", "graduated"), ("_continuous", "continuous")])
+def test_either_form_of_a_reward_is_shown_by_name(form, name):
     logs = {f"rewards/environment_reward{form}/mean": -0.3, f"rewards/policy_reward{form}/mean": 0.2}
-    assert live_line(1, 2, logs, grpo.COLUMNS) == "step 1/2  graduated P +0.200  A -0.300"
+    assert live_line(1, 2, logs, grpo.COLUMNS) == f"step 1/2  {name} P +0.200  A -0.300"
 
 
 def test_the_recipes_line_shows_legality_skill_and_exactness():
