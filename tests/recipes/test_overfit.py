@@ -1,4 +1,4 @@
-"""The single-batch check: four prompts, learned by heart to a reward of 0.9 or more: five moves in their order, and their evals nearly."""
+"""The single-batch check: four prompts, learned by heart to a reward of 0.9 or more, near the highest level."""
 
 import json
 from pathlib import Path
