@@ -16,8 +16,9 @@ import numpy as np
 
 from benchmarks.common import RESULTS, machine, shipped, write_report
 from rookworld_trl.chess import ParseError, policy
-from rookworld_trl.chess.accuracy import Evaluation, evaluate
+from rookworld_trl.chess.accuracy import evaluate
 from rookworld_trl.chess.splits import draw_of_each
+from rookworld_trl.measuring import Result
 from rookworld_trl.measuring.metrics import Estimate
 from rookworld_trl.modeling.loading import load
 
@@ -40,11 +41,11 @@ def correlation(x: list[float], y: list[float]) -> float:
     return float(np.corrcoef(first, second)[0, 1]) if first.std() and second.std() else 0.0
 
 
-def lists(evaluation: Evaluation, rows: list[dict[str, Any]], mode: str) -> dict[str, float]:
+def lists(result: Result, rows: list[dict[str, Any]]) -> dict[str, float]:
     """What the greedy or sampled lists look like: order, evals against the engine's, which candidate is `B:`."""
     values = {row["prompt"]: dict(zip(row["legal_moves"], row["legal_cp"], strict=True)) for row in rows}
     within, written, right, equal, alphabetical, first = [], [], [], [], [], []
-    for item in evaluation.select("policy", mode):
+    for item in result.items:
         try:
             answer = policy.parse(item.completion)
         except ParseError:
@@ -64,7 +65,7 @@ def lists(evaluation: Evaluation, rows: list[dict[str, Any]], mode: str) -> dict
     return found | {"evals_correlate_over_all_moves": round(correlation(written, right), 4)}
 
 
-def evaluated(model: Any, tokenizer: Any) -> Evaluation:
+def evaluated(model: Any, tokenizer: Any) -> list[Result]:
     """Greedy and sampled answers to the items that every checkpoint is measured on."""
     settings = {"temperature": 0.7, "max_new_tokens": 80, "batch_size": 128, "seed": 1}
     return evaluate(model, tokenizer, list(draw_of_each(shipped("dev"), ITEMS)), **settings)
@@ -82,16 +83,17 @@ def measure(folder: str) -> dict[str, Any]:
     evaluation = evaluated(model, tokenizer)
     found: dict[str, Any] = {"parameters": model.num_parameters()}
     policy_rows = [row for row in rows if row["task"] == "policy"]
-    for task, mode in evaluation.tasks_and_modes():
-        estimates = evaluation.estimates(task, mode)
+    for result in evaluation:
+        task, mode, estimates = result.name, result.mode, result.estimates()
         metrics = {name: rounded(each) for name, each in estimates.items() if each["value"] is not None}
         strata = {}
-        for stratum in sorted({item.stratum for item in evaluation.select(task, mode)}):
-            value = evaluation.estimates(task, mode, stratum=stratum)[OF_STRATA[task]]["value"]
-            strata[stratum] = [len(evaluation.select(task, mode, stratum=stratum)), round(value or 0.0, 4)]
+        for (kind, stratum), count in result.groups().items():
+            if kind == "stratum":
+                value = result.estimates(stratum=stratum)[OF_STRATA[task]]["value"]
+                strata[stratum] = [count, round(value or 0.0, 4)]
         found[f"{task}, {mode}"] = {"metrics": metrics, "strata": strata}
-        found[f"{task}, {mode}"] |= {"trivial_players": evaluation.baselines(task, mode)} if mode == "greedy" else {}
-        found[f"{task}, {mode}"] |= {"lists": lists(evaluation, policy_rows, mode)} if task == "policy" else {}
+        found[f"{task}, {mode}"] |= {"trivial_players": result.baselines()} if mode == "greedy" else {}
+        found[f"{task}, {mode}"] |= {"lists": lists(result, policy_rows)} if task == "policy" else {}
     return found
 
 

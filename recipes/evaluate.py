@@ -12,11 +12,12 @@ trivial players beside them. --output keeps every item's or game's result as JSO
 Markdown.
 """
 
+import hashlib
 import json
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
@@ -37,10 +38,9 @@ from rookworld_trl.chess.seen import SHIPPED, Source, TrainingData, known_traini
 from rookworld_trl.chess.selfplay import run_selfplay
 from rookworld_trl.chess.sources import DataOptions, load_prompts
 from rookworld_trl.chess.splits import draw_of_each, positions_of
-from rookworld_trl.chess.suite import Ask, ModelAnswers, SuiteResult
+from rookworld_trl.chess.suite import Ask, ModelAnswers
 from rookworld_trl.files import write_atomically
-from rookworld_trl.measuring.results import ModelResults, data_hash, names_of, overview, read_baseline
-from rookworld_trl.measuring.tables import comparison_table, evaluation_table, suite_table
+from rookworld_trl.measuring import Result, against, comparison_table, overview, read_results, result_table
 from rookworld_trl.modeling.loading import NANO, load
 from rookworld_trl.reports.summary import command, versions
 from rookworld_trl.settings.parser import bad_input, blame, option, parse
@@ -152,7 +152,7 @@ class EvaluationOptions(DataOptions, TerminalOptions):
             yield file and file.is_dir(), f"--{name} {file} is a folder; give the name of a file"
 
 
-def plan(args: EvaluationOptions) -> tuple[Dataset | None, dict[str, Callable[[Ask], SuiteResult]]]:
+def plan(args: EvaluationOptions) -> tuple[Dataset | None, dict[str, Callable[[Ask], Result]]]:
     """The rows to hold out, and the suites that need nothing but completions, by name; every input is checked."""
     trained_on: dict[str, Any] = {"trained_on": args.training, "drop": args.seen == "drop"}
     rows = None
@@ -164,7 +164,7 @@ def plan(args: EvaluationOptions) -> tuple[Dataset | None, dict[str, Callable[[A
     files = {file.name: (file, args.max_rows) for file in args.problems}
     files |= {"tactics": (TACTICS_FILES[split], None)} if "tactics" in args.suite else {}
     files |= {"mate in one": (MATES_FILE, None)} if "mate_in_one" in args.suite else {}
-    suites: dict[str, Callable[[Ask], SuiteResult]] = {}
+    suites: dict[str, Callable[[Ask], Result]] = {}
     for name, (file, max_rows) in files.items():
         problems = read_problems(file, max_rows)
         numbers = unseen(problems, problem_positions, file, **trained_on)
@@ -188,14 +188,22 @@ def problem_positions(problem: Problem) -> list[str]:
 def play(args: EvaluationOptions, model: Any, tokenizer: Any, **limits: Any) -> Ladder:
     """Play the ladder."""
     settings: dict[str, Any] = {"move_by": args.move_by or "best", "retries": args.retries or 0}
-    settings |= {"temperature": temperatures(args, "sampled" if args.mode == "sampled" else "greedy")["policy"]}
+    mode = "sampled" if args.mode == "sampled" else "greedy"
+    settings |= {"temperature": temperatures(args, mode)["policy"]}
     player = ModelPlayer(model, tokenizer, **settings, **limits)
     kind: Any = args.anchors  # chosen before
     with standard_anchors(args.seed, kind) as anchors:
         fens = random_openings(args.games // 2, args.seed)
-        result = run_ladder(player, anchors, openings=fens, seed=args.seed, progress=True)
+        result = run_ladder(player, anchors, openings=fens, seed=args.seed, mode=mode, progress=True)
     result.settings.update(settings)
     return result
+
+
+def names_of(models: Sequence[str]) -> list[str]:
+    """Short names of the models as given, for tables and games: the last part of a path where that tells them apart."""
+    short = ["rookworld-nano" if name == NANO else Path(name).name for name in models]
+    named = [one if short.count(one) == 1 else name for one, name in zip(short, models, strict=True)]
+    return [name if named.count(name) == 1 else f"{name} ({n})" for n, name in enumerate(named, 1)]
 
 
 def temperatures(args: EvaluationOptions, mode: str) -> dict[str, float]:
@@ -205,30 +213,29 @@ def temperatures(args: EvaluationOptions, mode: str) -> dict[str, float]:
     return of_task if mode == "sampled" else dict.fromkeys(of_task, 0.0)
 
 
-def measure(args: EvaluationOptions, model: Any, tokenizer: Any, results: ModelResults, planned: Any) -> None:
-    """Measure one model, print its tables, fill its results."""
+def measure(args: EvaluationOptions, model: Any, tokenizer: Any, name: str, planned: Any) -> list[Result]:
+    """Measure one model and print its tables."""
     rows, suites = planned
     limits: dict[str, Any] = {"max_new_tokens": args.max_new_tokens, "batch_size": args.batch_size, "seed": args.seed}
+    found: list[Result] = []
     if rows is not None:
-        sampling: dict[str, Any] = {"temperature": args.temperature, "task_sampling": args.task_sampling}
-        results.held_out = evaluate(model, tokenizer, rows, modes=args.modes, progress=True, **sampling, **limits)
-        print(evaluation_table(results.held_out), end="\n\n")
+        sampling: Any = {"temperature": args.temperature, "task_sampling": args.task_sampling}
+        found += evaluate(model, tokenizer, rows, modes=args.modes, progress=True, **sampling, **limits)
+        print(result_table(found), end="\n\n")
     at_once = max(args.batch_size, args.games)  # games' equal positions are sampled once each within a batch alone
     for suite in suites.values():
+        of_suite = []
         for mode in args.modes:
-            settings: dict[str, Any] = {
-                "temperature": temperatures(args, mode),
-                "max_new_tokens": args.max_new_tokens,
-                "seed": args.seed,
-            }
+            settings: dict[str, Any] = {"max_new_tokens": args.max_new_tokens, "seed": args.seed}
+            settings |= {"temperature": temperatures(args, mode)}
             result = suite(ModelAnswers(model, tokenizer, batch_size=at_once, progress=True, **settings))
-            result.settings.update(settings)
-            results.suites.append((mode, result))
-            print(suite_table(result), end="\n\n")
+            of_suite.append(replace(result, mode=mode, settings=result.settings | settings))
+        print(result_table(of_suite), end="\n\n")
+        found += of_suite
     if "ladder" in args.suite:
-        played = play(args, model, tokenizer, name=results.name, **limits)
-        results.suites.append(("sampled" if args.mode == "sampled" else "greedy", played))
+        found.append(played := play(args, model, tokenizer, name=name, **limits))
         print(ladder_table(played), end="\n\n")
+    return found
 
 
 def run(args: EvaluationOptions) -> tuple[dict[str, Any], str]:
@@ -241,23 +248,27 @@ def run(args: EvaluationOptions) -> tuple[dict[str, Any], str]:
     if "ladder" in args.suite:
         args.anchors = choose_anchors(args.anchors)
     trained_on, planned = args.training, plan(args)
-    baseline = None
+    earlier = None
     if args.baseline:
         with blame("--baseline", args.baseline):
-            baseline = read_baseline(args.baseline)
-            baseline.check(planned[0] is not None, [(name, mode) for name in planned[1] for mode in args.modes])
+            earlier = read_results(args.baseline)
+            names = [name for name in PREFIXES if planned[0] is not None and name in planned[0]["task"]]
+            for name, mode in ((name, mode) for name in (*names, *planned[1]) for mode in args.modes):
+                if (name, mode) not in earlier:
+                    raise ValueError(f"it has no '{name}', {mode}; measure it with the same suites and --mode")
     revisions: list[Any] = args.model_revision or [None]
-    models, written = [], []
+    models: dict[str, list[Result]] = {}
+    written = []
     revisions *= len(args.model) // len(revisions)
     for name, label, revision in zip(args.model, names_of(args.model), revisions, strict=True):
         model, tokenizer = load(name, leading_eos=args.leading_eos, revision=revision)
         commit = getattr(model.config, "_commit_hash", None)  # of the Hub
-        models.append(ModelResults(label, {"model": name, "revision": revision, "commit": commit}))
         print(f"{name}\n")
-        measure(args, model.to(args.device), tokenizer, models[-1], planned)
-        written.append(models[-1].to_dict())
-        if baseline:
-            comparison, groups = models[-1].against(baseline)
+        results = models[label] = measure(args, model.to(args.device), tokenizer, label, planned)
+        facts = {"name": label, "model": name, "revision": revision, "commit": commit}
+        written.append({**facts, "results": [each.to_dict() for each in results]})
+        if earlier is not None:
+            comparison, groups = against(results, earlier)
             written[-1] |= {"comparison": comparison, "groups": groups}
             print(f"{args.baseline} -> {name}\n\n{comparison_table(comparison, groups=groups)}\n")
     unknown = str(trained_on) if args.problems or {"held_out", "tactics", "mate_in_one"} & set(args.suite) else ""
@@ -269,10 +280,10 @@ def run(args: EvaluationOptions) -> tuple[dict[str, Any], str]:
     source: dict[str, Any] = {"source": args.rows or SHIPPED, "split": args.split, "seen": args.seen}
     source |= {"trained_on": [each.name for each in trained_on.sources], "unknown": trained_on.unknown}
     if planned[0] is not None:
-        report = planned[0].info.description
-        source |= {"rows": len(planned[0]), "sha256": data_hash(list(planned[0])), "report": report}
+        report, text = planned[0].info.description, json.dumps(list(planned[0]), sort_keys=True)
+        source |= {"rows": len(planned[0]), "sha256": hashlib.sha256(text.encode()).hexdigest(), "report": report}
     if args.pgn:
-        played = [suite.pgn() for model in models for _, suite in model.suites if isinstance(suite, Ladder)]
+        played = [each.pgn() for results in models.values() for each in results if isinstance(each, Ladder)]
         write_atomically(args.pgn, "\n".join(played))
     return {"command": command(), "versions": versions(), "data": source, "models": written}, table
 

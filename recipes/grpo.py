@@ -18,15 +18,13 @@ from transformers import PreTrainedModel, logging, set_seed
 from rookworld_trl.checkpointing import exits
 from rookworld_trl.checkpointing.lock import locked
 from rookworld_trl.checkpointing.resume import choose_start, mark_finished
-from rookworld_trl.chess.accuracy import Evaluation, evaluate
+from rookworld_trl.chess.accuracy import Watch, evaluate
 from rookworld_trl.chess.prompts import PromptOptions, held_out_and_training_prompts, provenance, self_play
 from rookworld_trl.chess.rewards import COLUMNS, REWARDS, ChessPoints
-from rookworld_trl.chess.watch import Watch
-from rookworld_trl.measuring.comparison import compare, compare_groups
-from rookworld_trl.measuring.tables import comparison_table
+from rookworld_trl.measuring import Result, compare, compare_groups, comparison_table, write_results
 from rookworld_trl.modeling.hub import push_folder
 from rookworld_trl.modeling.loading import NANO, load
-from rookworld_trl.reports import timed, write_results
+from rookworld_trl.reports import timed, write_for_people
 from rookworld_trl.settings.parser import bad_input, blame, option, parse
 from rookworld_trl.settings.terminal import TerminalOptions, shown
 from rookworld_trl.training import RookWorldGRPOConfig, RookWorldGRPOTrainer, Stages, report_live
@@ -67,7 +65,7 @@ def build(run: RunConfig, args: RookWorldGRPOConfig) -> tuple[RookWorldGRPOTrain
 
 def measure(
     run: RunConfig, trainer: RookWorldGRPOTrainer, held_out: Dataset, name: str, seconds: dict[str, float]
-) -> Evaluation | None:
+) -> list[Result] | None:
     """Evaluate the policy as it is, on the main process while the others wait; None on these."""
     found = None
     with timed(seconds, f"evaluate_{name}"), exits.others_wait():
@@ -82,7 +80,7 @@ def measure(
             file = Path(args.output_dir, f"evaluation_{name}.json")
             if found is not None and name == "before":  # the other one is a last step: `report`
                 with exits.needs_disk(file):
-                    found.write(file)
+                    write_results(file, found)
     go_on(trainer)
     return found
 
@@ -93,14 +91,14 @@ def go_on(trainer: RookWorldGRPOTrainer) -> None:
         raise SystemExit(exits.PREEMPTED)
 
 
-def report(trainer: RookWorldGRPOTrainer, before: Evaluation, after: Evaluation, start: Any, **facts: Any) -> int:
+def report(trainer: RookWorldGRPOTrainer, before: list[Result], after: list[Result], start: Any, **facts: Any) -> int:
     """What people see of a run: the comparison, its files, card and report, and a push if asked for; the exit code."""
     args, folder, last = trainer.args, Path(trainer.args.output_dir), exits.LastSteps()
     groups = compare_groups(before, after)
     print(f"\n{comparison_table(facts['metrics'])}\n\n{comparison_table(facts['metrics'], True, groups)}")
     with last.step("evaluation_after.json"):
-        after.write(folder / "evaluation_after.json")
-    write_results(folder, last.step, args, **facts, groups=groups, identity=trainer.identity.fingerprint)
+        write_results(folder / "evaluation_after.json", after)
+    write_for_people(folder, last.step, args, **facts, groups=groups, identity=trainer.identity.fingerprint)
     print(f"\nwrote {folder}/: {', '.join(['checkpoint', 'metrics.jsonl', *last.done])}")
     if args.push_to_hub:
         with last.step("push"):

@@ -259,8 +259,8 @@ def test_python_runs(page, workplace, tiny_model, tiny_tokenizer):
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
-def test_the_trainer_takes_a_users_own_task(kind, workplace, tiny_tokenizer):
-    """The README's example, with GPT-2 and with another decoder-only model in its place."""
+def test_the_trainer_takes_a_users_own_task(kind, workplace, tiny_tokenizer, capsys):
+    """The README's example and its table, with GPT-2 and with another decoder-only model in its place."""
     if kind == "llama":
         sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
         folder = workplace / "openai-community" / "gpt2"
@@ -271,6 +271,12 @@ def test_the_trainer_takes_a_users_own_task(kind, workplace, tiny_tokenizer):
     trainer = names["trainer"]
     assert (trainer.state.global_step, trainer.model.config.model_type) == (2, kind)
     assert {row["answer"] for row in names["dataset"]} > {"2", "18"}
+    table = capsys.readouterr().out[-500:].splitlines()
+    assert [line for line in table if re.fullmatch(r"sums, 20 items +before +after +change   95 % interval", line)]
+    (row,) = [line.split() for line in table if line.startswith("  right *")]
+    assert row[2:5] == ["0.0", "0.0", "+0.0"], "two steps teach nothing"
+    assert "Significant losses: none among 1 metrics." in table
+    assert not {each["prompt"] for each in names["held_out"]} & {each["prompt"] for each in names["dataset"]}
     assert names["right_sum"](completions=[" 12, 1", " 1"], answer=["12", "12"]) == [1.0, 0.0]
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from rookworld_trl import chess, training
+from rookworld_trl import chess, measuring, training
 from rookworld_trl.chess import rewards
 from tests.support.documents import ROOT
 
@@ -82,7 +82,7 @@ def test_files_outside_of_the_site_are_named(site: dict[str, str]) -> None:
     assert not [name for name, html in site.items() if 'href="../' in html]
 
 
-@pytest.mark.parametrize("package", [chess, rewards, training], ids=lambda each: each.__name__)
+@pytest.mark.parametrize("package", [chess, rewards, measuring, training], ids=lambda each: each.__name__)
 def test_the_api_page_has_every_public_name(package) -> None:
     page = (DOCS / "api.md").read_text(encoding="utf-8")
     modules = {"policy", "environment", "PREFIXES", "TaskName"}  # of `chess`: the two formats have names of their own

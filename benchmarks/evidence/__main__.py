@@ -32,8 +32,9 @@ from benchmarks.evidence.players import trivial_players
 from benchmarks.evidence.sizes import NANO, SIZES, Size
 from benchmarks.evidence.statistics import clusters, draws, holm, p_value
 from rookworld_trl.chess import ParseError, policy
-from rookworld_trl.chess.accuracy import Evaluation, Item, evaluate, score
+from rookworld_trl.chess.accuracy import evaluate, score
 from rookworld_trl.chess.splits import draw_of_each
+from rookworld_trl.measuring import Result
 from rookworld_trl.measuring.intervals import Array, percentile_interval, ratios
 from rookworld_trl.modeling.loading import load
 
@@ -46,7 +47,7 @@ COMPARED = ("best_legal", "skill", "exact")  # the three headlines: what a win i
 
 def measure(
     model: Any, tokenizer: Any, max_new_tokens: int, arguments: argparse.Namespace, best_eval: bool
-) -> Evaluation:
+) -> list[Result]:
     limits = {"policy": arguments.policy_items, "environment": arguments.environment_items}
     rows = draw_of_each(shipped(arguments.split), limits)
     settings = {"temperature": TEMPERATURE, "max_new_tokens": max_new_tokens, "batch_size": 128, "seed": 1}
@@ -54,21 +55,21 @@ def measure(
     return with_best_evals(evaluation, list(rows)) if best_eval else evaluation
 
 
-def with_best_evals(evaluation: Evaluation, rows: list[dict[str, Any]]) -> Evaluation:
+def with_best_evals(evaluation: list[Result], rows: list[dict[str, Any]]) -> list[Result]:
     """The same answers, `B:` replaced by the candidate that the answer itself gives the highest eval (the first)."""
-    items: list[Item] = []
-    for mode in dict.fromkeys(item.mode for item in evaluation.items):
+    found: list[Result] = []
+    for each in evaluation:
         texts = []
-        for item in (item for item in evaluation.items if item.mode == mode):
+        for item in each.items:
             text = item.completion
-            if item.task == "policy":
+            if each.name == "policy":
                 with contextlib.suppress(ParseError):
                     answer = policy.parse(text)
                     best = max(zip(answer.evals, answer.moves, strict=False), key=lambda pair: pair[0])[1]
                     text = text[: text.rindex(" B: ")] + f" B: {best}"
             texts.append(text)
-        items += score(rows, texts, mode)
-    return replace(evaluation, items=items)
+        found += score([row for row in rows if row["task"] == each.name], texts, each.mode, each.settings)
+    return found
 
 
 def size_of(arguments: argparse.Namespace) -> Size:
@@ -146,11 +147,11 @@ def weights_of(folder: str | Path) -> str:
 
 def _line(evaluation: Any) -> str:
     parts = []
-    for task, mode in evaluation.tasks_and_modes():
-        values = evaluation.estimates(task, mode)
+    for each in evaluation:
+        values = each.estimates()
         known = {name: values[name]["value"] for name in COMPARED if name in values}
         known = {name: value for name, value in known.items() if value is not None}  # skill, of no legal move
-        parts.append(" ".join([mode, *(f"{name} {value:.3f}" for name, value in known.items())]))
+        parts.append(" ".join([each.mode, *(f"{name} {value:.3f}" for name, value in known.items())]))
     return ", ".join(parts)
 
 

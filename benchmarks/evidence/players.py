@@ -5,8 +5,9 @@ from typing import Any
 
 from benchmarks.common import shipped
 from benchmarks.evidence import store
-from rookworld_trl.chess.accuracy import item_key
-from rookworld_trl.chess.trivial import baseline_scores, baselines
+from rookworld_trl.chess.accuracy import METRICS, item_key
+from rookworld_trl.chess.trivial import PLAYERS, baseline_scores
+from rookworld_trl.measuring import Item, Result
 
 
 @functools.cache
@@ -28,5 +29,6 @@ def trivial_players(split: str, run: store.Result) -> dict[str, dict[str, float]
             names = [metric.name for metric in store.metrics_of(task)]
             legal = run.terms[task, "greedy"][0][:, names.index("best_legal")]
             scores = [{**each, "best_legal": float(own)} for each, own in zip(scores, legal, strict=True)]
-        found |= baselines(task, scores)  # type: ignore[arg-type]
+        items = [Item(key, each) for key, each in zip(keys, scores, strict=True)]
+        found |= Result(task, METRICS[task], items, players=PLAYERS[task]).baselines()  # type: ignore[index]
     return found

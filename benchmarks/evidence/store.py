@@ -9,7 +9,7 @@ import fcntl
 import functools
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +21,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from benchmarks.common import RESULTS
-from rookworld_trl.chess.accuracy import Evaluation
+from rookworld_trl import measuring
+from rookworld_trl.chess.accuracy import METRICS
 from rookworld_trl.measuring.intervals import Array
-from rookworld_trl.measuring.metrics import METRICS, terms
+from rookworld_trl.measuring.metrics import terms
 
 FOLDER = RESULTS / "evidence"
 # What the tables of evidence show of each task; all other metrics are in a run's own evaluation.
@@ -54,13 +55,13 @@ def metrics_of(task: str) -> list[Any]:
     return [metric for metric in METRICS[task] if metric.name in SHOWN[task]]  # type: ignore[index]
 
 
-def result_of(evaluation: Evaluation, facts: dict[str, Any]) -> Result:
+def result_of(evaluation: Sequence[measuring.Result], facts: dict[str, Any]) -> Result:
     """What is kept of an evaluation."""
     found = Result(facts, {}, {}, {})
-    for task, mode in evaluation.tasks_and_modes():
-        items = evaluation.select(task, mode)
-        found.terms[task, mode] = terms([item.scores for item in items], metrics_of(task))
-        found.keys[task], found.games[task] = [item.key for item in items], [item.game or "" for item in items]
+    for each in evaluation:
+        task, items = each.name, each.items
+        found.terms[task, each.mode] = terms([item.scores for item in items], metrics_of(task))
+        found.keys[task], found.games[task] = [item.name for item in items], [item.game or "" for item in items]
     return found
 
 

@@ -12,7 +12,6 @@ from datasets import Dataset, DatasetDict
 from rookworld_trl.chess.accuracy import score
 from rookworld_trl.chess.dataset import load_shipped
 from rookworld_trl.chess.splits import draw_of_each
-from rookworld_trl.measuring.metrics import HEADLINES, METRICS
 
 
 def load(task: str, split: str = "test", rows: int | None = None, **_: Any) -> dict[str, Dataset]:
@@ -30,10 +29,9 @@ def target(doc: Mapping[str, Any]) -> str:
 
 def headlines(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, tuple[float, float]]:
     """The headline metrics' terms; `ratio` sums them up."""
-    (item,) = score([doc], [results[0]])
-    metrics = [
-        metric for metric in METRICS[item.task] if metric.name in (*HEADLINES[item.task], "parsed", "unparsable")
-    ]
+    (result,) = score([doc], [results[0]])
+    (item,) = result.items
+    metrics = [metric for metric in result.metrics if metric.name in (*result.headlines, "parsed", "unparsable")]
     return {metric.name: (metric.numerator(item.scores), metric.denominator(item.scores)) for metric in metrics}
 
 

@@ -1,160 +1,112 @@
-"""Held-out accuracy of both tasks: generate, score each item as training would, keep every item's result.
-
-Keeping the items is what makes a before/after comparison paired, and a doubtful number open to a look.
-"""
+"""Held-out accuracy of both tasks: generate, score each item as training would, keep every item's result."""
 
 import hashlib
 import json
-import time
+import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import fields, replace
+from operator import itemgetter
 from typing import Any
 
 from transformers import PreTrainedModel
 
 from rookworld_trl.chess import PREFIXES, ParseError, TaskName, environment, policy, task_of
-from rookworld_trl.chess.completions import Completion, complete, fitting_length
 from rookworld_trl.chess.rewards import score_environment_rows, score_policy_rows
 from rookworld_trl.chess.rewards.moves import move_values
-from rookworld_trl.chess.trivial import Baselines, baseline_scores, baselines
-from rookworld_trl.files import write_atomically
-from rookworld_trl.measuring.metrics import METRICS, Estimate, estimate, numeric
+from rookworld_trl.chess.trivial import PLAYERS, baseline_scores
+from rookworld_trl.measuring.intervals import ratios
+from rookworld_trl.measuring.metrics import Metric, Scores, mean, share, terms
+from rookworld_trl.measuring.result import Item, Result
+from rookworld_trl.modeling.completions import Completion, complete, fitting_length
+from rookworld_trl.settings.terminal import progress_bar
 
 MODES = ("greedy", "sampled")
 COLUMNS = ("prompt", "task", "target", "legal_moves", "legal_cp", "stratum")
-MAX_REFERENCES = 10_000  # about 300 bytes each
+MAX_REFERENCES = 10_000  # of a task; about 300 bytes each
 
 
-@dataclass(frozen=True, slots=True)
-class Item:
-    """One prompt's result in one mode.
+def _detection(flag: str) -> list[Metric]:
+    """Recall, precision and F1 of a rare flag; accuracy would be 98.9 % for a model that never sets it."""
+    true, predicted = f"{flag}_true", f"{flag}_pred"
 
-    Attributes:
-        key: hash of the prompt and of what it is scored against; equal keys make items of two evaluations comparable.
-        scores: every field of the scorer as a number, `tokens`, `finished` (the end token was written), and what
-            trivial players get on the same row (`baseline_scores`).
-        game: what the position was taken from; items of one game are resampled together. "" if not known.
-    """
+    def hit(scores: Scores) -> float:
+        return scores[true] * scores[predicted]
 
-    key: str
-    mode: str
-    task: TaskName
-    stratum: str
-    color: str
-    prompt: str
-    completion: str
-    scores: dict[str, float]
-    game: str = ""
-
-    @property
-    def stake(self) -> str:
-        """Whether the choice of a move makes a difference, of more than one point of win chance; "" for `A:`."""
-        return "" if self.task == "environment" else "something" if self.scores["at_stake"] else "nothing"
+    return [
+        Metric(f"{flag}_recall", f"{flag}: recall", hit, itemgetter(true)),
+        Metric(f"{flag}_precision", f"{flag}: precision", hit, itemgetter(predicted)),
+        Metric(f"{flag}_f1", f"{flag}: F1", lambda s: 2.0 * hit(s), lambda s: s[true] + s[predicted], proportion=False),
+    ]
 
 
-@dataclass(frozen=True, slots=True)
-class Evaluation:
-    """The results of all items, and what they were made with.
+_TEXT = [
+    share("finished", "ended by itself"),
+    mean("tokens", "tokens a completion", format=".1f", better=0),
+]
 
-    Attributes:
-        settings: temperature, max_new_tokens, task_sampling: what two evaluations must share to be compared; seed.
-        items: mode-major, in the data set's order.
-        seconds: wall time of each mode.
-        references: by key, what a report draws beside an item's completion: of an `A:` item the right answer, of a
-            `P:` item the value of each legal move, 1 minus the win chance it gives away. Of the first
-            `MAX_REFERENCES` items.
-    """
+METRICS: dict[TaskName, list[Metric]] = {
+    "policy": [
+        share("best_legal", "B legal"),
+        # Of the answers whose move is legal: (mean value - r) / (1 - r), r that of a random legal move in their
+        # positions; 0 for a random legal mover, 1 for the best moves. The correction is that of Cohen's kappa.
+        Metric(
+            "skill",
+            "skill",
+            lambda s: s["best_legal"] * (s["best_value"] - s["random.best_value"]),
+            lambda s: s["best_legal"] * (1.0 - s["random.best_value"]),
+            proportion=False,
+            format=".3f",
+            keeps=("best_legal", "random.best_value"),
+        ),
+        Metric(
+            "legal_value",
+            "value of the legal moves",
+            lambda s: s["best_legal"] * s["best_value"],
+            itemgetter("best_legal"),
+            proportion=False,
+            keeps=("best_legal",),
+        ),
+        mean("best_value", "value of B, illegal ones 0", format="percent"),
+        share("parsed", "parsable"),
+        share("candidates_legal_distinct", "all candidates legal and distinct"),
+        share("best_in_moves", "B among the candidates"),
+        share("best_in_top5", "B in the engine's top five"),
+        share("top1", "B is the engine's best"),
+        mean("evals_score", "evals, above the best constant", format="percent"),
+        # Of the differences in win chance between the listed moves: those that the evals order rightly less those that
+        # they turn round. Results measured before it was counted have none.
+        Metric(
+            "evals_order",
+            "evals, order of the moves",
+            lambda s: s.get("evals_ordered", 0.0),
+            lambda s: s.get("evals_apart", 0.0),
+            proportion=False,
+            format=".3f",
+        ),
+        mean("n_candidates", "candidates", format=".2f", better=0),
+        mean("reward", "graduated reward"),
+        mean("continuous", "continuous reward"),
+        *_TEXT,
+    ],
+    "environment": [
+        share("exact", "exact, whole string"),
+        share("fen_exact", "FEN exact"),
+        share("first_four", "first four FEN fields"),
+        share("placement_exact", "placement exact"),
+        share("reward_exact", "reward exact"),
+        *_detection("terminated"),
+        *_detection("truncated"),
+        Metric("unparsable", "unparsable", lambda s: 1.0 - s["parsed"], better=-1),
+        share("copied_input", "input copied", better=-1),
+        mean("reward", "graduated reward"),
+        mean("continuous", "continuous reward"),
+        *_TEXT,
+    ],
+}
 
-    settings: dict[str, Any]
-    items: list[Item]
-    seconds: dict[str, float] = field(default_factory=dict)
-    references: dict[str, str | dict[str, float]] = field(default_factory=dict)
-
-    def select(self, task: TaskName, mode: str, **having: str) -> list[Item]:
-        """The items of a task and mode; `stratum`, `color` and `stake` narrow it further."""
-        return [
-            item
-            for item in self.items
-            if item.task == task and item.mode == mode and all(getattr(item, k) == v for k, v in having.items())
-        ]
-
-    def tasks_and_modes(self) -> list[tuple[TaskName, str]]:
-        """The pairs that have items, policy first, greedy first."""
-        present = {(item.task, item.mode) for item in self.items}
-        return [(task, mode) for task in METRICS for mode in MODES if (task, mode) in present]
-
-    def estimates(self, task: TaskName, mode: str, **having: str) -> dict[str, Estimate]:
-        """Every metric of a task with its 95 % interval, over all items or over a stratum, colour or stake.
-
-        Raises:
-            ValueError: no such items.
-        """
-        items = self.select(task, mode, **having)
-        if not items:
-            raise ValueError(f"no items of task '{task}', mode '{mode}' {having or ''}".rstrip())
-        return estimate([item.scores for item in items], METRICS[task], [item.game for item in items])
-
-    def baselines(self, task: TaskName, mode: str, **having: str) -> Baselines:
-        """What trivial players get on the same items, by metric and player."""
-        return baselines(task, [item.scores for item in self.select(task, mode, **having)])
-
-    def groups(self, task: TaskName) -> list[tuple[str, str]]:
-        """(field, value) of each colour, stake and stratum that occurs, for `estimates(..., **{field: value})`."""
-        items = [item for item in self.items if item.task == task]
-        names = ("color", "stake", "stratum")
-        return [(name, value) for name in names for value in _distinct(getattr(i, name) for i in items)]
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready: settings, seconds, all estimates (`groups` keyed `color=white`, `stratum=mate`), the items."""
-        metrics = [
-            {
-                "task": task,
-                "mode": mode,
-                "items": len(self.select(task, mode)),
-                "metrics": self.estimates(task, mode),
-                "baselines": self.baselines(task, mode),
-                "groups": {
-                    f"{name}={value}": {
-                        "items": len(self.select(task, mode, **{name: value})),
-                        "metrics": self.estimates(task, mode, **{name: value}),
-                        "baselines": self.baselines(task, mode, **{name: value}),
-                    }
-                    for name, value in self.groups(task)
-                },
-            }
-            for task, mode in self.tasks_and_modes()
-        ]
-        return {
-            "settings": self.settings,
-            "seconds": self.seconds,
-            "metrics": metrics,
-            "items": [asdict(item) for item in self.items],
-            "references": self.references,
-        }
-
-    def write(self, path: Path) -> None:
-        """Write `to_dict` as JSON, whole or not at all."""
-        write_atomically(path, json.dumps(self.to_dict()) + "\n")
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> "Evaluation":
-        """Read what `to_dict` wrote; the estimates are computed again from the items.
-
-        Raises:
-            ValueError: a part is missing or has unknown fields, or an older version wrote it.
-        """
-        try:
-            items = [Item(**item) for item in data["items"]]
-            evaluation = cls(
-                dict(data["settings"]), items, dict(data.get("seconds", {})), dict(data.get("references", {}))
-            )
-            older = any(not {"at_stake", "copy.exact"} & set(item.scores) for item in items)
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"this is no evaluation written by recipes/evaluate.py: {error}") from error
-        if older:
-            raise ValueError("an older version wrote this evaluation, without the trivial players; evaluate again")
-        return evaluation
+# Legality, skill and exactness: three numbers, for a gain in one can hide a loss in another. An `A:` answer is exact or
+# not; legality is of `P:` alone.
+HEADLINES: dict[TaskName, tuple[str, ...]] = {"policy": ("best_legal", "skill"), "environment": ("exact",)}
 
 
 def evaluate(
@@ -169,7 +121,7 @@ def evaluate(
     batch_size: int = 64,
     seed: int = 0,
     progress: bool = False,
-) -> Evaluation:
+) -> list[Result]:
     """Complete every prompt in each mode and score the completions.
 
     Args:
@@ -184,47 +136,52 @@ def evaluate(
         batch_size: prompts decoded at a time; changes speed and memory, not the results.
         progress: show a bar.
 
+    Returns:
+        Of each task and mode that there is, policy first, greedy first.
+
     Raises:
         ValueError: no rows, a missing column, a malformed row, an unknown mode, a tokenizer without an end token, or
             a prompt that fills the model's context.
     """
     rows = list(dataset)
     _check(rows, modes)
-    prompts = [row["prompt"] for row in rows]
-    max_new_tokens = fitting_length(model, tokenizer, prompts, max_new_tokens)
-    items: list[Item] = []
-    seconds = {}
+    max_new_tokens = fitting_length(model, tokenizer, [row["prompt"] for row in rows], max_new_tokens)
+    found: list[Result] = []
     for mode in modes:
-        start = time.perf_counter()
-        completions: dict[int, Completion] = {}
+        done: dict[int, Completion] = {}
+        settings: dict[str, dict[str, Any]] = {}
         for task in METRICS:
-            own, mine = (task_sampling or {}).get(task, {}), [i for i, row in enumerate(rows) if row["task"] == task]
-            texts = complete(
-                model,
-                tokenizer,
-                [prompts[i] for i in mine],
-                temperature=own.get("temperature", temperature) if mode == "sampled" else 0.0,
-                max_new_tokens=min(max_new_tokens, own.get("max_completion_length", max_new_tokens)),
-                batch_size=batch_size,
-                seed=seed,
-                progress=f"evaluate {PREFIXES[task].strip()} {mode}" if progress else "",
-            )
-            completions |= dict(zip(mine, texts, strict=True))
-        scored = score(rows, [completions[i].text for i in range(len(rows))], mode)
-        for i, item in enumerate(scored):
-            item.scores.update(tokens=float(completions[i].tokens), finished=float(completions[i].finished))
-        items += scored
-        seconds[mode] = time.perf_counter() - start
-    settings: dict[str, Any] = {"temperature": temperature, "max_new_tokens": max_new_tokens, "seed": seed}
-    if task_sampling:
-        settings["task_sampling"] = {task: dict(own) for task, own in task_sampling.items()}
-    return Evaluation(settings, items, seconds, {item_key(row): reference_of(row) for row in rows[:MAX_REFERENCES]})
+            mine, own = [i for i, row in enumerate(rows) if row["task"] == task], (task_sampling or {}).get(task, {})
+            settings[task] = {
+                "temperature": float(own.get("temperature", temperature)) if mode == "sampled" else 0.0,
+                "max_new_tokens": min(max_new_tokens, own.get("max_completion_length", max_new_tokens)),
+                "seed": seed,
+            }
+            title = f"evaluate {PREFIXES[task].strip()} {mode}" if progress and mine else ""
+            with progress_bar(title, len(mine), "prompt") as bar:
+                how: dict[str, Any] = {**settings[task], "batch_size": batch_size, "told": bar.update}
+                written = complete(model, tokenizer, [rows[i]["prompt"] for i in mine], **how)
+            done |= dict(zip(mine, written, strict=True))
+        for result in score(rows, [done[i].text for i in range(len(rows))], mode):
+            own_rows = [done[i] for i, row in enumerate(rows) if row["task"] == result.name]
+            for item, each in zip(result.items, own_rows, strict=True):
+                item.scores.update(tokens=float(each.tokens), finished=float(each.finished))
+            found.append(replace(result, settings=settings[result.name]))
+    return sorted(found, key=lambda each: ([*METRICS].index(each.name), MODES.index(each.mode)))  # type: ignore[arg-type]
 
 
-def score(rows: Sequence[Mapping[str, Any]], completions: Sequence[str], mode: str = "greedy") -> list[Item]:
-    """Score given completions of the rows, with the scorers that training rewards.
+def score(
+    rows: Sequence[Mapping[str, Any]],
+    completions: Sequence[str],
+    mode: str = "greedy",
+    settings: Mapping[str, Any] | None = None,
+) -> list[Result]:
+    """Score given completions of the rows, with the scorers that training rewards: a result for each task that occurs.
 
-    `tokens` and `finished` are not known from the text: they are 0 and 1 here, and `evaluate` fills them in.
+    Each item is filed under `color` (who is to move), `stratum` and, for `P:`, `stake`: whether the choice of a move
+    makes a difference of more than one point of win chance. What a report draws is kept of the first `MAX_REFERENCES`
+    items by greedy decoding: of `A:` the right answer, of `P:` the value of each legal move, 1 minus the win chance it
+    gives away. `tokens` and `finished`, not known from the text, are 0 and 1; `evaluate` fills them in.
 
     Raises:
         ValueError: a row is malformed.
@@ -233,13 +190,23 @@ def score(rows: Sequence[Mapping[str, Any]], completions: Sequence[str], mode: s
     prompts = columns.pop("prompt")
     of_policy = score_policy_rows(prompts, list(completions), **columns)
     of_environment = score_environment_rows(prompts, list(completions), **columns)
-    items = []
-    for row, completion, p, a in zip(rows, completions, of_policy, of_environment, strict=True):
-        scores = {**numeric(p if p is not None else a), "tokens": 0.0, "finished": 1.0, **baseline_scores(row)}
-        prompt, game = row["prompt"], row.get("game") or ""
-        about = (task_of(prompt), row["stratum"], _color(prompt))
-        items.append(Item(item_key(row), mode, *about, prompt, completion, scores, game))
-    return items
+    items: dict[TaskName, list[Item]] = {task: [] for task in METRICS}
+    for number, (row, completion) in enumerate(zip(rows, completions, strict=True)):
+        task, found = task_of(row["prompt"]), of_policy[number] or of_environment[number]
+        scores = {field.name: float(getattr(found, field.name) or 0.0) for field in fields(found)}  # type: ignore[arg-type]
+        scores |= {"tokens": 0.0, "finished": 1.0, **baseline_scores(row)}
+        groups = {"color": _color(row["prompt"]), "stratum": row["stratum"]}
+        if task == "policy":
+            groups["stake"] = "something" if scores["at_stake"] else "nothing"
+        drawn = reference_of(row) if mode == "greedy" and len(items[task]) < MAX_REFERENCES else None
+        about = (row["prompt"], completion, dict(sorted(groups.items())), row.get("game") or "", drawn)
+        items[task].append(Item(item_key(row), scores, *about))
+    return [
+        Result(task, METRICS[task], of_task, mode, dict(settings or {}), HEADLINES[task], PLAYERS[task], prefix)
+        for task, of_task in items.items()
+        for prefix in [PREFIXES[task].strip()]
+        if of_task
+    ]
 
 
 def _check(rows: Sequence[Mapping[str, Any]], modes: Sequence[str]) -> None:
@@ -268,7 +235,7 @@ def item_key(row: Mapping[str, Any]) -> str:
 
 
 def reference_of(row: Mapping[str, Any]) -> str | dict[str, float]:
-    """What a report draws beside the completion; see `Evaluation.references`."""
+    """What a report draws beside the completion; see `score`."""
     if row["task"] == "environment":
         return row["target"]
     values = move_values(row["legal_cp"])
@@ -281,5 +248,38 @@ def _color(prompt: str) -> str:
     return "white" if fen.split(" ")[1] == "w" else "black"
 
 
-def _distinct(values: Iterable[str]) -> list[str]:
-    return sorted({value for value in values if value})
+# While training
+
+REWARD = "reward"  # the mean over both tasks' items
+SCORES = {"graduated": "reward", "continuous": "continuous"}  # by the name of the rewards, an item's score
+METRIC_NAMES = (REWARD, *(f"{task}/{metric.name}" for task, metrics in METRICS.items() for metric in metrics))
+
+
+class Watch:
+    """An evaluator for the trainer: `(model, rows) -> metrics`, by `task/metric`, and the mean reward as `reward`.
+
+    Args:
+        reward: which rewards that is of: `graduated` or `continuous`.
+        chosen: the metric that the best checkpoint is kept by, if any.
+        settings: `evaluate`'s.
+
+    Raises:
+        ValueError: there is no such metric as `chosen`.
+    """
+
+    def __init__(self, tokenizer: Any, reward: str, chosen: str | None, settings: Mapping[str, Any]):
+        if chosen is not None and chosen.removeprefix("eval_") not in METRIC_NAMES:
+            raise ValueError(
+                f"`metric_for_best_model` is '{chosen}': no such metric is measured. Choose one of "
+                f"{', '.join(METRIC_NAMES)}"
+            )
+        self.tokenizer, self.score, self.settings = tokenizer, SCORES[reward], dict(settings)
+
+    def __call__(self, model: PreTrainedModel, rows: Any) -> dict[str, float]:
+        results = evaluate(model, self.tokenizer, rows, modes=["greedy"], **self.settings)
+        rewards = [item.scores[self.score] for result in results for item in result.items]
+        found = {REWARD: math.fsum(rewards) / len(rewards)}
+        for result in results:
+            values = ratios(*terms([item.scores for item in result.items], result.metrics))
+            found |= {f"{result.name}/{m.name}": float(v) for m, v in zip(result.metrics, values, strict=True)}
+        return found

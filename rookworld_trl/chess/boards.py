@@ -71,24 +71,22 @@ def shared_definitions() -> str:
 
 def gallery(run: Run, seed: int = 0) -> list[Card]:
     """Cards of a run's held-out items by greedy decoding: the most improved, the worst, and some drawn at random."""
-    answers = {name: _greedy(evaluation["items"]) for name, evaluation in run.evaluations.items()}
+    answers = {name: _greedy(results) for name, results in run.evaluations.items()}
     if not answers:
         return []
-    references: dict[str, Any] = {}
-    for evaluation in run.evaluations.values():
-        references |= evaluation.get("references", {})
     first, last = next(iter(answers.values())), list(answers.values())[-1]
     shared = [key for key in first if key in last]
     cards = []
     for task in dict.fromkeys(first[key]["task"] for key in shared):
         mine = [key for key in shared if first[key]["task"] == task]
         for key, kinds in _picked(mine, first, last, random.Random(seed)).items():
-            cards.append(_card(run.name, kinds, {name: found[key] for name, found in answers.items()}, references))
+            cards.append(_card(run.name, kinds, {name: found[key] for name, found in answers.items()}))
     return cards
 
 
-def _greedy(items: Iterable[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
-    return {item["key"]: item for item in items if item["mode"] == "greedy"}
+def _greedy(results: Iterable[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    greedy = [result for result in results if result["mode"] == "greedy"]
+    return {item["name"]: {**item, "task": result["name"]} for result in greedy for item in result["items"]}
 
 
 def _picked(
@@ -113,16 +111,16 @@ def _picked(
             ranked = [key for key in ranked if (gain[key] > 0) == (kind == "improved") and gain[key]]
         counts: dict[str, int] = {}
         for place, key in enumerate(ranked):
-            stratum = first[key]["stratum"]
+            stratum = first[key]["groups"]["stratum"]
             if place < PER_KIND or counts.get(stratum, 0) < PER_STRATUM:
                 kinds.setdefault(key, []).append(kind)
             counts[stratum] = counts.get(stratum, 0) + 1
     return {key: tuple(found) for key, found in kinds.items()}
 
 
-def _card(run: str, kinds: tuple[str, ...], answers: Mapping[str, Mapping[str, Any]], references: Any) -> Card:
+def _card(run: str, kinds: tuple[str, ...], answers: Mapping[str, Mapping[str, Any]]) -> Card:
     item = next(iter(answers.values()))
-    reference = references.get(item["key"])
+    reference = item["reference"]
     draw = _policy if item["task"] == "policy" else _environment
     score = " → ".join(f"{answer['scores']['continuous']:.2f}" for answer in answers.values())
     texts: list[Text] = [("prompt", ((item["prompt"], False),))]
@@ -134,7 +132,7 @@ def _card(run: str, kinds: tuple[str, ...], answers: Mapping[str, Mapping[str, A
         texts += [(name, ((answer["completion"], False),)) for name, answer in answers.items()]
     completions = {name: answer["completion"] for name, answer in answers.items()}
     boards = tuple(draw(item["prompt"], completions, reference))
-    return Card(run, item["task"], item["stratum"], kinds, score, boards, tuple(texts))
+    return Card(run, item["task"], item["groups"]["stratum"], kinds, score, boards, tuple(texts))
 
 
 def _policy(prompt: str, completions: Mapping[str, str], values: Any) -> Iterator[Board]:

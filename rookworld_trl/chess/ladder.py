@@ -3,6 +3,10 @@
 A model plays each game once, to its end, with another move in place of each illegal one, sampled again or a fallback:
 the *lenient* rules. Cut at the first illegal move, and lost there, the same games are those of the *strict* rules, so
 the two are compared on equal games. Each of the two is rated by itself, together with the games among the anchors.
+
+Two models' ladders are compared as one: every game of both in one fit, in which the anchors are the same players. Each
+ladder by itself has a scale of its own, though one anchor has the same rating on both: what the model scored against
+the other anchors moves them too, by hundreds of points where they are far from the fixed one.
 """
 
 import itertools
@@ -10,20 +14,24 @@ import textwrap
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal, cast, get_args
+
+import numpy as np
 
 from rookworld_trl.chess.engine import Engine, find_engine
 from rookworld_trl.chess.games import Game, GameRecord, mirrored, play_games
 from rookworld_trl.chess.players import EnginePlayer, GreedyCapturePlayer, ModelPlayer, Player, RandomPlayer
-from rookworld_trl.chess.suite import SuiteItem, SuiteResult
-from rookworld_trl.measuring.elo import Rating, rate
-from rookworld_trl.measuring.intervals import MIN_CLUSTERS, wilson
+from rookworld_trl.measuring.comparison import Comparison
+from rookworld_trl.measuring.elo import Rating, rate, resampled
+from rookworld_trl.measuring.intervals import MIN_CLUSTERS, percentile_interval, wilson
 from rookworld_trl.measuring.metrics import ratio
+from rookworld_trl.measuring.result import Headline, Item, Result
 from rookworld_trl.measuring.tables import few, too_few
 from rookworld_trl.settings.terminal import progress_bar
 
 RULES = ("strict", "lenient")
+BEFORE, AFTER = "the model, before", "the model, after"
 NODES = (1, 10, 100)
 AnchorKind = Literal["reproducible", "simple"]
 ANCHOR_KINDS: tuple[AnchorKind, ...] = get_args(AnchorKind)
@@ -31,8 +39,8 @@ _LABEL, _CELL = 26, 36  # columns of a table: names, and what stands under each 
 
 
 @dataclass(frozen=True, slots=True)
-class Ladder:
-    """Games as they were played, the model's by the lenient rules.
+class Ladder(Result):
+    """Games as they were played, the model's by the lenient rules; its points game by game are the items.
 
     Attributes:
         model: the name of the player whose matches are shown.
@@ -40,13 +48,11 @@ class Ladder:
         origins: the model's moves by `Choice.origin`; empty where `model` is no model.
     """
 
-    name: str
-    settings: dict[str, Any]
-    model: str
-    anchor: str
-    anchor_elo: float
-    games: list[GameRecord]
-    origins: dict[str, int]
+    model: str = ""
+    anchor: str = ""
+    anchor_elo: float = 0.0
+    games: list[GameRecord] = field(default_factory=list)
+    origins: dict[str, int] = field(default_factory=dict)
 
     def records(self, rules: str) -> list[GameRecord]:
         """The games as they end by these rules, void ones left out."""
@@ -66,40 +72,33 @@ class Ladder:
         by_opponent: dict[str, list[tuple[float, str]]] = {}
         for game in self.records(rules):
             if self.model in (game.white, game.black):
-                score, white = game.white_score or 0.0, game.white == self.model
-                met = by_opponent.setdefault(game.black if white else game.white, [])
-                met.append((score if white else 1 - score, game.reason))
+                opponent, score = _seen_by(self.model, game)
+                by_opponent.setdefault(opponent, []).append((score, game.reason))
         return {opponent: _match(games) for opponent, games in by_opponent.items()}
 
     def pgn(self) -> str:
         """All games, one behind the other."""
         return "\n".join(game.pgn(self.name, str(number)) for number, game in enumerate(self.games, 1))
 
-    def points(self) -> SuiteResult:
-        """The model's points game by game, filed under its opponents, for a comparison."""
-        items: list[SuiteItem] = []
-        met = Counter[str]()
-        for game in self.games:
-            if self.model not in (game.white, game.black):
-                continue
-            white = game.white == self.model
-            opponent = game.black if white else game.white
-            met[opponent] += 1
-            played = game.white_score is not None
-            scores = {"played": float(played)}
-            for rules, record in (("strict", game.strict), ("lenient", game)):
-                score = record.white_score or 0.0
-                scores[rules] = played * (score if white else 1 - score)
-            name = f"{opponent}, game {met[opponent]}"
-            items.append(SuiteItem(name, opponent, game.fen, " ".join(game.moves), scores))
-        metrics = [ratio(rules, f"points, {rules} rules", "played") for rules in RULES]
-        return SuiteResult(self.name, self.settings, metrics, items)
+    def main_numbers(self) -> list[Headline]:
+        """Points by both rules, then ratings."""
+        found, points = [], self.estimates()
+        for metric in self.metrics:
+            found.append(Headline(metric.label, metric.format, points[metric.name], {}))
+        for rules in RULES:
+            ratings = self.ratings(rules)
+            own, label = ratings[self.model], f"Elo, {rules} rules ({self.anchor} = {self.anchor_elo:.0f})"
+            bounds = {"ci_low": own.ci_low, "ci_high": own.ci_high, "clusters": own.games}
+            rating: Any = {"value": own.elo, "numerator": own.points, "denominator": float(own.games), **bounds}
+            others = {name: each.elo for name, each in ratings.items() if name in ("random", "greedy capture")}
+            found.append(Headline(label, ".0f", rating, others))
+        return found
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
         rated = {rules: {name: asdict(each) for name, each in self.ratings(rules).items()} for rules in RULES}
         return {
-            **self.points().to_dict(),
+            **Result.to_dict(self),
             "model": self.model,
             "scale": {self.anchor: self.anchor_elo},
             "ratings": rated,
@@ -107,6 +106,95 @@ class Ladder:
             "moves": self.origins,
             "games": [{**asdict(game), "moves": " ".join(game.moves)} for game in self.games],
         }
+
+    def earlier(self, data: Mapping[str, Any]) -> "Ladder":
+        """Raises:
+        ValueError: the other ladder is on another scale, or malformed.
+        """
+        before = Result.earlier(self, data)
+        scale = {self.anchor: self.anchor_elo}
+        if data.get("scale") != scale:
+            raise ValueError(f"the baseline's ratings are on another scale ({data.get('scale')}, here {scale})")
+        try:
+            games = [GameRecord(**{**game, "moves": tuple(game["moves"].split())}) for game in data["games"]]
+            return replace(before, model=data["model"], games=games)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"the baseline's '{self.name}' is none that this version wrote: {error}") from error
+
+    def further(self, before: Result) -> list[Comparison]:
+        """The model's rating on an earlier ladder and on this one, both on one scale.
+
+        The interval is of the difference, drawn over openings: an opening brings along every game of both ladders that
+        began from it, so that what both share, the anchors' games and the opening's luck, is drawn once for both. There
+        is none where a model lost or won every game, for its rating then rests on the prior. `clusters` counts
+        openings, those of the ladder that has fewer.
+        """
+        return [_change(before, self, rules) for rules in RULES] if isinstance(before, Ladder) else []
+
+
+def ladder_of(
+    name: str,
+    settings: dict[str, Any],
+    model: str,
+    anchor: tuple[str, float],
+    games: list[GameRecord],
+    origins: dict[str, int],
+    mode: str = "",
+) -> Ladder:
+    """A ladder with the model's points game by game, filed under its opponents."""
+    items: list[Item] = []
+    met = Counter[str]()
+    for game in games:
+        if model in (game.white, game.black):
+            opponent, _ = _seen_by(model, game)
+            met[opponent] += 1
+            scores = {"played": float(game.white_score is not None)}
+            for rules, record in (("strict", game.strict), ("lenient", game)):
+                scores[rules] = scores["played"] * _seen_by(model, record)[1]
+            about = (scores, game.fen, " ".join(game.moves), {"opponent": opponent})
+            items.append(Item(f"{opponent}, game {met[opponent]}", *about))
+    metrics = [ratio(rules, f"points, {rules} rules", "played") for rules in RULES]
+    whose: Any = {"model": model, "anchor": anchor[0], "anchor_elo": anchor[1]}
+    return Ladder(name, metrics, items, mode, settings, **whose, games=games, origins=origins)
+
+
+def _seen_by(model: str, game: GameRecord) -> tuple[str, float]:
+    """The opponent, and the model's points; 0 of a void game."""
+    score = game.white_score
+    if game.white == model:
+        return game.black, score or 0.0
+    return game.white, 0.0 if score is None else 1 - score
+
+
+def _change(before: Ladder, after: Ladder, rules: str) -> Comparison:
+    anchors: Counter[GameRecord] = Counter()
+    games: list[tuple[str, str, float, str]] = []  # White, Black, White's points, the opening
+    openings = []
+    for ladder, name in ((before, BEFORE), (after, AFTER)):
+        records = ladder.records(rules)
+        own = [game for game in records if ladder.model in (game.white, game.black)]
+        for game in own:
+            white, black = (name if player == ladder.model else player for player in (game.white, game.black))
+            games.append((white, black, game.white_score or 0.0, game.fen))
+        openings.append(len({game.fen for game in own}))
+        # With one seed the anchors' games are the same ones on both ladders, and count once.
+        anchors |= Counter(game for game in records if ladder.model not in (game.white, game.black))
+    games += [(game.white, game.black, game.white_score or 0.0, game.fen) for game in anchors.elements()]
+    results = [game[:3] for game in games]
+    ratings = rate(results, after.anchor, after.anchor_elo)
+    old, new, clusters = ratings[BEFORE], ratings[AFTER], min(openings)
+    low, high = None, None
+    if all(0 < each.points < each.games for each in (old, new)):
+        drawn = resampled(results, [game[3] for game in games], after.anchor, (BEFORE, AFTER))
+        # Rounded, for the fit ends within 1e-9 nats, and that is no gain.
+        low, high = percentile_interval(np.round(drawn[:, 1] - drawn[:, 0], 3), clusters)
+    up, down = low is not None and low > 0, high is not None and high < 0
+    place: Any = {"task": after.name, "prefix": "", "mode": after.mode, "headline": True, "baselines": {}}
+    place |= {"metric": f"elo_{rules}", "label": f"Elo, {rules} rules", "format": ".0f", "baselines_after": {}}
+    change = round(new.elo - old.elo, 3) + 0.0  # no -0
+    place |= {"before": old.elo, "after": new.elo, "difference": change, "ci_low": low, "ci_high": high}
+    verdict: Any = {"p_value": None, "significant": up or down, "better": 1, "loss": down}
+    return cast(Comparison, {**place, **verdict, "items": min(old.games, new.games), "clusters": clusters})
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,6 +271,7 @@ def run_ladder(
     openings: Sequence[str],
     max_plies: int = 200,
     seed: int = 0,
+    mode: str = "",
     progress: bool = False,
 ) -> Ladder:
     """Play the model against every anchor, and each anchor against the next two, each opening with both colours.
@@ -202,7 +291,7 @@ def run_ladder(
             games += mirrored(each[one], each[two], openings)
     settings: dict[str, Any] = {"openings": len(openings), "max_plies": max_plies, "seed": seed}
     settings |= {"engine": anchors.engine} if anchors.engine else {}
-    return _played("ladder", settings, model, (anchors.scale, anchors.elo), games, max_plies, progress)
+    return _played("ladder", settings, model, (anchors.scale, anchors.elo), games, max_plies, progress, mode)
 
 
 def run_match(
@@ -229,13 +318,14 @@ def _played(
     games: list[Game],
     plies: int,
     progress: bool,
+    mode: str = "",
 ) -> Ladder:
     if not games:
         raise ValueError("openings must be above 0: there are no games to play")
     with progress_bar(name if progress else "", len(games), "game") as bar:
         records = play_games(games, plies, bar.update)
     origins: Counter[str] = getattr(player, "origins", None) or Counter()
-    return Ladder(name, settings, player.name, *anchor, records, dict(origins.most_common()))
+    return ladder_of(name, settings, player.name, anchor, records, dict(origins.most_common()), mode)
 
 
 def ladder_table(ladder: Ladder) -> str:

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 import chess
 
 from rookworld_trl.chess import ParseError, policy
-from rookworld_trl.chess.suite import Ask, SuiteItem, SuiteResult
+from rookworld_trl.chess.suite import Ask
 from rookworld_trl.chess.trivial import PLAYERS, most_material
 from rookworld_trl.measuring.metrics import Metric, mean, ratio, share
+from rookworld_trl.measuring.result import Item, Result
 
 Worths = Mapping[str, float]  # by UCI move, 1 for the best; moves that are not listed are worth nothing
 
@@ -37,7 +38,7 @@ class Problem:
     game: str = ""
 
 
-def run_problems(ask: Ask, problems: Sequence[Problem], name: str) -> SuiteResult:
+def run_problems(ask: Ask, problems: Sequence[Problem], name: str) -> Result:
     """Ask for a move in every position of every problem.
 
     All positions are asked at once, those behind a move that was not found too: they do not change what is solved, and
@@ -50,10 +51,10 @@ def run_problems(ask: Ask, problems: Sequence[Problem], name: str) -> SuiteResul
     texts = iter(ask(prompts, name))
     items = [score_problem(problem, [next(texts) for _ in problem.boards]) for problem in problems]
     graded = any(value not in (0, 1) for problem in problems for worths in problem.worths for value in worths.values())
-    return SuiteResult(name, {}, _metrics(graded), items, PLAYERS["policy"])
+    return Result(name, _metrics(graded), items, players=PLAYERS["policy"])
 
 
-def score_problem(problem: Problem, completions: Sequence[str]) -> SuiteItem:
+def score_problem(problem: Problem, completions: Sequence[str]) -> Item:
     """Score the completions, one a position."""
     answers = [read_answer(board, text) for board, text in zip(problem.boards, completions, strict=True)]
     legal = [sorted(move.uci() for move in board.legal_moves) for board in problem.boards]
@@ -73,7 +74,7 @@ def score_problem(problem: Problem, completions: Sequence[str]) -> SuiteItem:
     }
     prompts = [policy.prompt(board.fen()) for board in problem.boards]
     texts = "\n".join(prompts), "\n".join(completions)
-    return SuiteItem(problem.name, problem.group, *texts, scores, problem.game)
+    return Item(problem.name, scores, *texts, {"group": problem.group}, problem.game)
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,8 +19,9 @@ import chess
 from rookworld_trl.chess import ParseError, environment, policy, task_of
 from rookworld_trl.chess.format import squares
 from rookworld_trl.chess.openings import random_opening
-from rookworld_trl.chess.suite import Ask, SuiteItem, SuiteResult
+from rookworld_trl.chess.suite import Ask
 from rookworld_trl.measuring.metrics import Metric, Term, mean, ratio, share
+from rookworld_trl.measuring.result import Item, Result
 from rookworld_trl.settings.terminal import progress_bar
 
 FAULTLESS = ("game over", "ply limit")
@@ -88,7 +89,7 @@ def run_selfplay(
     seed: int = 0,
     go_on: bool = False,
     progress: bool = False,
-) -> SuiteResult:
+) -> Result:
     """Let the model play games against itself inside its own environment.
 
     Args:
@@ -120,8 +121,8 @@ def run_selfplay(
     for number, (game, copied) in enumerate(zip(*sides, strict=True)):
         copies = {f"copier.{key}": value for key, value in _scores(copied, go_on).items()}
         scores = _scores(game, go_on) | copies
-        items.append(SuiteItem(f"game {number}", game.end, game.prompt, game.completion, scores))
-    return SuiteResult(name, settings, DRIFT_METRICS if go_on else METRICS, items, COPIER)
+        items.append(Item(f"game {number}", scores, game.prompt, game.completion, {"end": game.end}))
+    return Result(name, DRIFT_METRICS if go_on else METRICS, items, settings=settings, players=COPIER)
 
 
 def copier(seed: int = 0) -> Ask:

@@ -1,14 +1,11 @@
 """Before against after on the same items: paired differences with intervals."""
 
-import dataclasses
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypedDict, cast
 
 import numpy as np
 
-from rookworld_trl.chess.accuracy import Evaluation
-from rookworld_trl.chess.suite import SuiteItem, SuiteResult
-from rookworld_trl.chess.trivial import Baselines
 from rookworld_trl.measuring.intervals import (
     MIN_CLUSTERS,
     bootstrap_ratios,
@@ -19,7 +16,8 @@ from rookworld_trl.measuring.intervals import (
     sums_by_cluster,
     wilson,
 )
-from rookworld_trl.measuring.metrics import HEADLINES, METRICS, Metric, Scores, shared, terms
+from rookworld_trl.measuring.metrics import Metric, Scores, shared, terms
+from rookworld_trl.measuring.result import Result
 
 
 class Comparison(TypedDict):
@@ -39,6 +37,7 @@ class Comparison(TypedDict):
     """
 
     task: str  # or a suite's name
+    prefix: str
     mode: str
     metric: str
     label: str
@@ -60,55 +59,110 @@ class Comparison(TypedDict):
 
 
 def compare(
-    before: Evaluation, after: Evaluation, seed: int = 0, only: Container[str] | None = None
+    before: Sequence[Result], after: Sequence[Result], seed: int = 0, only: Container[str] | None = None
 ) -> list[Comparison]:
-    """Compare two evaluations metric by metric, pairing item by item.
+    """Compare results of the same names and modes metric by metric, pairing item by item.
 
     Args:
         only: names of metrics; None for all.
 
     Raises:
-        ValueError: the two differ in their items, modes, temperature or max_new_tokens. (Their seeds may differ.)
+        ValueError: two differ in their items or settings (their seeds may differ), or one has no other.
     """
-    after = _paired(before, after)
     rows: list[Comparison] = []
-    for task, mode in before.tasks_and_modes():
-        metrics = [metric for metric in METRICS[task] if only is None or metric.name in only]
-        items = before.select(task, mode)
-        old, new = ([item.scores for item in run.select(task, mode)] for run in (before, after))
-        found = _paired_rows(metrics, old, new, [item.game for item in items], seed)
-        trivial = [run.baselines(task, mode) for run in (before, after)]
-        rows += [_named(row, task, mode, HEADLINES[task], *trivial) for row in found]
+    for then, now in _pairs(before, after):
+        metrics = [metric for metric in now.metrics if only is None or metric.name in only]
+        old, new = ([item.scores for item in each.items] for each in (then, now))
+        try:
+            found = _paired_rows(metrics, old, new, [item.game for item in now.items], seed)
+        except KeyError as error:
+            raise ValueError(f"the earlier '{now.name}' lacks {error}; measure it again") from error
+        heads, trivial = {metric.name for metric in now.heads}, [each.baselines() for each in (then, now)]
+        for row in found:
+            name = row["metric"]
+            place = {"task": now.name, "prefix": now.prefix, "mode": now.mode, "headline": name in heads}
+            place |= {"baselines": trivial[0].get(name, {}), "baselines_after": trivial[1].get(name, {})}
+            rows.append(cast(Comparison, place | row))
     return rows
 
 
-def compare_suites(before: dict[str, Any], after: SuiteResult, mode: str, seed: int = 0) -> list[Comparison]:
-    """Compare a suite's result with an earlier one of the same items, as `SuiteResult.to_dict` wrote it.
+def against(
+    after: Sequence[Result], earlier: Mapping[tuple[str, str], Mapping[str, Any]]
+) -> tuple[list[Comparison], list[dict[str, Any]]]:
+    """Everything compared with an earlier result's file (`read_results`), and the headlines by group.
 
     Raises:
-        ValueError: it is of other items, or was made with other settings (another seed may be), or a metric's numbers
-            are missing.
+        ValueError: the file lacks a result, or has it of other items or settings.
     """
-    try:
-        settings, items = before["settings"], [SuiteItem(**item) for item in before["items"]]
-    except (KeyError, TypeError) as error:
-        raise ValueError(
-            f"the baseline's suite '{after.name}' is none that recipes/evaluate.py wrote: {error}"
-        ) from error
-    unlike = {k for k in {*settings, *after.settings} - {"seed"} if settings.get(k) != after.settings.get(k)}
-    if unlike:
-        raise ValueError(f"suite '{after.name}' differs from the baseline's in {', '.join(sorted(unlike))}")
-    old = {item.name: item for item in items}
-    if len(old) < len(items) or sorted(old) != sorted(item.name for item in after.items):
-        raise ValueError(f"suite '{after.name}' is not of the baseline's items; measure both on the same ones")
-    pairs = [(old[item.name].scores, item.scores) for item in after.items]
-    try:
-        games = [item.game for item in after.items]
-        found = _paired_rows(after.metrics, [a for a, _ in pairs], [b for _, b in pairs], games, seed)
-    except KeyError as error:
-        raise ValueError(f"the baseline's suite '{after.name}' lacks {error}; measure it again") from error
-    trivial = after.baselines()  # of all items, before and after
-    return [_named(row, after.name, mode, (after.metrics[0].name,), trivial, trivial) for row in found]
+    rows: list[Comparison] = []
+    groups: list[dict[str, Any]] = []
+    for now in after:
+        if (now.name, now.mode) not in earlier:
+            raise ValueError(
+                f"the baseline has no '{now.name}', {now.mode}; measure it with the same suites and --mode"
+            )
+        then = now.earlier(earlier[now.name, now.mode])
+        rows += [*now.further(then), *compare([then], [now])]
+        groups += compare_groups([then], [now])
+    return rows, groups
+
+
+def compare_groups(before: Sequence[Result], after: Sequence[Result]) -> list[dict[str, Any]]:
+    """`compare` of the headlines within each group, each row with its `group`, such as `color=white`.
+
+    Groups that are an outcome, so that an item may change them, are left out.
+    """
+    rows: list[dict[str, Any]] = []
+    for then, now in _pairs(before, after):
+        if [item.groups for item in then.items] == [item.groups for item in now.items]:
+            for kind, value in now.groups():
+                old, new = ([each.select(**{kind: value})] for each in (then, now))
+                found = compare(old, new, only=[metric.name for metric in now.heads])
+                rows += [{"group": f"{kind}={value}", **row} for row in found]
+    return rows
+
+
+def losses(rows: Sequence[Mapping[str, Any]], of_what: str) -> tuple[list[Mapping[str, Any]], str]:
+    """The rows that are significant losses, and how many of how many that is, in words: "none among 50 metrics".
+
+    Rows without an interval, for too few games bear on them, are counted apart. Rows of an older version don't say
+    which direction is better; there, less counts as a loss. The words are empty where nothing was compared.
+    """
+    known = [row for row in rows if row.get("better", 1) and row["difference"] is not None]
+    judged = [row for row in known if row["ci_low"] is not None]
+    lost = [row for row in judged if row.get("loss", row["ci_high"] < 0)]
+    words = f"{len(lost) or 'none'} {'of' if lost else 'among'} {len(judged)} {of_what}"
+    words += f", and no verdict on {len(known) - len(judged)}" if len(judged) < len(known) else ""
+    return lost, words if known else ""
+
+
+def _pairs(before: Sequence[Result], after: Sequence[Result]) -> Iterator[tuple[Result, Result]]:
+    """Each result with the earlier one of its name and mode, their items in one order."""
+    earlier = {(each.name, each.mode): each for each in before}
+    for now in after:
+        if (then := earlier.get((now.name, now.mode))) is None:
+            raise ValueError(f"'{now.name}', {now.mode}, was not measured before; measure the same, in the same modes")
+        settings = [(name, *(e.settings.get(name) for e in (then, now))) for name in {*then.settings, *now.settings}]
+        for name, old, new in settings:
+            if old != new and name != "seed":
+                raise ValueError(
+                    f"the two results of '{now.name}' differ in {name} ({old} and {new}); measure with equal settings"
+                )
+        orders = [_by_name(each) for each in (then, now)]
+        sides = [[e.items[i] for i in order] for e, order in zip((then, now), orders, strict=True)]
+        names = [[item.name for item in side] for side in sides]
+        if names[0] != names[1]:
+            missing, extra = len({*names[0]} - {*names[1]}), len({*names[1]} - {*names[0]})
+            raise ValueError(
+                f"the two results of '{now.name}' are not of the same items ({missing} only before, {extra} only "
+                "after, or some more than once), so nothing can be paired; measure both on the same ones"
+            )
+        place = dict(zip(orders[0], sides[1], strict=True))
+        yield then, replace(now, items=[place[number] for number in range(len(place))])
+
+
+def _by_name(result: Result) -> list[int]:
+    return sorted(range(len(result.items)), key=lambda number: result.items[number].name)
 
 
 def _paired_rows(
@@ -118,7 +172,7 @@ def _paired_rows(
     games: Sequence[str] = (),
     seed: int = 0,
 ) -> list[dict[str, Any]]:
-    """A row a metric, without what `_named` adds."""
+    """A row a metric, without its place."""
     k = len(metrics)
     tops, bottoms = zip(*(terms(scores, metrics) for scores in (before, after)), strict=True)
     top, bottom = np.hstack(tops), np.hstack(bottoms)
@@ -141,8 +195,9 @@ def _paired_rows(
         up, down = low is not None and low > 0, high is not None and high < 0
         p_value = None
         every_item = metric.proportion and not by_game and all((of_run[:, i] == 1).all() for of_run in bottoms)
-        if every_item and n >= MIN_CLUSTERS:
-            change = tops[1][:, i] - tops[0][:, i]
+        right = np.stack([of_run[:, i] for of_run in tops])
+        if every_item and n >= MIN_CLUSTERS and np.isin(right, (0, 1)).all():
+            change = right[1] - right[0]
             p_value = mcnemar_exact(int((change > 0).sum()), int((change < 0).sum()))
         rows.append(
             {
@@ -163,48 +218,3 @@ def _paired_rows(
             }
         )
     return rows
-
-
-def _named(
-    row: dict[str, Any], task: str, mode: str, headlines: Container[str], before: Baselines, after: Baselines
-) -> Comparison:
-    """A row with its place: whose it is, whether it is a headline, and what trivial players get."""
-    metric = row["metric"]
-    place = {"task": task, "mode": mode, "headline": metric in headlines}
-    players = {"baselines": before.get(metric, {}), "baselines_after": after.get(metric, {})}
-    return cast(Comparison, {**place, **players, **row})
-
-
-def compare_groups(before: Evaluation, after: Evaluation) -> list[dict[str, Any]]:
-    """`compare` of the headline metrics within each colour, stake and stratum, each row with its `group`."""
-    rows: list[dict[str, Any]] = []
-    for task, headlines in HEADLINES.items():
-        for name, value in before.groups(task):
-            then, now = (
-                dataclasses.replace(
-                    run, items=[item for item in run.items if item.task == task and getattr(item, name) == value]
-                )
-                for run in (before, after)
-            )
-            rows += [{"group": f"{name}={value}", **row} for row in compare(then, now, only=headlines)]
-    return rows
-
-
-def _paired(before: Evaluation, after: Evaluation) -> Evaluation:
-    """`after` with its items in the order of `before`."""
-    for name in ("temperature", "max_new_tokens", "task_sampling"):
-        if before.settings.get(name) != after.settings.get(name):
-            raise ValueError(
-                f"the two evaluations differ in {name} ({before.settings.get(name)} and {after.settings.get(name)}); "
-                "evaluate both with the same settings"
-            )
-    old, new = ([(item.mode, item.key) for item in run.items] for run in (before, after))
-    if sorted(old) != sorted(new):
-        missing, extra = len(set(old) - set(new)), len(set(new) - set(old))
-        raise ValueError(
-            f"the two evaluations are not of the same items ({missing} only before, {extra} only after, or some more "
-            "than once), so nothing can be paired; evaluate both on the same data set, limit and modes"
-        )
-    order = sorted(range(len(old)), key=old.__getitem__)
-    place = dict(zip(order, sorted(range(len(new)), key=new.__getitem__), strict=True))
-    return dataclasses.replace(after, items=[after.items[place[number]] for number in range(len(old))])

@@ -1,17 +1,16 @@
-"""What evaluation counts: each metric as a ratio of sums over items, taken from the scorers that training rewards.
+"""Metrics, each a ratio of sums over items, and their intervals. Which ones there are, whoever measures says.
 
 Sum(numerator) / sum(denominator) covers means (denominator 1), recall (positives), precision (predictions) and F1,
 so intervals and paired comparisons need one implementation (`intervals`).
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from operator import itemgetter
-from typing import Any, TypedDict
+from typing import TypedDict
 
 import numpy as np
 
-from rookworld_trl.chess import TaskName
 from rookworld_trl.measuring.intervals import (
     MIN_CLUSTERS,
     Array,
@@ -33,7 +32,7 @@ Term = Callable[[Scores], float]
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """One metric of a task.
+    """One metric.
 
     Attributes:
         name: as in JSON and in `compare`.
@@ -43,6 +42,8 @@ class Metric:
         format: "percent", or a format spec for what is no share.
         better: 1 if more is better, -1 if less is, 0 for what only describes the text: a change in the other direction
             is a loss.
+        keeps: scores of the model that stay in place where a trivial player answers in its stead, such as those that
+            say which items count.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Metric:
     proportion: bool = True
     format: str = "percent"
     better: int = 1
+    keeps: tuple[str, ...] = ()
 
     @property
     def at_most_1(self) -> bool:
@@ -91,88 +93,6 @@ def mean(name: str, label: str, format: str = ".3f", better: int = 1) -> Metric:
 def ratio(name: str, label: str, of: str, format: str = "percent", better: int = 1) -> Metric:
     """Of a score's sum to another's."""
     return Metric(name, label, itemgetter(name), itemgetter(of), False, format, better)
-
-
-def _detection(flag: str) -> list[Metric]:
-    """Recall, precision and F1 of a rare flag; accuracy would be 98.9 % for a model that never sets it."""
-    true, predicted = f"{flag}_true", f"{flag}_pred"
-
-    def hit(scores: Scores) -> float:
-        return scores[true] * scores[predicted]
-
-    return [
-        Metric(f"{flag}_recall", f"{flag}: recall", hit, itemgetter(true)),
-        Metric(f"{flag}_precision", f"{flag}: precision", hit, itemgetter(predicted)),
-        Metric(f"{flag}_f1", f"{flag}: F1", lambda s: 2.0 * hit(s), lambda s: s[true] + s[predicted], proportion=False),
-    ]
-
-
-_TEXT = [
-    share("finished", "ended by itself"),
-    mean("tokens", "tokens a completion", format=".1f", better=0),
-]
-
-METRICS: dict[TaskName, list[Metric]] = {
-    "policy": [
-        share("best_legal", "B legal"),
-        # Of the answers whose move is legal: (mean value - r) / (1 - r), r that of a random legal move in their
-        # positions; 0 for a random legal mover, 1 for the best moves. The correction is that of Cohen's kappa.
-        Metric(
-            "skill",
-            "skill",
-            lambda s: s["best_legal"] * (s["best_value"] - s["random.best_value"]),
-            lambda s: s["best_legal"] * (1.0 - s["random.best_value"]),
-            proportion=False,
-            format=".3f",
-        ),
-        Metric(
-            "legal_value",
-            "value of the legal moves",
-            lambda s: s["best_legal"] * s["best_value"],
-            itemgetter("best_legal"),
-            proportion=False,
-        ),
-        mean("best_value", "value of B, illegal ones 0", format="percent"),
-        share("parsed", "parsable"),
-        share("candidates_legal_distinct", "all candidates legal and distinct"),
-        share("best_in_moves", "B among the candidates"),
-        share("best_in_top5", "B in the engine's top five"),
-        share("top1", "B is the engine's best"),
-        mean("evals_score", "evals, above the best constant", format="percent"),
-        # Of the differences in win chance between the listed moves: those that the evals order rightly less those that
-        # they turn round. Results measured before it was counted have none.
-        Metric(
-            "evals_order",
-            "evals, order of the moves",
-            lambda s: s.get("evals_ordered", 0.0),
-            lambda s: s.get("evals_apart", 0.0),
-            proportion=False,
-            format=".3f",
-        ),
-        mean("n_candidates", "candidates", format=".2f", better=0),
-        mean("reward", "graduated reward"),
-        mean("continuous", "continuous reward"),
-        *_TEXT,
-    ],
-    "environment": [
-        share("exact", "exact, whole string"),
-        share("fen_exact", "FEN exact"),
-        share("first_four", "first four FEN fields"),
-        share("placement_exact", "placement exact"),
-        share("reward_exact", "reward exact"),
-        *_detection("terminated"),
-        *_detection("truncated"),
-        Metric("unparsable", "unparsable", lambda s: 1.0 - s["parsed"], better=-1),
-        share("copied_input", "input copied", better=-1),
-        mean("reward", "graduated reward"),
-        mean("continuous", "continuous reward"),
-        *_TEXT,
-    ],
-}
-
-# Legality, skill and exactness: three numbers, for a gain in one can hide a loss in another. An `A:` answer is exact or
-# not; legality is of `P:` alone.
-HEADLINES: dict[TaskName, tuple[str, ...]] = {"policy": ("best_legal", "skill"), "environment": ("exact",)}
 
 
 def terms(scores: Sequence[Scores], metrics: Sequence[Metric]) -> tuple[Array, Array]:
@@ -225,9 +145,3 @@ def shared(games: Sequence[str]) -> bool:
     """Whether any two items are of one game, so that they aren't independent."""
     named = [game for game in games if game]
     return len(set(named)) < len(named)
-
-
-def numeric(score: Any) -> dict[str, float]:
-    """A scorer's dataclass as numbers by field name; True and False become 1 and 0, None (not given) becomes 0."""
-    names = [field.name for field in fields(score)]
-    return {name: float(getattr(score, name) or 0.0) for name in names}

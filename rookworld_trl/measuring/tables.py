@@ -1,53 +1,44 @@
-"""Evaluations, suites and comparisons as text, at most 100 columns wide."""
+"""Results and comparisons as text, at most 100 columns wide, and models side by side as Markdown."""
 
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
-from rookworld_trl.chess import PREFIXES, TaskName
-from rookworld_trl.chess.accuracy import Evaluation
-from rookworld_trl.chess.suite import SuiteResult
-from rookworld_trl.measuring.comparison import Comparison
+from rookworld_trl.measuring.comparison import Comparison, losses
 from rookworld_trl.measuring.intervals import MIN_CLUSTERS
-from rookworld_trl.measuring.metrics import HEADLINES, METRICS, Estimate, estimate, shared
+from rookworld_trl.measuring.metrics import Estimate, shared
+from rookworld_trl.measuring.result import Headline, Result
 
-_LABEL = 36
-_STAKE = {"nothing": "nothing at stake", "something": "something at stake"}
+_LABEL = 38
 _TOO_FEW = f"too few (n): fewer than {MIN_CLUSTERS} games, openings, or items of no shared game bear on it: no interval"
 
 
-def evaluation_table(evaluation: Evaluation) -> str:
-    """All metrics of each task, modes side by side, trivial players, and the headlines by colour, stake and stratum."""
+def result_table(results: Sequence[Result]) -> str:
+    """All metrics of each name, modes side by side; trivial players; the headlines by group."""
     lines: list[str] = []
-    for task in METRICS:
-        modes = [mode for name, mode in evaluation.tasks_and_modes() if name == task]
-        if not modes:
-            continue
-        own = (evaluation.settings.get("task_sampling") or {}).get(task, {})
-        temperature = own.get("temperature", evaluation.settings.get("temperature", 1.0))
-        heads = ["greedy" if mode == "greedy" else f"sampled, T={temperature:g}" for mode in modes]
-        items = len(evaluation.select(task, modes[0]))
-        title = f"{PREFIXES[task].strip()} {task}, {items} items"
-        lines += [_row(title, [f"{head:>8}{'95 % interval':>17}" for head in heads])]
+    for name in dict.fromkeys(each.name for each in results):
+        modes = [each for each in results if each.name == name]
+        first = modes[0]
+        heads = [f"{_mode(each):>8}{'95 % interval':>17}" for each in modes]
+        lines += [_row(f"{first.title}, {len(first.items)} items", heads)]
         lines += ["-" * len(lines[-1])]
-        results = [evaluation.estimates(task, mode) for mode in modes]
-        for metric in METRICS[task]:
-            star = " *" if metric.name in HEADLINES[task] else ""
-            cells = [_cell(result[metric.name], metric.format) for result in results]
-            lines.append(_row(f"  {metric.label}{star}", cells))
-        trivial = [evaluation.baselines(task, mode) for mode in modes]
-        of_task = [
-            line
-            for m in METRICS[task]
-            if m.name in trivial[0]
-            for line in _by_items(m.label, m.format, dict(zip(modes, (of[m.name] for of in trivial), strict=True)))
-        ]
-        lines += ["", *baseline_lines(of_task), "", *_group_lines(evaluation, task, modes), ""]
-    games = [item.game for item in evaluation.items if item.mode == evaluation.items[0].mode]
-    intervals = "Wilson for shares, bootstrap for the rest"
-    if shared(games):
-        count = len({game or i for i, game in enumerate(games)})
-        intervals = f"{'bootstrap' if count >= MIN_CLUSTERS else 'none'} over {count} games"
-    return "\n".join([*lines, f"* headline metrics. Shares in percent; intervals: {intervals}.", *few(lines)])
+        estimates = [each.estimates() for each in modes]
+        for metric in first.metrics:
+            label = f"  {metric.label}{' *' if metric in first.heads else ''}"
+            lines.append(_row(label, [_cell(found[metric.name], metric.format) for found in estimates]))
+        trivial = {each.mode: each.baselines() for each in modes}
+        by_mode = [(m, {mode: of.get(m.name, {}) for mode, of in trivial.items()}) for m in first.metrics]
+        lines += _player_lines([line for m, of in by_mode for line in _by_items(m.label, m.format, of)])
+        lines += [*_group_lines(modes), ""]
+        games = [item.game for item in first.items]
+        intervals = "Wilson for shares, bootstrap for the rest"
+        if shared(games):
+            count = len({game or i for i, game in enumerate(games)})
+            intervals = f"{'bootstrap' if count >= MIN_CLUSTERS else 'none'} over {count} games"
+        settings = ", ".join(f"{key}={value}" for key, value in modes[-1].settings.items())
+        text = "; ".join(filter(None, [settings, f"intervals: {intervals}"]))
+        lines += [*textwrap.wrap(text, 100, initial_indent="  ", subsequent_indent="  "), ""]
+    return "\n".join([*lines, "* headline metrics. Shares in percent.", *few(lines)])
 
 
 def comparison_table(
@@ -62,13 +53,13 @@ def comparison_table(
     shown = [row for row in rows if row["headline"] or not headlines_only]
     for task in dict.fromkeys(row["task"] for row in shown):
         of_task = [row for row in shown if row["task"] == task]
-        prefix = PREFIXES.get(cast(TaskName, task), "")
-        for mode in dict.fromkeys(row["mode"] for row in of_task):
-            of_mode = [row for row in of_task if row["mode"] == mode]
-            head = f"{prefix}{task}, {mode}, {of_mode[0]['items']} items"
-            lines += [f"{head:{_LABEL}}{'before':>9}{'after':>9}{'change':>9}   95 % interval", "-" * 84]
-            lines += [*map(_comparison_line, of_mode), ""]
         modes = list(dict.fromkeys(row["mode"] for row in of_task))
+        for mode in modes:
+            of_mode = [row for row in of_task if row["mode"] == mode]
+            head = ", ".join(filter(None, [f"{of_mode[0]['prefix']} {task}".strip(), mode]))
+            head += f", {of_mode[0]['items']} items"
+            lines += [f"{head:{_LABEL}}{'before':>9}{'after':>9}{'change':>9}   95 % interval", "-" * 86]
+            lines += [*map(_comparison_line, of_mode), ""]
         trivial = []
         for metric in dict.fromkeys(row["metric"] for row in of_task):
             rows_of = [row for row in of_task if row["metric"] == metric]
@@ -77,46 +68,79 @@ def comparison_table(
                 mode = f"{row['mode']} " if len(modes) > 1 else ""
                 by_items |= {f"{mode}before": row["baselines"], f"{mode}after": row["baselines_after"]}
             trivial += _by_items(rows_of[0]["label"], rows_of[0]["format"], by_items)
-        if any(values for *_, values in trivial):
-            lines += [*baseline_lines(trivial), ""]
-    note = "* headline metrics; + or - marks a change whose paired 95 % interval leaves out 0."
+        lines += [*_player_lines(trivial)[1:], ""] if any(of for *_, of in trivial) else []
     lines += _loss_lines(rows, "metrics")
     if groups:
-        named: list[Any] = [{**row, "label": f"{row['group']}: {row['label']}"} for row in groups]
-        lines += _loss_lines(named, "headline metrics by colour, stake and stratum")
+        named = [{**row, "label": f"{row['group']}: {row['label']}"} for row in groups]
+        lines += _loss_lines(named, "headline metrics by group")
+    note = "* headline metrics; + or - marks a change whose paired 95 % interval leaves out 0."
     return "\n".join([*lines, "", note, *few(lines)])
 
 
-def suite_table(result: SuiteResult) -> str:
-    """The suite's metrics, trivial players, then the headline by group."""
-    title, games = f"{result.name}, {len(result.items)} items", [item.game for item in result.items]
-    if shared(games):
-        title += f" of {len({game or i for i, game in enumerate(games)})} games, over which intervals are"
-    settings = ", ".join(f"{name}={value}" for name, value in result.settings.items())
-    estimates, trivial = result.estimates(), result.baselines()
-    lines = [title, f"  {settings}", *(metric_row(m.label, estimates[m.name], m.format) for m in result.metrics)]
-    if trivial:
-        of_players = [(m.label, m.format, trivial[m.name]) for m in result.metrics if m.name in trivial]
-        lines += ["", *baseline_lines(of_players)]
-    head = result.metrics[0]
-    if groups := result.groups():
-        lines += ["", f"  {head.label}, by group"]
-        lines += [
-            metric_row(f"  {name[:36]:36} {count:5}", result.estimates(name)[head.name], head.format)
-            for name, count in groups.items()
-        ]
-    return "\n".join([*lines, *(f"  {line}" for line in few(lines))])
+def overview(models: Mapping[str, Sequence[Result]]) -> str:
+    """The headlines of all models side by side, and trivial players', as a Markdown table."""
+    lines = [
+        f"| suite | metric | decoding | {' | '.join(models)} | trivial players |",
+        f"|---|---|---|{'---:|' * len(models)}---|",
+    ]
+    for results in zip(*models.values(), strict=True):
+        for row in zip(*(each.main_numbers() for each in results), strict=True):
+            cells = " | ".join(_value(each) for each in row)
+            place = f"{results[0].title} | {row[0].label} | {results[0].mode}"
+            lines.append(f"| {place} | {cells} | {_side_by_side(row)} |")
+    return "\n".join(lines)
 
 
-def metric_row(label: str, result: Estimate, format: str) -> str:
-    """One line: label, value, 95 % interval."""
-    return f"  {label:46}{_cell(result, format)}".rstrip()
+def as_text(value: float | None, format: str, sign: str = "", unit: str = "") -> str:
+    """A number as a metric's `format` says: "percent", or a format spec."""
+    if value is None:
+        return "n/a"
+    return f"{100 * value:{sign}.1f}{unit}" if format == "percent" else f"{value:{sign}{format}}"
 
 
-def _comparison_line(row: Comparison, width: int = _LABEL) -> str:
+def changed(row: Mapping[str, Any]) -> str:
+    """A row's difference and interval: `-4.0 [-5.9, -2.1]`, or `-4.0, too few (3)` where three games bear on it."""
+    spec = row.get("format", ".3f")
+    difference, low, high = (as_text(row[name], spec, "+") for name in ("difference", "ci_low", "ci_high"))
+    if row["difference"] is None:
+        return difference
+    if row["ci_low"] is None:
+        return f"{difference}, {too_few(row['clusters'])}" if "clusters" in row else difference
+    return f"{difference} [{low}, {high}]"
+
+
+def players_of(row: Mapping[str, Any]) -> str:
+    """What trivial players get on the row's items: `random legal 85.8, first legal 87.5`.
+
+    Two numbers, `0.514 → 0.521`, where the items that are counted are others before and after, as those of skill are.
+    """
+    sides = [row.get(name) or {} for name in ("baselines", "baselines_after")]
+    found = []
+    for player in dict.fromkeys(player for side in sides for player in side):
+        values = [as_text(side[player], row.get("format", ".3f")) for side in sides if player in side]
+        found.append(f"{player} {' → '.join(dict.fromkeys(values))}")
+    return ", ".join(found)
+
+
+def too_few(clusters: int) -> str:
+    """In place of an interval that so few games, or items of no shared game, cannot give."""
+    return f"too few ({clusters})"
+
+
+def few(lines: Sequence[str]) -> list[str]:
+    """What `too_few` means, below a table that says it."""
+    return [_TOO_FEW] if any("too few (" in line for line in lines) else []
+
+
+def _mode(result: Result) -> str:
+    temperature = result.settings.get("temperature")
+    return f"{result.mode}, T={temperature:g}" if isinstance(temperature, float) and temperature else result.mode
+
+
+def _comparison_line(row: Mapping[str, Any], width: int = _LABEL) -> str:
     label, format = f"  {row['label']}{' *' if row['headline'] else ''}", row["format"]
-    before, after = number(row["before"], format), number(row["after"], format)
-    change, low, high = (number(row[name], format, sign=True) for name in ("difference", "ci_low", "ci_high"))
+    before, after = as_text(row["before"], format), as_text(row["after"], format)
+    change, low, high = (as_text(row[name], format, "+") for name in ("difference", "ci_low", "ci_high"))
     interval = f"[{low}, {high}]" if row["ci_low"] is not None else ""
     if row["difference"] is not None and row["clusters"] < MIN_CLUSTERS:
         interval = too_few(row["clusters"])
@@ -124,17 +148,11 @@ def _comparison_line(row: Comparison, width: int = _LABEL) -> str:
     return f"{label:{width}}{before:>9}{after:>9}{change:>9}   {interval:<18} {mark}".rstrip()
 
 
-def _loss_lines(rows: Sequence[Comparison], of_what: str) -> list[str]:
-    known = [row for row in rows if row["better"] and row["difference"] is not None]
-    judged = [row for row in known if row["ci_low"] is not None]
-    losses = [row for row in judged if row["loss"]]
-    of_what += f", and no verdict on {len(known) - len(judged)}" if len(judged) < len(known) else ""
-    if not losses:
-        return [f"Significant losses: none among {len(judged)} {of_what}."]
-    lines = [f"Significant losses: {len(losses)} of {len(judged)} {of_what}"]
-    for row in losses:
-        prefix = PREFIXES.get(cast(TaskName, row["task"]), "")
-        line = _comparison_line({**row, "label": f"{prefix}{row['label']}"}, _LABEL + 3)
+def _loss_lines(rows: Sequence[Mapping[str, Any]], of_what: str) -> list[str]:
+    lost, words = losses(rows, of_what)
+    lines = [f"Significant losses: {words or f'none among 0 {of_what}'}{'' if lost else '.'}"]
+    for row in lost:
+        line = _comparison_line({**row, "label": f"{row['prefix']} {row['label']}".strip()}, _LABEL + 3)
         lines.append(f"{line} {row['mode']}")
     return lines
 
@@ -149,29 +167,32 @@ def _by_items(
     return [(f"{label}, {side}" if side else label, format, found) for side, found in players.items()]
 
 
-def baseline_lines(metrics: Iterable[tuple[str, str, Mapping[str, float]]]) -> list[str]:
+def _player_lines(metrics: Iterable[tuple[str, str, Mapping[str, float]]]) -> list[str]:
     """What trivial players get: a metric (label, format, value by player) a line, a player a column."""
-    metrics = list(metrics)
+    metrics = [each for each in metrics if each[2]]
     players = list(dict.fromkeys(player for *_, values in metrics for player in values))
+    if not players:
+        return []
     widths = {player: max(16, len(player) + 2) for player in players}
-    first = max([_LABEL, *(5 + len(label) for label, _, values in metrics if values)])
-    lines = ["".join([f"{'  trivial players, same items':{first}}", *(f"{p:>{widths[p]}}" for p in players)])]
+    first = max([_LABEL, *(5 + len(label) for label, *_ in metrics)])
+    lines = ["", "".join([f"{'  trivial players, same items':{first}}", *(f"{p:>{widths[p]}}" for p in players)])]
     for label, format, values in metrics:
-        if values:
-            cells = [f"{number(values.get(player), format):>{widths[player]}}" for player in players]
-            lines.append("".join([f"    {label:{first - 4}}", *cells]))
+        cells = [f"{as_text(values.get(player), format):>{widths[player]}}" for player in players]
+        lines.append("".join([f"    {label:{first - 4}}", *cells]))
     return lines
 
 
-def _group_lines(evaluation: Evaluation, task: TaskName, modes: Sequence[str]) -> list[str]:
-    lines = []
-    for metric in (m for m in METRICS[task] if m.name in HEADLINES[task]):
-        lines += [f"  {metric.label}, by colour, stake and stratum"]
-        for name, value in evaluation.groups(task):
-            members = [evaluation.select(task, mode, **{name: value}) for mode in modes]
-            group = [estimate([i.scores for i in items], [metric], [i.game for i in items]) for items in members]
-            label = f"    {_STAKE.get(value, value):18}{len(members[0]):6} items"
-            lines.append(_row(label, [_cell(found[metric.name], metric.format) for found in group]))
+def _group_lines(modes: Sequence[Result]) -> list[str]:
+    """The headlines of each group; modes side by side."""
+    lines: list[str] = []
+    counts = [each.groups() for each in modes]
+    for metric in modes[0].heads if counts[0] else ():
+        lines += ["", f"  {metric.label}, by {', '.join(dict.fromkeys(kind for kind, _ in counts[0]))}"]
+        for kind, value in dict.fromkeys(group for of_mode in counts for group in of_mode):
+            count = next(of_mode[kind, value] for of_mode in counts if (kind, value) in of_mode)
+            parts = [each.select(**{kind: value}) for each in modes]
+            cells = [_cell(part.estimates()[metric.name], metric.format) if part.items else " " * 25 for part in parts]
+            lines.append(_row(f"    {value[:26]:26}{count:6}", cells))
     return lines
 
 
@@ -183,23 +204,27 @@ def _cell(result: Estimate, format: str) -> str:
     """25 characters: the value and its interval."""
     if result["value"] is None:
         return f"{'n/a':>8}{'':17}"
-    low, high = number(result["ci_low"], format), number(result["ci_high"], format)
+    low, high = as_text(result["ci_low"], format), as_text(result["ci_high"], format)
     interval = too_few(result["clusters"]) if result["ci_low"] is None else f"[{low}, {high}]"
-    return f"{number(result['value'], format):>8}{interval:>17}"
+    return f"{as_text(result['value'], format):>8}{interval:>17}"
 
 
-def too_few(clusters: int) -> str:
-    """In place of an interval that so few games, or items of no shared game, cannot give."""
-    return f"too few ({clusters})"
+def _side_by_side(row: Sequence[Headline]) -> str:
+    """What trivial players get: one number each, or where it differs, since skill is over the items that a model moves
+    legally, one for each model."""
+    shown = []
+    for name in dict.fromkeys(name for each in row for name in each.players):
+        values = [as_text(each.players.get(name), each.format) for each in row]
+        shown.append(f"{name} {' / '.join(values if len(set(values)) > 1 else values[:1])}")
+    return ", ".join(shown)
 
 
-def few(lines: Sequence[str]) -> list[str]:
-    """What `too_few` means, below a table that says it."""
-    return [_TOO_FEW] if any("too few (" in line for line in lines) else []
-
-
-def number(value: float | None, format: str, sign: bool = False) -> str:
-    if value is None:
-        return "n/a"
-    plus = "+" if sign else ""
-    return f"{100 * value:{plus}.1f}" if format == "percent" else f"{value:{plus}{format}}"
+def _value(headline: Headline) -> str:
+    """A value with its interval; where one side is open, the other one alone."""
+    found = headline.estimate
+    value, low, high = (as_text(found[name], headline.format) for name in ("value", "ci_low", "ci_high"))
+    if found["value"] is None or (found["ci_low"] is None and found["ci_high"] is None):
+        return value if found["value"] is None else f"{value}, {too_few(found['clusters'])}"
+    if found["ci_low"] is None or found["ci_high"] is None:
+        return f"< {high}" if found["ci_low"] is None else f"> {low}"
+    return f"{value} [{low}, {high}]"

@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rookworld_trl.reports.run import GROUPED, change, losses, shown, trivial
+from rookworld_trl.measuring.comparison import losses
+from rookworld_trl.measuring.tables import as_text, changed, players_of
+from rookworld_trl.reports.run import GROUPED
 from rookworld_trl.reports.summary import read_summary
 
 USAGE = """## Use
@@ -111,7 +113,7 @@ def _results(summary: dict[str, Any]) -> str:
     table = [
         "| task | metric | decoding | before | after | change | trivial players | items |",
         "|---|---|---|---|---|---|---|---|",
-        *(f"{_result(row)} {trivial(row) or '-'} | {row['items']} |" for row in summary["headline"]),
+        *(f"{_result(row)} {players_of(row) or '-'} | {row['items']} |" for row in summary["headline"]),
     ]
     lost: list[str] = []
     for of_what, rows in (("metrics", summary.get("metrics", summary["headline"])), (GROUPED, summary.get("groups"))):
@@ -138,9 +140,9 @@ def _results(summary: dict[str, Any]) -> str:
 
 
 def _result(row: Mapping[str, Any]) -> str:
-    before, after = (shown(row[name], row.get("format", ".3f")) for name in ("before", "after"))
+    before, after = (as_text(row[name], row.get("format", ".3f")) for name in ("before", "after"))
     metric = " ".join([*([row["group"]] if "group" in row else []), row["metric"]])
-    return f"| {row['task']} | {metric} | {row['mode']} | {before} | {after} | {change(row)} |"
+    return f"| {row['task']} | {metric} | {row['mode']} | {before} | {after} | {changed(row)} |"
 
 
 def _training(summary: dict[str, Any]) -> str:

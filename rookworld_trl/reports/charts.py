@@ -24,7 +24,8 @@ from bokeh.plotting import figure
 from bokeh.transform import dodge
 from numpy.typing import NDArray
 
-from rookworld_trl.reports.run import Run, change, shown
+from rookworld_trl.measuring.tables import as_text, changed
+from rookworld_trl.reports.run import Run
 
 # Okabe and Ito's palette, told apart by every kind of colour vision; runs side by side take it too.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6BB1", "#A6761D")
@@ -339,4 +340,4 @@ def _verdict(row: dict[str, Any]) -> str:
 
 def _before_after(row: dict[str, Any]) -> str:
     spec = row.get("format", ".3f")
-    return f"{shown(row['before'], spec, unit=' %')} → {shown(row['after'], spec, unit=' %')}, {change(row)}"
+    return f"{as_text(row['before'], spec, unit=' %')} → {as_text(row['after'], spec, unit=' %')}, {changed(row)}"

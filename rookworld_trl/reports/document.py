@@ -13,8 +13,10 @@ from markupsafe import Markup
 
 from rookworld_trl.chess.boards import CHOSEN, ILLEGAL, SIZE, VALUES, WRONG, gallery, shared_definitions
 from rookworld_trl.files import write_atomically
+from rookworld_trl.measuring.comparison import losses
+from rookworld_trl.measuring.tables import as_text, changed, players_of
 from rookworld_trl.reports.charts import PREFIX, forests, training_figures
-from rookworld_trl.reports.run import GROUPED, HTML, Run, change, losses, read_run, shown, trivial
+from rookworld_trl.reports.run import GROUPED, HTML, Run, read_run
 
 _NOT_FACTS = ("metrics", "headline", "losses", "groups", "seconds")
 
@@ -107,12 +109,12 @@ def _headline(row: Mapping[str, Any]) -> dict[str, Any]:
     spec = row.get("format", ".3f")
     return {
         "label": f"{PREFIX.get(row['task'], row['task'])} {row.get('label', row['metric'])}, {row['mode']}",
-        "before": shown(row["before"], spec, unit=" %"),
-        "after": shown(row["after"], spec, unit=" %"),
-        "change": "" if row["difference"] is None else change(row),
+        "before": as_text(row["before"], spec, unit=" %"),
+        "after": as_text(row["after"], spec, unit=" %"),
+        "change": "" if row["difference"] is None else changed(row),
         "kind": _kind(row),
         "items": row["items"],
-        "trivial": trivial(row),
+        "trivial": players_of(row),
     }
 
 
@@ -142,9 +144,9 @@ def _losses(run: Run) -> dict[str, Any]:
 def _table(runs: Sequence[Run], rows: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
     """Rows by task, decoding, group and metric, with the columns of each run side by side."""
     merged: dict[tuple[str, ...], dict[int, Mapping[str, Any]]] = {}
-    for number, of_run in enumerate(rows):
+    for place, of_run in enumerate(rows):
         for row in of_run:
-            merged.setdefault((row["task"], row["mode"], row.get("group", ""), row["metric"]), {})[number] = row
+            merged.setdefault((row["task"], row["mode"], row.get("group", ""), row["metric"]), {})[place] = row
     trained = [any(row["after"] is not None for row in of_run) for of_run in rows]
     lines = []
     for (task, mode, group, metric), found in merged.items():
@@ -152,12 +154,12 @@ def _table(runs: Sequence[Run], rows: Sequence[Sequence[Mapping[str, Any]]]) -> 
         for row in found.values():  # an unfinished run's rows lack label and format
             known = {**known, **{name: row[name] for name in ("label", "format", "headline") if name in row}}
         cells = []
-        for number in range(len(runs)):
-            whole = {**known, **found[number]} if number in found else None
-            cells += _cells(whole)[: 3 if trained[number] else 1]
+        for place in range(len(runs)):
+            whole = {**known, **found[place]} if place in found else None
+            cells += _cells(whole)[: 3 if trained[place] else 1]
         head = {"task": task, "mode": mode, "group": group, "headline": bool(known.get("headline"))}
         label = f"{PREFIX.get(task, '')} {known.get('label', metric)}".strip()
-        lines.append({**head, "label": label, "cells": cells, "trivial": trivial(known), "items": known["items"]})
+        lines.append({**head, "label": label, "cells": cells, "trivial": players_of(known), "items": known["items"]})
     columns = [
         f"{run.name}: {name}" if len(runs) > 1 else name
         for run, after in zip(runs, trained, strict=True)

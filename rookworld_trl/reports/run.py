@@ -5,7 +5,7 @@ Every file may be missing, and the last line of a log may be torn: the run may b
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 HTML = "report.html"
-GROUPED = "headline metrics by colour, stake and stratum"
+GROUPED = "headline metrics by group"
 COMPARISON_FIELDS = ("task", "mode", "metric", "before", "after", "difference", "ci_low", "ci_high", "items")
 EVALUATIONS = ("before", "after")
 
@@ -39,7 +39,7 @@ class Run:
     steps: list[dict[str, Any]]
     summary: Mapping[str, Any]
     events: list[dict[str, Any]] = field(default_factory=list)
-    evaluations: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    evaluations: Mapping[str, list[dict[str, Any]]] = field(default_factory=dict)
 
     def series(self, key: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Steps and values of one logged number, NaN and other texts left out; empty where it was never logged."""
@@ -59,57 +59,13 @@ class Run:
 
     def _values_before(self, grouped: bool) -> Iterator[dict[str, Any]]:
         unknown = dict.fromkeys(("after", "difference", "ci_low", "ci_high"))
-        for part in self.evaluations.get("before", {}).get("metrics", []):
+        for part in self.evaluations.get("before", []):
             for group, of_group in part["groups"].items() if grouped else [("", part)]:
                 for name, found in of_group["metrics"].items():
-                    row = {"task": part["task"], "mode": part["mode"], "metric": name, "before": found["value"]}
-                    row |= {"items": of_group["items"], "baselines": of_group["baselines"].get(name, {}), **unknown}
+                    row = {"task": part["name"], "mode": part["mode"], "metric": name, "before": found["value"]}
+                    count = of_group["items"] if grouped else len(of_group["items"])
+                    row |= {"items": count, "baselines": of_group["baselines"].get(name, {}), **unknown}
                     yield row | ({"group": group} if grouped else {})
-
-
-def losses(rows: Sequence[Mapping[str, Any]], of_what: str) -> tuple[list[Mapping[str, Any]], str]:
-    """The rows that are significant losses, and how many of how many that is, in words: "none among 50 metrics".
-
-    Rows without an interval, for too few games bear on them, are counted apart. Rows of an older version don't say
-    which direction is better; there, less counts as a loss. The words are empty where nothing was compared.
-    """
-    known = [row for row in rows if row.get("better", 1) and row["difference"] is not None]
-    judged = [row for row in known if row["ci_low"] is not None]
-    lost = [row for row in judged if row.get("loss", row["ci_high"] < 0)]
-    words = f"{len(lost) or 'none'} {'of' if lost else 'among'} {len(judged)} {of_what}"
-    words += f", and no verdict on {len(known) - len(judged)}" if len(judged) < len(known) else ""
-    return lost, words if known else ""
-
-
-def shown(value: float | None, spec: str, sign: str = "", unit: str = "") -> str:
-    """A number as its row's `format` says: "percent", or a format spec."""
-    if value is None:
-        return "n/a"
-    return f"{100 * value:{sign}.1f}{unit}" if spec == "percent" else f"{value:{sign}{spec}}"
-
-
-def change(row: Mapping[str, Any]) -> str:
-    """A row's difference and interval: `-4.0 [-5.9, -2.1]`, or `-4.0, too few (3)` where three games bear on it."""
-    spec = row.get("format", ".3f")
-    difference, low, high = (shown(row[name], spec, "+") for name in ("difference", "ci_low", "ci_high"))
-    if row["difference"] is None:
-        return difference
-    if row["ci_low"] is None:
-        return f"{difference}, too few ({row['clusters']})" if "clusters" in row else difference
-    return f"{difference} [{low}, {high}]"
-
-
-def trivial(row: Mapping[str, Any]) -> str:
-    """What trivial players get on the row's items: `random legal 85.8, first legal 87.5`.
-
-    Two numbers, `0.514 → 0.521`, where the items that are counted are others before and after, as those of skill are.
-    """
-    sides = [row.get(name) or {} for name in ("baselines", "baselines_after")]
-    found = []
-    for player in dict.fromkeys(player for side in sides for player in side):
-        values = [shown(side[player], row.get("format", ".3f")) for side in sides if player in side]
-        found.append(f"{player} {' → '.join(dict.fromkeys(values))}")
-    return ", ".join(found)
 
 
 def read_run(folder: Path | str) -> Run:
@@ -172,10 +128,10 @@ def _read_object(path: Path, remedy: str) -> dict[str, Any]:
     return found
 
 
-def _read_evaluation(path: Path) -> dict[str, Any]:
-    found = _read_object(path, "evaluate again, or remove it to report on the rest")
-    if not all(isinstance(found.get(name), list) for name in ("items", "metrics")):
-        raise RunError(f"{path}: expected the lists 'items' and 'metrics'; evaluate again, or remove it")
+def _read_evaluation(path: Path) -> list[dict[str, Any]]:
+    found = _read_object(path, "evaluate again, or remove it to report on the rest").get("results")
+    if not isinstance(found, list):
+        raise RunError(f"{path}: expected a list 'results', which older versions did not write; remove it")
     return found
 
 

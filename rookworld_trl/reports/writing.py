@@ -20,7 +20,7 @@ def write_report(folders: Sequence[Path]) -> Path:
     return document.write_report(folders)
 
 
-def write_results(
+def write_for_people(
     folder: Path,
     step: Callable[[str], AbstractContextManager[None]],
     args: Any,

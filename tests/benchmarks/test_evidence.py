@@ -19,7 +19,7 @@ from benchmarks.evidence.arms import ARMS
 from benchmarks.evidence.budget import Budget
 from benchmarks.evidence.sizes import NANO, SIZES
 from benchmarks.evidence.statistics import draws, holm, p_value
-from rookworld_trl.chess.accuracy import Evaluation, item_key, score
+from rookworld_trl.chess.accuracy import item_key, score
 from rookworld_trl.chess.dataset import load_shipped
 from rookworld_trl.chess.trivial import baseline_scores
 from rookworld_trl.modeling.loading import NANO_FOLDER, load
@@ -180,9 +180,9 @@ def test_best_eval_takes_the_place_of_b() -> None:
     row = next(row for row in load_shipped("dev") if row["task"] == "policy" and len(row["legal_moves"]) > 5)
     a, b = row["legal_moves"][:2]
     text = f" M: {a} {b} E: 0.1 0.3 B: {a}"
-    evaluation = Evaluation({}, score([row, row], [text, " M: junk"]))
+    evaluation = score([row, row], [text, " M: junk"])
     changed = evidence.with_best_evals(evaluation, [row, row])
-    assert [item.completion for item in changed.items] == [f" M: {a} {b} E: 0.1 0.3 B: {b}", " M: junk"]
+    assert [item.completion for item in changed[0].items] == [f" M: {a} {b} E: 0.1 0.3 B: {b}", " M: junk"]
 
 
 def test_results_come_back_and_make_a_table(

@@ -8,9 +8,8 @@ import pytest
 import yaml
 
 from benchmarks.lm_eval import utils
-from rookworld_trl.chess.accuracy import Evaluation, score
+from rookworld_trl.chess.accuracy import HEADLINES, score
 from rookworld_trl.chess.dataset import load_shipped
-from rookworld_trl.measuring.metrics import HEADLINES
 
 FOLDER = Path(importlib.util.find_spec("benchmarks.lm_eval.utils").origin or "").parent  # type: ignore[union-attr]
 TASKS = ("policy", "environment")
@@ -51,7 +50,7 @@ def test_prompts_and_scores_are_those_of_evaluation(task: Any, few: list[dict[st
     answers = [row["target"] for row in rows]
     answers = [answers[0], answers[1][:20], *answers[3:], answers[2]]
     found = [config["process_results"](row, [text]) for row, text in zip(rows, answers, strict=True)]
-    ours = Evaluation({}, score(rows, answers)).estimates(task, "greedy")
+    ours = score(rows, answers)[0].estimates()
     names = [metric["metric"] for metric in config["metric_list"]]
     assert set(HEADLINES[task]) < set(names) == set(found[0])
     for metric in config["metric_list"]:

@@ -1,15 +1,16 @@
 """The boards of held-out items, from evaluations that the package writes itself."""
 
-import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import chess
 import pytest
 
 from rookworld_trl.chess import accuracy
-from rookworld_trl.chess.accuracy import Evaluation, score
+from rookworld_trl.chess.accuracy import score
 from rookworld_trl.chess.boards import ILLEGAL, VALUES, WRONG, Card, gallery, shared_definitions
+from rookworld_trl.measuring import write_results
 from rookworld_trl.reports.run import read_run
 from tests.support.runs import AFTER, BEFORE, MATE, RIGHT, ROWS, SETTINGS, START, policy_row, write_evaluation
 
@@ -26,8 +27,8 @@ def pieces(elements: str) -> int:
 
 
 def test_evaluation_keeps_what_boards_need(tiny_model, tiny_tokenizer) -> None:
-    kept = accuracy.evaluate(tiny_model, tiny_tokenizer, ROWS, modes=["greedy"], max_new_tokens=4).references
-    start, mate, right = (kept[accuracy.item_key(row)] for row in ROWS)
+    results = accuracy.evaluate(tiny_model, tiny_tokenizer, ROWS, modes=["greedy"], max_new_tokens=4)
+    start, mate, right = (item.reference for result in results for item in result.items)
     assert (right, len(start), mate["a1a8"]) == (RIGHT, 20, 1.0)
     # Win chance of 500 centipawns is 1 / (1 + exp(-1.841)) = 0.863, of 0 it is 0.5.
     assert start["e2e4"] == 1.0
@@ -36,9 +37,10 @@ def test_evaluation_keeps_what_boards_need(tiny_model, tiny_tokenizer) -> None:
 
 def test_only_so_many_references_are_kept(tiny_model, tiny_tokenizer, monkeypatch) -> None:
     monkeypatch.setattr(accuracy, "MAX_REFERENCES", 1)
-    evaluation = accuracy.evaluate(tiny_model, tiny_tokenizer, ROWS, modes=["greedy"], max_new_tokens=4)
-    assert list(evaluation.references) == [accuracy.item_key(ROWS[0])]
-    assert Evaluation.from_dict(json.loads(json.dumps(evaluation.to_dict()))) == evaluation
+    results = accuracy.evaluate(tiny_model, tiny_tokenizer, ROWS, max_new_tokens=4)
+    kept = {(result.name, result.mode): [bool(item.reference) for item in result.items] for result in results}
+    assert kept["policy", "greedy"] == [True, False]
+    assert kept["policy", "sampled"] == [False, False], "the same rows once more"
 
 
 def test_candidates_are_arrows_coloured_by_value(cards) -> None:
@@ -80,8 +82,9 @@ def test_black_sees_its_own_side(tmp_path: Path) -> None:
     board = chess.Board()
     board.push_uci("e2e4")
     row = policy_row(board.fen(), "e7e5")
-    evaluation = Evaluation(SETTINGS, score([row], [" M: e7e5 E: 0.0 B: e7e5"]))
-    evaluation.write(tmp_path / "evaluation_before.json")
+    (result,) = score([row], [" M: e7e5 E: 0.0 B: e7e5"], settings=SETTINGS)
+    bare = replace(result, items=[replace(item, reference=None) for item in result.items])
+    write_results(tmp_path / "evaluation_before.json", [bare])
     (card,) = gallery(read_run(tmp_path))
     assert card.boards[0].flipped
     assert card.kinds == ("best", "worst", "random")  # nothing to compare with

@@ -5,17 +5,16 @@ from typing import Any
 
 import pytest
 
-from rookworld_trl.chess.accuracy import Evaluation, score
-from rookworld_trl.measuring.comparison import Comparison, compare, compare_groups
-from rookworld_trl.measuring.tables import comparison_table
+from rookworld_trl.chess.accuracy import score
+from rookworld_trl.measuring import Comparison, Result, compare, compare_groups, comparison_table
 
 SETTINGS = {"temperature": 1.0, "max_new_tokens": 99, "seed": 0}
 
 
-def evaluation(rows: list[dict[str, Any]], right: list[bool], mode: str = "greedy") -> Evaluation:
+def evaluation(rows: list[dict[str, Any]], right: list[bool], mode: str = "greedy") -> list[Result]:
     """The gold completion where `right`, an unparsable one elsewhere."""
     texts = [row["target"] if ok else "?" for row, ok in zip(rows, right, strict=True)]
-    return Evaluation(SETTINGS, score(rows, texts, mode))
+    return score(rows, texts, mode, settings=SETTINGS)
 
 
 def pick(rows: list[Comparison], metric: str) -> Comparison:
@@ -63,11 +62,12 @@ def test_different_items_are_refused(rows: list[dict[str, Any]]) -> None:
     for other in (
         evaluation(rows[:4], right[:4]),
         evaluation(changed, right),  # same prompts, other values
-        evaluation(rows, right, "sampled"),
         evaluation([*rows[:4], rows[0]], right),
     ):
         with pytest.raises(ValueError, match="same items"):
             compare(before, other)
+    with pytest.raises(ValueError, match="'policy', sampled, was not measured before"):
+        compare(before, evaluation(rows, right, "sampled"))
 
 
 def test_items_are_paired_in_whatever_order_they_come(rows: list[dict[str, Any]]) -> None:
@@ -93,10 +93,8 @@ def test_different_settings_are_refused(rows: list[dict[str, Any]]) -> None:
     before = evaluation(rows, [True] * 5)
     for name in ("temperature", "max_new_tokens"):
         with pytest.raises(ValueError, match=name):
-            compare(before, replace(before, settings={**SETTINGS, name: 0.5}))
-    with pytest.raises(ValueError, match="task_sampling"):
-        compare(before, replace(before, settings={**SETTINGS, "task_sampling": {"policy": {"temperature": 0.5}}}))
-    compare(before, replace(before, settings={**SETTINGS, "seed": 9}))
+            compare(before, [replace(each, settings={**SETTINGS, name: 0.5}) for each in before])
+    compare(before, [replace(each, settings={**SETTINGS, "seed": 9}) for each in before])
 
 
 def test_table_marks_what_changed(rows: list[dict[str, Any]]) -> None:

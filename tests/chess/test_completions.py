@@ -8,9 +8,10 @@ import pytest
 import torch
 from datasets import Dataset
 
-from rookworld_trl.chess import completions, rewards
+from rookworld_trl.chess import rewards
 from rookworld_trl.chess.accuracy import evaluate
 from rookworld_trl.chess.rewards.levels import UNPARSABLE
+from rookworld_trl.modeling import completions
 from rookworld_trl.modeling.tokens import CUT_OFF, completion_texts
 from rookworld_trl.training import RookWorldGRPOConfig, RookWorldGRPOTrainer
 
@@ -81,6 +82,7 @@ def test_in_evaluation(
         return SimpleNamespace(completion_ids=[by_prompt[tiny_tokenizer.decode(ids)] for ids in prompt_ids])
 
     monkeypatch.setattr(completions, "rollout", rollout)
-    items = evaluate(tiny_model, tiny_tokenizer, rows, modes=["greedy"], max_new_tokens=99).items
+    results = evaluate(tiny_model, tiny_tokenizer, rows, modes=["greedy"], max_new_tokens=99)
+    items = [item for result in results for item in result.items]
     assert [item.scores["parsed"] for item in items] == [float(fault == "none")] * len(rows)
     assert [item.scores["reward"] for item in items] == [1.0 if fault == "none" else UNPARSABLE] * len(rows)

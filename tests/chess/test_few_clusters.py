@@ -12,13 +12,20 @@ import pytest
 
 from benchmarks.evidence.__main__ import interval
 from benchmarks.evidence.statistics import clusters
-from rookworld_trl.chess.accuracy import Evaluation, Item, score
-from rookworld_trl.chess.suite import SuiteItem, SuiteResult
-from rookworld_trl.measuring.comparison import Comparison, compare, compare_groups, compare_suites
+from rookworld_trl.chess.accuracy import HEADLINES, METRICS, score
+from rookworld_trl.measuring import (
+    Comparison,
+    Item,
+    Result,
+    against,
+    compare,
+    compare_groups,
+    comparison_table,
+    overview,
+    result_table,
+)
 from rookworld_trl.measuring.elo import rate
 from rookworld_trl.measuring.metrics import mean, ratio, share
-from rookworld_trl.measuring.results import ModelResults, overview
-from rookworld_trl.measuring.tables import comparison_table, evaluation_table, suite_table
 from rookworld_trl.reports.card import write_card
 from rookworld_trl.reports.document import write_report
 from rookworld_trl.reports.summary import write_summary
@@ -32,13 +39,16 @@ Z2 = 1.959964**2
 @pytest.fixture
 def both(rows: list[dict[str, Any]]) -> tuple[Item, Item]:
     """An `A:` item answered wrong, and answered right."""
-    wrong, right = (score(rows[:1], [text])[0] for text in ("?", rows[0]["target"]))
+    wrong, right = (score(rows[:1], [text])[0].items[0] for text in ("?", rows[0]["target"]))
     return wrong, right
 
 
-def evaluation(both: tuple[Item, Item], right: Any, games: Any, **changes: Any) -> Evaluation:
-    items = [replace(both[bool(ok)], game=str(game), **changes) for ok, game in zip(right, games, strict=True)]
-    return Evaluation(SETTINGS, items)
+def measured(items: list[Item]) -> list[Result]:
+    return [Result("environment", METRICS["environment"], items, "greedy", SETTINGS, HEADLINES["environment"])]
+
+
+def evaluation(both: tuple[Item, Item], right: Any, games: Any) -> list[Result]:
+    return measured([replace(both[bool(ok)], game=str(game)) for ok, game in zip(right, games, strict=True)])
 
 
 def pick(rows: list[Comparison], metric: str) -> Comparison:
@@ -65,8 +75,10 @@ def test_two_models_without_a_difference_are_rarely_told_apart(both: tuple[Item,
 def test_a_stratum_of_one_item_has_no_verdict(both: tuple[Item, Item]) -> None:
     """It was right before and is wrong after: that was shown as -100.0 [-100.0, -100.0], a significant loss."""
     before = evaluation(both, [1] * 13, range(13))
-    before.items[0] = replace(before.items[0], stratum="mate")
-    after = replace(before, items=[replace(both[0], stratum="mate", game="0"), *before.items[1:]])
+    first, *others = before[0].items
+    mate = {**first.groups, "stratum": "mate"}
+    before = measured([replace(first, groups=mate), *others])
+    after = measured([replace(both[0], groups=mate, game="0"), *others])
     found = {row["group"]: row for row in compare_groups(before, after)}
     lost = found["stratum=mate"]
     assert (lost["difference"], lost["items"], lost["clusters"]) == (-1.0, 1, 1)
@@ -74,35 +86,35 @@ def test_a_stratum_of_one_item_has_no_verdict(both: tuple[Item, Item]) -> None:
     assert (lost["significant"], lost["loss"]) == (False, False)
     assert found["stratum=quiet"]["ci_low"] is not None
     table = comparison_table(compare(before, after), groups=list(found.values()))
-    assert (
-        "Significant losses: none among 2 headline metrics by colour, stake and stratum, and no verdict on 1" in table
-    )
-    line = next(line for line in evaluation_table(after).splitlines() if line.startswith("    mate"))
-    assert line.split() == ["mate", "1", "items", "0.0", "too", "few", "(1)"]
+    assert "Significant losses: none among 2 headline metrics by group, and no verdict on 1" in table
+    line = next(line for line in result_table(after).splitlines() if line.startswith("    mate"))
+    assert line.split() == ["mate", "1", "0.0", "too", "few", "(1)"]
 
 
 def test_few_items_are_as_few_games(both: tuple[Item, Item]) -> None:
     nine, ten = (evaluation(both, [0] * n, [""] * n) for n in (9, 10))
-    assert nine.estimates("environment", "greedy")["exact"]["ci_high"] is None
-    assert ten.estimates("environment", "greedy")["exact"]["ci_high"] == pytest.approx(Z2 / (10 + Z2))
+    assert nine[0].estimates()["exact"]["ci_high"] is None
+    assert ten[0].estimates()["exact"]["ci_high"] == pytest.approx(Z2 / (10 + Z2))
     won = evaluation(both, [1] * 9, [""] * 9)
     (row,) = compare(nine, won, only=["exact"])
     assert (row["difference"], row["ci_low"], row["p_value"], row["significant"]) == (1.0, None, None, False)
-    for table in (comparison_table(compare(nine, won)), evaluation_table(won)):
+    for table in (comparison_table(compare(nine, won)), result_table(won)):
         assert "too few (9)" in table
         assert table.splitlines()[-1].startswith("too few (n): fewer than 10 games")
         assert "[" not in table
         assert max(map(len, table.splitlines())) <= 100
-    for table in (comparison_table(compare(ten, ten)), evaluation_table(ten)):
+    for table in (comparison_table(compare(ten, ten)), result_table(ten)):
         assert "[" in table
 
 
 def test_what_is_rare_rests_on_the_few_that_have_it(both: tuple[Item, Item], rows: list[dict[str, Any]]) -> None:
     """Forty rows, three of which end the game: recall rests on three, exactness on forty."""
-    mates = [replace(item, game=f"mate {n}") for n, item in enumerate(score(rows[1:2] * 3, [rows[1]["target"]] * 3))]
+    mates = [
+        replace(item, game=f"mate {n}") for n, item in enumerate(score(rows[1:2] * 3, [rows[1]["target"]] * 3)[0].items)
+    ]
     whole = evaluation(both, [1] * 37, range(37))
-    whole = replace(whole, items=[*whole.items, *mates])
-    found = whole.estimates("environment", "greedy")
+    whole = measured([*whole[0].items, *mates])
+    found = whole[0].estimates()
     recall, exact = found["terminated_recall"], found["exact"]
     assert (recall["value"], recall["clusters"], recall["ci_low"]) == (1.0, 3, None)
     assert (exact["clusters"], exact["ci_low"]) == (40, pytest.approx(40 / (40 + Z2)))
@@ -115,7 +127,7 @@ def test_where_all_games_agree_wilsons_interval_is_over_games(
 ) -> None:
     """Sixty rows of twelve games: 0 or 12 of 12, not of 60, and not [0, 0]."""
     whole = evaluation(both, [right] * 60, np.arange(60) % 12)
-    found = whole.estimates("environment", "greedy")["exact"]
+    found = whole[0].estimates()["exact"]
     assert (found["ci_low"], found["ci_high"]) == pytest.approx((low, high))
 
 
@@ -130,24 +142,26 @@ def test_where_nothing_changed_a_change_can_still_not_be_ruled_out(both: tuple[I
     assert (fallen["ci_low"], fallen["loss"]) == (-1.0, True)
 
 
-def suite(values: list[float], games: list[str], group: str = "") -> SuiteResult:
+def suite(values: list[float], games: list[str]) -> Result:
+    groups = {"group": "theme"}
     items = [
-        SuiteItem(f"{n}", group, "", "", {"solved": value, "positions": 1.0, "plies": 80.0}, game)
+        Item(f"{n}", {"solved": value, "positions": 1.0, "plies": 80.0}, groups=groups, game=game)
         for n, (value, game) in enumerate(zip(values, games, strict=True))
     ]
     metrics = [share("solved", "solved"), ratio("solved", "of positions", "positions"), mean("plies", "plies", ".1f")]
-    return SuiteResult("suite", {}, metrics, items)
+    return Result("suite", metrics, items, "greedy")
 
 
 def test_suites_and_their_groups_claim_nothing_over_few_games() -> None:
     games = [f"{n % 4}" for n in range(40)]
-    lost, won = suite([0.0] * 40, games, "theme"), suite([1.0] * 40, games, "theme")
+    lost, won = suite([0.0] * 40, games), suite([1.0] * 40, games)
     assert {(e["ci_low"], e["clusters"]) for e in won.estimates().values()} == {(None, 4)}
-    assert won.to_dict()["groups"]["theme"]["metrics"]["solved"]["ci_low"] is None
-    rows = compare_suites(json.loads(json.dumps(lost.to_dict(), allow_nan=False)), won, "greedy")
+    assert won.to_dict()["groups"]["group=theme"]["metrics"]["solved"]["ci_low"] is None
+    written = json.loads(json.dumps(lost.to_dict(), allow_nan=False))
+    rows, _ = against([won], {("suite", "greedy"): written})
     assert [(row["significant"], row["ci_low"]) for row in rows] == [(False, None)] * 3
-    assert suite_table(won).count("too few (4)") == 4
-    assert "| 100.0, too few (4) |" in overview([ModelResults("m", {}, suites=[("greedy", won)])])
+    assert result_table([won]).count("too few (4)") == 4
+    assert "| 100.0, too few (4) |" in overview({"m": [won]})
     ratio_of_all = suite([1.0] * 20, [""] * 20).estimates()["solved"]
     assert ratio_of_all["ci_low"] == pytest.approx(20 / (20 + Z2))
     plies = suite([1.0] * 40, [f"{n % 20}" for n in range(40)]).estimates()["plies"]

@@ -12,11 +12,10 @@ import chess.pgn
 import pytest
 
 from recipes.evaluate import main
-from rookworld_trl.chess.elo_changes import elo_changes
 from rookworld_trl.chess.ladder import Anchors, Ladder, ladder_table, run_ladder, run_match, standard_anchors
 from rookworld_trl.chess.openings import random_openings
 from rookworld_trl.chess.players import Choice, RandomPlayer
-from rookworld_trl.measuring.comparison import compare_suites
+from rookworld_trl.measuring import against
 from rookworld_trl.measuring.elo import rate
 from tests.support.stockfish import requires_stockfish
 
@@ -156,11 +155,15 @@ def test_the_reproducible_ladder_is_reproducible() -> None:
     assert not any("UCI_Elo" in name for game in first.games for name in (game.white, game.black))
 
 
+def rows_against(before: dict[str, Any], ladder: Ladder) -> list[Any]:
+    return against([ladder], {("ladder", ""): before})[0]
+
+
 def test_points_and_elo_against_an_earlier_ladder() -> None:
     """Against itself nothing changes; against one in which every game was lost, everything rises."""
     ladder = ladder_of()
     before = json.loads(json.dumps(ladder.to_dict(), allow_nan=False))
-    rows = [*elo_changes(before, ladder, "greedy"), *compare_suites(before, ladder.points(), "greedy")]
+    rows = rows_against(before, ladder)
     assert [row["metric"] for row in rows] == ["elo_strict", "elo_lenient", "strict", "lenient"]
     assert {row["difference"] for row in rows} == {0.0}
     lenient = ladder.matches("lenient")
@@ -168,12 +171,12 @@ def test_points_and_elo_against_an_earlier_ladder() -> None:
     assert rows[3]["after"] == pytest.approx(points)
     for item in before["items"]:
         item["scores"] |= {"strict": 0.0, "lenient": 0.0}
-    risen = compare_suites(before, ladder.points(), "greedy")[1]
+    risen = rows_against(before, ladder)[3]
     assert (risen["before"], risen["difference"], risen["significant"]) == (0, pytest.approx(points), True)
     with pytest.raises(ValueError, match="another scale"):
-        elo_changes({**before, "scale": {"x": 0}}, ladder, "greedy")
-    with pytest.raises(ValueError, match=r"the baseline's 'ladder' is none that recipes/evaluate\.py wrote"):
-        elo_changes({**before, "games": [{"white": "x"}]}, ladder, "greedy")
+        rows_against({**before, "scale": {"x": 0}}, ladder)
+    with pytest.raises(ValueError, match="the baseline's 'ladder' is none that this version wrote"):
+        rows_against({**before, "games": [{"white": "x"}]}, ladder)
 
 
 def test_with_retries_the_first_illegal_move_still_loses_a_strict_game() -> None:
@@ -188,12 +191,6 @@ def test_with_retries_the_first_illegal_move_still_loses_a_strict_game() -> None
     assert ladder.matches("strict") == without.matches("strict")
     assert ladder.matches("lenient") == without.matches("lenient")
     assert {game.first_fallback for game in ladder.games} == {None}
-    older = json.loads(json.dumps(ladder.to_dict()))
-    for game in older["games"]:
-        del game["first_illegal"]
-    older["settings"]["retries"] = 2
-    with pytest.raises(ValueError, match="by an older version, whose strict rules forgave"):
-        elo_changes(older, ladder, "greedy")
 
 
 def test_a_match_between_any_players() -> None:
@@ -218,8 +215,8 @@ def test_the_recipe_writes_table_json_and_pgn(
     printed = capsys.readouterr().out
     assert "tiny-checkpoint against" in printed
     assert "engine=Stockfish" in printed
-    (suite,) = json.loads(files["ladder.json"].read_text())["models"][0]["suites"]
-    assert (suite["suite"], len(suite["games"]), suite["scale"]) == ("ladder", 2 * (7 + 6 + 5), {"random": 0})
+    (suite,) = json.loads(files["ladder.json"].read_text())["models"][0]["results"]
+    assert (suite["name"], len(suite["games"]), suite["scale"]) == ("ladder", 2 * (7 + 6 + 5), {"random": 0})
     assert "| ladder | Elo, strict rules (random = 0) | greedy |" in (tmp_path / "new" / "ladder.md").read_text()
     read, file = [], io.StringIO(files["games.pgn"].read_text())
     while game := chess.pgn.read_game(file):

@@ -15,8 +15,7 @@ from rookworld_trl.chess.dataset import MATES_FILE, TACTICS_FILES
 from rookworld_trl.chess.problem_files import is_problem_file, read_problems
 from rookworld_trl.chess.problems import Problem, run_problems
 from rookworld_trl.chess.suite import Ask
-from rookworld_trl.measuring.comparison import compare_suites
-from rookworld_trl.measuring.tables import suite_table
+from rookworld_trl.measuring import compare, result_table
 
 # Five lines of the suite: fsmosca/strategic-test-suite, MIT licence.
 STS = (Path(__file__).parent / "sts_sample.epd").read_text()
@@ -34,10 +33,10 @@ def scripted(script: Callable[[str], str]) -> Ask:
     return lambda prompts, title: [script(prompt.removeprefix("P: ")) for prompt in prompts]
 
 
-def values(problems: Sequence[Problem], script: Callable[[str], str], group: str | None = None) -> dict[str, Any]:
+def values(problems: Sequence[Problem], script: Callable[[str], str], **group: str) -> dict[str, Any]:
     result = run_problems(scripted(script), problems, "test")
-    assert max(map(len, suite_table(result).splitlines())) <= 100
-    return {name: found["value"] for name, found in result.estimates(group).items()}
+    assert max(map(len, result_table([result]).splitlines())) <= 100
+    return {name: found["value"] for name, found in result.estimates(**group).items()}
 
 
 @pytest.fixture
@@ -62,7 +61,7 @@ def test_mates_are_counted_by_the_board(two_mates: Path) -> None:
 
     got = values(problems, black_mates)
     assert [got[name] for name in ("solved", "in_candidates", "legal", "parsed")] == [0.5, 0.5, 1, 1]
-    assert values(problems, black_mates, "black")["solved"] == 1
+    assert values(problems, black_mates, group="black")["solved"] == 1
     got = values(problems, lambda fen: says("a1a1") if " b " in fen else "junk")
     assert [got[name] for name in ("solved", "in_candidates", "legal", "parsed")] == [0, 0, 0, 0.5]
 
@@ -77,7 +76,7 @@ def test_any_mate_counts_and_trivial_players_are_exact(tmp_path: Path) -> None:
     # both other trivial players move a2a1.
     expected = {"random legal": pytest.approx(2 / 31), "first legal": 0, "most material": 0}
     assert result.baselines() == {"solved": expected}
-    assert "random legal" in suite_table(result)
+    assert "random legal" in result_table([result])
 
 
 # Puzzles of several moves --------------------------------------------------------------------------------------------
@@ -148,7 +147,7 @@ def test_points_by_hand(tmp_path: Path) -> None:
     got = values(positions, lambda fen: says(choices[fen]))
     assert got["solved"] == pytest.approx((1 + 0.24 + 0 + 0.55 + 0) / 5)
     assert (got["best"], got["legal"]) == (pytest.approx(1 / 5), pytest.approx(4 / 5))
-    assert values(positions, lambda fen: says(choices[fen]), "Undermine")["solved"] == pytest.approx(1.24 / 2)
+    assert values(positions, lambda fen: says(choices[fen]), group="Undermine")["solved"] == pytest.approx(1.24 / 2)
     result = run_problems(scripted(lambda fen: "junk"), positions, "STS")
     expected = [sum(p.worths[0].values()) / p.boards[0].legal_moves.count() for p in positions]
     assert result.baselines()["solved"]["random legal"] == pytest.approx(sum(expected) / 5)
@@ -266,11 +265,11 @@ def test_intervals_go_by_the_games_that_the_positions_are_of(tmp_path: Path) -> 
     assert [problem.game for problem in problems[8:12]] == ["0", "0", "1", "1"]
     half = run_problems(lambda prompts, _: [says("e2e4")] * 200 + [says("d2d4")] * 200, problems, "games")
     none = run_problems(lambda prompts, _: [says("d2d4")] * 400, problems, "games")
-    found, change = half.estimates()["solved"], compare_suites(none.to_dict(), half, "greedy")[0]
+    found, change = half.estimates()["solved"], compare([none], [half])[0]
     # 1.96 deviations of forty coins to either side are 0.310 wide, of four hundred 0.098.
     for estimate in (found, change):
         assert estimate["ci_high"] - estimate["ci_low"] == pytest.approx(0.310, abs=0.03)
-    assert "400 items of 40 games, over which intervals are" in suite_table(half)
+    assert "intervals: bootstrap over 40 games" in result_table([half])
 
 
 @pytest.mark.parametrize(

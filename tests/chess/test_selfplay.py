@@ -11,7 +11,7 @@ import pytest
 from rookworld_trl.chess import environment
 from rookworld_trl.chess.selfplay import copier, run_selfplay, wrong_squares
 from rookworld_trl.chess.suite import Ask, ModelAnswers
-from rookworld_trl.measuring.tables import suite_table
+from rookworld_trl.measuring import result_table
 
 Script = Callable[[str], str]
 
@@ -42,7 +42,7 @@ def play(script: Script, **options: Any) -> Any:
 
 def test_a_faultless_model_reaches_the_limit() -> None:
     result = play(oracle(), max_plies=12)
-    assert result.groups() == {"ply limit": 4}
+    assert result.groups() == {("end", "ply limit"): 4}
     assert [item.scores["faultless_plies"] for item in result.items] == [12] * 4
     assert result.estimates()["faultless"]["value"] == 1
     # The copier's random moves are legal and its first answer is wrong.
@@ -55,7 +55,7 @@ def test_games_end_with_the_game() -> None:
     mate = ["f2f3", "e7e5", "g2g4", "d8h4"]
     script = oracle(lambda board: mate[len(board.move_stack) + 2 * board.fullmove_number - 2 + (not board.turn)])
     result = play(script, games=1, opening_plies=0, max_plies=50)
-    assert result.groups() == {"game over": 1}
+    assert result.groups() == {("end", "game over"): 1}
     own = {k: v for k, v in result.items[0].scores.items() if not k.startswith("copier.")}
     assert own == {"legal_plies": 4, "faultless_plies": 4, "faultless": 1}
 
@@ -74,7 +74,7 @@ def test_environment_faults_end_the_game(fault: Callable[[str], str], reason: st
     faulty = play(
         lambda prompt: script(prompt) if prompt.startswith("P: ") else fault(script(prompt)), opening_plies=0, games=1
     )
-    assert faulty.groups() == {reason: 1}
+    assert faulty.groups() == {("end", reason): 1}
     scores = faulty.items[0].scores
     assert [scores[name] for name in ("legal_plies", "faultless_plies", "faultless")] == [1, 0, 0]
 
@@ -88,7 +88,7 @@ def test_policy_faults_end_the_game(text: str, reason: str) -> None:
         opening_plies=0,
         games=2,
     )
-    assert result.groups() == {reason: 2}
+    assert result.groups() == {("end", reason): 2}
     assert [item.scores["legal_plies"] for item in result.items] == [1, 1]
 
 
@@ -113,7 +113,7 @@ def test_openings_differ_and_are_seeded() -> None:
 def test_selfplay_with_a_real_model(tiny_model: Any, tiny_tokenizer: Any) -> None:
     ask = ModelAnswers(tiny_model, tiny_tokenizer, {"policy": 1.0, "environment": 1.0}, max_new_tokens=8)
     result = run_selfplay(ask, games=3)
-    assert result.groups() == {"unparsable P:": 3}
+    assert result.groups() == {("end", "unparsable P:"): 3}
     assert len({item.completion for item in result.items}) == 3
 
 
@@ -139,7 +139,7 @@ def test_a_perfect_model_does_not_drift() -> None:
     assert (got["wrong"], got["right"], got["legal"], got["parsed"]) == (0, 1, 1, 1)
     assert (got["faultless_plies"], got["wrong_40"], got["wrong_80"]) == (45, 0, None)
     assert [item.scores["plies"] for item in result.items] == [45] * 4
-    assert max(map(len, suite_table(result).splitlines())) <= 100
+    assert max(map(len, result_table([result]).splitlines())) <= 100
     assert result.baselines()["wrong_1"]["random move, input copied"] >= 2  # the move's two squares
 
 
@@ -156,7 +156,7 @@ def test_drift_by_hand_goes_on_after_a_fault() -> None:
     result = play(forgetful, games=1, opening_plies=0, max_plies=3, go_on=True)
     (item,) = result.items
     assert [item.scores[f"wrong_{ply}"] for ply in (1, 2, 3)] == [1, 1, 1]
-    assert item.group == "wrong position"
+    assert item.groups == {"end": "wrong position"}
     assert item.completion.startswith("rnbqkbnr/pppppppp/8/8/8/8/"), "the first fault is kept"
     assert (item.scores["faultless_plies"], item.scores["legal"], item.scores["right"]) == (0, 3, 0)
 
@@ -168,7 +168,7 @@ def test_an_illegal_move_is_replaced_on_both_boards() -> None:
     )
     got = {name: found["value"] for name, found in result.estimates().items()}
     assert (got["legal"], got["wrong"], got["right"], got["faultless_plies"]) == (0, 0, 1, 0)
-    assert result.groups() == {"illegal move": 4}
+    assert result.groups() == {("end", "illegal move"): 4}
     again = play(
         lambda prompt: says("a1a8") if prompt.startswith("P: ") else script(prompt), max_plies=30, go_on=True, seed=3
     )

@@ -6,15 +6,22 @@ import chess
 import numpy as np
 import pytest
 
-from rookworld_trl.chess.accuracy import Evaluation, score
+from rookworld_trl.chess.accuracy import score
 from rookworld_trl.chess.rewards import score_policy
 from rookworld_trl.chess.rewards.moves import move_values
 from rookworld_trl.chess.rewards.policy_score import skill
 from rookworld_trl.chess.trivial import baseline_scores, most_material
-from rookworld_trl.measuring.comparison import Comparison, compare, compare_groups
-from rookworld_trl.measuring.results import ModelResults, overview
-from rookworld_trl.measuring.tables import comparison_table, evaluation_table
-from rookworld_trl.reports.run import trivial as trivial_of
+from rookworld_trl.measuring import (
+    Comparison,
+    Result,
+    compare,
+    compare_groups,
+    comparison_table,
+    of,
+    overview,
+    result_table,
+)
+from rookworld_trl.measuring.tables import players_of
 
 SETTINGS = {"temperature": 1.0, "max_new_tokens": 99, "seed": 0}
 WON, EVEN, LOST = 9_990, 0, -9_990  # win chances of exactly 1, 1/2 and 0
@@ -36,12 +43,12 @@ def plays(*moves: str) -> list[str]:
     return [f" M: {move} E: 0.0 B: {move}" for move in moves]
 
 
-def played(rows: list[dict[str, Any]], *moves: str) -> Evaluation:
-    return Evaluation(SETTINGS, score(rows, plays(*moves)))
+def played(rows: list[dict[str, Any]], *moves: str) -> list[Result]:
+    return score(rows, plays(*moves), settings=SETTINGS)
 
 
-def value(evaluation: Evaluation, metric: str) -> float | None:
-    return evaluation.estimates("policy", "greedy")[metric]["value"]
+def value(evaluation: list[Result], metric: str) -> float | None:
+    return of(evaluation, "policy").estimates()[metric]["value"]
 
 
 @pytest.fixture
@@ -74,7 +81,7 @@ def test_a_random_legal_mover_has_no_skill(pair: list[dict[str, Any]]) -> None:
     rows = [pair[0]] * 30 + [pair[1]] * 30
     got = played(rows, *(list(FIRST) * 6), *(list(SECOND) * 5))
     assert value(got, "skill") == pytest.approx(0.0, abs=1e-12)
-    assert got.baselines("policy", "greedy")["skill"]["random legal"] == pytest.approx(0.0, abs=1e-12)
+    assert of(got, "policy").baselines()["skill"]["random legal"] == pytest.approx(0.0, abs=1e-12)
 
 
 def test_the_live_lines_skill_is_that_of_evaluation(pair: list[dict[str, Any]]) -> None:
@@ -100,22 +107,19 @@ def test_nothing_at_stake_is_counted_apart() -> None:
     """One point of win chance is 10.9 centipawns near 0: 1 / (1 + exp(-0.00368208 * 10.9)) = 0.51003."""
     rows = [row(FIVE_MOVES, {**dict.fromkeys(FIRST, 0), "a2b3": cp}) for cp in (-10, -12)] + [row(FIVE_MOVES, FIRST)]
     got = played(rows, "a2a1", "a2a1", "a2a1")
-    assert [item.stake for item in got.items] == ["nothing", "something", "something"]
-    assert [pair for pair in got.groups("policy") if pair[0] == "stake"] == [
-        ("stake", "nothing"),
-        ("stake", "something"),
-    ]
-    assert got.estimates("policy", "greedy", stake="nothing")["skill"]["denominator"] < 0.01
-    words = [line.split()[:5] for line in evaluation_table(got).splitlines()]
-    assert ["nothing", "at", "stake", "1", "items"] in words
-    assert ["something", "at", "stake", "2", "items"] in words
+    assert [item.groups["stake"] for item in got[0].items] == ["nothing", "something", "something"]
+    assert [pair for pair in got[0].groups() if pair[0] == "stake"] == [("stake", "nothing"), ("stake", "something")]
+    assert of(got, "policy").estimates(stake="nothing")["skill"]["denominator"] < 0.01
+    words = [line.split()[:2] for line in result_table(got).splitlines()]
+    assert ["nothing", "1"] in words
+    assert ["something", "2"] in words
 
 
 # Trivial players -----------------------------------------------------------------------------------------------------
 
 
 def test_trivial_players_by_hand(pair: list[dict[str, Any]]) -> None:
-    got = played(pair, "a2b3", "a5b6").baselines("policy", "greedy")
+    got = of(played(pair, "a2b3", "a5b6"), "policy").baselines()
     assert got["best_legal"] == {"random legal": 1.0, "first legal": 1.0, "most material": 1.0}
     assert got["best_value"]["random legal"] == pytest.approx((0.4 + 5 / 6) / 2)
     assert got["best_value"]["first legal"] == 1.0  # a2a1 and a5a4
@@ -128,14 +132,14 @@ def test_trivial_players_are_counted_over_the_models_items(pair: list[dict[str, 
     """Before, the second answer alone is legal, after, both are; the first legal move is worthless in the first."""
     rows = [row(FIVE_MOVES, {**dict.fromkeys(FIRST, LOST), "a2a3": WON}), pair[1]]
     before, after = played(rows, "a2a8", "h3h2"), played(rows, "a2a3", "h3h2")
-    skills = [run.baselines("policy", "greedy")["skill"]["first legal"] for run in (before, after)]
+    skills = [of(run, "policy").baselines()["skill"]["first legal"] for run in (before, after)]
     # The second: (1 - 5/6) / (1 - 5/6). Both: ((0 - 1/5) + (1 - 5/6)) / ((1 - 1/5) + (1 - 5/6)) = (-1/30) / (29/30).
     assert skills == pytest.approx([1.0, -1 / 29])
-    trivial = before.baselines("policy", "greedy")
+    trivial = of(before, "policy").baselines()
     assert trivial["legal_value"]["first legal"] == 1.0
     assert trivial["best_legal"]["first legal"] == 1.0
     assert trivial["best_value"]["first legal"] == 0.5
-    nothing = played(rows, "a2a8", "a1a1").baselines("policy", "greedy")
+    nothing = of(played(rows, "a2a8", "a1a1"), "policy").baselines()
     assert (nothing["skill"], nothing["best_legal"]["random legal"]) == ({}, 1.0)
 
     found = pick(compare(before, after), "skill")
@@ -144,20 +148,17 @@ def test_trivial_players_are_counted_over_the_models_items(pair: list[dict[str, 
     lines = [line.split() for line in comparison_table([found]).splitlines()]
     assert ["skill,", "before", "0.000", "1.000", "1.000"] in lines
     assert ["skill,", "after", "0.000", "-0.034", "-0.034"] in lines
-    assert trivial_of(found) == "random legal 0.000, first legal 1.000 → -0.034, most material 1.000 → -0.034"
-    side_by_side = overview([ModelResults("one", {}, before), ModelResults("two", {}, after)]).splitlines()
+    assert players_of(found) == "random legal 0.000, first legal 1.000 → -0.034, most material 1.000 → -0.034"
+    side_by_side = overview({"one": before, "two": after}).splitlines()
     assert side_by_side[2].endswith("| random legal 100.0, first legal 100.0, most material 100.0 |")
     assert side_by_side[3].endswith("first legal 1.000 / -0.034, most material 1.000 / -0.034 |")
 
 
 def test_each_decodings_players_stand_beside_it(pair: list[dict[str, Any]]) -> None:
     rows = [row(FIVE_MOVES, {**dict.fromkeys(FIRST, LOST), "a2a3": WON}), pair[1]]
-    items = [
-        item
-        for mode, move in (("greedy", "a2a3"), ("sampled", "a2a8"))
-        for item in score(rows, plays(move, "h3h2"), mode)
-    ]
-    lines = [line.split() for line in evaluation_table(Evaluation(SETTINGS, items)).splitlines()]
+    modes = {"greedy": "a2a3", "sampled": "a2a8"}
+    results = [each for mode, move in modes.items() for each in score(rows, plays(move, "h3h2"), mode)]
+    lines = [line.split() for line in result_table(results).splitlines()]
     assert ["skill,", "greedy", "0.000", "-0.034", "-0.034"] in lines
     assert ["skill,", "sampled", "0.000", "1.000", "1.000"] in lines
 
@@ -182,7 +183,7 @@ def test_most_material_by_hand(fen: str, best: str) -> None:
 
 def test_the_copied_input_by_hand(rows: list[dict[str, Any]]) -> None:
     """Of a quiet move, a mate and an illegal move: the board is right for the last, no outcome but the first's."""
-    got = Evaluation(SETTINGS, score(rows[:3], ["?"] * 3)).baselines("environment", "greedy")
+    got = score(rows[:3], ["?"] * 3)[0].baselines()
     shares = {metric: values["input copied"] for metric, values in got.items()}
     third = pytest.approx(1 / 3)
     assert shares == {
@@ -196,7 +197,7 @@ def test_the_copied_input_by_hand(rows: list[dict[str, Any]]) -> None:
 
 def test_every_table_shows_them(pair: list[dict[str, Any]]) -> None:
     got = played(pair, "a2a3", "h3h2")
-    for table in (evaluation_table(got), comparison_table(compare(got, got))):
+    for table in (result_table(got), comparison_table(compare(got, got))):
         lines = table.splitlines()
         head = next(i for i, line in enumerate(lines) if "trivial players" in line)
         assert lines[head].split()[-6:] == ["random", "legal", "first", "legal", "most", "material"]
@@ -243,17 +244,17 @@ def test_intervals_go_by_game_where_items_share_one() -> None:
     moves = [right if i < 100 else wrong for i in range(200)]
     by_game = played(rows, *moves)
     apart = played([{**one, "game": str(i)} for i, one in enumerate(rows)], *moves)
-    legal = by_game.estimates("policy", "greedy")["best_legal"]
+    legal = of(by_game, "policy").estimates()["best_legal"]
     assert legal["value"] == 0.5
     # Of ten coins: P(at most 1 head) = 1.1 %, P(none) = 0.1 %. The quantile is that of t with 9 degrees of freedom,
     # -2.262 sqrt(10/9), so that 0.9 % lie below it: 1 head, and 9.
     assert (legal["ci_low"], legal["ci_high"]) == (0.1, 0.9)
-    assert apart.estimates("policy", "greedy")["best_legal"]["ci_low"] == pytest.approx(0.431, abs=1e-3)  # Wilson
+    assert of(apart, "policy").estimates()["best_legal"]["ci_low"] == pytest.approx(0.431, abs=1e-3)  # Wilson
     same = played(rows, *[right] * 200)
     change = pick(compare(by_game, same), "best_legal")
     assert (change["ci_low"], change["ci_high"]) == pytest.approx((0.1, 0.9))
     assert change["p_value"] is None  # McNemar's test counts items as independent
-    assert "bootstrap over 10 games" in evaluation_table(by_game)
+    assert "bootstrap over 10 games" in result_table(by_game)
 
 
 def test_losses_stand_beside_gains() -> None:
@@ -280,7 +281,7 @@ def test_losses_stand_beside_gains() -> None:
         for metric in ("best_legal", "skill")
     }
     by_group = comparison_table(found, headlines_only=True, groups=compare_groups(before, after))
-    assert "Significant losses: 3 of 6 headline metrics by colour, stake and stratum" in by_group
+    assert "Significant losses: 3 of 6 headline metrics by group" in by_group
     assert "P: stratum=endgame: skill *" in by_group
     assert max(map(len, by_group.splitlines())) <= 100
     calm = compare(before, before)
@@ -289,17 +290,9 @@ def test_losses_stand_beside_gains() -> None:
 
 def test_where_less_is_better_a_rise_is_the_loss(rows: list[dict[str, Any]]) -> None:
     data = [rows[0]] * 40
-    good, bad = (Evaluation(SETTINGS, score(data, [text] * 40)) for text in (rows[0]["target"], "?"))
+    good, bad = (score(data, [text] * 40, settings=SETTINGS) for text in (rows[0]["target"], "?"))
     rise, fall = pick(compare(good, bad), "unparsable"), pick(compare(bad, good), "unparsable")
     assert rise["significant"]
     assert rise["loss"]
     assert fall["significant"]
     assert not fall["loss"]
-
-
-def test_an_older_evaluation_is_refused(pair: list[dict[str, Any]]) -> None:
-    data = played(pair, "a2a3", "h3h2").to_dict()
-    for item in data["items"]:
-        del item["scores"]["at_stake"]
-    with pytest.raises(ValueError, match="older version"):
-        Evaluation.from_dict(data)

@@ -51,7 +51,7 @@ def test_the_recipe_plays_a_match(tiny_checkpoint: Path, tmp_path: Path, capsys:
     main([*players, *options, str(files["match.json"])])
     assert "tiny against" in capsys.readouterr().out
     match = json.loads(files["match.json"].read_text())
-    assert (match["suite"], match["scale"], len(match["games"])) == ("match", {"random": 0}, 6)
+    assert (match["name"], match["scale"], len(match["games"])) == ("match", {"random": 0}, 6)
     assert {"random"} == set(match["moves"]), "its answers do not parse, so that all its moves are fallbacks"
     read, file = [], io.StringIO(files["games.pgn"].read_text())
     while game := chess.pgn.read_game(file):

@@ -11,10 +11,11 @@ import pytest
 
 from recipes import evaluate as recipe
 from rookworld_trl.chess import position_key
-from rookworld_trl.chess.accuracy import Evaluation, score
+from rookworld_trl.chess.accuracy import score
 from rookworld_trl.chess.dataset import SHIPPED_DIRECTORY, load_shipped
 from rookworld_trl.chess.seen import shown_positions, unseen
 from rookworld_trl.chess.suite import ModelAnswers
+from rookworld_trl.measuring import of as result_of
 
 SUITES = ("held_out", "mate_in_one", "selfplay", "closed_loop", "ladder")
 EPD = "rnbqkbnr/pppppppp/8/8/8/8/PPPPPPPP/RNBQKBNR w KQkq -"
@@ -56,18 +57,16 @@ def test_every_suite_is_reproducible_and_compared(
     recipe.main([*everything, "--output", str(second), "--baseline", str(first)])
     before, after = of(first), of(second)
     comparison, groups = after.pop("comparison"), after.pop("groups")
-    for result in (before, after):
-        del result["held_out"]["seconds"]
     assert before == after
-    assert list(dict.fromkeys(suite["suite"] for suite in before["suites"])) == SHOWN
-    modes = [suite["mode"] for suite in before["suites"]]
-    assert modes == ["greedy", "sampled"] * 4 + ["greedy"], "games against players are greedy alone"
+    assert list(dict.fromkeys(each["name"] for each in before["results"])) == ["policy", "environment", *SHOWN]
+    modes = [each["mode"] for each in before["results"]]
+    assert modes == ["greedy", "sampled"] * 6 + ["greedy"], "games against players are greedy alone"
     assert {row["task"] for row in comparison} == {"policy", "environment", *SHOWN}
     assert {row["difference"] for row in comparison} <= {0.0, None}
-    assert {row["task"] for row in groups} == {"policy", "environment"}
+    assert {row["task"] for row in groups} == {"policy", "environment", *SHOWN}, "and by how games ended, if alike"
     table = first.with_suffix(".md").read_text()
     assert table == second.with_suffix(".md").read_text()
-    for line in ("| held-out P: | skill | greedy |", "| mate in one | solved | sampled |", "| ladder | Elo, strict"):
+    for line in ("| P: policy | skill | greedy |", "| mate in one | solved | sampled |", "| ladder | Elo, strict"):
         assert line in table
     assert "random legal" in table
     assert "input copied" in table
@@ -110,20 +109,24 @@ def test_each_task_has_its_temperature(everything: list[str], tmp_path: Path, mo
     sampling = ["--task_sampling", "{policy: {temperature: 0.5}}", "--temperature", "0.9", "--output", str(output)]
     recipe.main([*everything[:-5], "selfplay", "held_out", *sampling, "--mode", "sampled"])
     assert {tuple(each.items()) for each in seen} == {(("policy", 0.5), ("environment", 0.9))}
-    settings = of(output)["held_out"]["settings"]
-    assert (settings["temperature"], settings["task_sampling"]) == (0.9, {"policy": {"temperature": 0.5}})
+    settings = {each["name"]: each["settings"]["temperature"] for each in of(output)["results"][:2]}
+    assert settings == {"policy": 0.5, "environment": 0.9}
     greedy = recipe.temperatures(options(sampling[:4]), "greedy")
     assert greedy == {"policy": 0.0, "environment": 0.0}
 
 
 def test_the_truth_scores_all_and_a_copy_nothing_on_held_out_rows_too(tmp_path: Path) -> None:
     rows = list(load_shipped("dev", few_rows(tmp_path)))
-    truth = Evaluation({}, score(rows, [row["target"] for row in rows]))
-    copied = Evaluation({}, score(rows, [row["prompt"][3:].split("+")[0] + "+0.001+0+0" for row in rows]))
+    truth = score(rows, [row["target"] for row in rows])
+    copied = score(rows, [row["prompt"][3:].split("+")[0] + "+0.001+0+0" for row in rows])
     for task, name in (("policy", "best_legal"), ("policy", "best_value"), ("environment", "exact")):
-        assert truth.estimates(task, "greedy")[name]["value"] == 1  # type: ignore[arg-type]
-        assert copied.estimates(task, "greedy")[name]["value"] == 0  # type: ignore[arg-type]
-    assert truth.estimates("policy", "greedy")["skill"]["value"] == 1
+        assert result_of(truth, task).estimates()[name]["value"] == 1  # type: ignore[arg-type]
+        assert result_of(copied, task).estimates()[name]["value"] == 0  # type: ignore[arg-type]
+    assert result_of(truth, "policy").estimates()["skill"]["value"] == 1
+
+
+def items_of(written: dict[str, Any]) -> list[Any]:
+    return [item for result in written["models"][0]["results"] for item in result["items"]]
 
 
 def test_rows_that_were_trained_on_are_refused_or_dropped(
@@ -138,12 +141,12 @@ def test_rows_that_were_trained_on_are_refused_or_dropped(
     error = capsys.readouterr().err.splitlines()[-1]
     assert "rows.jsonl: 1 of 2 items show positions that stand in the training data 'shipped'" in error
     result, _ = recipe.run(options([*common, "--seen", "drop"]))
-    (item,) = result["models"][0]["held_out"]["items"]
+    (item,) = items_of(result)
     assert item["prompt"] == rows[1]["prompt"]
     unknown, _ = recipe.run(options([*common, "--trained_on"]))
-    assert len(unknown["models"][0]["held_out"]["items"]) == 2
+    assert len(items_of(unknown)) == 2
     few, _ = recipe.run(options([*common, "--trained_on", "--max_rows", "1"]))
-    assert len(few["models"][0]["held_out"]["items"]) == 1
+    assert len(items_of(few)) == 1
 
 
 def run_of(folder: Path, **summary: Any) -> str:

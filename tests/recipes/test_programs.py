@@ -41,10 +41,10 @@ BAD: dict[str, tuple[Callable[[list[str]], None], str, str]] = {
     "an empty baseline": (evaluate.main, f"--baseline empty.json {EVALUATE}", "'empty.json': .*no evaluation"),
     "a baseline without the suite": (
         evaluate.main, "--suite selfplay --baseline other.json",
-        "`--baseline` is 'other.json': .*no suite 'self-play', greedy",
+        "`--baseline` is 'other.json': .*no 'self-play', greedy",
     ),
     "a baseline without held-out items": (
-        evaluate.main, f"--baseline other.json {EVALUATE}", "`--baseline` is 'other.json': .*no held-out items",
+        evaluate.main, f"--baseline other.json {EVALUATE}", "`--baseline` is 'other.json': .*no 'policy', greedy",
     ),
     "self-play from a file": (
         evaluate.main, "--suite selfplay --dataset x.jsonl", "--dataset x.jsonl holds no problems",
@@ -104,7 +104,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "binary").write_bytes(bytes(range(256)))
     (tmp_path / "list.json").write_text("[]")
     (tmp_path / "empty.json").write_text("{}")
-    (tmp_path / "other.json").write_text('{"models": [{"suites": []}]}')
+    (tmp_path / "other.json").write_text('{"models": [{"results": []}]}')
     fen = "rnbqkbnr/pppp1ppp/8/4p3/6P1/5P2/PPPPP2P/RNBQKBNR b KQkq -"
     (tmp_path / "mates.epd").write_text(f"{fen} bm Qh4#;\n")
     (tmp_path / "broken.jsonl").write_text(

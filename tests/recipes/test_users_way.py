@@ -112,8 +112,8 @@ def test_the_users_way(hub: Hub, tmp_path: Path) -> None:
     here, there, start = machine.evaluate(
         "after.json", str(tmp_path / "exact" / "checkpoint"), "me/exact", MODEL, baseline=str(tmp_path / "before.json")
     )
-    assert here["held_out"]["items"] == there["held_out"]["items"]
-    assert start["held_out"]["items"] == before["held_out"]["items"]
+    assert here["results"] == there["results"]
+    assert start["results"] == before["results"]
     folder = tmp_path / "downloaded"
     folder.mkdir()
     for name, data in pushed["exact"].items():

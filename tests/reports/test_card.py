@@ -76,7 +76,7 @@ def test_it_says_what_was_done_and_what_came_of_it(tmp_path: Path) -> None:
     assert text.count(gain) == 1
     assert "None among 1 metrics." in card(tmp_path, metrics=[GAIN, TEXT])
     grouped = card(tmp_path, groups=[{**GAIN, "group": "color=black"}, {**LOSS, "group": "stratum=check"}])
-    assert "1 of 2 headline metrics by colour, stake and stratum:" in grouped
+    assert "1 of 2 headline metrics by group:" in grouped
     assert "| policy | stratum=check skill | greedy | 0.210 | 0.160 |" in grouped
     assert "color=black" not in grouped
     for fact in (SUMMARY["command"], "seed: 7", "`jrahn/rookworld_7m`", "20%", "graduated", "steps: 80", "trl 1.16.0"):

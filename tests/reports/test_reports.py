@@ -56,7 +56,7 @@ def test_the_page_holds_the_numbers_and_stands_alone(run: Path) -> None:
     assert "exact | <b>" in page.text  # a label is text, not markup
     assert '"beta": 0.04' in page.text
     assert "train 1.0 min, evaluate 0.3 min" in page.text
-    assert "Significant losses: 1 of 4 metrics; 1 of 2 headline metrics by colour, stake and stratum" in page.text
+    assert "Significant losses: 1 of 4 metrics; 1 of 2 headline metrics by group" in page.text
     assert "P: B is best, greedy: 8.6 % → 7.3 %, -1.3 [-2.4, -0.1]" in page.text
     assert "P: win-chance value of B, greedy stratum=check" in page.text
     head, *rows = rows_of(page, "metrics")
@@ -112,15 +112,17 @@ def test_a_run_that_is_going_on_is_reported_too(run: Path) -> None:
     assert [event["step"] for event in read_run(run).events] == [9]
 
     estimates = {"best_legal": {"value": 0.5, "ci_low": 0.1, "ci_high": 0.9, "numerator": 1, "denominator": 2}}
-    part = {"task": "policy", "mode": "greedy", "items": 2, "metrics": estimates, "baselines": {}}
-    evaluation = {"metrics": [{**part, "groups": {"color=white": part}}], "items": []}
+    items = [{"name": name} for name in "ab"]
+    part = {"items": 2, "metrics": estimates, "baselines": {}}
+    result = {**part, "name": "policy", "mode": "sampled", "items": items, "groups": {"color=white": part}}
+    evaluation = {"results": [result]}
     (run / "evaluation_before.json").write_text(json.dumps(evaluation))
     page = read_page(write_report([run]))
     assert rows_of(page, "metrics") == [
         ["metric", "decoding", "before", "trivial players", "items"],
-        ["P: best_legal", "greedy", "0.500", "", "2"],
+        ["P: best_legal", "sampled", "0.500", "", "2"],
     ]
-    assert rows_of(page, "strata")[1][:4] == ["color=white", "P: best_legal", "greedy", "0.500"]
+    assert rows_of(page, "strata")[1][:4] == ["color=white", "P: best_legal", "sampled", "0.500"]
 
 
 def test_a_run_that_has_just_begun_is_a_page(tmp_path: Path) -> None:
@@ -152,7 +154,7 @@ def test_every_quantity_that_is_logged_has_its_curve(run: Path) -> None:
         ("metrics.jsonl", '{"reward": 1}\n', r"metrics\.jsonl, line 1.*step"),
         ("metrics.jsonl", "[1]\n", r"metrics\.jsonl, line 1"),
         ("health.jsonl", '{"step": 1}\n{oops\n{"step": 2}\n', r"health\.jsonl, line 2"),
-        ("evaluation_after.json", '{"items": 3}', r"evaluation_after\.json: expected the lists"),
+        ("evaluation_after.json", '{"items": 3}', r"evaluation_after\.json: expected a list 'results'"),
         ("summary.json", "{", r"summary\.json is no JSON"),
         ("summary.json", '{"ö": 1}', r"summary\.json is no JSON"),
         ("summary.json", "[]", r"summary\.json: expected an object"),

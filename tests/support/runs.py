@@ -6,8 +6,9 @@ from typing import Any
 
 import chess
 
-from rookworld_trl.chess import accuracy, environment
-from rookworld_trl.chess.accuracy import Evaluation, score
+from rookworld_trl.chess import environment
+from rookworld_trl.chess.accuracy import score
+from rookworld_trl.measuring import write_results
 
 START = chess.Board().fen()
 MATE = "6k1/5ppp/8/8/8/8/8/R5K1 w - - 0 1"  # Ra8 mates
@@ -37,8 +38,7 @@ AFTER = [" M: e2e4 d2d4 E: 0.1 0.1 B: e2e4", " nothing", RIGHT]
 
 def write_evaluation(folder: Path, name: str, completions: list[str]) -> None:
     """Write the evaluation of the three rows as the package itself does."""
-    references = {accuracy.item_key(row): accuracy.reference_of(row) for row in ROWS}
-    Evaluation(SETTINGS, score(ROWS, completions), {}, references).write(folder / f"evaluation_{name}.json")
+    write_results(folder / f"evaluation_{name}.json", score(ROWS, completions, settings=SETTINGS))
 
 
 def comparison(**changes: Any) -> dict[str, Any]:

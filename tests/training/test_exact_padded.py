@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 from datasets import Dataset
 
-from rookworld_trl.chess.completions import complete
 from rookworld_trl.chess.rewards import REWARDS, ChessPoints
 from rookworld_trl.chess.rewards.policy_score import score_policy
+from rookworld_trl.modeling.completions import complete
 from rookworld_trl.modeling.loading import load
 from rookworld_trl.training import RookWorldGRPOConfig, RookWorldGRPOTrainer
 from tests.support.padded import padded_rows

@@ -96,11 +96,11 @@ def other_positions() -> str:
     def row(label: str, task: str, metric: str, *beside: str, percent: bool = True) -> tuple[str, ...]:
         own = only(found, task=task, metric=metric, mode="greedy")
         if percent:
-            sides = [only(m["suites"], suite=task, mode="greedy")["metrics"][metric] for m in (before, after)]
+            sides = [only(m["results"], name=task, mode="greedy")["metrics"][metric] for m in (before, after)]
             ends = [f"{100 * s['value']:.1f} % {interval(100 * s['ci_low'], 100 * s['ci_high'], '.1f')}" for s in sides]
             return label, *ends, change(own, "+.1f", ".1f", 100), *beside
         rules = metric.removeprefix("elo_")
-        ratings = [only(m["suites"], suite=task)["ratings"][rules][m["name"]] for m in (before, after)]
+        ratings = [only(m["results"], name=task)["ratings"][rules][m["name"]] for m in (before, after)]
         ends = [
             f"{number(own[side], '.0f')} {interval(r['ci_low'], r['ci_high'], '.0f')}"
             for side, r in zip(("before", "after"), ratings, strict=True)
@@ -112,7 +112,7 @@ def other_positions() -> str:
         return [f"{100 * known[name]:.1f} %" for name in ("random legal", "most material")]
 
     def capture(rules: str) -> str:
-        rating = only(after["suites"], suite="ladder")["ratings"][rules]["greedy capture"]["elo"]
+        rating = only(after["results"], name="ladder")["ratings"][rules]["greedy capture"]["elo"]
         return f"{number(rating, '.0f')} (greedy capture)"
 
     opening = only(read("demo")["groups"], group="stratum=human_opening", metric="skill", mode="greedy")

@@ -47,13 +47,13 @@ def demos() -> str:
             beside = f" ({players(short, ('random legal', 'most material'))})" if metric == "skill" else ""
             name = "" if rows and rows[-1][0].startswith(label) else label + beside
             rows.append((name, mode, number(short["before"]), *map(_after, (short, long))))
-    suites, after = (read(name)["models"][-1]["suites"] for name in ("demo_long_problems", "before_after"))
-    before = read("before_after")["models"][0]["suites"]
+    suites, after = (read(name)["models"][-1]["results"] for name in ("demo_long_problems", "before_after"))
+    before = read("before_after")["models"][0]["results"]
     for suite, label in (("tactics", "tactics of test, solved"), ("mate in one", "mates in one, solved")):
         start, short, long = (
-            only(of, suite=suite, mode="greedy")["metrics"]["solved"] for of in (before, after, suites)
+            only(of, name=suite, mode="greedy")["metrics"]["solved"] for of in (before, after, suites)
         )
-        known = only(before, suite=suite, mode="greedy")["baselines"]["solved"]
+        known = only(before, name=suite, mode="greedy")["baselines"]["solved"]
         beside = ", ".join(f"{name} {known[name]:.3f}" for name in ("random legal", "most material"))
         cells = [_beside(each, start) for each in (short, long)]
         rows.append((f"{label} ({beside})", "greedy", number(start["value"]), *cells))

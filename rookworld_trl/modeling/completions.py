@@ -1,14 +1,14 @@
 """Completions of prompts, as every evaluation needs them: batched by length, seeded by prompt, in the given order."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from transformers import PreTrainedModel
 
 from rookworld_trl.modeling.rollout import rollout
 from rookworld_trl.modeling.tokens import completion_texts
-from rookworld_trl.settings.terminal import progress_bar
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ def complete(
     max_new_tokens: int,
     batch_size: int = 64,
     seed: int = 0,
-    progress: str = "",
+    told: Callable[[int], object] = lambda count: None,
 ) -> list[Completion]:
     """Complete each prompt once. Prompts are encoded, and completions decoded, as the trainer does it.
 
@@ -53,7 +53,7 @@ def complete(
         temperature: 0 for greedy.
         batch_size: prompts decoded at a time; changes speed and memory, not the texts. Equal prompts get different
             samples only within one batch.
-        progress: title of a progress bar; empty for none.
+        told: how many more prompts are done, after each batch.
 
     Raises:
         ValueError: the tokenizer has no end token, or a prompt leaves no room for `max_new_tokens`.
@@ -66,20 +66,17 @@ def complete(
     # Prompts of one task and similar length side by side: their completions end at about the same time.
     order = sorted(range(len(prompts)), key=lambda i: (prompts[i][:1], len(prompt_ids[i])))
     completion_ids: list[list[int]] = [[]] * len(prompts)
-    with progress_bar(progress, len(prompts), "prompt") as bar:
-        for first in range(0, len(prompts), batch_size):
-            batch = order[first : first + batch_size]
-            sampled = rollout(
-                model,
-                [prompt_ids[i] for i in batch],
-                max_new_tokens=max_new_tokens,
-                eos_token_id=tokenizer.eos_token_id,
-                temperature=temperature,
-                seed=seed,
-            )
-            for i, ids in zip(batch, sampled.completion_ids, strict=True):
-                completion_ids[i] = ids
-            bar.update(len(batch))
+    for first in range(0, len(prompts), batch_size):
+        batch = order[first : first + batch_size]
+        ids_of = [prompt_ids[i] for i in batch]
+        settings: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
+        if model.config.model_type == "gpt2":
+            sampled = rollout(model, ids_of, eos_token_id=tokenizer.eos_token_id, **settings).completion_ids
+        else:
+            sampled = _generated(model, tokenizer, ids_of, **settings)
+        for i, ids in zip(batch, sampled, strict=True):
+            completion_ids[i] = ids
+        told(len(batch))
     texts = completion_texts(tokenizer, completion_ids)
     ended = [bool(ids) and ids[-1] == tokenizer.eos_token_id for ids in completion_ids]
     return [Completion(text, len(ids), end) for text, ids, end in zip(texts, completion_ids, ended, strict=True)]
@@ -87,3 +84,23 @@ def complete(
 
 def _encode(tokenizer: Any, prompts: Sequence[str]) -> list[list[int]]:
     return tokenizer(list(prompts))["input_ids"]
+
+
+def _generated(
+    model: PreTrainedModel, tokenizer: Any, ids: list[list[int]], max_new_tokens: int, temperature: float, seed: int
+) -> list[list[int]]:
+    """Completions by transformers, up to the end token, of models that `rollout` does not know; seeded by batch."""
+    pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    width, end = max(map(len, ids)), tokenizer.eos_token_id
+    rows = torch.tensor([[pad] * (width - len(row)) + row for row in ids], device=model.device)
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in ids], device=model.device)
+    how: dict[str, Any] = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
+    trains = model.training
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        found = model.eval().generate(
+            rows, attention_mask=mask, max_new_tokens=max_new_tokens, pad_token_id=pad, eos_token_id=end, **how
+        )
+    model.train(trains)
+    texts = found[:, width:].tolist()
+    return [row[: row.index(end) + 1] if end in row else row for row in texts]
