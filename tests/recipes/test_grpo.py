@@ -11,8 +11,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from recipes import grpo
-from rookworld_trl.chess import accuracy
 from rookworld_trl.files import write_atomically
+from rookworld_trl.measuring import result
 from rookworld_trl.modeling.loading import load_model
 from rookworld_trl.reports import summary
 from tests.recipes.conftest import run, summary_of
@@ -149,7 +149,7 @@ def test_a_disk_that_is_full_at_the_end_is_said_and_the_model_is_tried_once_more
 
 
 def test_a_disk_that_is_full_in_the_first_evaluation_is_one_line(arguments, monkeypatch, capsys):
-    monkeypatch.setattr(accuracy, "write_atomically", full_disk)
+    monkeypatch.setattr(result, "write_atomically", full_disk)
     run(arguments, code=4)
     assert "evaluation_before.json could not be written: [Errno 28]" in capsys.readouterr().err.splitlines()[-1]
 
@@ -162,7 +162,7 @@ def test_a_disk_that_is_full_behind_the_training_costs_a_file_until_there_is_roo
 
     command = arguments | {"auto_resume": True, "save_strategy": "steps", "save_steps": 1}
     with monkeypatch.context() as patch:
-        for module in (accuracy, summary):
+        for module in (result, summary):
             patch.setattr(module, "write_atomically", full)
         run(command, code=4)
     shown, folder = capsys.readouterr(), arguments["output_dir"]
