@@ -193,12 +193,12 @@ def test_evaluation_samples_each_task_by_its_own_settings(arguments):
     arguments["task_sampling"] = {"policy": {"max_completion_length": 3}, "environment": {"temperature": 0.5}}
     run(arguments)
     made = json.loads((arguments["output_dir"] / "evaluation_before.json").read_text())
-    assert made["settings"]["task_sampling"] == arguments["task_sampling"]
-    tokens = {
-        task: [i["scores"]["tokens"] for i in made["items"] if i["task"] == task] for task in ("policy", "environment")
-    }
-    assert max(tokens["policy"]) == 3
-    assert max(tokens["environment"]) > 3
+    found = {(each["name"], each["mode"]): each for each in made["results"]}
+    assert {task: found[task, "sampled"]["settings"]["temperature"] for task, _ in found}["environment"] == 0.5
+    tokens = {pair: max(item["scores"]["tokens"] for item in each["items"]) for pair, each in found.items()}
+    for mode in ("greedy", "sampled"):
+        assert tokens["policy", mode] == 3
+        assert tokens["environment", mode] > 3
 
 
 @pytest.mark.slow
