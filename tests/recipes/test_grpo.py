@@ -194,7 +194,7 @@ def test_evaluation_samples_each_task_by_its_own_settings(arguments):
     run(arguments)
     made = json.loads((arguments["output_dir"] / "evaluation_before.json").read_text())
     found = {(each["name"], each["mode"]): each for each in made["results"]}
-    assert {task: found[task, "sampled"]["settings"]["temperature"] for task, _ in found}["environment"] == 0.5
+    assert found["environment", "sampled"]["settings"]["temperature"] == 0.5
     tokens = {pair: max(item["scores"]["tokens"] for item in each["items"]) for pair, each in found.items()}
     for mode in ("greedy", "sampled"):
         assert tokens["policy", mode] == 3
