@@ -108,4 +108,4 @@ def test_a_board_that_is_half_moved_or_mixed_earns_nothing_above_the_bottom() ->
     mixed = found.pop("ranks of the truth and of another board")  # may hold the whole move, and little else
     assert len(found) == 4
     assert max(max(each) for each in found.values()) <= 0.2
-    assert np.mean(mixed) < 0.2
+    assert np.mean(mixed) <= 0.2 + 1e-9
