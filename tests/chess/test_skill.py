@@ -265,9 +265,9 @@ def test_losses_stand_beside_gains() -> None:
     assert pick(found, "best_legal")["difference"] == 0.5
     assert pick(found, "skill")["difference"] == pytest.approx(1 / 6 - 1)  # (.5 - .4) / (1 - .4) after
     losses = {one["metric"] for one in found if one["loss"]}
-    # The best gains .6, those worth .5 a tenth, a random move .16; of the shares B: has .714321, and .028578 is left. With
-    # fines of .24 for four candidates that are missing, the best earns .5029, level 2; one worth .5 earns -.308829, squeezed
-    # -.138159; and an illegal one, fined .8, -1.031175, squeezed -.201216.
+    # The best gains .6, those worth .5 a tenth, a random move .16; B: has a share of .714321, and .028578 is left. With
+    # fines of .24 for four missing candidates the best earns .5029, level 2; one worth .5 -.308829, squeezed -.138159;
+    # an illegal one, fined .8, -1.031175, squeezed -.201216.
     assert pick(found, "reward")["difference"] == pytest.approx(-0.138159 - (0.4 - 0.201216) / 2, abs=1e-6)
     assert losses == {"skill", "legal_value", "top1", "reward", "continuous"}
     for only in (False, True):
