@@ -18,6 +18,7 @@ from transformers import PreTrainedModel, logging, set_seed
 from rookworld_trl.checkpointing import exits
 from rookworld_trl.checkpointing.lock import locked
 from rookworld_trl.checkpointing.resume import choose_start, mark_finished
+from rookworld_trl.chess import boards
 from rookworld_trl.chess.accuracy import Watch, evaluate
 from rookworld_trl.chess.prompts import PromptOptions, held_out_and_training_prompts, provenance, self_play
 from rookworld_trl.chess.rewards import COLUMNS, REWARDS, ChessPoints
@@ -66,7 +67,7 @@ def build(run: RunConfig, args: RookWorldGRPOConfig) -> tuple[RookWorldGRPOTrain
 def measure(
     run: RunConfig, trainer: RookWorldGRPOTrainer, held_out: Dataset, name: str, seconds: dict[str, float]
 ) -> list[Result] | None:
-    """Evaluate the policy as it is, on the main process while the others wait; None on these."""
+    """Evaluate the policy as it is, on the main process while the others wait; None on these, or after a signal."""
     found = None
     with timed(seconds, f"evaluate_{name}"), exits.others_wait():
         if trainer.accelerator.is_main_process:
@@ -81,14 +82,7 @@ def measure(
             if found is not None and name == "before":  # the other one is a last step: `report`
                 with exits.needs_disk(file):
                     write_results(file, found)
-    go_on(trainer)
     return found
-
-
-def go_on(trainer: RookWorldGRPOTrainer) -> None:
-    """End the program where a signal has come to any process; what was trained is a checkpoint."""
-    if trainer.preempted():
-        raise SystemExit(exits.PREEMPTED)
 
 
 def report(trainer: RookWorldGRPOTrainer, before: list[Result], after: list[Result], start: Any, **facts: Any) -> int:
@@ -98,7 +92,7 @@ def report(trainer: RookWorldGRPOTrainer, before: list[Result], after: list[Resu
     print(f"\n{comparison_table(facts['metrics'])}\n\n{comparison_table(facts['metrics'], True, groups)}")
     with last.step("evaluation_after.json"):
         write_results(folder / "evaluation_after.json", after)
-    write_for_people(folder, last.step, args, **facts, groups=groups, identity=trainer.identity.fingerprint)
+    write_for_people(folder, last.step, args, boards, **facts, groups=groups, identity=trainer.identity.fingerprint)
     print(f"\nwrote {folder}/: {', '.join(['checkpoint', 'metrics.jsonl', *last.done])}")
     if args.push_to_hub:
         with last.step("push"):
@@ -128,11 +122,16 @@ def program(argv: Sequence[str] | None) -> int:
             trainer.admit(start.checkpoint, vars(run))
         with trainer.at_work():
             before = measure(run, trainer, held_out, "before", seconds)
+            if trainer.preempted():  # a signal came to any process; what was trained is a checkpoint
+                return exits.PREEMPTED
             with timed(seconds, "train"):
                 trainer.train(resume_from_checkpoint=start.checkpoint)
-            go_on(trainer)
+            if trainer.preempted():
+                return exits.PREEMPTED
             trainer.write_model()  # no push yet: the card comes first
             after = measure(run, trainer, held_out, "after", seconds)
+            if trainer.preempted():
+                return exits.PREEMPTED
             if before is None or after is None:  # not the main process
                 return exits.DIVERGED if trainer.stop_reason else exits.DONE
             result |= trainer.outcome | {"metrics": compare(before, after)} | provenance(run, trainer.train_dataset)

@@ -9,6 +9,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from rookworld_trl.chess import boards
 from rookworld_trl.reports.document import write_report
 from rookworld_trl.settings.parser import bad_input
 from rookworld_trl.settings.terminal import add_options, shown
@@ -21,7 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add_options(parser)
     args = parser.parse_args(arguments)
     with bad_input(), shown(args) as result:
-        result["report"] = str(write_report(args.runs, args.output))
+        result["report"] = str(write_report(args.runs, args.output, boards))
         print(result["report"])
 
 

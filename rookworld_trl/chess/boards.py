@@ -14,13 +14,12 @@ from typing import Any
 import chess
 import chess.svg
 
-from rookworld_trl.reports.run import Run
-
 # Value of a move, 1 minus the win chance it gives away: at least this much has this colour. Okabe and Ito's hues,
 # from blue over yellow to red, so that good and bad differ in every kind of colour vision.
 VALUES = ((0.99, "#0072B2", "best"), (0.95, "#56B4E9", "good"), (0.85, "#E69F00", "weak"), (0.0, "#D55E00", "bad"))
 ILLEGAL, UNKNOWN, WRONG, CHOSEN = "#8A1C1C", "#555555", "#E0384B", "#F7E26B"
 SIZE = 390  # side of a board's coordinate system, as chess.svg draws it with coordinates
+legend: Mapping[str, Any] = {"size": SIZE, "values": VALUES, "illegal": ILLEGAL, "wrong": WRONG, "chosen": CHOSEN}
 
 PER_KIND, PER_STRATUM = 6, 2  # items shown of each task and kind: of all, and at least of each stratum
 _ELEMENT = re.compile(r"<g .*?</g>|<(?:rect|use|line|polygon|circle)\b[^>]*/>", flags=re.DOTALL)
@@ -69,9 +68,14 @@ def shared_definitions() -> str:
     return f'<svg width="0" height="0" style="position:absolute" aria-hidden="true"><defs>{pieces}{frames}</defs></svg>'
 
 
-def gallery(run: Run, seed: int = 0) -> list[Card]:
-    """Cards of a run's held-out items by greedy decoding: the most improved, the worst, and some drawn at random."""
-    answers = {name: _greedy(results) for name, results in run.evaluations.items()}
+def gallery(name: str, evaluations: Mapping[str, list[dict[str, Any]]], seed: int = 0) -> list[Card]:
+    """Cards of a run's held-out items by greedy decoding: the most improved, the worst, and some drawn at random.
+
+    Args:
+        name: the run's.
+        evaluations: as its files hold them, by `before` and `after`.
+    """
+    answers = {when: _greedy(results) for when, results in evaluations.items()}
     if not answers:
         return []
     first, last = next(iter(answers.values())), list(answers.values())[-1]
@@ -80,7 +84,7 @@ def gallery(run: Run, seed: int = 0) -> list[Card]:
     for task in dict.fromkeys(first[key]["task"] for key in shared):
         mine = [key for key in shared if first[key]["task"] == task]
         for key, kinds in _picked(mine, first, last, random.Random(seed)).items():
-            cards.append(_card(run.name, kinds, {name: found[key] for name, found in answers.items()}))
+            cards.append(_card(name, kinds, {when: found[key] for when, found in answers.items()}))
     return cards
 
 

@@ -4,14 +4,13 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from bokeh.embed import components
 from bokeh.resources import Resources
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from rookworld_trl.chess.boards import CHOSEN, ILLEGAL, SIZE, VALUES, WRONG, gallery, shared_definitions
 from rookworld_trl.files import write_atomically
 from rookworld_trl.measuring.comparison import losses
 from rookworld_trl.measuring.tables import as_text, changed, players_of
@@ -23,19 +22,34 @@ _NOT_FACTS = ("metrics", "headline", "losses", "groups", "seconds")
 Cell = dict[str, Any]  # text, value to sort by, whether it is a loss or a gain
 
 
-def write_report(folders: Sequence[Path | str], output: Path | str | None = None) -> Path:
+class Boards(Protocol):
+    """What draws a run's held-out items, such as the module `rookworld_trl.chess.boards`."""
+
+    @property
+    def legend(self) -> Mapping[str, Any]:
+        """Size and colours, by the names that the template knows."""
+
+    def gallery(self, name: str, evaluations: Mapping[str, list[dict[str, Any]]]) -> Sequence[Any]:
+        """Cards of a run's items, from its evaluations by name."""
+
+    def shared_definitions(self) -> str:
+        """SVG that the cards refer to, once a page."""
+
+
+def write_report(folders: Sequence[Path | str], output: Path | str | None = None, boards: Boards | None = None) -> Path:
     """Write the report of one run, or of several side by side, and return its path.
 
     Args:
         folders: the runs' output folders.
         output: the file; None: `report.html` in the first folder.
+        boards: draws the runs' held-out items; None leaves them out.
 
     Raises:
         RunError: a folder holds no readable run.
     """
     runs = named_apart([read_run(folder) for folder in folders], [str(folder) for folder in folders])
     path = Path(folders[0], HTML) if output is None else Path(output)
-    write_atomically(path, render(runs))
+    write_atomically(path, render(runs, boards))
     return path
 
 
@@ -48,7 +62,7 @@ def named_apart(runs: Sequence[Run], folders: Sequence[str]) -> list[Run]:
     ]
 
 
-def render(runs: Sequence[Run]) -> str:
+def render(runs: Sequence[Run], boards: Boards | None = None) -> str:
     """The page."""
     figures = {"Change": forests(runs), **training_figures(runs)}
     flat = [plot for plots in figures.values() for plot in plots]
@@ -58,7 +72,7 @@ def render(runs: Sequence[Run]) -> str:
     environment = Environment(
         loader=PackageLoader("rookworld_trl.reports"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    cards = [card for run in runs for card in gallery(run)]
+    cards = [card for run in runs for card in boards.gallery(run.name, run.evaluations)] if boards else []
     return environment.get_template("report.html.jinja").render(
         title=", ".join(run.name for run in runs),
         runs=[_about(run) for run in runs],
@@ -71,8 +85,8 @@ def render(runs: Sequence[Run]) -> str:
         charts=charts,
         cards=cards,
         kinds=list(dict.fromkeys(kind for card in cards for kind in card.kinds)),
-        definitions=Markup(shared_definitions()) if cards else "",
-        board={"size": SIZE, "values": VALUES, "illegal": ILLEGAL, "wrong": WRONG, "chosen": CHOSEN},
+        definitions=Markup(boards.shared_definitions()) if boards and cards else "",
+        board=boards.legend if boards else {},
         prefix=PREFIX,
         bokeh=Markup(Resources(mode="inline", components=["bokeh"]).render_js()) if flat else "",
         script=Markup(script),

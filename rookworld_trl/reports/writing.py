@@ -13,17 +13,18 @@ SHOWN = ["seed", "learning_rate", "beta", "temperature", "num_generations", "gen
 SHOWN += ["metric_for_best_model", "objective"]
 
 
-def write_report(folders: Sequence[Path]) -> Path:
+def write_report(folders: Sequence[Path], boards: Any) -> Path:
     """The report; Bokeh, which takes seconds to import, is imported when there is one to write."""
     from rookworld_trl.reports import document
 
-    return document.write_report(folders)
+    return document.write_report(folders, boards=boards)
 
 
 def write_for_people(
     folder: Path,
     step: Callable[[str], AbstractContextManager[None]],
     args: Any,
+    boards: Any = None,
     *,
     metrics: Sequence[Mapping[str, Any]],
     **facts: Any,
@@ -32,6 +33,7 @@ def write_for_people(
 
     Args:
         args: the trainer's, of which `SHOWN` goes into the summary, and with it `trained_on`, the reward that was.
+        boards: draws the report's items, as `document.Boards`.
         metrics: its `comparison`.
         step: what each of them is written under, by its name, such as `LastSteps.step`: one that fails is then
             reported by itself, and the others are still written.
@@ -43,4 +45,4 @@ def write_for_people(
     with step("model card"):
         write_card(folder, folder / "checkpoint")
     with step(HTML):
-        write_report([folder])
+        write_report([folder], boards)

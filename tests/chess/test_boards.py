@@ -19,7 +19,12 @@ from tests.support.runs import AFTER, BEFORE, MATE, RIGHT, ROWS, SETTINGS, START
 def cards(tmp_path: Path) -> dict[str, Card]:
     write_evaluation(tmp_path, "before", BEFORE)
     write_evaluation(tmp_path, "after", AFTER)
-    return {card.texts[0][1][0][0]: card for card in gallery(read_run(tmp_path))}
+    return {card.texts[0][1][0][0]: card for card in cards_of(tmp_path)}
+
+
+def cards_of(folder: Path) -> list[Card]:
+    run = read_run(folder)
+    return gallery(run.name, run.evaluations)
 
 
 def pieces(elements: str) -> int:
@@ -85,7 +90,7 @@ def test_black_sees_its_own_side(tmp_path: Path) -> None:
     (result,) = score([row], [" M: e7e5 E: 0.0 B: e7e5"], settings=SETTINGS)
     bare = replace(result, items=[replace(item, reference=None) for item in result.items])
     write_results(tmp_path / "evaluation_before.json", [bare])
-    (card,) = gallery(read_run(tmp_path))
+    (card,) = cards_of(tmp_path)
     assert card.boards[0].flipped
     assert card.kinds == ("best", "worst", "random")  # nothing to compare with
     assert card.boards[0].caption == "before: e7e5", "an older file holds no values"

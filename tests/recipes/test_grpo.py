@@ -289,7 +289,8 @@ def test_preempted_resumed_finished_and_damaged(arguments, rewarded, capsys):
     """The same command each time, as a scheduler would repeat it; each outcome has its exit code."""
     rewarded.happens[1] = lambda: os.kill(os.getpid(), signal.SIGTERM)
     folder, command, calls = arguments["output_dir"], arguments | {"auto_resume": True}, rewarded.calls
-    run(command, code=75)
+    run(command | {"json": True}, code=75)
+    assert json.loads(capsys.readouterr().out) == {"output_dir": str(folder)}
     assert (folder / "checkpoint-1" / "manifest.json").exists()
     assert not (folder / "summary.json").exists()
 

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from rookworld_trl.chess import boards
 from rookworld_trl.reports.document import write_report
 from tests.support.runs import AFTER, BEFORE, write_evaluation, write_run
 
@@ -84,7 +85,7 @@ def report(tmp_path: Path) -> Path:
     folder = write_run(tmp_path / "demo")
     write_evaluation(folder, "before", BEFORE)
     write_evaluation(folder, "after", AFTER)
-    return write_report([folder])
+    return write_report([folder], boards=boards)
 
 
 @requires_browser

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from recipes import report as recipe
+from rookworld_trl.chess import boards
 from rookworld_trl.reports.charts import smooth, thinned
 from rookworld_trl.reports.document import write_report
 from rookworld_trl.reports.run import RunError, read_run
@@ -47,7 +48,7 @@ def rows_of(page: Page, section: str) -> list[list[str]]:
 
 
 def test_the_page_holds_the_numbers_and_stands_alone(run: Path) -> None:
-    path = write_report([run])
+    path = write_report([run], boards=boards)
     assert path == run / "report.html"
     page = read_page(path)
     assert page.links == set()  # nothing is fetched
@@ -70,7 +71,7 @@ def test_no_loss_is_said_too(run: Path) -> None:
     summary = json.loads((run / "summary.json").read_text())
     summary["metrics"] = [row for row in summary["metrics"] if row["metric"] != "top1"]
     (run / "summary.json").write_text(json.dumps(summary))
-    assert "Significant losses: none among 3 metrics" in read_page(write_report([run])).text
+    assert "Significant losses: none among 3 metrics" in read_page(write_report([run], boards=boards)).text
 
 
 def test_an_older_summary_does_not_say_what_is_better_and_less_counts_as_a_loss(run: Path) -> None:
@@ -78,7 +79,7 @@ def test_an_older_summary_does_not_say_what_is_better_and_less_counts_as_a_loss(
     for row in summary["metrics"]:
         row.pop("better", None), row.pop("loss", None)
     (run / "summary.json").write_text(json.dumps(summary))
-    assert "Significant losses: 2 of 5 metrics" in read_page(write_report([run])).text
+    assert "Significant losses: 2 of 5 metrics" in read_page(write_report([run], boards=boards)).text
 
 
 def test_runs_stand_side_by_side(run: Path, tmp_path: Path) -> None:
@@ -87,7 +88,7 @@ def test_runs_stand_side_by_side(run: Path, tmp_path: Path) -> None:
     summary = json.loads((other / "summary.json").read_text())
     summary["metrics"] = [comparison(after=0.9, difference=0.2, ci_low=0.1, ci_high=0.3)]
     (other / "summary.json").write_text(json.dumps(summary))
-    page = read_page(write_report([run, other], tmp_path / "both.html"))
+    page = read_page(write_report([run, other], tmp_path / "both.html", boards))
     head, first, *rest = rows_of(page, "metrics")
     names = [f"{folder}: {name}" for folder in (run, other) for name in ("before", "after", "change")]
     assert head[2:8] == names, "two runs of one name go by their folders"
@@ -105,7 +106,7 @@ def test_a_run_that_is_going_on_is_reported_too(run: Path) -> None:
     (run / "health.jsonl").write_text(
         json.dumps({"step": 9, "metric": "kl", "value": 0.2, "from": "green", "to": "yellow"}) + '\n{"step": 12, "me'
     )
-    page = read_page(write_report([run]))
+    page = read_page(write_report([run], boards=boards))
     assert "40 steps · not finished" in page.text
     assert "No held-out evaluation yet" in page.text
     assert "KL to the reference" in page.text
@@ -117,7 +118,7 @@ def test_a_run_that_is_going_on_is_reported_too(run: Path) -> None:
     result = {**part, "name": "policy", "mode": "sampled", "items": items, "groups": {"color=white": part}}
     evaluation = {"results": [result]}
     (run / "evaluation_before.json").write_text(json.dumps(evaluation))
-    page = read_page(write_report([run]))
+    page = read_page(write_report([run], boards=boards))
     assert rows_of(page, "metrics") == [
         ["metric", "decoding", "before", "trivial players", "items"],
         ["P: best_legal", "sampled", "0.500", "", "2"],
@@ -127,9 +128,9 @@ def test_a_run_that_is_going_on_is_reported_too(run: Path) -> None:
 
 def test_a_run_that_has_just_begun_is_a_page(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text("")
-    assert "0 steps · not finished" in read_page(write_report([tmp_path])).text
+    assert "0 steps · not finished" in read_page(write_report([tmp_path], boards=boards)).text
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "reward": 0.5}\n')
-    assert "Mean reward" in read_page(write_report([tmp_path])).text
+    assert "Mean reward" in read_page(write_report([tmp_path], boards=boards)).text
 
 
 def test_every_quantity_that_is_logged_has_its_curve(run: Path) -> None:
@@ -138,7 +139,7 @@ def test_every_quantity_that_is_logged_has_its_curve(run: Path) -> None:
     keys += ["policy/best_legal", "environment/exact", "eval_policy/skill", "eval_best", "eval_best_step"]
     rows = [{"step": step, **dict.fromkeys(keys, 0.1 * step)} for step in (1, 2, 3)]
     (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    text = read_page(write_report([run])).text
+    text = read_page(write_report([run], boards=boards)).text
     titles = ["Entropy", "β, the KL", "Clipped tokens", "Learning rate", "Time of a step", "Memory", "P: by field"]
     for title in [*titles, "A: by field", "Held-out metrics while training", "change by training"]:
         assert title in text, title
@@ -171,7 +172,7 @@ def test_malformed_files_are_named(tmp_path: Path, file: str, content: str, mess
 
 def test_a_folder_may_have_any_name(run: Path) -> None:
     folder = run.rename(run.with_name("run$\\frac$_%s {{x}} <i>"))
-    assert "run$\\frac$_%s {{x}} <i>" in read_page(write_report([folder])).text
+    assert "run$\\frac$_%s {{x}} <i>" in read_page(write_report([folder], boards=boards)).text
 
 
 def test_missing_runs_are_named(tmp_path: Path) -> None:
