@@ -11,9 +11,11 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset
+from transformers import AutoModelForCausalLM
 
 from benchmarks import verify
 from recipes import grpo
+from rookworld_trl.checkpointing.exits import DIVERGED
 from rookworld_trl.chess import prompts
 from rookworld_trl.training.gates import Bounds
 
@@ -45,6 +47,21 @@ def metrics(tmp_path: Path) -> list[dict[str, Any]]:
 
 def summary(tmp_path: Path) -> dict[str, Any]:
     return json.loads((tmp_path / "run" / "summary.json").read_text())
+
+
+@pytest.mark.slow
+def test_random_weights_run_into_the_kl_stop_and_end_in_good_order(run: Run, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        run("random_weights.yaml", learning_rate=1e-2, kl_stop_threshold=3.0)
+    assert exit_.value.code == DIVERGED
+    steps, made = metrics(tmp_path), summary(tmp_path)
+    assert "kl_stop_threshold" in made["stop_reason"]
+    assert 1 < made["steps"] == len(steps) < 200
+    assert abs(steps[0]["kl"]) < 1e-6
+    assert steps[-1]["kl/sequence_p95"] > 3.0
+    assert all(math.isfinite(row["loss"]) and math.isfinite(row["grad_norm"]) for row in steps)
+    AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "checkpoint")
+    assert made["headline"], "the end was not measured"
 
 
 @pytest.mark.slow
