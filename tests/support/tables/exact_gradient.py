@@ -36,7 +36,7 @@ def left_out() -> str:
 
 def demos() -> str:
     """The headlines, every significant loss of either run, and two suites; what got significantly worse is bold."""
-    runs = [read(name)["metrics"] for name in ("demo", "demo_long")]
+    runs = [read(name)["metrics"] for name in ("demo_before", "demo_long")]
     lost = {(row["task"], row["metric"], row["mode"]) for run in runs for row in run if row["loss"]}
     rows = []
     for (task, metric), label in METRICS.items():
