@@ -5,13 +5,17 @@ import re
 import subprocess
 from pathlib import Path
 
+import jsonschema
 import pytest
+import yaml
 
 from recipes import grpo, sft
 from rookworld_trl.chess.mixing import prompts_of
 from rookworld_trl.settings.parser import parse
 from rookworld_trl.training import RookWorldGRPOConfig
 from rookworld_trl.training.supervised import SupervisedConfig
+from tests.support.documents import own_fields
+from tests.support.schema import FILES, modeline, schema
 
 ROOT = Path(__file__).parents[2]
 GRPO = sorted([*ROOT.glob("recipes/*/grpo/*.yaml"), *ROOT.glob("recipes/*/verify/*.yaml")])
@@ -58,6 +62,32 @@ def test_a_recipe_for_a_gpu_runs_with_the_accelerate_config_of_the_cpu_as_it_sta
     path = ROOT / "recipes/rookworld-lm-124m/grpo/config_mixed.yaml"
     (_, args) = parse((grpo.RunConfig, RookWorldGRPOConfig), ["--config", str(path)])
     assert (args.use_cpu, args.bf16, args.device.type) == (True, False, "cpu")
+
+
+def test_the_schema_that_a_recipe_names_takes_it_and_is_that_of_the_classes():
+    for path in [*GRPO, *SFT, *PRESETS]:
+        first, text = path.read_text().split("\n")[0], path.read_text()
+        assert first == modeline(path), path
+        file = (path.parent / first.partition("$schema=")[2]).resolve()
+        jsonschema.validate(yaml.safe_load(text), json.loads(file.read_text()), jsonschema.Draft7Validator)
+    for file, classes in FILES.items():
+        shipped, now = (json.loads(each)["properties"] for each in (file.read_text(), schema(classes)))
+        ours = {field.name for cls in classes for field in own_fields(cls)}
+        assert {name: shipped[name] for name in ours} == {name: now[name] for name in ours}, "`make docs` writes it"
+
+
+def test_a_schema_refuses_what_the_parser_refuses(tmp_path):
+    """And takes what it takes: keys of transformers' and TRL's, names of choices, null, lists and mappings."""
+    good = "learning_rate: 1.0e-5\nextends: [a.yaml]\nkl_control: multiplicative\nreport_to: [none]\nalert: null\n"
+    good += "save_strategy: steps\npolicy_strata: {check: 0.2}\nstages: [{until_step: 3}]\n"
+    check = jsonschema.Draft7Validator(json.loads(next(iter(FILES)).read_text()))
+    assert check.is_valid(yaml.safe_load(good))
+    recipe = tmp_path / "recipe.yaml"
+    for bad in ("lr: 1.0e-5", "max_steps: ten", "kl_control: none", "reward: dense", "use_gae: 2", "epsilon: null"):
+        assert not check.is_valid(yaml.safe_load(bad)), bad
+        recipe.write_text(f"output_dir: {tmp_path}\n{bad}\n")
+        with pytest.raises(ValueError, match=bad.split(":")[0]):
+            parse((grpo.RunConfig, RookWorldGRPOConfig), on_this_machine(recipe))
 
 
 def test_presets_hold_what_their_names_say(tmp_path):

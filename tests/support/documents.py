@@ -1,6 +1,6 @@
 """The repository's Markdown pages as the tests read them, and the tables in them that are generated.
 
-    python -m tests.support.documents     writes those tables (`make docs`)
+    python -m tests.support.documents     writes those tables (`make docs`), and the schemas of recipes
 
 What was measured stands between `<!-- table: NAME -->` and `<!-- end -->` and comes from the files under
 `benchmarks/results/`, by the functions of `tests/support/tables/`, a file for each page. Those of `docs/recipes.md`
@@ -28,6 +28,7 @@ from rookworld_trl.settings.terminal import TerminalOptions
 from rookworld_trl.training import RookWorldGRPOConfig
 from rookworld_trl.training.supervised import SupervisedConfig
 from tests.support.house import map_of_the_house
+from tests.support.schema import FILES, schema
 from tests.support.tables import evidence, exact_gradient, readme, results, rewards, start_or_rl
 
 ROOT = Path(__file__).parents[2]
@@ -204,3 +205,5 @@ GENERATED |= {page: partial(with_tables, tables=tables) for page, tables in MEAS
 if __name__ == "__main__":
     for page, rewrite in GENERATED.items():
         page.write_text(rewrite(page.read_text(encoding="utf-8")), encoding="utf-8")
+    for file, classes in FILES.items():
+        file.write_text(schema(classes), encoding="utf-8")
