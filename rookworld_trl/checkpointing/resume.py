@@ -194,19 +194,29 @@ def admit(checkpoint: Path, now: dict[str, Any], recovering: Path | None) -> tup
 def _count_recovery(output_dir: Path, identity: RunIdentity) -> int:
     """Number of this recovery of the run. A file counts: the checkpoint started from may be older than the last one."""
     path = output_dir / RECOVERIES_FILE
-    counts: dict[str, int] = {}
-    try:
-        counts = {str(run): int(count) for run, count in json.loads(path.read_text(encoding="utf-8")).items()}
-    except FileNotFoundError:
-        pass
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        logger.warning(f"{path} cannot be read ({error!r}): counting recoveries from the checkpoint's own")
+    counts = counts_in(path)
     counts[identity.run_id] = max(identity.recoveries, counts.get(identity.run_id, 0)) + 1
+    keep_counts(path, counts)
+    return counts[identity.run_id]
+
+
+def counts_in(path: Path) -> dict[str, int]:
+    """What `keep_counts` wrote; nothing if there is no such file, or, with a warning, none that can be read."""
+    try:
+        return {name: int(count) for name, count in json.loads(path.read_text(encoding="utf-8")).items()}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, TypeError, AttributeError, OverflowError) as error:
+        logger.warning(f"{path} cannot be read ({error!r}): counting from 0")
+        return {}
+
+
+def keep_counts(path: Path, counts: Mapping[str, int]) -> None:
+    """Write whole numbers by name; where the disk doesn't allow it, say so: the counts are kept in memory alone."""
     try:
         write_atomically(path, json.dumps(counts) + "\n")
     except OSError as error:
-        logger.warning(f"{path} cannot be written ({error}): the next recovery may repeat this one")
-    return counts[identity.run_id]
+        logger.warning(f"{path} cannot be written ({error}): make room or fix its permissions; training goes on")
 
 
 def clear_the_way(output_dir: Path, checkpoint: Path | None) -> None:

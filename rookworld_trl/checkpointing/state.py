@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -10,6 +11,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import nn
+from torch.nn.utils import get_total_norm
 
 STATE_FILE = "rookworld_state"  # .json, .safetensors: every control
 REFERENCE_FILE = "reference.safetensors"
@@ -146,3 +148,36 @@ def _read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ValueError(f"{path}: cannot be read ({error}); {_REMEDY}") from error
+
+
+def finite(tensors: Iterable[torch.Tensor]) -> bool:
+    """Whether no element of any tensor is NaN or Inf; one synchronisation with the device."""
+    # The largest absolute value: unlike a sum, it cannot overflow by itself.
+    norm = get_total_norm([t.detach() for t in tensors if t.is_floating_point() and t.numel()], norm_type=math.inf)
+    return bool(norm.isfinite())
+
+
+def numbers_finite(state: Any) -> bool:
+    """Whether nested dicts and lists of JSON values hold neither NaN nor Inf."""
+    if isinstance(state, dict | list | tuple):
+        return all(map(numbers_finite, state.values() if isinstance(state, dict) else state))
+    return not isinstance(state, float) or math.isfinite(state)
+
+
+def copy_tree(tree: Any, into: Any = None) -> Any:
+    """A copy of nested dicts, lists and tuples with their tensors on the CPU, in the tensors of `into` where they fit.
+
+    Args:
+        into: an earlier copy that is no longer needed.
+    """
+    if isinstance(tree, torch.Tensor):
+        fits = isinstance(into, torch.Tensor) and into.shape == tree.shape and into.dtype == tree.dtype
+        kept = into if fits else torch.empty_like(tree, device="cpu", requires_grad=False)
+        return kept.copy_(tree.detach())
+    if isinstance(tree, Mapping):
+        old = into if isinstance(into, Mapping) else {}
+        return {key: copy_tree(value, old.get(key)) for key, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        old_items = list(into) if isinstance(into, list | tuple) and len(into) == len(tree) else [None] * len(tree)
+        return type(tree)(copy_tree(value, old) for value, old in zip(tree, old_items, strict=True))
+    return copy.deepcopy(tree)

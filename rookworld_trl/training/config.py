@@ -121,7 +121,7 @@ class RookWorldGRPOConfig(GRPOConfig):
     gae_gamma: float = option(1.0, "Discount of GAE, per token.")
     gae_lambda: float = option(0.95, "Lambda of GAE.")
 
-    # Recovery from NaN and Inf, and rewards that are none; see `rookworld_trl.training.guard`.
+    # Recovery from NaN and Inf, and rewards that are none; see `rookworld_trl.training.recovery`.
     recovery: bool = option(True, "Skip steps with NaN or Inf, go back to the last good state and go on.")
     recovery_max_attempts: int = option(
         3, "Faults in a row, over restarts too, that are recovered from; the next ends the run."

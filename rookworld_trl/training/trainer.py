@@ -17,14 +17,12 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from rookworld_trl import ranks
-from rookworld_trl.checkpointing.attempts import LearningRateCut
 from rookworld_trl.checkpointing.state import Attributes, Stateful
 from rookworld_trl.checkpointing.trainer import DurableGRPOTrainer
 from rookworld_trl.training import first_batch, loss, placement, scoring
 from rookworld_trl.training.advantages import Baseline, scale_advantages
 from rookworld_trl.training.config import RookWorldGRPOConfig
 from rookworld_trl.training.exact import ExactObjective
-from rookworld_trl.training.guard import Guard, no_rewards
 from rookworld_trl.training.kl import KLPenalty
 from rookworld_trl.training.loss import EntropyBonus, Scale, Scored
 from rookworld_trl.training.mining import BatchMiner, Curriculum
@@ -38,6 +36,7 @@ from rookworld_trl.training.preparation import (
     prepare,
     weights_on_disk,
 )
+from rookworld_trl.training.recovery import Guard, LearningRateCut, no_rewards
 from rookworld_trl.training.rewards import RewardCaller, by_task
 from rookworld_trl.training.sampler import Sampler, Samples
 from rookworld_trl.training.schedules import advanced_scheduler
@@ -59,7 +58,7 @@ class RookWorldGRPOTrainer(DurableGRPOTrainer):
     * completions come from `args.rollout_backend`, with the log-probs they were sampled at;
     * the first batch passes the gates of `rookworld_trl.training.gates`, or `GateError` is raised before any update;
     * advantages and KL have a choice of estimators and controls; where rewards are known, the gradient may be exact;
-    * a step with a NaN or Inf in it is skipped and undone (`rookworld_trl.training.guard`).
+    * a step with a NaN or Inf in it is skipped and undone (`rookworld_trl.training.recovery`).
 
     Args:
         model: a causal language model, or its folder or name.

@@ -15,12 +15,12 @@ import pytest
 from transformers import TrainerCallback
 
 from rookworld_trl.checkpointing import store
-from rookworld_trl.checkpointing.snapshots import Snapshots
 from rookworld_trl.chess import rewards
 from rookworld_trl.chess.dataset import load_shipped
 from rookworld_trl.chess.mixing import mix
 from rookworld_trl.modeling.loading import NANO, load
 from rookworld_trl.training import RookWorldGRPOConfig, RookWorldGRPOTrainer
+from rookworld_trl.training.recovery import Snapshots
 from tests.support.injection import STATE, Injector
 from tests.support.toy import make_trainer
 

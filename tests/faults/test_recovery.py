@@ -10,12 +10,19 @@ import pytest
 import torch
 from torch import nn
 
-from rookworld_trl.checkpointing.attempts import Attempts, LearningRateCut
 from rookworld_trl.checkpointing.resume import choose_start
-from rookworld_trl.checkpointing.snapshots import Snapshots, copy_tree, finite, load_optimizer
+from rookworld_trl.checkpointing.state import copy_tree, finite
 from rookworld_trl.checkpointing.store import newest_valid
 from rookworld_trl.training import RookWorldGRPOTrainer
-from rookworld_trl.training.recovery import Diverged, finite_logits, remedy
+from rookworld_trl.training.recovery import (
+    Attempts,
+    Diverged,
+    LearningRateCut,
+    Snapshots,
+    finite_logits,
+    load_optimizer,
+    remedy,
+)
 from tests.support.disk import full_disk
 from tests.support.injection import STATE, Injector, hash_of
 from tests.support.toy import make_trainer
@@ -401,14 +408,7 @@ def test_logits_that_are_no_distribution_are_repaired() -> None:
     assert torch.isnan(model.head(torch.tensor([NAN]))).all()  # the hook is gone
 
 
-UNREADABLE = [
-    "",
-    "{",
-    "[]",
-    '{"attempts": 2}',
-    '{"attempts": "many", "total": 1}',
-    '{"attempts": Infinity, "total": 1}',
-]
+UNREADABLE = ("", "{", "[]", '{"attempts": "many", "total": 1}', '{"attempts": Infinity, "total": 1}')
 
 
 @pytest.mark.parametrize("content", UNREADABLE)
@@ -416,17 +416,17 @@ def test_a_damaged_count_starts_at_zero(content: str, tmp_path: Path) -> None:
     (tmp_path / "recovery.json").write_text(content)
     attempts = Attempts(tmp_path)
     assert attempts.count == 0
-    assert attempts.add() == 1
+    attempts.set(1)
     assert Attempts(tmp_path).count == 1
 
 
 def test_a_full_disk_does_not_stop_counting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     attempts = Attempts(tmp_path)
-    attempts.add()
+    attempts.set(1)
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full_disk)
-        assert attempts.add() == 2
+        attempts.set(2)
     assert Attempts(tmp_path).count == 1  # the file is as it was, and whole
     assert [path.name for path in tmp_path.iterdir()] == ["recovery.json"]
-    assert attempts.add() == 3
-    assert Attempts(tmp_path).count == 3
+    attempts.set(attempts.count + 1)
+    assert json.loads((tmp_path / "recovery.json").read_text()) == {"attempts": 3, "total": 3}

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from rookworld_trl.checkpointing.snapshots import finite
+from rookworld_trl.checkpointing.state import finite
 from rookworld_trl.chess.rewards import environment_reward, environment_reward_continuous, policy_reward
 from rookworld_trl.chess.rewards.levels import UNPARSABLE
 from rookworld_trl.modeling.tokens import CUT_OFF
