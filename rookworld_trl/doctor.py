@@ -13,11 +13,14 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 from trl import GRPOConfig
 
 from rookworld_trl.settings.parser import bad_input, option, parse
+from rookworld_trl.training import gates
+from rookworld_trl.training.gates import GATES, GateResult
 
 LOADERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
 
@@ -69,13 +72,42 @@ def examine(arguments: DoctorArguments, config: GRPOConfig) -> list[Any]:
     from trl import GRPOTrainer
 
     from rookworld_trl.modeling.positions import install_position_hook
-    from rookworld_trl.training import first_batch
 
     trainer = GRPOTrainer(arguments.model, no_reward, config, load_prompts(arguments))
     for model in (trainer.model, trainer.ref_model) if arguments.position_hook else ():
         if model is not None:
             install_position_hook(model)
-    return first_batch.examine(trainer)
+    return gates.examine(trainer)
+
+
+# Why a gate may have nothing to measure.
+_UNMEASURED = {
+    "temperature": "the batch is sampled out of sight",
+    "truncation": "the batch is sampled out of sight",
+    "sampled_ids": "the batch is sampled out of sight",
+    "reference": "there is no reference (`beta` is 0), or updates have been made",
+    "sampler": "the batch is sampled out of sight",
+}
+
+
+def table(results: Sequence[GateResult]) -> str:
+    """What was measured, as a table for a terminal; below it what to do about what fails."""
+    measured = {result.gate: result for result in results}
+    rows = [("gate", "measured", "allowed", "verdict")]
+    for gate in GATES:
+        if (result := measured.get(gate)) is not None:
+            verdict = "holds" if result.passed else "FAILS"
+            rows.append((gate, f"{result.measured:.2g} {result.unit}", f"{result.bound:.2g}", verdict))
+        else:
+            rows.append((gate, "-", "-", f"not measured: {_UNMEASURED.get(gate, 'left out')}"))
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    lines = ["  ".join([*(cell.ljust(n) for cell, n in zip(row, widths, strict=False)), row[3]]) for row in rows]
+    failed = {result.gate: result.remedy for result in results if not result.passed}
+    if failed.keys() & set(GATES[:5]) and "sampler" in failed:
+        failed["sampler"] = "Follows from what fails above: put that right first"
+    advice = [fill(f"{gate}: {remedy}.", 100, subsequent_indent="  ") for gate, remedy in failed.items()]
+    advice = advice or ["Nothing is wrong with what was measured."]
+    return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:], "", *advice])
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -84,9 +116,6 @@ def main(words: Sequence[str] | None = None) -> int:
         words = ["--report_to", "none", *(sys.argv[1:] if words is None else words), "--output_dir", folder]
         arguments, config = parse((DoctorArguments, GRPOConfig), words, __doc__)
         results = examine(arguments, config)
-
-    from rookworld_trl.training.gates import table
-
     print(table(results))
     if arguments.json:
         rows = [{"gate": each.gate, "measured": each.measured, "bound": each.bound} for each in results]

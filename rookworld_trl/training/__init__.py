@@ -3,8 +3,7 @@
 import warnings
 
 from rookworld_trl.training.config import RookWorldGRPOConfig
-from rookworld_trl.training.first_batch import GateCallback
-from rookworld_trl.training.gates import GateError
+from rookworld_trl.training.gates import GateCallback, GateError
 from rookworld_trl.training.live import report_live
 from rookworld_trl.training.stages import Stages
 from rookworld_trl.training.trainer import RookWorldGRPOTrainer

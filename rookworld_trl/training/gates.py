@@ -9,27 +9,37 @@
 * `weights`: an update of the learning rate's size changes the weights, in the precision they are kept in.
 * `sampler`: log-probs in the loss equal those recorded while sampling, so the log-ratio starts at 0.
 
-Each gate measures one number against one bound. Nothing here knows a trainer: `rookworld_trl.training.first_batch` has
-any `GRPOTrainer` of TRL's pass or fail them. Callers pass the scoring function of the loss, `score(model, input_ids,
-attention_mask, logits_to_keep) -> (B, logits_to_keep)` log-probs. Where rows have temperatures of their own, the batch
-holds them as `temperatures` (B,), and `score` gets them as a fifth argument.
+Each gate measures one number against one bound. This package's trainer passes them; any `GRPOTrainer` of TRL's does by
+
+    trainer.add_callback(GateCallback(trainer))
+    trainer.train()  # raises GateError before the first update if the loss does not score what was sampled
+
+The gates are given the scoring function of the loss, `score(model, input_ids, attention_mask, logits_to_keep) ->
+(B, logits_to_keep)` log-probs. Where rows have temperatures of their own, the batch holds them as `temperatures` (B,),
+and `score` gets them as a fifth argument.
 """
 
 import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from textwrap import fill
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from accelerate.utils import DistributedType
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
+from transformers import TrainerCallback
+from transformers.utils import logging
 
-from rookworld_trl.modeling.hooks import without_adapters
-from rookworld_trl.training.recording import Sampled
+from rookworld_trl import ranks
+from rookworld_trl.modeling.hooks import replaced, without_adapters
+from rookworld_trl.training.sampler import Drawn, Samples, record_generate
 
+logger = logging.get_logger(__name__)
+
+GATES = ("dropout", "padding", "temperature", "truncation", "sampled_ids", "reference", "weights", "sampler")
 Score = Callable[..., torch.Tensor]
 Batch = dict[str, torch.Tensor]
 
@@ -67,14 +77,12 @@ class Bounds:
 
 @dataclass(frozen=True)
 class GateResult:
-    """What a gate measured on the first batch.
+    """What a gate, one of `GATES`, measured on the first batch.
 
     Attributes:
-        gate: its name, one of `GATES`.
-        measured: the number, in `unit`; a NaN never passes.
-        bound: the largest that passes, in `unit`.
+        measured: the number, in `unit` (nats are those of a token); a NaN never passes.
+        bound: the largest that passes.
         remedy: what to do where it does not.
-        unit: of both numbers; nats are those of a token.
     """
 
     gate: str
@@ -88,8 +96,8 @@ class GateResult:
         return self.measured <= self.bound
 
     def __str__(self) -> str:
-        verdict = "holds" if self.passed else "FAILS"
-        return f"gate '{self.gate}' {verdict}: measured {self.measured:.3g}, bound {self.bound:.3g}"
+        verdict, remedy = ("holds", "") if self.passed else ("FAILS", f". {self.remedy}")
+        return f"gate '{self.gate}' {verdict}: measured {self.measured:.3g}, bound {self.bound:.3g}{remedy}"
 
 
 class GateError(RuntimeError):
@@ -101,7 +109,7 @@ class GateError(RuntimeError):
 
     def __init__(self, results: Sequence[GateResult]):
         self.results = tuple(results)
-        failed = [f"{result}. {result.remedy}" for result in results if not result.passed]
+        failed = [str(result) for result in results if not result.passed]
         super().__init__("training refused before the first update: " + "; ".join(failed))
 
 
@@ -141,16 +149,13 @@ def loss_logps(score: Score, model: nn.Module, batch: Batch, rows_at_a_time: int
     return torch.cat([score(model, rows, row_mask, keep, *rest) for rows, row_mask, *rest in chunks])
 
 
-def _telling_rows(batch: Batch, count: int) -> list[int]:
+def _telling(batch: Batch, count: int) -> Batch:
     """Rows that would show a padding error first: shortest and longest prompts and completions, then the rest."""
     prompts, completions = batch["prompt_mask"].sum(1), batch["completion_mask"].sum(1)
     usable = [row for row in range(len(prompts)) if completions[row] > 0]
     extremes = [f(usable, key=lambda row: int(n[row])) for n in (prompts, completions) for f in (min, max) if usable]
-    return list(dict.fromkeys(extremes + usable))[:count]
-
-
-def _part(batch: Batch, rows: list[int]) -> Batch:
-    keys = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask", "temperatures")
+    rows = list(dict.fromkeys(extremes + usable))[:count]
+    keys = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask", "temperatures", "sampled_at")
     return {key: batch[key][rows] for key in keys if key in batch}
 
 
@@ -164,7 +169,7 @@ def _alone(part: Batch) -> Iterator[tuple[int, torch.Tensor, torch.Tensor, torch
 
 def dropout_gate(score: Score, model: nn.Module, batch: Batch, bounds: Bounds) -> GateResult:
     """Score the most telling rows twice, as the loss does; what differs is chance inside the model."""
-    part = _part(batch, _telling_rows(batch, count=4))
+    part = _telling(batch, count=4)
     with torch.no_grad():
         first, second = (loss_logps(score, model, part, len(part["prompt_ids"])) for _ in range(2))
     return GateResult(
@@ -181,7 +186,7 @@ def padding_gate(score: Score, model: nn.Module, batch: Batch, temperature: floa
 
     A batch that happens to hold no padding gets some columns of it, so the gate never passes for want of a case.
     """
-    part = _part(batch, _telling_rows(batch, count=4))
+    part = _telling(batch, count=4)
     if bool(part["prompt_mask"].all()):
         columns = torch.zeros_like(part["prompt_mask"][:, :1]).repeat(1, 3)
         part["prompt_mask"] = torch.cat([columns, part["prompt_mask"]], dim=1)
@@ -205,15 +210,15 @@ def temperature_gate(
     score: Score, model: nn.Module, batch: Batch, temperatures: Sequence[float], bounds: Bounds
 ) -> GateResult:
     """Score rows alone, by the loss and by hand at the temperature (of each row of the batch) that the sampler used."""
-    rows = _telling_rows(batch, count=2)
-    part = _part(batch, rows)
+    part = _telling(batch | {"sampled_at": torch.tensor(temperatures, dtype=torch.float64)}, count=2)
     deviations = [torch.zeros(0)]
     with torch.no_grad():
         for row, prompt, completion, _ in _alone(part):
             ids = torch.cat([prompt, completion])[None]
             own = (part["temperatures"][row : row + 1],) if "temperatures" in part else ()
             loss = score(model, ids, torch.ones_like(ids), len(completion), *own)[0]
-            deviations.append((loss - score_alone(model, prompt, completion, temperatures[rows[row]])).abs().cpu())
+            by_hand = score_alone(model, prompt, completion, part["sampled_at"][row].item())
+            deviations.append((loss - by_hand).abs().cpu())
     return GateResult(
         "temperature",
         bounds.measure(torch.cat(deviations)),
@@ -223,28 +228,9 @@ def temperature_gate(
     )
 
 
-def truncation_gate(sampled: Sampled) -> GateResult | None:
-    """|Log-prob in the distribution that was drawn from - log-prob over the whole vocabulary|, of the drawn tokens.
-
-    Of a top-p of 0.9 it is up to log(1 / 0.9), always of one sign: what is left over is renormalised.
-
-    Returns:
-        None where the sampler's logits are out of sight.
-    """
-    seen = [each for each in sampled.drawn if each is not None and each.whole is not None]
-    if not seen:
-        return None
-    logps = torch.tensor([value for each in seen for value in each.logps], dtype=torch.float64)
-    whole = torch.tensor([value for each in seen for value in each.whole or ()], dtype=torch.float64)
-    measured = (logps - whole).abs().max().item() if len(logps) else 0.0
-    return GateResult("truncation", measured, 1e-4, f"{_TRUNCATED} {_WHOLE}")
-
-
 _TRUNCATED = (
-    "The loss scores tokens over the whole vocabulary, and they were drawn from a part of it or with a penalty."
-)
-_WHOLE = (
-    "Set `top_p` to 1.0, `top_k` to 0, `min_p` to none, `repetition_penalty` to 1.0, and take such keys out of "
+    "The loss scores tokens over the whole vocabulary, and they were drawn from a part of it or with a penalty. Set "
+    "`top_p` to 1.0, `top_k` to 0, `min_p` to none, `repetition_penalty` to 1.0, and take such keys out of "
     "`generation_kwargs` and of the model's `generation_config.json`"
 )
 # What changes the distribution that is drawn from, and the values that do not.
@@ -259,11 +245,21 @@ _HARMLESS: Mapping[str, tuple[Any, ...]] = {
 }
 
 
-def settings_gate(args: Any) -> GateResult:
-    """Count the settings of a `GRPOConfig` that truncate or replace sampling; for samplers whose logits are hidden."""
+def truncation_gate(sampled: Samples, args: Any) -> GateResult:
+    """|Log-prob in the distribution that was drawn from - log-prob over the whole vocabulary|, of the drawn tokens.
+
+    Of a top-p of 0.9 it is up to log(1 / 0.9), always of one sign: what is left over is renormalised. Where the
+    sampler's logits are out of sight, the settings of `args` that truncate or replace sampling are counted.
+    """
+    seen = [each for each in sampled.drawn if each is not None and each.whole is not None]
+    if seen:
+        logps = torch.tensor([value for each in seen for value in each.logps], dtype=torch.float64)
+        whole = torch.tensor([value for each in seen for value in each.whole or ()], dtype=torch.float64)
+        measured = (logps - whole).abs().max().item() if len(logps) else 0.0
+        return GateResult("truncation", measured, 1e-4, _TRUNCATED)
     asked = {name: getattr(args, name, None) for name in _HARMLESS} | dict(args.generation_kwargs or {})
     found = [f"`{name}={asked[name]}`" for name, harmless in _HARMLESS.items() if asked[name] not in harmless]
-    remedy = f"{_TRUNCATED} Found {', '.join(found) or 'none'}. {_WHOLE}"
+    remedy = f"{_TRUNCATED}; found {', '.join(found)}"
     return GateResult("truncation", float(len(found)), 0.0, remedy, unit="settings")
 
 
@@ -304,8 +300,7 @@ def reference_gate(
     """Per-token estimate of KL(policy || reference) on the batch, by k3 (zero only where both agree).
 
     Args:
-        logps, reference_logps: (B, C) as the loss computes them, policy and reference.
-        mask: (B, C), 1 where a token counts.
+        logps, reference_logps, mask: (B, C) as the loss computes them; 1 where a token counts.
     """
     log_ratio = (reference_logps - logps).double()[mask.bool()]
     return GateResult(
@@ -317,7 +312,7 @@ def reference_gate(
     )
 
 
-def sampled_ids_gate(sampled: Sampled, batch: Batch) -> GateResult:
+def sampled_ids_gate(sampled: Samples, batch: Batch) -> GateResult:
     """Share of rows whose ids in the batch differ from the ids sampled; must be 0."""
     wrong = 0
     for row, (prompt, completion) in enumerate(zip(sampled.prompt_ids, sampled.completion_ids, strict=True)):
@@ -333,12 +328,11 @@ def sampled_ids_gate(sampled: Sampled, batch: Batch) -> GateResult:
     )
 
 
-def sampler_gate(sampled: Sampled, logps: torch.Tensor, mask: torch.Tensor, bounds: Bounds) -> GateResult:
+def sampler_gate(sampled: Samples, logps: torch.Tensor, mask: torch.Tensor, bounds: Bounds) -> GateResult:
     """|Log-prob in the loss - log-prob recorded while sampling| over the recorded rows.
 
     Args:
-        logps: (B, C) as the loss computes them.
-        mask: (B, C); rows that are masked out entirely (truncated completions) are left out.
+        logps, mask: (B, C); rows that are masked out entirely (truncated completions) are left out.
     """
     deviations = []
     for row, drawn in enumerate(sampled.drawn):
@@ -361,41 +355,146 @@ def sampler_gate(sampled: Sampled, logps: torch.Tensor, mask: torch.Tensor, boun
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Dropout off for the length of the block, so that other faults can be told from it."""
-    modes = [(module, module.training) for module in model.modules()]
+    training = [module for module in model.modules() if module.training]
     model.eval()
     try:
         yield
     finally:
-        for module, mode in modes:
-            module.training = mode
+        for module in training:
+            module.training = True
 
 
-# Why a gate may have nothing to measure.
-_UNMEASURED = {
-    "temperature": "the batch is sampled out of sight",
-    "truncation": "the batch is sampled out of sight",
-    "sampled_ids": "the batch is sampled out of sight",
-    "reference": "there is no reference (`beta` is 0), or updates have been made",
-    "sampler": "the batch is sampled out of sight",
-}
-GATES = ("dropout", "padding", "temperature", "truncation", "sampled_ids", "reference", "weights", "sampler")
+class FirstBatch:
+    """Holds the gates until a batch has passed them; the processes of `accelerator` decide alike.
+
+    Attributes:
+        pending: no batch has passed yet.
+        sampled: the last batch as it was sampled; None where that is out of sight.
+    """
+
+    def __init__(self, args: Any, accelerator: Any, model: nn.Module, score: Score):
+        self.args, self.accelerator, self.model, self.score = args, accelerator, model, score
+        halves = any(each.dtype in (torch.float16, torch.bfloat16) for each in model.parameters())
+        self.bounds = Bounds.for_precision(mixed=halves or accelerator.mixed_precision != "no")
+        self.pending = True
+        self.sampled: Samples | None = None
+
+    def measure(self, batch: Batch, step: int) -> list[GateResult]:
+        """Measure every gate; `enforce` judges. Where there is dropout, the other gates are measured without it.
+
+        Args:
+            step: optimizer steps done; at 0 policy and reference agree.
+        """
+        score, model, bounds, args = self.score, self.model, self.bounds, self.args
+        results = [dropout_gate(score, model, batch, bounds)]
+        # Only where it matters: a model that `torch.compile` has compiled would be compiled once more.
+        (chance,) = ranks.largest([results[0].measured], self.accelerator)
+        still: Any = nullcontext() if chance == 0 else evaluating(model)
+        with still, torch.no_grad():
+            results.append(padding_gate(score, model, batch, args.temperature, bounds))
+            logps = loss_logps(score, model, batch, args.per_device_train_batch_size)
+            if self.sampled is not None:
+                results.append(temperature_gate(score, model, batch, _temperatures(self.sampled, batch, args), bounds))
+                results.append(truncation_gate(self.sampled, args))
+                results.append(sampled_ids_gate(self.sampled, batch))
+        mask = batch["completion_mask"]
+        if "ref_per_token_logps" in batch and step == 0:
+            results.append(reference_gate(logps, batch["ref_per_token_logps"], mask, bounds))
+        if self.accelerator.distributed_type != DistributedType.DEEPSPEED:  # it keeps float32 weights out of sight
+            results.append(weights_gate(model, args.learning_rate))
+        if self.sampled is not None:
+            results.append(sampler_gate(self.sampled, logps, mask, bounds))
+        worst = ranks.largest([result.measured for result in results], self.accelerator)
+        return [replace(result, measured=value) for result, value in zip(results, worst, strict=True)]
 
 
-def table(results: Sequence[GateResult]) -> str:
-    """What was measured, as a table for a terminal; below it what to do about what fails."""
-    measured = {result.gate: result for result in results}
-    rows = [("gate", "measured", "allowed", "verdict")]
-    for gate in GATES:
-        if (result := measured.get(gate)) is not None:
-            verdict = "holds" if result.passed else "FAILS"
-            rows.append((gate, f"{result.measured:.2g} {result.unit}", f"{result.bound:.2g}", verdict))
-        else:
-            rows.append((gate, "-", "-", f"not measured: {_UNMEASURED.get(gate, 'left out')}"))
-    widths = [max(len(row[column]) for row in rows) for column in range(3)]
-    lines = ["  ".join([*(cell.ljust(n) for cell, n in zip(row, widths, strict=False)), row[3]]) for row in rows]
-    failed = {result.gate: result.remedy for result in results if not result.passed}
-    if failed.keys() & set(GATES[:5]) and "sampler" in failed:
-        failed["sampler"] = "Follows from what fails above: put that right first"
-    advice = [fill(f"{gate}: {remedy}.", 100, subsequent_indent="  ") for gate, remedy in failed.items()]
-    advice = advice or ["Nothing is wrong with what was measured."]
-    return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:], "", *advice])
+def _temperatures(sampled: Samples, batch: Batch, args: Any) -> list[float]:
+    """What the sampler divided each row's logits by: seen where it could be, else as the settings ask."""
+    seen = [each.temperature if each else None for each in sampled.drawn]
+    asked = (args.generation_kwargs or {}).get("temperature", args.temperature)
+    alike = [next((each for each in seen if each is not None), asked)] * len(seen)
+    rest = batch["temperatures"].tolist() if "temperatures" in batch else alike
+    return [own if each is None else each for each, own in zip(seen, rest, strict=True)]
+
+
+class GateCallback(TrainerCallback):
+    """The gates for any `GRPOTrainer` of TRL's: `trainer.add_callback(GateCallback(trainer))`.
+
+    TRL has no event between scoring a batch and the loss, so the trainer is handed over; when training begins, its
+    `_generate_and_score_completions` is watched for one batch and then left as it was.
+
+    Args:
+        trainer: whose first batch is measured.
+        strict: raise when a gate fails; otherwise print what was measured and train on.
+
+    Attributes:
+        results: what was measured; empty before the first batch.
+
+    Raises:
+        GateError: in `train()`, before the first update.
+    """
+
+    def __init__(self, trainer: Any, strict: bool = True):
+        self.trainer, self.strict = trainer, strict
+        self.results: list[GateResult] = []
+
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        trainer = self.trainer
+        original = trainer._generate_and_score_completions
+
+        def watched(inputs: Any) -> Any:
+            if not trainer.model.training:  # an evaluation before the first step
+                return original(inputs)
+            trainer._generate_and_score_completions = original
+            batch, self.results = _measured(trainer, original, inputs)
+            for result in self.results:
+                trainer._metrics["train"][f"gates/{result.gate}"].append(result.measured)
+            if self.strict:
+                enforce(self.results)
+            elif trainer.accelerator.is_main_process:
+                print(*self.results, sep="\n", flush=True)
+            return batch
+
+        trainer._generate_and_score_completions = watched
+
+
+def examine(trainer: Any) -> list[GateResult]:
+    """Sample and score a first batch of any `GRPOTrainer`, without training, and measure every gate on it.
+
+    For one process that holds the whole model; where weights are sharded use `GateCallback`.
+    """
+    trainer.model.train()
+    rows = next(iter(trainer.get_train_dataloader()))
+    return _measured(trainer, trainer._generate_and_score_completions, rows)[1]
+
+
+def _measured(trainer: Any, generate_and_score: Any, inputs: Any) -> tuple[Any, list[GateResult]]:
+    def score(model: nn.Module, ids: torch.Tensor, mask: torch.Tensor, keep: int, *_: Any) -> torch.Tensor:
+        return trainer._get_per_token_logps_and_entropies(model, ids, mask, keep)[0]
+
+    first = FirstBatch(trainer.args, trainer.accelerator, trainer.model, score)
+    with _turns(trainer) as turns:
+        batch = generate_and_score(inputs)
+    if "pixel_values" in batch:
+        logger.warning("the gates score text alone: a batch with images is not measured")
+        return batch, []
+    if len(turns) == 1 and any(turns[0].drawn):  # tools and rollout functions put completions together themselves
+        first.sampled = turns[0]
+    return batch, first.measure(batch, trainer.state.global_step)
+
+
+@contextmanager
+def _turns(trainer: Any) -> Iterator[list[Samples]]:
+    """Record each call of the trainer's `_generate_single_turn`."""
+    single_turn, turns = trainer._generate_single_turn, list[Samples]()
+
+    def recorded(prompt_ids: list[list[int]], *args: Any, **kwargs: Any) -> Any:
+        policy = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
+        with record_generate(policy, rows=64) as drawn_of:
+            completion_ids, logps = single_turn(prompt_ids, *args, **kwargs)
+        drawn: Sequence[Drawn] = drawn_of(completion_ids) if logps is None else [Drawn(row) for row in logps]
+        turns.append(Samples(prompt_ids, completion_ids, [*drawn, *[None] * (len(completion_ids) - len(drawn))]))
+        return completion_ids, logps
+
+    with replaced(trainer, _generate_single_turn=recorded):
+        yield turns

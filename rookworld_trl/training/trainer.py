@@ -19,7 +19,7 @@ from transformers.utils import logging
 from rookworld_trl import ranks
 from rookworld_trl.checkpointing.state import Attributes, Stateful
 from rookworld_trl.checkpointing.trainer import DurableGRPOTrainer
-from rookworld_trl.training import first_batch, loss, placement, scoring
+from rookworld_trl.training import gates, loss, placement, scoring
 from rookworld_trl.training.advantages import Baseline, scale_advantages
 from rookworld_trl.training.config import RookWorldGRPOConfig
 from rookworld_trl.training.exact import ExactObjective
@@ -123,7 +123,7 @@ class RookWorldGRPOTrainer(DurableGRPOTrainer):
         self.kl = KLPenalty(args, accelerator, self.scorer)
         self.entropy = EntropyBonus(args)
         self.use_adaptive_entropy = False  # TRL's own, which it would write into checkpoints beside ours
-        self.gates = first_batch.FirstBatch(args, accelerator, policy, self.scorer.logps)
+        self.gates = gates.FirstBatch(args, accelerator, policy, self.scorer.logps)
         self.baseline = Baseline(args.advantage_baseline)
         self.value_head: ValueHead | None = None
         if args.use_gae:
@@ -318,7 +318,7 @@ class RookWorldGRPOTrainer(DurableGRPOTrainer):
             self._record(f"gates/{result.gate}", result.measured)
         if self.guard and self.guard.excuses(results):
             return  # nothing was measured: the next batch has to pass them
-        first_batch.enforce(results)
+        gates.enforce(results)
         self.gates.pending = False
 
     def _advantages(self, inputs: list[Row], batch: Row) -> torch.Tensor:

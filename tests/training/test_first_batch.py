@@ -21,7 +21,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from rookworld_trl import doctor
 from rookworld_trl.modeling.positions import install_position_hook
-from rookworld_trl.training import GateCallback, GateError, first_batch, gates
+from rookworld_trl.training import GateCallback, GateError, gates
 from tests.training.conftest import PROMPTS, share_of_letters
 
 Make = Callable[..., GRPOTrainer]
@@ -66,7 +66,7 @@ def make(folders: dict[str, Path], options: dict[str, Any], prompts: Dataset) ->
 
 
 def measured(trainer: GRPOTrainer) -> dict[str, gates.GateResult]:
-    return {result.gate: result for result in first_batch.examine(trainer)}
+    return {result.gate: result for result in gates.examine(trainer)}
 
 
 def failed(trainer: GRPOTrainer) -> set[str]:
@@ -91,9 +91,9 @@ def test_nothing_is_found_in_gpt2_with_the_position_hook(make: Make) -> None:
 
 
 def test_without_a_reference_the_table_says_so(make: Make) -> None:
-    results = first_batch.examine(make("qwen2", beta=0.0))
+    results = gates.examine(make("qwen2", beta=0.0))
     assert {result.gate for result in results} == set(gates.GATES) - {"reference"}
-    assert re.search(r"\nreference +- +- +not measured: there is no reference", gates.table(results))
+    assert re.search(r"\nreference +- +- +not measured: there is no reference", doctor.table(results))
 
 
 # Wrong

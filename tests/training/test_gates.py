@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from rookworld_trl.training import GateError, RookWorldGRPOTrainer, first_batch, gates
-from rookworld_trl.training.recording import Drawn, Sampled
+from rookworld_trl.training import GateError, RookWorldGRPOTrainer, gates
+from rookworld_trl.training.sampler import Drawn, Samples
 
 Make = Callable[..., Any]
 FLOAT32 = gates.Bounds.for_precision(mixed=False)
@@ -16,7 +16,7 @@ FLOAT32 = gates.Bounds.for_precision(mixed=False)
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_ours_passes_all_of_them(make_trainer: Make, temperature: float) -> None:
-    results = {result.gate: result for result in first_batch.examine(make_trainer(temperature=temperature))}
+    results = {result.gate: result for result in gates.examine(make_trainer(temperature=temperature))}
     assert all(result.passed for result in results.values())
     assert set(results) == set(gates.GATES)
     assert results["sampler"].measured < 1e-5
@@ -87,13 +87,13 @@ def test_padding_gate_needs_no_padding_in_the_batch(make_trainer: Make) -> None:
 
 def test_nan_never_passes() -> None:
     assert not gates.GateResult("x", math.nan, 1.0, "").passed
-    sampled = Sampled([[1], [1]], [[2], [2]], [Drawn([math.nan]), Drawn([-1.0])])
+    sampled = Samples([[1], [1]], [[2], [2]], [Drawn([math.nan]), Drawn([-1.0])])
     logps, mask = torch.tensor([[-1.0], [-1.0]]), torch.ones(2, 1)
     assert math.isnan(gates.sampler_gate(sampled, logps, mask, FLOAT32).measured)
 
 
 def test_sampler_gate_without_any_record_does_not_pass() -> None:
-    sampled = Sampled([[1]], [[2]], [None])
+    sampled = Samples([[1]], [[2]], [None])
     assert not gates.sampler_gate(sampled, torch.tensor([[-1.0]]), torch.ones(1, 1), FLOAT32).passed
 
 
