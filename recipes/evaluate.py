@@ -2,7 +2,7 @@
 
     python recipes/evaluate.py
     python recipes/evaluate.py --model runs/demo/checkpoint --output after.json --baseline before.json
-    python recipes/evaluate.py --model nano runs/demo/checkpoint --suite held_out tactics mate_in_one ladder
+    python recipes/evaluate.py --model nano runs/demo/checkpoint --suite tactics ladder    # before -> after
     python recipes/evaluate.py --dataset STS1-STS15_LAN_v8.epd lichess_db_puzzle.csv.zst --max_rows 20000 --limit 1000
     python recipes/evaluate.py --dataset games.pgn --best_move engine --limit 500
     python recipes/evaluate.py --suite selfplay closed_loop ladder --pgn games.pgn
@@ -86,7 +86,9 @@ class EvaluationOptions(DataOptions, TerminalOptions):
     seen: Literal["refuse", "drop"] = option(
         "refuse", "What becomes of items of --dataset that show a position of --trained_on."
     )
-    baseline: Path | None = option(None, "JSON of an earlier evaluation to compare each model with, item by item.")
+    baseline: Path | None = option(
+        None, "JSON of an earlier evaluation to compare each model with, item by item; default: the first --model."
+    )
     output: Path | None = option(None, "File for everything, as JSON; the overview stands beside it as .md.")
     move_by: Literal["best", "evals"] | None = option(None, "In the ladder, play B: (best) or the highest eval.")
     retries: int | None = option(None, "In the ladder, sample an illegal move again so often; default: 0.")
@@ -267,10 +269,11 @@ def run(args: EvaluationOptions) -> tuple[dict[str, Any], str]:
         results = models[label] = measure(args, model.to(args.device), tokenizer, label, planned)
         facts = {"name": label, "model": name, "revision": revision, "commit": commit}
         written.append({**facts, "results": [each.to_dict() for each in results]})
-        if earlier is not None:
-            comparison, groups = against(results, earlier)
+        first = {(each["name"], each["mode"]): each for each in written[0]["results"]} if len(written) > 1 else None
+        if (compared := earlier or first) is not None:
+            comparison, groups = against(results, compared)
             written[-1] |= {"comparison": comparison, "groups": groups}
-            print(f"{args.baseline} -> {name}\n\n{comparison_table(comparison, groups=groups)}\n")
+            print(f"{args.baseline or args.model[0]} -> {name}\n\n{comparison_table(comparison, groups=groups)}\n")
     unknown = str(trained_on) if args.problems or {"held_out", "tactics", "mate_in_one"} & set(args.suite) else ""
     table = "\n\n".join([overview(models), *([unknown] if unknown else [])])
     if len(models) > 1 or len(planned[1]) + len(args.suite) > 1:

@@ -154,13 +154,14 @@ class Engine:
         return values
 
     def play(self, board: chess.Board) -> str | None:
-        """The move that the engine plays, in UCI, with an empty hash table, so that it follows from the position alone.
+        """The move that the engine plays, in UCI, with an empty hash table, so that it follows from the game alone.
 
-        With its strength limited, an engine plays others than the best move of `analyse`. None as in `analyse`.
+        The board's move stack is sent too, by which the engine sees repetitions. With its strength limited, an engine
+        plays others than the best move of `analyse`. None as in `analyse`.
         """
 
         def ask(process: chess.engine.SimpleEngine) -> str:
-            move = process.play(board.copy(stack=False), self.limit, game=object()).move
+            move = process.play(board, self.limit, game=object()).move
             if move is None:
                 raise chess.engine.EngineError("the engine named no move")
             return move.uci()

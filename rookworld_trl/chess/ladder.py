@@ -7,6 +7,9 @@ the two are compared on equal games. Each of the two is rated by itself, togethe
 Two models' ladders are compared as one: every game of both in one fit, in which the anchors are the same players. Each
 ladder by itself has a scale of its own, though one anchor has the same rating on both: what the model scored against
 the other anchors moves them too, by hundreds of points where they are far from the fixed one.
+
+Engines are told the whole game, so that they see repetitions. Still a side that cannot win may draw by repeating, so
+games won stand beside the points, and beside them how many games ended by repetition: a gain in play is one in wins.
 """
 
 import itertools
@@ -31,11 +34,13 @@ from rookworld_trl.measuring.tables import few, too_few
 from rookworld_trl.settings.terminal import progress_bar
 
 RULES = ("strict", "lenient")
+REPETITION = "threefold repetition"
+DRAWS = "repetition and 50 moves, claimed at once, and the limit of plies, whatever the position"
 BEFORE, AFTER = "the model, before", "the model, after"
 NODES = (1, 10, 100)
 AnchorKind = Literal["reproducible", "simple"]
 ANCHOR_KINDS: tuple[AnchorKind, ...] = get_args(AnchorKind)
-_LABEL, _CELL = 26, 36  # columns of a table: names, and what stands under each of the rules
+_LABEL, _CELL = 26, 38  # columns of a table: names, and what stands under each of the rules
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +70,8 @@ class Ladder(Result):
         return dict(sorted(rate(results, self.anchor, self.anchor_elo).items(), key=lambda pair: -pair[1].elo))
 
     def matches(self, rules: str) -> dict[str, dict[str, Any]]:
-        """The model's games by opponent: `won`, `drawn`, `lost`, `score` with its 95 % interval, `ends`.
+        """The model's games by opponent: `won`, `drawn`, `lost`, `repeated` (the share drawn by repetition), `score`
+        with its 95 % interval, `ends`.
 
         Below `MIN_CLUSTERS` games the interval is None.
         """
@@ -81,7 +87,7 @@ class Ladder(Result):
         return "\n".join(game.pgn(self.name, str(number)) for number, game in enumerate(self.games, 1))
 
     def main_numbers(self) -> list[Headline]:
-        """Points by both rules, then ratings."""
+        """Wins, points and repetitions by both rules, then ratings."""
         found, points = [], self.estimates()
         for metric in self.metrics:
             found.append(Headline(metric.label, metric.format, points[metric.name], {}))
@@ -141,7 +147,7 @@ def ladder_of(
     origins: dict[str, int],
     mode: str = "",
 ) -> Ladder:
-    """A ladder with the model's points game by game, filed under its opponents."""
+    """A ladder with the model's wins and points game by game, filed under its opponents; wins are the headlines."""
     items: list[Item] = []
     met = Counter[str]()
     for game in games:
@@ -150,12 +156,17 @@ def ladder_of(
             met[opponent] += 1
             scores = {"played": float(game.white_score is not None)}
             for rules, record in (("strict", game.strict), ("lenient", game)):
-                scores[rules] = scores["played"] * _seen_by(model, record)[1]
+                points = scores["played"] * _seen_by(model, record)[1]
+                scores |= {rules: points, f"won_{rules}": float(points == 1)}
+                scores[f"repeated_{rules}"] = float(record.reason == REPETITION)
             about = (scores, game.fen, " ".join(game.moves), {"opponent": opponent})
             items.append(Item(f"{opponent}, game {met[opponent]}", *about))
-    metrics = [ratio(rules, f"points, {rules} rules", "played") for rules in RULES]
+    wins = [ratio(f"won_{rules}", f"games won, {rules} rules", "played") for rules in RULES]
+    metrics = [*wins, *(ratio(rules, f"points, {rules} rules", "played") for rules in RULES)]
+    metrics += [ratio(f"repeated_{rules}", f"repetitions, {rules} rules", "played", better=0) for rules in RULES]
     whose: Any = {"model": model, "anchor": anchor[0], "anchor_elo": anchor[1]}
-    return Ladder(name, metrics, items, mode, settings, **whose, games=games, origins=origins)
+    whose |= {"headlines": tuple(metric.name for metric in wins), "games": games, "origins": origins}
+    return Ladder(name, metrics, items, mode, settings, **whose)
 
 
 def _seen_by(model: str, game: GameRecord) -> tuple[str, float]:
@@ -189,7 +200,7 @@ def _change(before: Ladder, after: Ladder, rules: str) -> Comparison:
         # Rounded, for the fit ends within 1e-9 nats, and that is no gain.
         low, high = percentile_interval(np.round(drawn[:, 1] - drawn[:, 0], 3), clusters)
     up, down = low is not None and low > 0, high is not None and high < 0
-    place: Any = {"task": after.name, "prefix": "", "mode": after.mode, "headline": True, "baselines": {}}
+    place: Any = {"task": after.name, "prefix": "", "mode": after.mode, "headline": False, "baselines": {}}
     place |= {"metric": f"elo_{rules}", "label": f"Elo, {rules} rules", "format": ".0f", "baselines_after": {}}
     change = round(new.elo - old.elo, 3) + 0.0  # no -0
     place |= {"before": old.elo, "after": new.elo, "difference": change, "ci_low": low, "ci_high": high}
@@ -289,7 +300,7 @@ def run_ladder(
         if two - one <= 2:
             each = anchors.make()
             games += mirrored(each[one], each[two], openings)
-    settings: dict[str, Any] = {"openings": len(openings), "max_plies": max_plies, "seed": seed}
+    settings: dict[str, Any] = {"openings": len(openings), "max_plies": max_plies, "draws": DRAWS, "seed": seed}
     settings |= {"engine": anchors.engine} if anchors.engine else {}
     return _played("ladder", settings, model, (anchors.scale, anchors.elo), games, max_plies, progress, mode)
 
@@ -306,7 +317,7 @@ def run_match(
     if len(set(names)) < max(2, len(names)):
         raise ValueError(f"a match needs two or more players of different names; got {', '.join(names) or 'none'}")
     games = [game for one, two in itertools.combinations(players, 2) for game in mirrored(one, two, openings)]
-    settings = {"openings": len(openings), "max_plies": max_plies}
+    settings = {"openings": len(openings), "max_plies": max_plies, "draws": DRAWS}
     return _played("match", settings, players[0], (names[1], 0), games, max_plies, progress)
 
 
@@ -330,16 +341,16 @@ def _played(
 
 def ladder_table(ladder: Ladder) -> str:
     """Ratings of all players, and the model's matches, by both rules; below, how its games ended."""
-    settings = ", ".join(f"{name}={value}" for name, value in ladder.settings.items())
+    settings = ", ".join(f"{name}={value}" for name, value in ladder.settings.items() if name != "draws")
     void = len(ladder.games) - len(ladder.records("lenient"))
     lines = [f"{ladder.name}, {len(ladder.games)} games{f', {void} void' if void else ''}", f"  {settings}", ""]
     lines += [f"{'':{_LABEL}}" + "".join(f"{f'{rules} rules':>{_CELL}}" for rules in RULES)]
     strict, lenient = (ladder.ratings(rules) for rules in RULES)
-    lines += [f"{'  player':{_LABEL}}" + f"{'Elo':>10}{'95 % interval':>18}{'points':>8}" * 2]
+    lines += [f"{'  player':{_LABEL}}" + f"{'Elo':>12}{'95 % interval':>18}{'points':>8}" * 2]
     lines += [f"{f'  {name[:23]}':{_LABEL}}{_rated(strict[name])}{_rated(lenient[name])}" for name in strict]
     lines += [""]
     matches = {rules: ladder.matches(rules) for rules in RULES}
-    lines += [f"{f'  {ladder.model[:15]} against':{_LABEL}}" + f"{'won/drawn/lost':>15}{'points':>7}{'95 %':>14}" * 2]
+    lines += [f"{f'  {ladder.model[:15]} against':{_LABEL}}" + f"{'w/d/l':>12}{'points':>7}{'95 %':>14}{'rep.':>5}" * 2]
     for opponent in matches["strict"]:
         cells = "".join(_score(matches[rules][opponent]) for rules in RULES)
         lines.append(f"{f'  {opponent[:23]}':{_LABEL}}{cells}")
@@ -350,6 +361,8 @@ def ladder_table(ladder: Ladder) -> str:
     lines += _shares("moves", ladder.origins)
     lines += [
         "",
+        "w/d/l: won, drawn, lost; rep.: of these drawn by repetition, in percent. Engines are told the game.",
+        f"Draws are {DRAWS}.",
         f"{ladder.anchor} = {ladder.anchor_elo:.0f}; other scales cannot be compared. Elo by joint maximum",
         "likelihood over all games (Bradley-Terry; each player brings half a virtual draw), with its 95 %",
         "interval; < or >: no point won or lost.",
@@ -363,28 +376,29 @@ def _match(games: Sequence[tuple[float, str]]) -> dict[str, Any]:
     points = sum(score for score, _ in games)
     low, high = wilson(points, len(games)) if len(games) >= MIN_CLUSTERS else (None, None)
     ends = Counter(f"{names[score]} by {reason}" for score, reason in games)
-    found = {name: counts[name] for name in names.values()}
+    found: dict[str, Any] = {name: counts[name] for name in names.values()}
+    found["repeated"] = sum(reason == REPETITION for _, reason in games) / len(games)
     return {**found, "score": points / len(games), "ci_low": low, "ci_high": high, "ends": dict(ends.most_common())}
 
 
 def _rated(rating: Rating) -> str:
-    """36 characters: the rating, its interval (where there is a bound only, that alone), and points in percent."""
+    """38 characters: the rating, its interval (where there is a bound only, that alone), and points in percent."""
     elo, low, high = f"{rating.elo:.0f}", rating.ci_low, rating.ci_high
     interval = f"[{low:.0f}, {high:.0f}]" if low is not None and high is not None else ""
     if low is None and high is None:
         interval = too_few(rating.games)
     elif not interval:
         elo, interval = "", f"< {high:.0f}" if high is not None else f"> {low:.0f}"
-    return f"{elo:>10}{interval:>18}{100 * rating.points / rating.games:>8.1f}"
+    return f"{elo:>12}{interval:>18}{100 * rating.points / rating.games:>8.1f}"
 
 
 def _score(match: dict[str, Any]) -> str:
-    """36 characters: games won, drawn and lost, points in percent and their interval."""
+    """38 characters: games won, drawn and lost, points in percent, their interval, and draws by repetition."""
     counts = f"{match['won']}/{match['drawn']}/{match['lost']}"
     interval = too_few(match["won"] + match["drawn"] + match["lost"])
     if match["ci_low"] is not None:
         interval = f"[{100 * match['ci_low']:.1f}, {100 * match['ci_high']:.1f}]"
-    return f"{counts:>15}{100 * match['score']:>7.1f}{interval:>14}"
+    return f"{counts:>12}{100 * match['score']:>7.1f}{interval:>14}{100 * match['repeated']:>5.0f}"
 
 
 def _shares(title: str, counts: Mapping[str, int]) -> list[str]:

@@ -104,6 +104,40 @@ def test_values_are_the_movers() -> None:
                 assert values[0].centipawns < -300
 
 
+def test_an_engine_that_plays_is_told_the_game(tmp_path: Path) -> None:
+    """Its answer hangs on what it was sent: on the second time that the knights come home it plays another move."""
+    twice = "moves g1f3 g8f6 f3g1 f6g8 g1f3 g8f6 f3g1 f6g8"
+    answer = f"print('bestmove', 'e2e4' if position.endswith({twice!r}) else 'g1f3', flush=True)"
+    board = chess.Board()
+    with Engine(fake_engine(tmp_path / "fake", answer), nodes=10) as engine:
+        assert engine.play(board) == "g1f3"
+        for move in twice.split()[1:]:
+            board.push_uci(move)
+        assert engine.play(board) == "e2e4"
+
+
+@requires_stockfish
+@pytest.mark.parametrize("nodes", [1, 100])
+def test_stockfish_does_not_repeat_in_a_won_game(nodes: int) -> None:
+    """What it plays without the game's moves would give the position for the third time: with them, another."""
+    with Engine(nodes=nodes) as engine:
+        start = chess.Board("6k1/8/8/8/8/8/5PPP/Q5K1 w - - 7 8")
+        best = engine.play(start)
+        assert best is not None
+        start.push_uci(best)
+        board = chess.Board(start.fen())  # the game begins here
+        reply = next(move.uci() for move in board.legal_moves)
+        there, back = (f"{move[2:]}{move[:2]}" for move in (best, reply))
+        for move in (reply, there, back, best, reply, there, back):
+            board.push_uci(move)
+        assert not board.is_repetition(3)
+        assert engine.play(board.copy(stack=False)) == best
+        move = engine.play(board)
+        assert move is not None
+        board.push_uci(move)
+        assert not board.is_repetition(3)
+
+
 @requires_stockfish
 def test_mates_by_hand() -> None:
     with Engine(depth=6) as engine:

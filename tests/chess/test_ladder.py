@@ -12,7 +12,9 @@ import chess.pgn
 import pytest
 
 from recipes.evaluate import main
+from rookworld_trl.chess.games import GameRecord
 from rookworld_trl.chess.ladder import Anchors, Ladder, ladder_table, run_ladder, run_match, standard_anchors
+from rookworld_trl.chess.ladder import ladder_of as recorded
 from rookworld_trl.chess.openings import random_openings
 from rookworld_trl.chess.players import Choice, RandomPlayer
 from rookworld_trl.measuring import against
@@ -112,7 +114,7 @@ def test_a_bound_stands_alone_in_the_table() -> None:
     rating = ladder.ratings("strict")["faulty"]
     line = next(line for line in ladder_table(ladder).splitlines() if line.startswith("  faulty "))
     assert (rating.points, rating.ci_low) == (0.0, None)
-    assert line[: 26 + 36].split() == ["faulty", "<", f"{rating.ci_high:.0f}", "0.0"]
+    assert line[: 26 + 38].split() == ["faulty", "<", f"{rating.ci_high:.0f}", "0.0"]
 
 
 def test_void_games_count_nowhere() -> None:
@@ -164,19 +166,51 @@ def test_points_and_elo_against_an_earlier_ladder() -> None:
     ladder = ladder_of()
     before = json.loads(json.dumps(ladder.to_dict(), allow_nan=False))
     rows = rows_against(before, ladder)
-    assert [row["metric"] for row in rows] == ["elo_strict", "elo_lenient", "strict", "lenient"]
+    assert [row["metric"] for row in rows] == [
+        "elo_strict", "elo_lenient", "won_strict", "won_lenient", "strict", "lenient", "repeated_strict",
+        "repeated_lenient",
+    ]  # fmt: skip
+    assert [row["metric"] for row in rows if row["headline"]] == ["won_strict", "won_lenient"], "gains are in wins"
     assert {row["difference"] for row in rows} == {0.0}
     lenient = ladder.matches("lenient")
     points = sum(match["score"] * 6 for match in lenient.values()) / 24
-    assert rows[3]["after"] == pytest.approx(points)
+    assert rows[5]["after"] == pytest.approx(points)
+    won = sum(match["won"] for match in lenient.values()) / 24
+    repeated = sum(match["repeated"] * 6 for match in lenient.values()) / 24
+    assert (rows[3]["after"], rows[7]["after"]) == (pytest.approx(won), pytest.approx(repeated))
     for item in before["items"]:
         item["scores"] |= {"strict": 0.0, "lenient": 0.0}
-    risen = rows_against(before, ladder)[3]
+    risen = rows_against(before, ladder)[5]
     assert (risen["before"], risen["difference"], risen["significant"]) == (0, pytest.approx(points), True)
     with pytest.raises(ValueError, match="another scale"):
         rows_against({**before, "scale": {"x": 0}}, ladder)
     with pytest.raises(ValueError, match="the baseline's 'ladder' is none that this version wrote"):
         rows_against({**before, "games": [{"white": "x"}]}, ladder)
+
+
+def test_draws_by_repetition_are_points_and_no_wins() -> None:
+    """Two games of knights that go to and fro: a point of two, none of it won, and the table says how they ended."""
+    moves = ("g1f3", "g8f6", "f3g1", "f6g8") * 2
+    games = [
+        GameRecord(chess.STARTING_FEN, moves, "1/2-1/2", "threefold repetition", "m", "x"),
+        GameRecord(chess.STARTING_FEN, moves, "1/2-1/2", "threefold repetition", "x", "m", first_illegal=1),
+        GameRecord(chess.STARTING_FEN, ("f2f3", "e7e5", "g2g4", "d8h4"), "0-1", "checkmate", "x", "m"),
+        GameRecord(chess.STARTING_FEN, ("e2e4",), "1/2-1/2", "ply limit", "x", "m"),
+    ]
+    found = recorded("ladder", {"max_plies": 8}, "m", ("x", 0), games, {})
+    (lenient,), (strict,) = (found.matches(rules).values() for rules in ("lenient", "strict"))
+    assert {key: lenient[key] for key in ("won", "drawn", "lost", "repeated")} == {
+        "won": 1, "drawn": 3, "lost": 0, "repeated": 0.5
+    }  # fmt: skip
+    assert (strict["lost"], strict["repeated"]) == (1, 0.25)
+    values = {name: each["value"] for name, each in found.estimates().items()}
+    assert values == {
+        "won_strict": 0.25, "won_lenient": 0.25, "strict": 0.5, "lenient": 0.625, "repeated_strict": 0.25,
+        "repeated_lenient": 0.5,
+    }  # fmt: skip
+    table = ladder_table(found)
+    assert "Draws are repetition and 50 moves" in table
+    assert "1/3/0   62.5   too few (4)   50" in table
 
 
 def test_with_retries_the_first_illegal_move_still_loses_a_strict_game() -> None:

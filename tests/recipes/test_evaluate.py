@@ -73,8 +73,12 @@ def test_every_suite_is_reproducible_and_compared(
     assert "no Stockfish here" in capsys.readouterr().out
 
 
-def test_models_stand_side_by_side(
-    everything: list[str], tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_models_stand_side_by_side_and_the_others_are_compared_with_the_first(
+    everything: list[str],
+    tiny_checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     asked = []
     real = recipe.load
@@ -88,13 +92,18 @@ def test_models_stand_side_by_side(
     other.symlink_to(tiny_checkpoint)
     output = tmp_path / "both.json"
     models = ["--model", str(tiny_checkpoint), str(other), "--model_revision", "main", "v2"]
-    wanted = ["--suite", "mate_in_one", "--mode", "greedy", "--output", str(output)]
+    wanted = ["--suite", "mate_in_one", "ladder", "--mode", "greedy", "--output", str(output)]
     recipe.main([*everything[2:], *models, *wanted])
     assert asked == [(str(tiny_checkpoint), "main"), (str(other), "v2")]
     assert [of(output, n)["name"] for n in (0, 1)] == ["tiny-checkpoint", "other"]
     assert [of(output, n)["revision"] for n in (0, 1)] == ["main", "v2"]
     head = "| suite | metric | decoding | tiny-checkpoint | other | trivial players |"
     assert output.with_suffix(".md").read_text().startswith(head)
+    assert "comparison" not in of(output)
+    rows = of(output, 1)["comparison"]
+    assert {row["task"] for row in rows} == {"mine.epd", "mate in one", "ladder"}
+    assert {row["difference"] for row in rows if row["difference"] is not None} == {0.0}, "it is the same model"
+    assert f"{tiny_checkpoint} -> {other}" in capsys.readouterr().out
 
 
 def test_each_task_has_its_temperature(everything: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,7 +25,7 @@ requires_stockfish = pytest.mark.skipif(
 
 
 def fake_engine(path: Path, on_go: str) -> str:
-    """A UCI engine in a few lines of Python that answers `go` as told."""
+    """A UCI engine in a few lines of Python that answers `go` as told; `position` is the last line of that kind."""
     path.write_text(
         f"#!{sys.executable}\n"
         "import os, sys, time\n"
@@ -35,6 +35,7 @@ def fake_engine(path: Path, on_go: str) -> str:
         "    if word == 'uci': print('option name Threads type spin default 1 min 1 max 9', flush=True)\n"
         "    if word == 'uci': print('option name MultiPV type spin default 1 min 1 max 500\\nuciok', flush=True)\n"
         "    if word == 'isready': print('readyok', flush=True)\n"
+        "    if word == 'position': position = line.strip()\n"
         "    if word == 'quit': break\n"
         f"    if word == 'go':\n        {on_go}\n"
     )
