@@ -25,12 +25,11 @@ from safetensors.torch import save_file
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from benchmarks.common import RESULTS, ROOT, write_report
-from recipes.sft import SFTRecipe
+from recipes.sft import CLASSES
 from rookworld_trl.checkpointing.store import newest_valid, step_of
 from rookworld_trl.modeling.loading import load
 from rookworld_trl.modeling.tokenizer import SIDES, build_nano_tokenizer
 from rookworld_trl.settings.parser import parse
-from rookworld_trl.training.supervised import SupervisedConfig
 
 FILE = RESULTS / "nano3.safetensors"
 RECIPE = ROOT / "recipes" / "nano" / "sft" / "config_cpu_long.yaml"
@@ -44,7 +43,7 @@ def plan(steps: int, total: int) -> dict[str, Any]:
     Raises:
         SystemExit: nothing is left.
     """
-    recipe, args = parse((SFTRecipe, SupervisedConfig), ["--config", str(RECIPE)])
+    recipe, args, *_ = parse(CLASSES, ["--config", str(RECIPE)])
     left, fall = total - steps, args.lr_scheduler_kwargs["num_decay_steps"]
     if left <= args.warmup_steps:
         raise SystemExit(f"{steps:,} of {total:,} steps are done: nothing is left. Give --total a larger number")

@@ -15,6 +15,7 @@ from typing import Any, Literal
 from datasets import Dataset
 from transformers import PreTrainedModel, logging, set_seed
 
+from rookworld_trl import plugins
 from rookworld_trl.checkpointing import exits
 from rookworld_trl.checkpointing.lock import locked
 from rookworld_trl.checkpointing.resume import choose_start, mark_finished
@@ -25,10 +26,12 @@ from rookworld_trl.chess.rewards import COLUMNS, REWARDS, ChessPoints
 from rookworld_trl.measuring import Result, compare, compare_groups, comparison_table, write_results
 from rookworld_trl.modeling.hub import push_folder
 from rookworld_trl.modeling.loading import NANO, load
+from rookworld_trl.plugins.curriculum import Stages
+from rookworld_trl.plugins.selfplay_prompts import SelfPlayPrompts
 from rookworld_trl.reports import timed, write_for_people
 from rookworld_trl.settings.parser import bad_input, blame, option, parse
 from rookworld_trl.settings.terminal import TerminalOptions, shown
-from rookworld_trl.training import RookWorldGRPOConfig, RookWorldGRPOTrainer, Stages, report_live
+from rookworld_trl.training import Plugin, RookWorldGRPOConfig, RookWorldGRPOTrainer, report_live
 
 
 @dataclass
@@ -42,6 +45,9 @@ class RunConfig(PromptOptions, TerminalOptions):
     max_train_minutes: float | None = option(None, "Stop training after the step in which this time is over.")
 
 
+CLASSES = (RunConfig, RookWorldGRPOConfig, *plugins.offered())
+
+
 def load_start(run: RunConfig, args: RookWorldGRPOConfig) -> tuple[PreTrainedModel, Any]:
     """Model and tokenizer that training starts from."""
     with blame("model", run.model):
@@ -49,14 +55,15 @@ def load_start(run: RunConfig, args: RookWorldGRPOConfig) -> tuple[PreTrainedMod
         return load(run.model, run.leading_eos, expected_parameters=run.expected_parameters, **source)
 
 
-def build(run: RunConfig, args: RookWorldGRPOConfig) -> tuple[RookWorldGRPOTrainer, Dataset]:
+def build(run: RunConfig, args: RookWorldGRPOConfig, *extras: Plugin) -> tuple[RookWorldGRPOTrainer, Dataset]:
     """Model, tokenizer, prompts and rewards put together, every input checked on the way."""
     model, tokenizer = load_start(run, args)
     held_out, watched, prompts = held_out_and_training_prompts(run, args, tokenizer, model.config.n_positions)
     points = None if args.objective == "sampled" else ChessPoints(tokenizer)
-    plan: Any = {"find_points": points, "stages": Stages(prompts, run.stage_ends) if run.stages else None}
+    source: list[Plugin] = [Stages(prompts, run.stage_ends)] if run.stages else []
     if run.self_play:
-        plan["stages"] = self_play(run, args, model, tokenizer, prompts, watched)
+        source = [SelfPlayPrompts(self_play(run, args, model, tokenizer, prompts, watched))]
+    plan: Any = {"find_points": points, "plugins": [*extras, *source]}
     trainer = RookWorldGRPOTrainer(model, REWARDS[run.reward], args, prompts, watched, tokenizer, **plan)
     if watched is not None:
         trainer.watch_with(Watch(tokenizer, run.reward, args.metric_for_best_model, run.decoding(args)))
@@ -111,15 +118,16 @@ def program(argv: Sequence[str] | None) -> int:
     seconds: dict[str, float] = {}
     with ExitStack() as stack, exits.reported():
         with bad_input(), exits.reported(), timed(seconds, "setup"):
-            run, args = parse((RunConfig, RookWorldGRPOConfig), argv, __doc__)
+            run, args, *extras = parse(CLASSES, argv, __doc__, plugins.check)
             stack.enter_context(locked(args.output_dir, args.process_index == 0))
             result = stack.enter_context(shown(run, args.output_dir, args.process_index == 0))
-            start = choose_start(args, vars(run))
+            asked = vars(run) | plugins.settings_of(extras)
+            start = choose_start(args, asked)
             if start.finished:
                 return exits.DONE
             set_seed(args.seed)
-            trainer, held_out = build(run, args)
-            trainer.admit(start.checkpoint, vars(run))
+            trainer, held_out = build(run, args, *extras)
+            trainer.admit(start.checkpoint, asked)
         with trainer.at_work():
             before = measure(run, trainer, held_out, "before", seconds)
             if trainer.preempted():  # a signal came to any process; what was trained is a checkpoint

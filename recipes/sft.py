@@ -26,6 +26,7 @@ from datasets import Dataset
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast, set_seed
 
 from recipes.making.trees import VERSION, Words, position_trees, read_positions, with_twins
+from rookworld_trl import plugins
 from rookworld_trl.checkpointing.exits import DONE, PREEMPTED, needs_disk, reported, run_program
 from rookworld_trl.checkpointing.identity import weights_digest
 from rookworld_trl.checkpointing.lock import locked
@@ -38,6 +39,7 @@ from rookworld_trl.modeling.starting_weights import set_starting_weights
 from rookworld_trl.modeling.tokenizer import build_gpt2_tokenizer, build_nano_tokenizer
 from rookworld_trl.settings.parser import RecipeError, bad_input, option, parse
 from rookworld_trl.settings.terminal import TerminalOptions, shown
+from rookworld_trl.training import Plugin
 from rookworld_trl.training.live import report_live
 from rookworld_trl.training.supervised import MuonFactory, SupervisedConfig, SupervisedTrainer
 
@@ -87,6 +89,9 @@ def load_trees(
     return trees, hashlib.sha256(settings.encode() + HELD_OUT_ANSWERS.read_bytes()).hexdigest()
 
 
+CLASSES = (SFTRecipe, SupervisedConfig, *plugins.of_any_trainer())
+
+
 def new_model(recipe: SFTRecipe, tokenizer: PreTrainedTokenizerFast) -> GPT2LMHeadModel:
     """A GPT-2 of the recipe's size without dropout; see `rookworld_trl.modeling.starting_weights`."""
     model = GPT2LMHeadModel(
@@ -108,7 +113,7 @@ def new_model(recipe: SFTRecipe, tokenizer: PreTrainedTokenizerFast) -> GPT2LMHe
     return model
 
 
-def build(recipe: SFTRecipe, args: SupervisedConfig) -> SupervisedTrainer:
+def build(recipe: SFTRecipe, args: SupervisedConfig, *extras: Plugin) -> SupervisedTrainer:
     """The trainer with its model and rows."""
     if recipe.init_from:
         tokenizer, model = load_tokenizer(recipe.init_from), load_model(recipe.init_from)
@@ -122,7 +127,7 @@ def build(recipe: SFTRecipe, args: SupervisedConfig) -> SupervisedTrainer:
     if recipe.init_from:
         facts["start"] = weights_digest(model.state_dict())
     muon = {"muon_lr": recipe.muon_lr, "adamw_lr": args.learning_rate}
-    return SupervisedTrainer(
+    trainer = SupervisedTrainer(
         model=model,
         args=args,
         train_dataset=trees,
@@ -130,13 +135,16 @@ def build(recipe: SFTRecipe, args: SupervisedConfig) -> SupervisedTrainer:
         optimizer_cls_and_kwargs=(MuonFactory, muon) if recipe.optimizer == "muon" else None,
         facts=facts,
     )
+    for each in (each for each in extras if each.on):
+        trainer.add_callback(each)
+    return trainer
 
 
 def program(argv: Sequence[str] | None) -> int:
     """Parse, build, train, save; the exit code."""
     with ExitStack() as stack, reported():
         with bad_input(), reported():
-            recipe, args = parse((SFTRecipe, SupervisedConfig), argv, __doc__)
+            recipe, args, *extras = parse(CLASSES, argv, __doc__)
             hide_token(args)
             stack.enter_context(locked(args.output_dir, args.process_index == 0))
             result = stack.enter_context(shown(recipe, args.output_dir, args.process_index == 0))
@@ -144,7 +152,7 @@ def program(argv: Sequence[str] | None) -> int:
             if start.finished:
                 return DONE
             set_seed(args.seed)
-            trainer = build(recipe, args)
+            trainer = build(recipe, args, *extras)
             report_live(trainer, Path(args.output_dir), LIVE)
         trainer.train(start.checkpoint)
         if trainer.preemption.signal:

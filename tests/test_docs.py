@@ -24,7 +24,6 @@ from rookworld_trl.chess import uci
 from rookworld_trl.modeling.loading import NANO_FOLDER
 from rookworld_trl.settings.parser import parse
 from rookworld_trl.training import RookWorldGRPOConfig
-from rookworld_trl.training.supervised import SupervisedConfig
 from tests.support.documents import (
     GENERATED,
     PAGES,
@@ -43,7 +42,7 @@ DOCS = sorted(ROOT.glob("docs/*.md"))
 DEMO = "recipes/nano/grpo/config_cpu_exact.yaml"
 # Programs that others wrote and that these tests need not have; the files that they are given must exist.
 FOREIGN = {"vllm", "sbatch", "docker", "apt-get", "export", ".", "cd", "git", "fastchess", "lm_eval", "xvfb-run"}
-GRPO_TYPES, SFT_TYPES = (grpo.RunConfig, RookWorldGRPOConfig), (sft.SFTRecipe, SupervisedConfig)
+GRPO_TYPES, SFT_TYPES = grpo.CLASSES, sft.CLASSES
 DOCTOR_TYPES = (doctor.DoctorArguments, GRPOConfig)
 
 

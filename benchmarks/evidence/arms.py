@@ -21,7 +21,6 @@ from rookworld_trl.chess.rewards import REWARDS
 from rookworld_trl.modeling.loading import load
 from rookworld_trl.modeling.positions import install_position_hook
 from rookworld_trl.settings.parser import parse
-from rookworld_trl.training import RookWorldGRPOConfig
 
 # The budget ends a run, before these do.
 NO_END = 1_000_000  # minutes
@@ -48,7 +47,7 @@ class Arm:
     about: str
 
 
-def read_recipe(recipe: str, size: Size, keys: Mapping[str, Any]) -> tuple[grpo.RunConfig, RookWorldGRPOConfig]:
+def read_recipe(recipe: str, size: Size, keys: Mapping[str, Any]) -> tuple[Any, ...]:
     """A shipped recipe with some keys changed, on a size's device and in its pieces."""
     keys = {"use_cpu": size.device == "cpu", "bf16": size.bf16, "max_completion_length": size.tokens, **keys}
 
@@ -56,14 +55,14 @@ def read_recipe(recipe: str, size: Size, keys: Mapping[str, Any]) -> tuple[grpo.
         argv = ["--config", str(ROOT / f"recipes/nano/grpo/{recipe}.yaml")]
         for key, value in keys.items():
             argv += [f"--{key}", str(value)]
-        return parse((grpo.RunConfig, RookWorldGRPOConfig), argv)
+        return parse(grpo.CLASSES, argv)
 
-    run, args = parsed()
+    run, args, *extras = parsed()
     if size.pieces > 1:
         keys["per_device_train_batch_size"] = args.per_device_train_batch_size // size.pieces
         keys["gradient_accumulation_steps"] = args.gradient_accumulation_steps * size.pieces
-        run, args = parsed()
-    return run, args
+        run, args, *extras = parsed()
+    return run, args, *extras
 
 
 def of_recipe(
@@ -81,9 +80,9 @@ def of_recipe(
         "logging_steps": 10,
         **changed,
     }
-    run, args = read_recipe(recipe, size, keys)
+    run, args, *extras = read_recipe(recipe, size, keys)
     set_seed(seed)
-    trainer, _ = grpo.build(run, args)
+    trainer, _ = grpo.build(run, args, *extras)
     trainer.add_callback(BudgetCallback(budget, args.generation_batch_size))
     try:
         trainer.train()
@@ -97,7 +96,7 @@ def of_recipe(
 def stock_trainer(size: Size, folder: Path, seed: int, batches: int, **changed: Any) -> GRPOTrainer:
     """TRL's own trainer with the sampled recipe's settings, some of them changed, and so many batches of its plan."""
     logging.disable_progress_bar()
-    run, ours = read_recipe(SAMPLED, size, {})
+    run, ours, *_ = read_recipe(SAMPLED, size, {})
     settings = {name: getattr(ours, name) for name in TAKEN_OVER}
     args = GRPOConfig(
         output_dir=str(folder),

@@ -17,7 +17,6 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
 from rookworld_trl import ranks
-from rookworld_trl.alerts import Alert
 from rookworld_trl.checkpointing import resume, store
 from rookworld_trl.checkpointing.identity import RunIdentity, settings
 from rookworld_trl.checkpointing.lock import locked, reclaim
@@ -42,7 +41,6 @@ class DurableTrainer(Trainer):
         last_fault: the optimizer step in which a fault was found last; 0: none yet.
         identity: id, start and fingerprint of the run.
         preemption: its `signal` says which signal ended training, if one did.
-        alert: tells somebody, as `args.alert` says.
     """
 
     args: Any
@@ -51,7 +49,6 @@ class DurableTrainer(Trainer):
         super().__init__(*args, **kwargs)
         self.identity = RunIdentity(run_name=self.args.run_name)
         self.preemption = Preemption()
-        self.alert = Alert(getattr(self.args, "alert", None) if self.args.should_save else None)
         if distributed.is_initialized():  # on the CPU transformers forgets to, and torch's half hour would hold
             _set_pg_timeout(timedelta(seconds=self.args.ddp_timeout))
         self._staging: Path | None = None  # stands in for the output folder while a checkpoint is written
@@ -224,12 +221,27 @@ class DurableTrainer(Trainer):
             checkpoint, state, self._learning_rate_factor = start
             self.identity = RunIdentity.from_state(state)
             self.args.run_name = self.identity.run_name
-            end = self.alert.end_of(self.args.output_dir, self._end)
-            with self.preemption.watching(), self.identity.tracked(), end:
+            with self.preemption.watching(), self.identity.tracked(), self._telling_the_end():
                 return super().train(None if checkpoint is None else str(checkpoint), *args, **kwargs)
 
-    def _end(self) -> dict[str, Any]:
-        return {"step": self.state.global_step, "stop_reason": self.stop_reason or self.preemption.signal}
+    def tell(self, event: Mapping[str, Any]) -> None:
+        """Something has happened to the run: in the main process, every callback with a method `told` is."""
+        for callback in self.callback_handler.callbacks if self.args.should_save else ():
+            if hasattr(callback, "told"):
+                callback.told({"run": self.args.output_dir, **event})
+
+    @contextmanager
+    def _telling_the_end(self) -> Iterator[None]:
+        """However the block ends: `outcome` says how."""
+        outcome = "finished"
+        try:
+            yield
+        except BaseException as error:
+            outcome = f"{type(error).__name__}: {error}"
+            raise
+        finally:
+            reason = self.stop_reason or self.preemption.signal
+            self.tell({"event": "end", "outcome": outcome, "step": self.state.global_step, "stop_reason": reason})
 
     @property
     def stop_reason(self) -> str:

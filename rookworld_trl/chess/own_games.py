@@ -130,17 +130,14 @@ class SelfPlay:
             if task_of(prompt) == "policy"
         }
 
-    def choose(self, rows: list[Row], step: int, metrics: Mapping[str, list[float]]) -> None:
-        """Put the games' prompts in place of those dealt, after playing the games that are due."""
+    def choose(self, rows: list[Row]) -> dict[str, float]:
+        """Put the games' prompts in place of those dealt, after playing those that are due; what is to be logged."""
         generation = rows[0][PLACE_COLUMN] // self._size
         if generation != self.generation:
             self._begin(generation)
-        metrics["self_play/share"].append(sum(row[PLACE_COLUMN] in self.rows for row in rows) / len(rows))
-        metrics["self_play/temperature"].append(self.options.temperature(generation))
+        share = sum(row[PLACE_COLUMN] in self.rows for row in rows) / len(rows)
         rows[:] = [self.rows.get(row[PLACE_COLUMN], row) for row in rows]
-
-    def observe(self, rewards: Any) -> None:
-        """How a batch fared does not change what comes next."""
+        return {"self_play/share": share, "self_play/temperature": self.options.temperature(generation)}
 
     def _begin(self, generation: int) -> None:
         rng = random.Random(f"{self._seed}:{generation}")

@@ -52,7 +52,12 @@ def option(default: Any, help: str, **more: Any) -> Any:
     return dataclasses.field(default=default, metadata=metadata)
 
 
-def parse(classes: Sequence[type], argv: Sequence[str] | None = None, about: str | None = None) -> tuple[Any, ...]:
+def parse(
+    classes: Sequence[type],
+    argv: Sequence[str] | None = None,
+    about: str | None = None,
+    check: Callable[..., None] | None = None,
+) -> tuple[Any, ...]:
     """Read `--config FILE` and `--key value` pairs into one instance of each dataclass.
 
     A bare `--flag` means true, `null` none. Lists are written `--key a b` or as in YAML, mappings as in YAML.
@@ -61,6 +66,7 @@ def parse(classes: Sequence[type], argv: Sequence[str] | None = None, about: str
         classes: dataclasses; a key may be a field of only one of them.
         argv: arguments without the program name; `sys.argv[1:]` by default.
         about: what `--help` says first.
+        check: called with the instances; raises a ValueError where some do not go together.
 
     Returns:
         The instances, in the order of `classes`.
@@ -69,7 +75,7 @@ def parse(classes: Sequence[type], argv: Sequence[str] | None = None, about: str
         RecipeError: an unreadable file, an unknown or repeated key, a value of the wrong type, or values that a
             dataclass refuses together.
     """
-    parser = _Parser(classes, description=about, formatter_class=_Help)
+    parser = _Parser(classes, check, description=about, formatter_class=_Help)
     config = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     config.add_argument("--config", action="append", default=[])
     given, words = config.parse_known_args(sys.argv[1:] if argv is None else argv)
@@ -90,7 +96,8 @@ class _Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpF
 class _Parser(HfArgumentParser):
     """Transformers' parser, which every value passes as text, wherever it was written."""
 
-    def __init__(self, classes: Sequence[type], **options: Any):
+    def __init__(self, classes: Sequence[type], check: Callable[..., None] | None = None, **options: Any):
+        self.check = check
         self.keys: dict[str, argparse.Action] = {}
         self.sources: dict[str, str] = {}
         super().__init__(classes, allow_abbrev=False, **options)
@@ -143,7 +150,10 @@ class _Parser(HfArgumentParser):
             key = word[2:].partition("=")[0].replace("-", "_")
             raise RecipeError(f"command line: unknown key '{key}'; {_hint(key, self.keys)}")
         try:
-            return super().parse_args_into_dataclasses([*given, *words], look_for_args_file=False)
+            made = super().parse_args_into_dataclasses([*given, *words], look_for_args_file=False)
+            if self.check is not None:
+                self.check(*made)
+            return made
         except RecipeError:
             raise
         except (ValueError, TypeError) as error:

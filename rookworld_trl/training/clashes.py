@@ -13,7 +13,6 @@ import torch
 from transformers.integrations import get_available_reporting_integrations
 from trl import GRPOConfig
 
-from rookworld_trl.alerts import Alert
 from rookworld_trl.training.placement import cuda_graphs, on_gpu
 from rookworld_trl.training.refusal import refuse, require
 
@@ -311,17 +310,6 @@ def devices(c: GRPOConfig) -> Iterator[str]:
         )
 
 
-def check_alert(config: Any) -> None:
-    """Raises:
-    ValueError: `alert` is no command.
-    """
-    try:
-        Alert(config.alert)
-    except ValueError as error:
-        remedy = "write a command with its arguments, or an address that begins with http:// or https://"
-        require(False, "alert", config.alert, str(error), remedy)
-
-
 def check_monitoring(config: GRPOConfig) -> None:
     bands = config.health_bands if isinstance(config.health_bands, dict) else {}
     for name, band in bands.items():
@@ -329,7 +317,6 @@ def check_monitoring(config: GRPOConfig) -> None:
         fits = band is None or (pair and band[0] != band[1])
         problem, remedy = "a band is a pair of two different numbers", "write [yellow, red], or null for no band"
         require(fits, f"health_bands[{name}]", band, problem, remedy)
-    check_alert(config)
     there = get_available_reporting_integrations() if config.report_to else []
     remedy = f"install it, or choose one of {', '.join(['none', *there])}"
     for tracker in config.report_to:

@@ -148,11 +148,6 @@ class RookWorldGRPOConfig(GRPOConfig):
         "red means that smaller is worse.",
     )
     health_patience: int = option(3, "Logs in a row that must agree before a metric changes its colour.")
-    alert: str | None = option(
-        None,
-        "A command, or an http(s) address: told as JSON (on stdin, or as a POST) when a band turns red and when "
-        "training ends. A failure of it is a warning.",
-    )
     target_column: str = option("target", "Column that holds the right completion's text.")
     target_rows: int = option(32, "Rows whose truth's log-prob is followed; 0: none.")
     target_every: int = option(10, "Optimizer steps between two looks at it.")

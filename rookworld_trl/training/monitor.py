@@ -58,7 +58,7 @@ class HealthMonitor(Remembers, TrainerCallback):
     Attributes:
         bands: by metric name or pattern; the first pattern that matches judges.
         folder: where the events go; None: nowhere.
-        alert: told of metrics that turn red.
+        tell: tells those who listen of metrics that turn red.
         patience: a level changes when so many logs in a row lie beyond it, and then only as far as the mildest of
             them: single batches are noisy. A NaN changes it at once.
         levels: the present level of each judged metric, green to begin with.
@@ -72,7 +72,7 @@ class HealthMonitor(Remembers, TrainerCallback):
     patience: int = 1
     levels: dict[str, str] = field(default_factory=dict)
     recent: dict[str, list[str]] = field(default_factory=dict)
-    alert: Callable[[Mapping[str, Any]], None] | None = None
+    tell: Callable[[Mapping[str, Any]], None] | None = None
 
     @property
     def level(self) -> str:
@@ -122,8 +122,8 @@ class HealthMonitor(Remembers, TrainerCallback):
             return
         logger.warning(self.line(state.global_step, logs, events))
         red = {event["metric"]: event["value"] for event in events if event["to"] == RED}
-        if red and self.alert is not None:
-            self.alert({"event": "red", "run": str(self.folder), "step": state.global_step, "metrics": red})
+        if red and self.tell is not None:
+            self.tell({"event": "red", "step": state.global_step, "metrics": red})
         if self.folder is not None:
             # JSON has no NaN: its name stands in a string.
             rows = [{**e, "value": e["value"] if math.isfinite(e["value"]) else str(e["value"])} for e in events]

@@ -212,18 +212,12 @@ def check_weights(model: nn.Module) -> None:
             )
 
 
-def check_curriculum(args: RookWorldGRPOConfig, curriculum: Any, stages: Any) -> None:
+def check_curriculum(args: RookWorldGRPOConfig, curriculum: Any) -> None:
     """Raises:
-    ValueError: a curriculum of either kind where it would do nothing, or what it does not go together with.
+    ValueError: a curriculum that would do nothing.
     """
     if curriculum is not None and not args.mining:
         raise ValueError("a `curriculum` weighs mined prompts: set `mining` to True")
-    if stages and args.mining:
-        raise ValueError(
-            "`mining` is True: it would replace the rows of `stages` or `self_play`. Leave one of them out"
-        )
-    if stages and (args.use_vllm or args.use_transformers_continuous_batching):
-        raise ValueError("`stages` and `self_play` go with neither vLLM nor continuous batching")
 
 
 def check_vllm_installed(args: RookWorldGRPOConfig) -> None:

@@ -14,9 +14,10 @@ from transformers.utils import logging
 from rookworld_trl.modeling.hooks import replaced, without_adapters
 from rookworld_trl.modeling.rollout import rollout
 from rookworld_trl.training.preparation import check_context, choose_rollout_backend
-from rookworld_trl.training.stages import TEMPERATURE_COLUMN
 
 logger = logging.get_logger(__name__)
+
+TEMPERATURE_COLUMN = "temperature"  # of a row's samples, in place of the configuration's; may be missing
 
 
 @dataclass(frozen=True, slots=True)

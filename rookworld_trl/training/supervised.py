@@ -14,7 +14,6 @@ from rookworld_trl.checkpointing.durable import DurableTrainer
 from rookworld_trl.modeling.gpt2 import GPT2
 from rookworld_trl.modeling.row_tree import pack, weighted_nats
 from rookworld_trl.settings.parser import option
-from rookworld_trl.training.clashes import check_alert
 from rookworld_trl.training.placement import (
     agree_on_tf32,
     follow_launcher,
@@ -40,11 +39,6 @@ class SupervisedConfig(SFTConfig):
     auto_resume: ClassVar[bool] = True  # what `rookworld_trl.checkpointing` asks for
     stable_after_steps: ClassVar[int] = 10
 
-    alert: str | None = option(
-        None,
-        "A command, or an http(s) address: told as JSON (on stdin, or as a POST) when training ends. A failure of it "
-        "is a warning.",
-    )
     recovery_mode: bool = option(
         False,
         "Go on from the newest stable checkpoint, one that ten healthy steps have followed, at half the learning "
@@ -70,7 +64,6 @@ class SupervisedConfig(SFTConfig):
         insist_on_no_compile(self)
         if on_gpu(self):
             agree_on_tf32(self)
-        check_alert(self)
         for name in ("packing", "padding_free", "activation_checkpointing", "activation_offloading"):
             if getattr(self, name):
                 raise ValueError(f"`{name}` is True: rows go through a pass of their own without it. Set it to False")

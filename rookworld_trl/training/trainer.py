@@ -4,6 +4,7 @@ Each seam of TRL's is taken once, in the order in which a step meets it; each ca
 to an object with one job. `tests/training/test_trl_seams.py` pins the seams, so that an upgrade of TRL fails there.
 """
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -27,6 +28,7 @@ from rookworld_trl.training.kl import KLPenalty
 from rookworld_trl.training.loss import EntropyBonus, Scale, Scored
 from rookworld_trl.training.mining import BatchMiner, Curriculum
 from rookworld_trl.training.monitor import HealthMonitor, target_probe
+from rookworld_trl.training.plugin import Plugin, check_plugins, settings_of
 from rookworld_trl.training.points import FindPoints, check_points
 from rookworld_trl.training.preparation import (
     check_built,
@@ -41,7 +43,6 @@ from rookworld_trl.training.rewards import RewardCaller, by_task
 from rookworld_trl.training.sampler import Sampler, Samples
 from rookworld_trl.training.schedules import advanced_scheduler
 from rookworld_trl.training.scoring import Scorer
-from rookworld_trl.training.stages import PromptSource
 from rookworld_trl.training.throughput import SIDES, Throughput, peak_of
 from rookworld_trl.training.value import ValueHead
 
@@ -69,7 +70,7 @@ class RookWorldGRPOTrainer(DurableGRPOTrainer):
         processing_class: the tokenizer, with pad and end token; by default the one saved with the model.
         curriculum: weighs the prompts that mining tries; see `rookworld_trl.training.mining.Curriculum`.
         find_points: finds what the exact objectives sum over; see `rookworld_trl.training.points.FindPoints`.
-        stages: of a curriculum, or another source of rows in place of those of `train_dataset`.
+        plugins: what the run does besides; see `rookworld_trl.training.plugin`. Those that are off are left out.
         kwargs: further arguments of TRL's trainer; tools, environments and rollout functions are refused.
 
     Raises:
@@ -92,16 +93,18 @@ class RookWorldGRPOTrainer(DurableGRPOTrainer):
         processing_class: Any = None,
         curriculum: Curriculum | None = None,
         find_points: FindPoints | None = None,
-        stages: PromptSource | None = None,
+        plugins: Sequence[Plugin] = (),
         **kwargs: Any,
     ):
         args = prepare(args, model, train_dataset, processing_class, kwargs)
+        check_plugins(args, plugins)
         with weights_on_disk(model, args, kwargs.get("peft_config"), processing_class), float32_head(), on_one_device():
             super().__init__(model, reward_funcs, args, train_dataset, eval_dataset, processing_class, **kwargs)
         check_built(self.model, self.ref_model, self.processing_class)
         check_points(args.objective, find_points)
-        check_curriculum(args, curriculum, stages)
-        self.stages = stages
+        check_curriculum(args, curriculum)
+        self.plugins = [plugin for plugin in plugins if plugin.on]
+        self._recipe = settings_of(plugins)
         self._build(curriculum, find_points)
         self._add_callbacks()
         self._name_controls()
@@ -114,10 +117,10 @@ class RookWorldGRPOTrainer(DurableGRPOTrainer):
         ref_device = placement.arrange(args, accelerator, policy, self.ref_model, self.sharded)
         stock = super()._get_per_token_logps_and_entropies
         self.scorer = Scorer(args, accelerator, policy, self.ref_model, ref_device, stock)
-        self.throughput = Throughput(policy.config, self._record, peak_of(args, accelerator), self.scorer.shared)
+        self.throughput = Throughput(policy.config, self.record, peak_of(args, accelerator), self.scorer.shared)
         self.exact: ExactObjective | None = None
         if find_points is not None:
-            seams = (find_points, tokenizer.decode, self.throughput.trained, self._record)
+            seams = (find_points, tokenizer.decode, self.throughput.trained, self.record)
             self.exact = ExactObjective(args, accelerator, policy, self.scorer, *seams)
         self.rewards = RewardCaller(args, accelerator, tokenizer, self.eos_token_ids, self.reward_weights)
         self.kl = KLPenalty(args, accelerator, self.scorer)
@@ -136,6 +139,10 @@ class RookWorldGRPOTrainer(DurableGRPOTrainer):
         self.learning: dict[str, Stateful] = {"kl_controller": self.kl.controller, "baseline": self.baseline}
         self.learning |= {"value_head": self.value_head} if self.value_head else {}
         self.learning |= {"entropy_bonus": self.entropy} if self.entropy.adaptive else {}
+        for plugin in self.plugins:
+            plugin.attach(self)
+            if (part := plugin.undone()) is not None:
+                self.learning[plugin.STATE or plugin.NAME] = part
         self.learning_rate_cut = LearningRateCut(args.recovery_max_attempts)
         self.guard: Guard | None = None
         if args.recovery and self.sharded:
@@ -152,7 +159,7 @@ class RookWorldGRPOTrainer(DurableGRPOTrainer):
                 save=self.save_special,
                 running_loss=lambda: self._tr_loss,
                 on_fault=self._drop_samples,
-                record=self._record,
+                record=self.record,
             )
         self._mined: Samples | None = None  # what mining has sampled for the present batch
         self._temperatures: torch.Tensor | None = None  # (B,) of the present batch's rows; None: `args.temperature`
@@ -167,12 +174,12 @@ class RookWorldGRPOTrainer(DurableGRPOTrainer):
 
     def _add_callbacks(self) -> None:
         """Every callback, in the order in which they are called."""
-        args, config, record = self.args, self.model.config, self._record
+        args, config, record = self.args, self.model.config, self.record
         self.target_probe = target_probe(args, self.train_dataset, self.processing_class, config, record)
-        self.health = HealthMonitor(args.bands(), Path(args.output_dir), args.health_patience, alert=self.alert)
+        self.health = HealthMonitor(args.bands(), Path(args.output_dir), args.health_patience, tell=self.tell)
         compiled = placement.CompileCounter(record) if args.torch_compile else None
         in_order = (self.kl.stop, compiled, self.kl.rate, self.guard, self.throughput, self.target_probe, self.health)
-        for callback in filter(None, in_order):
+        for callback in (*self.plugins, *filter(None, in_order)):
             self.add_callback(callback)
 
     def _name_controls(self) -> None:
@@ -181,15 +188,15 @@ class RookWorldGRPOTrainer(DurableGRPOTrainer):
             **self.learning,
             "miner": self.mining.miner if self.mining else None,
             "rate_control": self.kl.rate,
-            "stages": self.stages,
             "reference_reset": self.kl.reset,
             "recovery": self.learning_rate_cut,
             "target_probe": self.target_probe,
             "health": self.health,
         }
         self.controls |= {name: control for name, control in found.items() if control is not None}
+        self.controls |= {each.STATE or each.NAME: each for each in self.plugins if each.state_dict()}
 
-    def _record(self, name: str, value: float) -> None:
+    def record(self, name: str, value: float) -> None:
         self._metrics["train"][name].append(value)
 
     @property
@@ -215,8 +222,8 @@ class RookWorldGRPOTrainer(DurableGRPOTrainer):
             self.guard.check_weights()
         if training and self.kl.reset.due:
             self._reset_reference()
-        if training and self.stages:
-            self.stages.choose(inputs, self.state.global_step, self._metrics["train"])
+        for plugin in self.plugins if training else ():
+            plugin.rows(inputs)
         mined = self.mining.choose(inputs, self._metrics["train"]) if training and self.mining else None
         rows = self.sampler.rows(inputs)
         with rows as temperatures:
@@ -232,6 +239,8 @@ class RookWorldGRPOTrainer(DurableGRPOTrainer):
                 batch["advantages"] = self._advantages(inputs, batch)
             if self.exact:
                 self.exact.prepare(inputs, batch, self._rewards[self._mine(inputs)].tolist())
+            for plugin in self.plugins:
+                plugin.sampled(inputs, batch)
             self._show_advantages(batch)
         return batch
 
@@ -278,8 +287,8 @@ class RookWorldGRPOTrainer(DurableGRPOTrainer):
         rewards = self._rewards = self.rewards.combined(per_function)
         if training and bool(rewards.isnan().all()):
             no_rewards(self.guard, self.state.global_step + 1)
-        if training and self.stages:
-            self.stages.observe(rewards)
+        for plugin in self.plugins if training else ():
+            plugin.rewarded(inputs, rewards)
         if training and self.mining:
             self.mining.observe(inputs, rewards.double().cpu().numpy(), metrics)
         generations = self.num_generations if training else self.num_generations_eval
@@ -315,7 +324,7 @@ class RookWorldGRPOTrainer(DurableGRPOTrainer):
         """Measure the gates on the first batch, and go on only if they hold."""
         results = self.gates.measure(batch, self.state.global_step)
         for result in results:
-            self._record(f"gates/{result.gate}", result.measured)
+            self.record(f"gates/{result.gate}", result.measured)
         if self.guard and self.guard.excuses(results):
             return  # nothing was measured: the next batch has to pass them
         gates.enforce(results)
@@ -328,7 +337,7 @@ class RookWorldGRPOTrainer(DurableGRPOTrainer):
             states = self.scorer.hidden_states(self.model, batch)
             options = (args.gae_gamma, args.gae_lambda, args.scale_rewards == "batch", self.accelerator)
             advantages, error = self.value_head.advantages(states, rewards[mine], batch["completion_mask"], *options)
-            self._record("value/error", error)
+            self.record("value/error", error)
             return advantages
         raw = rewards - self.baseline(rewards, self.num_generations, ranks.everyones(self._tasks(inputs)))
         advantages = scale_advantages(raw, rewards, self.num_generations, args.scale_rewards)

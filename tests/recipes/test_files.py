@@ -4,6 +4,8 @@ import json
 import re
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import jsonschema
 import pytest
@@ -12,8 +14,6 @@ import yaml
 from recipes import grpo, sft
 from rookworld_trl.chess.mixing import prompts_of
 from rookworld_trl.settings.parser import parse
-from rookworld_trl.training import RookWorldGRPOConfig
-from rookworld_trl.training.supervised import SupervisedConfig
 from tests.support.documents import own_fields
 from tests.support.schema import FILES, modeline, schema
 
@@ -38,7 +38,7 @@ def test_grpo_recipes_parse_and_say_what_they_mean():
     measured = json.loads(CHECKPOINTING.read_text())["sizes"]["124m"]
     seconds = measured["save_seconds"] + measured["make_stable_seconds"]
     for path in GRPO:
-        run, args = parse((grpo.RunConfig, RookWorldGRPOConfig), on_this_machine(path))
+        run, args, *_ = parse(grpo.CLASSES, on_this_machine(path))
         prompts = args.generation_batch_size // args.num_generations
         share = prompts_of(run.mix_env_ratio, prompts, "mix_env_ratio")
         assert share == pytest.approx(run.mix_env_ratio * prompts), path
@@ -53,14 +53,14 @@ def test_grpo_recipes_parse_and_say_what_they_mean():
             controls = (args.kl_control, args.lr_schedule, args.kl_stop_threshold, args.recovery)
             assert controls == ("multiplicative", "advanced", 50, True), path
     for path in SFT:
-        recipe, _ = parse((sft.SFTRecipe, SupervisedConfig), on_this_machine(path))
+        recipe, *_ = parse(sft.CLASSES, on_this_machine(path))
         assert recipe.n_embd % recipe.n_head == 0, path
 
 
 def test_a_recipe_for_a_gpu_runs_with_the_accelerate_config_of_the_cpu_as_it_stands(monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     path = ROOT / "recipes/rookworld-lm-124m/grpo/config_mixed.yaml"
-    (_, args) = parse((grpo.RunConfig, RookWorldGRPOConfig), ["--config", str(path)])
+    _, args, *_ = parse(grpo.CLASSES, ["--config", str(path)])
     assert (args.use_cpu, args.bf16, args.device.type) == (True, False, "cpu")
 
 
@@ -87,18 +87,19 @@ def test_a_schema_refuses_what_the_parser_refuses(tmp_path):
         assert not check.is_valid(yaml.safe_load(bad)), bad
         recipe.write_text(f"output_dir: {tmp_path}\n{bad}\n")
         with pytest.raises(ValueError, match=bad.split(":")[0]):
-            parse((grpo.RunConfig, RookWorldGRPOConfig), on_this_machine(recipe))
+            parse(grpo.CLASSES, on_this_machine(recipe))
 
 
 def test_presets_hold_what_their_names_say(tmp_path):
     """The stricter the preset, the smaller the steps, the clip and the drift at which it stops."""
 
-    def parsed(stem: str) -> RookWorldGRPOConfig:
+    def parsed(stem: str) -> Any:
         recipe = tmp_path / f"{stem}.yaml"
         recipe.write_text(
             f"extends: {ROOT / 'recipes/presets' / stem}.yaml\noutput_dir: {tmp_path}\nmax_grad_norm: 0.3\n"
         )
-        return parse((RookWorldGRPOConfig,), on_this_machine(recipe))[0]
+        made = parse(grpo.CLASSES, on_this_machine(recipe))
+        return SimpleNamespace(**{name: value for each in made for name, value in vars(each).items()})
 
     standard, conservative, emergency, earlier = map(parsed, ("standard", "conservative", "emergency", "earlier"))
     assert (earlier.epsilon, earlier.epsilon_high, earlier.beta) == (0.1, 0.1, 1e-4)

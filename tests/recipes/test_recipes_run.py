@@ -19,7 +19,7 @@ from rookworld_trl.chess.dataset import COMPACT_SCHEMA, load_shipped
 from rookworld_trl.chess.splits import positions_in
 from rookworld_trl.modeling.loading import load_model
 from rookworld_trl.settings.parser import parse
-from rookworld_trl.training import RookWorldGRPOConfig, RookWorldGRPOTrainer
+from rookworld_trl.training import RookWorldGRPOTrainer
 from tests.recipes.conftest import positions
 from tests.support.stockfish import requires_stockfish
 
@@ -95,9 +95,7 @@ def test_a_curriculum_goes_through_its_stages(run: Run, monkeypatch: pytest.Monk
         return batch
 
     monkeypatch.setattr(RookWorldGRPOTrainer, "_generate_and_score_completions", spied)
-    run_, _ = parse(
-        (grpo.RunConfig, RookWorldGRPOConfig), ["--config", str(NANO / "config_cpu_curriculum.yaml"), "--use_cpu=true"]
-    )
+    run_, *_ = parse(grpo.CLASSES, ["--config", str(NANO / "config_cpu_curriculum.yaml"), "--use_cpu=true"])
     assert run_.stages is not None
     stages = [{**stage, "policy_strata": None} for stage in run_.stages]  # none of the eight positions is in check
     for number, stage in enumerate(stages[:2], start=1):
@@ -169,7 +167,7 @@ def test_no_engine_no_games(run: Run, monkeypatch: pytest.MonkeyPatch, capsys: p
         shown = capsys.readouterr().err.strip().splitlines()
         assert (exit_.value.code, message in shown[-1]) == (2, True), shown
     words = ["--config", str(NANO / "config_cpu_selfplay.yaml"), "--use_cpu", "true"]
-    run_, args = parse((grpo.RunConfig, RookWorldGRPOConfig), words)
+    run_, args, *_ = parse(grpo.CLASSES, words)
     with pytest.raises(ValueError, match=r"`best_move` is 'engine': engine '/no/engine' was not found.*Change `best_"):
         prompts.self_play(run_, args, None, None, None, None)
     for changes, message in (

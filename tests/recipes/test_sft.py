@@ -16,7 +16,7 @@ from recipes.making.generation import POSITION_SCHEMA
 from recipes.sft import SFTRecipe, load_trees, new_model
 from rookworld_trl.modeling.tokenizer import build_nano_tokenizer
 from rookworld_trl.settings.parser import RecipeError, parse
-from rookworld_trl.training.supervised import MuonFactory, SupervisedConfig
+from rookworld_trl.training.supervised import MuonFactory
 
 
 def test_the_recipe_parses() -> None:
@@ -75,7 +75,7 @@ def test_a_new_model_has_the_tokenizer_asked_for(name: str, tmp_path: Path) -> N
     words = ["--positions", str(tmp_path), "--tokenizer", name, "--n_layer", "1", "--n_embd", "16", "--n_head", "2"]
     words += ["--per_device_train_batch_size", "1", "--gradient_accumulation_steps", "3", "--use_cpu", "true"]
     words += ["--bf16", "false", "--report_to", "none", "--output_dir", str(tmp_path / "run")]
-    trainer = sft.build(*parse((SFTRecipe, SupervisedConfig), words))
+    trainer = sft.build(*parse(sft.CLASSES, words))
     tokenizer, weights = trainer.processing_class, trainer.model.transformer.wte.weight
     assert ("⟨w⟩" in tokenizer.get_vocab()) == (name == "nano_side_first")
     assert len(weights) == len(tokenizer)

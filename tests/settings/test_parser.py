@@ -194,7 +194,7 @@ def test_bad_recipes(recipe):
 
 def test_a_word_of_other_trainers_is_refused_with_the_key_that_means_it(monkeypatch):
     """By spelling alone `lr` is nearest to `alert`."""
-    types = (grpo.RunConfig, RookWorldGRPOConfig)
+    types = grpo.CLASSES
     for word, key in (
         ("lr", "learning_rate"),
         ("clip_range", "epsilon"),
@@ -249,7 +249,7 @@ def test_bugs_keep_their_traceback():
 
 def test_help_has_choices_default_and_sentence_of_every_key(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
-    for words, classes in ((["-h"], (Run, Other)), (["--help"], (grpo.RunConfig, RookWorldGRPOConfig))):
+    for words, classes in ((["-h"], (Run, Other)), (["--help"], grpo.CLASSES)):
         with pytest.raises(SystemExit) as exit_:
             parse(classes, words, "What it is for.")
         assert exit_.value.code == 0
@@ -259,7 +259,7 @@ def test_help_has_choices_default_and_sentence_of_every_key(capsys, monkeypatch)
     assert re.search(r"--reward \{graduated,continuous\}\s+Six levels from .*\(default:\s+graduated\)", out)
 
 
-@pytest.mark.parametrize("cls", [grpo.RunConfig, RookWorldGRPOConfig, sft.SFTRecipe, SupervisedConfig])
+@pytest.mark.parametrize("cls", [*grpo.CLASSES, *sft.CLASSES[:2]])
 def test_every_key_has_a_sentence(cls):
     assert not [field.name for field in fields(cls) if field.init and not field.metadata.get("help", "").strip()]
 

@@ -14,7 +14,7 @@ import re
 import shlex
 import subprocess
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, Field, fields
+from dataclasses import MISSING, Field, fields, is_dataclass
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
@@ -24,6 +24,7 @@ from recipes.grpo import RunConfig
 from recipes.sft import SFTRecipe
 from rookworld_trl.chess.prompts import PromptOptions
 from rookworld_trl.chess.sources import DataOptions
+from rookworld_trl.plugins import offered
 from rookworld_trl.settings.terminal import TerminalOptions
 from rookworld_trl.training import RookWorldGRPOConfig
 from rookworld_trl.training.supervised import SupervisedConfig
@@ -38,6 +39,7 @@ ABOUT = [README, CONTRIBUTING, ROOT / "CHANGELOG.md"]
 PAGES = [*ABOUT, *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("benchmarks/*.md"))]
 FIELDS_PAGE = ROOT / "docs" / "recipes.md"
 GROUPS = (RunConfig, PromptOptions, DataOptions, TerminalOptions, RookWorldGRPOConfig, SFTRecipe, SupervisedConfig)
+GROUPS += (*offered(),)
 CLASSES = {cls.__name__: cls for cls in GROUPS}
 
 _FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^ *```$", flags=re.MULTILINE | re.DOTALL)
@@ -146,7 +148,7 @@ def row(cls: type, field: Field[Any]) -> str:
 
 def inherited(cls: type) -> dict[str, Any]:
     """Names and defaults of the fields of the classes above."""
-    return {field.name: field.default for base in cls.__bases__ if base is not object for field in fields(base)}
+    return {field.name: field.default for base in cls.__bases__ if is_dataclass(base) for field in fields(base)}
 
 
 def with_fields(text: str) -> str:

@@ -20,6 +20,11 @@ from rookworld_trl.chess.dataset import load_shipped
 from rookworld_trl.modeling.loading import NANO, load
 from rookworld_trl.training import RookWorldGRPOConfig, RookWorldGRPOTrainer
 
+try:
+    from rookworld_trl.plugins import offered
+except ImportError:  # the package of a commit before there were any
+    offered = list
+
 CONTROLS: dict[str, Any] = {
     "max_steps": 12,
     "save_steps": 6,
@@ -132,8 +137,13 @@ def trainer_of(variant: str, folder: Path) -> RookWorldGRPOTrainer:
     }
     model, tokenizer = load(NANO)
     functions = [rewards.policy_reward, rewards.environment_reward]
+    made = []
+    for cls in offered():
+        own = {name: options.pop(name) for name in cls.__dataclass_fields__ if name in options}
+        made.append(cls(**own))
+    more: Any = {"plugins": made} if made else {}
     args = RookWorldGRPOConfig(**options)
-    trainer = RookWorldGRPOTrainer(model, functions, args, prompts(), processing_class=tokenizer)
+    trainer = RookWorldGRPOTrainer(model, functions, args, prompts(), processing_class=tokenizer, **more)
     Faults(trainer, faults)
     return trainer
 

@@ -12,14 +12,11 @@ from dataclasses import MISSING, Field, fields
 from pathlib import Path
 from typing import Any
 
-from recipes.grpo import RunConfig
-from recipes.sft import SFTRecipe
+from recipes import grpo, sft
 from rookworld_trl.settings.parser import EXTENDS
-from rookworld_trl.training import RookWorldGRPOConfig
-from rookworld_trl.training.supervised import SupervisedConfig
 
 RECIPES = Path(__file__).parents[2] / "recipes"
-KINDS = {"grpo": (RunConfig, RookWorldGRPOConfig), "sft": (SFTRecipe, SupervisedConfig)}
+KINDS = {"grpo": grpo.CLASSES, "sft": sft.CLASSES}
 FILES = {RECIPES / f"{name}.schema.json": classes for name, classes in KINDS.items()}
 NAMES = {str: "string", int: "integer", float: "number", bool: "boolean", type(None): "null", dict: "object"}
 

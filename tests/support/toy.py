@@ -10,6 +10,7 @@ from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast, TrainerCallba
 from rookworld_trl.training import RookWorldGRPOConfig, RookWorldGRPOTrainer
 from rookworld_trl.training.monitor import DEFAULT_BANDS
 from tests.support.builders import character_tokenizer, random_gpt2
+from tests.support.plugged import plugged
 
 LETTERS = "abcdefghkqr"
 QUICK = {"use_cpu": True, "bf16": False, "report_to": "none", "disable_tqdm": True, "activation_checkpointing": False}
@@ -55,9 +56,10 @@ def make_trainer(
         "health_bands": dict.fromkeys(DEFAULT_BANDS),
         **changes,
     }
-    args = RookWorldGRPOConfig(**options)
+    settings, plugins = plugged(options)
+    args = RookWorldGRPOConfig(**settings)
     data = prompts(rows) if data is None else data
-    return RookWorldGRPOTrainer(policy(), reward, args, data, held_out, tokenizer())
+    return RookWorldGRPOTrainer(policy(), reward, args, data, held_out, tokenizer(), plugins=plugins)
 
 
 class StopAt(TrainerCallback):

@@ -12,6 +12,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from rookworld_trl.training import RookWorldGRPOConfig, RookWorldGRPOTrainer
 from tests.support.builders import random_gpt2
+from tests.support.plugged import plugged
 from tests.support.toy import QUICK
 
 PROMPTS = ["P: a", "P: abcdefgh", "A: e", "P: aa bb cc dd", "A: 1234567890", "P: b", "A: h1h2", "P: kqr"]
@@ -52,8 +53,8 @@ def options(tmp_path: Path) -> dict[str, Any]:
 def make_trainer(
     policy: GPT2LMHeadModel, prompts: Dataset, tiny_tokenizer: PreTrainedTokenizerFast, options: dict[str, Any]
 ) -> Callable[..., RookWorldGRPOTrainer]:
-    """Build our trainer on the toy task, around a copy of `policy`; keyword arguments go to its config, `_class` and
-    `_model` replace parts."""
+    """Build our trainer on the toy task, around a copy of `policy`; keyword arguments go to its config and plug-ins,
+    `_class` and `_model` replace parts."""
 
     def make(
         _class: type[RookWorldGRPOTrainer] = RookWorldGRPOTrainer,
@@ -61,12 +62,14 @@ def make_trainer(
         _reward: Any = share_of_letters,
         **changes: Any,
     ) -> RookWorldGRPOTrainer:
+        settings, plugins = plugged({**options, "rollout_backend": "transformers", **changes})
         return _class(
             model=copy.deepcopy(policy) if _model is None else _model,
             reward_funcs=_reward,
-            args=RookWorldGRPOConfig(**{**options, "rollout_backend": "transformers", **changes}),
+            args=RookWorldGRPOConfig(**settings),
             train_dataset=prompts,
             processing_class=tiny_tokenizer,
+            plugins=plugins,
         )
 
     return make

@@ -11,8 +11,10 @@ from trl import GRPOTrainer
 
 from rookworld_trl.settings.parser import parse
 from rookworld_trl.training import RookWorldGRPOConfig
+from rookworld_trl.training.plugin import check_plugins
 from rookworld_trl.training.validation import FIELD_CHECKS, LOSS_TYPES, FieldCheck
 from tests.support.documents import shown
+from tests.support.plugged import plugged
 
 
 def test_defaults(tmp_path: Any) -> None:
@@ -78,7 +80,6 @@ BATCHING = {"use_transformers_continuous_batching": True}
         ({"kl_warmup_steps": 5, "beta": 0}, r"`kl_warmup_steps` is 5: with `beta` 0 .* Set `beta` above 0"),
         ({"lr_control": "kl", "beta": 0}, r"`lr_control` is 'kl': with `beta` 0 .* Set `beta` above 0"),
         ({"kl_stop_threshold": 50, "beta": 0}, r"`kl_stop_threshold` is 50: with `beta` 0 .* no KL to act on"),
-        ({"alert": "mail 'x"}, r"`alert` is \"mail 'x\": No closing quotation. Write a command"),
         ({"reference_reset_steps": 5, "beta": 0}, r"`reference_reset_steps` is 5: with `beta` 0 .* Set `beta` above 0"),
         ({"kl_control": "proportional", "beta": 5.0}, r"`beta` is 5.0: a controlled .* \[0.0001, 1\]\. Widen"),
         ({"kl_control": "proportional", "sync_ref_model": True}, r"`sync_ref_model` is True: .* Use `reference_reset"),
@@ -104,8 +105,11 @@ BATCHING = {"use_transformers_continuous_batching": True}
     ],
 )
 def test_contradictions_are_refused(tmp_path: Any, changes: dict[str, Any], message: str) -> None:
+    settings, plugins = plugged(
+        {"output_dir": str(tmp_path), "use_cpu": True, "per_device_train_batch_size": 8} | changes
+    )
     with pytest.raises(ValueError, match=message):
-        RookWorldGRPOConfig(output_dir=str(tmp_path), use_cpu=True, per_device_train_batch_size=8, **changes)
+        check_plugins(RookWorldGRPOConfig(**settings), plugins)
 
 
 NAN, INF = float("nan"), float("inf")

@@ -97,8 +97,9 @@ def test_a_run_alerts_at_red_and_at_its_end(make_trainer: Callable[..., Any], tm
     """Sent before anything is known to be wrong with it; a command that fails costs nothing."""
     told: list[dict[str, Any]] = []
     trainer = make_trainer(health_bands={"entropy": [0.0, 0.001]}, health_patience=1, alert="/nowhere/at-all")
-    send = trainer.alert._send
-    trainer.alert._send = lambda body: (told.append(json.loads(body)), send(body))
+    (alerts,) = trainer.plugins
+    send = alerts._send
+    alerts._send = lambda body: (told.append(json.loads(body)), send(body))
     trainer.train()
     assert [event["event"] for event in told] == ["red", "end"]
     assert (told[0]["step"], list(told[0]["metrics"])) == (1, ["entropy"])

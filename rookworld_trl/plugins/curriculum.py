@@ -6,37 +6,23 @@ places are put in their stead. So a run that is resumed meets the rows that it w
 """
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from transformers.utils import logging
 
-from rookworld_trl.checkpointing.state import Remembers, Stateful
+from rookworld_trl.training.plugin import Plugin, Row
 
 logger = logging.get_logger(__name__)
 
 PLACE_COLUMN = "place"  # where a row stands in its stage
-TEMPERATURE_COLUMN = "temperature"  # of its samples, in place of the configuration's; may be missing
 WINDOW = 10  # batches whose pass rate decides: of one batch it is a matter of luck
 PASS_REWARD = 1.0  # from which on a completion passes
 
-Row = dict[str, Any]
 End = tuple[int | None, float | None]
 
 
-class PromptSource(Stateful, Protocol):
-    """Chooses the rows of each batch: the stages of a curriculum, or games that the policy plays."""
-
-    def choose(self, rows: list[Row], step: int, metrics: dict[str, list[float]]) -> None:
-        """Put this batch's rows in place of those dealt; `step`: optimizer steps done."""
-        ...
-
-    def observe(self, rewards: torch.Tensor) -> None:
-        """How the batch fared: rewards (N,) of all processes, NaN for none."""
-        ...
-
-
-class Stages(Remembers):
+class Stages(Plugin):
     """Which stage a run is in.
 
     Args:
@@ -53,6 +39,8 @@ class Stages(Remembers):
         ValueError: rows that are not those of so many stages.
     """
 
+    NAME = "stages"
+    SOURCE = True
     REMEMBERED = ("number", "recent")
 
     def __init__(self, dataset: Any, ends: Sequence[End]):
@@ -66,12 +54,9 @@ class Stages(Remembers):
         self.number = 0
         self.recent: list[float] = []
 
-    def choose(self, rows: list[Row], step: int, metrics: dict[str, list[float]]) -> None:
-        """Go on to the stage that is due, and put its rows in place of those dealt.
-
-        Args:
-            step: optimizer steps done.
-        """
+    def rows(self, rows: list[Row]) -> None:
+        """Go on to the stage that is due, and put its rows in place of those dealt."""
+        step = self.trainer.state.global_step
         while self.number < len(self.ends) and self._over(*self.ends[self.number], step):
             self.number, self.recent = self.number + 1, []
             logger.warning(f"step {step}: stage {self.number + 1} of {len(self.ends) + 1} begins")
@@ -81,10 +66,10 @@ class Stages(Remembers):
             if place not in known:
                 known[place] = self.dataset[self.number * self.size + place]
             rows[number] = known[place]
-        metrics["curriculum/stage"].append(self.number + 1)
+        self.trainer.record("curriculum/stage", self.number + 1)
 
-    def observe(self, rewards: torch.Tensor) -> None:
-        """Remember how the present batch fared: rewards (N,) of all processes, NaN for none."""
+    def rewarded(self, rows: list[Row], rewards: torch.Tensor) -> None:
+        """Remember how the present batch fared."""
         scored = rewards[~rewards.isnan()]
         if len(scored):
             self.recent = [*self.recent, (scored >= PASS_REWARD - 1e-6).double().mean().item()][-WINDOW:]

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import TrainerCallback
 
-from rookworld_trl import alerts
-from rookworld_trl.alerts import Alert
+from rookworld_trl.plugins import alerts
+from rookworld_trl.plugins.alerts import Alerts
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -38,8 +39,8 @@ def server() -> Iterator[Any]:
 
 
 def test_a_post(server: Any) -> None:
-    alert = Alert(f"http://127.0.0.1:{server.server_port}/hook?key=secret")
-    alert({"event": "red", "step": 3, "metrics": {"kl": float("nan")}})
+    alert = Alerts(f"http://127.0.0.1:{server.server_port}/hook?key=secret")
+    alert.told({"event": "red", "step": 3, "metrics": {"kl": float("nan")}})
     alert.wait()
     ((kind, body),) = server.received
     assert kind == "application/json"
@@ -49,9 +50,8 @@ def test_a_post(server: Any) -> None:
 
 def test_a_command_gets_it_on_its_standard_input(tmp_path: Path) -> None:
     out = tmp_path / "a file"
-    alert = Alert(f"{sys.executable} -c 'import sys; open(sys.argv[1], \"w\").write(sys.stdin.read())' '{out}'")
-    alert({"event": "end"})
-    alert.wait()
+    alert = Alerts(f"{sys.executable} -c 'import sys; open(sys.argv[1], \"w\").write(sys.stdin.read())' '{out}'")
+    alert.told({"event": "end"})
     assert json.loads(out.read_text())["event"] == "end"
 
 
@@ -69,38 +69,40 @@ def test_a_failure_is_a_warning(
         "nobody there": "http://127.0.0.1:9/",
         "nonsense": "http://[",
     }[case]
-    alert = Alert(target)
-    alert({"event": "red"})
+    alert = Alerts(target)
+    alert.told({"event": "red"})
     alert.wait()
     assert "an alert could not be sent" in caplog.text
     assert target not in caplog.text, "an address may hold a secret"
 
 
-def test_without_a_target_nothing_happens() -> None:
-    alert = Alert(None)
-    alert({"event": "red"})
-    alert.wait()
-    assert not alert._threads
+def test_without_a_target_it_is_off() -> None:
+    assert not Alerts().on
 
 
 @pytest.mark.parametrize("target", ["", "mail 'x"])
 def test_no_command(target: str) -> None:
-    with pytest.raises(ValueError, match=r"empty|quotation"):
-        Alert(target)
+    with pytest.raises(ValueError, match=r"`alert` is .*(empty|quotation)"):
+        Alerts(target)
 
 
-def test_the_end_is_told_however_it_comes() -> None:
-    class Kept(Alert):
-        def __call__(self, event: Any) -> None:
+def test_the_end_is_told_however_it_comes(make_trainer: Any) -> None:
+    class Kept(TrainerCallback):
+        def told(self, event: Any) -> None:
             events.append(event)
 
+        def on_step_begin(self, *_: Any, **__: Any) -> None:
+            if events:
+                raise KeyboardInterrupt("ctrl-c")
+
     events: list[Any] = []
-    alert = Kept(None)
-    with alert.end_of("runs/x", lambda: {"step": 5}):
-        pass
-    with pytest.raises(KeyboardInterrupt), alert.end_of("runs/x", lambda: {"step": 6}):
-        raise KeyboardInterrupt("ctrl-c")
+    trainer = make_trainer(max_steps=1)
+    trainer.add_callback(Kept())
+    trainer.train()
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    run = {"event": "end", "run": trainer.args.output_dir}
     assert events == [
-        {"event": "end", "run": "runs/x", "outcome": "finished", "step": 5},
-        {"event": "end", "run": "runs/x", "outcome": "KeyboardInterrupt: ctrl-c", "step": 6},
+        run | {"outcome": "finished", "step": 1, "stop_reason": ""},
+        run | {"outcome": "KeyboardInterrupt: ctrl-c", "step": 0, "stop_reason": ""},
     ]

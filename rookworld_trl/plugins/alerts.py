@@ -10,45 +10,68 @@ import shlex
 import signal
 import subprocess
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from http.client import HTTPException
 from typing import Any
 from urllib.request import Request, urlopen
+
+from rookworld_trl.settings.parser import option
+from rookworld_trl.training.plugin import Plugin
 
 logger = logging.getLogger(__name__)
 
 TIMEOUT = 10.0  # seconds
 
 
-class Alert:
-    """Sends events, none if there is no target.
-
-    Args:
-        target: `http://...` or `https://...`, or a command with its arguments, which is split as a shell does and run
-            without one.
+@dataclass
+class Alerts(Plugin):
+    """Sends what the run tells to `alert`, with the time. A command is split as a shell does and run without one.
 
     Raises:
         ValueError: an empty command, or one whose quotes do not match.
     """
 
-    def __init__(self, target: str | None):
-        self.target = target
-        self._threads: list[threading.Thread] = []
-        self.url = target is not None and target.startswith(("http://", "https://"))
-        self.command = [] if target is None or self.url else shlex.split(target)
-        if target is not None and not self.url and not self.command:
-            raise ValueError("it is empty")
+    NAME = "alerts"
+    ANY_TRAINER = True
 
-    def __call__(self, event: Mapping[str, Any]) -> None:
-        """Send an event of JSON values, with the time."""
-        if self.target is None:
-            return
+    alert: str | None = option(
+        None,
+        "A command, or an http(s) address: told as JSON (on stdin, or as a POST) when a band turns red and when "
+        "training ends. A failure of it is a warning.",
+    )
+
+    def __post_init__(self) -> None:
+        self._threads: list[threading.Thread] = []
+        self.url = self.on and str(self.alert).startswith(("http://", "https://"))
+        problem = "it is empty"
+        try:
+            self.command = shlex.split(self.alert or "")
+        except ValueError as error:
+            self.command, problem = [], str(error)
+        if self.on and not self.url and not self.command:
+            raise ValueError(
+                f"`alert` is {self.alert!r}: {problem}. Write a command with its arguments, or an address that begins "
+                "with http:// or https://."
+            )
+
+    @property
+    def on(self) -> bool:
+        return self.alert is not None
+
+    def told(self, event: Mapping[str, Any]) -> None:
+        """Send an event of JSON values; the end of a run waits until what has been sent has arrived, or failed."""
         body = json.dumps({"time": datetime.now(UTC).isoformat(timespec="seconds"), **event}, default=str)
         self._threads = [thread for thread in self._threads if thread.is_alive()]
         self._threads.append(threading.Thread(target=self._send, args=(body,), daemon=True))
         self._threads[-1].start()
+        if event["event"] == "end":
+            self.wait()
+
+    def wait(self) -> None:
+        for thread in self._threads:
+            thread.join(TIMEOUT + 5)  # it has to be ended, too
 
     def _send(self, body: str) -> None:
         try:
@@ -61,7 +84,7 @@ class Alert:
             logger.warning(f"an alert could not be sent: {type(error).__name__} ({known or 'no details'}). See `alert`")
 
     def _post(self, body: str) -> None:
-        request = Request(str(self.target), body.encode(), {"Content-Type": "application/json"}, method="POST")
+        request = Request(str(self.alert), body.encode(), {"Content-Type": "application/json"}, method="POST")
         with urlopen(request, timeout=TIMEOUT):
             pass
 
@@ -76,25 +99,3 @@ class Alert:
                 raise
         if process.returncode:
             raise subprocess.CalledProcessError(process.returncode, self.command[0])
-
-    def wait(self) -> None:
-        """Until what has been sent has arrived, or failed."""
-        for thread in self._threads:
-            thread.join(TIMEOUT + 5)  # it has to be ended, too
-
-    @contextmanager
-    def end_of(self, run: str, state: Callable[[], Mapping[str, Any]]) -> Iterator[None]:
-        """Send an event `end` when the block ends, however it does: `outcome` says how, `state` tells the rest.
-
-        Args:
-            run: its folder.
-        """
-        outcome = "finished"
-        try:
-            yield
-        except BaseException as error:
-            outcome = f"{type(error).__name__}: {error}"
-            raise
-        finally:
-            self({"event": "end", "run": run, "outcome": outcome, **state()})
-            self.wait()

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,8 +11,9 @@ import torch
 from datasets import Dataset
 from transformers import TrainerCallback
 
+from rookworld_trl.plugins.curriculum import WINDOW, Stages
 from rookworld_trl.training import RookWorldGRPOConfig, RookWorldGRPOTrainer
-from rookworld_trl.training.stages import WINDOW, Stages
+from rookworld_trl.training.plugin import check_plugins
 from tests.support.checkpoint_diff import IGNORED, differences
 
 ROWS = 16  # of each stage: eight batches of two prompts
@@ -32,32 +34,41 @@ def dealt(rows: Dataset, places: list[int]) -> list[dict[str, Any]]:
     return [rows[place] for place in places]
 
 
+def staged(rows: Dataset, ends: list[Any]) -> tuple[Stages, list[tuple[str, float]]]:
+    """Stages at their first step, and what they log."""
+    logged: list[tuple[str, float]] = []
+    stages = Stages(rows, ends)
+    record = lambda *pair: logged.append(pair)  # noqa: E731
+    stages.attach(SimpleNamespace(state=SimpleNamespace(global_step=0), record=record))
+    return stages, logged
+
+
 def test_a_stage_ends_at_its_step_and_the_places_stay(rows: Dataset) -> None:
-    stages = Stages(rows, [(2, None), (5, None)])
+    stages, logged = staged(rows, [(2, None), (5, None)])
     for step, letter in ((0, "P"), (1, "P"), (2, "A"), (4, "A"), (5, "B"), (7, "B")):
-        batch, metrics = dealt(rows, [3, 3, 9]), {"curriculum/stage": []}
-        stages.choose(batch, step, metrics)
+        batch, stages.trainer.state.global_step = dealt(rows, [3, 3, 9]), step
+        stages.rows(batch)
         assert [row["prompt"] for row in batch] == [f"{letter}: 3", f"{letter}: 3", f"{letter}: 9"]
-        assert metrics["curriculum/stage"] == ["PAB".index(letter) + 1]
+        assert logged[-1] == ("curriculum/stage", "PAB".index(letter) + 1)
 
 
 def test_a_stage_ends_when_enough_pass(rows: Dataset) -> None:
     """By the mean of its last ten batches, none of them another stage's; a batch without rewards says nothing."""
-    stages = Stages(rows, [(None, 0.5), (None, 0.5)])
+    stages, _ = staged(rows, [(None, 0.5), (None, 0.5)])
 
     def after(*rewards: float) -> int:
-        stages.observe(torch.tensor(rewards))
-        stages.choose(dealt(rows, [0]), 1, {"curriculum/stage": []})
+        stages.rewarded([], torch.tensor(rewards))
+        stages.rows(dealt(rows, [0]))
         return stages.number
 
     nan = float("nan")
     assert [after(1.0, 0.99, nan) for _ in range(WINDOW - 1)] == [0] * (WINDOW - 1)
     assert after(nan, nan) == 0
-    again = Stages(rows, stages.ends)
+    again, _ = staged(rows, stages.ends)
     again.load_state_dict(stages.state_dict())
     assert after(1.0, 0.0) == 1
-    again.observe(torch.tensor([1.0, 0.0]))
-    again.choose(dealt(rows, [0]), 1, {"curriculum/stage": []})
+    again.rewarded([], torch.tensor([1.0, 0.0]))
+    again.rows(dealt(rows, [0]))
     assert again.state_dict() == stages.state_dict() == {"number": 1, "recent": []}
     assert [after(1.0) for _ in range(WINDOW)] == [1] * (WINDOW - 1) + [2]
     assert after(1.0) == 2, "the last one lasts"
@@ -69,12 +80,11 @@ def test_rows_of_another_number_of_stages_are_refused(rows: Dataset) -> None:
             Stages(wrong, [(1, None), (2, None)])
 
 
-@pytest.mark.parametrize("changes", [{"mining": True}, {"rollout_backend": "transformers", "mining": True}])
-def test_what_stages_do_not_go_together_with(
-    rows: Dataset, policy: Any, tiny_tokenizer: Any, options: dict[str, Any], changes: dict[str, Any]
-) -> None:
-    with pytest.raises(ValueError, match=r"`mining` is True: it would replace the rows of `stages`"):
-        build(rows, policy, tiny_tokenizer, options | changes)
+@pytest.mark.parametrize(("batching", "others"), [(False, 2), (True, 1)])
+def test_what_stages_do_not_go_together_with(rows: Dataset, batching: bool, others: int) -> None:
+    args = RookWorldGRPOConfig(use_cpu=True, use_transformers_continuous_batching=batching)
+    with pytest.raises(ValueError, match=r"`stages` (and `stages` both choose|goes with neither vLLM)"):
+        check_plugins(args, [Stages(rows, [(1, None), (2, None)])] * others)
 
 
 def build(rows: Dataset, policy: Any, tokenizer: Any, options: dict[str, Any]) -> RookWorldGRPOTrainer:
@@ -85,7 +95,7 @@ def build(rows: Dataset, policy: Any, tokenizer: Any, options: dict[str, Any]) -
     seen: list[set[str]] = []
     args = RookWorldGRPOConfig(**{**options, "shuffle_dataset": False})
     made = RookWorldGRPOTrainer(
-        copy.deepcopy(policy), letters, args, rows, None, tokenizer, stages=Stages(rows, [(2, None), (4, None)])
+        copy.deepcopy(policy), letters, args, rows, None, tokenizer, plugins=[Stages(rows, [(2, None), (4, None)])]
     )
     made.seen = seen
     made.add_callback(GatesAgain(made))

@@ -9,6 +9,7 @@ from datasets import Dataset
 
 from rookworld_trl.chess import own_games as selfplay
 from rookworld_trl.chess.own_games import SelfPlay, SelfPlayOptions
+from rookworld_trl.plugins.selfplay_prompts import SelfPlayPrompts
 from rookworld_trl.training import RookWorldGRPOConfig, RookWorldGRPOTrainer
 from tests.support.builders import random_gpt2
 from tests.support.checkpoint_diff import IGNORED, differences
@@ -50,7 +51,7 @@ def build(options: dict[str, Any], tokenizer: Any) -> RookWorldGRPOTrainer:
     changes = {"learning_rate": 1e-2, "max_completion_length": 12, "shuffle_dataset": False, "max_steps": 5}
     changes |= {"save_strategy": "steps", "save_steps": 1}
     args = RookWorldGRPOConfig(**{**options, **changes})
-    trainer = RookWorldGRPOTrainer(model, letters, args, dataset, None, tokenizer, stages=source)
+    trainer = RookWorldGRPOTrainer(model, letters, args, dataset, None, tokenizer, plugins=[SelfPlayPrompts(source)])
     trainer.seen = seen
     return trainer
 

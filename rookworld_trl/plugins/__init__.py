@@ -1,0 +1,33 @@
+"""What a run may do besides: one file each, with its settings, its object, its refusals and its state."""
+
+from dataclasses import is_dataclass
+from importlib import import_module
+from pkgutil import iter_modules
+from typing import Any
+
+from rookworld_trl.training.plugin import Plugin, check_plugins, settings_of
+
+__all__ = ["check", "defaults", "of_any_trainer", "offered", "settings_of"]
+
+
+def offered() -> list[type[Plugin]]:
+    """Every plug-in of this folder that has settings, by the name of its file: a new file is found by itself."""
+    modules = [import_module(f"{__name__}.{found.name}") for found in iter_modules(__path__)]
+    members = [(module, each) for module in modules for each in vars(module).values() if isinstance(each, type)]
+    own = [each for module, each in members if each.__module__ == module.__name__ and issubclass(each, Plugin)]
+    return [each for each in own if is_dataclass(each)]
+
+
+def defaults() -> list[Plugin]:
+    """All of them with the settings that a recipe has when it sets none."""
+    return [each() for each in offered()]
+
+
+def of_any_trainer() -> list[type[Plugin]]:
+    """Those that supervised training may have, too."""
+    return [each for each in offered() if each.ANY_TRAINER]
+
+
+def check(_: Any, args: Any, *plugins: Plugin) -> None:
+    """What `parse` asks of a recipe's settings: see `check_plugins`."""
+    check_plugins(args, plugins)
