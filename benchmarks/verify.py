@@ -27,7 +27,7 @@ from transformers import AutoModelForCausalLM
 
 from benchmarks.common import RESULTS, ROOT, busy, machine, shipped, write_report
 from benchmarks.fresh import write_fresh
-from rookworld_trl.checkpointing.exits import DIVERGED, DONE
+from rookworld_trl.checkpointing.stopping import DIVERGED, DONE
 from rookworld_trl.training.gates import Bounds
 
 OUTPUT = RESULTS / "verify.json"

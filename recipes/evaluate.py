@@ -25,7 +25,7 @@ from typing import Any, Literal
 import torch
 from datasets import Dataset
 
-from rookworld_trl.checkpointing.exits import run_program
+from rookworld_trl.checkpointing.stopping import run_program
 from rookworld_trl.chess import PREFIXES, check_tasks, position_key
 from rookworld_trl.chess.accuracy import MODES, evaluate
 from rookworld_trl.chess.dataset import MATES_FILE, TACTICS_FILES, load_shipped

@@ -16,9 +16,9 @@ from datasets import Dataset
 from transformers import PreTrainedModel, logging, set_seed
 
 from rookworld_trl import plugins
-from rookworld_trl.checkpointing import exits
-from rookworld_trl.checkpointing.lock import locked
+from rookworld_trl.checkpointing import stopping
 from rookworld_trl.checkpointing.resume import choose_start, mark_finished
+from rookworld_trl.checkpointing.stopping import locked, reported
 from rookworld_trl.chess import boards
 from rookworld_trl.chess.accuracy import Watch, evaluate
 from rookworld_trl.chess.prompts import PromptOptions, held_out_and_training_prompts, provenance, self_play
@@ -76,7 +76,7 @@ def measure(
 ) -> list[Result] | None:
     """Evaluate the policy as it is, on the main process while the others wait; None on these, or after a signal."""
     found = None
-    with timed(seconds, f"evaluate_{name}"), exits.others_wait():
+    with timed(seconds, f"evaluate_{name}"), stopping.others_wait():
         if trainer.accelerator.is_main_process:
             print(f"\nheld-out evaluation {name} training: {len(held_out)} items of the {run.eval_split} split")
             args, model, tokenizer = trainer.args, trainer.merged_model(), trainer.processing_class
@@ -87,14 +87,14 @@ def measure(
             found = trainer.preemption.until_signalled(evaluate, model, tokenizer, held_out, **settings)
             file = Path(args.output_dir, f"evaluation_{name}.json")
             if found is not None and name == "before":  # the other one is a last step: `report`
-                with exits.needs_disk(file):
+                with stopping.needs_disk(file):
                     write_results(file, found)
     return found
 
 
 def report(trainer: RookWorldGRPOTrainer, before: list[Result], after: list[Result], start: Any, **facts: Any) -> int:
     """What people see of a run: the comparison, its files, card and report, and a push if asked for; the exit code."""
-    args, folder, last = trainer.args, Path(trainer.args.output_dir), exits.LastSteps()
+    args, folder, last = trainer.args, Path(trainer.args.output_dir), stopping.LastSteps()
     groups = compare_groups(before, after)
     print(f"\n{comparison_table(facts['metrics'])}\n\n{comparison_table(facts['metrics'], True, groups)}")
     with last.step("evaluation_after.json"):
@@ -105,7 +105,7 @@ def report(trainer: RookWorldGRPOTrainer, before: list[Result], after: list[Resu
         with last.step("push"):
             push_folder(folder / "checkpoint", trainer.hub_model_id, args.hub_token, args.hub_revision)
     if trainer.stop_reason:
-        return exits.DIVERGED  # the reason is in the log and in summary.json
+        return stopping.DIVERGED  # the reason is in the log and in summary.json
     if {"evaluation_after.json", "summary.json"} <= set(last.done):  # else `auto_resume` measures once more
         with last.step("finished.json"):
             mark_finished(folder, start, folder / "checkpoint")
@@ -116,38 +116,38 @@ def program(argv: Sequence[str] | None) -> int:
     """Parse, build, measure, train, measure, report."""
     logging.disable_progress_bar()  # one bar is enough
     seconds: dict[str, float] = {}
-    with ExitStack() as stack, exits.reported():
-        with bad_input(), exits.reported(), timed(seconds, "setup"):
+    with ExitStack() as stack, reported():
+        with bad_input(), reported(), timed(seconds, "setup"):
             run, args, *extras = parse(CLASSES, argv, __doc__, plugins.check)
             stack.enter_context(locked(args.output_dir, args.process_index == 0))
             result = stack.enter_context(shown(run, args.output_dir, args.process_index == 0))
             asked = vars(run) | plugins.settings_of(extras)
             start = choose_start(args, asked)
             if start.finished:
-                return exits.DONE
+                return stopping.DONE
             set_seed(args.seed)
             trainer, held_out = build(run, args, *extras)
             trainer.admit(start.checkpoint, asked)
         with trainer.at_work():
             before = measure(run, trainer, held_out, "before", seconds)
             if trainer.preempted():  # a signal came to any process; what was trained is a checkpoint
-                return exits.PREEMPTED
+                return stopping.PREEMPTED
             with timed(seconds, "train"):
                 trainer.train(resume_from_checkpoint=start.checkpoint)
             if trainer.preempted():
-                return exits.PREEMPTED
+                return stopping.PREEMPTED
             trainer.write_model()  # no push yet: the card comes first
             after = measure(run, trainer, held_out, "after", seconds)
             if trainer.preempted():
-                return exits.PREEMPTED
+                return stopping.PREEMPTED
             if before is None or after is None:  # not the main process
-                return exits.DIVERGED if trainer.stop_reason else exits.DONE
+                return stopping.DIVERGED if trainer.stop_reason else stopping.DONE
             result |= trainer.outcome | {"metrics": compare(before, after)} | provenance(run, trainer.train_dataset)
             return report(trainer, before, after, start, **vars(run), **result, seconds=seconds)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    exits.run_program(lambda: program(argv))
+    stopping.run_program(lambda: program(argv))
 
 
 if __name__ == "__main__":

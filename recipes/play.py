@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from rookworld_trl.checkpointing.exits import run_program
+from rookworld_trl.checkpointing.stopping import run_program
 from rookworld_trl.chess.ladder import ladder_table, run_match
 from rookworld_trl.chess.openings import random_openings, read_openings
 from rookworld_trl.chess.specs import player, read_spec

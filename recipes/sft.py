@@ -3,8 +3,8 @@
     accelerate launch --quiet recipes/sft.py --config recipes/nano/sft/config_cpu.yaml
 
 Rows come from the positions that `recipes/generate_data.py positions` wrote. Run the same command again to resume; what
-was interrupted, damaged or finished is seen, and the exit code says how it went (`rookworld_trl.checkpointing.exits`).
-After a run that diverged, `--recovery_mode` goes back further and halves the learning rates.
+was interrupted, damaged or finished is seen, and the exit code says how it went (docs/resume.md). After a run that
+diverged, `--recovery_mode` goes back further and halves the learning rates.
 """
 
 if __name__ == "__main__":
@@ -27,10 +27,8 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast, s
 
 from recipes.making.trees import VERSION, Words, position_trees, read_positions, with_twins
 from rookworld_trl import plugins
-from rookworld_trl.checkpointing.exits import DONE, PREEMPTED, needs_disk, reported, run_program
-from rookworld_trl.checkpointing.identity import weights_digest
-from rookworld_trl.checkpointing.lock import locked
-from rookworld_trl.checkpointing.resume import choose_start, mark_finished
+from rookworld_trl.checkpointing.resume import choose_start, mark_finished, weights_digest
+from rookworld_trl.checkpointing.stopping import DONE, PREEMPTED, locked, needs_disk, reported, run_program
 from rookworld_trl.chess.splits import HELD_OUT_ANSWERS
 from rookworld_trl.files import write_atomically
 from rookworld_trl.modeling.hub import hide_token

@@ -19,7 +19,7 @@ from trl import GRPOConfig
 
 from recipes import evaluate, generate_data, grpo, play, report, sft
 from rookworld_trl import doctor
-from rookworld_trl.checkpointing import exits
+from rookworld_trl.checkpointing import stopping
 from rookworld_trl.chess import uci
 from rookworld_trl.modeling.loading import NANO_FOLDER
 from rookworld_trl.settings.parser import parse
@@ -297,7 +297,7 @@ def test_generated_tables_are_those_of_the_classes_and_of_the_measurements():
 
 def test_the_exit_codes_are_those_of_the_programs():
     table = re.findall(r"^\| (\d+) \|", (ROOT / "docs" / "resume.md").read_text(), flags=re.MULTILINE)
-    codes = {value for name, value in vars(exits).items() if name.isupper() and type(value) is int}
+    codes = {value for name, value in vars(stopping).items() if name.isupper() and type(value) is int}
     assert {int(code) for code in table} == codes
 
 

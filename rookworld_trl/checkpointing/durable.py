@@ -18,10 +18,9 @@ from transformers.utils import logging
 
 from rookworld_trl import ranks
 from rookworld_trl.checkpointing import resume, store
-from rookworld_trl.checkpointing.identity import RunIdentity, settings
-from rookworld_trl.checkpointing.lock import locked, reclaim
-from rookworld_trl.checkpointing.preemption import Preemption
+from rookworld_trl.checkpointing.resume import ResumeError, RunIdentity
 from rookworld_trl.checkpointing.state import load_tree, save_tree
+from rookworld_trl.checkpointing.stopping import Preemption, locked, reclaim
 from rookworld_trl.checkpointing.store import CheckpointError, Kind
 
 logger = logging.get_logger(__name__)
@@ -44,6 +43,7 @@ class DurableTrainer(Trainer):
     """
 
     args: Any
+    control: Any
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -77,12 +77,7 @@ class DurableTrainer(Trainer):
 
     def _write_parts(self, folder: Path) -> None:
         """Files of the main process beside those of transformers."""
-        save_tree(folder, resume.RUN_FILE, self.identity.state_dict())
-
-    def _also_kept(self) -> list[Path]:
-        """Regular checkpoints that stay, however old."""
-        best = self.state.best_model_checkpoint
-        return [*self._stable.candidates[:1], *([Path(best)] if best else [])]
+        save_tree(folder, resume.RUN_FILE, vars(self.identity))
 
     # Writing
 
@@ -106,10 +101,12 @@ class DurableTrainer(Trainer):
         self._saved(folder)
 
     def _saved(self, folder: Path) -> None:
-        """What follows a regular checkpoint."""
+        """What follows a regular checkpoint: older ones go, but for the best and for one that may yet become stable."""
         self._stable.candidates.append(folder)
+        best = self.state.best_model_checkpoint
+        kept = [*self._stable.candidates[:1], *([Path(best)] if best else [])]
         if self.args.should_save:
-            store.prune(folder.parent, "checkpoint", self.args.save_total_limit, self._also_kept())
+            store.prune(folder.parent, "checkpoint", self.args.save_total_limit, kept)
 
     def write_checkpoint(self, kind: Kind, trial: Any = None, extra: Mapping[str, Any] | None = None) -> Path:
         """Write the present state as `<kind>-<step>` in the output folder; every process must call this.
@@ -121,46 +118,52 @@ class DurableTrainer(Trainer):
         Raises:
             CheckpointError: it could not be written.
         """
-        output_dir = Path(super()._get_output_dir(trial))
-        final = output_dir / f"{kind}-{self.state.global_step}"
-        staging = output_dir / f"{store.STAGING}{final.name}"
-        folder = staging / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"  # transformers appends this name
-        with self._all_or_none(final):
-            if self.args.should_save:
-                reclaim(output_dir)
-                shutil.rmtree(staging, ignore_errors=True)
-                staging.mkdir(parents=True)
-        try:
-            with self._all_or_none(final):
-                self._staging = staging
+        final = Path(super()._get_output_dir(trial)) / f"{kind}-{self.state.global_step}"
+        inner = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"  # transformers appends this name
+        with self._staged(final, inner) as folder:
+            self._staging = folder.parent
+            try:
                 super()._save_checkpoint(self.model, trial)
+            finally:
                 self._staging = None
-                self._name_best(staging)
-                save_tree(folder, f"progress_{self.args.process_index}", self.progress())
-                if self.args.should_save:
-                    self._finish(folder, extra)
-            with self._all_or_none(final):
-                if self.args.should_save:
-                    store.commit(folder, final)
-        finally:
-            self._staging = None
+            best = self.state.best_model_checkpoint
+            if best is not None and Path(best) == folder:
+                self.state.best_model_checkpoint = str(final.with_name(inner))
+            save_tree(folder, f"progress_{self.args.process_index}", self.progress())
             if self.args.should_save:
-                shutil.rmtree(staging, ignore_errors=True)
+                self._write_parts(folder)
+                if extra is not None:
+                    save_tree(folder, EXTRA_FILE, dict(extra), other=str)
+                self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
         return final
 
-    def _name_best(self, staging: Path) -> None:
-        """If the best checkpoint is the one being written, call it by the place it is going to; in every process."""
-        best = self.state.best_model_checkpoint
-        if best is not None and Path(best).is_relative_to(staging):
-            self.state.best_model_checkpoint = str(staging.parent / Path(best).name)
+    @contextmanager
+    def _staged(self, final: Path, inner: str = "") -> Iterator[Path]:
+        """A folder for all processes to fill, which becomes `final` once all of them have come through the block.
 
-    def _finish(self, folder: Path, extra: Mapping[str, Any] | None) -> None:
-        self._write_parts(folder)
-        if extra is not None:
-            save_tree(folder, EXTRA_FILE, dict(extra), other=str)
-        self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
-        # A pickle of arbitrary objects that nobody needs: the arguments are in run.json.
-        (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)
+        Args:
+            inner: the folder's place below the one that is made.
+
+        Raises:
+            CheckpointError: some process could not write; what was there before is as it was.
+        """
+        staging, writes = final.with_name(store.STAGING + final.name), self.args.should_save
+        try:
+            with self._all_or_none(final):
+                if writes:
+                    reclaim(final.parent)
+                    shutil.rmtree(staging, ignore_errors=True)
+                    staging.mkdir(parents=True)
+            with self._all_or_none(final):
+                yield staging / inner
+            with self._all_or_none(final):
+                if writes:
+                    # A pickle of arbitrary objects that nobody needs: the arguments are in run.json.
+                    (staging / inner / TRAINING_ARGS_NAME).unlink(missing_ok=True)
+                    store.commit(staging / inner, final)
+        finally:
+            if writes:
+                shutil.rmtree(staging, ignore_errors=True)
 
     @contextmanager
     def _all_or_none(self, final: Path) -> Iterator[None]:
@@ -218,8 +221,7 @@ class DurableTrainer(Trainer):
         main = self.accelerator.is_main_process
         with locked(self.args.output_dir, main):
             start = ranks.decided(main, lambda: self._choose_start(resume_from_checkpoint))
-            checkpoint, state, self._learning_rate_factor = start
-            self.identity = RunIdentity.from_state(state)
+            checkpoint, self.identity, self._learning_rate_factor = start
             self.args.run_name = self.identity.run_name
             with self.preemption.watching(), self.identity.tracked(), self._telling_the_end():
                 return super().train(None if checkpoint is None else str(checkpoint), *args, **kwargs)
@@ -272,15 +274,15 @@ class DurableTrainer(Trainer):
         if not self._fingerprint:
             facts = json.loads(json.dumps(self.facts(), default=str))  # as they come back from a file, without tuples
             processes = {"processes": self.accelerator.num_processes}
-            self._fingerprint = {**settings(self.args, self._recipe), **processes, **facts}
+            self._fingerprint = {**resume.settings(self.args, self._recipe), **processes, **facts}
         return self._fingerprint
 
-    def _choose_start(self, wanted: str | Path | bool | None) -> tuple[Path | None, dict[str, Any], float]:
+    def _choose_start(self, wanted: str | Path | bool | None) -> tuple[Path | None, RunIdentity, float]:
         """Checkpoint, identity and learning rate factor of the start; in the main process alone."""
         output_dir = Path(self.args.output_dir)
         checkpoint = store.newest_valid(output_dir) if wanted is True else Path(wanted) if wanted else None
         if wanted is True and checkpoint is None:
-            raise resume.ResumeError(f"{output_dir} holds no checkpoint that verifies; train without one")
+            raise ResumeError(f"{output_dir} holds no checkpoint that verifies; train without one")
         fingerprint = self._run_fingerprint()
         identity, factor = RunIdentity(run_name=self.args.run_name, fingerprint=fingerprint), 1.0
         if checkpoint is not None:
@@ -291,7 +293,7 @@ class DurableTrainer(Trainer):
         resume.clear_the_way(output_dir, checkpoint)
         own = store.list_checkpoints(output_dir, ("checkpoint",))
         self._stable.candidates = [checkpoint] if checkpoint in own else []
-        return checkpoint, identity.state_dict(), factor
+        return checkpoint, identity, factor
 
     def preempted(self) -> bool:
         """Whether a signal has come to any process. What was trained is a checkpoint then, even at the last step.
@@ -328,7 +330,7 @@ class DurableTrainer(Trainer):
         loaded = {tensor.data_ptr() for name, tensor in state.items() if name not in load_result.missing_keys}
         missing = [name for name in load_result.missing_keys if state[name].data_ptr() not in loaded]  # not tied to one
         if missing or load_result.unexpected_keys:
-            raise resume.ResumeError(
+            raise ResumeError(
                 f"the checkpoint's weights are another model's: missing {missing}, unexpected "
                 f"{list(load_result.unexpected_keys)}; resume with the `model` that the run started from"
             )
@@ -358,9 +360,8 @@ class _StepEnd(TrainerCallback):
     ) -> TrainerControl:
         trainer = self.trainer
         trainer._stable.step_done(state.global_step, trainer.last_fault, trainer.args.should_save)
-        preemption = self.trainer.preemption
-        if ranks.anywhere(bool(preemption.signal), self.trainer.accelerator):
-            preemption.signal = preemption.signal or "a signal to another process"
-            logger.warning(f"stopping at step {state.global_step}: {preemption.signal}")
+        if ranks.anywhere(bool(trainer.preemption.signal), trainer.accelerator):
+            trainer.preemption.signal = trainer.preemption.signal or "a signal to another process"
+            logger.warning(f"stopping at step {state.global_step}: {trainer.preemption.signal}")
             control.should_save = control.should_training_stop = True
         return control

@@ -1,39 +1,68 @@
-"""Where a run starts from: nowhere, a checkpoint that was named, or the newest that can be trusted.
+"""Where a run starts from (nowhere, a checkpoint that was named, or the newest that can be trusted), and as which run.
 
 --resume_from_checkpoint PATH  exactly there; it must verify
 --auto_resume                  the newest that verifies; what does not is set aside; a finished run is a no-op;
                                with no checkpoint at all, the beginning
 --recovery_mode                the newest stable checkpoint, at half the learning rate and twice the KL penalty
+
+A resumed run is the run that wrote the checkpoint if this package's own settings, and the digests of data, weights,
+tokenizer and rewards, are the same; those that say where something comes from may change as long as that stays what it
+is. Any other difference is logged, and takes effect from the resumed step on.
 """
 
+import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import os
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
+from datetime import UTC, datetime
+from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+from datasets import Dataset
 from torch.optim.lr_scheduler import LambdaLR
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils import logging
+from trl import GRPOConfig, SFTConfig
 
 from rookworld_trl import ranks
 from rookworld_trl.checkpointing import store
-from rookworld_trl.checkpointing.exits import BAD_INPUT, UNRECOVERABLE
-from rookworld_trl.checkpointing.identity import Changes, RunIdentity, compare, settings
 from rookworld_trl.checkpointing.state import load_tree
+from rookworld_trl.checkpointing.stopping import BAD_INPUT, UNRECOVERABLE
 from rookworld_trl.files import write_atomically
 
 logger = logging.get_logger(__name__)
 
 RUN_FILE = "run"  # .json in a checkpoint: who wrote it
 FINISHED_FILE = "finished.json"  # in the output folder, once everything is done
+RECOVERIES_FILE = "recoveries.json"  # beside it: how often each run, by its id, was restarted by `--recovery_mode`
+# What `--recovery_mode` does to the learning rate, each time it is given.
+RECOVERY_LEARNING_RATE = 0.5
 # How much is asked for: a finished run that is asked for more, or less, goes on.
 AMOUNTS = ("max_steps", "num_train_epochs", "max_train_minutes")
 
-RECOVERIES_FILE = "recoveries.json"  # beside it: how often each run, by its id, was restarted by `--recovery_mode`
-
-# What `--recovery_mode` does to the learning rate, each time it is given.
-RECOVERY_LEARNING_RATE = 0.5
+# How a program is started, which is no part of what it computes; `alert` may hold a secret.
+HOW_STARTED = (
+    *("alert", "auto_resume", "json", "log_file", "output_dir", "quiet", "recovery_mode", "resume_from_checkpoint"),
+    "run_name",
+)
+# Settings of our own that may change within a run: they measure, bound or place, or round differently, no more.
+MAY_CHANGE = (
+    *("attn_implementation", "beta_max", "beta_min", "engine_cache", "engine_workers", "eval_*", "expected_parameters"),
+    *("health_*", "kl_factor", "kl_interval", "kl_stop_threshold", "kl_target", "max_train_minutes", "peak_tflops"),
+    *("recovery", "recovery_*", "ref_device", "share_prefixes", "stable_*"),
+)
+UPSTREAM = {each.name for config in (GRPOConfig, SFTConfig) for each in fields(config)}
+# Fields that say where something comes from, by the digest that says what it is.
+BY_CONTENT = {
+    "train_dataset": ("dataset", "dataset_split", "streaming", "max_rows", "best_move", "illegal", "engine_nodes"),
+    "starting_weights": ("model", "model_revision", "model_commit"),
+}
 
 
 class ResumeError(ValueError):
@@ -46,6 +75,130 @@ class NothingToResumeError(ResumeError):
     """Checkpoints there are, but none that may be trusted: starting again would throw the run away in silence."""
 
     exit_code = UNRECOVERABLE
+
+
+# Who a run is
+
+
+@dataclass
+class RunIdentity:
+    """Who the run is; travels with every checkpoint.
+
+    Attributes:
+        run_id: the same for the run's whole life, restarts included.
+        started: first start, UTC, ISO 8601.
+        run_name: the tracker's name for it.
+        recoveries: how often `--recovery_mode` restarted it.
+        new_recoveries: how many of these the checkpoint that this start went on from did not know of.
+        fingerprint: all that decides what the run computes, as JSON values: arguments, processes, `facts`.
+    """
+
+    run_id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    started: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+    run_name: str | None = None
+    recoveries: int = 0
+    new_recoveries: int = 0
+    fingerprint: dict[str, Any] = field(default_factory=dict)
+
+    @contextmanager
+    def tracked(self) -> Iterator[None]:
+        """Inside the block, Weights & Biases draws one curve for the whole run, unless the user has named another."""
+        names = {"WANDB_RUN_ID": self.run_id, "WANDB_RESUME": "allow"}
+        ours = {name: value for name, value in names.items() if name not in os.environ}
+        os.environ.update(ours)
+        try:
+            yield
+        finally:
+            for name in ours:
+                os.environ.pop(name, None)
+
+
+def settings(args: Any, recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """Training arguments and a recipe's own fields as JSON values: as they come back from a file, without tuples."""
+    chosen = {name: value for name, value in {**recipe, **args.to_dict()}.items() if name not in HOW_STARTED}
+    return json.loads(json.dumps(chosen, default=str))
+
+
+def dataset_digests(dataset: Any, ordered: bool) -> dict[str, str] | None:
+    """SHA-256 of a dataset's rows in their order, by how many rows; None for a stream, which cannot be read twice.
+
+    Args:
+        ordered: the rows are trained on as they stand. Then the first 1, 2, 4, 8, ... rows have digests too: a run that
+            is to take more steps has more rows, and is the same run if it begins with the same ones.
+    """
+    if not isinstance(dataset, Dataset):
+        return None
+    digest, digests = hashlib.sha256(), {}
+    number = 0
+    # By value: the bytes of Arrow buffers differ between a file and a selection of its rows.
+    for table in dataset.with_format("arrow").iter(batch_size=1000):
+        for row in table.to_pylist():
+            digest.update(json.dumps(row, default=str).encode())
+            number += 1
+            if number == len(dataset) or (ordered and number.bit_count() == 1):
+                digests[str(number)] = digest.hexdigest()[:16]
+    return digests
+
+
+def _same_start(then: Any, now: Any) -> bool:
+    """Whether two `dataset_digests` are of rows of which the one begins with (at least half of) the other."""
+    if not isinstance(then, dict) or not isinstance(now, dict):
+        return False
+    common = then.keys() & now.keys()
+    return bool(common) and then[(most := max(common, key=int))] == now[most]
+
+
+def _same_content(field: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    then, value = before.get(field), now.get(field)
+    return _same_start(then, value) if field == "train_dataset" else bool(value) and then == value
+
+
+def weights_digest(weights: Mapping[str, torch.Tensor]) -> str:
+    """SHA-256 of tensors, names included."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(weights.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def tokenizer_digest(tokenizer: Any) -> str | None:
+    """SHA-256 of all that decides which tokens a text has; None for a tokenizer that cannot be written as JSON."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return None
+    state = json.loads(backend.to_str())
+    state |= {"padding": None, "truncation": None, "special": tokenizer.special_tokens_map}  # the two are of a call
+    return hashlib.sha256(json.dumps(state, sort_keys=True, default=str).encode()).hexdigest()
+
+
+Changes = dict[str, tuple[Any, Any]]  # fields that differ, by name: then and now
+
+
+def compare(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[Changes, Changes]:
+    """Changed fields that may change within a run, and those that may not.
+
+    Those that only one side knows come from another version, and may.
+    """
+    applied: Changes = {}
+    conflicts: Changes = {}
+    for name in sorted(before.keys() | now.keys()):
+        then, value = before.get(name), now.get(name)
+        same = then == value or (name == "train_dataset" and _same_start(then, value))
+        if same or any(name in names and _same_content(each, before, now) for each, names in BY_CONTENT.items()):
+            continue
+        decides = name in before and name in now and name not in UPSTREAM
+        decides = decides and not any(fnmatchcase(name, pattern) for pattern in MAY_CHANGE)
+        (conflicts if decides else applied)[name] = (then, value)
+    return applied, conflicts
+
+
+def spelled(fields: Changes) -> str:
+    """Changed fields, for a message."""
+    return "; ".join(f"`{name}` was {then!r} and is {now!r}" for name, (then, now) in fields.items()) or "nothing"
+
+
+# Where it starts
 
 
 @dataclass(frozen=True)
@@ -77,16 +230,19 @@ def choose_start(args: Any, recipe: Mapping[str, Any] | None = None) -> Start:
         NothingToResumeError: `auto_resume`, and none of the checkpoints verifies.
     """
     asked = settings(args, recipe or {})
-    return ranks.decided(args.process_index == 0, lambda: _choose_start(args, Path(args.output_dir), asked))
+    return Start(
+        *ranks.decided(args.process_index == 0, partial(_choose_start, args, Path(args.output_dir), asked)), asked
+    )
 
 
-def _choose_start(args: Any, output_dir: Path, asked: Mapping[str, Any]) -> Start:
+def _choose_start(args: Any, output_dir: Path, asked: Mapping[str, Any]) -> tuple[Path | None, bool]:
+    """The checkpoint, and whether there is nothing left to do."""
     if args.resume_from_checkpoint:
         checkpoint = Path(args.resume_from_checkpoint)
         check_whole(checkpoint)
-        return Start(checkpoint, asked=asked)
+        return checkpoint, False
     if not (args.auto_resume or args.recovery_mode):
-        return Start(asked=asked)
+        return None, False
     store.sweep(output_dir)
     if args.recovery_mode:
         stable = store.newest_valid(output_dir, ("stable",))
@@ -95,17 +251,13 @@ def _choose_start(args: Any, output_dir: Path, asked: Mapping[str, Any]) -> Star
                 f"`recovery_mode` starts from a stable checkpoint, and {output_dir} holds none that verifies. Give "
                 "one by `resume_from_checkpoint`, or start again with other settings"
             )
-        return Start(stable, asked=asked)
+        return stable, False
     if is_finished(output_dir, asked):
-        logger.warning(
-            f"{output_dir}: the run is finished; nothing to do. Raise `max_steps` to go on with it, by the schedule of "
-            "a run of so many steps; another `learning_rate` counts from there on"
-        )
-        return Start(finished=True, asked=asked)
+        return None, True
     for folder in store.list_checkpoints(output_dir):
         problems = store.verify(folder, finite=True)
         if not problems:
-            return Start(folder, asked=asked)
+            return folder, False
         store.set_aside(folder, "; ".join(problems))
     quarantined = sorted(path.name for path in output_dir.glob("quarantined-*"))
     if quarantined:
@@ -113,7 +265,7 @@ def _choose_start(args: Any, output_dir: Path, asked: Mapping[str, Any]) -> Star
             f"{output_dir} holds no checkpoint that verifies ({', '.join(quarantined)}: the reasons are in their "
             f"{store.REASON_FILE}). Move them away to start from the beginning"
         )
-    return Start(asked=asked)
+    return None, False
 
 
 def check_whole(checkpoint: Path) -> None:
@@ -130,10 +282,7 @@ def check_whole(checkpoint: Path) -> None:
 
 
 def compared(checkpoint: Path, now: Mapping[str, Any]) -> tuple[RunIdentity, Changes]:
-    """Hold the run that starts against the one that wrote `checkpoint`. Changes nothing.
-
-    Args:
-        now: fingerprint of the run that starts.
+    """Hold the run that starts, by its fingerprint, against the one that wrote `checkpoint`. Changes nothing.
 
     Returns:
         The run's identity then, and what is another now.
@@ -142,20 +291,16 @@ def compared(checkpoint: Path, now: Mapping[str, Any]) -> tuple[RunIdentity, Cha
         ResumeError: fields that cannot change within a run have changed; the message names each.
     """
     try:
-        identity = RunIdentity.from_state(load_tree(checkpoint, RUN_FILE))
+        identity = RunIdentity(**load_tree(checkpoint, RUN_FILE))
     except (TypeError, ValueError) as error:
         raise ResumeError(f"{checkpoint / RUN_FILE}.json: {error}") from error
-    changes = compare(identity.fingerprint, now)
-    if changes.conflicts:
+    changes, conflicts = compare(identity.fingerprint, now)
+    if changes.get("learning_rate", (1.0,))[0] == 0:  # its schedule is all zeros and cannot be scaled
+        conflicts["learning_rate"] = changes.pop("learning_rate")
+    if conflicts:
         raise ResumeError(
-            f"{checkpoint} belongs to a run with other settings: {changes}. Restore them to go on with that run, or "
-            f"start a new one in another `output_dir` with {checkpoint} as its `model`"
-        )
-    rate, value = changes.applied.get("learning_rate", (1.0, 1.0))
-    if not rate:
-        raise ResumeError(
-            f"{checkpoint}: `learning_rate` was 0 and is {value!r}: its schedule is all zeros and cannot be "
-            f"scaled. Go on at 0, or start a new run in another `output_dir` with {checkpoint} as its `model`"
+            f"{checkpoint} belongs to a run with other settings: {spelled(conflicts)}. Restore them to go on "
+            f"with that run, or start a new one in another `output_dir` with {checkpoint} as its `model`"
         )
     return identity, changes
 
@@ -174,9 +319,9 @@ def admit(checkpoint: Path, now: dict[str, Any], recovering: Path | None) -> tup
         ResumeError: see `compared`.
     """
     identity, changes = compared(checkpoint, now)
-    for name, (then, value) in changes.applied.items():
-        logger.warning(f"resuming from {checkpoint} with a change: `{name}` was {then!r} and is {value!r} from here on")
-    then, value = changes.applied.get("learning_rate", (1.0, 1.0))
+    if changes:
+        logger.warning(f"resuming from {checkpoint} with other settings from here on: {spelled(changes)}")
+    then, value = changes.get("learning_rate", (1.0, 1.0))
     factor = value / then
     identity.new_recoveries = 0
     if recovering is not None:
@@ -291,15 +436,22 @@ def is_finished(output_dir: Path, asked: Mapping[str, Any]) -> bool:
         then, problems = dict(note["asked"]), store.damage(output_dir, note["files"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
-    changes = compare(then, asked)
-    if changes.conflicts:
+    changes, conflicts = compare(then, asked)
+    if conflicts:
         raise ResumeError(
-            f"{output_dir} holds a finished run with other settings: {changes}. Give this one another `output_dir`, or "
-            "restore them"
+            f"{output_dir} holds a finished run with other settings: {spelled(conflicts)}. Give this one "
+            "another `output_dir`, or restore them"
         )
     if problems:
         logger.warning(
             f"{output_dir} holds a finished run, but of its model {'; '.join(problems)}: going on from the newest "
             "checkpoint, or the beginning"
         )
-    return not problems and all(then.get(name) == asked.get(name) for name in AMOUNTS)
+    if problems or any(then.get(name) != asked.get(name) for name in AMOUNTS):
+        return False
+    logger.warning(
+        f"{output_dir}: the run is finished; nothing to do, whatever else has changed ({spelled(changes)}). "
+        "Raise `max_steps` to go on with it, by the schedule of a run of so many steps; another `learning_rate` counts "
+        "from there on"
+    )
+    return True

@@ -28,7 +28,7 @@ from safetensors import SafetensorError, safe_open
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.utils import WEIGHTS_NAME, logging
 
-from rookworld_trl.checkpointing.exits import DiskError
+from rookworld_trl.checkpointing.stopping import DiskError
 from rookworld_trl.modeling.hub import PUSHING
 
 logger = logging.get_logger(__name__)
@@ -83,18 +83,10 @@ def commit(staged: Path, final: Path) -> None:
         OSError: disk full, no permission; `final` is then as it was.
     """
     files = _files(staged)
-    for path in files:
-        _sync(path)
     with (staged / MANIFEST_FILE).open("w", encoding="utf-8") as file:
         json.dump({"files": described(staged, files)}, file, indent=1)
-    publish(staged, final)
-
-
-def publish(staged: Path, final: Path) -> None:
-    """The last part of `commit`, for a folder that has its manifest."""
-    _sync(staged / MANIFEST_FILE)
-    for folder in (*(path for path in staged.rglob("*") if path.is_dir()), staged):
-        _sync(folder)
+    for path in (*files, staged / MANIFEST_FILE, *(each for each in staged.rglob("*") if each.is_dir()), staged):
+        _sync(path)
     replaced = final.with_name(REPLACED + final.name)
     if final.exists():  # no call swaps two folders; `sweep` puts the old one back if the run ends in between
         shutil.rmtree(replaced, ignore_errors=True)
@@ -256,9 +248,7 @@ def promote(checkpoint: Path, limit: int) -> Path:
         problems = verify(staged, finite=True)
         if problems:
             raise CheckpointError(f"{checkpoint} is not made stable: {'; '.join(problems)}")
-        for path in _files(staged):
-            _sync(path)
-        publish(staged, final)
+        commit(staged, final)
     finally:
         shutil.rmtree(staged, ignore_errors=True)
     prune(checkpoint.parent, "stable", max(1, limit))

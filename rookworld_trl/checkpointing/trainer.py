@@ -4,12 +4,15 @@ It knows where TRL stands between two steps, and nothing of what the layer above
 """
 
 import copy
-from collections.abc import Iterator, Mapping
+import random
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 from transformers.trainer_utils import HubStrategy, IntervalStrategy
 from transformers.utils import logging
@@ -18,13 +21,17 @@ from trl import GRPOTrainer
 from trl.trainer.utils import RepeatSampler
 
 from rookworld_trl import ranks
-from rookworld_trl.checkpointing import exits, identity, rescue, store, watching
+from rookworld_trl.checkpointing import resume, store
 from rookworld_trl.checkpointing.durable import DurableTrainer
 from rookworld_trl.checkpointing.state import Stateful, load_state, save_state
-from rookworld_trl.checkpointing.watching import Evaluator
+from rookworld_trl.checkpointing.stopping import others_wait
+from rookworld_trl.checkpointing.store import MODEL_FOLDER, CheckpointError
 from rookworld_trl.modeling.hub import check_write, explained, push_in_background
 
 logger = logging.get_logger(__name__)
+
+# Takes the policy as a plain model and the held-out rows; a metric that is not defined on them is NaN.
+Evaluator = Callable[[PreTrainedModel, Any], Mapping[str, float]]
 
 
 class EpochSampler(RepeatSampler):
@@ -54,7 +61,6 @@ class DurableGRPOTrainer(DurableTrainer, GRPOTrainer):
         evaluator: see `watch_with`.
     """
 
-    control: Any
     evaluator: Evaluator | None = None
     _buffered_inputs: Any
 
@@ -65,13 +71,16 @@ class DurableGRPOTrainer(DurableTrainer, GRPOTrainer):
         self._epoch_sampler: EpochSampler | None = None
 
     def facts(self) -> dict[str, Any]:
-        weights = self._starting_weights()
+        args, weights = self.args, self._starting_weights()
         return {
             "rewards": list(self.reward_func_names),
-            "train_dataset": identity.dataset_digests(self.train_dataset, ordered=not self.args.shuffle_dataset),
-            "starting_weights": identity.weights_digest(weights) if weights else None,
+            "train_dataset": resume.dataset_digests(self.train_dataset, ordered=not args.shuffle_dataset),
+            "starting_weights": resume.weights_digest(weights) if weights else None,
             "model_commit": getattr(self.model.config, "_commit_hash", None),  # of a model from the Hub
-            "tokenizer": identity.tokenizer_digest(self.processing_class),
+            "tokenizer": resume.tokenizer_digest(self.processing_class),
+            # In which the place of a checkpoint is counted.
+            "batches": [args.per_device_train_batch_size, self.num_generations, args.steps_per_generation],
+            "accumulation": [args.gradient_accumulation_steps, self.num_iterations],
         }
 
     @property
@@ -106,24 +115,30 @@ class DurableGRPOTrainer(DurableTrainer, GRPOTrainer):
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """Measure the policy as it is, and log it; training goes on as if nothing had been measured.
-
-        Raises:
-            ValueError: `metric_for_best_model` is none of the metrics.
-        """
-        with watching.undisturbed(self.model):
+        """Measure the policy as it is, and log it; training goes on as if nothing had been measured."""
+        with _undisturbed(self.model):
             if self.evaluator is None:
                 return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
             main, found = self.accelerator.is_main_process, {}
-            with exits.others_wait():
+            with others_wait():
                 if main:
                     rows = self.eval_dataset if eval_dataset is None else eval_dataset
                     found = dict(self.evaluator(self.merged_model(), rows))
             found = ranks.decided(main, lambda: found)
-            metrics = watching.with_best(found, metric_key_prefix, self.args, self.state)
-            self.log(dict(metrics))  # in evaluation mode: TRL leaves the metrics of training for their own log
+            metrics = {f"{metric_key_prefix}_{name}": float(value) for name, value in found.items()}
+            self.log(metrics | self._best(metrics, metric_key_prefix))  # in evaluation mode: training's wait for theirs
             self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
             return metrics
+
+    def _best(self, metrics: Mapping[str, float], prefix: str) -> dict[str, float]:
+        """`best` and `best_step` with these metrics, where one of them chooses; transformers only knows afterwards."""
+        args, best, step = self.args, self.state.best_metric, self.state.best_global_step
+        chosen = args.metric_for_best_model or ""
+        value = metrics.get(chosen if chosen.startswith("eval_") else f"eval_{chosen}", float("nan"))
+        if value == value and (best is None or (value > best if args.greater_is_better else value < best)):
+            best, step = value, self.state.global_step
+        known = chosen and best is not None and step is not None
+        return {f"{prefix}_best": best, f"{prefix}_best_step": float(step)} if known else {}
 
     @property
     def outcome(self) -> dict[str, Any]:
@@ -178,16 +193,14 @@ class DurableGRPOTrainer(DurableTrainer, GRPOTrainer):
     def progress(self) -> dict[str, Any]:
         """Also where this process stands in TRL's generation cycle."""
         cycle = self.args.steps_per_generation * self.num_iterations
+        logs = {
+            "rows": {name: list(self._logs[name]) for name in ("prompt", "completion", "advantages")},
+            **{part: {name: list(each) for name, each in self._logs[part].items()} for part in ("rewards", "extra")},
+        }
         return {
             "step": self._step,
             "buffered_inputs": self._buffered_inputs if self._step % cycle else None,
-            "logs": {
-                "rows": {name: list(self._logs[name]) for name in ("prompt", "completion", "advantages")},
-                "rewards": {name: list(values) for name, values in self._logs["rewards"].items()},
-                "extra": {name: list(values) for name, values in self._logs["extra"].items()},
-            }
-            if self.log_completions
-            else None,
+            "logs": logs if self.log_completions else None,
             **super().progress(),
         }
 
@@ -213,14 +226,12 @@ class DurableGRPOTrainer(DurableTrainer, GRPOTrainer):
             return
         reference = self._plain_reference()
         self.reference_replaced = load_state(Path(checkpoint), self.controls, reference, self.accelerator.device)
-        progress = self._restored
-        self._step, self._buffered_inputs = progress["step"], progress["buffered_inputs"]
-        if progress["logs"] is not None and self.log_completions:
-            for name, values in progress["logs"]["rows"].items():
-                self._logs[name].extend(values)
-            for part in ("rewards", "extra"):
-                for name, values in progress["logs"][part].items():
-                    self._logs[part][name].extend(values)
+        self._step, self._buffered_inputs = self._restored["step"], self._restored["buffered_inputs"]
+        if self._restored["logs"] is not None and self.log_completions:
+            for part, kept in self._restored["logs"].items():
+                target = self._logs if part == "rows" else self._logs[part]
+                for name, values in kept.items():
+                    target[name].extend(values)
 
     def _get_train_sampler(self, dataset: Any = None) -> Any:
         sampler = super()._get_train_sampler(dataset)
@@ -255,15 +266,34 @@ class DurableGRPOTrainer(DurableTrainer, GRPOTrainer):
             self.processing_class.save_pretrained(folder)
 
     def write_model(self) -> None:
-        """Write the policy so into `checkpoint/` of the output folder; see `rescue.write_model`."""
-        rescue.write_model(self.save_merged, Path(self.args.output_dir), self.accelerator.is_main_process)
+        """Write the policy so into `checkpoint/` of the output folder, whole or not at all, with a manifest.
+
+        Raises:
+            CheckpointError: it could not be written.
+        """
+        with self._staged(Path(self.args.output_dir, MODEL_FOLDER)) as folder:
+            self.save_merged(folder)
 
     @contextmanager
     def at_work(self) -> Iterator[None]:
-        """All of a run: signals are watched for, a full disk costs no trained model, and in the end it is closed."""
-        rescued = rescue.rescued(self.save_merged, Path(self.args.output_dir), self.accelerator.is_main_process)
-        with closing(self), self.preemption.watching(), rescued:
-            yield
+        """All of a run: signals are watched for, and in the end it is closed.
+
+        Where a checkpoint that cannot be written ends it, its model, a third of one, is kept: what a checkpoint that
+        was cut off leaves behind is often room enough.
+
+        Raises:
+            CheckpointError: the block's, with the place where the model is.
+        """
+        with closing(self), self.preemption.watching():
+            try:
+                yield
+            except CheckpointError as error:
+                try:
+                    self.write_model()
+                except CheckpointError:
+                    raise CheckpointError(f"{error}. Its model could not be saved either") from error
+                kept = Path(self.args.output_dir, MODEL_FOLDER)
+                raise CheckpointError(f"{error}. The model as trained so far is whole in {kept}") from error
 
     def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
         """Make the repository, with errors that say what to do."""
@@ -276,3 +306,17 @@ class DurableGRPOTrainer(DurableTrainer, GRPOTrainer):
         engine = getattr(getattr(self, "vllm_generation", None), "llm", None)
         if engine is not None:
             engine.llm_engine.engine_core.shutdown()
+
+
+@contextmanager
+def _undisturbed(model: nn.Module) -> Iterator[None]:
+    """Run the block with the model in evaluation mode; every generator of random numbers then goes on as before."""
+    training, own, numbers = model.training, random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng():
+            model.eval()
+            yield
+    finally:
+        random.setstate(own)
+        np.random.set_state(numbers)
+        model.train(training)

@@ -34,7 +34,7 @@ def hide_token(args: Any) -> None:
 class PushError(ValueError):
     """A checkpoint could not be pushed; it is still on disk. The message says how to push it again."""
 
-    exit_code = 2  # bad input, as `rookworld_trl.checkpointing.exits` has it: a name, a token, a network
+    exit_code = 2  # bad input, as `rookworld_trl.checkpointing.stopping` has it: a name, a token, a network
 
 
 @contextmanager

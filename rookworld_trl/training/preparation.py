@@ -17,8 +17,7 @@ from transformers.pytorch_utils import Conv1D
 from trl.import_utils import is_vllm_available
 from trl.trainer import grpo_trainer
 
-from rookworld_trl.checkpointing.exits import needs_disk
-from rookworld_trl.checkpointing.lock import check_output_dir
+from rookworld_trl.checkpointing.stopping import check_output_dir, needs_disk
 from rookworld_trl.modeling.hooks import replaced
 from rookworld_trl.modeling.hub import hide_token
 from rookworld_trl.modeling.positions import install_position_hook

@@ -28,9 +28,9 @@ from transformers import TrainerCallback, TrainerState
 from transformers.utils import logging
 
 from rookworld_trl import ranks
-from rookworld_trl.checkpointing.exits import UNRECOVERABLE
 from rookworld_trl.checkpointing.resume import counts_in, keep_counts, scale_learning_rate
 from rookworld_trl.checkpointing.state import Remembers, Stateful, copy_tree, finite, numbers_finite
+from rookworld_trl.checkpointing.stopping import UNRECOVERABLE
 from rookworld_trl.files import append_line
 from rookworld_trl.modeling.hooks import hooked
 from rookworld_trl.training.gates import GateResult

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from benchmarks import nano3
 from recipes.sft import SFTRecipe, new_model
-from rookworld_trl.checkpointing.exits import DONE
+from rookworld_trl.checkpointing.stopping import DONE
 from rookworld_trl.checkpointing.store import newest_valid
 from rookworld_trl.chess import policy
 from rookworld_trl.modeling.loading import load

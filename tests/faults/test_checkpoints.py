@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -68,9 +69,8 @@ def test_manifest_against_an_independent_hash(tmp_path: Path) -> None:
     assert set(json.loads((folder / "manifest.json").read_text())["files"]) == set(FILES)
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_weights_that_are_not_finite_do_not_verify(tmp_path: Path, value: float) -> None:
-    good, bad = write(tmp_path, "checkpoint-1"), write(tmp_path, "checkpoint-2", weight=value)
+def test_weights_that_are_not_finite_do_not_verify(tmp_path: Path) -> None:
+    good, bad = write(tmp_path, "checkpoint-1"), write(tmp_path, "checkpoint-2", weight=float("inf"))
     assert store.verify(bad) == []  # undamaged
     assert store.verify(bad, finite=True) == ["model.safetensors holds NaN or Inf in w"]
     assert store.newest_valid(tmp_path) == good
@@ -202,34 +202,32 @@ def killed_at(operation: int, monkeypatch: pytest.MonkeyPatch, work: Callable[[]
     return True
 
 
-@pytest.mark.parametrize("work", ["commit", "replace", "promote", "prune"])
+WORK: dict[str, tuple[Callable[[Path], object], set[str]]] = {
+    "commit": (lambda folder: write(folder, "checkpoint-2"), {"checkpoint-1", "checkpoint-2"}),
+    "replace": (lambda folder: write(folder, "checkpoint-1", 2.0), {"checkpoint-1"}),
+    "promote": (lambda folder: store.promote(folder / "checkpoint-1", 2), {"checkpoint-1", "stable-1"}),
+    "prune": (lambda folder: store.prune(folder, "checkpoint", 1), {"checkpoint-1", "checkpoint-2"}),
+}
+
+
+@pytest.mark.parametrize("name", WORK)
 def test_a_kill_at_any_file_operation_leaves_a_whole_checkpoint(
-    tmp_path: Path, work: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After each kill and a sweep: the newest valid checkpoint is the old or the new one, and no litter is left."""
+    work, allowed = WORK[name]
     operation, done = 0, False
     while not done:
         operation += 1
-        output_dir = tmp_path / str(operation)
-        old = write(output_dir, "checkpoint-1")
-        (output_dir / ".pushing-checkpoint-1").mkdir()  # an upload that an earlier kill cut off
-        if work == "commit":
-            done = killed_at(operation, monkeypatch, lambda d=output_dir: write(d, "checkpoint-2"))  # type: ignore[misc]
-            allowed = {"checkpoint-1", "checkpoint-2"}
-        elif work == "replace":
-            done = killed_at(operation, monkeypatch, lambda d=output_dir: write(d, "checkpoint-1", 2.0))  # type: ignore[misc]
-            allowed = {"checkpoint-1"}
-        elif work == "promote":
-            done = killed_at(operation, monkeypatch, lambda o=old: store.promote(o, 2))  # type: ignore[misc]
-            allowed = {"checkpoint-1", "stable-1"}
-        else:
-            write(output_dir, "checkpoint-2")
-            done = killed_at(operation, monkeypatch, lambda d=output_dir: store.prune(d, "checkpoint", 1))  # type: ignore[misc]
-            allowed = {"checkpoint-1", "checkpoint-2"}
-        store.sweep(output_dir)
-        newest = store.newest_valid(output_dir)
-        assert newest is not None, f"{work} killed at operation {operation}"
-        assert {folder.name for folder in output_dir.iterdir()} <= allowed
-        for folder in store.list_checkpoints(output_dir):
-            assert store.verify(folder) == [], f"{work} killed at operation {operation}: {folder.name}"
+        folder = tmp_path / str(operation)
+        write(folder, "checkpoint-1")
+        if name == "prune":
+            write(folder, "checkpoint-2")
+        (folder / ".pushing-checkpoint-1").mkdir()  # an upload that an earlier kill cut off
+        done = killed_at(operation, monkeypatch, partial(work, folder))
+        store.sweep(folder)
+        assert store.newest_valid(folder) is not None, f"{name} killed at operation {operation}"
+        assert {each.name for each in folder.iterdir()} <= allowed
+        for each in store.list_checkpoints(folder):
+            assert store.verify(each) == [], f"{name} killed at operation {operation}: {each.name}"
     assert operation > 2

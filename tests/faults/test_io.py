@@ -4,14 +4,13 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from rookworld_trl.checkpointing.exits import UNRECOVERABLE, DiskError
+from rookworld_trl.checkpointing.stopping import UNRECOVERABLE, DiskError
 from rookworld_trl.checkpointing.store import newest_valid
 from rookworld_trl.files import append_line, write_atomically
 from rookworld_trl.reports.run import read_run
@@ -105,27 +104,6 @@ def test_a_full_temporary_folder_is_named_at_once(tmp_path: Path) -> None:
     with files_end_at(9_000), pytest.raises(DiskError, match=found) as error:
         make_trainer(tmp_path / "run")
     assert error.value.exit_code == UNRECOVERABLE
-
-
-def test_clocks_may_jump(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A day back at every look, and the newest checkpoint dated as the oldest: resuming goes by steps."""
-    now = [time.time()]
-
-    def earlier() -> float:
-        now[0] -= 86_400
-        return now[0]
-
-    monkeypatch.setattr(time, "time", earlier)
-    trainer = make_trainer(tmp_path, max_steps=3)
-
-    trainer.train()
-    for age, folder in enumerate(sorted(tmp_path.glob("checkpoint-*"))):
-        os.utime(folder, (1e9 - age, 1e9 - age))
-    assert trainer.state.global_step == 3
-    assert newest_valid(tmp_path) == tmp_path / "checkpoint-3"
-    resumed = make_trainer(tmp_path, max_steps=4)
-    resumed.train(resume_from_checkpoint=True)
-    assert resumed.state.global_step == 4
 
 
 PROGRAM = """

@@ -13,8 +13,15 @@ import pytest
 from transformers import TrainerCallback
 
 from rookworld_trl.checkpointing import store
-from rookworld_trl.checkpointing.exits import BAD_INPUT, UNRECOVERABLE, reported
-from rookworld_trl.checkpointing.lock import LOCK_FILE, FolderInUseError, locked, reclaim
+from rookworld_trl.checkpointing.stopping import (
+    BAD_INPUT,
+    LOCK_FILE,
+    UNRECOVERABLE,
+    FolderInUseError,
+    locked,
+    reclaim,
+    reported,
+)
 from rookworld_trl.checkpointing.store import CheckpointError
 from tests.support.processes import ROOT, another_run
 from tests.support.toy import make_trainer
@@ -53,7 +60,7 @@ def test_the_same_process_may_take_it_again(tmp_path: Path) -> None:
 
 KILLED = """
 import os, signal, sys, time
-from rookworld_trl.checkpointing.lock import locked
+from rookworld_trl.checkpointing.stopping import locked
 with locked(sys.argv[1]):
     child = os.fork()
     if child == 0:

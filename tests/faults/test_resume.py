@@ -22,7 +22,7 @@ from tests.support.toy import make_trainer
 CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "accumulation": {
         "gradient_accumulation_steps": 2,
-        "max_steps": 5,
+        "max_steps": 4,
         "logging_steps": 3,
         "lr_scheduler_type": "cosine",
         "advantage_baseline": "adaptive",
@@ -35,7 +35,7 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
         "gradient_accumulation_steps": 2,
         "steps_per_generation": 4,
         "num_iterations": 2,
-        "max_steps": 7,
+        "max_steps": 5,
         "logging_steps": 2,
         "kl_control": "multiplicative",
         "kl_target": 1e-4,
@@ -44,7 +44,7 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "epochs": {
         "rows": 6,
         "shuffle_dataset": True,
-        "max_steps": 8,
+        "max_steps": 5,
         "reference_reset_steps": 3,
         "rollout_backend": "transformers",
         "use_adaptive_entropy": True,
@@ -52,12 +52,13 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
     },
     "value head": {
         "use_gae": True,
-        "max_steps": 4,
+        "max_steps": 3,
         "lr_schedule": "advanced",
         "weight_decay": 0.1,
         "num_iterations": 2,
     },
-    "mining": {"mining": True, "rows": 16, "max_steps": 5, "gradient_accumulation_steps": 2, "num_iterations": 2},
+    "mining": {"mining": True, "rows": 16, "max_steps": 3, "gradient_accumulation_steps": 2, "num_iterations": 2},
+    "reference": {"sync_ref_model": True, "ref_model_sync_steps": 1, "ref_model_mixup_alpha": 0.5, "max_steps": 3},
     "adapters": {"use_peft": True, "lora_r": 2, "max_steps": 3, "num_iterations": 2},
 }
 
@@ -134,12 +135,14 @@ class SignalAt(TrainerCallback):
             self.trainer.preemption.signal = "SIGTERM"
 
 
-def worker(options: dict[str, Any], folder: str) -> None:
-    """Both of the above under torchrun."""
-    result = interrupted_everywhere(Path(folder), **options)
-    one_only = on_one_process_only(Path(folder), **options)
-    if result:
-        Path(folder, "result.json").write_text(json.dumps(result | one_only), encoding="utf-8")
+def worker(folder: str, names: list[str]) -> None:
+    """Both of the above under torchrun, for some of the configurations."""
+    for name in names:
+        options = {**CONFIGURATIONS[name], "per_device_train_batch_size": 2, "ddp_backend": "gloo"}
+        result = interrupted_everywhere(Path(folder, name), **options)
+        one_only = on_one_process_only(Path(folder, name), **options)
+        if result:
+            Path(folder, name, "result.json").write_text(json.dumps(result | one_only), encoding="utf-8")
 
 
 @pytest.mark.slow
@@ -153,16 +156,16 @@ def test_bit_equal_at_every_step(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("name", ["iterations", "epochs"])
-def test_bit_equal_at_every_step_on_two_processes(name: str, tmp_path: Path) -> None:
-    options = {**CONFIGURATIONS[name], "per_device_train_batch_size": 2, "ddp_backend": "gloo"}
-    called(worker, options, tmp_path)
-    found = json.loads((tmp_path / "result.json").read_text())
-    assert found.pop("signal") == [1, 1, True], "a signal to one process stops all at the same step, after a save"
-    assert found.pop("full disk") == ["failed", "failed"], "a save that fails in one process fails in all"
-    assert len(found) == options["max_steps"] + 1
-    assert {where: lines for where, lines in found.items() if lines} == {}
-    assert (tmp_path / "whole" / "checkpoint-1" / "progress_1.json").exists()
+def test_bit_equal_at_every_step_on_two_processes(tmp_path: Path) -> None:
+    names = ["iterations", "epochs"]
+    called(worker, tmp_path, names)
+    for name in names:
+        found = json.loads((tmp_path / name / "result.json").read_text())
+        assert found.pop("signal") == [1, 1, True], "a signal to one process stops all at the same step, after a save"
+        assert found.pop("full disk") == ["failed", "failed"], "a save that fails in one process fails in all"
+        assert len(found) == CONFIGURATIONS[name]["max_steps"] + 1
+        assert {where: lines for where, lines in found.items() if lines} == {}
+        assert (tmp_path / name / "whole" / "checkpoint-1" / "progress_1.json").exists()
 
 
 def change_weight(folder: Path) -> str:
@@ -172,13 +175,6 @@ def change_weight(folder: Path) -> str:
     return "model.safetensors['transformer.wte.weight']"
 
 
-def change_moment(folder: Path) -> str:
-    state = torch.load(folder / "optimizer.pt", weights_only=True)
-    state["state"][0]["exp_avg"][0, 0] += 1e-9
-    torch.save(state, folder / "optimizer.pt")
-    return "optimizer.pt['state'][0]['exp_avg']"
-
-
 def change_generator(folder: Path) -> str:
     path = folder / "rng_state.pth"
     state = torch.load(path, weights_only=False)
@@ -186,14 +182,6 @@ def change_generator(folder: Path) -> str:
     state["python"] = (python[0], (python[1][0] ^ 1, *python[1][1:]), python[2])
     torch.save(state, path)
     return "rng_state.pth['python'][1][0]"
-
-
-def change_log(folder: Path) -> str:
-    path = folder / "trainer_state.json"
-    state = json.loads(path.read_text())
-    state["log_history"][0]["loss"] += 1e-12
-    path.write_text(json.dumps(state))
-    return "trainer_state.json['log_history'][0]['loss']"
 
 
 def change_place_in_cycle(folder: Path) -> str:
@@ -207,7 +195,7 @@ def drop_file(folder: Path) -> str:
     return "scheduler.pt: only in one"
 
 
-CHANGES = [change_weight, change_moment, change_generator, change_log, change_place_in_cycle, drop_file]
+CHANGES = [change_weight, change_generator, change_place_in_cycle, drop_file]
 
 
 def test_the_comparison_can_fail(tmp_path: Path) -> None:

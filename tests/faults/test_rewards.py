@@ -22,6 +22,7 @@ from rookworld_trl.training.validation import KL_ESTIMATORS, KL_TYPES
 from tests.support.toy import make_trainer
 
 NAN, INF = math.nan, math.inf
+FEN = "4k3/8/8/8/8/8/8/4K2R w K - 0 1"
 
 
 def test_screening_by_hand() -> None:
@@ -47,9 +48,7 @@ def train_with(folder: Path, reward: Any, **options: Any) -> tuple[Any, list[tor
     return trainer, advantages
 
 
-@pytest.mark.parametrize(
-    ("scale", "baseline"), [("none", "group_mean"), ("batch", "group_mean"), ("group", "group_mean"), ("none", "ema")]
-)
+@pytest.mark.parametrize(("scale", "baseline"), [("none", "group_mean"), ("group", "group_mean"), ("batch", "ema")])
 def test_absurd_rewards_in_training(scale: str, baseline: str, tmp_path: Path) -> None:
     """Groups of two: an infinite reward beside a good one, a NaN beside an infinite one, two huge ones."""
 
@@ -97,14 +96,7 @@ async def broken_later(completions: list[str], **_: Any) -> list[float]:
     raise ZeroDivisionError("on purpose")
 
 
-class Broken:
-    __name__ = "object_with_call"
-
-    def __call__(self, completions: list[str], **_: Any) -> list[float]:
-        raise ZeroDivisionError("on purpose")
-
-
-@pytest.mark.parametrize("function", [broken, broken_later, Broken()])
+@pytest.mark.parametrize("function", [broken, broken_later])
 def test_an_exception_keeps_its_traceback(function: Callable[..., Any], tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, reward=function, save_strategy="no")
     before = [each.detach().clone() for each in trainer.model.parameters()]
@@ -176,21 +168,19 @@ def test_empty_and_padding_completions(tmp_path: Path, monkeypatch: pytest.Monke
     assert all(math.isfinite(row["loss"]) for row in rows)
 
 
-@pytest.mark.parametrize("text", ["", " ", "\x00", "<pad>" * 3, "M:", "+" * 9, "é" * 1000, "9" * 100_000, "M: E: B:"])
-def test_chess_rewards_of_nothing_are_the_bottom(text: str) -> None:
-    fen = "4k3/8/8/8/8/8/8/4K2R w K - 0 1"
-    moves, values = [["e1e2", "h1h8"]], [[10, 300]]
-    assert policy_reward([f"P: {fen}"], [text], legal_moves=moves, legal_cp=values) == [UNPARSABLE]
-    prompt = f"A: {fen}+h1h8+h1h8+"
-    assert environment_reward([prompt], [text], target=[None]) == [UNPARSABLE]
-    assert environment_reward_continuous([prompt], [text], target=[None]) == [UNPARSABLE]
+def test_chess_rewards_of_nothing_are_the_bottom() -> None:
+    moves, values, prompt = [["e1e2", "h1h8"]], [[10, 300]], f"A: {FEN}+h1h8+h1h8+"
+    for text in ("", " ", "\x00", "<pad>" * 3, "M:", "+" * 9, "é" * 1000, "9" * 100_000, "M: E: B:"):
+        assert policy_reward([f"P: {FEN}"], [text], legal_moves=moves, legal_cp=values) == [UNPARSABLE]
+        assert environment_reward([prompt], [text], target=[None]) == [UNPARSABLE]
+        assert environment_reward_continuous([prompt], [text], target=[None]) == [UNPARSABLE]
 
 
-@pytest.mark.parametrize("value", [NAN, INF, None, "12"])
-def test_values_in_the_data_that_are_no_numbers_are_named(value: Any) -> None:
-    columns = {"legal_moves": [["e1e2", "h1h8"]], "legal_cp": [[10, value]]}
-    with pytest.raises(ValueError, match=r"legal_cp.*row 0"):
-        policy_reward(["P: 4k3/8/8/8/8/8/8/4K2R w K - 0 1"], [" M: e1e2 h1h8 E: 0.1 3.0 B: h1h8"], **columns)
+def test_values_in_the_data_that_are_no_numbers_are_named() -> None:
+    for value in (NAN, INF, None, "12"):
+        columns = {"legal_moves": [["e1e2", "h1h8"]], "legal_cp": [[10, value]]}
+        with pytest.raises(ValueError, match=r"legal_cp.*row 0"):
+            policy_reward([f"P: {FEN}"], [" M: e1e2 h1h8 E: 0.1 3.0 B: h1h8"], **columns)
 
 
 def test_a_conversation_gets_its_completion_as_a_message(tiny_tokenizer: Any) -> None:

@@ -138,7 +138,10 @@ def test_a_disk_that_is_full_at_the_end_is_said_and_the_model_is_tried_once_more
     monkeypatch.setattr(trainer, "save_merged", full_below(folder, trainer.save_merged, times))
     run(arguments, code=4)
     error = capsys.readouterr().err.strip().splitlines()[-1]
-    said = f"error: {folder}/checkpoint could not be written: [Errno 28] No space left on device. "
+    said = (
+        f"error: {folder}/checkpoint could not be written: [Errno 28] No space left on device; earlier checkpoints are "
+    )
+    said += "untouched. Make room, or make `output_dir` writable. "
     if times > 1:
         assert error == said + "Its model could not be saved either"
         assert not (folder / "checkpoint").exists()

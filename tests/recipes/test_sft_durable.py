@@ -15,7 +15,7 @@ from transformers import TrainerCallback
 
 from recipes import sft
 from recipes.making.generation import POSITION_SCHEMA
-from rookworld_trl.checkpointing.exits import BAD_INPUT, DONE, PREEMPTED, UNRECOVERABLE
+from rookworld_trl.checkpointing.stopping import BAD_INPUT, DONE, PREEMPTED, UNRECOVERABLE
 from rookworld_trl.chess.splits import split_of
 from rookworld_trl.modeling.loading import load_model
 from rookworld_trl.training.supervised import SupervisedConfig, SupervisedTrainer
@@ -109,7 +109,7 @@ def test_json_and_the_metrics_of_each_log(run: Runs, tmp_path: Path, capsys: pyt
 
 
 OTHERS: list[tuple[dict[str, Any], str]] = [
-    ({"seed": 2}, "`seed` was 1 and is 2"),
+    ({"mirror": "true"}, "`mirror` was False and is True"),
     ({"learning_rate": 1e-2}, "`rates` was"),
     ({"muon_lr": 1e-2}, "`rates` was"),
     ({"n_embd": 32}, "`n_embd` was 16 and is 32"),
@@ -138,30 +138,16 @@ def test_a_run_of_other_settings_goes_on_with_none_and_a_finished_one_is_left_al
         assert (tmp_path / "run" / "checkpoint-1" / "model.safetensors").read_bytes() == weights
 
 
-@pytest.mark.parametrize("file", ["model.safetensors", "tokenizer.json"])
-def test_a_finished_run_without_its_model_is_not_finished(run: Runs, tmp_path: Path, file: str) -> None:
+def test_a_finished_run_without_its_model_is_not_finished(run: Runs, tmp_path: Path) -> None:
     run(max_steps=1)
-    whole = (tmp_path / "run" / file).read_bytes()
-    (tmp_path / "run" / file).write_bytes(whole[:-1])
-    run(max_steps=1)
-    assert (tmp_path / "run" / file).read_bytes() == whole
+    for file in ("model.safetensors", "tokenizer.json"):
+        whole = (tmp_path / "run" / file).read_bytes()
+        (tmp_path / "run" / file).write_bytes(whole[:-1])
+        run(max_steps=1)
+        assert (tmp_path / "run" / file).read_bytes() == whole
 
 
-def test_a_gradient_that_is_not_finite_is_never_applied(
-    run: Runs, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def poison(trainer: SupervisedTrainer) -> None:
-        trainer.model.lm_head.weight.register_hook(lambda gradient: gradient * torch.nan)
-
-    with monkeypatch.context() as patch:
-        during_training(patch, 2, poison)
-        run(UNRECOVERABLE)
-    assert "training diverged at step 3" in capsys.readouterr().err
-    assert sorted(path.name for path in (tmp_path / "run").glob("checkpoint-*")) == ["checkpoint-1", "checkpoint-2"]
-    run()
-
-
-def test_recovery_goes_back_to_a_stable_checkpoint_at_half_the_rates(
+def test_a_gradient_that_is_not_finite_is_never_applied_and_recovery_goes_back_at_half_the_rates(
     run: Runs, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The checkpoint after step 2 has one healthy step behind it, that after step 3 none: the fault is in step 4."""
@@ -179,10 +165,13 @@ def test_recovery_goes_back_to_a_stable_checkpoint_at_half_the_rates(
             during_training(patch, 3, poison)
             during_training(patch, 2, note)
             run(UNRECOVERABLE, lr_scheduler_type="constant", **changes)
-        assert "if it comes again, with `--recovery_mode`" in capsys.readouterr().err
+        error = capsys.readouterr().err
+        assert "training diverged at step 4" in error
+        assert "if it comes again, with `--recovery_mode`" in error
 
     folder = tmp_path / "run"
     diverge()
+    assert sorted(path.name for path in folder.glob("checkpoint-*")) == [f"checkpoint-{step}" for step in (1, 2, 3)]
     assert sorted(path.name for path in folder.glob("stable-*")) == ["stable-1", "stable-2"]
     diverge(recovery_mode="true")  # its count is kept beside the run: the next one halves once more
     assert [path.name for path in folder.glob("superseded-*")] == ["superseded-checkpoint-3"]
@@ -206,32 +195,24 @@ def test_a_full_disk_at_the_end_costs_no_training(
         patch.setattr(SupervisedTrainer, "save_model", full)
         run(UNRECOVERABLE)
     assert "No space left" in capsys.readouterr().err
+    with monkeypatch.context() as patch:
+        patch.setattr(sft, "write_atomically", full_disk)
+        run(UNRECOVERABLE)
+    assert "training.json could not be written: [Errno 28] No space left" in capsys.readouterr().err.splitlines()[-1]
     during_training(monkeypatch, 4, lambda _: pytest.fail("there is nothing left to train"))
     run()
 
 
-def test_a_full_disk_behind_the_training_is_one_line(
-    run: Runs, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with monkeypatch.context() as patch:
-        patch.setattr(sft, "write_atomically", full_disk)
-        run(UNRECOVERABLE, max_steps=1)
-    assert "training.json could not be written: [Errno 28] No space left" in capsys.readouterr().err.splitlines()[-1]
-    run(max_steps=1)
-
-
-def test_what_the_pass_over_trees_does_not_do_is_refused(tmp_path: Path) -> None:
-    for name in ("packing", "padding_free", "activation_checkpointing"):
-        with pytest.raises(ValueError, match=f"`{name}` is True: rows go through a pass of their own"):
-            SupervisedConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, **{name: True})
-
-
-def test_nothing_is_pushed_on_the_way(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"`push_to_hub` is True: .* hf upload"):
-        SupervisedConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, push_to_hub=True)
-
-
-@pytest.mark.parametrize(("name", "value"), [("per_device_train_batch_size", 0), ("learning_rate", -1.0)])
-def test_bad_values_are_refused_as_for_grpo(tmp_path: Path, name: str, value: float) -> None:
-    with pytest.raises(ValueError, match=rf"^`{name}` is {value}: .+\. Set it to .+\.$"):
+@pytest.mark.parametrize(
+    ("name", "value", "found"),
+    [
+        *((name, True, "is True: rows go through a pass of their own") for name in ("packing", "padding_free")),
+        ("activation_checkpointing", True, "is True: rows go through a pass of their own"),
+        ("push_to_hub", True, r"is True: .* hf upload"),
+        ("per_device_train_batch_size", 0, r"is 0: .+\. Set it to .+\.$"),
+        ("learning_rate", -1.0, r"is -1.0: .+\. Set it to .+\.$"),
+    ],
+)
+def test_what_supervised_training_does_not_do_is_refused(tmp_path: Path, name: str, value: float, found: str) -> None:
+    with pytest.raises(ValueError, match=rf"^`{name}` {found}"):
         SupervisedConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, **{name: value})

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from benchmarks import verify
 from recipes import grpo
-from rookworld_trl.checkpointing.exits import DIVERGED
+from rookworld_trl.checkpointing.stopping import DIVERGED
 from rookworld_trl.chess import prompts
 from rookworld_trl.training.gates import Bounds
 

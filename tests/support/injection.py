@@ -2,14 +2,13 @@
 
 import hashlib
 import json
-import os
-import signal
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.distributed_c10d import _get_default_group
 from transformers import TrainerCallback
 
 from rookworld_trl.training import RookWorldGRPOTrainer
@@ -142,10 +141,6 @@ class Injector(TrainerCallback):
         self.hashes[state.global_step] = hash_of(weights)
         self.finite[state.global_step] = all(bool(tensor.isfinite().all()) for tensor in weights)
         self.rates[state.global_step] = self.trainer.optimizer.param_groups[0]["lr"]
-        if "die" in self.armed:
-            os._exit(17)
-        if "stop" in self.armed:
-            os.kill(os.getpid(), signal.SIGSTOP)
 
 
 def hash_of(tensors: Sequence[torch.Tensor]) -> str:
@@ -170,6 +165,13 @@ def train(folder: str, plan: list[tuple[int, int, str]], options: dict[str, Any]
         "hashes": list(injector.hashes.values()),
         "finite": all(injector.finite.values()),
         "attempts": trainer.guard.attempts.count,
+        "limit": _get_default_group()._get_backend(torch.device("cpu")).options._timeout.total_seconds(),
     }
     Path(folder, f"rank-{trainer.args.process_index}.json").write_text(json.dumps(result), encoding="utf-8")
     trainer.accelerator.wait_for_everyone()
+
+
+def train_each(runs: list[tuple[str, list[tuple[int, int, str]], dict[str, Any]]]) -> None:
+    """`train` once for each folder, plan and options, in the same processes."""
+    for folder, plan, options in runs:
+        train(folder, plan, options)

@@ -43,33 +43,24 @@ def test_reference_of_an_object_is_the_object(make_trainer: Make, policy: GPT2LM
     assert not trainer.ref_model.training
 
 
-def test_reference_of_a_model_without_a_name(make_trainer: Make, policy: GPT2LMHeadModel) -> None:
+def test_a_sixteen_bit_model_without_a_name(make_trainer: Make, policy: GPT2LMHeadModel) -> None:
+    """Its weights are widened exactly, the reference has the same, and dropout is off in both."""
     assert policy.config._name_or_path == ""
+    policy.to(torch.bfloat16)
+    before = [parameter.float() for parameter in weights(policy)]
     trainer = make_trainer()
-    assert same(weights(policy), weights(trainer.ref_model))
     assert trainer.model.config._name_or_path == ""
+    assert {parameter.dtype for parameter in trainer.model.parameters()} == {torch.float32}
+    for model in (trainer.model, trainer.ref_model):
+        assert same(before, weights(model))
+        assert {module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)} == {0}
+    trainer.train()
 
 
 def test_no_reference_with_beta_zero(make_trainer: Make) -> None:
     trainer = make_trainer(beta=0.0)
     assert trainer.ref_model is None
     trainer.train()
-
-
-def test_sixteen_bit_weights_are_widened_exactly(make_trainer: Make, policy: GPT2LMHeadModel) -> None:
-    policy.to(torch.bfloat16)
-    before = [parameter.float() for parameter in weights(policy)]
-    trainer = make_trainer()
-    assert {parameter.dtype for parameter in trainer.model.parameters()} == {torch.float32}
-    assert same(before, weights(trainer.model))
-    assert same(before, weights(trainer.ref_model))
-    trainer.train()
-
-
-def test_dropout_is_off_in_policy_and_reference(make_trainer: Make) -> None:
-    trainer = make_trainer()
-    for model in (trainer.model, trainer.ref_model):
-        assert {module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)} == {0}
 
 
 def test_the_head_scores_in_float32_under_autocast(make_trainer: Make, policy: GPT2LMHeadModel) -> None:

@@ -17,44 +17,37 @@ from tests.support.documents import ROOT
 Make = Callable[..., GRPOTrainer]
 
 SIGNATURES = {
-    "_generate_single_turn": [
-        "self",
-        "prompt_ids",
-        "images",
-        "multimodal_fields",
-        "num_generations",
-        "has_tool_images",
-    ],
-    "_generate_and_score_completions": ["self", "inputs"],
-    "_calculate_rewards": ["self", "inputs", "prompts", "completions", "completion_ids_list"],
-    "_compute_loss": ["self", "model", "inputs"],
-    "training_step": ["self", "model", "inputs", "num_items_in_batch"],
-    "_get_grad_norm": ["self", "model", "grad_norm"],
-    "create_scheduler": ["self", "num_training_steps", "optimizer"],
-    "_save_checkpoint": ["self", "model", "trial"],
-    "_load_optimizer_and_scheduler": ["self", "checkpoint"],
-    "_get_output_dir": ["self", "trial"],
-    "_push_from_checkpoint": ["self", "checkpoint_folder"],
-    "init_hf_repo": ["self", "token", "private"],
-    "create_model_card": ["self", "model_name", "dataset_name", "tags"],
-    "save_model": ["self", "output_dir", "_internal_call"],
-    "_issue_warnings_after_load": ["self", "load_result"],
-    "_get_train_sampler": ["self", "dataset"],
-    "_tokenize_prompts": ["self", "prompts"],
-    "_log_completion_extra": ["self", "column", "values"],
-    "_get_per_token_logps_and_entropies": ["self", "model", "input_ids", "attention_mask", "logits_to_keep"],
+    "_generate_single_turn": "prompt_ids images multimodal_fields num_generations has_tool_images",
+    "_generate_and_score_completions": "inputs",
+    "_calculate_rewards": "inputs prompts completions completion_ids_list",
+    "_compute_loss": "model inputs",
+    "training_step": "model inputs num_items_in_batch",
+    "_get_grad_norm": "model grad_norm",
+    "create_scheduler": "num_training_steps optimizer",
+    "_save_checkpoint": "model trial",
+    "_load_optimizer_and_scheduler": "checkpoint",
+    "_get_output_dir": "trial",
+    "_push_from_checkpoint": "checkpoint_folder",
+    "init_hf_repo": "token private",
+    "create_model_card": "model_name dataset_name tags",
+    "save_model": "output_dir _internal_call",
+    "_issue_warnings_after_load": "load_result",
+    "_get_train_sampler": "dataset",
+    "_tokenize_prompts": "prompts",
+    "_log_completion_extra": "column values",
+    "_get_per_token_logps_and_entropies": "model input_ids attention_mask logits_to_keep",
 }
 
 
-@pytest.mark.parametrize("seam", SIGNATURES)
-def test_signature(seam: str) -> None:
-    method = getattr(GRPOTrainer, seam, None)
-    assert method is not None, f"TRL seam GRPOTrainer.{seam} is gone"
-    expected = SIGNATURES[seam]
-    actual = list(inspect.signature(method).parameters)
-    assert actual[: len(expected)] == expected, f"TRL seam GRPOTrainer.{seam} takes {actual}, not {expected}"
-    required = [p for p in inspect.signature(method).parameters.values() if p.default is p.empty]
-    assert len(required) <= len(expected), f"TRL seam GRPOTrainer.{seam} requires new arguments: {required}"
+def test_signatures() -> None:
+    for seam, names in SIGNATURES.items():
+        method = getattr(GRPOTrainer, seam, None)
+        assert method is not None, f"TRL seam GRPOTrainer.{seam} is gone"
+        expected, parameters = ["self", *names.split()], inspect.signature(method).parameters
+        actual = list(parameters)
+        assert actual[: len(expected)] == expected, f"TRL seam GRPOTrainer.{seam} takes {actual}, not {expected}"
+        required = [each for each in parameters.values() if each.default is each.empty]
+        assert len(required) <= len(expected), f"TRL seam GRPOTrainer.{seam} requires new arguments: {required}"
 
 
 ATTRIBUTES = (
@@ -64,9 +57,24 @@ ATTRIBUTES = (
 )
 
 
-@pytest.mark.parametrize("attribute", ATTRIBUTES)
-def test_attribute(make_stock: Make, attribute: str) -> None:
-    assert hasattr(make_stock(), attribute), f"TRL attribute GRPOTrainer.{attribute} is gone"
+def test_attributes_and_what_is_read_at_once(make_stock: Make) -> None:
+    """Seams `_tokenize_prompts`: ids without padding, no images, no fields beside them; `_metrics`: averaged into the
+    next log; `_get_train_sampler`: a `RepeatSampler` that is rebuilt from its attributes."""
+    trainer = make_stock()
+    gone = [name for name in ATTRIBUTES if not hasattr(trainer, name)]
+    assert not gone, f"TRL attributes GRPOTrainer.{gone} are gone"
+    expected = [trainer.processing_class(text)["input_ids"] for text in ("P: a", "A: h1h2")]
+    assert trainer._tokenize_prompts(["P: a", "A: h1h2"]) == (expected, None, {}), "seam _tokenize_prompts"
+    trainer.model.train()
+    trainer._metrics["train"]["ours"].extend([1.0, 3.0])
+    logs: dict[str, float] = {}
+    trainer.log(logs)
+    assert logs["ours"] == 2.0, "seam _metrics: not averaged into logs"
+    sampler = trainer._get_train_sampler()
+    assert type(sampler) is RepeatSampler, "seam _get_train_sampler: another class"
+    names = ("data_source", "mini_repeat_count", "batch_size", "repeat_count", "shuffle", "seed")
+    again = RepeatSampler(**{name: getattr(sampler, name) for name in names})
+    assert list(again) == list(sampler), "seam RepeatSampler: other attributes"
 
 
 def test_generate_single_turn_decides_ids_and_logps_of_the_batch(make_stock: Make) -> None:
@@ -160,103 +168,39 @@ def test_compute_loss_reads_beta_at_each_call(make_stock: Make) -> None:
     assert len(trainer._metrics["train"]["kl"]) == 1, "seam _compute_loss: TRL logs KL with beta 0"
 
 
-def test_calculate_rewards_returns_one_column_a_function(make_stock: Make) -> None:
-    """Seam `_calculate_rewards`: (rows of all processes, functions), NaN for None."""
-    trainer = make_stock()
-    trainer.reward_funcs = [lambda completions, **_: [None, 0.5, None, 1.0]]
-    rewards = trainer._calculate_rewards([{"prompt": "a"}] * 4, ["a"] * 4, ["b"] * 4, [[5]] * 4)
-    assert rewards.shape == (4, 1), "seam _calculate_rewards: other shape"
-    assert rewards[:, 0].isnan().tolist() == [True, False, True, False], "seam _calculate_rewards: None is not NaN"
-
-
-def test_metrics_are_averaged_into_the_log(make_stock: Make) -> None:
-    """Seam `_metrics`: values appended under a mode are averaged into the next log."""
+def test_calculate_rewards(make_stock: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seam `_calculate_rewards`: (rows of all processes, functions), NaN for None; one collective, at the end, so that
+    a process that failed joins it and then tells. Seams `_pending_metrics`, `_pending_extra_logs`: what functions log
+    waits there until the batch is logged, and leaves no trace if they are cleared."""
     trainer = make_stock()
     trainer.model.train()
-    trainer._metrics["train"]["ours"].extend([1.0, 3.0])
-    logs: dict[str, float] = {}
-    trainer.log(logs)
-    assert logs["ours"] == 2.0, "seam _metrics: not averaged into logs"
-
-
-def test_metrics_of_reward_functions_wait_until_the_batch_is_logged(make_stock: Make) -> None:
-    """Seams `_pending_metrics`, `_pending_extra_logs`: cleared after `_calculate_rewards`, they leave no trace."""
-    trainer = make_stock()
-    trainer.model.train()
-
-    def reward(completions: list[str], log_metric: Any, log_extra: Any, **_: Any) -> list[float]:
-        log_metric("own", 1.0)
-        log_extra("column", completions)
-        return [0.0] * len(completions)
-
-    trainer.reward_funcs = [reward]
-    before = {name: list(values) for name, values in trainer._metrics["train"].items()}
-    trainer._calculate_rewards([{"prompt": "a"}] * 4, ["a"] * 4, ["b"] * 4, [[5]] * 4)
-    assert trainer._pending_metrics["own"] == [1.0], "seam _pending_metrics: metrics wait elsewhere"
-    assert trainer._pending_extra_logs["column"] == ["b"] * 4, "seam _pending_extra_logs: columns wait elsewhere"
-    after = {name: list(values) for name, values in trainer._metrics["train"].items() if not name.startswith("profil")}
-    assert after == before, "seam _calculate_rewards: it logs by itself"
-
-
-def test_prompts_are_tokenised_as_text(make_stock: Make) -> None:
-    """Seam `_tokenize_prompts`: ids without padding, no images, no fields beside them."""
-    trainer = make_stock()
-    expected = [trainer.processing_class(text)["input_ids"] for text in ("P: a", "A: h1h2")]
-    assert trainer._tokenize_prompts(["P: a", "A: h1h2"]) == (expected, None, {}), "seam _tokenize_prompts"
-
-
-def test_generation_config_is_read_at_each_call(make_stock: Make) -> None:
-    """Seam `generation_config`: temperature and length of the next completions."""
-    trainer = make_stock(disable_dropout=True)
-    trainer.generation_config.max_new_tokens, trainer.generation_config.temperature = 2, 1e-4
-    ids, _ = trainer._generate_single_turn([[5, 6]] * 8, None, {}, 8)
-    assert {tuple(row) for row in ids} == {tuple(ids[0])}, "seam generation_config: temperature is not read"
-    assert len(ids[0]) <= 2, "seam generation_config: max_new_tokens is not read"
-
-
-def test_sampler_of_training_prompts(make_stock: Make) -> None:
-    """Seam `_get_train_sampler`: TRL's `RepeatSampler`, rebuilt from its attributes, gives the same order."""
-    trainer = make_stock()
-    sampler = trainer._get_train_sampler()
-    assert type(sampler) is RepeatSampler, "seam _get_train_sampler: another class"
-    names = ("data_source", "mini_repeat_count", "batch_size", "repeat_count", "shuffle", "seed")
-    again = RepeatSampler(**{name: getattr(sampler, name) for name in names})
-    assert list(again) == list(sampler), "seam RepeatSampler: other attributes"
-
-
-def test_an_epoch_is_one_call_by_keyword(make_stock: Make) -> None:
-    """Seam `_run_epoch`: called once an epoch, its number by keyword, after the loop has set its counters."""
-    trainer = make_stock(max_steps=1)
-    epochs: list[int] = []
-    run = trainer._run_epoch
-
-    def watched(**kwargs: Any) -> None:
-        epochs.append(kwargs["epoch"])
-        assert trainer._tr_loss.item() == 0, "seam _tr_loss: the running loss is kept elsewhere"
-        assert trainer._globalstep_last_logged == 0, "seam _globalstep_last_logged"
-        run(**kwargs)
-
-    trainer._run_epoch = watched
-    trainer.train()
-    assert epochs == [0]
-
-
-def test_calculate_rewards_waits_for_other_processes_once(make_stock: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Seam `_calculate_rewards`: one collective, at the end; a process that failed joins it and then tells."""
-    trainer = make_stock()
     gathered: list[torch.Size] = []
 
     def counted(rewards: torch.Tensor) -> torch.Tensor:
         gathered.append(rewards.shape)
         return rewards
 
+    def reward(completions: list[str], log_metric: Any, log_extra: Any, **_: Any) -> list[float | None]:
+        log_metric("own", 1.0)
+        log_extra("column", completions)
+        return [None, 0.5, None, 1.0]
+
     monkeypatch.setattr("trl.trainer.grpo_trainer.gather", counted)
-    trainer._calculate_rewards([{"prompt": "a"}] * 4, ["a"] * 4, ["b"] * 4, [[5]] * 4)
+    trainer.reward_funcs = [reward]
+    before = {name: list(values) for name, values in trainer._metrics["train"].items()}
+    rewards = trainer._calculate_rewards([{"prompt": "a"}] * 4, ["a"] * 4, ["b"] * 4, [[5]] * 4)
+    assert rewards.shape == (4, 1), "seam _calculate_rewards: other shape"
+    assert rewards[:, 0].isnan().tolist() == [True, False, True, False], "seam _calculate_rewards: None is not NaN"
     assert gathered == [(4, 1)], "seam _calculate_rewards: other collectives"
+    assert trainer._pending_metrics["own"] == [1.0], "seam _pending_metrics: metrics wait elsewhere"
+    assert trainer._pending_extra_logs["column"] == ["b"] * 4, "seam _pending_extra_logs: columns wait elsewhere"
+    after = {name: list(values) for name, values in trainer._metrics["train"].items() if not name.startswith("profil")}
+    assert after == before, "seam _calculate_rewards: it logs by itself"
 
 
 def test_the_step_is_refused_by_taking_its_gradients_away(make_stock: Make) -> None:
-    """Seam `_get_grad_norm`: asked for before the update, with the loss already in `_tr_loss`; events around it."""
+    """Seams `_run_epoch`: called once an epoch, its number by keyword, after the loop has set its counters;
+    `_get_grad_norm`: asked for before the update, with the loss already in `_tr_loss`; events around it."""
     order: list[str] = []
 
     class Watch(TrainerCallback):
@@ -271,7 +215,13 @@ def test_the_step_is_refused_by_taking_its_gradients_away(make_stock: Make) -> N
 
     trainer = make_stock(max_steps=1, learning_rate=0.1, weight_decay=0.1, logging_nan_inf_filter=False)
     trainer.add_callback(Watch())
-    norm_of = trainer._get_grad_norm
+    norm_of, run = trainer._get_grad_norm, trainer._run_epoch
+
+    def run_epoch(**kwargs: Any) -> None:
+        order.append(f"epoch {kwargs['epoch']}")
+        assert trainer._tr_loss.item() == 0, "seam _tr_loss: the running loss is kept elsewhere"
+        assert trainer._globalstep_last_logged == 0, "seam _globalstep_last_logged"
+        run(**kwargs)
 
     def refuse(model: Any, grad_norm: Any = None) -> Any:
         norm = norm_of(model, grad_norm)
@@ -282,16 +232,17 @@ def test_the_step_is_refused_by_taking_its_gradients_away(make_stock: Make) -> N
             parameter.grad = None
         return norm
 
-    trainer._get_grad_norm = refuse
+    trainer._get_grad_norm, trainer._run_epoch = refuse, run_epoch
     before = [parameter.detach().clone() for parameter in trainer.model.parameters()]
     trainer.train()
-    assert order == ["begin", "norm", "updated", "end"], "seam training loop: other order"
+    assert order == ["epoch 0", "begin", "norm", "updated", "end"], "seam training loop: other order"
     assert all(torch.equal(a, b) for a, b in zip(before, trainer.model.parameters(), strict=True))
     assert not trainer.optimizer.state_dict()["state"], "seam _get_grad_norm: the optimizer has stepped"
 
 
-def test_generate_asks_for_its_processors_by_the_method_that_is_recorded(make_stock: Make) -> None:
-    """Seam `_get_logits_processor` of transformers: what it returns is applied to each step's logits, in its order."""
+def test_what_generate_reads_at_each_call(make_stock: Make) -> None:
+    """Seams `generation_config`: temperature and length of the next completions; `_get_logits_processor` of
+    transformers: what it returns is applied to each step's logits, in its order."""
     trainer = make_stock(disable_dropout=True)
     policy, calls = trainer.model, []
     build = policy._get_logits_processor
@@ -302,9 +253,11 @@ def test_generate_asks_for_its_processors_by_the_method_that_is_recorded(make_st
         return processors
 
     policy._get_logits_processor = watched
+    trainer.generation_config.max_new_tokens, trainer.generation_config.temperature = 2, 1e-4
     ids, _ = trainer._generate_single_turn([[5, 6]] * 8, None, {}, 8)
-    steps = max(map(len, ids))
-    assert calls == [(8, 2 + step) for step in range(steps)], "seam _get_logits_processor: not asked at each step"
+    assert {tuple(row) for row in ids} == {tuple(ids[0])}, "seam generation_config: temperature is not read"
+    assert len(ids[0]) <= 2, "seam generation_config: max_new_tokens is not read"
+    assert calls == [(8, 2 + step) for step in range(len(ids[0]))], "seam _get_logits_processor: not asked at each step"
 
 
 # What TRL 1.16 says is removed in 2.0.0, and what its deprecation texts may name besides.

@@ -20,14 +20,12 @@ from tests.support.builders import random_gpt2
 from tests.support.processes import called
 from tests.training.conftest import PROMPTS, share_of_letters
 
-SETTINGS: list[dict[str, Any]] = [
-    {"advantage_baseline": "adaptive", "kl_control": "multiplicative", "kl_target": 1e-4, "kl_interval": 1},
-    {"use_gae": True, "kl_estimator": "exact", "gradient_accumulation_steps": 1},
-    {"mining": True, "mining_rounds": 2, "task_sampling": {"a": {"temperature": 0.7}}},
-    {"objective": "mixed", "scale_rewards": "group", "beta": 0.05, "gradient_accumulation_steps": 1},
-]
-
-
+SETTINGS: dict[str, dict[str, Any]] = {
+    "control": {"advantage_baseline": "adaptive", "kl_control": "multiplicative", "kl_target": 1e-4, "kl_interval": 1},
+    "gae": {"use_gae": True, "kl_estimator": "exact", "gradient_accumulation_steps": 1},
+    "mining": {"mining": True, "mining_rounds": 2, "task_sampling": {"a": {"temperature": 0.7}}},
+    "mixed": {"objective": "mixed", "scale_rewards": "group", "beta": 0.05, "gradient_accumulation_steps": 1},
+}
 TOKENS = 42  # of the tests' tokenizer
 
 
@@ -54,8 +52,14 @@ def find_points(row: dict[str, Any], completion: list[int]) -> dict[str, Any]:
     return {"decisions": [decision], "determined": [{"position": len(completion) - 1, "tokens": [1], "weight": 0.3}]}
 
 
-def worker(checkpoint: str, output: str, options: dict[str, Any]) -> None:
-    """Three steps of the toy task, alone or under torchrun; what came out goes to a file."""
+def worker(checkpoint: str, folder: str) -> None:
+    """`train` by each of the settings, alone or under torchrun."""
+    for name, options in SETTINGS.items():
+        train(checkpoint, f"{folder}/{name}", options)
+
+
+def train(checkpoint: str, output: str, options: dict[str, Any]) -> None:
+    """Three steps of the toy task; what came out goes to a file."""
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     tasks = ["p", "p", "a", "p", "a", "p", "a", "p"]
@@ -95,35 +99,27 @@ def worker(checkpoint: str, output: str, options: dict[str, Any]) -> None:
         torch.save({"weights": weights, "log": log}, Path(output))
 
 
-def run(checkpoint: Path, output: Path, settings: dict[str, Any], processes: int) -> dict[str, Any]:
-    called(worker, checkpoint, output, settings, processes=processes)
-    return torch.load(output, weights_only=True)
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize(
-    "settings",
-    SETTINGS,
-    ids=["baseline and control", "gae and exact", "mining and two temperatures", "exact and mixed"],
-)
 def test_two_processes_equal_one(
-    policy: GPT2LMHeadModel, tiny_tokenizer: PreTrainedTokenizerFast, settings: dict[str, Any], tmp_path: Path
+    policy: GPT2LMHeadModel, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
-    checkpoint = tmp_path / "start"
-    policy.save_pretrained(checkpoint)
-    tiny_tokenizer.save_pretrained(checkpoint)
-    one = run(checkpoint, tmp_path / "one", settings, 1)
-    two = run(checkpoint, tmp_path / "two", settings, 2)
-    assert len(one["log"]) == 3
-    for alone, together in zip(one["log"], two["log"], strict=True):
-        assert alone.keys() == together.keys()
-        assert together == pytest.approx(alone, rel=1e-5, abs=1e-5)
+    policy.save_pretrained(tmp_path / "start")
+    tiny_tokenizer.save_pretrained(tmp_path / "start")
+    for count in (1, 2):
+        (tmp_path / str(count)).mkdir()
+        called(worker, tmp_path / "start", tmp_path / str(count), processes=count)
     start = policy.state_dict()
-    moved = max((one["weights"][name] - start[name]).abs().max().item() for name in start)
-    apart = max((one["weights"][name] - two["weights"][name]).abs().max().item() for name in start)
-    assert moved > 1e-3
-    assert apart < 1e-5
+    for name in SETTINGS:
+        one, two = (torch.load(tmp_path / count / name, weights_only=True) for count in ("1", "2"))
+        assert len(one["log"]) == 3
+        for alone, together in zip(one["log"], two["log"], strict=True):
+            assert alone.keys() == together.keys()
+            assert together == pytest.approx(alone, rel=1e-5, abs=1e-5), name
+        moved = max((one["weights"][key] - start[key]).abs().max().item() for key in start)
+        apart = max((one["weights"][key] - two["weights"][key]).abs().max().item() for key in start)
+        assert moved > 1e-3
+        assert apart < 1e-5, name
 
 
 def gates_of_shards(store: str) -> None:

@@ -47,41 +47,28 @@ def learned(folder: Path) -> list[dict[str, Any]]:
     return [{key: v for key, v in row.items() if not any(name in key for name in timed)} for row in rows]
 
 
-def test_training_is_the_same_with_evaluation_and_without(tmp_path: Path) -> None:
-    plain = make_trainer(tmp_path / "plain", max_steps=4, save_steps=2, logging_steps=1)
-    report_live(plain, tmp_path / "plain")
-    plain.train()
-    trainer = watched(tmp_path / "watched", max_steps=4, logging_steps=1)
-    trainer.train()
-    assert len(learned(tmp_path / "plain")) == 4
-    assert learned(tmp_path / "watched") == learned(tmp_path / "plain")
-    for name, weight in plain.model.state_dict().items():
-        assert torch.equal(weight, trainer.model.state_dict()[name])
-
-
-def test_a_log_of_several_steps_is_not_cut_by_an_evaluation(tmp_path: Path) -> None:
-    """Evaluated in the middle of a logging interval, training's averages still go over all of it."""
-    plain = make_trainer(tmp_path / "plain", max_steps=4, save_steps=2, logging_steps=4)
-    report_live(plain, tmp_path / "plain")
-    plain.train()
-    watched(tmp_path / "watched", max_steps=4, logging_steps=4).train()
-    (row,) = learned(tmp_path / "watched")
-    assert [row] == learned(tmp_path / "plain")
-    assert [row["eval_score"] for row in logged(tmp_path / "watched") if "eval_score" in row] == [0.3, 0.7]
-    assert not any(key.startswith("eval_") for key in row)
-
-
-def test_trls_own_evaluation_leaves_no_trace_either(tmp_path: Path) -> None:
-    plain = make_trainer(tmp_path / "plain", max_steps=4, save_steps=2)
-    report_live(plain, tmp_path / "plain")
-    plain.train()
-    trainer = make_trainer(
-        tmp_path / "watched", held_out=prompts(4), max_steps=4, save_steps=2, eval_strategy="steps", eval_steps=2
-    )
-    report_live(trainer, tmp_path / "watched")
-    trainer.train()
-    assert learned(tmp_path / "watched") == learned(tmp_path / "plain")
-    assert sum("eval_reward" in row for row in logged(tmp_path / "watched")) == 2
+@pytest.mark.parametrize("logging_steps", [1, 4])
+def test_training_is_the_same_with_evaluation_and_without(logging_steps: int, tmp_path: Path) -> None:
+    """Evaluated in the middle of a logging interval, too, training's averages go over all of it; and TRL's own
+    evaluation leaves no trace either."""
+    options = {"max_steps": 4, "save_steps": 2, "logging_steps": logging_steps}
+    held_out = {"held_out": prompts(4), "eval_strategy": "steps", "eval_steps": 2}
+    weights = []
+    for name in ("plain", "ours", "stock") if logging_steps == 1 else ("plain", "ours"):
+        if name == "ours":
+            trainer = watched(tmp_path / name, **options)
+        else:
+            trainer = make_trainer(tmp_path / name, **options, **(held_out if name == "stock" else {}))
+            report_live(trainer, tmp_path / name)
+        trainer.train()
+        weights.append(list(trainer.model.state_dict().values()))
+        assert all(torch.equal(a, b) for a, b in zip(weights[0], weights[-1], strict=True))
+        assert learned(tmp_path / name) == learned(tmp_path / "plain")
+        assert not any(key.startswith("eval_") for row in learned(tmp_path / name) for key in row)
+    assert len(learned(tmp_path / "plain")) == 4 // logging_steps
+    assert [row["eval_score"] for row in logged(tmp_path / "ours") if "eval_score" in row] == [0.3, 0.7]
+    if logging_steps == 1:
+        assert sum("eval_reward" in row for row in logged(tmp_path / "stock")) == 2
 
 
 def test_the_best_checkpoint_is_kept_and_put_back(tmp_path: Path) -> None:
@@ -167,7 +154,7 @@ def test_shards_are_not_watched_and_a_line_says_so(
 
 
 def test_a_metric_that_is_not_measured_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="`metric_for_best_model` is 'none': the evaluation gives score, other"):
+    with pytest.raises(KeyError, match=r"set to 'eval_none', which is not found .* \['eval_score', 'eval_other'\]"):
         watched(tmp_path, metric_for_best_model="none").train()
 
 

@@ -1,0 +1,345 @@
+"""How a run ends: signals, exit codes, what a full disk leaves; and that one run at a time is at work in a folder.
+
+What the exit code of a training program says, so that a scheduler or a shell loop can decide what to do next:
+
+    0   done           the last step is reached, or was before
+    1   crashed        a bug: its traceback is on stderr
+    2   bad input      a setting or file cannot be used: one line says why
+    3   diverged       stopped by a check of its own (KL): `--recovery_mode`
+    4   unrecoverable  faults again and again, a full disk: a person must look
+    75  preempted      saved at the end of a step: `--auto_resume`
+    130 interrupted    a second Ctrl-C, or before there was anything to save
+
+An exception class with an attribute `exit_code` says so of itself. `accelerate launch` and `torchrun` report every
+failure of their programs as 1; started by `python`, a program's own code is seen.
+"""
+
+import gc
+import os
+import signal
+import socket
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import datetime, timedelta
+from pathlib import Path
+from types import FrameType
+from typing import ParamSpec, TypeVar
+
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError
+from torch import distributed
+from transformers.utils import logging
+
+from rookworld_trl import ranks
+from rookworld_trl.settings.parser import EXIT_BAD_INPUT
+
+logger = logging.get_logger(__name__)
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+DONE = 0
+CRASHED = 1
+BAD_INPUT = EXIT_BAD_INPUT
+DIVERGED = 3
+UNRECOVERABLE = 4
+PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: "the user is invited to retry"
+INTERRUPTED = 130  # 128 + SIGINT, as shells say it
+
+# From schedulers and operators; a second one from Ctrl-C; from a closed terminal; what Slurm's users ask for.
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
+LOCK_FILE = ".lock"
+
+
+# Programs
+
+
+class DiskError(RuntimeError):
+    """Something that a run needs on a disk cannot be written; the message names place and remedy."""
+
+    exit_code = UNRECOVERABLE
+
+
+@contextmanager
+def needs_disk(what: str | Path, remedy: str = "Make room there") -> Iterator[None]:
+    """Raises:
+    DiskError: the block met a full disk, or may not write.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise DiskError(f"{what} could not be written: {error}. {remedy}") from error
+
+
+@contextmanager
+def reported() -> Iterator[None]:
+    """Turn an exception that has an `exit_code` into one line on stderr and that code; others are bugs and pass."""
+    try:
+        yield
+    except Exception as error:
+        code = getattr(error, "exit_code", None)
+        if code is None:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(code) from error
+
+
+class LastSteps:
+    """What follows a training, step by step: one that fails is reported by itself, and the others still run.
+
+    Attributes:
+        done: names of the steps that went well.
+        code: exit code of the first that did not; `DONE` while there is none.
+    """
+
+    def __init__(self) -> None:
+        self.done: list[str] = []
+        self.code = DONE
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        """Run the block as the step `name`; an error with an `exit_code` or a full disk is one line on stderr."""
+        try:
+            yield
+        except Exception as error:
+            code = getattr(error, "exit_code", UNRECOVERABLE if isinstance(error, OSError) else CRASHED)
+            if code == CRASHED:
+                traceback.print_exception(error)
+            print(f"error: {name}: {error}", file=sys.stderr)
+            self.code = self.code or code
+        else:
+            self.done.append(name)
+
+
+def run_program(program: Callable[[], int | None]) -> None:
+    """Run a program, leave the process group and, unless its exit code is 0 or None, the process.
+
+    Raises:
+        SystemExit: with that code; a Ctrl-C that nothing has caught is `INTERRUPTED`, in one line.
+    """
+    try:
+        code = program()
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        code = INTERRUPTED
+    close_process_group()
+    if code:
+        sys.exit(code)
+
+
+def close_process_group() -> None:
+    """Leave the process group for good, once no trainer is in use any more. Without a group: nothing happens.
+
+    A trainer is a cycle of references that holds the group, and gloo's threads live as long as it does. One that still
+    waits for the interpreter's lock while the interpreter ends aborts the process: -6, after everything went well. And
+    where a trainer's model is what holds the group last, collecting it waits for those threads with the lock in hand,
+    so that one that waits for the lock never ends (pytorch#56297): trainers go first.
+    """
+    if distributed.is_available() and distributed.is_initialized():
+        gc.collect()
+        distributed.destroy_process_group()
+        gc.collect()  # what Python itself has left of the group, which lets go of the lock
+
+
+@contextmanager
+def others_wait() -> Iterator[None]:
+    """For work of one process that the others wait for, such as an evaluation; every process goes through the block.
+
+    A barrier on NCCL fails when the work outlasts the group's time limit, and takes the waiting GPUs' time. This one
+    waits on the CPU, for days if need be; where the working process ends, the others fail at once.
+    """
+    if not (distributed.is_available() and distributed.is_initialized()):
+        yield
+        return
+    group = distributed.new_group(backend="gloo", timeout=timedelta(days=7))
+    yield
+    distributed.barrier(group)
+    distributed.destroy_process_group(group)
+
+
+# Signals
+
+
+class Preempted(KeyboardInterrupt):
+    """Raised by a signal inside of `Preemption.until_signalled`, and caught there."""
+
+
+class Preemption:
+    """Notes a signal that asks the run to end; the trainer asks for it at the end of each step, and saves.
+
+    A Ctrl-C after another signal ends the program without saving; the others may come as often as they like.
+
+    Attributes:
+        signal: name of the first signal, such as SIGTERM; empty while none came.
+    """
+
+    def __init__(self) -> None:
+        self.signal = ""
+        self._watching = self._at_once = False
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Handle the signals inside the block, and as before after it.
+
+        Inside another such block, and outside of the main thread, it does nothing. What is ignored stays so, as SIGHUP
+        under `nohup`.
+        """
+        if self._watching or threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        self.signal, self._watching = "", True
+        numbers = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+        previous = {number: signal.signal(number, self._note) for number in numbers}
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, signal.SIG_DFL if handler is None else handler)
+            self._watching = False
+
+    def until_signalled(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:
+        """What `work`, which can be repeated, returns; None if a signal ends it, or has come before it inside of the
+        same `watching`."""
+        with self.watching():
+            if self.signal:
+                return None
+            self._at_once = True
+            try:
+                return work(*args, **kwargs)
+            except Preempted:
+                return None
+            finally:
+                self._at_once = False
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        name, again = signal.Signals(number).name, bool(self.signal)
+        self.signal = self.signal or name
+        if number == signal.SIGHUP:
+            _leave_terminal()
+        if self._at_once:
+            _say(f"\n{name}: stopping\n")
+            raise Preempted
+        if again and number == signal.SIGINT:
+            _say(f"\n{name}: ending without saving\n")
+            raise KeyboardInterrupt
+        if not again:
+            _say(f"\n{name}: finishing this step and saving; Ctrl-C ends at once, without saving\n")
+
+
+def _say(text: str) -> None:
+    """Not by the log, nor a buffered stream: the signal may have come in the middle of a write to either."""
+    with suppress(OSError):
+        os.write(2, text.encode())
+
+
+def _leave_terminal() -> None:
+    """Let output to a terminal that is gone go nowhere: each write to it would raise, in the middle of a step."""
+    for descriptor in (1, 2):
+        try:
+            os.write(descriptor, b"")
+        except OSError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, descriptor)
+            os.close(nowhere)
+
+
+# One run at a time in a folder: two would delete and rename each other's checkpoints
+
+
+class FolderInUseError(ValueError):
+    """Another run is at work in the folder; the message names its process and host."""
+
+    exit_code = BAD_INPUT
+
+
+_held: dict[Path, tuple[FileLock, str]] = {}  # this process's locks by folder, and what their files say
+
+
+@contextmanager
+def locked(output_dir: str | Path, main: bool = True) -> Iterator[None]:
+    """Keep other runs out of the folder inside the block; every process of a run must call this.
+
+    A process that holds the lock may take it again. It goes with the process, however that ends.
+
+    Args:
+        main: whether this process is the one that takes it.
+
+    Raises:
+        FolderInUseError: another run holds it.
+        ValueError: nothing can be written there.
+    """
+    folder = Path(output_dir).resolve()
+    ours = ranks.decided(main, lambda: folder not in _held and _take(folder))
+    try:
+        yield
+    finally:
+        if main and ours:
+            lock, note = _held.pop(folder)
+            if lock.is_locked and _noted(folder) == note:  # not in a forked child, nor of a folder that was deleted
+                (folder / LOCK_FILE).unlink()
+            lock.release()
+
+
+def reclaim(output_dir: str | Path) -> None:
+    """Where the locked folder has been deleted under the run, say so, make it again and go on there.
+
+    Raises:
+        FolderInUseError: another run is at work there by now.
+    """
+    folder = Path(output_dir).resolve()
+    if folder in _held and _noted(folder) != _held[folder][1]:
+        _take(folder)
+        logger.error(
+            f"{folder} was deleted while this run was at work in it, or at least its {LOCK_FILE}: checkpoints, logs "
+            "and evaluations that are missing now are lost. The run goes on in the folder, made again"
+        )
+
+
+def check_output_dir(output_dir: str | Path) -> None:
+    """Make the run's folder and write to it once, before anything that takes time.
+
+    Raises:
+        ValueError: it cannot be written.
+    """
+    folder = Path(output_dir)
+    probe = folder / f".writable-{os.getpid()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            probe.write_bytes(bytes(4096))
+        finally:
+            probe.unlink(missing_ok=True)
+    except OSError as error:
+        raise ValueError(
+            f"`output_dir` is {str(output_dir)!r}: nothing can be written there ({error}). Choose a folder on a disk "
+            "with room that you may write to"
+        ) from error
+
+
+def _take(folder: Path) -> bool:
+    check_output_dir(folder)
+    lock = FileLock(folder / LOCK_FILE, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        holder = _noted(folder) or "it does not say which"
+        raise FolderInUseError(
+            f"`output_dir` is {str(folder)!r}: another run is at work there ({holder}). Wait for it, stop it, or "
+            "choose another folder"
+        ) from error
+    except OSError as error:
+        logger.warning(f"{folder}: its file system has no locks ({error}); start no second run there")
+    started = datetime.now().astimezone().isoformat(timespec="seconds")
+    note = f"process {os.getpid()} on {socket.gethostname()}, since {started}"
+    (folder / LOCK_FILE).write_text(note, encoding="utf-8")
+    _held[folder] = lock, note
+    return True
+
+
+def _noted(folder: Path) -> str:
+    with suppress(OSError):
+        return (folder / LOCK_FILE).read_text(encoding="utf-8", errors="replace")
+    return ""
