@@ -2,7 +2,6 @@
 was the last one, the model alone is there, whole, or the message says that it is not."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,56 +18,41 @@ from tests.support.disk import files_end_at, full_disk
 from tests.support.toy import make_trainer, policy
 
 
-def failing_at(trainer: Any, steps: set[int], size: int) -> Callable[..., Path]:
-    """Saves of these steps meet a full disk."""
+def fail(trainer: Any, sizes: dict[int, int]) -> None:
+    """Saves of these steps meet a disk on which files end at so many bytes."""
     write = trainer.write_checkpoint
 
     def wrapped(*args: Any, **kwargs: Any) -> Path:
-        if trainer.state.global_step not in steps:
+        if trainer.state.global_step not in sizes:
             return write(*args, **kwargs)
-        with files_end_at(size):
+        with files_end_at(sizes[trainer.state.global_step]):
             return write(*args, **kwargs)
 
-    return wrapped
+    trainer.write_checkpoint = wrapped
 
 
-# Python's own files, safetensors' and torch's, each with an exception of its own.
-@pytest.mark.parametrize(
-    "size",
-    [
-        pytest.param(500, id="config.json", marks=pytest.mark.slow),
-        pytest.param(20_000, id="model.safetensors"),
-        pytest.param(40_000, id="optimizer.pt", marks=pytest.mark.slow),
-    ],
-)
-def test_a_full_disk_costs_one_checkpoint(tmp_path: Path, size: int, caplog: pytest.LogCaptureFixture) -> None:
-    trainer = make_trainer(tmp_path, max_steps=3)
-    trainer.write_checkpoint = failing_at(trainer, {2}, size)  # type: ignore[method-assign]
-    trainer.train()
-    names = sorted(path.name for path in tmp_path.iterdir() if path.is_dir())
-    assert names == ["checkpoint-1", "checkpoint-3"]
-    assert all(store.verify(tmp_path / name) == [] for name in names)
-    assert "checkpoint-2 could not be written" in caplog.text
+def test_a_full_disk_costs_one_checkpoint_and_ends_the_run_if_it_stays_full(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Python's own files (config.json), safetensors' and torch's (optimizer.pt), each with an exception of its own."""
+    trainer = make_trainer(tmp_path, max_steps=12, save_total_limit=None, stable_after_steps=0)
+    fail(trainer, {2: 500, 4: 20_000, 6: 40_000} | dict.fromkeys(range(8, 12), 500))
+    with pytest.raises(CheckpointError, match="checkpoint-10 could not be written"):
+        trainer.train()
+    assert {path.name for path in tmp_path.iterdir()} == {f"checkpoint-{step}" for step in (1, 3, 5, 7)}
+    assert all(store.verify(folder) == [] for folder in tmp_path.iterdir())
+    for step in (2, 4, 6, 8, 9):
+        assert f"checkpoint-{step} could not be written" in caplog.text
     assert "Make room" in caplog.text
 
 
 def test_the_last_checkpoint_has_to_be_written(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, max_steps=2)
-    trainer.write_checkpoint = failing_at(trainer, {2}, 500)  # type: ignore[method-assign]
+    fail(trainer, {2: 500})
     with pytest.raises(CheckpointError, match=r"checkpoint-2 could not be written.*earlier checkpoints are untouched"):
         trainer.train()
     assert store.newest_valid(tmp_path) == tmp_path / "checkpoint-1"
     assert not list(tmp_path.glob(".*"))
-
-
-@pytest.mark.slow
-def test_a_disk_that_stays_full_ends_the_run(tmp_path: Path) -> None:
-    trainer = make_trainer(tmp_path, max_steps=9)
-    trainer.write_checkpoint = failing_at(trainer, set(range(2, 9)), 500)  # type: ignore[method-assign]
-    with pytest.raises(CheckpointError):
-        trainer.train()
-    assert trainer.state.global_step == 4  # 2, 3 and 4 failed
-    assert store.newest_valid(tmp_path) == tmp_path / "checkpoint-1"
 
 
 @pytest.fixture(scope="module")
@@ -78,9 +62,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> RookWorldGRPOTrainer:
     return trainer
 
 
-@pytest.mark.parametrize("error", [OSError("No space left"), SafetensorError("I/O error"), RuntimeError("failed")])
 def test_the_model_is_written_whole_or_not_at_all(
-    trained: RookWorldGRPOTrainer, error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trained: RookWorldGRPOTrainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(trained.args, "output_dir", str(tmp_path))
     trained.write_model()
@@ -88,16 +71,17 @@ def test_the_model_is_written_whole_or_not_at_all(
     names = ["config.json", "generation_config.json", "manifest.json", "model.safetensors"]
     assert sorted(path.name for path in folder.iterdir()) == [*names, "tokenizer.json", "tokenizer_config.json"]
     before = (folder / "model.safetensors").read_bytes()
+    for error in (OSError("No space left"), SafetensorError("I/O error"), RuntimeError("failed")):
 
-    def cut_off(staged: Path) -> None:
-        (staged / "model.safetensors").write_bytes(b"ha")
-        raise error
+        def cut_off(staged: Path, error: Exception = error) -> None:
+            (staged / "model.safetensors").write_bytes(b"ha")
+            raise error
 
-    monkeypatch.setattr(trained, "save_merged", cut_off)
-    with pytest.raises(CheckpointError, match=f"checkpoint could not be written: {error}"):
-        trained.write_model()
-    assert (folder / "model.safetensors").read_bytes() == before
-    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
+        monkeypatch.setattr(trained, "save_merged", cut_off)
+        with pytest.raises(CheckpointError, match=f"checkpoint could not be written: {error}"):
+            trained.write_model()
+        assert (folder / "model.safetensors").read_bytes() == before
+        assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
 
 
 def test_a_checkpoint_without_room_leaves_some_for_its_model(
@@ -116,25 +100,16 @@ def test_a_checkpoint_without_room_leaves_some_for_its_model(
     assert store.damage(tmp_path / "checkpoint", manifest["files"]) == []
 
 
-@pytest.mark.parametrize(
-    ("raised", "match", "calls"),
-    [
-        (CheckpointError("disk full"), "disk full. Its model could not be saved either", 1),
-        (ZeroDivisionError("other errors pass"), "other errors pass", 0),
-    ],
-)
 def test_it_tries_once_and_after_a_checkpoint_alone(
-    trained: RookWorldGRPOTrainer,
-    raised: Exception,
-    match: str,
-    calls: int,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    trained: RookWorldGRPOTrainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tried: list[Path] = []
     monkeypatch.setattr(trained.args, "output_dir", str(tmp_path))
     monkeypatch.setattr(trained, "save_merged", lambda folder: (tried.append(folder), full_disk()))
-    with pytest.raises(type(raised), match=match), trained.at_work():
-        raise raised
-    assert len(tried) == calls
+    with pytest.raises(ZeroDivisionError), trained.at_work():
+        raise ZeroDivisionError
+    assert tried == []
+    with pytest.raises(CheckpointError, match=r"disk full\. Its model could not be saved either"), trained.at_work():
+        raise CheckpointError("disk full")
+    assert len(tried) == 1
     assert list(tmp_path.iterdir()) == []

@@ -254,17 +254,6 @@ def test_settings_tell_where_logits_are_hidden(make: Make) -> None:
     assert "`top_p=0.9`, `min_p=0.1`" in results["truncation"].remedy
 
 
-def test_the_models_own_generation_config_does_not_slip_in(
-    folders: dict[str, Path], make: Make, tmp_path: Path
-) -> None:
-    """https://github.com/huggingface/trl/issues/5783: it made sampling near-greedy; this TRL has it fixed."""
-    model = AutoModelForCausalLM.from_pretrained(folders["qwen2"])
-    model.generation_config.update(do_sample=True, temperature=0.1, top_k=2)
-    model.save_pretrained(tmp_path / "greedy")
-    make("qwen2").processing_class.save_pretrained(tmp_path / "greedy")
-    assert failed(make("qwen2", str(tmp_path / "greedy"))) == set()
-
-
 def test_tokens_that_were_encoded_again_are_found(make: Make) -> None:
     trainer = make("gemma2")
     generate = trainer._generate

@@ -278,7 +278,6 @@ def test_trl_names_the_fields_that_it_will_remove() -> None:
 
 
 def test_nothing_uses_a_field_that_trl_2_removes() -> None:
-    """Neither sets nor reads it; a list of names to leave out of `--help` does no harm once they are gone."""
     places = ("rookworld_trl", "recipes", "accelerate_configs", "benchmarks", "notebooks")
     files = [
         file for place in places for file in (ROOT / place).rglob("*") if file.suffix in (".py", ".yaml", ".ipynb")
