@@ -1,8 +1,8 @@
-"""Matches between any players, from mirrored openings: results, Elo, games as PGN.
+"""Matches between models, Stockfish and trivial players, from mirrored openings: results, Elo, games as PGN.
 
     python recipes/play.py nano random greedy --games 20
-    python recipes/play.py runs/demo/checkpoint,move_by=evals,retries=3,top_k=5 stockfish,nodes=1 --pgn games.pgn
-    python recipes/play.py nano stockfish,depth=1,skill=0 --openings openings.tsv --output match.json
+    python recipes/play.py runs/demo/checkpoint nano --move_by evals --retries 3 --pgn games.pgn
+    python recipes/play.py nano stockfish --nodes 100 --openings openings.tsv --output match.json
 
 Every player meets every other. The first one's results are shown; the second one's rating is 0.
 """
@@ -17,10 +17,12 @@ from typing import Any
 import torch
 
 from rookworld_trl.checkpointing.stopping import run_program
+from rookworld_trl.chess.engine import Engine
 from rookworld_trl.chess.ladder import ladder_table, run_match
 from rookworld_trl.chess.openings import random_openings, read_openings
-from rookworld_trl.chess.specs import player, read_spec
+from rookworld_trl.chess.players import EnginePlayer, GreedyCapturePlayer, ModelPlayer, Player, RandomPlayer
 from rookworld_trl.files import write_atomically
+from rookworld_trl.modeling.loading import load
 from rookworld_trl.reports.summary import command, versions
 from rookworld_trl.settings.parser import bad_input
 from rookworld_trl.settings.terminal import add_options, shown
@@ -28,7 +30,7 @@ from rookworld_trl.settings.terminal import add_options, shown
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    about = "random, greedy, stockfish or a model (a folder, nano, or a name on the Hub), settings behind commas."
+    about = "random, greedy, stockfish or a model: a folder, nano, or a name on the Hub."
     parser.add_argument("players", nargs="+", metavar="PLAYER", help=about)
     parser.add_argument("--games", type=int, default=20, help="Games of each pairing, an even number; default: 20.")
     parser.add_argument(
@@ -36,6 +38,11 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--opening_plies", type=int, default=4, help="Plies of random openings; default: 4.")
     parser.add_argument("--max_plies", type=int, default=200, help="A game that gets there is a draw; default: 200.")
+    parser.add_argument("--nodes", type=int, default=1000, help="Nodes that Stockfish searches; default: 1000.")
+    parser.add_argument("--move_by", choices=("best", "evals"), default="best", help="Models play B: or the best eval.")
+    parser.add_argument("--temperature", type=float, default=0.0, help="Models' temperature; default: greedy.")
+    parser.add_argument("--retries", type=int, default=0, help="Models sample an illegal move again so often.")
+    parser.add_argument("--max_new_tokens", type=int, default=80, help="Tokens of a model's answer, at most.")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--batch_size", type=int, default=64, help="Positions that a model decodes at a time.")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -47,23 +54,34 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error("give two or more players")
     if args.games < 2 or args.games % 2:
         parser.error(f"--games must be even and 2 or more, for each opening is played twice; got {args.games}")
-    for name in ("max_plies", "batch_size"):
-        if getattr(args, name) < 1:
-            parser.error(f"--{name} must be 1 or more; got {getattr(args, name)}")
+    for name, least in (("max_plies", 1), ("batch_size", 1), ("nodes", 1), ("retries", 0), ("temperature", 0)):
+        if getattr(args, name) < least:
+            parser.error(f"--{name} must be {least} or more; got {getattr(args, name)}")
     return args
+
+
+def player(name: str, args: argparse.Namespace, stack: ExitStack) -> Player:
+    """The player of this name, its engine running or its model loaded."""
+    if name == "random":
+        return RandomPlayer(args.seed)
+    if name == "greedy":
+        return GreedyCapturePlayer(args.seed)
+    if name == "stockfish":
+        return EnginePlayer(stack.enter_context(Engine(nodes=args.nodes, hash_mb=1)))
+    model, tokenizer = load(name)
+    names = ("move_by", "temperature", "retries", "max_new_tokens", "batch_size", "seed")
+    settings = {each: getattr(args, each) for each in names}
+    return ModelPlayer(model.to(args.device), tokenizer, name=name, **settings)
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Play, and return what `--output` writes."""
-    for text in args.players:
-        read_spec(text)
     if args.openings:
         fens = read_openings(args.openings, args.games // 2, args.seed)
     else:
         fens = random_openings(args.games // 2, args.seed, args.opening_plies)
     with ExitStack() as stack:
-        options = {"device": args.device, "seed": args.seed, "batch_size": args.batch_size}
-        players = [stack.enter_context(player(text, **options)) for text in args.players]
+        players = [player(name, args, stack) for name in args.players]
         match = run_match(players, openings=fens, max_plies=args.max_plies, progress=True)
     print(ladder_table(match))
     if args.pgn:

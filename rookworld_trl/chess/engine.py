@@ -1,6 +1,6 @@
 """Stockfish (or any UCI engine) behind a context manager: fixed work, a hard time limit, one restart, a bounded cache.
 
-A fixed node count or depth makes values repeatable; the time limit is only a guard, because python-chess waits for
+A fixed node count makes values repeatable; the time limit is only a guard, because python-chess waits for
 ever on a hung engine unless `Limit.time` is set. An engine that hangs or dies is killed and started again, and the
 position is tried once more; then the answer is None and the caller goes on.
 """
@@ -10,7 +10,7 @@ import logging
 import os
 import shutil
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self, TypeVar
@@ -72,34 +72,28 @@ class Engine:
 
     Args:
         path: executable; see `find_engine`.
-        nodes: nodes to search for a position (exactly one of `nodes` and `depth`).
-        depth: plies to search for a position.
+        nodes: nodes to search for a position.
         timeout: seconds one search may take before the engine counts as hung.
         hash_mb: hash table in MiB.
         cache_size: results kept, least recently used dropped first; 0 keeps none.
-        options: further UCI options, such as `{"UCI_LimitStrength": True, "UCI_Elo": 1350}`.
     """
 
     def __init__(
         self,
         path: str | None = None,
         *,
-        nodes: int | None = None,
-        depth: int | None = None,
+        nodes: int,
         timeout: float = 10.0,
         hash_mb: int = 16,
         cache_size: int = 100_000,
-        options: Mapping[str, str | int | bool] | None = None,
     ):
-        if (nodes is None) == (depth is None):
-            raise ValueError("an engine needs exactly one of nodes and depth")
         if timeout <= 0:
             raise ValueError(f"timeout must be above 0 seconds, got {timeout}")
         self.path = find_engine(path)
-        self.limit = chess.engine.Limit(nodes=nodes, depth=depth, time=timeout)
+        self.limit = chess.engine.Limit(nodes=nodes, time=timeout)
         self.timeout = timeout
         self.restarts = 0
-        self._options = {"Threads": 1, "Hash": hash_mb, **(options or {})}
+        self._options = {"Threads": 1, "Hash": hash_mb}
         self._cache: OrderedDict[tuple[str, int], list[MoveValue]] = OrderedDict()
         self._cache_size = cache_size
         self._process: chess.engine.SimpleEngine | None = None
@@ -156,8 +150,10 @@ class Engine:
     def play(self, board: chess.Board) -> str | None:
         """The move that the engine plays, in UCI, with an empty hash table, so that it follows from the game alone.
 
-        The board's move stack is sent too, by which the engine sees repetitions. With its strength limited, an engine
-        plays others than the best move of `analyse`. None as in `analyse`.
+        """The move that the engine plays, in UCI, with an empty hash table, so that it follows from the game alone.
+
+        The board's move stack is sent too, by which the engine sees repetitions. None as in `analyse`.
+        """
         """
 
         def ask(process: chess.engine.SimpleEngine) -> str:
@@ -211,7 +207,7 @@ class Engine:
     def _start(self) -> None:
         try:
             self._process = chess.engine.SimpleEngine.popen(LastLines, self.path, timeout=max(self.timeout, 5.0))
-            self._process.configure(dict(self._options))
+            self._process.configure(self._options)
             self._process.timeout = self.timeout  # grace behind `Limit.time`: a hung search ends after twice that
         except Exception as error:
             self._kill()

@@ -74,7 +74,7 @@ class GreedyCapturePlayer(RandomPlayer):
 
 
 class EnginePlayer:
-    """Plays an engine's move. How strong it is, the engine's nodes or depth and its options decide.
+    """Plays an engine's move. How strong it is, the engine's nodes decide.
 
     Args:
         engine: running, that is inside its `with` block; it may serve several players.
@@ -103,7 +103,6 @@ class ModelPlayer:
         move_by: its own move is `B:`, or the candidate with the highest of its evals (the first of equals).
         temperature: 0 for greedy, which plays equal positions equally.
         retries: how often an illegal move is sampled again, at temperature 1, before falling back.
-        top_k: of how many of the likeliest tokens those samples are drawn; 0: of all.
         max_new_tokens: at most; less where the prompt leaves less of the model's context.
         seed: seeds the samples; a random fallback follows from it and the position.
 
@@ -119,7 +118,6 @@ class ModelPlayer:
         move_by: Literal["best", "evals"] = "best",
         temperature: float = 0.0,
         retries: int = 0,
-        top_k: int = 0,
         max_new_tokens: int = 80,
         batch_size: int = 64,
         seed: int = 0,
@@ -128,7 +126,7 @@ class ModelPlayer:
         self.name = name
         self.origins: Counter[str] = Counter()
         self._model, self._tokenizer = model, tokenizer
-        self._move_by, self._temperature, self._retries, self._top_k = move_by, temperature, retries, top_k
+        self._move_by, self._temperature, self._retries = move_by, temperature, retries
         self._max_new_tokens, self._batch_size = max_new_tokens, batch_size
         self._seed, self._rng = seed, random.Random(seed)
 
@@ -137,10 +135,10 @@ class ModelPlayer:
 
     def choose_among(self, boards: Sequence[chess.Board], legal: Sequence[Collection[str]]) -> list[Choice]:
         """The move for each board, one of those that count as legal there (one or more, in UCI)."""
-        answers = self._answers(boards, self._temperature, 0)
+        answers = self._answers(boards, self._temperature)
         again = [i for i, answer in enumerate(answers) if self._own(answer) not in legal[i]] if self._retries else []
         again_boards = [boards[i] for i in again for _ in range(self._retries)]
-        samples = self._answers(again_boards, RETRY_TEMPERATURE, self._top_k)
+        samples = self._answers(again_boards, RETRY_TEMPERATURE)
         retried = {i: samples[n * self._retries :][: self._retries] for n, i in enumerate(again)}
         choices = [
             self._choice(board, answer, retried.get(i, []), legal[i])
@@ -171,9 +169,7 @@ class ModelPlayer:
             return ""
         return answer.best if self._move_by == "best" else next((move for move, _ in by_eval(answer)), "")
 
-    def _answers(
-        self, boards: Sequence[chess.Board], temperature: float, top_k: int
-    ) -> list[policy.PolicyOutput | None]:
+    def _answers(self, boards: Sequence[chess.Board], temperature: float) -> list[policy.PolicyOutput | None]:
         """The whole answer for each board; None where the completion does not parse."""
         if not boards:
             return []
@@ -185,7 +181,6 @@ class ModelPlayer:
             max_new_tokens=min(self._max_new_tokens, max(room, 1)),
             eos_token_id=self._tokenizer.eos_token_id,
             temperature=temperature,
-            top_k=top_k,
             seed=self._rng.getrandbits(31),  # a new one each time: a position met again gets another sample
             batch_size=self._batch_size,
         )

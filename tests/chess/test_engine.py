@@ -61,7 +61,8 @@ def test_an_engines_last_lines_are_read_to_the_reply_with_the_values_that_python
     assert cut == whole
     assert {len(line["pv"]) for line in found[0]} == {2}
     assert max(len(line["pv"]) for line in found[1]) > 2
-    with Engine(depth=9) as values:
+    with Engine(nodes=1) as values:
+        values.limit = chess.engine.Limit(depth=9)
         replies = [(value.move, value.reply) for value in values.analyse(board, multipv=5) or []]
     assert replies == [(line["pv"][0].uci(), line["pv"][1].uci()) for line in found[1]]
 
@@ -80,7 +81,7 @@ def test_values_of_unequal_depth_are_not_ranked_together(tmp_path: Path) -> None
 @requires_stockfish
 def test_values_of_every_move_best_first() -> None:
     board = chess.Board("8/4P1k1/8/8/8/8/8/4K3 w - - 0 1")
-    with Engine(depth=8) as engine:
+    with Engine(nodes=20_000) as engine:
         values = engine.analyse(board, multipv=500)
     assert values is not None
     assert {value.move for value in values} == {move.uci() for move in board.legal_moves}
@@ -140,7 +141,7 @@ def test_stockfish_does_not_repeat_in_a_won_game(nodes: int) -> None:
 
 @requires_stockfish
 def test_mates_by_hand() -> None:
-    with Engine(depth=6) as engine:
+    with Engine(nodes=20_000) as engine:
         mating = engine.analyse(chess.Board("7k/8/5KQ1/8/8/8/8/8 w - - 0 1"), multipv=1)
         mirrored = engine.analyse(chess.Board("7k/8/5KQ1/8/8/8/8/8 w - - 0 1").mirror(), multipv=1)
         losing = engine.analyse(chess.Board("7k/8/6K1/8/8/8/8/R7 b - - 0 1"), multipv=1)
@@ -347,17 +348,9 @@ def test_something_else_than_an_engine_is_named(tmp_path: Path) -> None:
         Engine(str(script), nodes=10).__enter__()
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({}, "exactly one of nodes and depth"),
-        ({"nodes": 10, "depth": 3}, "exactly one of nodes and depth"),
-        ({"nodes": 10, "timeout": 0}, "timeout must be above 0"),
-    ],
-)
-def test_bad_settings_are_refused(settings: dict[str, int], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        Engine(sys.executable, **settings)
+def test_no_time_at_all_is_refused() -> None:
+    with pytest.raises(ValueError, match="timeout must be above 0"):
+        Engine(sys.executable, nodes=10, timeout=0)
 
 
 @requires_stockfish
@@ -417,12 +410,3 @@ def test_the_move_played_follows_from_the_position_alone() -> None:
         moves = [engine.play(board) for board in boards]
         assert [engine.play(board) for board in boards[::-1]] == moves[::-1]
     assert all(chess.Move.from_uci(move or "") in board.legal_moves for board, move in zip(boards, moves, strict=True))
-
-
-@requires_stockfish
-def test_limited_strength_plays_other_moves_than_the_best() -> None:
-    board = chess.Board("r1bqkbnr/pppp1ppp/2n5/4p2Q/2B1P3/8/PPPP1PPP/RNB1K1NR w KQkq - 4 4")  # Qxf7 mate
-    with Engine(depth=5) as full, Engine(depth=5, options={"UCI_LimitStrength": True, "UCI_Elo": 1350}) as limited:
-        assert full.play(board) == "h5f7"
-        assert len({limited.play(chess.Board()) for _ in range(30)}) > 1
-        assert limited.play(chess.Board(None)) is None

@@ -176,8 +176,8 @@ class Answering(ModelPlayer):
         super().__init__(None, None, **settings)  # type: ignore[arg-type]
         self.script, self.asked = [first, list(sampled)], []
 
-    def _answers(self, boards: Sequence[chess.Board], temperature: float, top_k: int = 0) -> list[Any]:
-        self.asked.append((len(boards), temperature, top_k))
+    def _answers(self, boards: Sequence[chess.Board], temperature: float) -> list[Any]:
+        self.asked.append((len(boards), temperature))
         return self.script.pop(0)
 
 
@@ -202,9 +202,9 @@ def test_a_models_move_and_its_fallback(answer: Any, settings: Any, choice: Any)
 
 
 def test_retries_are_sampled_for_illegal_moves_only_and_count_as_own() -> None:
-    player = Answering([OWN, BAD, None], [BAD, OWN, None, None], retries=2, top_k=5)
+    player = Answering([OWN, BAD, None], [BAD, OWN, None, None], retries=2)
     choices = player.choose([chess.Board()] * 3)
-    assert player.asked == [(3, 0.0, 0), (4, 1.0, 5)]
+    assert player.asked == [(3, 0.0), (4, 1.0)]
     assert [(choice.origin, choice.is_fallback) for choice in choices] == [
         ("own", False),
         ("retries", False),

@@ -25,7 +25,7 @@ class Scripted(ModelPlayer):
     answers_left: list[PolicyOutput | None]
     asked: list[tuple[float, int]]
 
-    def _answers(self, boards: Sequence[chess.Board], temperature: float, top_k: int = 0) -> list[PolicyOutput | None]:
+    def _answers(self, boards: Sequence[chess.Board], temperature: float) -> list[PolicyOutput | None]:
         if boards:
             type(self).asked.append((temperature, len(boards)))
         return [type(self).answers_left.pop(0) for _ in boards]
