@@ -25,7 +25,7 @@ from rookworld_trl.chess.engine import MATE_CENTIPAWNS
 from rookworld_trl.chess.format import board_from_fen
 from rookworld_trl.chess.strata import phase, stratum
 
-BestMove = Literal["evals", "engine", "dataset"]
+BestMove = Literal["evals", "engine"]
 Illegal = Literal["keep", "fix", "drop"]
 
 TEXT_COLUMN = "text"
@@ -104,7 +104,6 @@ def convert_rows(
         best_move: where `B:` and the values of moves come from. `evals`: the row's evals, `B:` is the best of them;
             moves that the row does not list count a pawn less than its worst, or 5 points of win chance if that is
             more. `engine`: rows come without values and with `B:` as given, for `chess.values` to fill in.
-            `dataset`: values as with `evals`, `B:` as given (only for measuring what the fault costs).
         illegal: what becomes of an `A:` row whose move is illegal but labelled as if it were legal. `fix`: it gets
             the answer of an illegal move; `drop`: it is left out; `keep`: it stays as it is, wrong.
     """
@@ -160,10 +159,7 @@ def _policy_row(text: str, best_move: BestMove, report: Report) -> dict[str, Any
     listed = dict(zip(output.moves, map(centipawns, output.evals), strict=True))
     values = values_of_all_moves(board, listed) if best_move != "engine" else {}
     best = output.best
-    if best_move == "dataset":
-        if best not in legal:
-            raise RowError("P: illegal best move", text)
-    elif best_move == "evals" and (best not in listed or values[best] < max(listed.values())):
+    if best_move == "evals" and (best not in listed or values[best] < max(listed.values())):
         best = max(output.moves, key=values.__getitem__)  # the first of equals, as the row has them
         report.best_repaired += 1
     return {

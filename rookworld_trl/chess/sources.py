@@ -56,8 +56,8 @@ class DataOptions:
 
     best_move: BestMove = option(
         "evals",
-        "Best move of rows with a `text` column: the best by the row's `evals`, by Stockfish (`engine`), or as it "
-        "stands (`dataset`). `engine` also values the moves of `P:` rows that carry no values.",
+        "Best move of rows with a `text` column: the best by the row's `evals`, or by Stockfish (`engine`), which also "
+        "values the moves of `P:` rows that carry no values.",
     )
     guess_unlisted: bool = option(
         False,

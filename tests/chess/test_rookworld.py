@@ -53,10 +53,7 @@ def test_blacks_best_move_is_the_best_of_its_evals() -> None:
     assert row["target"] == BLACK_ROW[len(row["prompt"]) : -len("a8b8")] + "a7a5"
     assert report.best_repaired == 1
     assert score_policy(row["target"], row["legal_moves"], row["legal_cp"]).reward == 1.0
-    (given,), untouched = convert(BLACK_ROW, best_move="dataset")
-    assert given["prompt"] + given["target"] == BLACK_ROW
-    assert untouched.best_repaired == 0
-    assert score_policy(given["target"], given["legal_moves"], given["legal_cp"]).reward < 1.0
+    assert score_policy(BLACK_ROW[len(row["prompt"]) :], row["legal_moves"], row["legal_cp"]).reward < 1.0
 
 
 def test_a_best_move_among_equals_is_no_fault() -> None:
@@ -180,9 +177,8 @@ def test_values_of_unlisted_moves_are_guessed_by_an_explicit_key_only(tmp_path: 
     path = tmp_path / "rows.jsonl"
     row = padded(START, "e2e4 d2d4", "0.3 0.2", "e2e4")
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in (WHITE_ROW, LEGAL, row)))
-    for best_move in ("evals", "dataset"):
-        with pytest.raises(ValueError, match=r"rows.jsonl row 2, column 'text'.*`best_move: engine`.*`guess_unlisted"):
-            load_prompts(str(path), options=DataOptions(best_move=best_move))
+    with pytest.raises(ValueError, match=r"rows.jsonl row 2, column 'text'.*`best_move: engine`.*`guess_unlisted"):
+        load_prompts(str(path))
     guessed = load_prompts(str(path), options=DataOptions(guess_unlisted=True))
     assert [len(each) for each in guessed["legal_cp"]] == [3, 0, 20]
 
@@ -195,9 +191,7 @@ def test_a_text_column_becomes_prompts_with_the_report_shown(texts: str, capsys:
     assert "5 rows read: 2 P: and 2 A: kept, 1 malformed, 0 dropped" in shown
     assert "'B:' replaced by a better move of the row in 1" in shown
     assert "1 illegal moves, 1 of them labelled as if legal" in shown
-    dropped = load_prompts(texts, options=DataOptions(best_move="dataset", illegal="drop"))
-    assert len(dropped) == 3
-    assert dropped[1]["target"].endswith("B: a8b8")
+    assert len(load_prompts(texts, options=DataOptions(illegal="drop"))) == 3
 
 
 def test_a_stream_gives_the_same_rows(texts: str, capsys: pytest.CaptureFixture[str]) -> None:
