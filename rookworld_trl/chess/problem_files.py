@@ -3,7 +3,7 @@
 | file | what is read |
 |---|---|
 | `.epd` | points (`c8` and `c9`, or `c0 "f5=10, Bf2=7"`), else best moves `bm`, else moves to avoid `am`; SAN or UCI |
-| `.csv`, `.jsonl`, `.parquet` | columns `FEN` and `Moves`: Lichess's puzzles; or `fen` and EPD's operations |
+| `.csv`, `.jsonl`, `.parquet` | columns `FEN` and `Moves`: Lichess's puzzles |
 
 Each also gzipped (`.gz`) or, as Lichess has them, as `.zst`. EPD has no clocks: unless `hmvc` and `fmvn` or two more
 FEN fields tell them, positions stand at move 1.
@@ -87,7 +87,7 @@ def _entries(path: Path) -> Iterator[tuple[str, Callable[[], Problem]]]:
                 yield f"line {number}", partial(_of_epd, line.strip(), f"line {number}")
     else:
         for number, row in enumerate(_rows(path), start=1):
-            yield f"row {number}", partial(_of_row, {k.lower(): v for k, v in row.items()}, f"row {number}")
+            yield f"row {number}", partial(_of_puzzle, {k.lower(): v for k, v in row.items()}, f"row {number}")
 
 
 # Entries -------------------------------------------------------------------------------------------------------------
@@ -97,20 +97,7 @@ def _of_epd(line: str, name: str) -> Problem:
     if clocked := _FEN_CLOCKS.fullmatch(line):
         line = f"{clocked[1]} hmvc {clocked[2]}; fmvn {clocked[3]}; {clocked[4]}"
     board = chess.Board()
-    operations = board.set_epd(line)
-    return _of_operations(board, operations, name)
-
-
-def _of_row(row: Mapping[str, Any], name: str) -> Problem:
-    board = chess.Board(row["fen"])
-    if row.get("moves"):
-        return _of_puzzle(board, row, name)
-    moves = {key: _parsed(board, _words(row[key])) for key in ("bm", "am") if row.get(key)}
-    return _of_operations(board, {**row, **moves}, name)
-
-
-def _of_operations(board: chess.Board, operations: Mapping[str, Any], name: str) -> Problem:
-    """A problem of one position by EPD's operations."""
+    operations: dict[str, Any] = board.set_epd(line)
     clean(board)
     points = _points(board, operations)
     if points:
@@ -129,8 +116,9 @@ def _of_operations(board: chess.Board, operations: Mapping[str, Any], name: str)
     return Problem(name, group, (board,), (worths,), _game(operations))
 
 
-def _of_puzzle(board: chess.Board, row: Mapping[str, Any], name: str) -> Problem:
+def _of_puzzle(row: Mapping[str, Any], name: str) -> Problem:
     """A puzzle as Lichess stores it: the opponent moves first, then every second move is to be found."""
+    board = chess.Board(row["fen"])
     clean(board)
     line = _words(row["moves"])
     if len(line) < 2:
@@ -179,8 +167,8 @@ def _parsed(board: chess.Board, moves: list[str]) -> list[chess.Move]:
     return [board.parse_san(move) for move in moves]
 
 
-def _words(value: Any) -> list[str]:
-    return value.replace(",", " ").split() if isinstance(value, str) else [str(each) for each in value]
+def _words(text: str) -> list[str]:
+    return text.replace(",", " ").split()
 
 
 def _band(rating: Any) -> str:

@@ -212,9 +212,6 @@ def test_tables_of_every_kind(tmp_path: Path, kind: str) -> None:
     assert is_problem_file(path)
     assert [problem.name for problem in read_problems(path)] == ["p0", "p1", "p2"]
     assert len(read_problems(path, max_rows=2)) == 2
-    columns = tmp_path / "best.jsonl"
-    columns.write_text(json.dumps({"fen": f"{START} 0 1", "bm": "e4, Nf3", "id": "mine"}) + "\n")
-    assert read_problems(columns)[0].worths == ({"e2e4": 1, "g1f3": 1},)
 
 
 def test_rows_of_prompts_are_no_problems(tmp_path: Path, two_mates: Path) -> None:
@@ -235,6 +232,7 @@ HEAD = "PuzzleId,FEN,Moves\n"
     [
         ("p.csv", "a,b\n1,2\n", "row 1: field 'fen' is missing"),
         ("p.csv", HEAD + "x,nonsense,a2a3 a3a4\n", "row 1"),
+        ("p.jsonl", '{"fen": "8/8/8/8/8/2k5/P7/K7 w - - 0 1", "bm": "a4"}\n', "row 1: field 'moves' is missing"),
         ("p.csv", HEAD + f"x,{chess.STARTING_FEN},e2e4\n", "row 1: field 'Moves'"),
         ("p.csv", HEAD + f"x,{chess.STARTING_FEN},e2e4 e2e4\n", "row 1: .*legal"),
         ("p.txt", "", "give problems as"),
@@ -260,6 +258,8 @@ def test_malformed_files_are_named(tmp_path: Path, name: str, content: str, mess
 def test_intervals_go_by_the_games_that_the_positions_are_of(tmp_path: Path) -> None:
     """Forty games of ten equal positions each, half of the games solved: as many draws as games, not as positions."""
     path = tmp_path / "games.epd"
+    path.write_text(f'{START} bm e4; c0 "of a game 3 years ago";\n')
+    assert read_problems(path)[0].game == ""
     path.write_text("".join(f'{START} bm e4; c0 "second best 3, game {n // 10}"; id "{n}";\n' for n in range(400)))
     problems = read_problems(path)
     assert [problem.game for problem in problems[8:12]] == ["0", "0", "1", "1"]
@@ -279,13 +279,12 @@ def test_intervals_go_by_the_games_that_the_positions_are_of(tmp_path: Path) -> 
         ({"game": 0}, "0"),
         ({"GameUrl": "https://lichess.org/787zsVup/black#48"}, "787zsVup"),
         ({"GameUrl": "https://lichess.org/787zsVup#31"}, "787zsVup"),
-        ({"c0": "of a game 3 years ago"}, ""),
         ({}, ""),
     ],
 )
 def test_a_files_own_names_of_games(tmp_path: Path, row: dict[str, Any], game: str) -> None:
     path = tmp_path / "p.jsonl"
-    path.write_text(json.dumps({"fen": chess.STARTING_FEN, "bm": "e4", **row}) + "\n")
+    path.write_text(json.dumps({"FEN": chess.STARTING_FEN, "Moves": "e2e4 e7e5", **row}) + "\n")
     assert [problem.game for problem in read_problems(path)] == [game]
 
 
