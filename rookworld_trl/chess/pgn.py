@@ -10,7 +10,7 @@ import gzip
 import re
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,10 +36,10 @@ _TOKEN = re.compile(
     | (?P<word>[^\s{};()$]+)""",
     re.VERBOSE,
 )
-_LETTER = "[A-ZŞŽА-ЯΑ-Ω]р?"  # of a piece in some language: the Russian king has two
-_MOVE = re.compile(rf"({_LETTER})?([a-h]?[1-8]?[x-]?[a-h][1-8])(?:=?({_LETTER}|[qrbn]))?(?:e\.?p)?")
+_LETTER = "[A-ZА-ЯΑ-Ω]"  # of a piece in some language
+_MOVE = re.compile(rf"({_LETTER})?[a-h]?[1-8]?[x-]?[a-h][1-8](?:=?({_LETTER}|[qrbn]))?(?:e\.?p)?")
 _MARKS = re.compile(r"[\W_]+$")  # behind a move: `+`, `#`, `!?`, `±`
-_CASTLING = re.compile("[O0oОо](?:-[O0oОо]){1,2}")
+_CASTLING = re.compile("[O0](?:-[O0]){1,2}")
 _NULL_MOVES = ("--", "Z0", "0000", "@@@@", "null", "pass")  # as annotators write them, none of chess
 _REMARKS = ("N", "D", "e.p", "ep")  # a novelty, a diagram, en passant
 # Other signs for the same: figurines, which are of no language, dashes, captures.
@@ -50,40 +50,15 @@ _PLAIN = str.maketrans(
     | dict.fromkeys("×:", "x")
 )
 
-# King, queen, rook, bishop and knight.
-ENGLISH = "K Q R B N"
-ALPHABETS = (
-    "K D T L S",  # German, Danish, Norwegian, Swedish, Croatian, Slovenian
-    "R D T F C",  # French
-    "R D T A C",  # Spanish, Italian, Catalan
-    "R D T B C",  # Portuguese
-    "R D T N C",  # Romanian
-    "K D T L P",  # Dutch
-    "K D T L R",  # Finnish, Afrikaans
-    "K D T L Z",  # Latvian
-    "K D H B R",  # Icelandic
-    "K D V S J",  # Czech, Slovak
-    "K H W G S",  # Polish
-    "K V B F H",  # Hungarian
-    "K V B R Ž",  # Lithuanian
-    "K L V O R",  # Estonian
-    "Ş V K F A",  # Turkish
-    "Кр Ф Л С К",  # Russian
-    "Кр Ф Т С К",  # Ukrainian
-    "Ц Д Т О К",  # Bulgarian
-    "Ρ Β Π Α Ι",  # Greek
-)
-
 
 @dataclass
 class GamesReport:
     """What became of the games: how many were read and how many rows they gave; `skipped` by reason; how many were
-    `translated` from the piece letters of another language; how many were `cut` short, with the first reason."""
+    `cut` short, with the first reason."""
 
     games: int = 0
     kept: Counter[str] = field(default_factory=Counter)
     skipped: Counter[str] = field(default_factory=Counter)
-    translated: int = 0
     cut: int = 0
     first_cut: str = ""
     repeated: int = 0
@@ -94,8 +69,6 @@ class GamesReport:
             f"{self.repeated} moves from positions seen before",
             *(f"skipped {count} games: {reason}" for reason, count in self.skipped.most_common()),
         ]
-        if self.translated:
-            lines.append(f"translated {self.translated} games from the piece letters of another language")
         if self.cut:
             lines.append(
                 f"{self.cut} games are used up to their first null, illegal or unreadable move "
@@ -239,58 +212,25 @@ def _main_line(text: str) -> tuple[list[str], str]:
 
 
 def _moves(board: chess.Board, words: Sequence[str], end: str, report: GamesReport) -> list[chess.Move]:
-    """The moves of a main line; none, counted, where it can be read in no language, or in several.
-
-    Letters of another language are translated where every reading that is legal from the first move to the last has
-    the same moves. `end`: why the words end early.
+    """The moves of a main line up to the first that is illegal; none, counted, where the pieces have other letters than
+    the English ones, for a letter that two languages share means another piece in each. `end`: why the words end early.
     """
-    moves, fault = _read(board, words, ENGLISH)
-    if fault:
-        used = {letter for word in words if (match := _MOVE.fullmatch(word)) for letter in match.group(1, 3) if letter}
-        foreign = not used <= set(f"{ENGLISH} q r b n".split())
-        readings = [found for letters in ALPHABETS for found, wrong in [_read(board, words, letters)] if not wrong]
-        if foreign and readings and readings.count(readings[0]) == len(readings):
-            moves, fault = readings[0], ""
-            report.translated += 1
-        elif foreign or readings:
-            where = "several languages" if readings else "no language"
-            report.skipped[f"other piece letters than K Q R B N, whose moves are legal in {where}"] += 1
-            return []
-    if not moves:
-        report.skipped["no moves" if not (fault or end) else "no move can be read"] += 1
-    elif fault or end:
-        report.cut += 1
-        report.first_cut = report.first_cut or f"game {report.games}, {fault or end}"
-    return moves
-
-
-def _read(board: chess.Board, words: Iterable[str], alphabet: str) -> tuple[list[chess.Move], str]:
-    """The moves by an alphabet's piece letters up to the first that is illegal, and what is wrong with that one."""
-    letters = dict(zip(alphabet.split(), ENGLISH.split(), strict=True))
+    used = {letter for word in words if (match := _MOVE.fullmatch(word)) for letter in match.groups("")}
+    if not used <= {"", *"KQRBNqrbn"}:
+        report.skipped["other piece letters than K Q R B N"] += 1
+        return []
     board, moves = board.copy(stack=False), []
-    for word in words:
-        try:
-            moves.append(board.parse_san(_in_english(word, letters)))
-        except ValueError as error:
-            return moves, str(error)
-        except KeyError as error:
-            return moves, f"unreadable: {word!r}, {error} is no piece"
-        board.push(moves[-1])
-    return moves, ""
-
-
-def _in_english(word: str, letters: Mapping[str, str]) -> str:
-    """A move in SAN as python-chess takes it.
-
-    Raises:
-        KeyError: a letter that is none of these.
-    """
-    match = _MOVE.fullmatch(word)
-    if match is None:
-        return "-".join("O" * (word.count("-") + 1))
-    piece, squares, promoted = match.groups()
-    promotion = f"={letters.get(promoted) or letters[promoted.upper()]}" if promoted else ""
-    return f"{letters[piece] if piece else ''}{squares}{promotion}"
+    try:
+        for word in words:
+            moves.append(board.push_san(re.sub(r"e\.?p$", "", word)))
+    except ValueError as error:
+        end = str(error)
+    if not moves:
+        report.skipped["no move can be read" if end else "no moves"] += 1
+    elif end:
+        report.cut += 1
+        report.first_cut = report.first_cut or f"game {report.games}, {end}"
+    return moves
 
 
 def _start(headers: chess.pgn.Headers, report: GamesReport) -> chess.Board | None:
