@@ -182,7 +182,7 @@ def write_shard(shard: int, directory: Path, settings: GameSettings, engine_path
     """Play the games of one shard and write it; returns the number of positions."""
     openings = read_lines(settings.openings) if settings.openings else []
     records: list[dict[str, Any]] = []
-    with Engine(engine_path, nodes=settings.nodes, cache_size=0) as engine:
+    with Engine(engine_path, nodes=settings.nodes) as engine:
         first = shard * settings.games_per_shard
         for index in range(first, first + settings.games_per_shard):
             records.extend(play_game(engine, index, settings, openings))

@@ -196,7 +196,7 @@ def tactics_of_games(
     with ExitStack() as stack:
         engines = {
             number: stack.enter_context(
-                Engine(engine_path, nodes=number, cache_size=0, hash_mb=16 if number == nodes else 1, timeout=60.0)
+                Engine(engine_path, nodes=number, hash_mb=16 if number == nodes else 1, timeout=60.0)
             )
             for number in {PLAY_NODES, BLUNDER_NODES, FILTER_NODES, nodes}
         }

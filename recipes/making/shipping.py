@@ -221,7 +221,7 @@ def write_held_out(folder: Path, shown: Mapping[SplitName, Iterable[str]]) -> No
 def value_every_move(fens: list[str], nodes: int, engine_path: str | None) -> list[list[int] | None]:
     """Engine values of all legal moves of each position, in UCI order; None where the engine failed."""
     values: list[list[int] | None] = []
-    with Engine(engine_path, nodes=nodes, cache_size=0, hash_mb=16, timeout=60.0) as engine:
+    with Engine(engine_path, nodes=nodes, hash_mb=16, timeout=60.0) as engine:
         for fen in fens:
             found = engine.analyse(chess.Board(fen), multipv=500, game=fen)
             values.append([value.centipawns for value in sorted(found, key=lambda v: v.move)] if found else None)

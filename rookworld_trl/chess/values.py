@@ -10,7 +10,7 @@ import chess
 
 from rookworld_trl.chess import policy
 from rookworld_trl.chess.answers import policy_completion
-from rookworld_trl.chess.engine_pool import EnginePool
+from rookworld_trl.chess.engine import EnginePool
 
 CHUNK = 1024  # rows read ahead, so that every engine of the pool has something to do
 

@@ -1,9 +1,10 @@
-"""The engine wrapper with a real Stockfish, and with engines that hang, die, lie or aren't there."""
+"""The engine wrapper with a real Stockfish, and with engines that hang, die, lie or aren't there; pools and caches."""
 
 import contextlib
 import os
 import random
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -15,7 +16,7 @@ import chess
 import chess.engine
 import pytest
 
-from rookworld_trl.chess.engine import Engine, LastLines, MoveValue, find_engine
+from rookworld_trl.chess.engine import Engine, EnginePool, LastLines, MoveValue, ValueCache, find_engine
 from tests.support.stockfish import fake_engine, requires_stockfish
 
 
@@ -89,22 +90,6 @@ def test_values_of_every_move_best_first() -> None:
     assert values[0].move in ("e7e8q", "e7e8r")
 
 
-@requires_stockfish
-def test_values_are_the_movers() -> None:
-    """A queen up: good for the side that has it, bad for the other, whatever the colour."""
-    with Engine(nodes=2000) as engine:
-        for fen in ("4k3/8/8/8/8/8/8/Q3K3 w - - 0 1", "q3k3/8/8/8/8/8/8/4K3 b - - 0 1"):
-            board = chess.Board(fen)
-            values = engine.analyse(board, multipv=1)
-            assert values is not None
-            assert values[0].centipawns > 300
-            board.turn = not board.turn
-            if board.is_valid():
-                values = engine.analyse(board, multipv=1)
-                assert values is not None
-                assert values[0].centipawns < -300
-
-
 def test_an_engine_that_plays_is_told_the_game(tmp_path: Path) -> None:
     """Its answer hangs on what it was sent: on the second time that the knights come home it plays another move."""
     twice = "moves g1f3 g8f6 f3g1 f6g8 g1f3 g8f6 f3g1 f6g8"
@@ -153,18 +138,6 @@ def test_mates_by_hand() -> None:
 
 
 @requires_stockfish
-def test_equal_work_gives_equal_values() -> None:
-    board = chess.Board("r1bqkbnr/pppp1ppp/2n5/4p3/4P3/5N2/PPPP1PPP/RNBQKB1R w KQkq - 2 3")
-    runs = []
-    for _ in range(2):
-        with Engine(nodes=3000) as engine:
-            runs.append(engine.analyse(board, multipv=5))
-    assert runs[0] == runs[1]
-    assert runs[0] is not None
-    assert len(runs[0]) == 5
-
-
-@requires_stockfish
 @pytest.mark.parametrize(
     "fen",
     [
@@ -183,13 +156,6 @@ def test_illegal_positions_never_reach_the_engine(fen: str) -> None:
         assert pid_of(engine) == before
         assert engine.restarts == 0
         assert engine.analyse(chess.Board(), multipv=1)
-
-
-@requires_stockfish
-@pytest.mark.parametrize("fen", ["7k/5Q2/5K2/8/8/8/8/8 b - - 1 1", "7k/6Q1/5K2/8/8/8/8/8 b - - 1 1"])
-def test_a_finished_game_has_no_moves(fen: str) -> None:
-    with Engine(nodes=500) as engine:
-        assert engine.analyse(chess.Board(fen)) == []
 
 
 @requires_stockfish
@@ -251,7 +217,7 @@ def test_a_restart_that_fails_is_tried_again(tmp_path: Path) -> None:
     """The file is away for a while: those positions have no values, the next one has."""
     answer = "print('info depth 1 score cp 5 pv e2e4\\nbestmove e2e4', flush=True)"
     path = tmp_path / "fake"
-    with Engine(fake_engine(path, answer), nodes=10, timeout=2.0, cache_size=0) as engine:
+    with Engine(fake_engine(path, answer), nodes=10, timeout=2.0) as engine:
         assert engine.analyse(chess.Board(), multipv=1) == [MoveValue("e2e4", 5, None)]
         path.rename(tmp_path / "away")
         os.kill(pid_of(engine), signal.SIGKILL)
@@ -290,40 +256,6 @@ def test_no_zombies(tmp_path: Path) -> None:
     while left := children().keys() - before.keys():
         assert time.monotonic() < deadline, {pid: children().get(pid) for pid in left}
         time.sleep(0.05)
-
-
-@requires_stockfish
-def test_the_cache_is_used_and_bounded() -> None:
-    boards = []
-    for move in list(chess.Board().legal_moves)[:4]:
-        board = chess.Board()
-        board.push(move)
-        boards.append(board)
-    with Engine(nodes=500, cache_size=2) as engine:
-        first = [engine.analyse(board, multipv=1) for board in boards]
-        os.kill(pid_of(engine), signal.SIGKILL)
-        assert [engine.analyse(board, multipv=1) for board in boards[2:]] == first[2:]  # from the cache
-        assert engine.restarts == 0
-        assert engine.analyse(boards[2], multipv=2) != first[2]  # another number of moves is another question
-        assert engine.restarts == 1
-        os.kill(pid_of(engine), signal.SIGKILL)
-        assert engine.analyse(boards[0], multipv=1) == first[0]
-        assert engine.restarts == 2, "only so many are kept"
-    with Engine(nodes=500, cache_size=0) as engine:
-        engine.analyse(boards[0], multipv=1)
-        os.kill(pid_of(engine), signal.SIGKILL)
-        engine.analyse(boards[0], multipv=1)
-        assert engine.restarts == 1
-
-
-@requires_stockfish
-def test_a_caller_cannot_spoil_the_cache() -> None:
-    with Engine(nodes=500) as engine:
-        values = engine.analyse(chess.Board(), multipv=3)
-        assert values is not None
-        expected = list(values)
-        values.clear()
-        assert engine.analyse(chess.Board(), multipv=3) == expected
 
 
 def test_a_missing_engine_is_named_with_a_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -410,3 +342,144 @@ def test_the_move_played_follows_from_the_position_alone() -> None:
         moves = [engine.play(board) for board in boards]
         assert [engine.play(board) for board in boards[::-1]] == moves[::-1]
     assert all(chess.Move.from_uci(move or "") in board.legal_moves for board, move in zip(boards, moves, strict=True))
+
+
+# Several engines, and answers that outlive the run -------------------------------------------------------------------
+
+FENS = [
+    chess.STARTING_FEN,
+    "6k1/5ppp/8/8/8/8/8/4R1K1 w - - 0 1",  # mate in one
+    "r1bqkbnr/pppp1ppp/2n5/4p3/2B1P3/5Q2/PPPP1PPP/RNB1K1NR w KQkq - 4 4",  # Scholar's mate
+    "8/8/4k3/8/8/4K3/4P3/8 w - - 0 1",
+    "7k/5Q2/6K1/8/8/8/8/8 b - - 0 1",  # stalemate: no moves
+]
+VALUES = [MoveValue("e2e4", 31, None), MoveValue("e1e8", 9999, 1)]
+
+
+@requires_stockfish
+def test_a_pool_gives_what_one_engine_gives_in_order() -> None:
+    with Engine(nodes=300) as engine:
+        expected = [engine.analyse(chess.Board(fen), multipv=500, game=fen) for fen in FENS]
+    with EnginePool(2, nodes=300) as pool:
+        assert list(pool.values(FENS * 3)) == expected * 3
+    assert expected[1] is not None
+    assert expected[1][0] == MoveValue("e1e8", 9999, 1)
+    assert expected[4] == []
+
+
+@requires_stockfish
+def test_the_cache_answers_in_the_engines_place_and_only_for_the_same_question(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = ValueCache(tmp_path / "values.sqlite")
+    with monkeypatch.context() as patch, EnginePool(2, nodes=300, cache=cache) as pool:
+        first = list(pool.values(FENS))
+        assert len(cache) == len(FENS)
+        patch.setattr(Engine, "analyse", lambda *_, **__: pytest.fail("asked the engine again"))
+        assert list(pool.values(FENS)) == first
+        with pytest.raises(pytest.fail.Exception):
+            list(pool.values(FENS, multipv=1))
+    with EnginePool(1, nodes=400, cache=cache) as pool:  # another limit
+        list(pool.values(FENS[:1]))
+    assert len(cache) == len(FENS) + 1
+
+
+@requires_stockfish
+def test_an_illegal_position_costs_a_none_and_is_not_kept(tmp_path: Path) -> None:
+    cache = ValueCache(tmp_path / "values.sqlite")
+    with EnginePool(1, nodes=100, cache=cache) as pool:
+        answers = list(pool.values(["8/8/8/8/8/8/8/4K3 w - - 0 1", FENS[3]]))
+    assert answers[0] is None
+    assert answers[1]
+    assert len(cache) == 1
+
+
+def test_the_cache_survives_and_is_shared_by_threads(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "values.sqlite"
+    cache = ValueCache(path)
+
+    def fill(start: int) -> None:
+        for i in range(start, start + 25):
+            cache.put(str(i), VALUES)
+
+    threads = [threading.Thread(target=fill, args=(start,)) for start in (0, 25)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    cache.close()
+    again = ValueCache(path)
+    assert len(again) == 50
+    assert again.get("49") == VALUES
+    assert again.get("50") is None
+    again.put("empty", [])
+    assert again.get("empty") == []
+
+
+def test_the_least_recently_used_go_first(tmp_path: Path) -> None:
+    cache = ValueCache(tmp_path / "values.sqlite", size=20)
+    for i in range(20):
+        cache.put(str(i), VALUES)
+    assert cache.get("0") is not None  # used: the oldest is now "1"
+    cache.put("20", VALUES)
+    assert len(cache) == 18  # one too many, and a tenth of 20 more
+    assert [key for key in map(str, range(21)) if cache.get(key) is None] == ["1", "2", "3"]
+
+
+def test_a_file_that_is_no_cache_is_refused_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "notes.txt"
+    path.write_text("not a database, just a text that is long enough to be read as a broken header" * 10)
+    with pytest.raises(ValueError, match=r"notes.txt: cannot be used as a cache"):
+        ValueCache(path)
+    assert path.read_text().startswith("not a database")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="cannot be used as a cache"):
+        ValueCache(tmp_path / "file" / "values.sqlite")
+    with pytest.raises(ValueError, match="keep at least one"):
+        ValueCache(tmp_path / "values.sqlite", size=0)
+
+
+DAMAGED = ["", "{", "7", "null", "[7]", '[["e2e4"]]', '[["e2e4", "31", null]]', '[["e2e4", 31, null, 5]]', b"[[\xff]]"]
+
+
+@pytest.mark.parametrize("answer", DAMAGED)
+def test_a_damaged_answer_is_a_miss_and_is_replaced(tmp_path: Path, answer: object) -> None:
+    path = tmp_path / "values.sqlite"
+    cache = ValueCache(path)
+    cache.put("a", VALUES)
+    with sqlite3.connect(path) as database:
+        database.execute("UPDATE answers SET answer = ?", (answer,))
+    assert cache.get("a") is None
+    cache.put("a", VALUES)
+    assert cache.get("a") == VALUES
+
+
+def test_damaged_pages_are_misses_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "values.sqlite"
+    cache = ValueCache(path, size=100)
+    for i in range(2000):
+        cache.put(str(i), VALUES)
+    cache.close()
+    whole = path.read_bytes()
+    pages = range(4096, len(whole), 4096)  # all but the first, which says that this is a database
+    assert len(pages) > 2
+    for page in pages:
+        path.write_bytes(whole[:page] + b"\x5a" * 4096 + whole[page + 4096 :])
+        damaged = ValueCache(path, size=100)
+        caplog.clear()
+        for i in range(1900, 2000):
+            assert damaged.get(str(i)) in (None, VALUES)
+            damaged.put(str(i), VALUES)
+        said = [each for each in caplog.messages if f"{path}: damaged" in each]
+        assert len(said) <= 1
+        damaged.close()
+    path.write_bytes(whole[:4096] + b"\x5a" * (len(whole) - 4096))
+    damaged = ValueCache(path)
+    assert damaged.get("1999") is None
+    damaged.put("1999", VALUES)
+    assert f"{path}: damaged" in caplog.text
+
+
+def test_a_pool_needs_a_worker() -> None:
+    with pytest.raises(ValueError, match="at least one engine"):
+        EnginePool(0, nodes=100)

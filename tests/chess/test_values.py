@@ -12,8 +12,7 @@ from unittest.mock import patch
 import chess
 import pytest
 
-from rookworld_trl.chess.engine import Engine, MoveValue
-from rookworld_trl.chess.engine_pool import ValueCache
+from rookworld_trl.chess.engine import Engine, MoveValue, ValueCache
 from rookworld_trl.chess.sources import DataOptions, load_prompts
 from rookworld_trl.chess.values import ValuesReport, with_values
 from tests.support.stockfish import requires_stockfish
