@@ -19,8 +19,15 @@ import torch
 from rookworld_trl.checkpointing.stopping import run_program
 from rookworld_trl.chess.engine import Engine
 from rookworld_trl.chess.ladder import ladder_table, run_match
-from rookworld_trl.chess.openings import random_openings, read_openings
-from rookworld_trl.chess.players import EnginePlayer, GreedyCapturePlayer, ModelPlayer, Player, RandomPlayer
+from rookworld_trl.chess.play import (
+    EnginePlayer,
+    GreedyCapturePlayer,
+    ModelPlayer,
+    Player,
+    RandomPlayer,
+    random_openings,
+    read_openings,
+)
 from rookworld_trl.files import write_atomically
 from rookworld_trl.modeling.loading import load
 from rookworld_trl.reports.summary import command, versions

@@ -5,8 +5,7 @@ from typing import Any
 
 from benchmarks.common import shipped
 from benchmarks.evidence import store
-from rookworld_trl.chess.accuracy import METRICS, item_key
-from rookworld_trl.chess.trivial import PLAYERS, baseline_scores
+from rookworld_trl.chess.accuracy import METRICS, PLAYERS, baseline_scores, item_key
 from rookworld_trl.measuring import Item, Result
 
 

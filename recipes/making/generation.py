@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from rookworld_trl.chess.engine import Engine, MoveValue
 from rookworld_trl.chess.format import HISTORY_LENGTH
-from rookworld_trl.chess.openings import read_lines
+from rookworld_trl.chess.play import read_lines
 from rookworld_trl.chess.policy import win_chance
 from rookworld_trl.chess.splits import SplitName, split_by_hash
 

@@ -31,11 +31,10 @@ from recipes.making.shipping import write_held_out
 from rookworld_trl.chess import position_key
 from rookworld_trl.chess.dataset import MATES_FILE, TACTICS_FILES, positions_to_solve, shipped_positions
 from rookworld_trl.chess.engine import Engine
-from rookworld_trl.chess.material import material_won, mating_moves
-from rookworld_trl.chess.openings import read_lines
+from rookworld_trl.chess.play import read_lines
 from rookworld_trl.chess.policy import win_chance
 from rookworld_trl.chess.splits import SPLITS, SplitName, split_of
-from rookworld_trl.chess.strata import BLUNDER, winning_move
+from rookworld_trl.chess.strata import BLUNDER, material_won, mating_moves, winning_move
 
 MATES, MATES_SEED, MATE_PLIES = 1_200, 0, 160  # of the shipped file; the longest game
 # Share of moves that take the most material; the others are random. One share a game, from wild games to greedy ones.

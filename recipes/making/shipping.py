@@ -20,7 +20,7 @@ from recipes.making.transitions import EnvironmentRows
 from rookworld_trl.chess import position_key
 from rookworld_trl.chess.dataset import COMPACT_SCHEMA, positions_of_record
 from rookworld_trl.chess.engine import Engine
-from rookworld_trl.chess.openings import read_lines
+from rookworld_trl.chess.play import read_lines
 from rookworld_trl.chess.policy import win_chance
 from rookworld_trl.chess.splits import (
     HELD_OUT_ANSWERS,

@@ -21,9 +21,9 @@ import pyarrow.parquet as pq
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from recipes.making.moves import environment_rows
 from recipes.making.transitions import cornered_king
 from rookworld_trl.chess import policy, position_key
-from rookworld_trl.chess.answers import environment_rows
 from rookworld_trl.chess.policy import MATE_CP, format_eval, win_chance
 from rookworld_trl.chess.splits import split_of
 from rookworld_trl.chess.strata import stratum

@@ -3,17 +3,18 @@
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import fields, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from operator import itemgetter
 from typing import Any
 
+import chess
 from transformers import PreTrainedModel
 
 from rookworld_trl.chess import PREFIXES, ParseError, TaskName, environment, policy, task_of
-from rookworld_trl.chess.rewards import score_environment_rows, score_policy_rows
-from rookworld_trl.chess.rewards.moves import move_values
-from rookworld_trl.chess.trivial import PLAYERS, baseline_scores
+from rookworld_trl.chess.rewards import score_environment, score_environment_rows, score_policy_rows
+from rookworld_trl.chess.rewards.moves import NOTHING_AT_STAKE, move_values
+from rookworld_trl.chess.strata import material_won
 from rookworld_trl.measuring.intervals import ratios
 from rookworld_trl.measuring.metrics import Metric, Scores, mean, share, terms
 from rookworld_trl.measuring.result import Item, Result
@@ -248,6 +249,58 @@ def _color(prompt: str) -> str:
     return "white" if fen.split(" ")[1] == "w" else "black"
 
 
+# Trivial players on the same items: what a number is worth shows beside theirs. ---------------------------------------
+
+# Names as in an item's scores, and as in tables.
+PLAYERS: dict[TaskName, dict[str, str]] = {
+    "policy": {"random": "random legal", "first": "first legal", "material": "most material"},
+    "environment": {"copy": "input copied"},
+}
+# What of their scores is kept.
+_FIELDS: dict[TaskName, tuple[str, ...]] = {
+    "policy": ("best_value", "best_in_top5", "top1"),
+    "environment": ("exact", "fen_exact", "first_four", "placement_exact", "reward_exact"),
+}
+# What most moves lead to: the game goes on.
+_NOTHING_HAPPENED = "+0.001+0+0"
+
+
+def baseline_scores(row: Mapping[str, Any]) -> dict[str, float]:
+    """The trivial players' scores on a row, as `player.field`; of a `P:` row also `at_stake`.
+
+    The random mover, the alphabetically first legal move, and the move that wins most material at once (the captured
+    man's value and what a promotion adds; the first of equals). Of an `A:` row the copied input, as if nothing had
+    happened.
+    """
+    if row["task"] == "environment":
+        copied = environment.parse_prompt(row["prompt"]).fen + _NOTHING_HAPPENED
+        score = score_environment(row["prompt"], copied, row["target"])
+        return {f"copy.{name}": float(getattr(score, name)) for name in _FIELDS["environment"]}
+    moves, cp = row["legal_moves"], row["legal_cp"]
+    ranked = sorted(cp, reverse=True)
+    fifth = ranked[min(policy.MAX_CANDIDATES, len(cp)) - 1]
+    fields = list(
+        zip(move_values(cp), (float(value >= fifth) for value in cp), (float(v == ranked[0]) for v in cp), strict=True)
+    )
+    first = moves.index(min(moves))
+    material = moves.index(most_material(policy.parse_prompt(row["prompt"]), moves))
+    means = [sum(column) / len(column) for column in zip(*fields, strict=True)]
+    found = {"random": means, "first": fields[first], "material": fields[material]}
+    scores = {
+        f"{player}.{name}": value
+        for player, values in found.items()
+        for name, value in zip(_FIELDS["policy"], values, strict=True)
+    }
+    scores |= {f"{player}.best_legal": 1.0 for player in found}
+    return scores | {"at_stake": float(policy.win_chance(ranked[0]) - policy.win_chance(ranked[-1]) > NOTHING_AT_STAKE)}
+
+
+def most_material(fen: str, legal_moves: Sequence[str]) -> str:
+    """The legal move that wins most pawns' worth (1, 3, 3, 5, 9) in one ply; the alphabetically first of equals."""
+    board = chess.Board(fen)
+    return min(legal_moves, key=lambda uci: (-material_won(board, chess.Move.from_uci(uci)), uci))
+
+
 # While training
 
 REWARD = "reward"  # the mean over both tasks' items
@@ -283,3 +336,41 @@ class Watch:
             values = ratios(*terms([item.scores for item in result.items], result.metrics))
             found |= {f"{result.name}/{m.name}": float(v) for m, v in zip(result.metrics, values, strict=True)}
         return found
+
+
+# How suites ask a model -----------------------------------------------------------------------------------------------
+
+Ask = Callable[[Sequence[str], str], list[str]]  # prompts of one task, and the title of a progress bar
+
+
+@dataclass(frozen=True, slots=True)
+class ModelAnswers:
+    """Asks a model, one completion a prompt; an `Ask`.
+
+    Attributes:
+        temperature: by task; 0 for greedy.
+        max_new_tokens: at most; less where the prompts leave less of the model's context.
+        batch_size: prompts decoded at a time. Equal prompts get different samples only within one batch.
+    """
+
+    model: PreTrainedModel
+    tokenizer: Any
+    temperature: Mapping[str, float]
+    max_new_tokens: int
+    batch_size: int = 64
+    seed: int = 0
+    progress: bool = False
+
+    def __call__(self, prompts: Sequence[str], title: str) -> list[str]:
+        """The completions' texts. Errors as in `complete`."""
+        if not prompts:
+            return []
+        length = fitting_length(self.model, self.tokenizer, prompts, self.max_new_tokens)
+        settings: dict[str, Any] = {
+            "temperature": self.temperature[task_of(prompts[0])],
+            "max_new_tokens": length,
+            "seed": self.seed,
+        }
+        with progress_bar(title if self.progress else "", len(prompts), "prompt") as bar:
+            settings |= {"temperature": self.temperature[task_of(prompts[0])], "told": bar.update}
+            return [each.text for each in complete(self.model, self.tokenizer, prompts, **settings)]

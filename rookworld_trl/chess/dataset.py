@@ -13,7 +13,6 @@ import pyarrow.parquet as pq
 from datasets import Dataset
 
 from rookworld_trl.chess import environment, policy, position_key
-from rookworld_trl.chess.answers import policy_completion
 from rookworld_trl.chess.splits import SPLITS, SplitName
 from rookworld_trl.settings.terminal import with_bar
 
@@ -58,7 +57,7 @@ def expand(record: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError(f"field 'cp' of {record['fen']}: {len(values)} values for {len(moves)} legal moves")
     answer = {
         "prompt": policy.prompt(record["fen"]),
-        "target": policy_completion(moves, values, random.Random(record["fen"])),
+        "target": policy.policy_completion(moves, values, random.Random(record["fen"])),
     }
     return row | answer | {"legal_moves": moves, "legal_cp": values}
 

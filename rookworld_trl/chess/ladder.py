@@ -23,8 +23,17 @@ from typing import Any, Literal, cast, get_args
 import numpy as np
 
 from rookworld_trl.chess.engine import Engine, find_engine
-from rookworld_trl.chess.games import Game, GameRecord, mirrored, play_games
-from rookworld_trl.chess.players import EnginePlayer, GreedyCapturePlayer, ModelPlayer, Player, RandomPlayer
+from rookworld_trl.chess.play import (
+    EnginePlayer,
+    Game,
+    GameRecord,
+    GreedyCapturePlayer,
+    ModelPlayer,
+    Player,
+    RandomPlayer,
+    mirrored,
+    play_games,
+)
 from rookworld_trl.measuring.comparison import Comparison
 from rookworld_trl.measuring.elo import Rating, rate, resampled
 from rookworld_trl.measuring.intervals import MIN_CLUSTERS, percentile_interval, wilson

@@ -23,8 +23,7 @@ from transformers import PreTrainedModel
 
 from rookworld_trl.chess import environment, policy, position_key, task_of
 from rookworld_trl.chess.format import board_from_fen
-from rookworld_trl.chess.games import play_games
-from rookworld_trl.chess.players import ModelPlayer
+from rookworld_trl.chess.play import ModelPlayer, play_games
 from rookworld_trl.chess.splits import position_number, split_of
 from rookworld_trl.chess.strata import phase, stratum
 

@@ -83,7 +83,7 @@ def rows_of_games(path: Path, report: GamesReport, positions: bool = False) -> I
     Args:
         path: a PGN file, any number of games.
         report: filled on the way.
-        positions: also a `P:` row for each position, without values: `rookworld_trl.chess.values` fills them in.
+        positions: also a `P:` row for each position, without values: `rookworld_trl.chess.sources` fills them in.
     """
     seen: set[str] = set()
     moves: set[tuple[str, str]] = set()

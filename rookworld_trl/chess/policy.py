@@ -11,9 +11,11 @@ What has several spellings is written and recognised by `Spelling` alone: data, 
 """
 
 import math
+import random
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from rookworld_trl.chess.format import FEN_PATTERN, MOVE_PATTERN, ParseError
 
@@ -198,6 +200,31 @@ def with_best(completion: str, best: str) -> str:
     """A completion with another best move and otherwise as it is written; spaces behind the move go."""
     head, _, written = completion.rpartition("B: ")
     return f"{head}B: {best}" + "\n" * written.endswith("\n")
+
+
+def policy_completion(moves: list[str], centipawns: list[int], rng: random.Random) -> str:
+    """The gold `P:` completion from moves and their values: the five best in random order, as RookWorld's rows have
+    them, so that neither a place in the list nor the alphabet tells the best one. Of equals the first listed is `B:`.
+    """
+    ranked = sorted(zip(moves, centipawns, strict=True), key=lambda pair: -pair[1])[:MAX_CANDIDATES]
+    rng.shuffle(ranked)
+    best = max(ranked, key=lambda pair: pair[1])[0]
+    candidates, values = zip(*ranked, strict=True)
+    return format_completion(list(candidates), [format_eval(cp) for cp in values], best)
+
+
+def respelled(row: dict[str, Any], spelling: Spelling) -> dict[str, Any]:
+    """A row of a data set, the answer of a `P:` row in another spelling: the same moves with the evals of their values.
+
+    An answer that is in this spelling already stays as it is, and so does an empty one.
+    """
+    written = row["target"]
+    if row["task"] != "policy" or not written or spelling_of(written) == spelling:
+        return row
+    answer, values = parse(written), dict(zip(row["legal_moves"], row["legal_cp"], strict=True))
+    evals = [format_eval(values[move], spelling.decimals) for move in answer.moves]
+    width = len(row["prompt"]) - len(PREFIX)
+    return {**row, "target": format_completion(answer.moves, evals, answer.best, spelling, width)}
 
 
 def win_chance(centipawns: float) -> float:

@@ -3,16 +3,35 @@
 Mate in one, test suites in EPD with best moves, moves to avoid or points, and puzzles of several moves have one shape:
 positions in a row, and in each what every move is worth. A problem is worth the product, so that a puzzle counts only
 if each of its moves is found. A move that checkmates ends it, whatever the file's line is, as on Lichess.
+
+| file | what is read |
+|---|---|
+| `.epd` | points (`c8` and `c9`, or `c0 "f5=10, Bf2=7"`), else best moves `bm`, else moves to avoid `am`; SAN or UCI |
+| `.csv`, `.jsonl`, `.parquet` | columns `FEN` and `Moves`: Lichess's puzzles |
+
+Each also gzipped (`.gz`) or, as Lichess has them, as `.zst`. EPD has no clocks: unless `hmvc` and `fmvn` or two more
+FEN fields tell them, positions stand at move 1.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import csv
+import gzip
+import io
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any, TextIO, cast
 
 import chess
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from rookworld_trl.chess import ParseError, policy
-from rookworld_trl.chess.suite import Ask
-from rookworld_trl.chess.trivial import PLAYERS, most_material
+from rookworld_trl.chess.accuracy import PLAYERS, Ask, most_material
+from rookworld_trl.chess.strata import clean, mating_moves
 from rookworld_trl.measuring.metrics import Metric, mean, ratio, share
 from rookworld_trl.measuring.result import Item, Result
 
@@ -120,3 +139,175 @@ def _metrics(graded: bool) -> list[Metric]:
         ratio("legal", "B legal", "positions"),
         ratio("parsed", "parsable", "positions"),
     ]
+
+
+# Files ----------------------------------------------------------------------------------------------------------------
+
+RATING_BAND = 400
+
+_FEN_CLOCKS = re.compile(r"(\S+ \S+ \S+ \S+)\s+(\d+)\s+(\d+)\s*(?:;\s*)?(.*)")
+_GRADED_COMMENT = re.compile(r"\s*[\w+#=-]+\s*=\s*\d+(?:\s*,\s*[\w+#=-]+\s*=\s*\d+)*\s*")
+_GAME_COMMENT, _LICHESS_GAME = re.compile(r"(?:^|, )game (\d+)$"), re.compile(r"lichess\.org/(\w+)")
+_SUITE_PREFIX, _NUMBER = re.compile(r"STS\(v[\d.]+\) "), re.compile(r"[\s.,#:_-]*\d+$")
+
+
+def is_problem_file(path: Path) -> bool:
+    """Whether a file is one of problems rather than one of prompts. A file that cannot be read is none."""
+    kind = _kind(path)
+    try:
+        if kind in (".csv", ".jsonl", ".parquet"):
+            first = {name.lower() for name in next(_rows(path), {})}
+            return "fen" in first and "prompt" not in first
+    except (OSError, ValueError, TypeError):
+        return False
+    return kind == ".epd"
+
+
+def read_problems(path: Path | str, max_rows: int | None = None) -> list[Problem]:
+    """Read a file of problems, or its first `max_rows`.
+
+    Grouped by rating where there are ratings, else by theme where ids tell themes (`Undermine.001`), else by colour.
+
+    Raises:
+        ValueError: another kind of file, no problems, or a malformed one; names the file, its entry and the field.
+    """
+    path = Path(path)
+    if _kind(path) not in (".epd", ".csv", ".jsonl", ".parquet"):
+        raise ValueError(f"{path}: give problems as .epd, .csv, .jsonl or .parquet")
+    try:
+        entries = _entries(path)
+        problems = []
+        for where, make in islice(entries, max_rows):
+            try:
+                problems.append(make())
+            except (ValueError, KeyError, AttributeError, IndexError, TypeError) as error:
+                reason = f"field {error} is missing" if isinstance(error, KeyError) else error
+                raise ValueError(f"{path}, {where}: {reason}") from error
+    except (OSError, UnicodeDecodeError, pa.ArrowInvalid, json.JSONDecodeError) as error:
+        raise ValueError(f"{path}: cannot be read ({str(error).splitlines()[0]})") from error
+    if not problems:
+        raise ValueError(f"{path}: holds no problems")
+    if len({problem.group for problem in problems}) == 1:
+        colours = ["white" if problem.boards[0].turn else "black" for problem in problems]
+        problems = [replace(problem, group=colour) for problem, colour in zip(problems, colours, strict=True)]
+    return problems
+
+
+def _entries(path: Path) -> Iterator[tuple[str, Callable[[], Problem]]]:
+    """Each entry's place in the file, and what makes a problem of it."""
+    kind = _kind(path)
+    if kind == ".epd":
+        for number, line in enumerate(_text(path), start=1):
+            if line.strip() and not line.startswith("#"):
+                yield f"line {number}", partial(_of_epd, line.strip(), f"line {number}")
+    else:
+        for number, row in enumerate(_rows(path), start=1):
+            yield f"row {number}", partial(_of_puzzle, {k.lower(): v for k, v in row.items()}, f"row {number}")
+
+
+def _of_epd(line: str, name: str) -> Problem:
+    if clocked := _FEN_CLOCKS.fullmatch(line):
+        line = f"{clocked[1]} hmvc {clocked[2]}; fmvn {clocked[3]}; {clocked[4]}"
+    board = chess.Board()
+    operations: dict[str, Any] = board.set_epd(line)
+    clean(board)
+    points = _points(board, operations)
+    if points:
+        worths: Worths = {move: value / max(points.values()) for move, value in points.items()}
+    elif operations.get("bm"):
+        worths = _best(board, [move.uci() for move in operations["bm"]])
+    elif operations.get("am"):
+        avoided = {move.uci() for move in operations["am"]}
+        worths = {move.uci(): 1.0 for move in board.legal_moves if move.uci() not in avoided}
+    else:
+        raise ValueError("neither points ('c8' and 'c9') nor 'bm' nor 'am' says what is right")
+    if not worths:
+        raise ValueError("no legal move is worth anything")
+    name = str(operations.get("id") or name)
+    group = _NUMBER.sub("", _SUITE_PREFIX.sub("", name))
+    return Problem(name, group, (board,), (worths,), _game(operations))
+
+
+def _of_puzzle(row: Mapping[str, Any], name: str) -> Problem:
+    """A puzzle as Lichess stores it: the opponent moves first, then every second move is to be found."""
+    board = chess.Board(row["fen"])
+    clean(board)
+    line = _words(row["moves"])
+    if len(line) < 2:
+        raise ValueError(f"field 'Moves': {row['moves']!r} needs the opponent's move and at least one to find")
+    boards, worths = [], []
+    for number, uci in enumerate(line):
+        (move,) = _parsed(board, [uci])
+        if number % 2:
+            boards.append(board.copy(stack=False))
+            worths.append(_best(board, [move.uci()]))
+        board.push(move)
+    name, band = str(row.get("puzzleid") or name), _band(row.get("rating"))
+    return Problem(name, band, tuple(boards), tuple(worths), _game(row))
+
+
+def _game(fields: Mapping[str, Any]) -> str:
+    """What the position was taken from: a column `game`, Lichess's `GameUrl`, or `game 7` at the end of EPD's `c0`."""
+    if (own := fields.get("game")) not in (None, ""):
+        return str(own)
+    found = _LICHESS_GAME.search(str(fields.get("gameurl"))) or _GAME_COMMENT.search(str(fields.get("c0")))
+    return found[1] if found else ""
+
+
+def _points(board: chess.Board, operations: Mapping[str, Any]) -> dict[str, float]:
+    if operations.get("c8") and operations.get("c9"):
+        moves, values = _words(operations["c9"]), _words(operations["c8"])
+        if len(moves) != len(values):
+            raise ValueError(f"operations 'c9' and 'c8' have {len(moves)} moves and {len(values)} points")
+        points = dict(zip(moves, map(float, values), strict=True))
+    elif _GRADED_COMMENT.fullmatch(comment := str(operations.get("c0") or "")):
+        points = {move.strip(): float(value) for move, value in (each.rsplit("=", 1) for each in comment.split(","))}
+    else:
+        return {}
+    if max(points.values()) <= 0 or min(points.values()) < 0:
+        raise ValueError(f"points {list(points.values())}: expected 0 or more, and one above 0")
+    return {_parsed(board, [move])[0].uci(): value for move, value in points.items()}
+
+
+def _best(board: chess.Board, moves: list[str]) -> Worths:
+    """The moves and every one that checkmates are worth all."""
+    return dict.fromkeys([*moves, *(move.uci() for move in mating_moves(board))], 1.0)
+
+
+def _parsed(board: chess.Board, moves: list[str]) -> list[chess.Move]:
+    """Moves in SAN or UCI."""
+    return [board.parse_san(move) for move in moves]
+
+
+def _words(text: str) -> list[str]:
+    return text.replace(",", " ").split()
+
+
+def _band(rating: Any) -> str:
+    if rating in (None, ""):
+        return ""
+    low = int(float(rating)) // RATING_BAND * RATING_BAND
+    return f"rated {low:4}-{low + RATING_BAND - 1}"
+
+
+def _kind(path: Path) -> str:
+    name = path.name.lower().removesuffix(".gz").removesuffix(".zst")
+    return Path(name).suffix
+
+
+def _text(path: Path) -> TextIO:
+    if path.suffix.lower() == ".zst":
+        return io.TextIOWrapper(pa.input_stream(str(path), compression="zstd"), encoding="utf-8", newline="")
+    if path.suffix.lower() == ".gz":
+        return cast(TextIO, gzip.open(path, "rt", encoding="utf-8", newline=""))
+    return path.open(encoding="utf-8", newline="")
+
+
+def _rows(path: Path) -> Iterator[dict[str, Any]]:
+    kind = _kind(path)
+    if kind == ".parquet":
+        for batch in pq.ParquetFile(path).iter_batches():
+            yield from batch.to_pylist()
+        return
+    with _text(path) as lines:
+        yield from csv.DictReader(lines) if kind == ".csv" else (json.loads(line) for line in lines if line.strip())

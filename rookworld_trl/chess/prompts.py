@@ -11,17 +11,22 @@ from transformers import PreTrainedModel
 from trl import GRPOConfig
 
 from rookworld_trl.chess import check_tasks
-from rookworld_trl.chess.answers import respelled
 from rookworld_trl.chess.dataset import held_out_positions, load_shipped
 from rookworld_trl.chess.engine import find_engine
-from rookworld_trl.chess.lay_out import check_stages, lay_out
-from rookworld_trl.chess.mixing import mix
+from rookworld_trl.chess.mixing import check_stages, lay_out, mix
 from rookworld_trl.chess.own_games import PLACE_COLUMN, SelfPlay, read_options
-from rookworld_trl.chess.policy import SPELLINGS
+from rookworld_trl.chess.policy import SPELLINGS, respelled
 from rookworld_trl.chess.seen import known_training_data
-from rookworld_trl.chess.sources import DataOptions, check_lengths, engines, load_prompts, without
+from rookworld_trl.chess.sources import (
+    DataOptions,
+    ValuesReport,
+    check_lengths,
+    engines,
+    load_prompts,
+    with_values,
+    without,
+)
 from rookworld_trl.chess.splits import draw_of_each, positions_in
-from rookworld_trl.chess.values import ValuesReport, with_values
 from rookworld_trl.settings.parser import blame, option
 
 

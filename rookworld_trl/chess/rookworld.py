@@ -103,7 +103,7 @@ def convert_rows(
         report: filled on the way.
         best_move: where `B:` and the values of moves come from. `evals`: the row's evals, `B:` is the best of them;
             moves that the row does not list count a pawn less than its worst, or 5 points of win chance if that is
-            more. `engine`: rows come without values and with `B:` as given, for `chess.values` to fill in.
+            more. `engine`: rows come without values and with `B:` as given, for `chess.sources` to fill in.
         illegal: what becomes of an `A:` row whose move is illegal but labelled as if it were legal. `fix`: it gets
             the answer of an illegal move; `drop`: it is left out; `keep`: it stays as it is, wrong.
     """

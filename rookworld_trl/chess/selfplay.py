@@ -17,9 +17,9 @@ from dataclasses import dataclass, field
 import chess
 
 from rookworld_trl.chess import ParseError, environment, policy, task_of
+from rookworld_trl.chess.accuracy import Ask
 from rookworld_trl.chess.format import squares
-from rookworld_trl.chess.openings import random_opening
-from rookworld_trl.chess.suite import Ask
+from rookworld_trl.chess.play import random_opening
 from rookworld_trl.measuring.metrics import Metric, Term, mean, ratio, share
 from rookworld_trl.measuring.result import Item, Result
 from rookworld_trl.settings.terminal import progress_bar

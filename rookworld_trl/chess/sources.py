@@ -7,6 +7,7 @@ them, go through `rookworld_trl.chess.rookworld`, which leaves bad ones out and 
 
 import json
 import os
+import random
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Set
 from contextlib import ExitStack, closing, contextmanager
@@ -25,7 +26,6 @@ from rookworld_trl.chess.pgn import GamesReport, rows_of_games
 from rookworld_trl.chess.rookworld import TEXT_COLUMN, BestMove, Illegal, Report, convert_rows
 from rookworld_trl.chess.splits import positions_of
 from rookworld_trl.chess.strata import phase, stratum
-from rookworld_trl.chess.values import ValuesReport, with_values
 from rookworld_trl.settings.parser import option
 from rookworld_trl.settings.terminal import with_bar
 
@@ -396,3 +396,62 @@ def check_lengths(dataset: Dataset, tokenizer: Any, context: int, max_completion
             f"{longest!r}) it exceeds the model's context of {context}. "
             f"Write {context - lengths[longest]} or less, or drop such prompts"
         )
+
+
+# Values of moves for `P:` rows that have none -------------------------------------------------------------------------
+
+AHEAD = 1024  # rows read ahead, so that every engine of the pool has something to do
+
+
+@dataclass
+class ValuesReport:
+    """What the engines did: rows that got values, rows left out because a search failed, `B:` replaced by a better
+    move of the row."""
+
+    valued: int = 0
+    failed: int = 0
+    best_repaired: int = 0
+
+    def __str__(self) -> str:
+        return (
+            f"engine: {self.valued} P: rows valued, 'B:' replaced in {self.best_repaired} of them; "
+            f"{self.failed} left out because a search failed"
+        )
+
+
+def with_values(rows: Iterable[dict[str, Any]], pool: EnginePool, report: ValuesReport) -> Iterator[dict[str, Any]]:
+    """The rows in their order, `P:` rows without values valued by the engines.
+
+    Args:
+        rows: in the schema of the shipped data; a `P:` row to be valued has no `legal_moves`. Its `target` may be empty
+            (it becomes the gold completion) or a completion, whose `B:` becomes the best of its moves.
+        pool: running.
+        report: filled on the way.
+    """
+    rows = iter(rows)
+    while chunk := list(islice(rows, AHEAD)):
+        bare = [row for row in chunk if row["task"] == "policy" and not row["legal_moves"]]
+        fens = [policy.parse_prompt(row["prompt"]) for row in bare]
+        failed = set()
+        for row, fen, values in zip(bare, fens, pool.values(fens), strict=True):
+            if values is None or len(values) != chess.Board(fen).legal_moves.count():
+                failed.add(id(row))
+                continue
+            by_move = {value.move: value.centipawns for value in sorted(values, key=lambda value: value.move)}
+            row |= {"legal_moves": list(by_move), "legal_cp": list(by_move.values())}
+            target = _target(row["target"], by_move, fen)
+            report.best_repaired += bool(row["target"]) and target != row["target"]
+            row["target"] = target
+        report.valued += len(bare) - len(failed)
+        report.failed += len(failed)
+        yield from (row for row in chunk if id(row) not in failed)
+
+
+def _target(written: str, values: dict[str, int], fen: str) -> str:
+    if not written:
+        return policy.policy_completion(list(values), list(values.values()), random.Random(fen))
+    output = policy.parse(written.rstrip())
+    best = max(output.moves, key=values.__getitem__)  # the first of equals, as the row has them
+    if output.best in output.moves and values[output.best] == values[best]:
+        return written
+    return policy.with_best(written, best)

@@ -24,7 +24,7 @@ import chess
 from rookworld_trl.chess import policy
 
 if TYPE_CHECKING:  # importing torch takes seconds, and chess programs wait few of them for `uciok`
-    from rookworld_trl.chess.players import ModelPlayer
+    from rookworld_trl.chess.play import ModelPlayer
 
 NAME = "rookworld-uci"
 MAX_LINES = policy.MAX_CANDIDATES
@@ -148,7 +148,7 @@ class UciEngine:
             self._rng.seed(self._values[key])
 
     def _player(self) -> "ModelPlayer":
-        from rookworld_trl.chess.players import ModelPlayer
+        from rookworld_trl.chess.play import ModelPlayer
 
         name = self._values["Model"]
         if self._loaded is None or self._loaded[0] != name:
@@ -184,7 +184,7 @@ class UciEngine:
     def _lines(self, output: policy.PolicyOutput | None, move: str, legal: set[str]) -> list[tuple[str, float | None]]:
         """The move that is played, then the model's other legal candidates, as many as `MultiPV` asks for, with their
         evals; None where the model gave the move none."""
-        from rookworld_trl.chess.players import by_eval
+        from rookworld_trl.chess.play import by_eval
 
         evals = dict(by_eval(output))
         lines: list[tuple[str, float | None]] = [(move, evals.pop(move, None))]

@@ -19,9 +19,8 @@ from benchmarks.evidence.arms import ARMS
 from benchmarks.evidence.budget import Budget
 from benchmarks.evidence.sizes import NANO, SIZES
 from benchmarks.evidence.statistics import draws, holm, p_value
-from rookworld_trl.chess.accuracy import item_key, score
+from rookworld_trl.chess.accuracy import baseline_scores, item_key, score
 from rookworld_trl.chess.dataset import load_shipped
-from rookworld_trl.chess.trivial import baseline_scores
 from rookworld_trl.modeling.loading import NANO_FOLDER, load
 
 

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rookworld_trl.chess.games import GameRecord
 from rookworld_trl.chess.ladder import Ladder, ladder_of
+from rookworld_trl.chess.play import GameRecord
 from rookworld_trl.measuring.comparison import Comparison
 from rookworld_trl.measuring.elo import rate, resampled
 from rookworld_trl.measuring.intervals import percentile_interval

@@ -10,8 +10,17 @@ import pytest
 
 from rookworld_trl.chess import ParseError
 from rookworld_trl.chess.engine import Engine
-from rookworld_trl.chess.games import GameRecord, mirrored, play_games
-from rookworld_trl.chess.players import Choice, EnginePlayer, GreedyCapturePlayer, ModelPlayer, Player, RandomPlayer
+from rookworld_trl.chess.play import (
+    Choice,
+    EnginePlayer,
+    GameRecord,
+    GreedyCapturePlayer,
+    ModelPlayer,
+    Player,
+    RandomPlayer,
+    mirrored,
+    play_games,
+)
 from rookworld_trl.chess.policy import PolicyOutput
 from tests.support.stockfish import requires_stockfish
 
@@ -161,7 +170,7 @@ def test_a_model_is_asked_by_p(
         ids = [*tiny_tokenizer(completion)["input_ids"], tiny_tokenizer.eos_token_id]
         return type("Rollout", (), {"completion_ids": [ids] * len(prompt_ids)})
 
-    monkeypatch.setattr("rookworld_trl.chess.players.rollout", rollout)
+    monkeypatch.setattr("rookworld_trl.chess.play.rollout", rollout)
     player = ModelPlayer(tiny_model, tiny_tokenizer, temperature=0.5, max_new_tokens=10_000)
     assert [choice.answer for choice in player.choose([chess.Board(), chess.Board()])] == [answer, answer]
     assert given["prompts"] == [f"P: {START}"] * 2

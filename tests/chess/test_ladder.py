@@ -12,11 +12,10 @@ import chess.pgn
 import pytest
 
 from recipes.evaluate import main
-from rookworld_trl.chess.games import GameRecord
+from rookworld_trl.chess.ladder import Anchors, Ladder, ladder_table, run_ladder, run_match, standard_anchors
 from rookworld_trl.chess.ladder import Anchors, Ladder, ladder_table, run_ladder, run_match, standard_anchors
 from rookworld_trl.chess.ladder import ladder_of as recorded
-from rookworld_trl.chess.openings import random_openings
-from rookworld_trl.chess.players import Choice, RandomPlayer
+from rookworld_trl.chess.play import Choice, GameRecord, RandomPlayer, random_openings
 from rookworld_trl.measuring import against
 from rookworld_trl.measuring.elo import rate
 from tests.support.stockfish import requires_stockfish

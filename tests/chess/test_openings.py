@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from rookworld_trl.chess.openings import read_lines, read_openings
+from rookworld_trl.chess.play import read_lines, read_openings
 
 
 def test_openings_are_read_as_moves_and_errors_name_the_line(tmp_path: Path) -> None:

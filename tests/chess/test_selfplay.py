@@ -9,8 +9,8 @@ import chess
 import pytest
 
 from rookworld_trl.chess import environment
+from rookworld_trl.chess.accuracy import Ask, ModelAnswers
 from rookworld_trl.chess.selfplay import copier, run_selfplay, wrong_squares
-from rookworld_trl.chess.suite import Ask, ModelAnswers
 from rookworld_trl.measuring import result_table
 
 Script = Callable[[str], str]

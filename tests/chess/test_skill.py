@@ -6,11 +6,10 @@ import chess
 import numpy as np
 import pytest
 
-from rookworld_trl.chess.accuracy import score
+from rookworld_trl.chess.accuracy import baseline_scores, most_material, score
 from rookworld_trl.chess.rewards import score_policy
 from rookworld_trl.chess.rewards.moves import move_values
 from rookworld_trl.chess.rewards.policy_score import skill
-from rookworld_trl.chess.trivial import baseline_scores, most_material
 from rookworld_trl.measuring import (
     Comparison,
     Result,

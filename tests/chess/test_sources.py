@@ -11,7 +11,7 @@ import pytest
 from datasets import Dataset
 
 from rookworld_trl.chess.dataset import PROBLEM_FILES, SHIPPED_DIRECTORY, held_out_positions, shipped_positions
-from rookworld_trl.chess.problem_files import read_problems
+from rookworld_trl.chess.problems import read_problems
 from rookworld_trl.chess.rewards import environment_reward
 from rookworld_trl.chess.sources import FEATURES, DataOptions, check_lengths, load_prompts, without
 from rookworld_trl.chess.splits import draw_of_each, positions_in

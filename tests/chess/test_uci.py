@@ -10,8 +10,8 @@ import chess
 import chess.engine
 import pytest
 
-from rookworld_trl.chess import players as players_module
-from rookworld_trl.chess.players import EnginePlayer, ModelPlayer, RandomPlayer
+from rookworld_trl.chess import play as players_module
+from rookworld_trl.chess.play import EnginePlayer, ModelPlayer, RandomPlayer
 from rookworld_trl.chess.policy import PolicyOutput
 from rookworld_trl.chess.uci import UciEngine, read_position
 from tests.support.stockfish import requires_stockfish

@@ -13,8 +13,7 @@ import chess
 import pytest
 
 from rookworld_trl.chess.engine import Engine, MoveValue, ValueCache
-from rookworld_trl.chess.sources import DataOptions, load_prompts
-from rookworld_trl.chess.values import ValuesReport, with_values
+from rookworld_trl.chess.sources import DataOptions, ValuesReport, load_prompts, with_values
 from tests.support.stockfish import requires_stockfish
 
 START = chess.STARTING_FEN

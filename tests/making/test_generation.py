@@ -9,11 +9,13 @@ import chess
 import pyarrow.parquet as pq
 import pytest
 
-from recipes.making import generation
+from recipes.making import generation, moves
 from recipes.making.generation import GameSettings, generate_positions
-from rookworld_trl.chess import environment, strata
-from rookworld_trl.chess.answers import environment_rows, policy_completion
+from recipes.making.moves import SCARCE, environment_rows, scarce_move
+from rookworld_trl.chess import environment
 from rookworld_trl.chess.format import board_from_fen
+from rookworld_trl.chess.policy import policy_completion
+from rookworld_trl.chess.strata import stratum
 from tests.support.stockfish import requires_stockfish
 
 SETTINGS = GameSettings(seed=3, nodes=200, max_plies=12, games_per_shard=2)
@@ -116,7 +118,7 @@ STRATA = [
 @pytest.mark.parametrize(("fen", "move", "kind"), STRATA)
 def test_strata_by_hand(fen, move, kind):
     board = chess.Board(fen)
-    assert strata.stratum(board, move) == kind
+    assert stratum(board, move) == kind
     assert board.fen() == chess.Board(fen).fen()
 
 
@@ -142,7 +144,7 @@ ILLEGAL = {
 @pytest.mark.parametrize("kind", ILLEGAL)
 def test_every_kind_of_illegal_move_by_hand(kind):
     fen, some = ILLEGAL[kind]
-    found = strata.ILLEGAL_KINDS[kind](chess.Board(fen))
+    found = moves.ILLEGAL_KINDS[kind](chess.Board(fen))
     assert some <= set(found)
     if kind in ("pinned", "into_check", "leaves_check", "castling", "missing_promotion", "wrong_colour", "own_man"):
         assert some == set(found)
@@ -157,8 +159,8 @@ def test_illegal_moves_are_illegal_and_well_formed_whatever_the_position():
             boards.append(board.copy(stack=False))
             board.push(rng.choice(list(board.legal_moves)))
     for board in boards:
-        for moves in map(list, (find(board) for find in strata.ILLEGAL_KINDS.values())):
-            for move in [*rng.sample(moves, min(3, len(moves))), strata.illegal_move(board, rng)]:
+        for found in map(list, (find(board) for find in moves.ILLEGAL_KINDS.values())):
+            for move in [*rng.sample(found, min(3, len(found))), moves.illegal_move(board, rng)]:
                 assert environment.transition(board.fen(), move).truncated, (board.fen(), move)
                 assert environment.parse_prompt(environment.prompt(board.fen(), move, [])).move == move
 
@@ -225,5 +227,31 @@ def test_every_kind_of_illegal_move_is_drawn():
     rng = random.Random(0)
     for kind, (fen, _) in ILLEGAL.items():
         board = chess.Board(fen)
-        known = set(strata.ILLEGAL_KINDS[kind](board))
-        assert any(strata.illegal_move(board, rng) in known for _ in range(100)), kind
+        known = set(moves.ILLEGAL_KINDS[kind](board))
+        assert any(moves.illegal_move(board, rng) in known for _ in range(100)), kind
+
+
+OFFERED = {
+    "mate": ("6k1/5ppp/8/8/8/8/5PPP/R5K1 w - - 0 1", {"a1a8"}),
+    "stalemate": ("7k/8/5KQ1/8/8/8/8/8 w - - 0 1", {"g6f7", "f6e5", "f6f5", "f6g5", "f6e6", "f6e7", "f6f7"}),
+    "promotion": ("8/P6k/8/8/8/8/8/K7 w - - 0 1", {"a7a8q", "a7a8r", "a7a8b", "a7a8n"}),
+    "en_passant": ("rnbqkbnr/ppp1pppp/8/8/3pP3/8/PPPP1PPP/RNBQKBNR b KQkq e3 0 3", {"d4e3"}),
+    "castle_queen": ("4k3/pppppppp/8/8/8/8/PPPPPPPP/R3K3 w Q - 0 1", {"e1c1"}),
+}
+
+
+@pytest.mark.parametrize("kind", OFFERED)
+def test_a_scarce_move_is_drawn_where_there_is_one(kind: str) -> None:
+    fen, moves = OFFERED[kind]
+    board = chess.Board(fen)
+    drawn = {scarce_move(board, random.Random(seed)) for seed in range(60)}
+    by_kind = {move for move in drawn if stratum(board, move) == kind}
+    assert kind in SCARCE
+    assert by_kind
+    assert by_kind <= moves
+    assert all(stratum(board, move) in SCARCE for move in drawn)
+    assert board.fen() == fen
+
+
+def test_most_positions_offer_none() -> None:
+    assert scarce_move(chess.Board(), random.Random(0)) is None

@@ -16,7 +16,7 @@ from recipes.making.problems import build_tactics, is_wanted, kind_of, shipped_k
 from rookworld_trl.chess import position_key
 from rookworld_trl.chess.dataset import MATES_FILE, TACTICS_FILES
 from rookworld_trl.chess.engine import MoveValue
-from rookworld_trl.chess.problem_files import read_problems
+from rookworld_trl.chess.problems import read_problems
 from rookworld_trl.chess.seen import shown_positions
 from rookworld_trl.chess.splits import position_number, split_by_hash, split_of
 from rookworld_trl.chess.strata import winning_move

@@ -11,10 +11,9 @@ import pytest
 
 from recipes import evaluate as recipe
 from rookworld_trl.chess import position_key
-from rookworld_trl.chess.accuracy import score
+from rookworld_trl.chess.accuracy import ModelAnswers, score
 from rookworld_trl.chess.dataset import SHIPPED_DIRECTORY, load_shipped
 from rookworld_trl.chess.seen import shown_positions, unseen
-from rookworld_trl.chess.suite import ModelAnswers
 from rookworld_trl.measuring import of as result_of
 
 SUITES = ("held_out", "mate_in_one", "selfplay", "closed_loop", "ladder")

@@ -6,9 +6,8 @@ from typing import Any
 
 import torch
 
-from rookworld_trl.chess.answers import policy_completion, respelled
 from rookworld_trl.chess.dataset import load_shipped
-from rookworld_trl.chess.policy import PADDED
+from rookworld_trl.chess.policy import PADDED, policy_completion, respelled
 from rookworld_trl.modeling.loading import NANO, load
 
 POSITIONS, STEPS, ROWS = 24, 100, 8

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from rookworld_trl.chess import environment
 from rookworld_trl.chess.format import ParseError, squares
-from rookworld_trl.chess.rewards.levels import LEVELS, UNPARSABLE
+from rookworld_trl.chess.rewards.moves import LEVELS, UNPARSABLE
 
 # Continuous form: half for the squares; the other half for what stands behind them, and only as far as they are right.
 _SQUARES_SHARE = 0.5

@@ -10,7 +10,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from rookworld_trl.chess import policy
-from rookworld_trl.chess.rewards.levels import UNPARSABLE
+
+# The graduated rewards that both tasks share: six steps from unparsable to right in every detail.
+LEVELS = (-0.3, 0.2, 0.4, 0.6, 0.8, 1.0)
+UNPARSABLE = LEVELS[0]
+VALID = LEVELS[1]  # the most that anything known as a cheat may earn
 
 NOTHING_AT_STAKE = 0.01  # points of win chance between the best and the worst move, and no more
 

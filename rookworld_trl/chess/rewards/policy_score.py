@@ -19,12 +19,14 @@ from dataclasses import dataclass
 
 from rookworld_trl.chess import policy
 from rookworld_trl.chess.format import ParseError
-from rookworld_trl.chess.rewards.levels import LEVELS, UNPARSABLE, VALID
 from rookworld_trl.chess.rewards.moves import (
     CANDIDATES_FINE,
     EVALS_FINE,
     ILLEGAL_FINE,
+    LEVELS,
     UNLISTED_FINE,
+    UNPARSABLE,
+    VALID,
     Stakes,
     deviation,
     differences,

@@ -1,0 +1,433 @@
+"""Who can play, where games begin, and games, many side by side, so that a model decodes one batch per ply.
+
+A model, an engine, a random mover, a greedy capturer: each has one method, for many boards at a time. Openings are some
+random plies from the start, or those of a file.
+"""
+
+import csv
+import random
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Protocol
+
+import chess
+import chess.pgn
+from transformers import PreTrainedModel
+
+from rookworld_trl.chess import ParseError, policy
+from rookworld_trl.chess.engine import Engine
+from rookworld_trl.chess.format import board_from_fen
+from rookworld_trl.chess.strata import clean, material_won
+from rookworld_trl.modeling.rollout import rollout
+from rookworld_trl.modeling.tokens import completion_texts
+
+RETRY_TEMPERATURE = 1.0  # a greedy model would write its illegal move again
+
+
+class Choice(NamedTuple):
+    """A player's move.
+
+    Attributes:
+        move: UCI. An illegal one loses the game. None says that the player could not be asked, through no fault of its
+            chess (an engine that died twice); that voids the game.
+        origin: `own`; or, after an own move that was illegal, where this one comes from: `retries` (sampled again),
+            `candidates` (the first legal one of the model's list, its highest eval first), `random`.
+        answer: the model's first answer; None where it does not parse, and for other players.
+    """
+
+    move: str | None
+    origin: Literal["own", "retries", "candidates", "random"] = "own"
+    answer: policy.PolicyOutput | None = None
+
+    @property
+    def is_fallback(self) -> bool:
+        """Another move than the player's own, played because that was illegal."""
+        return self.origin in ("candidates", "random")
+
+
+class Player(Protocol):
+    """Chooses moves."""
+
+    name: str
+
+    def choose(self, boards: Sequence[chess.Board]) -> list[Choice]:
+        """The move for each board. Boards are not changed, and none of them is a finished game."""
+        ...
+
+
+class RandomPlayer:
+    """Plays any legal move, all equally likely."""
+
+    name = "random"
+
+    def __init__(self, seed: int = 0):
+        self._rng = random.Random(seed)
+
+    def choose(self, boards: Sequence[chess.Board]) -> list[Choice]:
+        return [Choice(self._rng.choice(self._moves(board)).uci()) for board in boards]
+
+    def _moves(self, board: chess.Board) -> list[chess.Move]:
+        return list(board.legal_moves)
+
+
+class GreedyCapturePlayer(RandomPlayer):
+    """Plays the move that wins most material in one ply, promotions included; any of them where several do."""
+
+    name = "greedy capture"
+
+    def _moves(self, board: chess.Board) -> list[chess.Move]:
+        won = {move: material_won(board, move) for move in board.legal_moves}
+        return [move for move in won if won[move] == max(won.values())]
+
+
+class EnginePlayer:
+    """Plays an engine's move. How strong it is, the engine's nodes decide.
+
+    Args:
+        engine: running, that is inside its `with` block; it may serve several players.
+        random_share: how many of its moves are random ones instead: a player between two kinds.
+    """
+
+    def __init__(self, engine: Engine, name: str = "stockfish", random_share: float = 0.0, seed: int = 0):
+        self.name = name
+        self._engine, self._random_share = engine, random_share
+        self._rng = random.Random(seed)
+
+    def choose(self, boards: Sequence[chess.Board]) -> list[Choice]:
+        return [Choice(self._move(board)) for board in boards]
+
+    def _move(self, board: chess.Board) -> str | None:
+        if self._rng.random() < self._random_share:
+            return self._rng.choice(list(board.legal_moves)).uci()
+        return self._engine.play(board)
+
+
+class ModelPlayer:
+    """Plays a model's `P:` completion, and never an illegal move: where its own is one, it falls back (see `Choice`).
+
+    Args:
+        model: transformers `GPT2LMHeadModel`.
+        move_by: its own move is `B:`, or the candidate with the highest of its evals (the first of equals).
+        temperature: 0 for greedy, which plays equal positions equally.
+        retries: how often an illegal move is sampled again, at temperature 1, before falling back.
+        max_new_tokens: at most; less where the prompt leaves less of the model's context.
+        seed: seeds the samples; a random fallback follows from it and the position.
+
+    Attributes:
+        origins: moves played, by `Choice.origin`.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: Any,
+        *,
+        move_by: Literal["best", "evals"] = "best",
+        temperature: float = 0.0,
+        retries: int = 0,
+        max_new_tokens: int = 80,
+        batch_size: int = 64,
+        seed: int = 0,
+        name: str = "model",
+    ):
+        self.name = name
+        self.origins: Counter[str] = Counter()
+        self._model, self._tokenizer = model, tokenizer
+        self._move_by, self._temperature, self._retries = move_by, temperature, retries
+        self._max_new_tokens, self._batch_size = max_new_tokens, batch_size
+        self._seed, self._rng = seed, random.Random(seed)
+
+    def choose(self, boards: Sequence[chess.Board]) -> list[Choice]:
+        return self.choose_among(boards, [{move.uci() for move in board.legal_moves} for board in boards])
+
+    def choose_among(self, boards: Sequence[chess.Board], legal: Sequence[Collection[str]]) -> list[Choice]:
+        """The move for each board, one of those that count as legal there (one or more, in UCI)."""
+        answers = self._answers(boards, self._temperature)
+        again = [i for i, answer in enumerate(answers) if self._own(answer) not in legal[i]] if self._retries else []
+        again_boards = [boards[i] for i in again for _ in range(self._retries)]
+        samples = self._answers(again_boards, RETRY_TEMPERATURE)
+        retried = {i: samples[n * self._retries :][: self._retries] for n, i in enumerate(again)}
+        choices = [
+            self._choice(board, answer, retried.get(i, []), legal[i])
+            for i, (board, answer) in enumerate(zip(boards, answers, strict=True))
+        ]
+        self.origins.update(choice.origin for choice in choices)
+        return choices
+
+    def _choice(
+        self,
+        board: chess.Board,
+        answer: policy.PolicyOutput | None,
+        retried: Sequence[policy.PolicyOutput | None],
+        legal: Collection[str],
+    ) -> Choice:
+        if (own := self._own(answer)) in legal:
+            return Choice(own, "own", answer)
+        for sampled in retried:
+            if (own := self._own(sampled)) in legal:
+                return Choice(own, "retries", answer)
+        for move, _ in by_eval(answer):
+            if move in legal:
+                return Choice(move, "candidates", answer)
+        return Choice(random.Random(f"{self._seed} {board.fen()}").choice(sorted(legal)), "random", answer)
+
+    def _own(self, answer: policy.PolicyOutput | None) -> str:
+        if answer is None:
+            return ""
+        return answer.best if self._move_by == "best" else next((move for move, _ in by_eval(answer)), "")
+
+    def _answers(self, boards: Sequence[chess.Board], temperature: float) -> list[policy.PolicyOutput | None]:
+        """The whole answer for each board; None where the completion does not parse."""
+        if not boards:
+            return []
+        prompt_ids = self._tokenizer([policy.prompt(board.fen()) for board in boards])["input_ids"]
+        room = self._model.config.n_positions - max(map(len, prompt_ids))
+        sampled = rollout(
+            self._model,
+            prompt_ids,
+            max_new_tokens=min(self._max_new_tokens, max(room, 1)),
+            eos_token_id=self._tokenizer.eos_token_id,
+            temperature=temperature,
+            seed=self._rng.getrandbits(31),  # a new one each time: a position met again gets another sample
+            batch_size=self._batch_size,
+        )
+        return [_parsed(text) for text in completion_texts(self._tokenizer, sampled.completion_ids)]
+
+
+def _parsed(completion: str) -> policy.PolicyOutput | None:
+    try:
+        return policy.parse(completion)
+    except ParseError:
+        return None
+
+
+def by_eval(answer: policy.PolicyOutput | None) -> list[tuple[str, float]]:
+    """Candidates with an eval each, the highest first, equal ones as they were listed."""
+    if answer is None:
+        return []
+    return sorted(zip(answer.moves, answer.evals, strict=False), key=lambda pair: -pair[1])
+
+
+# Openings -------------------------------------------------------------------------------------------------------------
+
+
+def random_opening(rng: random.Random, plies: int) -> chess.Board:
+    """A position `plies` random legal plies from the start, those plies on its move stack; never a finished game."""
+    while True:
+        board = chess.Board()
+        for _ in range(plies):
+            moves = list(board.legal_moves)
+            if not moves:
+                break
+            board.push(rng.choice(moves))
+        if not board.is_game_over():
+            return board
+
+
+def random_openings(count: int, seed: int = 0, plies: int = 4) -> list[str]:
+    """FENs of positions that many random legal plies from the start."""
+    rng = random.Random(seed)
+    return [random_opening(rng, plies).fen() for _ in range(count)]
+
+
+def read_lines(path: str | Path) -> list[tuple[str, ...]]:
+    """Opening lines as UCI moves from a TSV with a `pgn` column (the lichess-org/chess-openings format).
+
+    Raises:
+        ValueError: naming the file and the line that does not hold a legal line.
+    """
+    lines = []
+    with open(path, newline="") as file:
+        reader = csv.DictReader(file, delimiter="\t")
+        if "pgn" not in (reader.fieldnames or ()):
+            raise ValueError(f"{path}: no column 'pgn'; give a TSV with the columns eco, name, pgn")
+        for number, row in enumerate(reader, start=2):
+            board, moves = chess.Board(), []
+            for word in row["pgn"].split():
+                if word.endswith("."):
+                    continue
+                try:
+                    moves.append(board.push_san(word).uci())
+                except ValueError as error:
+                    raise ValueError(f"{path}, line {number}, field 'pgn': {error}") from error
+            lines.append(tuple(moves))
+    return lines
+
+
+def read_openings(path: Path, count: int, seed: int = 0) -> list[str]:
+    """FENs drawn from a file: lichess-org/chess-openings' `.tsv` (the ends of its lines), or a FEN or EPD a line.
+
+    Raises:
+        ValueError: fewer than `count` openings, or a malformed one; names the file and the line.
+    """
+    fens = []
+    if path.suffix.lower() == ".tsv":
+        for line in read_lines(path):
+            board = chess.Board()
+            for uci in line:
+                board.push_uci(uci)
+            fens.append(board.fen())
+    else:
+        for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+            if not text.strip():
+                continue
+            words = text.split()
+            clocks = words[4:6] if all(word.isdigit() for word in words[4:6]) and len(words) >= 6 else ["0", "1"]
+            try:
+                board = chess.Board(" ".join([*words[:4], *clocks]))
+                clean(board)
+            except ValueError as error:
+                raise ValueError(f"{path}, line {number}: {error}") from error
+            fens.append(board.fen())
+    fens = list(dict.fromkeys(fens))
+    if len(fens) < count:
+        raise ValueError(f"{path}: holds {len(fens)} different openings, {count} are to be played; play fewer games")
+    return random.Random(seed).sample(fens, count)
+
+
+# Games ----------------------------------------------------------------------------------------------------------------
+
+Outcome = Literal["1-0", "0-1", "1/2-1/2", "*"]
+Game = tuple[Player, Player, str]  # White, Black, and the FEN of the position they begin from
+
+# What PGN's tag `Termination` says of a `GameRecord.reason`; the others are `normal`.
+_TERMINATIONS = {"illegal move": "rules infraction", "ply limit": "adjudication", "no answer": "abandoned"}
+_LIMIT: tuple[Outcome, str] = ("1/2-1/2", "ply limit")
+
+
+@dataclass(frozen=True, slots=True)
+class GameRecord:
+    """A game as it was played.
+
+    Attributes:
+        fen: where it started.
+        moves: the legal moves played, in UCI.
+        result: as in PGN; `*` for a game that is void.
+        reason: `checkmate`, `stalemate`, `insufficient material`, `50 moves`, `threefold repetition`, `illegal move`,
+            `ply limit` or `no answer`.
+        white: the player's name.
+        black: the player's name.
+        first_fallback: the number in `moves` of the first one that stands for an illegal move; None without one.
+        first_illegal: likewise, also where the illegal move was sampled again and a legal one came of that.
+    """
+
+    fen: str
+    moves: tuple[str, ...]
+    result: Outcome
+    reason: str
+    white: str
+    black: str
+    first_fallback: int | None = None
+    first_illegal: int | None = None
+
+    @property
+    def white_score(self) -> float | None:
+        """1 for a win, 0.5 for a draw, 0 for a loss of White; None for a void game."""
+        return {"1-0": 1.0, "1/2-1/2": 0.5, "0-1": 0.0}.get(self.result)
+
+    @property
+    def strict(self) -> "GameRecord":
+        """The same game if the first illegal move loses, whatever was played in its place."""
+        return self.lost_at(self.first_illegal)
+
+    def lost_at(self, number: int | None) -> "GameRecord":
+        """The same game cut at a move's number, and lost there by an illegal move; None for the game as it is."""
+        if number is None:
+            return self
+        moves = self.moves[:number]
+        whites_turn = chess.Board(self.fen).turn == (len(moves) % 2 == 0)
+        result: Outcome = "0-1" if whites_turn else "1-0"
+        cut = replace(self, moves=moves, result=result, reason="illegal move")
+        return replace(cut, first_fallback=None, first_illegal=None)
+
+    def pgn(self, event: str, round: str) -> str:
+        """The game in PGN's export format. Comments say where the first illegal move was, and how the game ended."""
+        board = chess.Board(self.fen)
+        for move in self.moves:
+            board.push_uci(move)
+        game = chess.pgn.Game.from_board(board)
+        tags = {"Event": event, "Round": round, "White": self.white, "Black": self.black, "Result": self.result}
+        game.headers.update(tags | {"Termination": _TERMINATIONS.get(self.reason, "normal")})
+        for number, node in enumerate(game.mainline()):
+            if number == self.first_illegal:
+                node.comment = "in place of an illegal move, the game's first"
+                node.comment += "" if number == self.first_fallback else ", and sampled again"
+            elif number == self.first_fallback:
+                node.comment = "in place of an illegal move, the first that sampling again did not mend"
+        game.end().comment = " ".join(filter(None, (game.end().comment, self.reason)))
+        return str(game) + "\n"
+
+
+def mirrored(first: Player, second: Player, fens: Sequence[str]) -> list[Game]:
+    """Two games from each position, with colours swapped."""
+    return [game for fen in fens for game in ((first, second, fen), (second, first, fen))]
+
+
+def play_games(
+    games: Sequence[Game], max_plies: int = 400, ended: Callable[[int], object] = lambda number: None
+) -> list[GameRecord]:
+    """Play games, all of them side by side: each player is asked once a ply for all its boards.
+
+    An illegal move loses. Draws that a player may claim (50 moves, threefold repetition) are claimed at once; a game
+    that reaches `max_plies` is a draw.
+
+    Args:
+        ended: told after each ply how many games have ended with it.
+
+    Raises:
+        ParseError: a starting position is malformed or illegal.
+        ValueError: `max_plies` is below 1.
+    """
+    if max_plies < 1:
+        raise ValueError(f"max_plies is {max_plies}; give at least 1")
+    boards = [board_from_fen(fen) for _, _, fen in games]
+    ends: list[tuple[Outcome, str] | None] = [_end(board) for board in boards]
+    fallbacks: list[int | None] = [None] * len(games)
+    illegal: list[int | None] = [None] * len(games)
+    while running := [i for i, end in enumerate(ends) if end is None]:
+        asked: dict[int, list[int]] = {}
+        for i in running:
+            asked.setdefault(id(_mover(games[i], boards[i])), []).append(i)
+        for numbers in asked.values():
+            player = _mover(games[numbers[0]], boards[numbers[0]])
+            for i, choice in zip(numbers, player.choose([boards[i] for i in numbers]), strict=True):
+                ply = len(boards[i].move_stack)
+                fallbacks[i] = ply if choice.is_fallback and fallbacks[i] is None else fallbacks[i]
+                illegal[i] = ply if choice.origin != "own" and illegal[i] is None else illegal[i]
+                ends[i] = _play(boards[i], choice.move, max_plies)
+        ended(sum(ends[i] is not None for i in running))
+    return [
+        GameRecord(fen, tuple(move.uci() for move in board.move_stack), *end, white.name, black.name, *firsts)
+        for (white, black, fen), board, end, *firsts in zip(games, boards, ends, fallbacks, illegal, strict=True)
+        if end is not None
+    ]
+
+
+def _mover(game: Game, board: chess.Board) -> Player:
+    return game[0] if board.turn == chess.WHITE else game[1]
+
+
+def _play(board: chess.Board, answer: str | None, max_plies: int) -> tuple[Outcome, str] | None:
+    """Play an answer on the board; the result and its reason when that ends the game."""
+    if answer is None:
+        return "*", "no answer"
+    move = next((legal for legal in board.legal_moves if legal.uci() == answer), None)
+    if move is None:
+        return ("0-1" if board.turn == chess.WHITE else "1-0"), "illegal move"
+    board.push(move)
+    end = _end(board)
+    return end or (_LIMIT if len(board.move_stack) >= max_plies else None)
+
+
+def _end(board: chess.Board) -> tuple[Outcome, str] | None:
+    if board.is_checkmate():
+        return ("0-1" if board.turn == chess.WHITE else "1-0"), "checkmate"
+    if board.is_stalemate():
+        return "1/2-1/2", "stalemate"
+    if board.is_insufficient_material():
+        return "1/2-1/2", "insufficient material"
+    if board.is_fifty_moves():
+        return "1/2-1/2", "50 moves"
+    return ("1/2-1/2", "threefold repetition") if board.is_repetition(3) else None
