@@ -309,7 +309,7 @@ NOT_MEASURED = {
     ("mission", "promise"): "sentences, each names the file that has its numbers",
     ("objective", "`advantage_baseline`"): "formulas and papers",
     ("objective", "`kl_control`"): "formulas and papers",
-    ("rewards", "level"): "what is earned: constants of rewards/levels.py",
+    ("rewards", "level"): "what is earned: constants of rewards/moves.py",
     ("rewards", "cheat"): "what is earned, by tests/rewards",
     ("trl", "TRL's test"): "a default",
 }

@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 
@@ -48,7 +48,6 @@ DRAWS = "repetition and 50 moves, claimed at once, and the limit of plies, whate
 BEFORE, AFTER = "the model, before", "the model, after"
 NODES = (1, 10, 100)
 AnchorKind = Literal["reproducible", "simple"]
-ANCHOR_KINDS: tuple[AnchorKind, ...] = get_args(AnchorKind)
 _LABEL, _CELL = 26, 38  # columns of a table: names, and what stands under each of the rules
 
 
@@ -58,13 +57,12 @@ class Ladder(Result):
 
     Attributes:
         model: the name of the player whose matches are shown.
-        anchor: the player whose rating is `anchor_elo`.
+        anchor: the player whose rating is 0.
         origins: the model's moves by `Choice.origin`; empty where `model` is no model.
     """
 
     model: str = ""
     anchor: str = ""
-    anchor_elo: float = 0.0
     games: list[GameRecord] = field(default_factory=list)
     origins: dict[str, int] = field(default_factory=dict)
 
@@ -76,7 +74,7 @@ class Ladder(Result):
     def ratings(self, rules: str) -> dict[str, Rating]:
         """Every player's rating, the strongest first."""
         results = [(game.white, game.black, game.white_score or 0.0) for game in self.records(rules)]
-        return dict(sorted(rate(results, self.anchor, self.anchor_elo).items(), key=lambda pair: -pair[1].elo))
+        return dict(sorted(rate(results, self.anchor).items(), key=lambda pair: -pair[1].elo))
 
     def matches(self, rules: str) -> dict[str, dict[str, Any]]:
         """The model's games by opponent: `won`, `drawn`, `lost`, `repeated` (the share drawn by repetition), `score`
@@ -102,7 +100,7 @@ class Ladder(Result):
             found.append(Headline(metric.label, metric.format, points[metric.name], {}))
         for rules in RULES:
             ratings = self.ratings(rules)
-            own, label = ratings[self.model], f"Elo, {rules} rules ({self.anchor} = {self.anchor_elo:.0f})"
+            own, label = ratings[self.model], f"Elo, {rules} rules ({self.anchor} = 0)"
             bounds = {"ci_low": own.ci_low, "ci_high": own.ci_high, "clusters": own.games}
             rating: Any = {"value": own.elo, "numerator": own.points, "denominator": float(own.games), **bounds}
             others = {name: each.elo for name, each in ratings.items() if name in ("random", "greedy capture")}
@@ -115,7 +113,7 @@ class Ladder(Result):
         return {
             **Result.to_dict(self),
             "model": self.model,
-            "scale": {self.anchor: self.anchor_elo},
+            "scale": {self.anchor: 0},
             "ratings": rated,
             "matches": {rules: self.matches(rules) for rules in RULES},
             "moves": self.origins,
@@ -127,9 +125,8 @@ class Ladder(Result):
         ValueError: the other ladder is on another scale, or malformed.
         """
         before = Result.earlier(self, data)
-        scale = {self.anchor: self.anchor_elo}
-        if data.get("scale") != scale:
-            raise ValueError(f"the baseline's ratings are on another scale ({data.get('scale')}, here {scale})")
+        if data.get("scale") != {self.anchor: 0}:
+            raise ValueError(f"the baseline's ratings are on another scale ({data.get('scale')}, here {self.anchor})")
         try:
             games = [GameRecord(**{**game, "moves": tuple(game["moves"].split())}) for game in data["games"]]
             return replace(before, model=data["model"], games=games)
@@ -151,7 +148,7 @@ def ladder_of(
     name: str,
     settings: dict[str, Any],
     model: str,
-    anchor: tuple[str, float],
+    anchor: str,
     games: list[GameRecord],
     origins: dict[str, int],
     mode: str = "",
@@ -173,9 +170,8 @@ def ladder_of(
     wins = [ratio(f"won_{rules}", f"games won, {rules} rules", "played") for rules in RULES]
     metrics = [*wins, *(ratio(rules, f"points, {rules} rules", "played") for rules in RULES)]
     metrics += [ratio(f"repeated_{rules}", f"repetitions, {rules} rules", "played", better=0) for rules in RULES]
-    whose: Any = {"model": model, "anchor": anchor[0], "anchor_elo": anchor[1]}
-    whose |= {"headlines": tuple(metric.name for metric in wins), "games": games, "origins": origins}
-    return Ladder(name, metrics, items, mode, settings, **whose)
+    whose: Any = {"model": model, "anchor": anchor, "headlines": tuple(metric.name for metric in wins)}
+    return Ladder(name, metrics, items, mode, settings, **whose, games=games, origins=origins)
 
 
 def _seen_by(model: str, game: GameRecord) -> tuple[str, float]:
@@ -201,7 +197,7 @@ def _change(before: Ladder, after: Ladder, rules: str) -> Comparison:
         anchors |= Counter(game for game in records if ladder.model not in (game.white, game.black))
     games += [(game.white, game.black, game.white_score or 0.0, game.fen) for game in anchors.elements()]
     results = [game[:3] for game in games]
-    ratings = rate(results, after.anchor, after.anchor_elo)
+    ratings = rate(results, after.anchor)
     old, new, clusters = ratings[BEFORE], ratings[AFTER], min(openings)
     low, high = None, None
     if all(0 < each.points < each.games for each in (old, new)):
@@ -217,19 +213,16 @@ def _change(before: Ladder, after: Ladder, rules: str) -> Comparison:
     return cast(Comparison, {**place, **verdict, "items": min(old.games, new.games), "clusters": clusters})
 
 
-@dataclass(frozen=True, slots=True)
-class Anchors:
+class Anchors(NamedTuple):
     """Players to be measured against.
 
     Attributes:
-        make: new players, from the weakest on, so that no pairing's random moves depend on another's games.
-        scale: the name of the one whose rating is `elo`.
+        make: new players, from the weakest on, so that no pairing's random moves depend on another's games. The first
+            one's rating is 0.
         engine: told among the settings, since the scale is the engine's.
     """
 
     make: Callable[[], Sequence[Player]]
-    scale: str
-    elo: float
     engine: str = ""
 
 
@@ -239,7 +232,7 @@ def standard_anchors(seed: int = 0, kind: AnchorKind = "reproducible") -> Iterat
 
     From the weakest on: the random mover, the greedy capturer, Stockfish with every second and every fourth move a
     random one, and at fixed nodes. Those with random moves are steps between players that else hardly take a point off
-    each other. The random mover's rating is 0.
+    each other.
 
     Args:
         kind: `simple` is without Stockfish: the random mover and the greedy capturer alone.
@@ -249,7 +242,7 @@ def standard_anchors(seed: int = 0, kind: AnchorKind = "reproducible") -> Iterat
         EngineStartError: it does not start.
     """
     if kind == "simple":
-        yield Anchors(lambda: [RandomPlayer(seed), GreedyCapturePlayer(seed)], RandomPlayer.name, 0)
+        yield Anchors(lambda: [RandomPlayer(seed), GreedyCapturePlayer(seed)])
         return
     with ExitStack() as stack:
         engines = {n: stack.enter_context(Engine(nodes=n, hash_mb=1)) for n in NODES}
@@ -263,7 +256,7 @@ def standard_anchors(seed: int = 0, kind: AnchorKind = "reproducible") -> Iterat
                 *(EnginePlayer(engine, f"Stockfish, {n} node{'s'[: n > 1]}") for n, engine in engines.items()),
             ]
 
-        yield Anchors(make, RandomPlayer.name, 0, engines[1].name)
+        yield Anchors(make, engines[1].name)
 
 
 def choose_anchors(kind: AnchorKind | None = None) -> AnchorKind:
@@ -311,7 +304,7 @@ def run_ladder(
             games += mirrored(each[one], each[two], openings)
     settings: dict[str, Any] = {"openings": len(openings), "max_plies": max_plies, "draws": DRAWS, "seed": seed}
     settings |= {"engine": anchors.engine} if anchors.engine else {}
-    return _played("ladder", settings, model, (anchors.scale, anchors.elo), games, max_plies, progress, mode)
+    return _played("ladder", settings, model, met[0][0].name, games, max_plies, progress, mode)
 
 
 def run_match(
@@ -327,14 +320,14 @@ def run_match(
         raise ValueError(f"a match needs two or more players of different names; got {', '.join(names) or 'none'}")
     games = [game for one, two in itertools.combinations(players, 2) for game in mirrored(one, two, openings)]
     settings = {"openings": len(openings), "max_plies": max_plies, "draws": DRAWS}
-    return _played("match", settings, players[0], (names[1], 0), games, max_plies, progress)
+    return _played("match", settings, players[0], names[1], games, max_plies, progress)
 
 
 def _played(
     name: str,
     settings: dict[str, Any],
     player: Player,
-    anchor: tuple[str, float],
+    anchor: str,
     games: list[Game],
     plies: int,
     progress: bool,
@@ -372,7 +365,7 @@ def ladder_table(ladder: Ladder) -> str:
         "",
         "w/d/l: won, drawn, lost; rep.: of these drawn by repetition, in percent. Engines are told the game.",
         f"Draws are {DRAWS}.",
-        f"{ladder.anchor} = {ladder.anchor_elo:.0f}; other scales cannot be compared. Elo by joint maximum",
+        f"{ladder.anchor} = 0; other scales cannot be compared. Elo by joint maximum",
         "likelihood over all games (Bradley-Terry; each player brings half a virtual draw), with its 95 %",
         "interval; < or >: no point won or lost.",
     ]

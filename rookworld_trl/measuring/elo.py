@@ -31,8 +31,8 @@ class Rating:
     games: int
 
 
-def rate(results: Sequence[tuple[str, str, float]], anchor: str, anchor_elo: float) -> dict[str, Rating]:
-    """Rate all players of a set of games on one scale, on which the anchor has `anchor_elo`.
+def rate(results: Sequence[tuple[str, str, float]], anchor: str) -> dict[str, Rating]:
+    """Rate all players of a set of games on one scale, on which the anchor has 0.
 
     The model is Bradley and Terry's (1952): player i scores 1 / (1 + 10^((R_j - R_i) / 400)) of the points against j; a
     draw is half a point for each. Colours are left out: openings are mirrored. So that a player who won or lost every
@@ -62,7 +62,7 @@ def rate(results: Sequence[tuple[str, str, float]], anchor: str, anchor_elo: flo
     nats, variance = _fit(points, number[anchor])
     ratings = {}
     for name, i in number.items():
-        elo, half = float(anchor_elo + POINTS_PER_NAT * nats[i]), _Z * POINTS_PER_NAT * math.sqrt(variance[i])
+        elo, half = float(POINTS_PER_NAT * nats[i]), _Z * POINTS_PER_NAT * math.sqrt(variance[i])
         won, played = float(points[i].sum()), round(games[i].sum())
         low, high = (None if won == 0 else elo - half), (None if won == played else elo + half)
         low, high = (low, high) if played >= MIN_CLUSTERS else (None, None)

@@ -29,7 +29,7 @@ def games_of(one: str, two: str, points: list[float], moves: str = "") -> list[G
 
 
 def ladder(*games: list[GameRecord], model: str = "m") -> Ladder:
-    return ladder_of("ladder", {}, model, ("random", 0), list(itertools.chain(*games)), {})
+    return ladder_of("ladder", {}, model, "random", list(itertools.chain(*games)), {})
 
 
 def changes(before: Ladder, after: Ladder) -> list[Comparison]:
@@ -79,7 +79,7 @@ def test_the_anchors_games_count_once_where_they_are_the_same() -> None:
     once = [(f"m{n}", "x", p) for n in (0, 1) for p in points[n]] + [
         ("random", f"m{n}", p) for n in (0, 1) for p in points[n]
     ]
-    expected = rate([*once, *(("x", "random", p) for p in points[2])], "random", 0)
+    expected = rate([*once, *(("x", "random", p) for p in points[2])], "random")
     (row, _) = changes(before, after)
     assert (row["before"], row["after"]) == (pytest.approx(expected["m0"].elo), pytest.approx(expected["m1"].elo))
 

@@ -170,7 +170,7 @@ def test_suites_and_their_groups_claim_nothing_over_few_games() -> None:
 
 def test_a_rating_of_few_games_has_no_interval() -> None:
     games = [("a", "b", 1.0), ("a", "b", 0.0), ("a", "b", 0.0)]
-    few, enough = rate(games * 3, "b", 0)["a"], rate([*games * 3, games[0]], "b", 0)["a"]
+    few, enough = rate(games * 3, "b")["a"], rate([*games * 3, games[0]], "b")["a"]
     assert (few.ci_low, few.ci_high) == (None, None)
     assert enough.ci_low is not None
 

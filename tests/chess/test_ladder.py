@@ -13,7 +13,6 @@ import pytest
 
 from recipes.evaluate import main
 from rookworld_trl.chess.ladder import Anchors, Ladder, ladder_table, run_ladder, run_match, standard_anchors
-from rookworld_trl.chess.ladder import Anchors, Ladder, ladder_table, run_ladder, run_match, standard_anchors
 from rookworld_trl.chess.ladder import ladder_of as recorded
 from rookworld_trl.chess.play import Choice, GameRecord, RandomPlayer, random_openings
 from rookworld_trl.measuring import against
@@ -51,11 +50,9 @@ def anchors() -> list[Any]:
     return [Named("x"), Named("yy"), Named("zzz"), Named("wwww")]
 
 
-def ladder_of(
-    openings: int = 3, make: Any = anchors, model: Any = None, max_plies: int = 40, seed: int = 5, elo: float = 1350
-) -> Ladder:
+def ladder_of(openings: int = 3, make: Any = anchors, model: Any = None, max_plies: int = 40, seed: int = 5) -> Ladder:
     fens = random_openings(openings, seed)
-    return run_ladder(model or Faulty(), Anchors(make, "yy", elo), openings=fens, max_plies=max_plies, seed=seed)
+    return run_ladder(model or Faulty(), Anchors(make), openings=fens, max_plies=max_plies, seed=seed)
 
 
 def test_who_plays_whom_and_from_where() -> None:
@@ -86,9 +83,9 @@ def test_strict_games_are_the_lenient_ones_cut_and_each_is_rated_with_the_anchor
     for rules in ("strict", "lenient"):
         games = [game.strict if rules == "strict" else game for game in ladder.games]
         rated = ladder.ratings(rules)
-        assert rated == rate([(game.white, game.black, game.white_score) for game in games], "yy", 1350)
+        assert rated == rate([(game.white, game.black, game.white_score) for game in games], "x")
         assert [rating.elo for rating in rated.values()] == sorted((r.elo for r in rated.values()), reverse=True)
-        assert rated["yy"].elo == 1350
+        assert rated["x"].elo == 0
     fallbacks = sum(
         (game.white if number % 2 == 0 else game.black) == "faulty"
         for game in ladder.games
@@ -98,8 +95,8 @@ def test_strict_games_are_the_lenient_ones_cut_and_each_is_rated_with_the_anchor
     assert ladder.origins["candidates"] == fallbacks
     table = ladder_table(ladder)
     assert max(map(len, table.splitlines())) <= 105
-    assert "yy = 1350" in table
-    assert json.loads(json.dumps(ladder.to_dict(), allow_nan=False))["scale"] == {"yy": 1350}
+    assert "x = 0" in table
+    assert json.loads(json.dumps(ladder.to_dict(), allow_nan=False))["scale"] == {"x": 0}
 
 
 def test_a_bound_stands_alone_in_the_table() -> None:
@@ -133,7 +130,7 @@ def test_void_games_count_nowhere() -> None:
 def test_the_standard_anchors_stand_in_their_order() -> None:
     """Those that are far apart."""
     with standard_anchors(1) as made:
-        assert (made.scale, made.elo, made.engine.split()[0]) == ("random", 0, "Stockfish")
+        assert made.engine.split()[0] == "Stockfish"
         names = [player.name for player in made.make()]
         ladder = run_ladder(Faulty(3), made, openings=random_openings(2), max_plies=120)  # type: ignore[arg-type]
     assert names == [
@@ -148,12 +145,11 @@ def test_the_standard_anchors_stand_in_their_order() -> None:
 def test_the_reproducible_ladder_is_reproducible() -> None:
     def once() -> Ladder:
         with standard_anchors(1) as made:
-            assert (made.scale, made.elo) == ("random", 0)
             return run_ladder(Faulty(3), made, openings=random_openings(1), max_plies=60)  # type: ignore[arg-type]
 
     first = once()
     assert first == once()
-    assert not any("UCI_Elo" in name for game in first.games for name in (game.white, game.black))
+    assert first.anchor == "random"
 
 
 def rows_against(before: dict[str, Any], ladder: Ladder) -> list[Any]:
@@ -182,7 +178,7 @@ def test_points_and_elo_against_an_earlier_ladder() -> None:
     risen = rows_against(before, ladder)[5]
     assert (risen["before"], risen["difference"], risen["significant"]) == (0, pytest.approx(points), True)
     with pytest.raises(ValueError, match="another scale"):
-        rows_against({**before, "scale": {"x": 0}}, ladder)
+        rows_against({**before, "scale": {"yy": 0}}, ladder)
     with pytest.raises(ValueError, match="the baseline's 'ladder' is none that this version wrote"):
         rows_against({**before, "games": [{"white": "x"}]}, ladder)
 
@@ -196,7 +192,7 @@ def test_draws_by_repetition_are_points_and_no_wins() -> None:
         GameRecord(chess.STARTING_FEN, ("f2f3", "e7e5", "g2g4", "d8h4"), "0-1", "checkmate", "x", "m"),
         GameRecord(chess.STARTING_FEN, ("e2e4",), "1/2-1/2", "ply limit", "x", "m"),
     ]
-    found = recorded("ladder", {"max_plies": 8}, "m", ("x", 0), games, {})
+    found = recorded("ladder", {"max_plies": 8}, "m", "x", games, {})
     (lenient,), (strict,) = (found.matches(rules).values() for rules in ("lenient", "strict"))
     assert {key: lenient[key] for key in ("won", "drawn", "lost", "repeated")} == {
         "won": 1, "drawn": 3, "lost": 0, "repeated": 0.5
