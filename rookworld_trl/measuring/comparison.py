@@ -125,12 +125,12 @@ def compare_groups(before: Sequence[Result], after: Sequence[Result]) -> list[di
 def losses(rows: Sequence[Mapping[str, Any]], of_what: str) -> tuple[list[Mapping[str, Any]], str]:
     """The rows that are significant losses, and how many of how many that is, in words: "none among 50 metrics".
 
-    Rows without an interval, for too few games bear on them, are counted apart. Rows of an older version don't say
-    which direction is better; there, less counts as a loss. The words are empty where nothing was compared.
+    Rows without an interval, for too few games bear on them, are counted apart. The words are empty where nothing was
+    compared.
     """
-    known = [row for row in rows if row.get("better", 1) and row["difference"] is not None]
+    known = [row for row in rows if row["better"] and row["difference"] is not None]
     judged = [row for row in known if row["ci_low"] is not None]
-    lost = [row for row in judged if row.get("loss", row["ci_high"] < 0)]
+    lost = [row for row in judged if row["loss"]]
     words = f"{len(lost) or 'none'} {'of' if lost else 'among'} {len(judged)} {of_what}"
     words += f", and no verdict on {len(known) - len(judged)}" if len(judged) < len(known) else ""
     return lost, words if known else ""

@@ -100,12 +100,11 @@ def as_text(value: float | None, format: str, sign: str = "", unit: str = "") ->
 
 def changed(row: Mapping[str, Any]) -> str:
     """A row's difference and interval: `-4.0 [-5.9, -2.1]`, or `-4.0, too few (3)` where three games bear on it."""
-    spec = row.get("format", ".3f")
-    difference, low, high = (as_text(row[name], spec, "+") for name in ("difference", "ci_low", "ci_high"))
+    difference, low, high = (as_text(row[name], row["format"], "+") for name in ("difference", "ci_low", "ci_high"))
     if row["difference"] is None:
         return difference
     if row["ci_low"] is None:
-        return f"{difference}, {too_few(row['clusters'])}" if "clusters" in row else difference
+        return f"{difference}, {too_few(row['clusters'])}"
     return f"{difference} [{low}, {high}]"
 
 
@@ -114,10 +113,10 @@ def players_of(row: Mapping[str, Any]) -> str:
 
     Two numbers, `0.514 → 0.521`, where the items that are counted are others before and after, as those of skill are.
     """
-    sides = [row.get(name) or {} for name in ("baselines", "baselines_after")]
+    sides = [row[name] for name in ("baselines", "baselines_after")]
     found = []
     for player in dict.fromkeys(player for side in sides for player in side):
-        values = [as_text(side[player], row.get("format", ".3f")) for side in sides if player in side]
+        values = [as_text(side[player], row["format"]) for side in sides if player in side]
         found.append(f"{player} {' → '.join(dict.fromkeys(values))}")
     return ", ".join(found)
 

@@ -9,8 +9,7 @@ from typing import Any
 
 from rookworld_trl.measuring.comparison import losses
 from rookworld_trl.measuring.tables import as_text, changed, players_of
-from rookworld_trl.reports.run import GROUPED
-from rookworld_trl.reports.summary import read_summary
+from rookworld_trl.reports.run import GROUPED, read_summary
 
 USAGE = """## Use
 
@@ -116,15 +115,16 @@ def _results(summary: dict[str, Any]) -> str:
         *(f"{_result(row)} {players_of(row) or '-'} | {row['items']} |" for row in summary["headline"]),
     ]
     lost: list[str] = []
-    for of_what, rows in (("metrics", summary.get("metrics", summary["headline"])), (GROUPED, summary.get("groups"))):
+    for of_what, rows in (("metrics", summary["metrics"]), (GROUPED, summary.get("groups"))):
         found, words = losses(rows or [], of_what)
         if found:
             lost += [
                 f"{words}:",
                 "",
                 "| task | metric | decoding | before | after | change |",
+                "|---|---|---|---|---|---|",
             ]
-            lost += ["|---|---|---|---|---|---|", *map(_result, found), ""]
+            lost += [*map(_result, found), ""]
         elif words:
             lost += [f"{words.replace('none', 'None', 1)}.", ""]
     unknown = "; ".join(summary.get("unknown_training") or ())
@@ -140,7 +140,7 @@ def _results(summary: dict[str, Any]) -> str:
 
 
 def _result(row: Mapping[str, Any]) -> str:
-    before, after = (as_text(row[name], row.get("format", ".3f")) for name in ("before", "after"))
+    before, after = (as_text(row[name], row["format"]) for name in ("before", "after"))
     metric = " ".join([*([row["group"]] if "group" in row else []), row["metric"]])
     return f"| {row['task']} | {metric} | {row['mode']} | {before} | {after} | {changed(row)} |"
 

@@ -280,7 +280,7 @@ def forests(runs: Sequence[Run]) -> list[Any]:
         (number, row)
         for number, run in enumerate(runs)
         for row in run.comparisons
-        if row["difference"] is not None and row.get("better", 1) and row.get("format") in ("percent", ".3f")
+        if row["difference"] is not None and row["better"] and row["format"] in ("percent", ".3f")
     ]
     return [
         _forest(task, [(number, row) for number, row in rows if row["task"] == task], runs)
@@ -307,7 +307,7 @@ def _forest(task: str, rows: Sequence[tuple[int, dict[str, Any]]], runs: Sequenc
             "low": [100 * row["ci_low"] if row["ci_low"] is not None else math.nan for row in mine],
             "high": [100 * row["ci_high"] if row["ci_high"] is not None else math.nan for row in mine],
             "color": [PALETTE[number % len(PALETTE)] if several else _verdict(row) for row in mine],
-            "fill": [1.0 if row.get("significant", True) else 0.0 for row in mine],
+            "fill": [float(row["significant"]) for row in mine],
             "name": [f"{runs[number].name}, {mode}" if several else mode] * len(mine),
             "text": [_before_after(row) for row in mine],
         }
@@ -328,16 +328,16 @@ def _forest(task: str, rows: Sequence[tuple[int, dict[str, Any]]], runs: Sequenc
 
 def _factor(row: dict[str, Any]) -> str:
     """The metric's label in lines that leave a phone some room."""
-    return textwrap.fill(str(row.get("label", row["metric"])), 20)
+    return textwrap.fill(row["label"], 20)
 
 
 def _verdict(row: dict[str, Any]) -> str:
     """Blue for a significant gain, red for a significant loss, grey for neither."""
-    if not row.get("significant", True):
+    if not row["significant"]:
         return BEFORE
-    return LEVELS["red"] if row.get("loss", row["ci_high"] < 0) else PALETTE[0]
+    return LEVELS["red"] if row["loss"] else PALETTE[0]
 
 
 def _before_after(row: dict[str, Any]) -> str:
-    spec = row.get("format", ".3f")
+    spec = row["format"]
     return f"{as_text(row['before'], spec, unit=' %')} → {as_text(row['after'], spec, unit=' %')}, {changed(row)}"

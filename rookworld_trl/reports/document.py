@@ -76,9 +76,7 @@ def render(runs: Sequence[Run], boards: Boards | None = None) -> str:
     return environment.get_template("report.html.jinja").render(
         title=", ".join(run.name for run in runs),
         runs=[_about(run) for run in runs],
-        headlines=[
-            {"run": run.name, **_headline(row)} for run in runs for row in run.comparisons if row.get("headline")
-        ],
+        headlines=[{"run": run.name, **_headline(row)} for run in runs for row in run.comparisons if row["headline"]],
         losses=[_losses(run) for run in runs],
         metrics=_table(runs, [run.comparisons for run in runs]),
         groups=_table(runs, [run.groups for run in runs]),
@@ -120,9 +118,9 @@ def _about(run: Run) -> dict[str, Any]:
 
 
 def _headline(row: Mapping[str, Any]) -> dict[str, Any]:
-    spec = row.get("format", ".3f")
+    spec = row["format"]
     return {
-        "label": f"{PREFIX.get(row['task'], row['task'])} {row.get('label', row['metric'])}, {row['mode']}",
+        "label": f"{PREFIX.get(row['task'], row['task'])} {row['label']}, {row['mode']}",
         "before": as_text(row["before"], spec, unit=" %"),
         "after": as_text(row["after"], spec, unit=" %"),
         "change": "" if row["difference"] is None else changed(row),
@@ -134,9 +132,9 @@ def _headline(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def _kind(row: Mapping[str, Any]) -> str:
     """A change is a `gain` or a `loss`, or nothing where it is not significant or is neither."""
-    if row["difference"] is None or not row.get("significant", True) or not row.get("better", 1):
+    if not (row["significant"] and row["better"]):
         return ""
-    return "loss" if row.get("loss", row["ci_high"] < 0) else "gain"
+    return "loss" if row["loss"] else "gain"
 
 
 def _losses(run: Run) -> dict[str, Any]:
@@ -145,13 +143,8 @@ def _losses(run: Run) -> dict[str, Any]:
     for of_what, rows in (("metrics", run.comparisons), (GROUPED, run.groups)):
         lost, words = losses(rows, of_what)
         lines += [words] if words else []
-        found += [
-            {
-                **_headline(row),
-                "label": " ".join([_headline(row)["label"], *([row["group"]] if "group" in row else [])]),
-            }
-            for row in lost
-        ]
+        heads = [(_headline(row), row.get("group", "")) for row in lost]
+        found += [head | {"label": f"{head['label']} {group}".strip()} for head, group in heads]
     return {"run": run.name, "lines": lines, "rows": found}
 
 
@@ -163,16 +156,14 @@ def _table(runs: Sequence[Run], rows: Sequence[Sequence[Mapping[str, Any]]]) -> 
             merged.setdefault((row["task"], row["mode"], row.get("group", ""), row["metric"]), {})[place] = row
     trained = [any(row["after"] is not None for row in of_run) for of_run in rows]
     lines = []
-    for (task, mode, group, metric), found in merged.items():
-        known = {**next(iter(found.values()))}
-        for row in found.values():  # an unfinished run's rows lack label and format
-            known = {**known, **{name: row[name] for name in ("label", "format", "headline") if name in row}}
+    for (task, mode, group, _), found in merged.items():
+        known = max(found.values(), key=lambda row: "clusters" in row)  # an unfinished run knows no label and format
         cells = []
         for place in range(len(runs)):
-            whole = {**known, **found[place]} if place in found else None
+            whole = {**found[place], "label": known["label"], "format": known["format"]} if place in found else None
             cells += _cells(whole)[: 3 if trained[place] else 1]
-        head = {"task": task, "mode": mode, "group": group, "headline": bool(known.get("headline"))}
-        label = f"{PREFIX.get(task, '')} {known.get('label', metric)}".strip()
+        head = {"task": task, "mode": mode, "group": group, "headline": known["headline"]}
+        label = f"{PREFIX.get(task, '')} {known['label']}".strip()
         lines.append({**head, "label": label, "cells": cells, "trivial": players_of(known), "items": known["items"]})
     columns = [
         f"{run.name}: {name}" if len(runs) > 1 else name

@@ -13,9 +13,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-HTML = "report.html"
+HTML, SUMMARY = "report.html", "summary.json"
 GROUPED = "headline metrics by group"
-COMPARISON_FIELDS = ("task", "mode", "metric", "before", "after", "difference", "ci_low", "ci_high", "items")
+COMPARISON_FIELDS = (
+    *("task", "mode", "metric", "label", "format", "before", "after", "difference", "ci_low", "ci_high", "items"),
+    *("clusters", "significant", "better", "loss", "baselines", "baselines_after"),
+)
 EVALUATIONS = ("before", "after")
 
 
@@ -58,13 +61,14 @@ class Run:
         return list(self.summary["groups"]) if "groups" in self.summary else list(self._values_before(grouped=True))
 
     def _values_before(self, grouped: bool) -> Iterator[dict[str, Any]]:
-        unknown = dict.fromkeys(("after", "difference", "ci_low", "ci_high"))
+        unknown = {"format": ".3f", "better": 0, "baselines_after": {}, "headline": False, "significant": False}
+        unknown |= dict.fromkeys(("after", "difference", "ci_low", "ci_high"))
         for part in self.evaluations.get("before", []):
             for group, of_group in part["groups"].items() if grouped else [("", part)]:
                 for name, found in of_group["metrics"].items():
                     row = {"task": part["name"], "mode": part["mode"], "metric": name, "before": found["value"]}
                     count = of_group["items"] if grouped else len(of_group["items"])
-                    row |= {"items": count, "baselines": of_group["baselines"].get(name, {}), **unknown}
+                    row |= {"label": name, "items": count, "baselines": of_group["baselines"].get(name, {}), **unknown}
                     yield row | ({"group": group} if grouped else {})
 
 
@@ -78,14 +82,14 @@ def read_run(folder: Path | str) -> Run:
     if not folder.is_dir():
         raise RunError(f"{folder} is no folder; give a run's output folder")
     evaluations = {name: folder / f"evaluation_{name}.json" for name in EVALUATIONS}
-    metrics, summary = folder / "metrics.jsonl", folder / "summary.json"
+    metrics, summary = folder / "metrics.jsonl", folder / SUMMARY
     if not any(path.exists() for path in (metrics, summary, *evaluations.values())):
         raise RunError(f"{folder} holds neither metrics.jsonl nor summary.json; give a run's output folder")
     events = [row for name in ("health.jsonl", "recovery.jsonl") for row in _read_lines(folder / name)]
     return Run(
         folder.resolve().name,
         _read_steps(metrics),
-        _read_summary(summary) if summary.exists() else {},
+        read_summary(folder) if summary.exists() else {},
         sorted(events, key=lambda event: event["step"]),
         {name: _read_evaluation(path) for name, path in evaluations.items() if path.exists()},
     )
@@ -135,15 +139,18 @@ def _read_evaluation(path: Path) -> list[dict[str, Any]]:
     return found
 
 
-def _read_summary(path: Path) -> dict[str, Any]:
+def read_summary(folder: Path) -> dict[str, Any]:
+    """The run's `summary.json`.
+
+    Raises:
+        RunError: it is malformed.
+    """
+    path = folder / SUMMARY
     summary = _read_object(path, "run again, or remove it to report on metrics.jsonl alone")
     if not isinstance(summary.get("metrics", []), list):
         raise RunError(f"{path}, field 'metrics': expected a list of comparisons")
     for i, row in enumerate(summary.get("metrics", [])):
-        missing = (
-            [name for name in COMPARISON_FIELDS if name not in row] if isinstance(row, dict) else COMPARISON_FIELDS
-        )
-        if missing:
+        if missing := [name for name in COMPARISON_FIELDS if not isinstance(row, dict) or name not in row]:
             raise RunError(f"{path}, field 'metrics', entry {i} lacks {', '.join(missing)}")
     return summary
 

@@ -1,20 +1,24 @@
-"""`summary.json`: what a run did, in one file that needs nothing else to be understood."""
+"""What a run leaves behind for people: `summary.json`, which needs nothing else to be understood, the model's card and the
+report, made one after the other."""
 
 import json
 import platform
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import rookworld_trl
 from rookworld_trl.files import write_atomically
+from rookworld_trl.reports.card import trained_on, write_card
+from rookworld_trl.reports.run import HTML, SUMMARY
 from rookworld_trl.settings.parser import command
 
-SUMMARY_FILE = "summary.json"
 PACKAGES = ("torch", "transformers", "trl", "accelerate", "datasets", "chess")
+SHOWN = ["seed", "learning_rate", "beta", "temperature", "num_generations", "generation_batch_size", "num_iterations"]
+SHOWN += ["metric_for_best_model", "objective"]
 
 
 @contextmanager
@@ -64,11 +68,41 @@ def write_summary(
         "losses": [row for row in rows if row["loss"]],
         "metrics": rows,
     }
-    path = folder / SUMMARY_FILE
+    path = folder / SUMMARY
     write_atomically(path, json.dumps(summary, indent=1) + "\n")
     return path
 
 
-def read_summary(folder: Path) -> dict[str, Any]:
-    """The run's `summary.json`."""
-    return json.loads((folder / SUMMARY_FILE).read_text(encoding="utf-8"))
+def write_report(folders: Sequence[Path], boards: Any) -> Path:
+    """The report; Bokeh, which takes seconds to import, is imported when there is one to write."""
+    from rookworld_trl.reports import document
+
+    return document.write_report(folders, boards=boards)
+
+
+def write_for_people(
+    folder: Path,
+    step: Callable[[str], AbstractContextManager[None]],
+    args: Any,
+    boards: Any = None,
+    *,
+    metrics: Sequence[Mapping[str, Any]],
+    **facts: Any,
+) -> None:
+    """Write `summary.json`, the card of `checkpoint/` and `report.html`; see `write_summary` for the arguments.
+
+    Args:
+        args: the trainer's, of which `SHOWN` goes into the summary, and with it `trained_on`, the reward that was.
+        boards: draws the report's items, as `document.Boards`.
+        metrics: its `comparison`.
+        step: what each of them is written under, by its name, such as `LastSteps.step`: one that fails is then
+            reported by itself, and the others are still written.
+    """
+    facts |= {name: getattr(args, name) for name in SHOWN}
+    facts |= {"model_commit": facts.get("identity", {}).get("model_commit"), "trained_on": trained_on(facts)}
+    with step(SUMMARY):
+        write_summary(folder, comparison=metrics, **facts)
+    with step("model card"):
+        write_card(folder, folder / "checkpoint")
+    with step(HTML):
+        write_report([folder], boards)

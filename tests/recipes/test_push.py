@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from recipes import grpo
 from rookworld_trl.checkpointing.resume import FINISHED_FILE
 from rookworld_trl.modeling.hub import PushError
-from rookworld_trl.reports import writing as results
+from rookworld_trl.reports import summary as results
 from tests.recipes.conftest import run, summary_of
 from tests.support.hub import TOKEN, Hub, Repository, serve
 

@@ -74,14 +74,6 @@ def test_no_loss_is_said_too(run: Path) -> None:
     assert "Significant losses: none among 3 metrics" in read_page(write_report([run], boards=boards)).text
 
 
-def test_an_older_summary_does_not_say_what_is_better_and_less_counts_as_a_loss(run: Path) -> None:
-    summary = json.loads((run / "summary.json").read_text())
-    for row in summary["metrics"]:
-        row.pop("better", None), row.pop("loss", None)
-    (run / "summary.json").write_text(json.dumps(summary))
-    assert "Significant losses: 2 of 5 metrics" in read_page(write_report([run], boards=boards)).text
-
-
 def test_runs_stand_side_by_side(run: Path, tmp_path: Path) -> None:
     other = tmp_path / "other" / "demo"
     shutil.copytree(run, other)

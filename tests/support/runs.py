@@ -56,7 +56,12 @@ def comparison(**changes: Any) -> dict[str, Any]:
         "ci_high": 0.08,
         "p_value": None,
         "items": 500,
+        "clusters": 500,
         "significant": True,
+        "better": 1,
+        "loss": False,
+        "baselines": {},
+        "baselines_after": {},
     }
     return {**row, **changes}
 
@@ -82,15 +87,14 @@ def write_run(folder: Path) -> Path:
             difference=-0.013,
             ci_low=-0.0243,
             ci_high=-0.0013,
-            better=1,
             loss=True,
             baselines={"random legal": 0.09},
             baselines_after={"random legal": 0.09},
         ),
-        comparison(metric="tokens", difference=-3.0, ci_low=-4.0, ci_high=-2.0, format=".1f", better=0, loss=False),
-        comparison(metric="f1", headline=True, before=None, difference=None, ci_low=None, ci_high=None),
+        comparison(metric="tokens", difference=-3.0, ci_low=-4.0, ci_high=-2.0, format=".1f", better=0),
+        comparison(metric="f1", before=None, difference=None, ci_low=None, ci_high=None, significant=False),
     ]
-    groups = [comparison(group="color=white", loss=False), comparison(group="stratum=check", loss=True, better=1)]
+    groups = [comparison(group="color=white"), comparison(group="stratum=check", loss=True)]
     summary = {
         "groups": groups,
         "metrics": rows,
