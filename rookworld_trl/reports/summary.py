@@ -1,5 +1,5 @@
-"""What a run leaves behind for people: `summary.json`, which needs nothing else to be understood, the model's card and the
-report, made one after the other."""
+"""What a run leaves behind for people, made one after the other: `summary.json`, which needs nothing else to be
+understood, the model's card and the report."""
 
 import json
 import platform
