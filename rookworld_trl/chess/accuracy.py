@@ -196,7 +196,8 @@ def score(
         task, found = task_of(row["prompt"]), of_policy[number] or of_environment[number]
         scores = {field.name: float(getattr(found, field.name) or 0.0) for field in fields(found)}  # type: ignore[arg-type]
         scores |= {"tokens": 0.0, "finished": 1.0, **baseline_scores(row)}
-        groups = {"color": _color(row["prompt"]), "stratum": row["stratum"]}
+        turn = row["prompt"].split(" ")[2]  # of the position's FEN
+        groups = {"color": "white" if turn == "w" else "black", "stratum": row["stratum"]}
         if task == "policy":
             groups["stake"] = "something" if scores["at_stake"] else "nothing"
         drawn = reference_of(row) if mode == "greedy" and len(items[task]) < MAX_REFERENCES else None
@@ -241,12 +242,6 @@ def reference_of(row: Mapping[str, Any]) -> str | dict[str, float]:
         return row["target"]
     values = move_values(row["legal_cp"])
     return {move: round(value, 3) for move, value in zip(row["legal_moves"], values, strict=True)}
-
-
-def _color(prompt: str) -> str:
-    """Who is to move in the prompt's position."""
-    fen = prompt.split(" ", 1)[1]
-    return "white" if fen.split(" ")[1] == "w" else "black"
 
 
 # Trivial players on the same items: what a number is worth shows beside theirs. ---------------------------------------

@@ -16,7 +16,7 @@ import chess
 import chess.pgn
 from transformers import PreTrainedModel
 
-from rookworld_trl.chess import ParseError, policy
+from rookworld_trl.chess import policy
 from rookworld_trl.chess.engine import Engine
 from rookworld_trl.chess.format import board_from_fen
 from rookworld_trl.chess.strata import clean, material_won
@@ -193,14 +193,7 @@ class ModelPlayer:
             seed=self._rng.getrandbits(31),  # a new one each time: a position met again gets another sample
             batch_size=self._batch_size,
         )
-        return [_parsed(text) for text in completion_texts(self._tokenizer, sampled.completion_ids)]
-
-
-def _parsed(completion: str) -> policy.PolicyOutput | None:
-    try:
-        return policy.parse(completion)
-    except ParseError:
-        return None
+        return [policy.read(text) for text in completion_texts(self._tokenizer, sampled.completion_ids)]
 
 
 def by_eval(answer: policy.PolicyOutput | None) -> list[tuple[str, float]]:

@@ -150,6 +150,14 @@ def parse(completion: str) -> PolicyOutput:
     return PolicyOutput(tuple(listed), tuple(map(float, values)), move[1])
 
 
+def read(completion: str) -> PolicyOutput | None:
+    """`parse`; None where the completion does not follow the format."""
+    try:
+        return parse(completion)
+    except ParseError:
+        return None
+
+
 def _well_spaced(section: str, width: int) -> bool:
     """One space behind the content of a section, or more up to the field's width (a space leads it)."""
     return section.endswith(" ") and (len(section) <= 1 + width or not section.endswith("  "))

@@ -29,7 +29,7 @@ import chess
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rookworld_trl.chess import ParseError, policy
+from rookworld_trl.chess import policy
 from rookworld_trl.chess.accuracy import PLAYERS, Ask, most_material
 from rookworld_trl.chess.strata import clean, mating_moves
 from rookworld_trl.measuring.metrics import Metric, mean, ratio, share
@@ -75,17 +75,19 @@ def run_problems(ask: Ask, problems: Sequence[Problem], name: str) -> Result:
 
 def score_problem(problem: Problem, completions: Sequence[str]) -> Item:
     """Score the completions, one a position."""
-    answers = [read_answer(board, text) for board, text in zip(problem.boards, completions, strict=True)]
+    answers = [policy.read(text) for text in completions]
     legal = [sorted(move.uci() for move in board.legal_moves) for board in problem.boards]
+    played = [each.best if each and each.best in moves else "" for each, moves in zip(answers, legal, strict=True)]
+    listed = answers[0].moves if answers[0] else ()
     firsts = [moves[0] for moves in legal]
     material = [most_material(board.fen(), moves) for board, moves in zip(problem.boards, legal, strict=True)]
-    solved = worth(problem, [{answer.move: 1.0} for answer in answers])
+    solved = worth(problem, [{move: 1.0} for move in played])
     scores = {
         "solved": solved,
         "best": float(solved == 1),
-        "in_candidates": float(any(problem.worths[0].get(move) == 1 for move in answers[0].candidates)),
-        "legal": float(sum(bool(answer.move) for answer in answers)),
-        "parsed": float(sum(answer.parsed for answer in answers)),
+        "in_candidates": float(any(problem.worths[0].get(move) == 1 for move in listed)),
+        "legal": float(sum(map(bool, played))),
+        "parsed": float(sum(each is not None for each in answers)),
         "positions": float(len(answers)),
         "random.solved": worth(problem, [dict.fromkeys(moves, 1 / len(moves)) for moves in legal]),
         "first.solved": worth(problem, [{move: 1.0} for move in firsts]),
@@ -94,25 +96,6 @@ def score_problem(problem: Problem, completions: Sequence[str]) -> Item:
     prompts = [policy.prompt(board.fen()) for board in problem.boards]
     texts = "\n".join(prompts), "\n".join(completions)
     return Item(problem.name, scores, *texts, {"group": problem.group}, problem.game)
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What a `P:` completion says of a position: legal moves only, `move` empty if `B:` is not legal."""
-
-    parsed: bool
-    move: str
-    candidates: tuple[str, ...]
-
-
-def read_answer(board: chess.Board, completion: str) -> Answer:
-    """Parse a `P:` completion against its position."""
-    try:
-        output = policy.parse(completion)
-    except ParseError:
-        return Answer(False, "", ())
-    legal = {move.uci() for move in board.legal_moves}
-    return Answer(True, output.best if output.best in legal else "", tuple(m for m in output.moves if m in legal))
 
 
 def worth(problem: Problem, choices: Sequence[Mapping[str, float]]) -> float:
@@ -237,7 +220,7 @@ def _of_puzzle(row: Mapping[str, Any], name: str) -> Problem:
         raise ValueError(f"field 'Moves': {row['moves']!r} needs the opponent's move and at least one to find")
     boards, worths = [], []
     for number, uci in enumerate(line):
-        (move,) = _parsed(board, [uci])
+        move = board.parse_san(uci)  # which reads UCI too
         if number % 2:
             boards.append(board.copy(stack=False))
             worths.append(_best(board, [move.uci()]))
@@ -266,17 +249,12 @@ def _points(board: chess.Board, operations: Mapping[str, Any]) -> dict[str, floa
         return {}
     if max(points.values()) <= 0 or min(points.values()) < 0:
         raise ValueError(f"points {list(points.values())}: expected 0 or more, and one above 0")
-    return {_parsed(board, [move])[0].uci(): value for move, value in points.items()}
+    return {board.parse_san(move).uci(): value for move, value in points.items()}
 
 
 def _best(board: chess.Board, moves: list[str]) -> Worths:
     """The moves and every one that checkmates are worth all."""
     return dict.fromkeys([*moves, *(move.uci() for move in mating_moves(board))], 1.0)
-
-
-def _parsed(board: chess.Board, moves: list[str]) -> list[chess.Move]:
-    """Moves in SAN or UCI."""
-    return [board.parse_san(move) for move in moves]
 
 
 def _words(text: str) -> list[str]:

@@ -16,7 +16,6 @@ import random
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import chess
@@ -27,34 +26,15 @@ if TYPE_CHECKING:  # importing torch takes seconds, and chess programs wait few 
     from rookworld_trl.chess.play import ModelPlayer
 
 NAME = "rookworld-uci"
-MAX_LINES = policy.MAX_CANDIDATES
 
 
-@dataclass(frozen=True, slots=True)
-class _Option:
-    """A UCI option: its declaration behind the name, and how its text is read."""
-
-    declared: str
-    read: Callable[[str], Any]
-
-
-def _between(low: float, high: float, kind: type) -> Callable[[str], Any]:
-    def read(text: str) -> Any:
-        value = kind(text)
-        if not low <= value <= high:
-            raise ValueError(f"{text} is not between {low} and {high}")
-        return value
-
-    return read
-
-
-OPTIONS = {
-    "Model": _Option("type string default {model}", str),
-    # UCI has no fractions: hundredths. 0 is greedy.
-    "Temperature": _Option("type spin default 0 min 0 max 200", _between(0, 200, int)),
-    "Retries": _Option("type spin default 0 min 0 max 100", _between(0, 100, int)),
-    "MultiPV": _Option(f"type spin default 1 min 1 max {MAX_LINES}", _between(1, MAX_LINES, int)),
-    "Seed": _Option("type spin default 0 min 0 max 2147483647", _between(0, 2**31 - 1, int)),
+# Options that are whole numbers: default, least, most. UCI has no fractions: temperature in hundredths, 0 is
+# greedy.
+NUMBERS = {
+    "Temperature": (0, 0, 200),
+    "Retries": (0, 0, 100),
+    "MultiPV": (1, 1, policy.MAX_CANDIDATES),
+    "Seed": (0, 0, 2**31 - 1),
 }
 
 
@@ -72,7 +52,7 @@ class UciEngine:
 
     def __init__(self, load: Callable[[str], tuple[Any, Any]], model: str, write: Callable[[str], None]) -> None:
         self._load, self._write = load, write
-        self._values: dict[str, Any] = {"Model": model, "Temperature": 0, "Retries": 0, "MultiPV": 1, "Seed": 0}
+        self._values: dict[str, Any] = {"Model": model} | {name: default for name, (default, *_) in NUMBERS.items()}
         self._default_model = model
         self._loaded: tuple[str, Any, Any] | None = None
         self._board = chess.Board()
@@ -130,20 +110,23 @@ class UciEngine:
     def _introduce(self) -> None:
         self._write(f"id name {NAME}")
         self._write("id author the rookworld-trl authors")
-        for name, option in OPTIONS.items():
-            self._write(f"option name {name} {option.declared.format(model=self._default_model)}")
+        self._write(f"option name Model type string default {self._default_model}")
+        for name, (default, low, high) in NUMBERS.items():
+            self._write(f"option name {name} type spin default {default} min {low} max {high}")
         self._write("uciok")
 
     def _set(self, words: Sequence[str]) -> None:
         text = " ".join(words)
         name, _, value = text.removeprefix("name ").partition(" value ")
-        key = next((each for each in OPTIONS if each.lower() == name.strip().lower()), None)
+        key = next((each for each in self._values if each.lower() == name.strip().lower()), None)
         if key is None:
-            raise ValueError(f"no option '{name}'; there are {', '.join(OPTIONS)}")
-        try:
-            self._values[key] = OPTIONS[key].read(value.strip())
-        except ValueError as error:
-            raise ValueError(f"option {key}: {error}; it stays {self._values[key]}") from error
+            raise ValueError(f"no option '{name}'; there are {', '.join(self._values)}")
+        if key in NUMBERS:
+            _, low, high = NUMBERS[key]
+            if not (value.strip().isdecimal() and low <= int(value) <= high):
+                stays = f"it stays {self._values[key]}"
+                raise ValueError(f"option {key}: {value} is not between {low} and {high}; {stays}")
+        self._values[key] = int(value) if key in NUMBERS else value.strip()
         if key == "Seed":
             self._rng.seed(self._values[key])
 
@@ -171,7 +154,9 @@ class UciEngine:
         assert move is not None
         self.fallbacks[origin] += 1
         for number, (candidate, pawns) in enumerate(self._lines(output, move, legal), start=1):
-            self._write(f"info depth 1 seldepth 1 multipv {number}{_score(pawns)} nodes 1 pv {candidate}")
+            # The model knows mates as about +-1000 pawns, not their length.
+            score = "" if pawns is None else f" score cp {round(100 * pawns)}"
+            self._write(f"info depth 1 seldepth 1 multipv {number}{score} nodes 1 pv {candidate}")
         if origin != "own":
             written = f"B: {output.best}" if output is not None else "no answer of the format"
             self._write(f"info string fallback {origin}: the model wrote {written}")
@@ -190,11 +175,6 @@ class UciEngine:
         lines: list[tuple[str, float | None]] = [(move, evals.pop(move, None))]
         lines += ((other, value) for other, value in evals.items() if other in legal)
         return lines[: self._values["MultiPV"]]
-
-
-def _score(pawns: float | None) -> str:
-    """`cp` from the mover's side. The model knows mates as about +-1000 pawns, not their length."""
-    return "" if pawns is None else f" score cp {round(100 * pawns)}"
 
 
 def read_position(words: Sequence[str]) -> chess.Board:
