@@ -229,13 +229,6 @@ def test_a_restart_that_fails_is_tried_again(tmp_path: Path) -> None:
         engine.analyse(chess.Board())
 
 
-def test_an_open_engine_is_not_opened_again(tmp_path: Path) -> None:
-    with Engine(fake_engine(tmp_path / "fake", "pass"), nodes=10) as engine:
-        with pytest.raises(RuntimeError, match="running already"), engine:
-            pass
-        assert pid_of(engine)  # it is still there
-
-
 def children() -> dict[int, str]:
     """State of each child of this process: Z is a zombie."""
     found = {}
@@ -272,28 +265,26 @@ def test_a_missing_engine_is_named_with_a_remedy(tmp_path: Path, monkeypatch: py
         find_engine()
 
 
+def test_what_cannot_work_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="timeout must be above 0"):
+        Engine(sys.executable, nodes=10, timeout=0)
+    with pytest.raises(ValueError, match="at least one engine"):
+        EnginePool(0, nodes=100)
+    engine = Engine(fake_engine(tmp_path / "fake", "pass"), nodes=10)
+    with pytest.raises(RuntimeError, match="with Engine"):
+        engine.analyse(chess.Board())
+    with engine:
+        with pytest.raises(RuntimeError, match="running already"), engine:
+            pass
+        assert pid_of(engine)  # it is still there
+
+
 def test_something_else_than_an_engine_is_named(tmp_path: Path) -> None:
     script = tmp_path / "script"
     script.write_text("#!/bin/sh\necho hello\n")
     script.chmod(0o755)
     with pytest.raises(ValueError, match=r"'.*script' did not start as a UCI engine .*STOCKFISH_PATH"):
         Engine(str(script), nodes=10).__enter__()
-
-
-def test_no_time_at_all_is_refused() -> None:
-    with pytest.raises(ValueError, match="timeout must be above 0"):
-        Engine(sys.executable, nodes=10, timeout=0)
-
-
-@requires_stockfish
-def test_an_engine_is_used_inside_with() -> None:
-    engine = Engine(nodes=10)
-    with pytest.raises(RuntimeError, match="with Engine"):
-        engine.analyse(chess.Board())
-    with engine:
-        assert engine.analyse(chess.Board(), multipv=1)
-    with pytest.raises(RuntimeError, match="with Engine"):
-        engine.analyse(chess.Board())
 
 
 @requires_stockfish
@@ -478,8 +469,3 @@ def test_damaged_pages_are_misses_said_once(tmp_path: Path, caplog: pytest.LogCa
     assert damaged.get("1999") is None
     damaged.put("1999", VALUES)
     assert f"{path}: damaged" in caplog.text
-
-
-def test_a_pool_needs_a_worker() -> None:
-    with pytest.raises(ValueError, match="at least one engine"):
-        EnginePool(0, nodes=100)

@@ -125,28 +125,18 @@ def test_void_games_count_nowhere() -> None:
         ladder_of(0)
 
 
-@pytest.mark.slow
-@requires_stockfish
-def test_the_standard_anchors_stand_in_their_order() -> None:
-    """Those that are far apart."""
-    with standard_anchors(1) as made:
-        assert made.engine.split()[0] == "Stockfish"
-        names = [player.name for player in made.make()]
-        ladder = run_ladder(Faulty(3), made, openings=random_openings(2), max_plies=120)  # type: ignore[arg-type]
-    assert names == [
-        "random", "greedy capture", "Stockfish, 1/2 random", "Stockfish, 1/4 random",
-        "Stockfish, 1 node", "Stockfish, 10 nodes", "Stockfish, 100 nodes",
-    ]  # fmt: skip
-    elo = {name: rating.elo for name, rating in ladder.ratings("lenient").items()}
-    assert elo["random"] < elo["Stockfish, 1/4 random"] < elo["Stockfish, 100 nodes"]
-
-
 @requires_stockfish
 def test_the_reproducible_ladder_is_reproducible() -> None:
     def once() -> Ladder:
         with standard_anchors(1) as made:
             return run_ladder(Faulty(3), made, openings=random_openings(1), max_plies=60)  # type: ignore[arg-type]
 
+    with standard_anchors(1) as made:
+        assert made.engine.split()[0] == "Stockfish"
+        assert [player.name for player in made.make()] == [
+            "random", "greedy capture", "Stockfish, 1/2 random", "Stockfish, 1/4 random",
+            "Stockfish, 1 node", "Stockfish, 10 nodes", "Stockfish, 100 nodes",
+        ]  # fmt: skip
     first = once()
     assert first == once()
     assert first.anchor == "random"
@@ -206,20 +196,6 @@ def test_draws_by_repetition_are_points_and_no_wins() -> None:
     table = ladder_table(found)
     assert "Draws are repetition and 50 moves" in table
     assert "1/3/0   62.5   too few (4)   50" in table
-
-
-def test_with_retries_the_first_illegal_move_still_loses_a_strict_game() -> None:
-    """All of this player's illegal moves are sampled again with success, from the tenth full move on."""
-
-    class Retrying(Faulty):
-        def choose(self, boards: Sequence[chess.Board]) -> list[Choice]:
-            choices = super().choose(boards)
-            return [c._replace(origin="own" if c.origin == "own" else "retries") for c in choices]
-
-    ladder, without = ladder_of(model=Retrying()), ladder_of()
-    assert ladder.matches("strict") == without.matches("strict")
-    assert ladder.matches("lenient") == without.matches("lenient")
-    assert {game.first_fallback for game in ladder.games} == {None}
 
 
 def test_a_match_between_any_players() -> None:

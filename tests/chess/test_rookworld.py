@@ -48,25 +48,24 @@ def test_a_padded_row_is_split_behind_the_fen_and_keeps_its_padding() -> None:
     assert (report.read, report.kept, report.best_repaired) == (1, Counter(policy=1), 0)
 
 
-def test_blacks_best_move_is_the_best_of_its_evals() -> None:
-    (row,), report = convert(BLACK_ROW)
-    assert row["target"] == BLACK_ROW[len(row["prompt"]) : -len("a8b8")] + "a7a5"
-    assert report.best_repaired == 1
-    assert score_policy(row["target"], row["legal_moves"], row["legal_cp"]).reward == 1.0
-    assert score_policy(BLACK_ROW[len(row["prompt"]) :], row["legal_moves"], row["legal_cp"]).reward < 1.0
-
-
-def test_a_best_move_among_equals_is_no_fault() -> None:
-    text = padded(WHITE, "a2a4 a2a3 a1b1", "0.0 0.0 -0.1", "a2a3")
+@pytest.mark.parametrize(
+    ("text", "best"),
+    [
+        (BLACK_ROW, "a7a5"),  # the best of its evals
+        (padded(WHITE, "a2a4 a2a3 a1b1", "0.0 0.0 -0.1", "a2a3"), "a2a3"),  # among equals
+        (padded(START, "e2e4 d2d4", "0.3 0.2", "a2a3"), "e2e4"),  # no candidate
+    ],
+)
+def test_the_best_move_is_the_best_of_the_evals(text: str, best: str) -> None:
     (row,), report = convert(text)
-    assert row["prompt"] + row["target"] == text
-    assert report.best_repaired == 0
-
-
-def test_a_best_move_that_is_no_candidate_is_replaced() -> None:
-    (row,), report = convert(padded(START, "e2e4 d2d4", "0.3 0.2", "a2a3"))
-    assert row["target"].endswith("B: e2e4")
-    assert report.best_repaired == 1
+    assert row["prompt"] + row["target"] == text[:-4] + best
+    assert report.best_repaired == (text[-4:] != best)
+    if text is BLACK_ROW:
+        scores = [
+            score_policy(each, row["legal_moves"], row["legal_cp"])
+            for each in (row["target"], text[len(row["prompt"]) :])
+        ]
+        assert scores[0].reward == 1.0 > scores[1].reward
 
 
 def test_moves_that_the_row_does_not_list_are_worth_a_pawn_less_than_its_worst() -> None:

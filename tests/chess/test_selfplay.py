@@ -10,7 +10,7 @@ import pytest
 
 from rookworld_trl.chess import environment
 from rookworld_trl.chess.accuracy import Ask, ModelAnswers
-from rookworld_trl.chess.selfplay import copier, run_selfplay, wrong_squares
+from rookworld_trl.chess.selfplay import copier, run_selfplay
 from rookworld_trl.measuring import result_table
 
 Script = Callable[[str], str]
@@ -124,13 +124,6 @@ def varied(board: chess.Board) -> str:
 
 
 # The closed loop -----------------------------------------------------------------------------------------------------
-
-
-def test_squares_are_compared_one_by_one() -> None:
-    assert wrong_squares(chess.STARTING_FEN, chess.Board()) == 0
-    board = chess.Board()
-    board.push_uci("e2e4")
-    assert wrong_squares(chess.STARTING_FEN, board) == 2
 
 
 def test_a_perfect_model_does_not_drift() -> None:

@@ -1,6 +1,5 @@
 """A user's own data set: what is filled in, and that each bad row is named with its field and remedy."""
 
-import csv
 import gzip
 import json
 from pathlib import Path
@@ -48,14 +47,11 @@ def test_missing_columns_are_filled_in(jsonl):
 
 
 def test_what_is_given_stays(jsonl):
-    dataset = load_prompts(write(jsonl, POLICY | {"target": "mine", "stratum": "odd", "task": "policy"}))
-    assert (dataset[0]["target"], dataset[0]["stratum"]) == ("mine", "odd")
-
-
-def test_padding_behind_an_answer_is_no_fault(jsonl):
     answer = "8/8/8/8/8/P1k5/8/K7 b - - 0 1+0.001+0+0"
-    dataset = load_prompts(write(jsonl, ENVIRONMENT | {"target": f"{answer}   "}))
-    assert dataset[0]["target"] == answer
+    mine = POLICY | {"target": "mine", "stratum": "odd", "task": "policy"}
+    dataset = load_prompts(write(jsonl, mine, ENVIRONMENT | {"target": f"{answer}   "}))
+    assert (dataset[0]["target"], dataset[0]["stratum"]) == ("mine", "odd")
+    assert dataset[1]["target"] == answer, "padding behind an answer is no fault"
 
 
 # After 1. e4, as many programs write it: with a square that no pawn can take on.
@@ -81,22 +77,33 @@ def test_an_idle_en_passant_square_leaves_prompt_and_answer_in_agreement(tmp_pat
     assert environment_reward([prompt], [copied], target=[row["target"]])[0] <= 0.2
 
 
-def test_lists_in_csv_are_json(tmp_path):
-    path = tmp_path / "mine.csv"
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(POLICY))
-        writer.writeheader()
-        writer.writerow(
-            {name: json.dumps(value) if isinstance(value, list) else value for name, value in POLICY.items()}
-        )
-    (row,) = load_prompts(str(path))
+def csv_text(row: dict) -> str:
+    """Lists as JSON."""
+    cells = [json.dumps(value).replace('"', '""') if isinstance(value, list) else value for value in row.values()]
+    return ",".join(row) + "\n" + ",".join(f'"{cell}"' for cell in cells) + "\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("MINE.JSONL", json.dumps(POLICY).encode()),
+        ("mine.JSON", json.dumps(POLICY).encode()),
+        ("mine.jsonl.gz", gzip.compress(json.dumps(POLICY).encode())),
+        ("mine.csv", csv_text(POLICY).encode()),
+        (
+            "gaps.jsonl",
+            json.dumps(POLICY | {"legal_cp": [-10.0, 0.0, 5.0]}).encode(),
+        ),  # as pandas writes a column with a gap
+        ("mine.parquet", None),
+    ],
+)
+def test_every_kind_of_file(tmp_path, name, content):
+    if content is None:
+        Dataset.from_list([POLICY]).to_parquet(str(tmp_path / name))
+    else:
+        (tmp_path / name).write_bytes(content)
+    (row,) = load_prompts(str(tmp_path / name))
     assert {name: row[name] for name in POLICY} == POLICY
-
-
-def test_parquet_is_read_too(tmp_path, jsonl):
-    path = tmp_path / "mine.parquet"
-    load_prompts(write(jsonl, POLICY)).to_parquet(str(path))
-    assert load_prompts(str(path))[0]["legal_moves"] == POLICY["legal_moves"]
 
 
 BAD_ROWS = {
@@ -272,24 +279,10 @@ def test_a_stream_that_breaks_names_its_file(tmp_path):
         load_prompts(str(path), options=DataOptions(streaming=True, max_rows=10))
 
 
-@pytest.mark.parametrize("name", ["MINE.JSONL", "mine.jsonl.gz", "mine.JSON"])
-def test_names_a_user_may_give(tmp_path, name):
-    text = json.dumps(POLICY) + "\n"
-    path = tmp_path / name
-    path.write_bytes(gzip.compress(text.encode()) if name.endswith(".gz") else text.encode())
-    assert load_prompts(str(path))[0]["prompt"] == POLICY["prompt"]
-
-
 def test_a_text_file_holds_whole_rows(tmp_path):
     path = tmp_path / "rows.txt"
     path.write_text(f"{FEN}+a2a3+a2a3+8/8/8/8/8/P1k5/8/K7 b - - 0 1+0.001+0+0\n")
     assert load_prompts(str(path))[0]["prompt"] == ENVIRONMENT["prompt"]
-
-
-def test_whole_numbers_may_have_a_point(jsonl):
-    """As pandas writes a column with a gap in it."""
-    (row,) = load_prompts(write(jsonl, POLICY | {"legal_cp": [-10.0, 0.0, 5.0]}))
-    assert row["legal_cp"] == [-10, 0, 5]
 
 
 @pytest.mark.parametrize(("name", "value"), [("engine_nodes", 0), ("engine_workers", 0), ("max_rows", 0)])

@@ -55,58 +55,41 @@ def test_columns_of_the_other_task_are_not_needed() -> None:
     assert rewards.environment_reward(prompts=[P_PROMPT], completions=[P_GOLD]) == [None]
 
 
-@pytest.mark.parametrize(
-    ("functions", "column"), [(POLICY, "legal_moves"), (POLICY, "legal_cp"), (ENVIRONMENT, "target")]
-)
-def test_a_missing_column_is_named(functions: list[Any], column: str) -> None:
-    columns = batch()
-    del columns[column]
+BAD: dict[str, tuple[list[Any], str, Any, str]] = {
+    **{
+        f"no {column}": (functions, column, None, f"column '{column}' is missing")
+        for functions, column in ((POLICY, "legal_moves"), (POLICY, "legal_cp"), (ENVIRONMENT, "target"))
+    },
+    **{
+        f"{column} short": (functions, column, slice(3), f"column '{column}': found 3 entries for 4 completions")
+        for functions, column in ((POLICY, "legal_moves"), (POLICY, "legal_cp"), (ENVIRONMENT, "target"))
+    },
+    "prompts short": (POLICY + ENVIRONMENT, "prompts", slice(3), "column 'prompts': found 3 entries for 4 completions"),
+    "no list": (ENVIRONMENT, "target", "text", "column 'target': found a str"),
+    "too few values": (POLICY, "legal_cp", (2, [1, 2]), r"'legal_cp', row 2: .* 2 values for 3 legal moves"),
+    "no moves": (POLICY, "legal_moves", (0, None), "'legal_cp', row 0"),
+    "a broken target": (ENVIRONMENT, "target", (3, "broken"), r"'target', row 3: field 'fields'"),
+    "no task": (ENVIRONMENT, "prompts", (1, "Q: what is this"), "column 'prompt', row 1"),
+    "a conversation": (
+        POLICY, "completions", (0, [{"role": "assistant", "content": P_GOLD}]),
+        "column 'completions', row 0: expected text, found list",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_data_is_named(case: str) -> None:
+    functions, column, change, message = BAD[case]
     for function in functions:
-        with pytest.raises(ValueError, match=f"column '{column}' is missing"):
+        columns = batch()
+        if change is None:
+            del columns[column]
+        elif isinstance(change, tuple):
+            columns[column][change[0]] = change[1]
+        else:
+            columns[column] = columns[column][change] if isinstance(change, slice) else change
+        with pytest.raises(ValueError, match=message):
             function(**columns)
-
-
-@pytest.mark.parametrize(
-    ("functions", "column"),
-    [(POLICY, "legal_moves"), (POLICY, "legal_cp"), (ENVIRONMENT, "target"), (POLICY + ENVIRONMENT, "prompts")],
-)
-def test_a_column_of_another_length_is_named(functions: list[Any], column: str) -> None:
-    columns = batch()
-    columns[column] = columns[column][:-1]
-    for function in functions:
-        with pytest.raises(ValueError, match=f"column '{column}': found 3 entries for 4 completions"):
-            function(**columns)
-
-
-def test_a_column_that_is_no_list_is_named() -> None:
-    with pytest.raises(ValueError, match="column 'target': found a str"):
-        rewards.environment_reward(**{**batch(), "target": "text"})
-
-
-def test_malformed_data_names_the_row() -> None:
-    columns = batch()
-    columns["legal_cp"][2] = [1, 2]
-    with pytest.raises(ValueError, match=r"'legal_cp', row 2: .* 2 values for 3 legal moves"):
-        rewards.policy_reward(**columns)
-    columns = batch()
-    columns["legal_moves"][0] = None
-    with pytest.raises(ValueError, match="'legal_cp', row 0"):
-        rewards.policy_reward(**columns)
-    columns = batch()
-    columns["target"][3] = "broken"
-    with pytest.raises(ValueError, match=r"'target', row 3: field 'fields'"):
-        rewards.environment_reward(**columns)
-    columns = batch()
-    columns["prompts"][1] = "Q: what is this"
-    with pytest.raises(ValueError, match="column 'prompt', row 1"):
-        rewards.environment_reward(**columns)
-
-
-def test_conversations_are_refused() -> None:
-    columns = batch()
-    columns["completions"][0] = [{"role": "assistant", "content": P_GOLD}]
-    with pytest.raises(ValueError, match="column 'completions', row 0: expected text, found list"):
-        rewards.policy_reward(**columns)
 
 
 def test_means_reach_the_log() -> None:
@@ -118,15 +101,10 @@ def test_means_reach_the_log() -> None:
     assert logged["policy/skill"] == 1.0  # the one legal answer is the best move
     assert logged["environment/exact"] == logged["environment/fen_exact"] == 0.5
     assert logged["environment/copied_input"] == 0.5
-
-
-def test_skill_is_not_logged_where_no_answer_is_legal() -> None:
-    columns = batch()
-    columns["completions"] = ["junk"] * len(columns["completions"])
-    logged: dict[str, float] = {}
-    rewards.policy_reward(**columns, log_metric=logged.__setitem__)
-    assert "policy/parsed" in logged
-    assert "policy/skill" not in logged
+    nowhere_legal: dict[str, float] = {}
+    rewards.policy_reward(**batch() | {"completions": ["junk"] * 4}, log_metric=nowhere_legal.__setitem__)
+    assert "policy/parsed" in nowhere_legal
+    assert "policy/skill" not in nowhere_legal
 
 
 def test_functions_carry_the_names_that_trl_logs() -> None:
