@@ -17,7 +17,7 @@ import numpy as np
 from benchmarks.common import RESULTS, machine, shipped, write_report
 from rookworld_trl.chess import ParseError, policy
 from rookworld_trl.chess.accuracy import evaluate
-from rookworld_trl.chess.splits import draw_of_each
+from rookworld_trl.chess.dataset import draw_of_each
 from rookworld_trl.measuring import Result
 from rookworld_trl.measuring.metrics import Estimate
 from rookworld_trl.modeling.loading import load

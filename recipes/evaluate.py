@@ -28,14 +28,13 @@ from datasets import Dataset
 from rookworld_trl.checkpointing.stopping import run_program
 from rookworld_trl.chess import PREFIXES, check_tasks, position_key
 from rookworld_trl.chess.accuracy import MODES, Ask, ModelAnswers, evaluate
-from rookworld_trl.chess.dataset import MATES_FILE, TACTICS_FILES, load_shipped
+from rookworld_trl.chess.dataset import MATES_FILE, TACTICS_FILES, draw_of_each, load_shipped, positions_of
 from rookworld_trl.chess.ladder import AnchorKind, Ladder, choose_anchors, ladder_table, run_ladder, standard_anchors
 from rookworld_trl.chess.play import ModelPlayer, random_openings
 from rookworld_trl.chess.problems import Problem, is_problem_file, read_problems, run_problems
 from rookworld_trl.chess.seen import SHIPPED, Source, TrainingData, known_training_data, unseen
 from rookworld_trl.chess.selfplay import run_selfplay
 from rookworld_trl.chess.sources import DataOptions, load_prompts
-from rookworld_trl.chess.splits import draw_of_each, positions_of
 from rookworld_trl.files import write_atomically
 from rookworld_trl.measuring import Result, against, comparison_table, overview, read_results, result_table
 from rookworld_trl.modeling.loading import NANO, load

@@ -44,8 +44,14 @@ from recipes.making.problems import (
     write_epd,
 )
 from recipes.making.shipping import Sources, build_shipped, candidates, counts, write_held_out
-from rookworld_trl.chess.dataset import MATES_FILE, TACTICS_FILES, positions_to_solve, shipped_positions
-from rookworld_trl.chess.splits import SPLITS, SplitName
+from rookworld_trl.chess.dataset import (
+    MATES_FILE,
+    SPLITS,
+    TACTICS_FILES,
+    SplitName,
+    positions_to_solve,
+    shipped_positions,
+)
 from rookworld_trl.settings.parser import bad_input
 from rookworld_trl.settings.terminal import add_options, progress_bar, shown
 

@@ -33,7 +33,7 @@ from benchmarks.evidence.sizes import NANO, SIZES, Size
 from benchmarks.evidence.statistics import clusters, draws, holm, p_value
 from rookworld_trl.chess import ParseError, policy
 from rookworld_trl.chess.accuracy import evaluate, score
-from rookworld_trl.chess.splits import draw_of_each
+from rookworld_trl.chess.dataset import draw_of_each
 from rookworld_trl.measuring import Result
 from rookworld_trl.measuring.intervals import Array, percentile_interval, ratios
 from rookworld_trl.modeling.loading import load

@@ -19,7 +19,7 @@ from benchmarks.gpu.stage import TINY, Stage
 from recipes import grpo as grpo_recipe
 from recipes import sft as sft_recipe
 from recipes.making.moves import choose_move, environment_row
-from rookworld_trl.chess.splits import split_of
+from rookworld_trl.chess.dataset import split_of
 from rookworld_trl.modeling.row_tree import RowTree
 from rookworld_trl.modeling.tokenizer import build_gpt2_tokenizer
 from rookworld_trl.reports.run import read_summary

@@ -10,8 +10,7 @@ from typing import Any
 from datasets import Dataset, DatasetDict
 
 from rookworld_trl.chess.accuracy import score
-from rookworld_trl.chess.dataset import load_shipped
-from rookworld_trl.chess.splits import draw_of_each
+from rookworld_trl.chess.dataset import draw_of_each, load_shipped
 
 
 def load(task: str, split: str = "test", rows: int | None = None, **_: Any) -> dict[str, Dataset]:

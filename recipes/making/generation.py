@@ -14,11 +14,11 @@ import chess
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from rookworld_trl.chess.dataset import SplitName, split_by_hash
 from rookworld_trl.chess.engine import Engine, MoveValue
 from rookworld_trl.chess.format import HISTORY_LENGTH
 from rookworld_trl.chess.play import read_lines
 from rookworld_trl.chess.policy import win_chance
-from rookworld_trl.chess.splits import SplitName, split_by_hash
 
 # Noise of a player: softmax temperature over win chances, and the share of moves played at random. Drawn for each side
 # of a game, so that the corpus holds sound games, sloppy ones, wild ones (promotions, lone kings, mates, stalemates),

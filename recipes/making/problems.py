@@ -29,11 +29,18 @@ import chess
 from recipes.making.generation import RANDOM_SHARES, TEMPERATURES, GameSettings, choose_move, opening_position
 from recipes.making.shipping import write_held_out
 from rookworld_trl.chess import position_key
-from rookworld_trl.chess.dataset import MATES_FILE, TACTICS_FILES, positions_to_solve, shipped_positions
+from rookworld_trl.chess.dataset import (
+    MATES_FILE,
+    SPLITS,
+    TACTICS_FILES,
+    SplitName,
+    positions_to_solve,
+    shipped_positions,
+    split_of,
+)
 from rookworld_trl.chess.engine import Engine
 from rookworld_trl.chess.play import read_lines
 from rookworld_trl.chess.policy import win_chance
-from rookworld_trl.chess.splits import SPLITS, SplitName, split_of
 from rookworld_trl.chess.strata import BLUNDER, material_won, mating_moves, winning_move
 
 MATES, MATES_SEED, MATE_PLIES = 1_200, 0, 160  # of the shipped file; the longest game
@@ -243,7 +250,7 @@ def build_tactics(
     openings: str | None = None,
     engine_path: str | None = None,
 ) -> Iterator[int]:
-    """Write both files, and the list of `splits.held_out_answers` with their positions, so that none is trained on.
+    """Write both files, and the list of `dataset.held_out_answers` with their positions, so that none is trained on.
 
     Run again, it goes on where it was interrupted: `tactics.jsonl` remembers the games. Yields how many positions there
     are after each round of games.

@@ -18,20 +18,21 @@ import pyarrow.parquet as pq
 from recipes.making.generation import write_parquet
 from recipes.making.transitions import EnvironmentRows
 from rookworld_trl.chess import position_key
-from rookworld_trl.chess.dataset import COMPACT_SCHEMA, positions_of_record
-from rookworld_trl.chess.engine import Engine
-from rookworld_trl.chess.play import read_lines
-from rookworld_trl.chess.policy import win_chance
-from rookworld_trl.chess.splits import (
+from rookworld_trl.chess.dataset import (
+    COMPACT_SCHEMA,
     HELD_OUT_ANSWERS,
     SPLITS,
     SplitName,
     held_out_answers,
     in_turn,
     position_number,
+    positions_of_record,
     split_by_hash,
     split_of,
 )
+from rookworld_trl.chess.engine import Engine
+from rookworld_trl.chess.play import read_lines
+from rookworld_trl.chess.policy import win_chance
 from rookworld_trl.chess.strata import phase
 
 # Rows of each phase, half of them with White to move, and of human openings.
@@ -207,7 +208,7 @@ def choose_rows(sources: Sources, seed: int) -> dict[SplitName, list[dict[str, A
 
 
 def write_held_out(folder: Path, shown: Mapping[SplitName, Iterable[str]]) -> None:
-    """Write the list of `splits.held_out_answers` with those of the positions (`position_key`) that dev and test show
+    """Write the list of `dataset.held_out_answers` with those of the positions (`position_key`) that dev and test show
     added whose own hash says train."""
     listed = dict(held_out_answers())
     for split, keys in shown.items():

@@ -10,8 +10,8 @@ import chess
 
 from recipes.making.moves import ILLEGAL_KINDS
 from rookworld_trl.chess import environment, position_key
+from rookworld_trl.chess.dataset import SplitName, position_number, split_by_hash, split_of
 from rookworld_trl.chess.format import HISTORY_LENGTH
-from rookworld_trl.chess.splits import SplitName, position_number, split_by_hash, split_of
 from rookworld_trl.chess.strata import ENVIRONMENT_STRATA, stratum
 
 # Rows of each stratum in test; dev has half of it, train three times as many where there are so many.

@@ -24,8 +24,8 @@ from transformers import PreTrainedTokenizerBase
 from recipes.making.moves import environment_rows
 from recipes.making.transitions import cornered_king
 from rookworld_trl.chess import policy, position_key
+from rookworld_trl.chess.dataset import split_of
 from rookworld_trl.chess.policy import MATE_CP, format_eval, win_chance
-from rookworld_trl.chess.splits import split_of
 from rookworld_trl.chess.strata import stratum
 from rookworld_trl.modeling.row_tree import RowTree, Tokens
 from rookworld_trl.modeling.tokenizer import NanoEncoder, square_token

@@ -1,22 +1,35 @@
-"""The shipped data set for GRPO and evaluation: compact on disk, whole rows in memory."""
+"""The shipped data set for GRPO and evaluation, compact on disk, whole rows in memory, and splits of any data.
 
+The split of a position is a hash of the position alone, so that none is in two of them. A move of a held-out `A:` row
+may lead to a position whose hash says train. Such positions of the shipped dev and test rows, and of those of earlier
+versions, are listed in a file, and so are the mates in one and the tactics: they are held out as well.
+"""
+
+import functools
 import gzip
+import hashlib
 import random
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 import chess
 import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset
 
-from rookworld_trl.chess import environment, policy, position_key
-from rookworld_trl.chess.splits import SPLITS, SplitName
+from rookworld_trl.chess import ParseError, environment, policy, position_key, task_of
 from rookworld_trl.settings.terminal import with_bar
 
+T = TypeVar("T")
+SplitName = Literal["train", "dev", "test"]
+SPLITS: tuple[SplitName, ...] = ("train", "dev", "test")
+HELD_OUT_PERMILLE = 40  # of dev and of test
+
 SHIPPED_DIRECTORY = Path(str(files("rookworld_trl"))) / "assets" / "data"
+HELD_OUT_ANSWERS = SHIPPED_DIRECTORY / "held_out_answers.parquet"
 # Positions to be solved, which recipes/generate_data.py found; no training source shows them.
 MATES_FILE = SHIPPED_DIRECTORY / "mate_in_one.epd.gz"
 TACTICS_FILES: dict[SplitName, Path] = {
@@ -103,3 +116,96 @@ def held_out_positions() -> set[str]:
     mates in one and tactics."""
     splits = map(shipped_positions, ("dev", "test"))
     return set().union(*splits, *map(positions_to_solve, PROBLEM_FILES))
+
+
+# Splits ---------------------------------------------------------------------------------------------------------------
+
+
+def position_number(fen: str) -> int:
+    """64 bits of a hash of the position, clocks left out: what its split is drawn by."""
+    digest = hashlib.blake2b(position_key(fen).encode(), digest_size=8, person=b"rookworld-split").digest()
+    return int.from_bytes(digest, "big")
+
+
+def split_by_hash(fen: str) -> SplitName:
+    """The split of a position by its hash alone: 4 % test, 4 % dev, the rest train."""
+    return _split_of_number(position_number(fen))
+
+
+def split_of(fen: str) -> SplitName:
+    """The split of a position (clocks don't count): dev or test if it is listed as a held-out answer, else by hash."""
+    number = position_number(fen)
+    return held_out_answers().get(number) or _split_of_number(number)
+
+
+@functools.cache
+def held_out_answers() -> dict[int, SplitName]:
+    """By `position_number`: positions of held-out answers and of problems whose hash says another split."""
+    table = pq.read_table(HELD_OUT_ANSWERS)
+    return dict(zip(table["position"].to_pylist(), table["split"].to_pylist(), strict=True))
+
+
+def _split_of_number(number: int) -> SplitName:
+    permille = number % 1000
+    if permille < HELD_OUT_PERMILLE:
+        return "test"
+    return "dev" if permille < 2 * HELD_OUT_PERMILLE else "train"
+
+
+def positions_of(prompt: str, target: str | None = None) -> list[str]:
+    """The positions that a row shows, by `position_key`: the prompt's and, for `A:`, the one its target leads to."""
+    if task_of(prompt) == "policy":
+        return [position_key(policy.parse_prompt(prompt))]
+    shown = [position_key(environment.parse_prompt(prompt).fen)]
+    try:
+        after = environment.parse(target or "").fen
+    except ParseError:  # a target of another spelling: nothing to compare
+        return shown
+    return [*shown, position_key(after)]
+
+
+def positions_in(dataset: Dataset) -> set[str]:
+    """All positions that rows with `prompt` and `target` show, see `positions_of`."""
+    rows = zip(dataset["prompt"], dataset["target"], strict=True)
+    return {position for prompt, target in rows for position in positions_of(prompt, target)}
+
+
+def split_dataset(dataset: Dataset) -> dict[SplitName, Dataset]:
+    """Rows with `prompt` and `target` in three splits of which no two show the same position, clocks aside.
+
+    A row goes where its positions go; an `A:` row whose two positions belong to different splits goes nowhere.
+    """
+    rows: dict[SplitName, list[int]] = {split: [] for split in SPLITS}
+    for number, (prompt, target) in enumerate(zip(dataset["prompt"], dataset["target"], strict=True)):
+        splits = {split_of(position) for position in positions_of(prompt, target)}
+        if len(splits) == 1:
+            rows[splits.pop()].append(number)
+    return {split: dataset.select(numbers) for split, numbers in rows.items()}
+
+
+def draw_of_each(dataset: Dataset, limits: Mapping[str, int | None]) -> Dataset:
+    """Rows of each task drawn at random, as many as `limits` says (None: all), in the data set's order.
+
+    Of each game one row is drawn before a second one of any: intervals go by game, and the more games the narrower.
+    Rows of no game stand for themselves. The draw is the same in every run, so that its results can be paired.
+    """
+    rng = random.Random(0)
+    tasks = list(dataset["task"])
+    games = list(dataset["game"]) if "game" in dataset.column_names else [""] * len(dataset)
+    chosen = []
+    for task, limit in limits.items():
+        rows = [number for number, name in enumerate(tasks) if name == task]
+        rng.shuffle(rows)
+        chosen += in_turn(rows, games.__getitem__)[:limit]
+    return dataset.select(sorted(chosen))
+
+
+def in_turn(items: Iterable[T], game_of: Callable[[T], str]) -> list[T]:
+    """The items in their order, but one of each game before the second one of any; where it is "", each is its own."""
+    turns: Counter[str] = Counter()
+    numbered = []
+    for item in items:
+        game = game_of(item)
+        numbered.append((turns[game] if game else 0, item))
+        turns[game] += 1
+    return [item for _, item in sorted(numbered, key=lambda pair: pair[0])]

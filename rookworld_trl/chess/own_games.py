@@ -22,9 +22,9 @@ from datasets import Dataset
 from transformers import PreTrainedModel
 
 from rookworld_trl.chess import environment, policy, position_key, task_of
+from rookworld_trl.chess.dataset import position_number, split_of
 from rookworld_trl.chess.format import board_from_fen
 from rookworld_trl.chess.play import ModelPlayer, play_games
-from rookworld_trl.chess.splits import position_number, split_of
 from rookworld_trl.chess.strata import phase, stratum
 
 PLACE_COLUMN = "place"  # where a prompt of the data set stands in it

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from trl import GRPOConfig
 
 from rookworld_trl.chess import check_tasks
-from rookworld_trl.chess.dataset import held_out_positions, load_shipped
+from rookworld_trl.chess.dataset import draw_of_each, held_out_positions, load_shipped, positions_in
 from rookworld_trl.chess.engine import find_engine
 from rookworld_trl.chess.mixing import check_stages, lay_out, mix
 from rookworld_trl.chess.own_games import PLACE_COLUMN, SelfPlay, read_options
@@ -26,7 +26,6 @@ from rookworld_trl.chess.sources import (
     with_values,
     without,
 )
-from rookworld_trl.chess.splits import draw_of_each, positions_in
 from rookworld_trl.settings.parser import blame, option
 
 

@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from rookworld_trl.chess import PREFIXES, ParseError, environment, split_row
-from rookworld_trl.chess.dataset import PROBLEM_FILES, shipped_positions
+from rookworld_trl.chess.dataset import PROBLEM_FILES, positions_of, shipped_positions
 from rookworld_trl.chess.pgn import GamesReport, rows_of_games
 from rookworld_trl.chess.rookworld import TEXT_COLUMN
 from rookworld_trl.chess.sources import PGN, DataOptions, _columns, _read, _reader
-from rookworld_trl.chess.splits import positions_of
 from rookworld_trl.modeling.loading import NANO
 
 SHIPPED = "shipped"

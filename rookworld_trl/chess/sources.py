@@ -20,11 +20,11 @@ import chess
 from datasets import Dataset, Features, IterableDataset, List, Value, concatenate_datasets, load_dataset
 
 from rookworld_trl.chess import ParseError, environment, policy, task_of
+from rookworld_trl.chess.dataset import positions_of
 from rookworld_trl.chess.engine import MATE_CENTIPAWNS, EnginePool, ValueCache
 from rookworld_trl.chess.format import board_from_fen
 from rookworld_trl.chess.pgn import GamesReport, rows_of_games
 from rookworld_trl.chess.rookworld import TEXT_COLUMN, BestMove, Illegal, Report, convert_rows
-from rookworld_trl.chess.splits import positions_of
 from rookworld_trl.chess.strata import phase, stratum
 from rookworld_trl.settings.parser import option
 from rookworld_trl.settings.terminal import with_bar

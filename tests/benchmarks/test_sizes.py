@@ -22,7 +22,7 @@ from benchmarks.fresh import write_fresh
 from benchmarks.gpu import program
 from benchmarks.gpu.stage import TINY, Stage
 from rookworld_trl.chess import prompts
-from rookworld_trl.chess.splits import draw_of_each
+from rookworld_trl.chess.dataset import draw_of_each
 from rookworld_trl.modeling.loading import NANO_FOLDER, load
 from tests.benchmarks.test_evidence import asked
 

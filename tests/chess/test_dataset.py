@@ -12,8 +12,7 @@ import pytest
 from recipes.making.shipping import POLICY_ROWS
 from recipes.making.transitions import STRATA
 from rookworld_trl.chess import environment, policy, position_key
-from rookworld_trl.chess.dataset import SHIPPED_DIRECTORY, expand, load_shipped
-from rookworld_trl.chess.splits import SPLITS, split_by_hash, split_of
+from rookworld_trl.chess.dataset import SHIPPED_DIRECTORY, SPLITS, expand, load_shipped, split_by_hash, split_of
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,8 @@ import pytest
 from datasets import Dataset
 
 from rookworld_trl.checkpointing.state import load_state, save_state
-from rookworld_trl.chess import environment, splits
+from rookworld_trl.chess import dataset as splits
+from rookworld_trl.chess import environment
 from rookworld_trl.chess import own_games as selfplay
 from rookworld_trl.chess.own_games import Found, SelfPlay, SelfPlayOptions, read_options
 

@@ -10,11 +10,11 @@ import pytest
 from datasets import Dataset
 
 from rookworld_trl.chess import policy
+from rookworld_trl.chess.dataset import SPLITS, positions_of, split_dataset, split_of
 from rookworld_trl.chess.rewards.environment_score import score_environment
 from rookworld_trl.chess.rewards.policy_score import score_policy
 from rookworld_trl.chess.rookworld import Report, centipawns, convert_rows
 from rookworld_trl.chess.sources import FEATURES, DataOptions, load_prompts
-from rookworld_trl.chess.splits import SPLITS, positions_of, split_dataset, split_of
 
 START = chess.STARTING_FEN
 # King and pawn against king; by hand, White has Kb1, a3, a4, and Black in the mirrored position Kb8, a6, a5.

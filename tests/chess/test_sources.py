@@ -9,11 +9,17 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset
 
-from rookworld_trl.chess.dataset import PROBLEM_FILES, SHIPPED_DIRECTORY, held_out_positions, shipped_positions
+from rookworld_trl.chess.dataset import (
+    PROBLEM_FILES,
+    SHIPPED_DIRECTORY,
+    draw_of_each,
+    held_out_positions,
+    positions_in,
+    shipped_positions,
+)
 from rookworld_trl.chess.problems import read_problems
 from rookworld_trl.chess.rewards import environment_reward
 from rookworld_trl.chess.sources import FEATURES, DataOptions, check_lengths, load_prompts, without
-from rookworld_trl.chess.splits import draw_of_each, positions_in
 
 # White: king a1, pawn a2; black: king c3 keeps b2 and, with Kc3, b1 stays free. Moves of White by hand: Kb1, a3, a4.
 FEN = "8/8/8/8/8/2k5/P7/K7 w - - 0 1"

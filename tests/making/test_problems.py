@@ -14,11 +14,10 @@ from recipes import generate_data
 from recipes.making import problems as making
 from recipes.making.problems import build_tactics, is_wanted, kind_of, shipped_keys
 from rookworld_trl.chess import position_key
-from rookworld_trl.chess.dataset import MATES_FILE, TACTICS_FILES
+from rookworld_trl.chess.dataset import MATES_FILE, TACTICS_FILES, position_number, split_by_hash, split_of
 from rookworld_trl.chess.engine import MoveValue
 from rookworld_trl.chess.problems import read_problems
 from rookworld_trl.chess.seen import shown_positions
-from rookworld_trl.chess.splits import position_number, split_by_hash, split_of
 from rookworld_trl.chess.strata import winning_move
 from tests.support.stockfish import requires_stockfish
 

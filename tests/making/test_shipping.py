@@ -17,7 +17,7 @@ from recipes.making.moves import ILLEGAL_KINDS
 from recipes.making.shipping import Sources, choose_rows
 from recipes.making.trees import read_positions
 from rookworld_trl.chess import environment, position_key
-from rookworld_trl.chess.splits import split_by_hash
+from rookworld_trl.chess.dataset import split_by_hash
 
 OPENINGS = (
     "eco\tname\tpgn\nC60\tSpanish\t1. e4 e5 2. Nf3 Nc6 3. Bb5 a6 4. Ba4 Nf6\nD06\tQueen's\t1. d4 d5 2. c4 e6 3. Nc3\n"

@@ -26,9 +26,8 @@ from recipes.making.trees import (
     with_twins,
 )
 from rookworld_trl.chess import environment, policy, position_key
-from rookworld_trl.chess.dataset import load_shipped
+from rookworld_trl.chess.dataset import load_shipped, split_of
 from rookworld_trl.chess.policy import win_chance
-from rookworld_trl.chess.splits import split_of
 from rookworld_trl.chess.strata import stratum
 from rookworld_trl.modeling.tokenizer import build_gpt2_tokenizer, build_nano_tokenizer
 

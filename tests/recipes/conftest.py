@@ -14,8 +14,8 @@ from datasets import Dataset
 
 from recipes import grpo
 from rookworld_trl.chess import prompts
+from rookworld_trl.chess.dataset import positions_in
 from rookworld_trl.chess.sources import load_prompts
-from rookworld_trl.chess.splits import positions_in
 from rookworld_trl.training import RookWorldGRPOTrainer
 
 OPENINGS = ["e2e4", "d2d4", "g1f3", "c2c4", "b1c3", "f2f4", "b2b3", "g2g3", "e2e3", "d2d3", "c2c3", "a2a3"]

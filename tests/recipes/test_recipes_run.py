@@ -15,8 +15,7 @@ from datasets import Dataset
 
 from recipes import grpo
 from rookworld_trl.chess import prompts
-from rookworld_trl.chess.dataset import COMPACT_SCHEMA, load_shipped
-from rookworld_trl.chess.splits import positions_in
+from rookworld_trl.chess.dataset import COMPACT_SCHEMA, load_shipped, positions_in
 from rookworld_trl.modeling.loading import load_model
 from rookworld_trl.settings.parser import parse
 from rookworld_trl.training import RookWorldGRPOTrainer

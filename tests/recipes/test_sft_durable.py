@@ -16,7 +16,7 @@ from transformers import TrainerCallback
 from recipes import sft
 from recipes.making.generation import POSITION_SCHEMA
 from rookworld_trl.checkpointing.stopping import BAD_INPUT, DONE, PREEMPTED, UNRECOVERABLE
-from rookworld_trl.chess.splits import split_of
+from rookworld_trl.chess.dataset import split_of
 from rookworld_trl.modeling.loading import load_model
 from rookworld_trl.training.supervised import SupervisedConfig, SupervisedTrainer
 from tests.recipes.conftest import positions
