@@ -186,16 +186,6 @@ def test_greedy_text_equals_generate(tiny_model: Any, tiny_tokenizer: Any, rows:
         assert item.scores["finished"] == (ids[-1] == tiny_tokenizer.eos_token_id)
 
 
-def test_each_item_gets_its_own_completion(tiny_model: Any, tiny_tokenizer: Any, rows: list[Any]) -> None:
-    """Sampling is seeded by prompt, so a prompt evaluated alone gives the text it gives among others."""
-    settings = {"modes": ["sampled"], "max_new_tokens": 12}
-    found = evaluate(tiny_model, tiny_tokenizer, rows, **settings)
-    together = [item for task in ("environment", "policy") for item in of(found, task, "sampled").items]
-    alone = [evaluate(tiny_model, tiny_tokenizer, [row], **settings)[0].items[0] for row in rows]
-    assert together == alone
-    assert len({item.completion for item in together}) == len(rows)
-
-
 BAD: dict[str, tuple[Any, dict[str, Any], str]] = {
     "no rows": (lambda rows: rows.clear(), {}, "no rows"),
     "an unknown mode": (lambda rows: None, {"modes": ["beam"]}, "beam"),
@@ -237,37 +227,6 @@ def options(words: list[str]) -> Any:
     from recipes import evaluate as recipe
 
     return recipe.parse((recipe.EvaluationOptions,), words)[0]
-
-
-@pytest.fixture
-def data_file(rows: list[dict[str, Any]], tmp_path: Path) -> Path:
-    path = tmp_path / "rows.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
-def test_recipe_prints_writes_and_compares(
-    tiny_checkpoint: Path, data_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from recipes import evaluate as recipe
-
-    output = tmp_path / "out" / "before.json"
-    common = ["--model", str(tiny_checkpoint), "--dataset", str(data_file), "--max_new_tokens", "5", "--trained_on"]
-    recipe.main([*common, "--output", str(output)])
-    result = json.loads(output.read_text())
-    assert [each["name"] for each in result["models"][0]["results"]] == ["policy"] * 2 + ["environment"] * 2
-    assert "| A: environment | exact, whole string | greedy |" in output.with_suffix(".md").read_text()
-    assert result["data"]["rows"] == 5
-    assert len(result["data"]["sha256"]) == 64
-    assert "torch" in result["versions"]
-    again, _ = recipe.run(options([*common, "--baseline", str(output)]))
-    assert all(row["difference"] in (0.0, None) for row in again["models"][0]["comparison"])
-    shown = capsys.readouterr().out
-    assert "paired 95 % interval" in shown
-    assert "Significant losses: none among" in shown
-    assert "none among 0 headline metrics by group, and no verdict on" in shown
-    few, _ = recipe.run(options([*common, "--limit", "1", "--mode", "greedy"]))
-    assert [len(each["items"]) for each in few["models"][0]["results"]] == [1, 1]
 
 
 BOUNDS = ("ci_low", "ci_high")

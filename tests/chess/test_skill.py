@@ -194,17 +194,6 @@ def test_the_copied_input_by_hand(rows: list[dict[str, Any]]) -> None:
     }
 
 
-def test_every_table_shows_them(pair: list[dict[str, Any]]) -> None:
-    got = played(pair, "a2a3", "h3h2")
-    for table in (result_table(got), comparison_table(compare(got, got))):
-        lines = table.splitlines()
-        head = next(i for i, line in enumerate(lines) if "trivial players" in line)
-        assert lines[head].split()[-6:] == ["random", "legal", "first", "legal", "most", "material"]
-        assert lines[head + 1].split()[-3:] == ["100.0", "100.0", "100.0"]
-        assert lines[head + 2].split() == ["skill", "0.000", "1.000", "1.000"]
-        assert max(map(len, lines)) <= 100
-
-
 # Paired comparison ---------------------------------------------------------------------------------------------------
 
 

@@ -11,10 +11,9 @@ import chess.engine
 import pytest
 
 from rookworld_trl.chess import play as players_module
-from rookworld_trl.chess.play import EnginePlayer, ModelPlayer, RandomPlayer
+from rookworld_trl.chess.play import ModelPlayer, RandomPlayer
 from rookworld_trl.chess.policy import PolicyOutput
 from rookworld_trl.chess.uci import UciEngine, read_position
-from tests.support.stockfish import requires_stockfish
 
 START = chess.Board()
 
@@ -204,18 +203,3 @@ def test_python_chess_reads_its_lines(running: chess.engine.SimpleEngine) -> Non
     lines = running.analyse(chess.Board(), chess.engine.Limit(depth=1), multipv=3)
     assert [line["multipv"] for line in lines] == list(range(1, len(lines) + 1))
     assert all(line["pv"][0] in chess.Board().legal_moves for line in lines)
-
-
-@requires_stockfish
-def test_it_meets_stockfish(running: chess.engine.SimpleEngine) -> None:
-    from rookworld_trl.chess.engine import Engine
-
-    board = chess.Board()
-    with Engine(nodes=10) as engine:
-        stockfish = EnginePlayer(engine)
-        while not board.is_game_over(claim_draw=True) and board.ply() < 80:
-            if board.turn:
-                board.push(running.play(board, chess.engine.Limit(time=0.1)).move)  # type: ignore[arg-type]
-            else:
-                board.push_uci(stockfish.choose([board])[0].move or "")
-    assert board.ply() > 4

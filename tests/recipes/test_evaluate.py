@@ -55,6 +55,9 @@ def test_every_suite_is_reproducible_and_compared(
     recipe.main([*everything, "--output", str(first)])
     recipe.main([*everything, "--output", str(second), "--baseline", str(first)])
     before, after = of(first), of(second)
+    written = json.loads(first.read_text())
+    assert (written["data"]["rows"], len(written["data"]["sha256"])) == (4, 64)
+    assert "torch" in written["versions"]
     comparison, groups = after.pop("comparison"), after.pop("groups")
     assert before == after
     assert list(dict.fromkeys(each["name"] for each in before["results"])) == ["policy", "environment", *SHOWN]

@@ -33,11 +33,3 @@ def test_two_tasks_of_datatrove_write_what_one_process_writes(tmp_path: Path) ->
     shard_path(tmp_path / "two", 1).unlink()
     assert recipe(*several, "--workers", "1").returncode == 0
     assert shard_path(tmp_path / "two", 1).exists()
-
-
-@pytest.mark.slow
-def test_slurm_wants_a_partition(tmp_path: Path) -> None:
-    done = recipe("--output", str(tmp_path), "--shards", "1", "--executor", "slurm")
-    assert done.returncode != 0
-    assert "--partition" in done.stderr
-    assert "Traceback" not in done.stderr
