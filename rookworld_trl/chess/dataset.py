@@ -10,7 +10,7 @@ import gzip
 import hashlib
 import random
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -52,27 +52,37 @@ COMPACT_SCHEMA = pa.schema(
 )
 
 
+def row_of(
+    task: str,
+    prompt: str,
+    target: str,
+    stratum: str,
+    legal_moves: Sequence[str] = (),
+    legal_cp: Sequence[int] = (),
+    game: str = "",
+) -> dict[str, Any]:
+    """A row with the columns that `load_shipped` tells of."""
+    row = {"prompt": prompt, "task": task, "target": target, "stratum": stratum, "game": game}
+    return row | {"legal_moves": list(legal_moves), "legal_cp": list(legal_cp)}
+
+
 def expand(record: Mapping[str, Any]) -> dict[str, Any]:
     """A compact record as a row with `prompt`, `task`, `target`, `legal_moves`, `legal_cp`, `stratum` and `game`.
 
     Raises:
         ValueError: a `P:` record does not hold one value for each legal move.
     """
-    row = {"task": record["task"], "stratum": record["stratum"], "game": record.get("game") or ""}
-    row |= {"legal_moves": [], "legal_cp": []}
-    if record["task"] == "environment":
+    task, stratum, game = record["task"], record["stratum"], record.get("game") or ""
+    if task == "environment":
         output = environment.transition(record["fen"], record["move"])
         prompt = environment.prompt(record["fen"], record["move"], record["history"].split())
-        return row | {"prompt": prompt, "target": environment.format_completion(output)}
+        return row_of(task, prompt, environment.format_completion(output), stratum, game=game)
     moves = sorted(move.uci() for move in chess.Board(record["fen"]).legal_moves)
     values = record["cp"]
     if len(values) != len(moves):
         raise ValueError(f"field 'cp' of {record['fen']}: {len(values)} values for {len(moves)} legal moves")
-    answer = {
-        "prompt": policy.prompt(record["fen"]),
-        "target": policy.policy_completion(moves, values, random.Random(record["fen"])),
-    }
-    return row | answer | {"legal_moves": moves, "legal_cp": values}
+    target = policy.policy_completion(moves, values, random.Random(record["fen"]))
+    return row_of(task, policy.prompt(record["fen"]), target, stratum, moves, values, game)
 
 
 def load_shipped(split: str, directory: Path = SHIPPED_DIRECTORY) -> Dataset:

@@ -19,6 +19,7 @@ import chess
 import chess.pgn
 
 from rookworld_trl.chess import environment, policy, position_key
+from rookworld_trl.chess.dataset import row_of
 from rookworld_trl.chess.strata import phase, stratum
 
 _TAG = re.compile(r'\[[A-Za-z0-9_]+\s+"')
@@ -100,22 +101,16 @@ def rows_of_games(path: Path, report: GamesReport, positions: bool = False) -> I
             fen, key, uci = board.fen(), position_key(board.fen()), move.uci()
             if positions and key not in seen:
                 report.kept["policy"] += 1
-                yield _policy_row(board) | {"game": str(report.games)}
+                yield row_of("policy", policy.prompt(fen), "", phase(board), game=str(report.games))
             seen.add(key)
             if (key, uci) in moves:
                 report.repeated += 1
             else:
                 moves.add((key, uci))
                 report.kept["environment"] += 1
-                yield {
-                    "prompt": environment.prompt(fen, uci, history),
-                    "task": "environment",
-                    "target": environment.format_completion(environment.transition(fen, uci)),
-                    "legal_moves": [],
-                    "legal_cp": [],
-                    "stratum": stratum(board, uci),
-                    "game": str(report.games),
-                }
+                target = environment.format_completion(environment.transition(fen, uci))
+                prompt = environment.prompt(fen, uci, history)
+                yield row_of("environment", prompt, target, stratum(board, uci), game=str(report.games))
             history.append(uci)
             board.push(move)
 
@@ -251,14 +246,3 @@ def _start(headers: chess.pgn.Headers, report: GamesReport) -> chess.Board | Non
         report.skipped["illegal start position"] += 1
         return None
     return board
-
-
-def _policy_row(board: chess.Board) -> dict[str, Any]:
-    return {
-        "prompt": policy.prompt(board.fen()),
-        "task": "policy",
-        "target": "",
-        "legal_moves": [],
-        "legal_cp": [],
-        "stratum": phase(board),
-    }

@@ -21,6 +21,7 @@ from typing import Any, Literal
 import chess
 
 from rookworld_trl.chess import PREFIXES, ParseError, environment, policy, split_row
+from rookworld_trl.chess.dataset import row_of
 from rookworld_trl.chess.engine import MATE_CENTIPAWNS
 from rookworld_trl.chess.format import board_from_fen
 from rookworld_trl.chess.strata import phase, stratum
@@ -162,14 +163,8 @@ def _policy_row(text: str, best_move: BestMove, report: Report) -> dict[str, Any
     if best_move == "evals" and (best not in listed or values[best] < max(listed.values())):
         best = max(output.moves, key=values.__getitem__)  # the first of equals, as the row has them
         report.best_repaired += 1
-    return {
-        "prompt": prompt,
-        "task": "policy",
-        "target": policy.with_best(completion, best),
-        "legal_moves": list(values),
-        "legal_cp": list(values.values()),
-        "stratum": phase(board),
-    }
+    target = policy.with_best(completion, best)
+    return row_of("policy", prompt, target, phase(board), list(values), list(values.values()))
 
 
 def _environment_row(text: str, illegal: Illegal, report: Report) -> dict[str, Any] | None:
@@ -195,11 +190,4 @@ def _environment_row(text: str, illegal: Illegal, report: Report) -> dict[str, A
                 target = completion.rstrip()
     elif labelled != truth:
         report.corrected += 1
-    return {
-        "prompt": prompt,
-        "task": "environment",
-        "target": target,
-        "legal_moves": [],
-        "legal_cp": [],
-        "stratum": stratum(board, given.move),
-    }
+    return row_of("environment", prompt, target, stratum(board, given.move))

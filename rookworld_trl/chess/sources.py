@@ -20,7 +20,7 @@ import chess
 from datasets import Dataset, Features, IterableDataset, List, Value, concatenate_datasets, load_dataset
 
 from rookworld_trl.chess import ParseError, environment, policy, task_of
-from rookworld_trl.chess.dataset import positions_of
+from rookworld_trl.chess.dataset import positions_of, row_of
 from rookworld_trl.chess.engine import MATE_CENTIPAWNS, EnginePool, ValueCache
 from rookworld_trl.chess.format import board_from_fen
 from rookworld_trl.chess.pgn import GamesReport, rows_of_games
@@ -135,7 +135,7 @@ def load_prompts(source: str, split: str = "train", options: DataOptions | None 
     chunks = []
     counted = with_bar(rows, f"read {Path(source).name}", options.max_rows, "row")
     while chunk := list(islice(counted, CHUNK)):
-        chunks.append(Dataset.from_list([{"game": "", **row} for row in chunk], features=FEATURES))
+        chunks.append(Dataset.from_list(chunk, features=FEATURES))
     if not chunks:
         raise ValueError(f"{source}: {NO_ROWS}")
     dataset = concatenate_datasets(chunks)
@@ -314,15 +314,8 @@ def _checked(row: Mapping[str, Any], values_follow: bool = False) -> dict[str, A
         if (row.get("target") or target).rstrip() != target.rstrip():
             raise ValueError(f"column 'target': {row['target']!r}, but python-chess says {target!r}. Remove the column")
         kind = stratum(board, given.move)
-    return {
-        "prompt": prompt,
-        "task": task,
-        "target": target,
-        "legal_moves": moves,
-        "legal_cp": values,
-        "stratum": row.get("stratum") or kind,
-        "game": "" if row.get("game") is None else str(row["game"]),
-    }
+    game = "" if row.get("game") is None else str(row["game"])
+    return row_of(task, prompt, target, row.get("stratum") or kind, moves, values, game)
 
 
 def _listed(cell: Any) -> Any:
