@@ -1,5 +1,6 @@
 """Moves of `A:` rows to train on: legal ones of every kind, illegal ones of every kind, and rows of them."""
 
+import functools
 import random
 from collections.abc import Callable
 from typing import Any
@@ -74,19 +75,21 @@ def environment_rows(record: dict[str, Any], number: int, scarce: bool, rng: ran
 
 def rare_move(board: chess.Board, rng: random.Random) -> str:
     """A legal move, the kind drawn first and evenly among the kinds the position offers, so that rare ones come up."""
-    kinds: dict[str, list[str]] = {}
-    for move in board.legal_moves:
-        kinds.setdefault(stratum(board, move.uci()), []).append(move.uci())
+    kinds = _by_kind(board)
     return rng.choice(kinds[rng.choice(sorted(kinds))])
 
 
 def scarce_move(board: chess.Board, rng: random.Random) -> str | None:
     """A legal move of a kind that few positions offer (SCARCE), the kind drawn first; None where there is none."""
+    kinds = {kind: moves for kind, moves in _by_kind(board).items() if kind in SCARCE}
+    return rng.choice(kinds[rng.choice(sorted(kinds))]) if kinds else None
+
+
+def _by_kind(board: chess.Board) -> dict[str, list[str]]:
     kinds: dict[str, list[str]] = {}
     for move in board.legal_moves:
-        if (kind := stratum(board, move.uci())) in SCARCE:
-            kinds.setdefault(kind, []).append(move.uci())
-    return rng.choice(kinds[rng.choice(sorted(kinds))]) if kinds else None
+        kinds.setdefault(stratum(board, move.uci()), []).append(move.uci())
+    return kinds
 
 
 def illegal_move(board: chess.Board, rng: random.Random) -> str:
@@ -198,17 +201,12 @@ def _geometry(board: chess.Board) -> list[str]:
     return moves
 
 
+@functools.cache
 def _as_on_empty_board(kind: chess.PieceType, origin: chess.Square) -> chess.Bitboard:
     """The squares that a man other than a pawn reaches when nothing stands in its way."""
-    lines = chess.BB_RANK_ATTACKS[origin][0] | chess.BB_FILE_ATTACKS[origin][0]
-    diagonals = chess.BB_DIAG_ATTACKS[origin][0]
-    return {
-        chess.KNIGHT: chess.BB_KNIGHT_ATTACKS[origin],
-        chess.KING: chess.BB_KING_ATTACKS[origin],
-        chess.BISHOP: diagonals,
-        chess.ROOK: lines,
-        chess.QUEEN: lines | diagonals,
-    }[kind]
+    board = chess.BaseBoard(None)
+    board.set_piece_at(origin, chess.Piece(kind, chess.WHITE))
+    return board.attacks_mask(origin)
 
 
 def _written(board: chess.Board, origin: chess.Square, target: chess.Square) -> str:

@@ -100,7 +100,7 @@ class EnvironmentRows:
                 if wrong := ILLEGAL_KINDS[kind](board):
                     illegal[kind].append((record, self.rng.choice(wrong)))
                     break
-        offers["illegal"] = [offer for turn in _turns(list(illegal.values())) for offer in turn]
+        offers["illegal"] = [offer for turn in itertools.zip_longest(*illegal.values()) for offer in turn if offer]
         offers.pop("seventyfive_moves", None)
         return offers
 
@@ -148,12 +148,6 @@ class EnvironmentRows:
 
     def _any_move(self, record: dict[str, Any]) -> str:
         return self.rng.choice([move.uci() for move in chess.Board(record["fen"]).legal_moves])
-
-
-def _turns(lists: list[list[Any]]) -> Iterator[list[Any]]:
-    """The first of each list, then the second, and so on."""
-    for place in range(max(map(len, lists), default=0)):
-        yield [each[place] for each in lists if place < len(each)]
 
 
 def random_game(rng: random.Random) -> Iterator[chess.Board]:
