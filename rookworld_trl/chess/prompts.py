@@ -84,7 +84,7 @@ class PromptOptions(DataOptions):
 
     @property
     def stage_ends(self) -> list[tuple[int | None, float | None]]:
-        """When each stage but the last is over, as `rookworld_trl.training.stages` takes it."""
+        """When each stage but the last is over, as `rookworld_trl.plugins.curriculum` takes it."""
         return [(stage.get("until_step"), stage.get("until_pass_rate")) for stage in (self.stages or [])[:-1]]
 
     def decoding(self, args: GRPOConfig) -> dict[str, Any]:
