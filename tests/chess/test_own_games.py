@@ -2,7 +2,7 @@
 
 import hashlib
 import random
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -70,7 +70,7 @@ def batches(source: SelfPlay, numbers: list[int]) -> list[list[dict[str, Any]]]:
     for number in numbers:
         places = range(number * BATCH, (number + 1) * BATCH)
         rows = [source.dataset[place] for place in places for _ in range(2)]
-        source.choose(rows, 0, defaultdict(list))
+        source.choose(rows)
         assert rows[::2] == rows[1::2]
         chosen.append(rows[::2])
     return chosen
@@ -200,12 +200,10 @@ def test_the_temperature_falls_as_written(make: Make, monkeypatch: pytest.Monkey
         return player(*args, temperature=temperature, **others)
 
     monkeypatch.setattr(selfplay, "ModelPlayer", spied)
-    metrics: defaultdict[str, list[float]] = defaultdict(list)
     source = make(games=2, plies=1, temperatures=[1.2, 0.9, 0])
-    for number in range(8):
-        source.choose([source.dataset[number * BATCH]], number, metrics)
+    logged = [source.choose([source.dataset[number * BATCH]]) for number in range(8)]
     assert used == [1.2, 0.9, 0, 0]
-    assert metrics["self_play/temperature"] == [1.2, 1.2, 0.9, 0.9, 0, 0, 0, 0]
+    assert [each["self_play/temperature"] for each in logged] == [1.2, 1.2, 0.9, 0.9, 0, 0, 0, 0]
 
 
 def test_a_resumed_source_gives_the_same_prompts(make: Make, tmp_path: Path) -> None:
