@@ -9,6 +9,7 @@ held-out item's result in evaluation_before.json and evaluation_after.json. `--h
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,6 +28,7 @@ from rookworld_trl.measuring import Result, compare, compare_groups, comparison_
 from rookworld_trl.modeling.hub import push_folder
 from rookworld_trl.modeling.loading import NANO, load
 from rookworld_trl.plugins.curriculum import Stages
+from rookworld_trl.plugins.dry_run import rehearsed
 from rookworld_trl.plugins.selfplay_prompts import SelfPlayPrompts
 from rookworld_trl.reports import timed, write_for_people
 from rookworld_trl.settings.parser import bad_input, blame, option, parse
@@ -42,7 +44,6 @@ class RunConfig(PromptOptions, TerminalOptions):
     model_revision: str | None = option(None, "Branch, tag or commit of a model on the Hub.")
     expected_parameters: int | None = option(None, "Refuse a model with another number of parameters.")
     reward: Literal["graduated", "continuous"] = option("graduated", "Six levels from -0.3 to 1.0, or `continuous`.")
-    max_train_minutes: float | None = option(None, "Stop training after the step in which this time is over.")
 
 
 CLASSES = (RunConfig, RookWorldGRPOConfig, *plugins.offered())
@@ -67,7 +68,7 @@ def build(run: RunConfig, args: RookWorldGRPOConfig, *extras: Plugin) -> tuple[R
     trainer = RookWorldGRPOTrainer(model, REWARDS[run.reward], args, prompts, watched, tokenizer, **plan)
     if watched is not None:
         trainer.watch_with(Watch(tokenizer, run.reward, args.metric_for_best_model, run.decoding(args)))
-    report_live(trainer, Path(args.output_dir), COLUMNS, run.max_train_minutes)
+    report_live(trainer, Path(args.output_dir), COLUMNS)
     return trainer, held_out
 
 
@@ -100,7 +101,8 @@ def report(trainer: RookWorldGRPOTrainer, before: list[Result], after: list[Resu
     with last.step("evaluation_after.json"):
         write_results(folder / "evaluation_after.json", after)
     write_for_people(folder, last.step, args, boards, **facts, groups=groups, identity=trainer.identity.fingerprint)
-    print(f"\nwrote {folder}/: {', '.join(['checkpoint', 'metrics.jsonl', *last.done])}")
+    made = f"{trainer.state.global_step} of {trainer.state.max_steps} planned steps were made"
+    print(f"\nwrote {folder}/: {', '.join(['checkpoint', 'metrics.jsonl', *last.done])}\n{made}")
     if args.push_to_hub:
         with last.step("push"):
             push_folder(folder / "checkpoint", trainer.hub_model_id, args.hub_token, args.hub_revision)
@@ -119,6 +121,7 @@ def program(argv: Sequence[str] | None) -> int:
     with ExitStack() as stack, reported():
         with bad_input(), reported(), timed(seconds, "setup"):
             run, args, *extras = parse(CLASSES, argv, __doc__, plugins.check)
+            dry_run = stack.enter_context(rehearsed(args, extras))
             stack.enter_context(locked(args.output_dir, args.process_index == 0))
             result = stack.enter_context(shown(run, args.output_dir, args.process_index == 0))
             asked = vars(run) | plugins.settings_of(extras)
@@ -129,6 +132,9 @@ def program(argv: Sequence[str] | None) -> int:
             trainer, held_out = build(run, args, *extras)
             trainer.admit(start.checkpoint, asked)
         with trainer.at_work():
+            if dry_run:
+                some = partial(measure, run, trainer, name="before", seconds=seconds)
+                return dry_run.rehearse(trainer, start.checkpoint, result, held_out, some)
             before = measure(run, trainer, held_out, "before", seconds)
             if trainer.preempted():  # a signal came to any process; what was trained is a checkpoint
                 return stopping.PREEMPTED

@@ -35,6 +35,7 @@ from rookworld_trl.modeling.hub import hide_token
 from rookworld_trl.modeling.loading import load_model, load_tokenizer
 from rookworld_trl.modeling.starting_weights import set_starting_weights
 from rookworld_trl.modeling.tokenizer import build_gpt2_tokenizer, build_nano_tokenizer
+from rookworld_trl.plugins.dry_run import rehearsed
 from rookworld_trl.settings.parser import RecipeError, bad_input, option, parse
 from rookworld_trl.settings.terminal import TerminalOptions, shown
 from rookworld_trl.training import Plugin
@@ -144,6 +145,7 @@ def program(argv: Sequence[str] | None) -> int:
         with bad_input(), reported():
             recipe, args, *extras = parse(CLASSES, argv, __doc__)
             hide_token(args)
+            dry_run = stack.enter_context(rehearsed(args, extras))
             stack.enter_context(locked(args.output_dir, args.process_index == 0))
             result = stack.enter_context(shown(recipe, args.output_dir, args.process_index == 0))
             start = choose_start(args, {**vars(recipe), "rates": [args.learning_rate, recipe.muon_lr]})
@@ -152,6 +154,8 @@ def program(argv: Sequence[str] | None) -> int:
             set_seed(args.seed)
             trainer = build(recipe, args, *extras)
             report_live(trainer, Path(args.output_dir), LIVE)
+        if dry_run:
+            return dry_run.rehearse(trainer, start.checkpoint, result)
         trainer.train(start.checkpoint)
         if trainer.preemption.signal:
             return PREEMPTED  # after a checkpoint

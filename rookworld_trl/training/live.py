@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from accelerate.utils import broadcast_object_list
 from tqdm import tqdm
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
@@ -34,26 +33,20 @@ COLUMNS: Columns = (
 )
 
 
-def report_live(trainer: Trainer, folder: Path, columns: Columns = (), max_minutes: float | None = None) -> None:
+def report_live(trainer: Trainer, folder: Path, columns: Columns = ()) -> None:
     """Have a trainer show a bar and one readable line a step in place of its own bar and printed dictionaries.
 
     Args:
         trainer: any Trainer of transformers.
         folder: where `metrics.jsonl` goes, one JSON object a logged step.
         columns: label, key in the log, and format of what a line shows before KL, entropy and informative groups.
-        max_minutes: stop after the step during which this much time is over; None for no limit.
-
-    Raises:
-        ValueError: no time at all.
     """
-    if max_minutes is not None and not max_minutes > 0:
-        raise ValueError(f"`max_train_minutes` is {max_minutes}: it must be above 0, or left out")
     if getattr(trainer.args, "log_completions", False):
         widen_tables()
     folder.mkdir(parents=True, exist_ok=True)
     for callback in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(callback)
-    trainer.add_callback(LiveReport(folder, columns, max_minutes))
+    trainer.add_callback(LiveReport(folder, columns))
 
 
 def widen_tables() -> None:
@@ -96,14 +89,11 @@ class LiveReport(TrainerCallback):
     Args:
         folder: where `metrics.jsonl` goes; a run that resumes adds to it, from the checkpoint's step on.
         columns: what a line shows before `COLUMNS`.
-        max_minutes: stop after the step during which this much time is over, that before restarts included; None for
-            no limit.
     """
 
-    def __init__(self, folder: Path, columns: Columns = (), max_minutes: float | None = None):
+    def __init__(self, folder: Path, columns: Columns = ()):
         self.columns = (*columns, *COLUMNS)
         self.file = folder / METRICS_FILE
-        self.max_seconds = None if max_minutes is None else 60 * max_minutes
         self.started = 0.0
         self.bar: tqdm | None = None
 
@@ -120,12 +110,6 @@ class LiveReport(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.bar is not None:
             self.bar.update(state.global_step - self.bar.n)
-        if self.max_seconds is not None:
-            over = [time.perf_counter() - self.started > self.max_seconds]
-            broadcast_object_list(over)  # clocks differ between processes, the decision must not
-            control.should_training_stop |= over[0]
-            if over[0] and getattr(args, "metric_for_best_model", None):  # the last step may be the best; SFT has none
-                control.should_evaluate = control.should_save = True
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         if self.bar is None or not logs or "train_runtime" in logs:

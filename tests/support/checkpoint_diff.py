@@ -18,7 +18,7 @@ from transformers.trainer_pt_utils import safe_globals
 from rookworld_trl.checkpointing.store import MANIFEST_FILE
 
 # Measurements of time and memory, by key: no two runs agree on them.
-WALL_CLOCK = ("step_time", "*seconds_per_sample", "perf/*", "*runtime", "*_per_second", "started")
+WALL_CLOCK = ("step_time", "*seconds_per_sample", "perf/*", "*runtime", "*_per_second", "started", "seconds", "warm")
 # Measured on the first batch after each start.
 EACH_START = ("gates/*",)
 # Where a run lives and how often it saves; what it computes doesn't depend on them.
