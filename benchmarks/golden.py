@@ -57,8 +57,8 @@ def run(tree: Path, variant: str, folder: Path) -> None:
 
 
 def compared(a: Path, b: Path) -> list[str]:
-    """Every difference between what two runs of one variant left behind, but times and the runs' own ids."""
-    ignored = (*IGNORED, "run_id", "time", "debug", "base_model_name_or_path")
+    """Every difference between what two runs of one variant left behind, but times, ids and names of settings."""
+    ignored = (*IGNORED, "run_id", "fingerprint", "time", "debug", "base_model_name_or_path")
     names = {path.relative_to(each) for each in (a, b) for path in each.glob("*/*-*") if path.is_dir()}
     lines = []
     for name in sorted(names):

@@ -76,45 +76,47 @@ def test_an_unhealthy_step_delays_promotion(tmp_path: Path) -> None:
 
 
 def test_special_checkpoints(run: Path) -> None:
-    """Written whole under names of their own, with what they were given, and not more than allowed."""
+    """Written whole under names of their own, with what they were given, not more than allowed, never resumed from."""
     trainer = trainer_for(run)
     trainer.train(resume_from_checkpoint=str(run / "checkpoint-2"))
+    extra = {"batch": [{"ids": torch.arange(3)}], "texts": ["a"], "where": Path("x"), "loss": float("nan")}
     for step in (6, 7, 8, 9):
         trainer.state.global_step = step
-        extra = {"batch": [{"ids": torch.arange(3)}], "texts": ["a"], "where": Path("x"), "loss": float("nan")}
-        folder = trainer.save_special("debug", extra)
-        assert folder == run / f"debug-{step}"
-        assert store.verify(folder) == []
+        assert trainer.save_special("debug", extra) == run / f"debug-{step}"
     assert sorted(path.name for path in run.glob("debug-*")) == ["debug-7", "debug-8", "debug-9"]
-    kept = json.loads((folder / "extra.json").read_text())
+    assert store.verify(run / "debug-9") == []
+    kept = json.loads((run / "debug-9" / "extra.json").read_text())
     assert (kept["texts"], kept["where"]) == (["a"], "x")
-    assert load_file(folder / "extra.safetensors")["0"].tolist() == [0, 1, 2]
-    trainer.save_special("recovery")
-    assert start(run, auto_resume=True).checkpoint == run / "checkpoint-3"  # never from one of these
+    assert load_file(run / "debug-9" / "extra.safetensors")["0"].tolist() == [0, 1, 2]
+    assert start(run, auto_resume=True).checkpoint == run / "checkpoint-3"
 
 
 # Where to start
 
 
-def test_where_nothing_is_or_nothing_is_asked_the_run_begins(run: Path, tmp_path: Path) -> None:
-    found = start(tmp_path / "nowhere", auto_resume=True)
+def test_where_a_run_starts_while_its_checkpoints_decay(run: Path, caplog: pytest.LogCaptureFixture) -> None:
+    found = start(run / "nowhere", auto_resume=True)
     assert (found.checkpoint, found.finished, found.asked["max_steps"]) == (None, False, 3)
     assert start(run).checkpoint is None
-
-
-def test_auto_resume_quarantines_what_does_not_verify(run: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert start(run, resume_from_checkpoint=str(run / "checkpoint-2")).checkpoint == run / "checkpoint-2"
+    with pytest.raises(ResumeError, match="there is no such folder"):
+        start(run, resume_from_checkpoint=str(run / "checkpoint-77"))
     damage(run / "checkpoint-3")
+    with pytest.raises(ResumeError, match=r"optimizer\.pt has 10 bytes.*resume from .*checkpoint-2, which verifies"):
+        start(run, resume_from_checkpoint=str(run / "checkpoint-3"))
     (run / "checkpoint-2" / "model.safetensors").unlink()
     assert start(run, auto_resume=True).checkpoint == run / "stable-2"
     assert {path.name for path in run.glob("quarantined-*")} == {"quarantined-checkpoint-3", "quarantined-checkpoint-2"}
     assert "optimizer.pt has 10 bytes" in (run / "quarantined-checkpoint-3" / "reason.txt").read_text()
     assert "quarantined-checkpoint-3: optimizer.pt has 10 bytes" in caplog.text
-
-
-def test_auto_resume_never_restarts_a_run_in_silence(run: Path) -> None:
+    assert start(run, recovery_mode=True).checkpoint == run / "stable-2"
+    damage(run / "stable-2")
+    assert start(run, recovery_mode=True).checkpoint == run / "stable-1"
     for folder in store.list_checkpoints(run):
         damage(folder)
-    for _ in range(2):  # the second time there are only quarantined ones
+    with pytest.raises(ResumeError, match="holds none that verifies"):
+        start(run, recovery_mode=True)
+    for _ in range(2):  # never from the beginning in silence; the second time there are only quarantined ones
         with pytest.raises(NothingToResumeError, match="holds no checkpoint that verifies"):
             start(run, auto_resume=True)
 
@@ -130,17 +132,15 @@ def finished(run: Path) -> Path:
 RECIPE = {"model": "nano", "leading_eos": False, "max_train_minutes": None, "eval_split": "dev"}
 
 
-def test_auto_resume_of_a_finished_run(finished: Path) -> None:
+def test_a_finished_run_that_is_asked_for_something_else(
+    finished: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The same is done already and nothing is touched, another run is refused, more of the same goes on, and what else
+    has changed is said."""
     before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
     assert start(finished, RECIPE, auto_resume=True).finished
     assert start(finished, RECIPE | {"eval_split": "test"}, auto_resume=True).finished
     assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
-
-
-def test_a_finished_run_that_is_asked_for_something_else(
-    finished: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Another run is refused, more of the same goes on, and what else has changed is said."""
     for name, value in {"model": "other", "leading_eos": True}.items():
         found = rf"holds a finished run with other settings: `{name}` was .*Give this one another `output_dir`"
         with pytest.raises(ResumeError, match=found):
@@ -164,24 +164,6 @@ def test_a_finished_run_without_its_model_is_not_finished(finished: Path, caplog
         found = start(finished, RECIPE, auto_resume=True)
         assert (found.finished, found.checkpoint) == (False, finished / "checkpoint-3")
         assert "holds a finished run, but of its model checkpoint/" in caplog.text
-
-
-def test_a_named_checkpoint_has_to_verify(run: Path) -> None:
-    assert start(run, resume_from_checkpoint=str(run / "checkpoint-2")).checkpoint == run / "checkpoint-2"
-    damage(run / "checkpoint-3")
-    with pytest.raises(ResumeError, match=r"optimizer\.pt has 10 bytes.*resume from .*checkpoint-2, which verifies"):
-        start(run, resume_from_checkpoint=str(run / "checkpoint-3"))
-    with pytest.raises(ResumeError, match="there is no such folder"):
-        start(run, resume_from_checkpoint=str(run / "checkpoint-77"))
-
-
-def test_recovery_mode_takes_the_last_stable_one(run: Path) -> None:
-    assert start(run, recovery_mode=True).checkpoint == run / "stable-2"
-    damage(run / "stable-2")
-    assert start(run, recovery_mode=True).checkpoint == run / "stable-1"
-    damage(run / "stable-1")
-    with pytest.raises(ResumeError, match="holds none that verifies"):
-        start(run, recovery_mode=True)
 
 
 def test_exit_codes_of_errors(capsys: pytest.CaptureFixture[str]) -> None:

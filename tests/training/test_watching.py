@@ -71,19 +71,27 @@ def test_training_is_the_same_with_evaluation_and_without(logging_steps: int, tm
         assert sum("eval_reward" in row for row in logged(tmp_path / "stock")) == 2
 
 
-def test_the_best_checkpoint_is_kept_and_put_back(tmp_path: Path) -> None:
-    trainer = watched(tmp_path, load_best_model_at_end=True, stable_after_steps=0)
-    trainer.train()
-    names = {path.name for path in tmp_path.glob("checkpoint-*")}
+def test_the_best_checkpoint_is_kept_and_put_back_and_known_after_a_restart(tmp_path: Path) -> None:
+    whole = watched(tmp_path / "whole", load_best_model_at_end=True, stable_after_steps=0)
+    whole.train()
+    names = {path.name for path in (tmp_path / "whole").glob("checkpoint-*")}
     assert names == {"checkpoint-4", "checkpoint-6", "checkpoint-8"}, "the newest two and the best"
-    assert (trainer.state.best_metric, trainer.best_step) == (0.7, 4)
-    best = load_file(tmp_path / "checkpoint-4" / "model.safetensors")
-    last = load_file(tmp_path / "checkpoint-8" / "model.safetensors")
-    now = trainer.model.state_dict()
+    best, last = (load_file(tmp_path / "whole" / f"checkpoint-{step}" / "model.safetensors") for step in (4, 8))
+    now = whole.model.state_dict()
     assert all(torch.equal(now[name], weight) for name, weight in best.items())
     assert not all(torch.equal(now[name], weight) for name, weight in last.items())
-    found = [(row["step"], row["eval_best"], row["eval_best_step"]) for row in logged(tmp_path) if "eval_score" in row]
-    assert found == [(2, 0.3, 2), (4, 0.7, 4), (6, 0.7, 4), (8, 0.7, 4)]
+    first = watched(tmp_path / "parts", load_best_model_at_end=True)
+    first.add_callback(StopAt(6))
+    first.train()
+    second = watched(tmp_path / "parts", load_best_model_at_end=True)
+    second.train(resume_from_checkpoint=True)
+    assert learned(tmp_path / "parts") == learned(tmp_path / "whole")
+    for trainer, name in ((whole, "whole"), (second, "parts")):
+        assert (trainer.state.best_metric, trainer.best_step) == (0.7, 4)
+        rows = [row for row in logged(tmp_path / name) if "eval_score" in row]
+        found = [(row["step"], row["eval_best"], row["eval_best_step"]) for row in rows]
+        assert found == [(2, 0.3, 2), (4, 0.7, 4), (6, 0.7, 4), (8, 0.7, 4)]
+    assert all(torch.equal(weight, now[name]) for name, weight in second.model.state_dict().items())
 
 
 def test_less_may_be_better(tmp_path: Path) -> None:
@@ -92,34 +100,6 @@ def test_less_may_be_better(tmp_path: Path) -> None:
     assert (trainer.state.best_metric, trainer.state.best_global_step) == (0.3, 2)
     assert trainer.best_step is None, "the last step's weights are the result"
     assert logged(tmp_path)[-1]["eval_best_step"] == 2
-
-
-def test_the_best_is_known_after_a_restart(tmp_path: Path) -> None:
-    whole = watched(tmp_path / "whole", load_best_model_at_end=True)
-    whole.train()
-    first = watched(tmp_path / "parts", load_best_model_at_end=True)
-    first.add_callback(StopAt(6))
-    first.train()
-    second = watched(tmp_path / "parts", load_best_model_at_end=True)
-    second.train(resume_from_checkpoint=True)
-    assert (second.state.best_metric, second.best_step) == (0.7, 4)
-    assert learned(tmp_path / "parts") == learned(tmp_path / "whole")
-    evaluations = [
-        [(row["step"], row["eval_best"]) for row in logged(tmp_path / name) if "eval_score" in row]
-        for name in ("whole", "parts")
-    ]
-    assert evaluations[0] == evaluations[1]
-    assert all(
-        torch.equal(a, b) for a, b in zip(*(t.model.state_dict().values() for t in (whole, second)), strict=True)
-    )
-
-
-def test_the_best_of_an_earlier_checkpoint_is_found_again(tmp_path: Path) -> None:
-    """Going back to step 2 forgets that step 4 was the best: its checkpoint is superseded."""
-    watched(tmp_path).train()
-    again = watched(tmp_path, {**VALUES, 4: 0.1})
-    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
-    assert (again.state.best_metric, again.state.best_global_step) == (0.7, 4)
 
 
 def test_a_time_limit_measures_the_last_step_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
