@@ -119,7 +119,7 @@ def program(argv: Sequence[str] | None) -> int:
     logging.disable_progress_bar()  # one bar is enough
     seconds: dict[str, float] = {}
     with ExitStack() as stack, reported():
-        with bad_input(), reported(), timed(seconds, "setup"):
+        with bad_input(), timed(seconds, "setup"):
             run, args, *extras = parse(CLASSES, argv, __doc__, plugins.check)
             dry_run = stack.enter_context(rehearsed(args, extras))
             stack.enter_context(locked(args.output_dir, args.process_index == 0))

@@ -142,7 +142,7 @@ def build(recipe: SFTRecipe, args: SupervisedConfig, *extras: Plugin) -> Supervi
 def program(argv: Sequence[str] | None) -> int:
     """Parse, build, train, save; the exit code."""
     with ExitStack() as stack, reported():
-        with bad_input(), reported():
+        with bad_input():
             recipe, args, *extras = parse(CLASSES, argv, __doc__)
             hide_token(args)
             dry_run = stack.enter_context(rehearsed(args, extras))

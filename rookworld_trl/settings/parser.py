@@ -291,7 +291,7 @@ def command() -> str:
 
 @contextmanager
 def bad_input() -> Iterator[None]:
-    """Turn an error about what the user gave into one line on stderr and exit code 2, without a traceback.
+    """Turn an error about what the user gave into one line on stderr and exit code 2, or its own, without a traceback.
 
     Wrap only the setting-up with it, never the training: there a `ValueError` is a bug and wants its traceback.
     """
@@ -299,7 +299,7 @@ def bad_input() -> Iterator[None]:
         yield
     except (ValueError, OSError) as error:
         print(f"error: {without_secrets(str(error))}", file=sys.stderr)
-        raise SystemExit(EXIT_BAD_INPUT) from error
+        raise SystemExit(getattr(error, "exit_code", EXIT_BAD_INPUT)) from error
 
 
 @contextmanager

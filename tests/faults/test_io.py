@@ -1,4 +1,4 @@
-"""Full disks, folders that cannot be written, clocks that jump: a clear outcome each, and whole files."""
+"""Full disks and folders that cannot be written: a clear outcome each, and whole files."""
 
 import json
 import os
