@@ -61,10 +61,13 @@ def test_the_same_process_may_take_it_again(tmp_path: Path) -> None:
 KILLED = """
 import os, signal, sys, time
 from rookworld_trl.checkpointing.stopping import locked
+reading, writing = os.pipe()
 with locked(sys.argv[1]):
     child = os.fork()
     if child == 0:
+        os.write(writing, b"at work")
         time.sleep(600)
+    os.read(reading, 7)
     print(child, flush=True)
     os.kill(os.getpid(), signal.SIGKILL)
 """
