@@ -244,7 +244,7 @@ def reference_of(row: Mapping[str, Any]) -> str | dict[str, float]:
     return {move: round(value, 3) for move, value in zip(row["legal_moves"], values, strict=True)}
 
 
-# Trivial players on the same items: what a number is worth shows beside theirs. ---------------------------------------
+# Trivial players on the same items: what a number is worth shows beside theirs.
 
 # Names as in an item's scores, and as in tables.
 PLAYERS: dict[TaskName, dict[str, str]] = {
@@ -333,7 +333,7 @@ class Watch:
         return found
 
 
-# How suites ask a model -----------------------------------------------------------------------------------------------
+# How suites ask a model
 
 Ask = Callable[[Sequence[str], str], list[str]]  # prompts of one task, and the title of a progress bar
 

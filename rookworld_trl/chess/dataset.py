@@ -128,7 +128,7 @@ def held_out_positions() -> set[str]:
     return set().union(*splits, *map(positions_to_solve, PROBLEM_FILES))
 
 
-# Splits ---------------------------------------------------------------------------------------------------------------
+# Splits
 
 
 def position_number(fen: str) -> int:

@@ -203,7 +203,7 @@ def by_eval(answer: policy.PolicyOutput | None) -> list[tuple[str, float]]:
     return sorted(zip(answer.moves, answer.evals, strict=False), key=lambda pair: -pair[1])
 
 
-# Openings -------------------------------------------------------------------------------------------------------------
+# Openings
 
 
 def random_opening(rng: random.Random, plies: int) -> chess.Board:
@@ -280,7 +280,7 @@ def read_openings(path: Path, count: int, seed: int = 0) -> list[str]:
     return random.Random(seed).sample(fens, count)
 
 
-# Games ----------------------------------------------------------------------------------------------------------------
+# Games
 
 Outcome = Literal["1-0", "0-1", "1/2-1/2", "*"]
 Game = tuple[Player, Player, str]  # White, Black, and the FEN of the position they begin from

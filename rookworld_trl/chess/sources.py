@@ -391,7 +391,7 @@ def check_lengths(dataset: Dataset, tokenizer: Any, context: int, max_completion
         )
 
 
-# Values of moves for `P:` rows that have none -------------------------------------------------------------------------
+# Values of moves for `P:` rows that have none
 
 AHEAD = 1024  # rows read ahead, so that every engine of the pool has something to do
 
