@@ -96,12 +96,12 @@ class EnginePlayer:
         self._rng = random.Random(seed)
 
     def choose(self, boards: Sequence[chess.Board]) -> list[Choice]:
-        return [Choice(self._move(board)) for board in boards]
-
-    def _move(self, board: chess.Board) -> str | None:
-        if self._rng.random() < self._random_share:
-            return self._rng.choice(list(board.legal_moves)).uci()
-        return self._engine.play(board)
+        return [
+            Choice(self._rng.choice(list(board.legal_moves)).uci())
+            if self._rng.random() < self._random_share
+            else Choice(self._engine.play(board))
+            for board in boards
+        ]
 
 
 class ModelPlayer:
@@ -323,13 +323,9 @@ class GameRecord:
     @property
     def strict(self) -> "GameRecord":
         """The same game if the first illegal move loses, whatever was played in its place."""
-        return self.lost_at(self.first_illegal)
-
-    def lost_at(self, number: int | None) -> "GameRecord":
-        """The same game cut at a move's number, and lost there by an illegal move; None for the game as it is."""
-        if number is None:
+        if self.first_illegal is None:
             return self
-        moves = self.moves[:number]
+        moves = self.moves[: self.first_illegal]
         whites_turn = chess.Board(self.fen).turn == (len(moves) % 2 == 0)
         result: Outcome = "0-1" if whites_turn else "1-0"
         cut = replace(self, moves=moves, result=result, reason="illegal move")

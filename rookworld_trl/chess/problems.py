@@ -103,15 +103,9 @@ def worth(problem: Problem, choices: Sequence[Mapping[str, float]]) -> float:
     value = 1.0
     for board, worths, chosen in reversed(list(zip(problem.boards, problem.worths, choices, strict=True))):
         found = [(move, share * worths[move]) for move, share in chosen.items() if worths.get(move)]
-        value = sum(gained * (1.0 if is_mate(board, move) else value) for move, gained in found)
+        mates = {move.uci() for move in mating_moves(board)} if found else ()
+        value = sum(gained * (1.0 if move in mates else value) for move, gained in found)
     return value
-
-
-def is_mate(board: chess.Board, move: str) -> bool:
-    """Whether a legal move checkmates."""
-    after = board.copy(stack=False)
-    after.push_uci(move)
-    return after.is_checkmate()
 
 
 def _metrics(graded: bool) -> list[Metric]:

@@ -11,7 +11,6 @@ model's board is from the true one, ply by ply, is its drift.
 """
 
 import random
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import chess
@@ -129,19 +128,17 @@ def copier(seed: int = 0) -> Ask:
     """A trivial player: a random legal move of the position that it is shown, and every input copied."""
     rng = random.Random(seed)
 
-    def ask(prompts: Sequence[str], title: str) -> list[str]:
-        return [_copied(prompt, rng) for prompt in prompts]
+    def answer(prompt: str) -> str:
+        if task_of(prompt) == "environment":
+            copied = environment.EnvironmentOutput(
+                environment.parse_prompt(prompt).fen, environment.REWARD_LEGAL, False, False
+            )
+            return environment.format_completion(copied)
+        moves = sorted(move.uci() for move in chess.Board(policy.parse_prompt(prompt)).legal_moves)
+        move = rng.choice(moves or ["a1a2"])
+        return policy.format_completion([move], ["0.0"], move)
 
-    return ask
-
-
-def _copied(prompt: str, rng: random.Random) -> str:
-    if task_of(prompt) == "environment":
-        fen = environment.parse_prompt(prompt).fen
-        return environment.format_completion(environment.EnvironmentOutput(fen, environment.REWARD_LEGAL, False, False))
-    moves = sorted(move.uci() for move in chess.Board(policy.parse_prompt(prompt)).legal_moves)
-    move = rng.choice(moves or ["a1a2"])
-    return policy.format_completion([move], ["0.0"], move)
+    return lambda prompts, title: list(map(answer, prompts))
 
 
 def _play(ask: Ask, games: list[_Game], max_plies: int, go_on: bool, title: str) -> None:
