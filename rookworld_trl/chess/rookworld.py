@@ -126,6 +126,11 @@ def convert_rows(
             yield converted
 
 
+def with_prefix(text: str) -> str:
+    """A public row with its task's prefix, which those of `A:` leave out."""
+    return text if text.startswith(tuple(PREFIXES.values())) else environment.PREFIX + text
+
+
 def centipawns(pawns: float) -> int:
     """A written eval as centipawns; a mate, written as about +-1000 pawns, as +-(10000 - n)."""
     if abs(pawns) < _MATE_PAWNS_FROM:
@@ -168,10 +173,8 @@ def _policy_row(text: str, best_move: BestMove, report: Report) -> dict[str, Any
 
 
 def _environment_row(text: str, illegal: Illegal, report: Report) -> dict[str, Any] | None:
-    prefix = PREFIXES["environment"]
-    row = text if text.startswith(prefix) else prefix + text
     try:
-        prompt, completion = split_row(row)
+        prompt, completion = split_row(with_prefix(text))
         given = environment.parse_prompt(prompt)
         board = board_from_fen(given.fen)
         labelled = environment.parse(completion.rstrip())

@@ -7,15 +7,15 @@ import json
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from rookworld_trl.chess import PREFIXES, ParseError, environment, split_row
+from rookworld_trl.chess import ParseError, split_row
 from rookworld_trl.chess.dataset import PROBLEM_FILES, positions_of, shipped_positions
 from rookworld_trl.chess.pgn import GamesReport, rows_of_games
-from rookworld_trl.chess.rookworld import TEXT_COLUMN
-from rookworld_trl.chess.sources import PGN, DataOptions, _columns, _read, _reader
+from rookworld_trl.chess.rookworld import TEXT_COLUMN, with_prefix
+from rookworld_trl.chess.sources import PGN, DataOptions, open_rows, reader_of
 from rookworld_trl.modeling.loading import NANO
 
 SHIPPED = "shipped"
@@ -88,23 +88,18 @@ def shown_positions(
         return shipped_positions("train")
     if Path(source, f"{split}.parquet").is_file():
         return shipped_positions(split, Path(source))
-    if _reader(Path(source)) == PGN:
+    if reader_of(Path(source)) == PGN:
         games = rows_of_games(Path(source), GamesReport(), positions=True)
         return set(chain.from_iterable(positions_of(row["prompt"], row["target"]) for row in games))
-    options = DataOptions(streaming=streaming, max_rows=max_rows)
-    stream, columns = _columns(source, _read(source, split, options))
+    rows, columns = open_rows(source, split, DataOptions(streaming=streaming, max_rows=max_rows))
     if "prompt" not in columns and TEXT_COLUMN not in columns:
         raise ValueError(f"{source}: has neither a column 'prompt' nor '{TEXT_COLUMN}' (found: {', '.join(columns)})")
     keys: set[str] = set()
-    for row in islice(stream, max_rows):
+    for row in rows:
         prompt, target = row.get("prompt"), row.get("target")
-        if prompt is None:
-            text = str(row[TEXT_COLUMN])
         try:
-            if prompt is None:  # the public rows leave out the prefix of `A:`
-                prompt, target = split_row(
-                    text if text.startswith(tuple(PREFIXES.values())) else environment.PREFIX + text
-                )
+            if prompt is None:
+                prompt, target = split_row(with_prefix(str(row[TEXT_COLUMN])))
             keys.update(positions_of(str(prompt), target))
         except ParseError:
             continue
@@ -186,7 +181,7 @@ def _source(dataset: str, summary: dict[str, Any], run: Path) -> Source | None:
     split = str(summary.get("dataset_split") or "train")
     if place := _found(str(summary.get("dataset_path") or dataset), run) or _found(dataset, run):
         return Source(place, split)
-    if _reader(Path(dataset)) is None and re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", dataset):
+    if reader_of(Path(dataset)) is None and re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", dataset):
         return Source(dataset, split, bool(summary.get("streaming")), summary.get("max_rows"))
     return None
 

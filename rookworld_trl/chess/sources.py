@@ -114,16 +114,14 @@ def load_prompts(source: str, split: str = "train", options: DataOptions | None 
     """
     options = options or DataOptions()
     said: list[str] = []
-    if _reader(Path(source)) == PGN:
+    if reader_of(Path(source)) == PGN:
         rows = _rows_of_pgn(source, options, said)
     else:
-        dataset = _read(source, split, options)
-        stream, columns = _columns(source, dataset)
+        given, columns = open_rows(source, split, options)
         if "prompt" in columns:
-            valued = options.best_move == "engine"
-            rows = _checked_rows(source, islice(stream, options.max_rows), values_follow=valued)
+            rows = _checked_rows(source, given, values_follow=options.best_move == "engine")
         elif TEXT_COLUMN in columns:
-            rows = _rows_of_text(source, islice(stream, options.max_rows), options, said)
+            rows = _rows_of_text(source, given, options, said)
         else:
             raise ValueError(
                 f"{source}: column 'prompt' is missing (found: {', '.join(columns)}). "
@@ -143,20 +141,47 @@ def load_prompts(source: str, split: str = "train", options: DataOptions | None 
     return dataset
 
 
-def _columns(source: str, dataset: Dataset | IterableDataset) -> tuple[Iterator[Mapping[str, Any]], list[str]]:
-    """The rows and their columns; a stream knows its columns by its first row only."""
-    rows = _rows(source, dataset)
+def open_rows(source: str, split: str, options: DataOptions) -> tuple[Iterator[Mapping[str, Any]], list[str]]:
+    """The rows of a file or of a data set of the Hub as they stand there, `max_rows` at most, and their columns.
+
+    Raises:
+        ValueError: it cannot be read, at once or on the way.
+    """
+    dataset = _opened(source, split, options)
+    rows = islice(_rows(source, dataset), options.max_rows)
     if dataset.column_names is not None:
         return rows, list(dataset.column_names)
-    first = next(rows, None)
+    first = next(rows, None)  # a stream knows its columns by its first row only
     return (iter(()), []) if first is None else (chain([first], rows), list(first))
+
+
+def _opened(source: str, split: str, options: DataOptions) -> Dataset | IterableDataset:
+    path, reader = Path(source), reader_of(Path(source))
+    if reader:
+        _check_file(path)
+    elif path.exists():
+        raise ValueError(f"{source}: is no data file. Give `dataset` a file ending in {KINDS}")
+    # No cache outside of memory: a file that changed must be read again.
+    file = {"data_files": str(path), "split": "train", "keep_in_memory": None if options.streaming else True}
+    try:
+        dataset = load_dataset(reader or source, streaming=options.streaming, **(file if reader else {"split": split}))
+    except Exception as error:  # the readers and the Hub raise a dozen unrelated classes
+        if reader:
+            raise _unreadable(source, reader, error) from error
+        reason = str(error).strip().partition("\n")[0]
+        raise ValueError(
+            f"`dataset` is '{source}': neither a file here nor split '{split}' of a data set that the Hub gives "
+            f"({reason}). Check the name, or give a file ending in {KINDS}"
+        ) from error
+    # The first rows of a stream are often all of one kind: draw from a buffer, and from the files in any order.
+    return dataset.shuffle(seed=0, buffer_size=SHUFFLE_BUFFER) if options.streaming else dataset
 
 
 def _rows(source: str, dataset: Dataset | IterableDataset) -> Iterator[Mapping[str, Any]]:
     """The rows; a stream is read only here."""
     try:
         yield from dataset
-    except Exception as error:  # the readers raise a dozen unrelated classes
+    except Exception as error:
         raise _unreadable(source, "a data set", error) from error
 
 
@@ -243,10 +268,9 @@ def engines(options: DataOptions) -> Iterator[EnginePool]:
         yield stack.enter_context(EnginePool(workers, nodes=options.engine_nodes, cache=cache))
 
 
-def _reader(path: Path) -> str | None:
+def reader_of(path: Path) -> str | None:
     """What reads a file of this name; None: nothing does."""
-    name = path.name.lower().removesuffix(".gz")
-    return READERS.get(Path(name).suffix)
+    return READERS.get(Path(path.name.lower().removesuffix(".gz")).suffix)
 
 
 def _check_file(path: Path) -> None:
@@ -254,36 +278,6 @@ def _check_file(path: Path) -> None:
         raise ValueError(f"{path}: no such file. Check `dataset`")
     if not path.stat().st_size:
         raise ValueError(f"{path}: is empty. Give `dataset` a file with at least one row")
-
-
-def _read(source: str, split: str, options: DataOptions) -> Dataset | IterableDataset:
-    path = Path(source)
-    reader, kept = _reader(path), not options.streaming
-    if reader:
-        _check_file(path)
-        try:
-            # No cache outside of memory: a file that changed must be read again.
-            dataset = load_dataset(
-                reader, data_files=str(path), split="train", keep_in_memory=kept or None, streaming=options.streaming
-            )
-        except Exception as error:
-            raise _unreadable(source, reader, error) from error
-        return _shuffled(dataset, options)
-    if path.exists():
-        raise ValueError(f"{source}: is no data file. Give `dataset` a file ending in {KINDS}")
-    try:
-        return _shuffled(load_dataset(source, split=split, streaming=options.streaming), options)
-    except Exception as error:  # as above, and the Hub's
-        reason = str(error).strip().partition("\n")[0]
-        raise ValueError(
-            f"`dataset` is '{source}': neither a file here nor split '{split}' of a data set that the Hub gives "
-            f"({reason}). Check the name, or give a file ending in {KINDS}"
-        ) from error
-
-
-def _shuffled(dataset: Dataset | IterableDataset, options: DataOptions) -> Dataset | IterableDataset:
-    """The first rows of a stream are often all of one kind: draw from a buffer, and from the files in any order."""
-    return dataset.shuffle(seed=0, buffer_size=SHUFFLE_BUFFER) if options.streaming else dataset
 
 
 def _checked(row: Mapping[str, Any], values_follow: bool = False) -> dict[str, Any]:
