@@ -15,7 +15,7 @@ Markdown.
 import hashlib
 import json
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, fields, replace
 from functools import cached_property, partial
@@ -31,7 +31,7 @@ from rookworld_trl.chess.accuracy import MODES, Ask, ModelAnswers, evaluate
 from rookworld_trl.chess.dataset import MATES_FILE, TACTICS_FILES, draw_of_each, load_shipped, positions_of
 from rookworld_trl.chess.ladder import AnchorKind, Ladder, choose_anchors, ladder_table, run_ladder, standard_anchors
 from rookworld_trl.chess.play import ModelPlayer, random_openings
-from rookworld_trl.chess.problems import Problem, is_problem_file, read_problems, run_problems
+from rookworld_trl.chess.problems import is_problem_file, read_problems, run_problems
 from rookworld_trl.chess.seen import SHIPPED, Source, TrainingData, known_training_data, unseen
 from rookworld_trl.chess.selfplay import run_selfplay
 from rookworld_trl.chess.sources import DataOptions, load_prompts
@@ -156,7 +156,10 @@ def plan(args: EvaluationOptions) -> tuple[Dataset | None, dict[str, Callable[[A
     rows = None
     if "held_out" in args.suite:
         dataset = load_prompts(args.rows, args.split, args) if args.rows else load_shipped(args.split)
-        rows = dataset.select(unseen(dataset, row_positions, args.rows or SHIPPED, **trained_on))
+        new = unseen(
+            dataset, lambda row: positions_of(row["prompt"], row["target"]), args.rows or SHIPPED, **trained_on
+        )
+        rows = dataset.select(new)
         rows = draw_of_each(rows, dict.fromkeys(PREFIXES, args.limit)) if args.limit else rows
     split: Any = args.split
     files = {file.name: (file, args.max_rows) for file in args.problems}
@@ -165,7 +168,7 @@ def plan(args: EvaluationOptions) -> tuple[Dataset | None, dict[str, Callable[[A
     suites: dict[str, Callable[[Ask], Result]] = {}
     for name, (file, max_rows) in files.items():
         problems = read_problems(file, max_rows)
-        numbers = unseen(problems, problem_positions, file, **trained_on)
+        numbers = unseen(problems, lambda each: [position_key(b.fen()) for b in each.boards], file, **trained_on)
         drawn = random.Random(0).sample(numbers, min(args.limit or len(numbers), len(numbers)))
         suites[name] = partial(run_problems, problems=[problems[number] for number in sorted(drawn)], name=name)
     for suite, name in (("selfplay", "self-play"), ("closed_loop", "closed loop")):
@@ -173,14 +176,6 @@ def plan(args: EvaluationOptions) -> tuple[Dataset | None, dict[str, Callable[[A
             go_on = suite == "closed_loop"
             suites[name] = partial(run_selfplay, games=args.games, seed=args.seed, go_on=go_on, progress=True)
     return rows, suites
-
-
-def row_positions(row: Mapping[str, Any]) -> list[str]:
-    return positions_of(row["prompt"], row["target"])
-
-
-def problem_positions(problem: Problem) -> list[str]:
-    return [position_key(board.fen()) for board in problem.boards]
 
 
 def play(args: EvaluationOptions, model: Any, tokenizer: Any, **limits: Any) -> Ladder:

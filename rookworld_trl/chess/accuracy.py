@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from operator import itemgetter
 from typing import Any
 
@@ -18,7 +18,7 @@ from rookworld_trl.chess.strata import material_won
 from rookworld_trl.measuring.intervals import ratios
 from rookworld_trl.measuring.metrics import Metric, Scores, mean, share, terms
 from rookworld_trl.measuring.result import Item, Result
-from rookworld_trl.modeling.completions import Completion, complete, fitting_length
+from rookworld_trl.modeling.completions import complete, fitting_length
 from rookworld_trl.settings.terminal import progress_bar
 
 MODES = ("greedy", "sampled")
@@ -148,27 +148,23 @@ def evaluate(
     _check(rows, modes)
     max_new_tokens = fitting_length(model, tokenizer, [row["prompt"] for row in rows], max_new_tokens)
     found: list[Result] = []
-    for mode in modes:
-        done: dict[int, Completion] = {}
-        settings: dict[str, dict[str, Any]] = {}
-        for task in METRICS:
-            mine, own = [i for i, row in enumerate(rows) if row["task"] == task], (task_sampling or {}).get(task, {})
-            settings[task] = {
+    for task in METRICS:
+        mine, own = [row for row in rows if row["task"] == task], (task_sampling or {}).get(task, {})
+        for mode in sorted(modes if mine else (), key=MODES.index):
+            settings: dict[str, Any] = {
                 "temperature": float(own.get("temperature", temperature)) if mode == "sampled" else 0.0,
                 "max_new_tokens": min(max_new_tokens, own.get("max_completion_length", max_new_tokens)),
                 "seed": seed,
             }
-            title = f"evaluate {PREFIXES[task].strip()} {mode}" if progress and mine else ""
+            title = f"evaluate {PREFIXES[task].strip()} {mode}" if progress else ""
             with progress_bar(title, len(mine), "prompt") as bar:
-                how: dict[str, Any] = {**settings[task], "batch_size": batch_size, "told": bar.update}
-                written = complete(model, tokenizer, [rows[i]["prompt"] for i in mine], **how)
-            done |= dict(zip(mine, written, strict=True))
-        for result in score(rows, [done[i].text for i in range(len(rows))], mode):
-            own_rows = [done[i] for i, row in enumerate(rows) if row["task"] == result.name]
-            for item, each in zip(result.items, own_rows, strict=True):
+                how = settings | {"batch_size": batch_size, "told": bar.update}
+                written = complete(model, tokenizer, [row["prompt"] for row in mine], **how)
+            (result,) = score(mine, [each.text for each in written], mode, settings)
+            for item, each in zip(result.items, written, strict=True):
                 item.scores.update(tokens=float(each.tokens), finished=float(each.finished))
-            found.append(replace(result, settings=settings[result.name]))
-    return sorted(found, key=lambda each: ([*METRICS].index(each.name), MODES.index(each.mode)))  # type: ignore[arg-type]
+            found.append(result)
+    return found
 
 
 def score(
@@ -187,14 +183,10 @@ def score(
     Raises:
         ValueError: a row is malformed.
     """
-    columns = {name: [row[name] for row in rows] for name in COLUMNS}
-    prompts = columns.pop("prompt")
-    of_policy = score_policy_rows(prompts, list(completions), **columns)
-    of_environment = score_environment_rows(prompts, list(completions), **columns)
     items: dict[TaskName, list[Item]] = {task: [] for task in METRICS}
-    for number, (row, completion) in enumerate(zip(rows, completions, strict=True)):
-        task, found = task_of(row["prompt"]), of_policy[number] or of_environment[number]
-        scores = {field.name: float(getattr(found, field.name) or 0.0) for field in fields(found)}  # type: ignore[arg-type]
+    for row, completion, found in zip(rows, completions, _scores(rows, completions), strict=True):
+        task = task_of(row["prompt"])
+        scores = {field.name: float(getattr(found, field.name) or 0.0) for field in fields(found)}
         scores |= {"tokens": 0.0, "finished": 1.0, **baseline_scores(row)}
         turn = row["prompt"].split(" ")[2]  # of the position's FEN
         groups = {"color": "white" if turn == "w" else "black", "stratum": row["stratum"]}
@@ -209,6 +201,15 @@ def score(
         for prefix in [PREFIXES[task].strip()]
         if of_task
     ]
+
+
+def _scores(rows: Sequence[Mapping[str, Any]], completions: Sequence[str]) -> list[Any]:
+    """What the scorers of both tasks say of each completion."""
+    columns = {name: [row[name] for row in rows] for name in COLUMNS}
+    prompts = columns.pop("prompt")
+    of_policy = score_policy_rows(prompts, list(completions), **columns)
+    of_environment = score_environment_rows(prompts, list(completions), **columns)
+    return [one or other for one, other in zip(of_policy, of_environment, strict=True)]
 
 
 def _check(rows: Sequence[Mapping[str, Any]], modes: Sequence[str]) -> None:
@@ -228,6 +229,7 @@ def _check(rows: Sequence[Mapping[str, Any]], modes: Sequence[str]) -> None:
             raise ValueError(f"row {i} of the data set, column 'prompt': {error}") from error
         if row["task"] != task:
             raise ValueError(f"row {i} of the data set: column 'task' says {row['task']!r}, the prompt is of '{task}'")
+    _scores(rows, [""] * len(rows))  # so that what no answer can be scored against is known before any is written
 
 
 def item_key(row: Mapping[str, Any]) -> str:

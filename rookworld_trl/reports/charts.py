@@ -214,22 +214,21 @@ def _draw(panel: Panel, runs: Sequence[Run], steps: Range1d) -> Iterator[Any]:
     if np.ptp(values) <= 1e-9 * np.abs(values).max():  # constant: Bokeh would enlarge its rounding
         plot.y_range = Range1d(min(0.0, 2 * values[0]), max(0.0, 2 * values[0]) or 1.0)
     if len(legend) > 1:
-        below = _legend(legend)
-        plot.add_layout(below, "below")
-        plot.height += 16 * -(-len(legend) // below.ncols)
+        _add_legend(plot, legend)
     plot.xaxis.axis_label, plot.xaxis.axis_label_text_font_size = "step", "11px"
     plot.xaxis.axis_label_text_font_style = "normal"
     yield plot
 
 
-def _legend(items: list[LegendItem]) -> Legend:
+def _add_legend(plot: Any, items: list[LegendItem]) -> None:
     """Below the plot, in columns that fit a phone; a click hides a line."""
     longest = max(len(str(item.label.value)) for item in items)
     legend = Legend(items=items, click_policy="hide", ncols=max(1, 44 // (longest + 6)))
     legend.label_text_font_size, legend.border_line_color, legend.padding = "11px", None, 2
     legend.label_height = legend.glyph_height = 14
     legend.spacing, legend.margin = 2, 4
-    return legend
+    plot.add_layout(legend, "below")
+    plot.height += 16 * -(-len(items) // legend.ncols)
 
 
 def _line(plot: Any, x: Any, y: Any, color: str, dash: str, name: str) -> list[Any]:
@@ -320,9 +319,7 @@ def _forest(task: str, rows: Sequence[tuple[int, dict[str, Any]]], runs: Sequenc
         legend.append(LegendItem(label=data["name"][0], renderers=[points[-1], bar]))
     plot.add_tools(HoverTool(renderers=points, tooltips=[("", "@factor"), ("", "@name"), ("", "@text")]))
     plot.ygrid.grid_line_color, plot.xgrid.grid_line_color = None, GRID
-    below = _legend(legend)
-    plot.add_layout(below, "below")
-    plot.height += 16 * -(-len(legend) // below.ncols)
+    _add_legend(plot, legend)
     return plot
 
 
