@@ -3,6 +3,7 @@
 import json
 import random
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
@@ -154,19 +155,8 @@ def test_values_are_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         asked.extend(fens)
         return [[len(fen), nodes] for fen in fens]
 
-    class Here:
-        """An executor without processes."""
-
-        def __init__(self, max_workers: int) -> None: ...
-        def __enter__(self) -> "Here":
-            return self
-
-        def __exit__(self, *_: object) -> None: ...
-        def submit(self, function, *arguments):
-            return type("Job", (), {"result": lambda _: function(*arguments)})()
-
     monkeypatch.setattr(shipping, "value_every_move", value)
-    monkeypatch.setattr(shipping, "ProcessPoolExecutor", Here)
+    monkeypatch.setattr(shipping, "ProcessPoolExecutor", ThreadPoolExecutor)  # which sees what is patched
     rows = [{"fen": f"fen {i}"} for i in range(120)]
     memory = tmp_path / "values.jsonl"
     assert list(shipping.value_rows(rows[:60], 7, memory, 1, None)) == [0, 50, 10]
