@@ -13,7 +13,6 @@ import os
 import shutil
 import sqlite3
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -268,7 +267,7 @@ def _forget_commands(protocol: chess.engine.Protocol) -> None:
 
 
 class ValueCache:
-    """Engine answers on disk, in one SQLite file that processes can share; bounded, least recently used out first.
+    """Engine answers on disk, in one SQLite file that processes can share; bounded, the oldest out first.
 
     A damaged answer or page is a miss, and so is a file that another process locks for too long: what cannot be read is
     asked of the engine again, and what cannot be written is not kept.
@@ -293,8 +292,7 @@ class ValueCache:
             self._db = sqlite3.connect(self.path, BUSY_SECONDS, isolation_level=None, check_same_thread=False)
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute("PRAGMA synchronous = NORMAL")  # a power cut may lose the last answers, never the file
-            self._db.execute("CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, used INTEGER, answer TEXT)")
-            self._db.execute("CREATE INDEX IF NOT EXISTS by_use ON answers (used)")
+            self._db.execute("CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, answer TEXT)")
             self._uncounted = 0  # puts since the answers were counted, which reads the whole index
         except (OSError, sqlite3.Error) as error:
             raise ValueError(
@@ -302,25 +300,22 @@ class ValueCache:
             ) from error
 
     def get(self, key: str) -> list[MoveValue] | None:
-        """The answer, now the most recently used one; None if it isn't there or damaged."""
+        """The answer; None if it isn't there or damaged."""
         row = self._row("SELECT answer FROM answers WHERE key = ?", key)
-        values = None if row is None else _read_answer(row[0])
-        if values is not None:
-            self._row("UPDATE answers SET used = ? WHERE key = ?", time.time_ns(), key)
-        return values
+        return None if row is None else _read_answer(row[0])
 
     def put(self, key: str, values: Sequence[MoveValue]) -> None:
         """Keep an answer; where there are more than `size`, a tenth of them goes, so that it is seldom done."""
         text = json.dumps([astuple(value)[:3] for value in values], separators=(",", ":"))
-        self._row("INSERT OR REPLACE INTO answers VALUES (?, ?, ?)", key, time.time_ns(), text)
+        self._row("INSERT OR REPLACE INTO answers (key, answer) VALUES (?, ?)", key, text)
         self._uncounted += 1
         if self._uncounted * 100 < self.size:
             return
         self._uncounted = 0
         surplus = len(self) - self.size
         if surplus > 0:
-            oldest = "SELECT key FROM answers ORDER BY used LIMIT ?"
-            self._row(f"DELETE FROM answers WHERE key IN ({oldest})", surplus + self.size // 10)
+            oldest = "SELECT rowid FROM answers ORDER BY rowid LIMIT ?"
+            self._row(f"DELETE FROM answers WHERE rowid IN ({oldest})", surplus + self.size // 10)
 
     def __len__(self) -> int:
         return int((self._row("SELECT COUNT(*) FROM answers") or (0,))[0])
