@@ -22,6 +22,7 @@ from rookworld_trl.chess import rewards
 from rookworld_trl.chess.dataset import load_shipped
 from rookworld_trl.chess.mixing import mix
 from rookworld_trl.files import write_atomically
+from rookworld_trl.plugins import split
 from rookworld_trl.training import RookWorldGRPOConfig, RookWorldGRPOTrainer
 
 ROOT = Path(__file__).parents[1]
@@ -234,7 +235,7 @@ def timed_training(
         profiler: a context that training runs in.
         find_points: for the exact objective.
         clock: what counts the seconds.
-        settings: more fields of `RookWorldGRPOConfig`.
+        settings: more of the trainer's and of plug-ins.
 
     Returns:
         Medians of the timed steps (seconds, phases, utilisation), the most memory taken so far, the gates' measurements
@@ -244,6 +245,7 @@ def timed_training(
     rows = prompts * samples
     micro_batch = min(micro_batch or rows, rows)
     with tempfile.TemporaryDirectory() as folder:
+        others, plugins = split(settings)
         args = RookWorldGRPOConfig(
             output_dir=folder,
             use_cpu=device == "cpu",
@@ -257,10 +259,11 @@ def timed_training(
             save_strategy="no",
             report_to="none",
             disable_tqdm=True,
-            **settings,
+            **others,
         )
         plan = mix(shipped("train"), 0.25, prompts_per_batch=prompts, batches=steps + 1, seed=0)
-        trainer = RookWorldGRPOTrainer(model, REWARDS, args, plan, processing_class=tokenizer, find_points=find_points)
+        more: Any = {"find_points": find_points, "plugins": plugins}
+        trainer = RookWorldGRPOTrainer(model, REWARDS, args, plan, processing_class=tokenizer, **more)
         phases = Phases(device, clock)
         phases.wrap(trainer, "_generate_single_turn", lambda: "sampling")
         phases.wrap(trainer, "_calculate_rewards", lambda: "rewards")

@@ -19,7 +19,7 @@ MAY_IMPORT = {
     "measuring": {"files"},
     "chess": {"measuring", "modeling", "settings"},
     "training": {"modeling", "checkpointing", "files", "ranks", "settings"},
-    "plugins": {"training", "checkpointing", "settings"},
+    "plugins": {"training", "checkpointing", "modeling", "files", "ranks", "settings"},
     "reports": {"measuring", "files", "settings", "__init__"},  # the package's version
     "__init__": set(),
 }

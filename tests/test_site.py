@@ -12,6 +12,7 @@ import pytest
 
 from rookworld_trl import chess, measuring, training
 from rookworld_trl.chess import rewards
+from rookworld_trl.plugins.health import DEFAULT_BANDS
 from tests.support.documents import ROOT
 
 DOCS = ROOT / "docs"
@@ -126,4 +127,4 @@ def test_metrics_of_the_troubleshooting_page_have_bands() -> None:
     page = (DOCS / "troubleshooting.md").read_text(encoding="utf-8")
     _, table = page.split("| metric | because | do |")
     named = re.findall(r"^\| `([^`]+)`", table.split("\n\n")[0], flags=re.MULTILINE)
-    assert set(named) == set(training.config.DEFAULT_BANDS)
+    assert set(named) == set(DEFAULT_BANDS)

@@ -14,9 +14,9 @@ from rookworld_trl.modeling import sampling
 from rookworld_trl.modeling.gpt2 import GPT2
 from rookworld_trl.modeling.loading import NANO_FOLDER, load_model
 from rookworld_trl.modeling.rollout import rollout
+from rookworld_trl.plugins.throughput import peak_flops
 from rookworld_trl.training.memory import memory_gb
 from rookworld_trl.training.preparation import float32_head
-from rookworld_trl.training.throughput import peak_flops
 
 HEAD_BOUND = (
     5e-4  # of the largest logit; a head in bf16 is off by 2e-3 and more, TF32 rounds its inputs eight times finer

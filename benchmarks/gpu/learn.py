@@ -22,9 +22,9 @@ from recipes.making.moves import choose_move, environment_row
 from rookworld_trl.chess.dataset import split_of
 from rookworld_trl.modeling.row_tree import RowTree
 from rookworld_trl.modeling.tokenizer import build_gpt2_tokenizer
+from rookworld_trl.plugins.throughput import peak_flops
 from rookworld_trl.reports.run import read_summary
 from rookworld_trl.training.supervised import MuonFactory, SupervisedConfig, SupervisedTrainer
-from rookworld_trl.training.throughput import peak_flops
 
 PLIES, KEPT = 80, 0.3  # of a random game, at most; and the share of its positions that become rows
 

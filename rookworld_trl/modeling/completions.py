@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
 from rookworld_trl.modeling.rollout import rollout
@@ -104,3 +105,37 @@ def _generated(
     model.train(trains)
     texts = found[:, width:].tolist()
     return [row[: row.index(end) + 1] if end in row else row for row in texts]
+
+
+def target_logps(
+    model: nn.Module,
+    rows: Sequence[tuple[list[int], list[int]]],
+    pad_token_id: int,
+    batch_size: int = 32,
+    temperature: float = 1.0,
+) -> torch.Tensor:
+    """Log-prob (N,), nats, of each row's second token list after its first, without gradients.
+
+    Rows are padded on the right, where causal attention makes padding harmless, and taken in the order of their
+    lengths, so that there is little of it. What comes before all targets of a batch doesn't go through the head.
+    """
+    device = next(model.parameters()).device
+    order = sorted(range(len(rows)), key=lambda row: sum(map(len, rows[row])))
+    totals = torch.zeros(len(rows), device=device)
+    for start in range(0, len(rows), batch_size):
+        part = order[start : start + batch_size]
+        lengths = [(len(rows[row][0]), sum(map(len, rows[row]))) for row in part]
+        width = max(length for _, length in lengths)
+        padded = [[*rows[row][0], *rows[row][1]] + [pad_token_id] * width for row in part]
+        ids = torch.tensor([row[:width] for row in padded], device=device)
+        place = torch.arange(width, device=device)
+        begins, ends = torch.tensor(lengths, device=device)[:, :, None].unbind(1)
+        target = ((begins <= place) & (place < ends))[:, 1:]
+        keep = width - int(begins.min()) + 1  # the last positions, from the one that predicts the first target on
+        with torch.no_grad():
+            attention = (place < ends).long()
+            logits = model(input_ids=ids, attention_mask=attention, use_cache=False, logits_to_keep=keep).logits[:, :-1]
+        kept = logits.shape[1]  # fewer than `keep` where a target begins the row: nothing predicts its first token
+        logps = torch.log_softmax(logits.float() / temperature, dim=-1).gather(-1, ids[:, -kept:, None])[..., 0]
+        totals[torch.tensor(part, device=device)] = (logps * target[:, -kept:]).sum(dim=1)
+    return totals

@@ -1,13 +1,14 @@
 """What a run may do besides: one file each, with its settings, its object, its refusals and its state."""
 
-from dataclasses import is_dataclass
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
 from importlib import import_module
 from pkgutil import iter_modules
 from typing import Any
 
 from rookworld_trl.training.plugin import Plugin, check_plugins, settings_of
 
-__all__ = ["check", "defaults", "of_any_trainer", "offered", "settings_of"]
+__all__ = ["check", "of_any_trainer", "offered", "settings_of", "split"]
 
 
 def offered() -> list[type[Plugin]]:
@@ -18,9 +19,14 @@ def offered() -> list[type[Plugin]]:
     return [each for each in own if is_dataclass(each)]
 
 
-def defaults() -> list[Plugin]:
-    """All of them with the settings that a recipe has when it sets none."""
-    return [each() for each in offered()]
+def split(settings: Mapping[str, Any]) -> tuple[dict[str, Any], list[Plugin]]:
+    """The settings that are no plug-in's, and all plug-ins with the others: what a recipe makes of its keys."""
+    left = dict(settings)
+    made = [
+        each(**{field.name: left.pop(field.name) for field in fields(each) if field.init and field.name in left})
+        for each in offered()
+    ]
+    return left, made
 
 
 def of_any_trainer() -> list[type[Plugin]]:

@@ -6,9 +6,12 @@ from others: `extends: ../../presets/standard.yaml` (or a list, later ones winni
 """
 
 import argparse
+import copy
 import dataclasses
 import difflib
 import json
+import math
+import operator
 import os
 import re
 import shlex
@@ -17,6 +20,7 @@ import typing
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NoReturn
 
 import yaml
@@ -33,6 +37,7 @@ _SYNONYMS = (
     "adaptive_kl=kl_control baseline_type=advantage_baseline grad_clip=max_grad_norm dtype=bf16"
 )
 SYNONYMS = {word: key for words, key in (pair.split("=") for pair in _SYNONYMS.split()) for word in words.split("/")}
+BOUNDS = {"least": (operator.ge, "of at least"), "above": (operator.gt, "above"), "most": (operator.le, "of at most")}
 KINDS = {"int": "a whole number", "float": "a number", "string_to_bool": "true or false", "dict": "a mapping"}
 
 # An option that takes a token, and what follows it; a token of the Hub, wherever it stands.
@@ -50,6 +55,38 @@ def option(default: Any, help: str, **more: Any) -> Any:
     if isinstance(default, list):
         return dataclasses.field(default_factory=default.copy, metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
+
+
+def require(condition: bool, name: str, value: Any, problem: str, remedy: str) -> None:
+    """The one shape of errors about settings: field, value, what is wrong with it, what to do.
+
+    Raises:
+        ValueError: the condition does not hold.
+    """
+    if not condition:
+        raise ValueError(f"`{name}` is {value!r}: {problem}. {remedy[0].upper()}{remedy[1:]}.")
+
+
+def check_options(config: Any) -> None:
+    """Hold the values of a dataclass to what its options say: the choices of a `Literal`, and numbers to `least`,
+    `above` and `most` (`option(0.2, "...", least=0, most=1)`); None is left to the class.
+
+    Raises:
+        ValueError: see `require`.
+    """
+    hints = typing.get_type_hints(type(config))
+    for each in dataclasses.fields(config):
+        value, hint = getattr(config, each.name, None), hints[each.name]
+        if value is None:
+            continue
+        for member in typing.get_args(hint) if _is_union(hint) else (hint,):
+            if typing.get_origin(member) is typing.Literal:
+                choices = typing.get_args(member)
+                require(value in choices, each.name, value, "no such choice", f"choose one of {', '.join(choices)}")
+        for name, (holds, words) in BOUNDS.items():
+            if (bound := each.metadata.get(name)) is not None:
+                fits = isinstance(value, int | float) and math.isfinite(value) and holds(value, bound)
+                require(fits, each.name, value, f"it must be a finite number {words} {bound:g}", "set it so")
 
 
 def parse(
@@ -110,6 +147,8 @@ class _Parser(HfArgumentParser):
     def _parse_dataclass_field(parser: argparse.ArgumentParser, field: dataclasses.Field[Any]) -> None:
         """Every field may be null where its type says so, a bare flag means true, and collections are YAML."""
         hints = set(_members(field.type))
+        field = copy.copy(field)
+        field.metadata = MappingProxyType({name: each for name, each in field.metadata.items() if name not in BOUNDS})
         if {list, str} <= hints:
             field.type = str | None  # text, or a list as in YAML: of such a union transformers' parser takes any member
         HfArgumentParser._parse_dataclass_field(parser, field)

@@ -1,17 +1,26 @@
 """Arguments of the GRPO trainer: TRL's, with defaults set on purpose and contradictions refused."""
 
+import os
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from trl import GRPOConfig
 
-from rookworld_trl.settings.parser import option
-from rookworld_trl.training import clashes, validation
-from rookworld_trl.training.monitor import DEFAULT_BANDS
-from rookworld_trl.training.placement import agree_on_tf32, follow_launcher, insist_on_no_compile, on_gpu
+from rookworld_trl.settings.parser import check_options, option, require
+from rookworld_trl.training.placement import agree_on_tf32, cuda_graphs, follow_launcher, insist_on_no_compile, on_gpu
 
-KL_STOP = 50.0  # nats a completion
+# `generation_kwargs` reach `generate` behind the loss's back; only those that cannot change what is sampled may pass.
+_HARMLESS_GENERATION_KWARGS = {"use_cache", "cache_implementation", "prefill_chunk_size"}
+
+SCORED = "the loss scores tokens under the untruncated distribution, so this one would be scored wrongly"
+_WITHOUT_TRUNCATION: dict[str, Any] = {"top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
+
+_DEVICE = re.compile(r"cpu|cuda:\d+")
+
+NO_KL = "with `beta` 0 there is no reference model and no KL to act on. Set `beta` above 0, or leave this off"
 COMPILE_BUCKET = 64  # tokens; prompts and completions of compiled models are padded to multiples of it
 
 
@@ -26,29 +35,33 @@ class RookWorldGRPOConfig(GRPOConfig):
         ValueError: one message naming the field, its value, the contradiction and the remedy.
     """
 
-    _VALID_DICT_FIELDS: ClassVar[list[str]] = [*GRPOConfig._VALID_DICT_FIELDS, "health_bands", "task_sampling"]
-
-    CHOICES: ClassVar[dict[str, tuple[Any, ...]]] = validation.CHOICES
+    _VALID_DICT_FIELDS: ClassVar[list[str]] = [*GRPOConfig._VALID_DICT_FIELDS, "task_sampling"]
 
     # TRL keeps GPT-2's dropout of 0.1 in training: the same tokens under the same weights then score differently in
     # sampling, reference and loss, which looks like KL and is noise.
     disable_dropout: bool = option(True, "Always True: dropout makes log-probs under equal weights differ.")
     # TRL's 0 builds no reference model at all, so drift could be neither seen nor held.
-    beta: float = option(0.01, "KL coefficient; 0 trains without a reference model and without KL.")
+    beta: float = option(0.01, "KL coefficient; 0 trains without a reference model and without KL.", least=0)
     # Chess rewards are graded, not 0/1: dividing by each group's own deviation would blow up groups that differ by
     # one near-miss. One deviation for the batch keeps the groups' relative sizes.
-    scale_rewards: str = option("batch", "Divide advantages by the deviation of the `batch`, the `group`, or `none`.")
+    scale_rewards: Literal["batch", "group", "none"] = option(
+        "batch", "Divide advantages by the deviation of the `batch`, the `group`, or `none`."
+    )
     # TRL's is `num_generations`, of which `per_device_eval_batch_size` would have to be a multiple.
     num_generations_eval: int | None = option(
         1, "Completions a prompt in TRL's own evaluation, where no group is compared."
     )
+    # TRL takes any word, and all but `sequence` for `token`.
+    importance_sampling_level: Literal["token", "sequence"] = option(
+        "token", "Ratio of each token, or one of the whole completion (GSPO)."
+    )
     # Each token of the accumulated batch weighs the same, however rows fall into micro-batches.
-    loss_type: str = option("dapo", "Loss normalisation; see TRL's GRPOConfig.")
+    loss_type: Literal["dapo", "grpo", "dr_grpo", "bnpo"] = option("dapo", "Loss normalisation; see TRL's GRPOConfig.")
     # Clip-higher of DAPO (arXiv 2503.14476): rare good tokens may grow faster than common ones may shrink.
-    epsilon_high: float | None = option(0.28, "Upper clip of the probability ratio.")
+    epsilon_high: float | None = option(0.28, "Upper clip of the probability ratio.", above=0)
     # What is sampled is what is scored: no truncation, no reshaping, no temperature.
-    temperature: float = option(1.0, "Sampling temperature; the loss uses the same.")
-    learning_rate: float = option(1e-5, "Initial learning rate of AdamW.")
+    temperature: float = option(1.0, "Sampling temperature; the loss uses the same.", above=0)
+    learning_rate: float = option(1e-5, "Initial learning rate of AdamW.", least=0)
     # TRL's default is True under this old name, of which transformers warns. These models are small: recomputing
     # activations costs a third of the step and saves memory nobody needs.
     gradient_checkpointing: bool | None = option(
@@ -68,7 +81,7 @@ class RookWorldGRPOConfig(GRPOConfig):
     # Batches are lists of Python rows: there is nothing to pin.
     dataloader_pin_memory: bool = option(False, "Always False: there is nothing to pin.")
 
-    rollout_backend: str = option(
+    rollout_backend: Literal["auto", "native", "transformers", "vllm"] = option(
         "auto",
         "Who samples: `native` (this package's GPT-2 decoding; each prompt is prefilled once per group), "
         "`transformers` (generate), `vllm` (the same as `use_vllm`; see `vllm_mode`), or `auto`: native for GPT-2 "
@@ -80,7 +93,7 @@ class RookWorldGRPOConfig(GRPOConfig):
         "without adapters, in one process, without gradient checkpointing or the exact KL estimator.",
     )
 
-    objective: str = option(
+    objective: Literal["sampled", "exact", "mixed"] = option(
         "sampled",
         "`sampled`: GRPO. `exact`: the expected reward is summed over the actions of each decision point that the "
         "trainer's `find_points` knows (docs/exact-gradient.md). `mixed`: and the rest is sampled.",
@@ -99,59 +112,26 @@ class RookWorldGRPOConfig(GRPOConfig):
         True, "Native rollouts of `target_task` draft the right completion: the same samples in fewer passes."
     )
 
-    # Prompt mining; what it does is in `rookworld_trl.training.mining`.
-    mining: bool = option(False, "Sample other prompts of the same task where all rewards of a group agree.")
-    mining_ordinary: float = option(0.2, "Share of each task's prompts in a batch that are trained on as they come.")
-    mining_rounds: int = option(1, "How often groups that agree are sampled again from other prompts, at most.")
-
     # Adapters (LoRA, arXiv 2106.09685, by peft): the base stays frozen and is the reference.
     use_peft: bool = option(False, "Train low-rank adapters instead of the model's weights.")
-    lora_r: int = option(16, "Rank of the adapters.")
-    lora_alpha: int = option(32, "Their output is scaled by lora_alpha / lora_r.")
+    lora_r: int = option(16, "Rank of the adapters.", least=1)
+    lora_alpha: int = option(32, "Their output is scaled by lora_alpha / lora_r.", above=0)
     lora_target_modules: list[str] | None = option(
         None, "Names of the layers that get adapters; default: every linear layer."
     )
 
-    # Advantages; definitions and sources in `rookworld_trl.training.advantages`.
-    advantage_baseline: str = option(
-        "group_mean", "What a reward is compared with: group_mean, leave_one_out, ema, or adaptive."
-    )
     task_column: str = option("task", "Column that names a row's task; averages are kept for each of its values.")
-    use_gae: bool = option(False, "Per-token advantages by GAE, from a small value head of its own.")
-    gae_gamma: float = option(1.0, "Discount of GAE, per token.")
-    gae_lambda: float = option(0.95, "Lambda of GAE.")
-
     # Recovery from NaN and Inf, and rewards that are none; see `rookworld_trl.training.recovery`.
     recovery: bool = option(True, "Skip steps with NaN or Inf, go back to the last good state and go on.")
     recovery_max_attempts: int = option(
-        3, "Faults in a row, over restarts too, that are recovered from; the next ends the run."
+        3, "Faults in a row, over restarts too, that are recovered from; the next ends the run.", least=0
     )
-    recovery_snapshot_steps: int = option(5, "Optimizer steps between copies of the state (two are held in memory).")
-    reward_limit: float = option(1e4, "Rewards beyond +-reward_limit are cut to it; NaN and Inf are left out.")
+    recovery_snapshot_steps: int = option(
+        5, "Optimizer steps between copies of the state (two are held in memory).", least=1
+    )
+    reward_limit: float = option(1e4, "Rewards beyond +-reward_limit are cut to it; NaN and Inf are left out.", above=0)
 
-    # Learning rate.
-    lr_schedule: str = option(
-        "transformers", "transformers: `lr_scheduler_type` rules; advanced: warm-up, cosine to `lr_floor`, linear to 0."
-    )
-    lr_control: str = option(
-        "fixed",
-        "fixed, or kl: half the learning rate, to a tenth of its schedule at most, each time the KL is above "
-        "`kl_target` x `kl_factor` for `kl_interval` steps in a row, and a tenth more when it is not.",
-    )
-    lr_floor: float = option(0.1, "Where the advanced cosine ends, as a share of the peak.")
-    lr_decay_steps: float = option(0.1, "Steps of the advanced schedule's last decay; below 1: a share of the run.")
-
-    # Monitoring; see `rookworld_trl.training.monitor` and `throughput`.
-    health_bands: dict[str, Any] | str | None = option(
-        None,
-        "Changes to the health bands, by metric or pattern: a pair [yellow, red], or null for no band; yellow above "
-        "red means that smaller is worse.",
-    )
-    health_patience: int = option(3, "Logs in a row that must agree before a metric changes its colour.")
     target_column: str = option("target", "Column that holds the right completion's text.")
-    target_rows: int = option(32, "Rows whose truth's log-prob is followed; 0: none.")
-    target_every: int = option(10, "Optimizer steps between two looks at it.")
-    peak_tflops: float | None = option(None, "Peak of one device, for MFU; by default known for common GPUs only.")
 
     # Checkpoints and restarts; see `rookworld_trl.checkpointing.store` and `resume`.
     auto_resume: bool = option(
@@ -163,60 +143,52 @@ class RookWorldGRPOConfig(GRPOConfig):
         "after a run has diverged, and `auto_resume` from then on.",
     )
     stable_after_steps: int = option(
-        10, "Healthy optimizer steps that must follow a checkpoint to make it stable; 0: never."
+        10, "Healthy optimizer steps that must follow a checkpoint to make it stable; 0: never.", least=0
     )
 
     # KL to the reference; formulas, biases and sources in `rookworld_trl.training.kl`.
-    kl_type: str = option(
+    kl_type: Literal["policy_to_reference", "reference_to_policy", "symmetric"] = option(
         "policy_to_reference",
         "policy_to_reference KL(pi||ref), reference_to_policy KL(ref||pi), or symmetric, half of each.",
     )
-    kl_estimator: str = option("k3", "k1, k2, k3, or exact (over the whole vocabulary).")
+    kl_estimator: Literal["k1", "k2", "k3", "exact"] = option("k3", "k1, k2, k3, or exact (over the whole vocabulary).")
     # transformers' False would contradict accelerate's own setting, which acts without being asked.
     torch_compile: bool | None = option(
         None, "Compile the model; default: as `accelerate launch` says (`dynamo_config`)."
     )
-    kl_control: str = option("fixed", "What moves beta: fixed, multiplicative, or proportional (Ziegler et al.).")
-    kl_target: float = option(0.03, "KL that the control aims at, nats a token.")
-    kl_factor: float = option(1.5, "Step and dead band of the multiplicative control.")
-    kl_interval: int = option(10, "Optimizer steps between multiplicative judgements.")
-    beta_min: float = option(1e-4, "Lower bound of a controlled beta.")
-    beta_max: float = option(1.0, "Upper bound of a controlled beta.")
-    kl_warmup_steps: int = option(0, "Optimizer steps over which beta ramps up from 0.")
-    kl_stop_threshold: float | None = option(
-        None,
-        "Stop, with a checkpoint, when mean or 95th percentile of the completions' |KL| (nats a completion) exceeds "
-        "this; 0: never. Default: 50, and 0 where `beta` is 0 and there is no KL.",
+    kl_control: Literal["fixed", "multiplicative", "proportional"] = option(
+        "fixed", "What moves beta: fixed, multiplicative, or proportional (Ziegler et al.)."
     )
-    reference_reset_steps: int = option(0, "Make the policy the new reference every so many optimizer steps; 0: never.")
-    reference_reset_stall: int = option(0, "Do so when the KL has stood still over so many optimizer steps; 0: never.")
-
+    kl_target: float = option(0.03, "KL that the control aims at, nats a token.", above=0)
+    kl_factor: float = option(1.5, "Step and dead band of the multiplicative control.", above=1)
+    kl_interval: int = option(10, "Optimizer steps between multiplicative judgements.", least=1)
+    beta_min: float = option(1e-4, "Lower bound of a controlled beta.", above=0)
+    beta_max: float = option(1.0, "Upper bound of a controlled beta.", above=0)
+    kl_warmup_steps: int = option(0, "Optimizer steps over which beta ramps up from 0.", least=0)
     # Devices; see `rookworld_trl.training.placement`.
     ref_device: str = option(
         "auto", "The reference's device: auto (a second GPU of this process, if any), cpu, cuda:1, ..."
     )
-    attn_implementation: str = option(
+    attn_implementation: Literal["sdpa", "eager", "flash_attention_2", "flash_attention_3"] = option(
         "sdpa",
         "Attention of transformers' forward pass, by which models train that do not share prefixes: sdpa, eager, "
         "flash_attention_2. Shared prefixes have attention of their own, which is fused where that pays.",
     )
-    auto_batch_size: bool = option(
-        False, "On a GPU, measure memory and choose the micro-batch; the batch of an update stays as it is."
-    )
-    memory_share: float = option(0.85, "Share of the GPU that auto_batch_size may fill.")
 
     def __post_init__(self) -> None:
         follow_launcher(self)
         self.choose_precision()
         if self.rollout_backend == "vllm":
             self.use_vllm = True
-        validation.check_fields(self)
-        clashes.check_batches(self)
+        if isinstance(self.scale_rewards, bool):  # TRL's old spelling
+            self.scale_rewards = "group" if self.scale_rewards else "none"
+        check_options(self)
         super().__post_init__()
-        if self.kl_stop_threshold is None:
-            self.kl_stop_threshold = KL_STOP if self.beta else 0.0
-        clashes.check(self)
         self.settle_devices()
+        for problem in contradictions(self):
+            name, _, what = problem.partition(": ")
+            raise ValueError(f"`{name}` is {getattr(self, name)!r}: {what}.")
+        check_task_sampling(self)
 
     def choose_precision(self) -> None:
         """Fill in `bf16` and `tf32` where they are left open."""
@@ -229,7 +201,7 @@ class RookWorldGRPOConfig(GRPOConfig):
             config.tf32 = True  # for the head, which stays float32 under autocast: 11 bits of its inputs, bf16 takes 8
 
     def settle_devices(self) -> None:
-        """Fill in what follows from the fields about devices, and check them."""
+        """Fill in what follows from the fields about devices."""
         config: Any = self
         insist_on_no_compile(config)
         if on_gpu(config):
@@ -238,10 +210,185 @@ class RookWorldGRPOConfig(GRPOConfig):
             config._n_gpu = 1  # read by transformers where it would wrap the policy in DataParallel
         if config.torch_compile and config.pad_to_multiple_of is None:
             config.pad_to_multiple_of = COMPILE_BUCKET
-        clashes.check_devices(config)
 
-    def bands(self) -> dict[str, tuple[float, float]]:
-        """The health bands in force: the defaults with `health_bands` laid over them, its own first."""
-        changes = dict(self.health_bands) if isinstance(self.health_bands, dict) else {}
-        merged = {**changes, **{name: band for name, band in DEFAULT_BANDS.items() if name not in changes}}
-        return {name: (float(band[0]), float(band[1])) for name, band in merged.items() if band is not None}
+
+def contradictions(c: RookWorldGRPOConfig) -> Iterator[str]:
+    """What would be wrong with the numbers, or end a run halfway, and neither TRL nor transformers refuses.
+
+    Lines of one form, "field: what is wrong with it. What to do".
+    """
+    yield from _sampling(c)
+    yield from _checkpoints(c)
+    yield from _kl(c)
+    if c.objective != "sampled":
+        yield from _objective(c)
+    yield from _devices(c)
+
+
+def _sampling(c: RookWorldGRPOConfig) -> Iterator[str]:
+    """Who samples, and that what is sampled is what is scored."""
+    vllm, batching = c.use_vllm, c.use_transformers_continuous_batching
+    own = not vllm and not batching and c.rollout_backend != "transformers"
+    for name, plain in _WITHOUT_TRUNCATION.items():
+        if (getattr(c, name) or plain) != plain:
+            yield f"{name}: {SCORED}. Set it to {plain}"
+    if set(c.generation_kwargs or {}) - _HARMLESS_GENERATION_KWARGS:
+        yield f"generation_kwargs: {SCORED}. Keep none but {', '.join(sorted(_HARMLESS_GENERATION_KWARGS))}"
+    if vllm and batching:
+        yield "use_transformers_continuous_batching: vLLM would sample, and this do nothing. Leave it or `use_vllm` out"
+    if (vllm or batching) and c.rollout_backend not in ("auto", "vllm" if vllm else "transformers"):
+        yield (
+            "rollout_backend: `use_vllm` and `use_transformers_continuous_batching` choose the sampler too. Unset "
+            "them, or leave `rollout_backend` out"
+        )
+    if vllm and c.vllm_mode == "colocate" and not (c.bf16 or c.fp16):
+        yield (
+            "vllm_mode: TRL starts that engine in the dtype of vLLM's choice, bfloat16, and the loss would be scored "
+            "in float32. Set `bf16` to true, or use a server (`vllm_mode: server`) started with `--dtype float32`"
+        )
+    if c.full_determinism and own and on_gpu(c):
+        yield (
+            "full_determinism: this package's own decoding adds up probabilities, which CUDA has no deterministic "
+            "kernel for. Set `rollout_backend` to transformers, or leave it out: the seed decides the samples in any "
+            "case"
+        )
+    if c.use_peft and c.rollout_backend == "native":
+        yield (
+            "rollout_backend: native rollouts decode the model's own weights, not adapters beside them. Set it to auto "
+            "or transformers, or `use_peft` to False"
+        )
+
+
+def _checkpoints(c: RookWorldGRPOConfig) -> Iterator[str]:
+    """Runs that could not go on from where they were."""
+    if str(getattr(c.save_strategy, "value", c.save_strategy)) == "best":
+        yield (
+            "save_strategy: a run that is interrupted between two best steps could not go on from where it was. Set it "
+            "to steps; with `metric_for_best_model` the best checkpoint is kept too"
+        )
+    if c.save_only_model:
+        yield (
+            "save_only_model: a checkpoint without optimizer state cannot be resumed from. Leave it False; the trained "
+            "model is saved by itself at the end"
+        )
+    measured, saved = (c.eval_strategy, c.eval_steps), (c.save_strategy, c.save_steps)
+    if c.metric_for_best_model and measured != saved:
+        yield (
+            "metric_for_best_model: the best checkpoint is known only where each one is measured. Set `eval_strategy` "
+            "and `save_strategy` to steps, and `eval_steps` and `save_steps` to the same number, or leave it out"
+        )
+    if c.metric_for_best_model and c.save_total_limit == 1:
+        yield (
+            "save_total_limit: with `metric_for_best_model` the best checkpoint is kept beside the newest, which a run "
+            "goes on from. Set it to 2 or more, or leave it out"
+        )
+    if c.recovery_mode and c.auto_resume:
+        yield (
+            "recovery_mode: `auto_resume` starts from the newest checkpoint and this from a stable one. Give "
+            "`recovery_mode` once, and `auto_resume` when starting again after that"
+        )
+    dtype = dict(c.model_init_kwargs or {}).get("dtype", torch.float32)
+    if dtype not in (torch.float32, "float32"):
+        yield (
+            "model_init_kwargs: updates at these learning rates are smaller than a 16-bit weight can hold, so nothing "
+            "would be learned. Leave `dtype` out or set it to float32, and choose `bf16` for speed"
+        )
+
+
+def _kl(c: RookWorldGRPOConfig) -> Iterator[str]:
+    controlled = c.kl_control != "fixed"
+    for name, wanted in (("kl_control", controlled), ("kl_warmup_steps", c.kl_warmup_steps)):
+        if wanted and c.beta == 0:
+            yield f"{name}: {NO_KL}"
+    if controlled and not 0 < c.beta_min <= c.beta <= c.beta_max:
+        yield (
+            f"beta: a controlled beta must start within [beta_min, beta_max] = [{c.beta_min:g}, {c.beta_max:g}]. Widen "
+            "the bounds or move beta"
+        )
+    if controlled and c.sync_ref_model:
+        yield (
+            "sync_ref_model: a reference that follows the policy by itself defeats the KL control. Use "
+            "`reference_reset_steps` or a fixed beta"
+        )
+
+
+def _objective(c: RookWorldGRPOConfig) -> Iterator[str]:
+    """What the exact gradient leaves no room for."""
+    off_policy = "a batch that is used more than once has prefixes of an older policy"
+    rows, asked = c.per_device_train_batch_size * c.gradient_accumulation_steps, c.steps_per_generation
+    no_room = {
+        "num_iterations": (c.num_iterations > 1, f"{off_policy}. Set it to 1"),
+        "steps_per_generation": (
+            asked != c.gradient_accumulation_steps,
+            f"{off_policy}. Leave it at `gradient_accumulation_steps`",
+        ),
+        "scale_rewards": (
+            c.scale_rewards == "batch",
+            "each decision point has a deviation of its own, in closed form. Set it to group or none",
+        ),
+        "top_entropy_quantile": (
+            c.top_entropy_quantile < 1,
+            "a decision is summed over whole actions, not token by token. Set it to 1.0; `entropy_coef` works",
+        ),
+        "kl_estimator": (c.kl_estimator == "exact", "it needs a forward pass without branches. Use k3, say"),
+        "num_generations": (
+            c.objective == "mixed" and rows % c.num_generations,
+            f"a process's {rows} completions a step are no whole number of groups. Choose a divisor of {rows}",
+        ),
+    }
+    yield from (f"{name}: `objective` is {c.objective}, and {why}" for name, (found, why) in no_room.items() if found)
+
+
+def _devices(c: RookWorldGRPOConfig) -> Iterator[str]:
+    # CUDA graphs give their memory to the next call, and with it the gradients that are being summed up. Nor are
+    # shapes fixed: on a GPU TRL's head takes the valid tokens of a batch only. So torch's default mode stands.
+    if cuda_graphs(c) and c.gradient_accumulation_steps > 1:
+        yield (
+            "torch_compile_mode: its CUDA graphs overwrite gradients that are accumulated "
+            f"(`gradient_accumulation_steps` is {c.gradient_accumulation_steps}). Leave it out, or set it to "
+            "max-autotune-no-cudagraphs"
+        )
+    elsewhere = c.ref_device != "auto"
+    if elsewhere and not _DEVICE.fullmatch(c.ref_device):
+        yield "ref_device: no such device. Write auto, cpu, or cuda: and a number, such as cuda:1"
+    beside = {"beta": c.beta == 0, "kl_estimator": c.kl_estimator == "exact", "sync_ref_model": c.sync_ref_model}
+    for name, found in beside.items():
+        if elsewhere and found:
+            yield (
+                f"ref_device: with `{name}` {getattr(c, name)} there is no reference, or it must sit beside the "
+                f"policy. Leave `ref_device` at auto, or change `{name}`"
+            )
+    if c.ref_device.startswith("cuda") and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        yield "ref_device: every process would put its reference there. Write auto or cpu where several processes train"
+    if c.tf32 and not c.bf16 and not c.fp16:
+        yield (
+            "tf32: the gates hold float32 log-probs to 1e-4, and TF32 keeps three digits. Set `bf16` to true as well, "
+            "or leave `tf32` out"
+        )
+
+
+def check_task_sampling(config: GRPOConfig) -> None:
+    by_task = config.task_sampling or {}
+    mapping = isinstance(by_task, dict) and all(isinstance(own, dict) for own in by_task.values())
+    remedy = "write it as {environment: {temperature: 0.7}}"
+    require(mapping, "task_sampling", by_task, "settings stand by task", remedy)
+    if by_task and (config.use_vllm or config.use_transformers_continuous_batching):
+        problem = "vLLM and continuous batching take one setting for all rows"
+        remedy = "unset `use_vllm` and `use_transformers_continuous_batching`, or leave it out"
+        require(False, "task_sampling", by_task, problem, remedy)
+    for task, own in dict(by_task).items():
+        for name, value in own.items():
+            field = f"task_sampling[{task}].{name}"
+            if name == "temperature":
+                positive = isinstance(value, int | float) and value > 0
+                require(positive, field, value, "sampling needs a positive temperature", "set it to something like 1.0")
+            elif name == "max_completion_length":
+                limit = config.max_completion_length or 0
+                fits = isinstance(value, int) and 1 <= value <= limit
+                require(fits, field, value, "it lies outside 1 to `max_completion_length`", f"use at most {limit}")
+            elif name in _WITHOUT_TRUNCATION:
+                # Renormalising over what a truncated sampler kept would make the loss exact for the sampling policy
+                # only: after an update, tokens that were sampled may lie outside the new policy's cut, at ratio 0.
+                require(value == _WITHOUT_TRUNCATION[name], field, value, SCORED, "leave it out")
+            else:
+                require(False, field, value, "no such setting", "use temperature or max_completion_length")

@@ -1,4 +1,4 @@
-"""KL between policy and reference: three directions, four estimators, and what moves with it over a run.
+"""KL between policy and reference: three directions, four estimators, and its coefficient over a run.
 
 Directions, at one prefix, over the next token y (the prefix is held fixed, as token-level penalties do):
 
@@ -26,21 +26,15 @@ value and takes the gradient -d grad log pi for KL(pi || ref), (1 - w) grad log 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import torch
 from torch.utils.checkpoint import checkpoint
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.utils import logging
 
 from rookworld_trl.checkpointing.state import Remembers
 from rookworld_trl.training.config import RookWorldGRPOConfig
 from rookworld_trl.training.loss import Scale, Scored, aggregate
-from rookworld_trl.training.schedules import RateControl
 from rookworld_trl.training.scoring import Scorer
-
-logger = logging.get_logger(__name__)
 
 # exp(20) is 5e8: no sampled token is that much likelier under the reference unless something broke, and without a
 # limit float32 overflows at 88 and turns the loss into NaN.
@@ -212,82 +206,6 @@ class KLController(Remembers):
         self.beta = min(self.maximum, max(self.minimum, self.beta))
 
 
-@dataclass
-class ReferenceReset(Remembers):
-    """When to replace the reference by the current policy (ProRL, arXiv 2505.24864).
-
-    Attributes:
-        every: reset after so many optimizer steps; 0: never.
-        stall_window: reset when the mean KL of the newer half of the last so many numbers is within `tolerance` of that
-            of the older half: the policy has stopped moving away, held by the penalty; 0: never.
-    """
-
-    REMEMBERED = ("steps", "history")
-
-    every: int = 0
-    stall_window: int = 0
-    tolerance: float = 0.05
-    steps: int = 0
-    history: list[float] = field(default_factory=list)
-
-    def observe(self, kl: float) -> None:
-        """Count one optimizer step by its mean KL, which says nothing about a stall if it is NaN or Inf."""
-        self.steps += 1
-        if math.isfinite(kl):
-            self.history = [*self.history, kl][-max(1, self.stall_window) :]
-
-    @property
-    def due(self) -> bool:
-        if self.every and self.steps >= self.every:
-            return True
-        window, history = self.stall_window, self.history
-        if not window or len(history) < window:
-            return False
-        older, newer = sum(history[: window // 2]) / (window // 2), sum(history[-(window // 2) :]) / (window // 2)
-        return older > 0 and abs(newer - older) <= self.tolerance * older
-
-    def done(self) -> None:
-        """Start counting from 0 again."""
-        self.steps, self.history = 0, []
-
-
-@dataclass
-class KLStop(Remembers, TrainerCallback):
-    """Stops a run whose policy has left its reference, with a checkpoint.
-
-    Attributes:
-        threshold: largest tolerated KL of a completion, nats (the sum of its tokens' log-ratios, in absolute value),
-            for the mean over completions and for their 95th percentile alike; 0: never stop.
-        reason: why the run stops; empty while it need not.
-    """
-
-    REMEMBERED = ("reason",)
-
-    threshold: float
-    reason: str = ""
-
-    def observe(self, sequence_kl: torch.Tensor) -> tuple[float, float]:
-        """Judge one optimizer step by the absolute KL of each of its completions (N,).
-
-        Returns:
-            Mean and 95th percentile, nats a completion.
-        """
-        mean, p95 = sequence_kl.mean().item(), torch.quantile(sequence_kl.float(), 0.95).item()
-        for name, value in (("mean", mean), ("95th percentile of the", p95)):
-            if self.threshold and not value <= self.threshold and not self.reason:  # NaN stops too
-                self.reason = (
-                    f"kl_stop_threshold: {name} KL to the reference is {value:.4g} nats a completion, above "
-                    f"{self.threshold:g}"
-                )
-        return mean, p95
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if self.reason:
-            logger.warning(f"stopping at step {state.global_step}: {self.reason}")
-            state.log_history.append({"step": state.global_step, "stop_reason": self.reason})
-            control.should_save = control.should_training_stop = True
-
-
 # What `--recovery_mode` does, each time it is given.
 RECOVERY_BETA = 2.0
 RECOVERY_TARGET = 0.5
@@ -303,9 +221,7 @@ class KLPenalty:
 
     Attributes:
         controller: holds and moves the coefficient.
-        stop: ends a run that has left its reference.
-        rate: of the learning rate; None if that only follows its schedule.
-        reset: when the policy becomes the reference.
+        last: of the last optimizer step, see `finish_step`; None before the first one.
     """
 
     def __init__(self, args: RookWorldGRPOConfig, accelerator: Any, scorer: Scorer):
@@ -321,15 +237,8 @@ class KLPenalty:
             maximum=args.beta_max,
             warmup_steps=args.kl_warmup_steps,
         )
-        self.stop = KLStop(args.kl_stop_threshold or 0.0)
-        self.rate = RateControl(args.kl_interval) if args.lr_control == "kl" else None
-        self.reset = ReferenceReset(args.reference_reset_steps, args.reference_reset_stall)
+        self.last: tuple[float, torch.Tensor] | None = None
         self._meter = KLMeter()
-        if scorer.reference is None and (self.reset.every or self.reset.stall_window):
-            raise ValueError(
-                "`reference_reset_steps` and `reference_reset_stall` replace a reference model, but adapters have "
-                "none: their reference is the base model. Set both to 0, or train without adapters"
-            )
 
     def tighten(self, recoveries: int, new: int) -> None:
         """What `--recovery_mode` does: to the target for each of so many restarts, to the coefficient for each new."""
@@ -339,12 +248,6 @@ class KLPenalty:
             controller.beta *= RECOVERY_BETA**new
             if controller.control != "fixed":
                 controller.beta = min(self.args.beta_max, controller.beta)
-
-    def replace_reference(self, policy: Any) -> None:
-        """Give the reference the policy's weights, and start counting from 0 again."""
-        plain = partial(self.accelerator.unwrap_model, keep_torch_compile=False)
-        plain(self.scorer.reference).load_state_dict(plain(policy).state_dict())
-        self.reset.done()
 
     def __call__(self, scored: Scored, batch: dict[str, Any], scale: Scale) -> torch.Tensor:
         """The term of one micro-batch, with the weights that the loss gives its other terms.
@@ -379,16 +282,13 @@ class KLPenalty:
         return exact_kl(hidden, heads[0], reference_hidden, heads[1], mask, self.args.kl_type, temperature)
 
     def finish_step(self, metrics: dict[str, list[float]], training: bool) -> None:
-        """After the last micro-batch: reduce over processes, log, adapt the coefficient, judge the stop."""
+        """After the last micro-batch: reduce over processes, log, and adapt the coefficient."""
         mean, sequences = self._meter.reduce(self.accelerator)
         metrics["kl"].append(mean)
         metrics["kl/sequence_mean"].append(sequences.mean().item())
         if not training:
             return
+        self.last = mean, sequences
         metrics["kl/coefficient"].append(self.controller.coefficient)
-        metrics["kl/sequence_p95"].append(self.stop.observe(sequences)[1])
-        if self.rate is not None:
-            metrics["kl/rate_scale"].append(self.rate.scale)
-            self.rate.observe(mean, self.controller.target * self.controller.factor)
+        metrics["kl/sequence_p95"].append(torch.quantile(sequences.float(), 0.95).item())
         self.controller.update(mean, len(sequences))
-        self.reset.observe(mean)

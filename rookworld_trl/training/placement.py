@@ -15,7 +15,7 @@ from accelerate.utils import DynamoBackend, TorchDynamoPlugin, parse_flag_from_e
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl import GRPOConfig
 
-from rookworld_trl.training.refusal import require
+from rookworld_trl.settings.parser import require
 
 LAUNCHED_PRECISION = "ACCELERATE_MIXED_PRECISION"  # set by every kind of `accelerate launch`
 DRIVERS = {"12": "525", "13": "580"}  # the oldest of NVIDIA's Linux drivers, by the CUDA that torch is built for

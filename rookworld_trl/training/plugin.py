@@ -12,8 +12,10 @@ import torch
 from transformers import TrainerCallback
 
 from rookworld_trl.checkpointing.state import Remembers, Stateful
+from rookworld_trl.settings.parser import check_options
 
 Row = dict[str, Any]
+SIDES = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")  # a batch's tokens
 
 
 class Plugin(Remembers, TrainerCallback):
@@ -31,6 +33,9 @@ class Plugin(Remembers, TrainerCallback):
 
     trainer: Any
 
+    def __post_init__(self) -> None:
+        check_options(self)
+
     @property
     def on(self) -> bool:
         """Whether its settings ask for it; if not, the trainer leaves it out."""
@@ -45,9 +50,17 @@ class Plugin(Remembers, TrainerCallback):
         """
         return iter(())
 
+    def adjust(self, args: Any, model: Any, dataset: Any, tokenizer: Any) -> None:
+        """The trainer is about to be built of these; settings in `args` may still be changed."""
+
     def attach(self, trainer: Any) -> None:
         """The trainer is built, but for what recovers from faults."""
         self.trainer = trainer
+
+    @property
+    def keeps_state(self) -> bool:
+        """Whether a checkpoint holds something of it."""
+        return bool(self.REMEMBERED) or type(self).state_dict is not Plugin.state_dict
 
     def undone(self) -> Stateful | None:
         """What goes back with the weights when a step is undone: itself, a part of it, or nothing."""

@@ -22,11 +22,10 @@ from rookworld_trl.modeling.hooks import replaced
 from rookworld_trl.modeling.hub import hide_token
 from rookworld_trl.modeling.positions import install_position_hook
 from rookworld_trl.training.config import RookWorldGRPOConfig
-from rookworld_trl.training.micro_batch import fit_to_gpu
 
 
-def prepare(args: Any, model: Any, dataset: Any, tokenizer: Any, options: dict[str, Any]) -> RookWorldGRPOConfig:
-    """Check what the trainer was given, widen the model's weights, choose adapters and the micro-batch.
+def prepare(args: Any, model: Any, tokenizer: Any, options: dict[str, Any]) -> RookWorldGRPOConfig:
+    """Check what the trainer was given, widen the model's weights, choose adapters.
 
     Args:
         options: further arguments of TRL's trainer; `peft_config` is filled in.
@@ -49,7 +48,6 @@ def prepare(args: Any, model: Any, dataset: Any, tokenizer: Any, options: dict[s
         widen_to_float32(model)
     if args.use_peft and options.get("peft_config") is None:
         options["peft_config"] = lora_config(args, model)
-    fit_to_gpu(args, model, dataset, tokenizer)
     return args
 
 
@@ -209,14 +207,6 @@ def check_weights(model: nn.Module) -> None:
                 f"'{name}' is {parameter.dtype}: small updates vanish in it. Load the model with dtype float32; "
                 "`bf16: true` autocasts the computation"
             )
-
-
-def check_curriculum(args: RookWorldGRPOConfig, curriculum: Any) -> None:
-    """Raises:
-    ValueError: a curriculum that would do nothing.
-    """
-    if curriculum is not None and not args.mining:
-        raise ValueError("a `curriculum` weighs mined prompts: set `mining` to True")
 
 
 def check_vllm_installed(args: RookWorldGRPOConfig) -> None:

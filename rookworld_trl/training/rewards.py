@@ -7,14 +7,13 @@ float32 goes. And a reward function that raises in one process would leave the o
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate.utils import gather
 from transformers.utils import logging
 
 from rookworld_trl import ranks
 from rookworld_trl.modeling.tokens import completion_texts
-from rookworld_trl.training.advantages import combine_rewards
-from rookworld_trl.training.mining import informative_share
 
 logger = logging.get_logger(__name__)
 
@@ -68,6 +67,12 @@ class RewardCaller:
         return screened(rewards, self.args.reward_limit)
 
 
+def combine_rewards(per_function: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Weighted sum (N,) of the rewards (N, F) that apply; NaN where none does."""
+    total = (per_function * weights).nansum(dim=1)
+    return total.masked_fill(per_function.isnan().all(dim=1), torch.nan)
+
+
 def screened(rewards: torch.Tensor, limit: float) -> tuple[torch.Tensor, dict[str, int]]:
     """Rewards (N, functions) within +-limit, NaN where a function gave no finite number.
 
@@ -83,6 +88,19 @@ def screened(rewards: torch.Tensor, limit: float) -> tuple[torch.Tensor, dict[st
             f"{counts['clamped']} are cut to +-{limit:g} (`reward_limit`). Fix the reward function"
         )
     return rewards, {name: count for name, count in counts.items() if count}
+
+
+def informative_groups(rewards: np.ndarray, samples: int) -> np.ndarray:
+    """Which groups (N / samples,) hold different rewards (N,); NaN do not count."""
+    groups = rewards.reshape(-1, samples)
+    highest = np.where(np.isnan(groups), -np.inf, groups).max(axis=1)
+    lowest = np.where(np.isnan(groups), np.inf, groups).min(axis=1)
+    return highest - lowest > 1e-6
+
+
+def informative_share(rewards: torch.Tensor, samples: int) -> float:
+    """Share of such groups; the others teach a group baseline nothing."""
+    return informative_groups(rewards.cpu().numpy(), samples).mean(dtype=np.float32).item()
 
 
 def by_task(rewards: torch.Tensor, tasks: Sequence[str], num_generations: int) -> dict[str, float]:

@@ -6,7 +6,6 @@ from typing import Any, ClassVar
 
 import torch
 from torch import nn, optim
-from transformers import TrainingArguments
 from transformers.pytorch_utils import Conv1D
 from trl import SFTConfig, SFTTrainer
 
@@ -22,7 +21,6 @@ from rookworld_trl.training.placement import (
     on_gpu,
 )
 from rookworld_trl.training.recovery import Diverged
-from rookworld_trl.training.validation import check_fields
 
 NATS_SCALE = 32  # the loss is nats a completion divided by this, about the tokens of rookworld-nano's `A:` completion
 
@@ -55,7 +53,6 @@ class SupervisedConfig(SFTConfig):
     )
 
     def __post_init__(self) -> None:
-        check_fields(self, TrainingArguments)
         follow_launcher(self)
         # Trees are made by the data set as they are asked for, of columns that the model does not know.
         self.remove_unused_columns = False

@@ -4,35 +4,29 @@ Each seam of TRL's is taken once, in the order in which a step meets it; each ca
 to an object with one job. `tests/training/test_trl_seams.py` pins the seams, so that an upgrade of TRL fails there.
 """
 
+import time
 from collections.abc import Sequence
 from contextlib import nullcontext
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
-from torch.optim import Optimizer
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from rookworld_trl import ranks
-from rookworld_trl.checkpointing.state import Attributes, Stateful
+from rookworld_trl.checkpointing.state import Stateful
 from rookworld_trl.checkpointing.trainer import DurableGRPOTrainer
 from rookworld_trl.training import gates, loss, placement, scoring
-from rookworld_trl.training.advantages import Baseline, scale_advantages
 from rookworld_trl.training.config import RookWorldGRPOConfig
 from rookworld_trl.training.exact import ExactObjective
 from rookworld_trl.training.kl import KLPenalty
 from rookworld_trl.training.loss import EntropyBonus, Scale, Scored
-from rookworld_trl.training.mining import BatchMiner, Curriculum
-from rookworld_trl.training.monitor import HealthMonitor, target_probe
-from rookworld_trl.training.plugin import Plugin, check_plugins, settings_of
+from rookworld_trl.training.plugin import SIDES, Plugin, Row, check_plugins, settings_of
 from rookworld_trl.training.points import FindPoints, check_points
 from rookworld_trl.training.preparation import (
     check_built,
-    check_curriculum,
     float32_head,
     on_one_device,
     prepare,
@@ -41,14 +35,9 @@ from rookworld_trl.training.preparation import (
 from rookworld_trl.training.recovery import Guard, LearningRateCut, no_rewards
 from rookworld_trl.training.rewards import RewardCaller, by_task
 from rookworld_trl.training.sampler import Sampler, Samples
-from rookworld_trl.training.schedules import advanced_scheduler
 from rookworld_trl.training.scoring import Scorer
-from rookworld_trl.training.throughput import SIDES, Throughput, peak_of
-from rookworld_trl.training.value import ValueHead
 
 logger = logging.get_logger(__name__)
-
-Row = dict[str, Any]
 
 
 class RookWorldGRPOTrainer(DurableGRPOTrainer):
@@ -68,7 +57,6 @@ class RookWorldGRPOTrainer(DurableGRPOTrainer):
         train_dataset: rows with a column `prompt`; the reward functions get the other columns.
         eval_dataset: held-out rows, measured every `args.eval_steps`; see `watch_with`.
         processing_class: the tokenizer, with pad and end token; by default the one saved with the model.
-        curriculum: weighs the prompts that mining tries; see `rookworld_trl.training.mining.Curriculum`.
         find_points: finds what the exact objectives sum over; see `rookworld_trl.training.points.FindPoints`.
         plugins: what the run does besides; see `rookworld_trl.training.plugin`. Those that are off are left out.
         kwargs: further arguments of TRL's trainer; tools, environments and rollout functions are refused.
@@ -80,8 +68,6 @@ class RookWorldGRPOTrainer(DurableGRPOTrainer):
 
     args: RookWorldGRPOConfig
     beta: float
-    lr_scheduler: Any
-    throughput: Throughput
 
     def __init__(
         self,
@@ -91,59 +77,50 @@ class RookWorldGRPOTrainer(DurableGRPOTrainer):
         train_dataset: Any = None,
         eval_dataset: Any = None,
         processing_class: Any = None,
-        curriculum: Curriculum | None = None,
         find_points: FindPoints | None = None,
         plugins: Sequence[Plugin] = (),
         **kwargs: Any,
     ):
-        args = prepare(args, model, train_dataset, processing_class, kwargs)
+        args = prepare(args, model, processing_class, kwargs)
         check_plugins(args, plugins)
+        self.plugins = [plugin for plugin in plugins if plugin.on]
+        for plugin in self.plugins:
+            plugin.adjust(args, model, train_dataset, processing_class)
         with weights_on_disk(model, args, kwargs.get("peft_config"), processing_class), float32_head(), on_one_device():
             super().__init__(model, reward_funcs, args, train_dataset, eval_dataset, processing_class, **kwargs)
         check_built(self.model, self.ref_model, self.processing_class)
         check_points(args.objective, find_points)
-        check_curriculum(args, curriculum)
-        self.plugins = [plugin for plugin in plugins if plugin.on]
         self._recipe = settings_of(plugins)
-        self._build(curriculum, find_points)
+        self._build(find_points)
         self._add_callbacks()
-        self._name_controls()
 
-    def _build(self, curriculum: Curriculum | None, find_points: FindPoints | None) -> None:
-        """The objects that a step calls, each after those it needs; none gets the trainer."""
+    def _build(self, find_points: FindPoints | None) -> None:
+        """The objects that a step calls, each after those it needs; only plug-ins get the trainer."""
         args, accelerator, policy, tokenizer = self.args, self.accelerator, self.model, self.processing_class
         generation_config = getattr(self, "generation_config", None)  # vLLM has its own
         self.sampler = Sampler(args, accelerator, policy, tokenizer, self.eos_token_ids, generation_config)
         ref_device = placement.arrange(args, accelerator, policy, self.ref_model, self.sharded)
         stock = super()._get_per_token_logps_and_entropies
         self.scorer = Scorer(args, accelerator, policy, self.ref_model, ref_device, stock)
-        self.throughput = Throughput(policy.config, self.record, peak_of(args, accelerator), self.scorer.shared)
         self.exact: ExactObjective | None = None
         if find_points is not None:
-            seams = (find_points, tokenizer.decode, self.throughput.trained, self.record)
+            seams = (find_points, tokenizer.decode, self._trained, self.record)
             self.exact = ExactObjective(args, accelerator, policy, self.scorer, *seams)
         self.rewards = RewardCaller(args, accelerator, tokenizer, self.eos_token_ids, self.reward_weights)
         self.kl = KLPenalty(args, accelerator, self.scorer)
         self.entropy = EntropyBonus(args)
         self.use_adaptive_entropy = False  # TRL's own, which it would write into checkpoints beside ours
         self.gates = gates.FirstBatch(args, accelerator, policy, self.scorer.logps)
-        self.baseline = Baseline(args.advantage_baseline)
-        self.value_head: ValueHead | None = None
-        if args.use_gae:
-            self.value_head = ValueHead(policy.config.hidden_size, seed=args.seed, device=accelerator.device)
-        self.mining: BatchMiner | None = None
-        if args.mining:
-            miner = partial(BatchMiner, args, accelerator, policy, self.train_dataset, tokenizer, self.sampler)
-            self.mining = miner(sample=self._sample_rows, reward=self._probe, curriculum=curriculum)
         # What learns from a step's numbers: if the step is undone, it goes back with the weights.
-        self.learning: dict[str, Stateful] = {"kl_controller": self.kl.controller, "baseline": self.baseline}
-        self.learning |= {"value_head": self.value_head} if self.value_head else {}
+        self.learning: dict[str, Stateful] = {"kl_controller": self.kl.controller}
         self.learning |= {"entropy_bonus": self.entropy} if self.entropy.adaptive else {}
+        self.controls |= self.learning
         for plugin in self.plugins:
             plugin.attach(self)
-            if (part := plugin.undone()) is not None:
-                self.learning[plugin.STATE or plugin.NAME] = part
-        self.learning_rate_cut = LearningRateCut(args.recovery_max_attempts)
+            name, part = plugin.STATE or plugin.NAME, plugin.undone()
+            self.learning |= {} if part is None else {name: part}
+            self.controls |= {name: plugin} if plugin.keeps_state else {}
+        self.controls["recovery"] = self.learning_rate_cut = LearningRateCut(args.recovery_max_attempts)
         self.guard: Guard | None = None
         if args.recovery and self.sharded:
             logger.warning("`recovery` is off: it keeps whole states in memory, and these weights are sharded")
@@ -154,49 +131,54 @@ class RookWorldGRPOTrainer(DurableGRPOTrainer):
                 policy,
                 self.ref_model,
                 tokenizer,
-                self.learning | self._counting(),
+                self.learning,
                 self.learning_rate_cut,
                 save=self.save_special,
                 running_loss=lambda: self._tr_loss,
                 on_fault=self._drop_samples,
                 record=self.record,
             )
-        self._mined: Samples | None = None  # what mining has sampled for the present batch
+        self._drawn: Samples | None = None  # what a plug-in has sampled for the present batch
         self._temperatures: torch.Tensor | None = None  # (B,) of the present batch's rows; None: `args.temperature`
         self._rewards = torch.zeros(0)  # (N,) of the present batch, all processes'
 
-    def _counting(self) -> dict[str, Stateful]:
-        """What a step moves beside what learns from it, and what goes back with it."""
-        counting: dict[str, Stateful] = {"kl_stop": self.kl.stop, "reference_reset": self.kl.reset}
-        if self.kl.rate:
-            counting["rate_control"] = Attributes(self.kl.rate, self.kl.rate.COUNTERS)
-        return counting
-
     def _add_callbacks(self) -> None:
         """Every callback, in the order in which they are called."""
-        args, config, record = self.args, self.model.config, self.record
-        self.target_probe = target_probe(args, self.train_dataset, self.processing_class, config, record)
-        self.health = HealthMonitor(args.bands(), Path(args.output_dir), args.health_patience, tell=self.tell)
-        compiled = placement.CompileCounter(record) if args.torch_compile else None
-        in_order = (self.kl.stop, compiled, self.kl.rate, self.guard, self.throughput, self.target_probe, self.health)
-        for callback in (*self.plugins, *filter(None, in_order)):
+        compiled = placement.CompileCounter(self.record) if self.args.torch_compile else None
+        for callback in filter(None, (*self.plugins, compiled, self.guard)):
             self.add_callback(callback)
 
-    def _name_controls(self) -> None:
-        """What carries something from step to step, by its name in a checkpoint."""
-        found: dict[str, Stateful | None] = {
-            **self.learning,
-            "miner": self.mining.miner if self.mining else None,
-            "rate_control": self.kl.rate,
-            "reference_reset": self.kl.reset,
-            "recovery": self.learning_rate_cut,
-            "target_probe": self.target_probe,
-            "health": self.health,
-        }
-        self.controls |= {name: control for name, control in found.items() if control is not None}
-        self.controls |= {each.STATE or each.NAME: each for each in self.plugins if each.state_dict()}
+    # For plug-ins
+
+    @property
+    def step_kl(self) -> tuple[float, torch.Tensor] | None:
+        """At the end of an optimizer step, its mean KL (nats a token) and |log-ratio| of each completion of all
+        processes (N,), nats; None where there is no KL, or the step has been undone."""
+        return None if self.last_fault == self.state.global_step else self.kl.last
+
+    def sample_rows(self, rows: list[Row]) -> Samples:
+        """Completions for rows that TRL has not asked for yet."""
+        prompt_ids, images, fields = self._tokenize_prompts([row["prompt"] for row in rows])
+        with self.sampler.rows(rows):
+            return self._draw(prompt_ids, images, fields, self.num_generations)
+
+    def reward_of(self, rows: list[Row], drawn: Samples) -> np.ndarray:
+        """Rewards (N,) of the global batch as it stands, without a trace in TRL's logs."""
+        per_function = self._screened(rows, drawn.completion_ids)
+        self._pending_metrics.clear()
+        self._pending_extra_logs.clear()
+        return self.rewards.combined(per_function).double().cpu().numpy()
+
+    def mine(self, rows: list[Row]) -> slice:
+        """This process's part of what is gathered from all."""
+        start = self.accelerator.process_index * len(rows)
+        return slice(start, start + len(rows))
+
+    def tasks(self, rows: list[Row]) -> list[str]:
+        return [str(row.get(self.args.task_column, "")) for row in rows]
 
     def record(self, name: str, value: float) -> None:
+        """Log a number of the training step."""
         self._metrics["train"][name].append(value)
 
     @property
@@ -216,41 +198,33 @@ class RookWorldGRPOTrainer(DurableGRPOTrainer):
         return self._buffered_inputs[self._step % self.args.steps_per_generation]
 
     def _generate_and_score_completions(self, inputs: list[Row]) -> Row:
-        """Prompts chosen, sampled, scored, rewarded and compared; mining changes `inputs` in place."""
+        """Prompts chosen, sampled, scored, rewarded and compared; plug-ins change `inputs` in place."""
         training = self.model.training
         if self.guard:
             self.guard.check_weights()
-        if training and self.kl.reset.due:
-            self._reset_reference()
-        for plugin in self.plugins if training else ():
-            plugin.rows(inputs)
-        mined = self.mining.choose(inputs, self._metrics["train"]) if training and self.mining else None
-        rows = self.sampler.rows(inputs)
-        with rows as temperatures:
-            self._mined, self._temperatures = mined, temperatures
+        drawn = [plugin.rows(inputs) for plugin in self.plugins if training]
+        with self.sampler.rows(inputs) as temperatures:
+            self._drawn = next((samples for samples in drawn if samples is not None), None)
+            self._temperatures = temperatures
             batch = super()._generate_and_score_completions(inputs)
-            drafted = self.sampler.drafted()
         batch |= {} if temperatures is None else {"temperatures": temperatures}
         if training:
             if self.gates.pending:
                 self._pass_gates(batch)
-            self.throughput.sampled(batch, self.num_generations, drafted)
-            if self.value_head is not None or self.baseline.kind != "group_mean":
-                batch["advantages"] = self._advantages(inputs, batch)
             if self.exact:
-                self.exact.prepare(inputs, batch, self._rewards[self._mine(inputs)].tolist())
+                self.exact.prepare(inputs, batch, self._rewards[self.mine(inputs)].tolist())
             for plugin in self.plugins:
                 plugin.sampled(inputs, batch)
             self._show_advantages(batch)
         return batch
 
     def _generate_single_turn(self, prompt_ids: list[list[int]], *others: Any, **options: Any) -> Any:
-        """One completion for each prompt (TRL has repeated them already): new ones, or what mining has sampled."""
-        samples = self._mined
+        """One completion for each prompt (TRL has repeated them already): new ones, or what a plug-in has sampled."""
+        samples = self._drawn
         if samples is None:
             samples = self._draw(prompt_ids, *others, **options)
         elif prompt_ids != samples.prompt_ids:
-            raise RuntimeError("the batch's prompts are not those that mining sampled")
+            raise RuntimeError("the batch's prompts are not those that were sampled")
         self.gates.sampled = samples
         return samples.completion_ids, None if None in samples.logps else samples.logps
 
@@ -258,22 +232,25 @@ class RookWorldGRPOTrainer(DurableGRPOTrainer):
         """New completions."""
         single_turn = super()._generate_single_turn
         watched: Any = self.guard.sampling() if self.guard else nullcontext([])
-        with watched as drawn, self.throughput.part("sampling"):
+        started = time.perf_counter()
+        with watched as drawn:
             samples = self.sampler.sample(
                 prompt_ids,
                 lambda prompts: single_turn(prompts, *others, **options),
                 record=self.gates.pending and self.model.training,
             )
             drawn.append(samples)
+        seconds = self._ended("sampling", started)
+        self._metrics[self._mode]["rollout/seconds_per_sample"].append(seconds / len(prompt_ids))
         samples.end_empty(self.eos_token_ids[0])
-        self.throughput.rolled_out(len(prompt_ids), self._metrics[self._mode])
         return samples
 
-    def _sample_rows(self, rows: list[Row]) -> Samples:
-        """Completions for rows that TRL has not asked for yet."""
-        prompt_ids, images, fields = self._tokenize_prompts([row["prompt"] for row in rows])
-        with self.sampler.rows(rows):
-            return self._draw(prompt_ids, images, fields, self.num_generations)
+    def _ended(self, phase: str, started: float) -> float:
+        """Seconds of a phase of the step, which plug-ins hear of."""
+        seconds = time.perf_counter() - started
+        for plugin in self.plugins:
+            plugin.ended(phase, seconds)
+        return seconds
 
     def _get_per_token_logps_and_entropies(self, model: nn.Module, *args: Any, **kwargs: Any) -> Any:
         return self.scorer(model, *args, temperatures=self._temperatures, **kwargs)
@@ -283,14 +260,12 @@ class RookWorldGRPOTrainer(DurableGRPOTrainer):
     ) -> torch.Tensor:
         """Rewards (N, functions) of all processes, NaN where a function gave no usable number."""
         per_function = self._screened(inputs, completion_ids_list)
-        training, metrics, tasks = self.model.training, self._metrics[self._mode], self._tasks(inputs)
+        training, metrics, tasks = self.model.training, self._metrics[self._mode], self.tasks(inputs)
         rewards = self._rewards = self.rewards.combined(per_function)
         if training and bool(rewards.isnan().all()):
             no_rewards(self.guard, self.state.global_step + 1)
         for plugin in self.plugins if training else ():
             plugin.rewarded(inputs, rewards)
-        if training and self.mining:
-            self.mining.observe(inputs, rewards.double().cpu().numpy(), metrics)
         generations = self.num_generations if training else self.num_generations_eval
         for name, value in by_task(rewards, ranks.everyones(tasks), generations).items():
             metrics[name].append(value)
@@ -299,26 +274,12 @@ class RookWorldGRPOTrainer(DurableGRPOTrainer):
 
     def _screened(self, inputs: list[Row], completion_ids: list[list[int]]) -> torch.Tensor:
         calculate, count = super()._calculate_rewards, len(self.reward_funcs)
-        with self.throughput.part("rewards"):
-            per_function, counts = self.rewards(calculate, inputs, completion_ids, count)
+        started = time.perf_counter()
+        per_function, counts = self.rewards(calculate, inputs, completion_ids, count)
+        self._ended("rewards", started)
         for name, count in counts.items():
             self._metrics[self._mode][f"rewards/{name}"].append(count)
         return per_function
-
-    def _probe(self, inputs: list[Row], drawn: Samples) -> np.ndarray:
-        """Rewards (N,) of the global batch as it stands, without a trace in TRL's logs."""
-        per_function = self._screened(inputs, drawn.completion_ids)
-        self._pending_metrics.clear()
-        self._pending_extra_logs.clear()
-        return self.rewards.combined(per_function).double().cpu().numpy()
-
-    def _mine(self, inputs: list[Row]) -> slice:
-        """This process's part of what is gathered from all."""
-        start = self.accelerator.process_index * len(inputs)
-        return slice(start, start + len(inputs))
-
-    def _tasks(self, inputs: list[Row]) -> list[str]:
-        return [str(row.get(self.args.task_column, "")) for row in inputs]
 
     def _pass_gates(self, batch: Row) -> None:
         """Measure the gates on the first batch, and go on only if they hold."""
@@ -329,19 +290,6 @@ class RookWorldGRPOTrainer(DurableGRPOTrainer):
             return  # nothing was measured: the next batch has to pass them
         gates.enforce(results)
         self.gates.pending = False
-
-    def _advantages(self, inputs: list[Row], batch: Row) -> torch.Tensor:
-        """This process's advantages in place of TRL's: (B,) by a baseline, or (B, C) by GAE."""
-        rewards, args, mine = self._rewards, self.args, self._mine(inputs)
-        if self.value_head is not None:
-            states = self.scorer.hidden_states(self.model, batch)
-            options = (args.gae_gamma, args.gae_lambda, args.scale_rewards == "batch", self.accelerator)
-            advantages, error = self.value_head.advantages(states, rewards[mine], batch["completion_mask"], *options)
-            self.record("value/error", error)
-            return advantages
-        raw = rewards - self.baseline(rewards, self.num_generations, ranks.everyones(self._tasks(inputs)))
-        advantages = scale_advantages(raw, rewards, self.num_generations, args.scale_rewards)
-        return advantages[mine]
 
     def _show_advantages(self, batch: Row) -> None:
         """What the loss takes, for the table of completions: means over tokens; NaN where points take their place."""
@@ -387,8 +335,12 @@ class RookWorldGRPOTrainer(DurableGRPOTrainer):
             return self.exact(model, inputs)
         learns = scoring.rows_that_learn(inputs, self.args) if self.scorer.shared else None
         if training:
-            self.throughput.trained(inputs if learns is None else {key: inputs[key][learns] for key in SIDES})
+            self._trained(inputs if learns is None else {key: inputs[key][learns] for key in SIDES})
         return self.scorer.of_batch(model, inputs, learns, self.aux_loss_enabled, self.kl.exact and bool(self.beta))
+
+    def _trained(self, batch: Row, trees: Sequence[tuple[int, int]] | None = None) -> None:
+        for plugin in self.plugins:
+            plugin.trained(batch, trees)
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         """The gradient's norm; if the guard skips the step, there is no gradient afterwards."""
@@ -409,22 +361,7 @@ class RookWorldGRPOTrainer(DurableGRPOTrainer):
         self._buffered_inputs = None
         self.entropy.drop()
 
-    def _reset_reference(self) -> None:
-        """Make the current policy the reference and, as ProRL does, let the optimizer forget the old one's pull."""
-        self.kl.replace_reference(self.model)
-        self.optimizer.state.clear()
-        self.reference_replaced = True
-        self.state.log_history.append({"step": self.state.global_step, "reference_reset": True})
-        if self.guard:
-            self.guard.keep_reference()
-
     # The run
-
-    def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> Any:
-        if self.lr_scheduler is None and self.args.lr_schedule == "advanced":
-            self.lr_scheduler = advanced_scheduler(optimizer or self.optimizer, num_training_steps, self.args)
-            self._created_lr_scheduler = True
-        return super().create_scheduler(num_training_steps, optimizer)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)

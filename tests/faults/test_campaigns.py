@@ -92,7 +92,6 @@ def test_checkpoints_and_snapshots_take_little_of_the_time(tmp_path: Path, monke
         num_generations=16,
         max_completion_length=64,
         max_steps=6,
-        kl_stop_threshold=0,
         activation_checkpointing=False,
         shuffle_dataset=False,
         disable_tqdm=True,

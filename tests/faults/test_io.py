@@ -14,9 +14,7 @@ from rookworld_trl.checkpointing.stopping import UNRECOVERABLE, DiskError
 from rookworld_trl.checkpointing.store import newest_valid
 from rookworld_trl.files import append_line, write_atomically
 from rookworld_trl.reports.run import read_run
-from rookworld_trl.training import monitor
 from rookworld_trl.training.live import LiveReport, live_line
-from rookworld_trl.training.monitor import HealthMonitor
 from tests.support.disk import files_end_at, full_disk
 from tests.support.toy import make_trainer
 
@@ -73,17 +71,6 @@ def test_a_full_disk_costs_lines_of_the_log_and_no_more(
 def test_a_step_that_measured_nothing_still_prints() -> None:
     """TRL logs None for a metric whose values were all NaN."""
     assert live_line(3, 9, {"kl": None, "entropy": 0.5}) == "step 3/9  entropy 0.500"
-
-
-def test_health_events_and_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    health = HealthMonitor({"kl": (0.1, 0.5)}, tmp_path)
-    state: Any = SimpleNamespace(is_world_process_zero=True, global_step=1)
-    monkeypatch.setattr(monitor, "append_line", full_disk)
-    for step in range(1, 9):
-        state.global_step = step
-        health.on_log(None, state, None, logs={"loss": 0.0, "kl": 2.0})  # type: ignore[arg-type]
-    assert health.level == "red"
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_output_folder_that_cannot_be_written_is_named_at_once(tmp_path: Path) -> None:

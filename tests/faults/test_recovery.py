@@ -96,7 +96,6 @@ def test_faults_that_pass(kinds: dict[str, str], options: dict[str, Any], tmp_pa
     moments = list(trainer.optimizer.state_dict()["state"].values())
     assert all(finite(each.values()) for each in moments)
     assert finite(trainer.ref_model.parameters())
-    assert trainer.kl.stop.reason == ""
     assert all(math.isfinite(row["loss"]) for row in trainer.state.log_history if "loss" in row)
 
 
@@ -138,11 +137,8 @@ def test_moments_and_controls_go_back_too(tmp_path: Path) -> None:
 
     class Watch(Injector):
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            kl = trainer.kl
-            assert kl.rate is not None
-            entropy = trainer.entropy.state_dict()
-            stateful = (kl.controller, trainer.baseline, kl.rate, kl.reset)
-            controls = (entropy, *(each.state_dict() for each in stateful))
+            controls = [each.state_dict() for each in trainer.guard.controls.values()]
+            assert len(controls) == 5
             seen[state.global_step] = copy_tree((trainer.optimizer.state_dict()["state"], controls))
 
     Watch(trainer, [(0, 5, "gradient")])
@@ -161,8 +157,7 @@ def test_a_skipped_step_does_not_count_for_the_rate(tmp_path: Path) -> None:
     trainer, injector = run_with([(0, 5, "gradient")], tmp_path, **settings)
     rates = {1: 1e-2, 2: 1e-2, 3: 5e-3, 4: 5e-3, 5: 2.5e-3, 6: 2.5e-3, 7: 1.25e-3, 8: 1.25e-3}
     assert injector.rates == pytest.approx(rates)
-    assert trainer.kl.rate is not None
-    assert trainer.kl.rate.state_dict() == {"scale": 0.25, "above": 1, "within": 0}
+    assert trainer.plugins[0].state_dict() == {"scale": 0.25, "above": 1, "within": 0}
     assert trainer.learning_rate_cut.scale == 0.5
 
 

@@ -18,9 +18,10 @@ from rookworld_trl.modeling.tokens import CUT_OFF
 from rookworld_trl.training.gates import FirstBatch
 from rookworld_trl.training.rewards import RewardCaller, screened
 from rookworld_trl.training.sampler import Sampler, Samples
-from rookworld_trl.training.validation import KL_ESTIMATORS, KL_TYPES
 from tests.support.toy import make_trainer
 
+KL_TYPES = ("policy_to_reference", "reference_to_policy", "symmetric")
+KL_ESTIMATORS = ("k1", "k2", "k3", "exact")
 NAN, INF = math.nan, math.inf
 FEN = "4k3/8/8/8/8/8/8/4K2R w K - 0 1"
 

@@ -106,3 +106,14 @@ def test_the_end_is_told_however_it_comes(make_trainer: Any) -> None:
         run | {"outcome": "finished", "step": 1, "stop_reason": ""},
         run | {"outcome": "KeyboardInterrupt: ctrl-c", "step": 0, "stop_reason": ""},
     ]
+
+
+def test_a_run_sends_its_events(make_trainer: Any) -> None:
+    """A command that fails costs nothing, and what it is called stands in no checkpoint."""
+    trainer = make_trainer(alert="/nowhere/at-all", max_steps=1)
+    (plugin,), sent = trainer.plugins, list[dict[str, Any]]()
+    send = plugin._send
+    plugin._send = lambda body: (sent.append(json.loads(body)), send(body))
+    trainer.train()
+    assert [(event["event"], event["outcome"]) for event in sent] == [("end", "finished")]
+    assert "/nowhere" not in json.dumps(trainer.identity.fingerprint)

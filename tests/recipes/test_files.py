@@ -13,6 +13,7 @@ import yaml
 
 from recipes import grpo, sft
 from rookworld_trl.chess.mixing import prompts_of
+from rookworld_trl.plugins import settings_of
 from rookworld_trl.settings.parser import parse
 from tests.support.documents import own_fields
 from tests.support.schema import FILES, modeline, schema
@@ -38,7 +39,7 @@ def test_grpo_recipes_parse_and_say_what_they_mean():
     measured = json.loads(CHECKPOINTING.read_text())["sizes"]["124m"]
     seconds = measured["save_seconds"] + measured["make_stable_seconds"]
     for path in GRPO:
-        run, args, *_ = parse(grpo.CLASSES, on_this_machine(path))
+        run, args, *extras = parse(grpo.CLASSES, on_this_machine(path))
         prompts = args.generation_batch_size // args.num_generations
         share = prompts_of(run.mix_env_ratio, prompts, "mix_env_ratio")
         assert share == pytest.approx(run.mix_env_ratio * prompts), path
@@ -50,7 +51,8 @@ def test_grpo_recipes_parse_and_say_what_they_mean():
             assert run.expected_parameters == 124_439_808, path
             assert seconds / (2.7 * args.save_steps) < 0.02, f"{path}: checkpoints take 2 % of a GPU's time or more"
         if path.stem in ("config_mixed", "config_policy", "config_environment") and "124m" in str(path):
-            controls = (args.kl_control, args.lr_schedule, args.kl_stop_threshold, args.recovery)
+            keys = settings_of(extras)
+            controls = (args.kl_control, keys["lr_schedule"], keys["kl_stop_threshold"], args.recovery)
             assert controls == ("multiplicative", "advanced", 50, True), path
     for path in SFT:
         recipe, *_ = parse(sft.CLASSES, on_this_machine(path))

@@ -17,9 +17,11 @@ from recipes import grpo
 from rookworld_trl.chess import prompts
 from rookworld_trl.chess.dataset import COMPACT_SCHEMA, load_shipped, positions_in
 from rookworld_trl.modeling.loading import load_model
+from rookworld_trl.plugins.mining import Mining
 from rookworld_trl.settings.parser import parse
 from rookworld_trl.training import RookWorldGRPOTrainer
 from tests.recipes.conftest import positions
+from tests.support.plugged import plugin_of
 from tests.support.stockfish import requires_stockfish
 
 ROOT = Path(__file__).parents[2]
@@ -77,8 +79,7 @@ def test_lora_trains_adapters_and_saves_them_merged(run: Run, tmp_path: Path, ti
 
 def test_mining_samples_again(run: Run) -> None:
     trainer, rows = run(LARGE / "config_mining.yaml", per_device_train_batch_size=8)
-    assert trainer.mining is not None
-    assert trainer.mining.miner.ordinary == 0.2
+    assert plugin_of(trainer, Mining).miner.ordinary == 0.2
     assert all("mining/resampled" in row for row in rows)
 
 

@@ -9,8 +9,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from rookworld_trl.plugins.target_probe import TargetProbe
 from rookworld_trl.training import sampler
 from tests.recipes.conftest import positions, run
+from tests.support.plugged import plugin_of
 from tests.support.stockfish import requires_stockfish
 
 RECIPE = Path(__file__).parents[2] / "recipes/rookworld-lm-124m/grpo/config_rookworld_7m.yaml"
@@ -96,7 +98,7 @@ def test_the_recipe_for_rookworlds_rows_values_every_move_and_follows_padded_ans
         whole = row["prompt"] + row["target"]
         assert (whole[93:96], whole[126:129], whole[169:172]) == ("M: ", "E: ", "B: ")
     tokenizer = trainers[0].processing_class
-    followed = [tokenizer.decode(ids[:-1]) for _, ids in trainers[0].target_probe.rows]
+    followed = [tokenizer.decode(ids[:-1]) for _, ids in plugin_of(trainers[0], TargetProbe).pairs]
     assert set(followed) >= {row["target"] for row in rows[:4]}
 
 
@@ -112,7 +114,10 @@ def test_the_probe_follows_answers_in_the_spelling_that_the_recipe_names(
     rows_file.write_text("".join(json.dumps(line) + "\n" for line in lines))
     run(arguments | {"max_steps": 1, "spelling": spelling})
     tokenizer = trainers[0].processing_class
-    answers = {tokenizer.decode(prompt): tokenizer.decode(ids[:-1]) for prompt, ids in trainers[0].target_probe.rows}
+    answers = {
+        tokenizer.decode(prompt): tokenizer.decode(ids[:-1])
+        for prompt, ids in plugin_of(trainers[0], TargetProbe).pairs
+    }
     for line in (line for line in lines if line["prompt"] in answers and "target" in line):
         fen, moves = line["prompt"][3:], line["legal_moves"][-5:]
         evals = " ".join(str(cp / 100) for cp in line["legal_cp"][-5:])

@@ -28,7 +28,7 @@ from rookworld_trl.plugins import offered
 from rookworld_trl.settings.terminal import TerminalOptions
 from rookworld_trl.training import RookWorldGRPOConfig
 from rookworld_trl.training.supervised import SupervisedConfig
-from tests.support.house import map_of_the_house
+from tests.support.house import map_of_the_house, plugins, verbs
 from tests.support.schema import FILES, schema
 from tests.support.tables import evidence, exact_gradient, readme, results, rewards, start_or_rl
 
@@ -134,7 +134,7 @@ def shown(default: Any) -> str:
 
 def own_fields(cls: type) -> list[Field[Any]]:
     """The fields that a class defines itself, new or with another default."""
-    return [field for field in fields(cls) if field.name in cls.__annotations__]
+    return [field for field in fields(cls) if field.init and field.name in cls.__annotations__]
 
 
 def row(cls: type, field: Field[Any]) -> str:
@@ -195,6 +195,7 @@ def with_tables(text: str, tables: Mapping[str, Callable[[], str]]) -> str:
 MEASURED = {
     README: readme.TABLES,
     CONTRIBUTING: {"map": map_of_the_house},
+    ROOT / "docs" / "plugins.md": {"verbs": verbs, "plugins": plugins},
     ROOT / "docs" / "evidence.md": evidence.TABLES,
     ROOT / "docs" / "exact-gradient.md": exact_gradient.TABLES,
     ROOT / "docs" / "results.md": results.TABLES,

@@ -21,9 +21,9 @@ from rookworld_trl.modeling.loading import NANO, load
 from rookworld_trl.training import RookWorldGRPOConfig, RookWorldGRPOTrainer
 
 try:
-    from rookworld_trl.plugins import offered
+    from rookworld_trl.plugins import split
 except ImportError:  # the package of a commit before there were any
-    offered = list
+    split = lambda options: (options, [])  # noqa: E731
 
 CONTROLS: dict[str, Any] = {
     "max_steps": 12,
@@ -137,10 +137,7 @@ def trainer_of(variant: str, folder: Path) -> RookWorldGRPOTrainer:
     }
     model, tokenizer = load(NANO)
     functions = [rewards.policy_reward, rewards.environment_reward]
-    made = []
-    for cls in offered():
-        own = {name: options.pop(name) for name in cls.__dataclass_fields__ if name in options}
-        made.append(cls(**own))
+    options, made = split(options)
     more: Any = {"plugins": made} if made else {}
     args = RookWorldGRPOConfig(**options)
     trainer = RookWorldGRPOTrainer(model, functions, args, prompts(), processing_class=tokenizer, **more)

@@ -2,9 +2,13 @@
 
 import ast
 import functools
+import inspect
+from dataclasses import fields
 from pathlib import Path
 
 import rookworld_trl
+from rookworld_trl.plugins import offered
+from rookworld_trl.training import Plugin
 
 ROOT = Path(rookworld_trl.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
@@ -59,6 +63,31 @@ def parts() -> dict[str, set[str]]:
         return height[part]
 
     return {part: graph[part] for part in sorted(graph, key=lambda part: (high(part), part))}
+
+
+def _first_line(text: str | None) -> str:
+    return " ".join((text or "").split("\n\n")[0].split()).replace("|", "\\|")
+
+
+def verbs() -> str:
+    """What a step asks of a plug-in, as a table."""
+    rows = []
+    for name, verb in vars(Plugin).items():
+        if inspect.isfunction(verb) and not name.startswith("_"):
+            given = ", ".join(list(inspect.signature(verb).parameters)[1:])
+            rows.append(f"| `{name}({given})` | {_first_line(verb.__doc__)} |")
+    return "\n".join(["| verb | when, and what for |", "|---|---|", *rows])
+
+
+def plugins() -> str:
+    """The plug-ins as a table."""
+    rows = []
+    for file in sorted((ROOT / "plugins").glob("[a-z]*.py")):
+        classes = [cls for cls in offered() if cls.__module__ == name_of(file)]
+        keys = ", ".join(f"`{each.name}`" for cls in classes for each in fields(cls) if each.init)
+        about = _first_line(ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))))
+        rows.append(f"| [`{file.stem}`](../rookworld_trl/plugins/{file.name}) | {about} | {keys} |")
+    return "\n".join(["| file | what it does | keys |", "|---|---|---|", *rows])
 
 
 def map_of_the_house() -> str:

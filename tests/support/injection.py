@@ -12,6 +12,7 @@ from torch.distributed.distributed_c10d import _get_default_group
 from transformers import TrainerCallback
 
 from rookworld_trl.training import RookWorldGRPOTrainer
+from tests.support.plugged import plugin_of
 from tests.support.toy import make_trainer
 
 NAN, INF = float("nan"), float("inf")
@@ -47,12 +48,12 @@ def poison_coefficient(trainer: Any) -> None:
 
 def poison_baseline(trainer: Any) -> None:
     """Advantages of NaN would become 0 for good, and nobody would see it."""
-    for moments in trainer.baseline.moments.values():
+    for moments in plugin_of(trainer, "advantage_baseline").baseline.moments.values():
         moments.mean = NAN
 
 
 def poison_value_head(trainer: Any) -> None:
-    trainer.value_head.net[1].weight.data[0, 0] = NAN
+    plugin_of(trainer, "use_gae").head.net[1].weight.data[0, 0] = NAN
 
 
 STATE: dict[str, Callable[[Any], None]] = {

@@ -14,3 +14,8 @@ def plugged(settings: dict[str, Any]) -> tuple[dict[str, Any], list[Plugin]]:
         own = {field.name: left.pop(field.name) for field in fields(cls) if field.init and field.name in left}
         made += [cls(**own)] if own else []
     return left, made
+
+
+def plugin_of(trainer: Any, which: type[Plugin] | str) -> Any:
+    """The trainer's plug-in of a class, or by its name."""
+    return next(each for each in trainer.plugins if getattr(which, "NAME", which) == each.NAME)

@@ -32,9 +32,9 @@ def schema(classes: Sequence[type]) -> str:
     files = {"type": "string", "description": "A file that this one starts from, relative to itself."}
     properties: dict[str, Any] = {EXTENDS: {"anyOf": [files, {"type": "array", "items": files}]}}
     for cls in classes:
-        hints, choices = typing.get_type_hints(cls), getattr(cls, "CHOICES", {})
+        hints = typing.get_type_hints(cls)
         for each in (field for field in fields(cls) if field.init):
-            properties[each.name] = {**_described(each), **_allowed(hints[each.name], choices.get(each.name))}
+            properties[each.name] = {**_described(each), **_allowed(hints[each.name])}
     head = '{"$schema": "http://json-schema.org/draft-07/schema#", "type": "object", "additionalProperties": false,'
     lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(rule)}" for name, rule in properties.items())
     return f'{head}\n"properties": {{\n{lines}\n}}}}\n'
@@ -46,13 +46,13 @@ def _described(field: Field[Any]) -> dict[str, Any]:
     return about if default is MISSING else about | {"default": getattr(default, "value", default)}
 
 
-def _allowed(hint: Any, choices: Sequence[Any] | None = None) -> dict[str, Any]:
+def _allowed(hint: Any) -> dict[str, Any]:
     """What a key takes. A value whose class is an enumeration is one of its names, whatever else its type allows."""
     members = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
     none = [None] if type(None) in members else []
     named = [each for each in members if isinstance(each, type) and issubclass(each, enum.Enum)]
-    if choices or named:
-        return {"enum": [*(choices or [each.value for each in named[0]]), *none]}
+    if named:
+        return {"enum": [*(each.value for each in named[0]), *none]}
     kinds = [_one(each) for each in members]
     return kinds[0] if len(kinds) == 1 else {"anyOf": kinds}
 

@@ -8,7 +8,6 @@ from datasets import Dataset
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast, TrainerCallback
 
 from rookworld_trl.training import RookWorldGRPOConfig, RookWorldGRPOTrainer
-from rookworld_trl.training.monitor import DEFAULT_BANDS
 from tests.support.builders import character_tokenizer, random_gpt2
 from tests.support.plugged import plugged
 
@@ -52,8 +51,6 @@ def make_trainer(
         "learning_rate": 1e-2,
         "save_strategy": "steps",
         "save_steps": 1,
-        "kl_stop_threshold": 0.0,
-        "health_bands": dict.fromkeys(DEFAULT_BANDS),
         **changes,
     }
     settings, plugins = plugged(options)

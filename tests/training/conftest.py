@@ -54,12 +54,13 @@ def make_trainer(
     policy: GPT2LMHeadModel, prompts: Dataset, tiny_tokenizer: PreTrainedTokenizerFast, options: dict[str, Any]
 ) -> Callable[..., RookWorldGRPOTrainer]:
     """Build our trainer on the toy task, around a copy of `policy`; keyword arguments go to its config and plug-ins,
-    `_class` and `_model` replace parts."""
+    `_class`, `_model`, `_reward` and `_data` replace parts."""
 
     def make(
         _class: type[RookWorldGRPOTrainer] = RookWorldGRPOTrainer,
         _model: Any = None,
         _reward: Any = share_of_letters,
+        _data: Any = None,
         **changes: Any,
     ) -> RookWorldGRPOTrainer:
         settings, plugins = plugged({**options, "rollout_backend": "transformers", **changes})
@@ -67,7 +68,7 @@ def make_trainer(
             model=copy.deepcopy(policy) if _model is None else _model,
             reward_funcs=_reward,
             args=RookWorldGRPOConfig(**settings),
-            train_dataset=prompts,
+            train_dataset=prompts if _data is None else _data,
             processing_class=tiny_tokenizer,
             plugins=plugins,
         )

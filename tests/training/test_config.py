@@ -1,18 +1,14 @@
 """Defaults set on purpose; contradictions refused with field, value and remedy."""
 
-import inspect
-import re
 import warnings
 from dataclasses import fields
 from typing import Any
 
 import pytest
-from trl import GRPOTrainer
 
 from rookworld_trl.settings.parser import parse
 from rookworld_trl.training import RookWorldGRPOConfig
 from rookworld_trl.training.plugin import check_plugins
-from rookworld_trl.training.validation import FIELD_CHECKS, LOSS_TYPES, FieldCheck
 from tests.support.documents import shown
 from tests.support.plugged import plugged
 
@@ -29,8 +25,6 @@ def test_defaults(tmp_path: Any) -> None:
     assert config.scale_rewards == "batch"
     assert config.loss_type == "dapo"
     assert config.logging_nan_inf_filter is False
-    assert config.kl_stop_threshold == 50
-    assert RookWorldGRPOConfig(output_dir=str(tmp_path), use_cpu=True, beta=0.0).kl_stop_threshold == 0, "there is none"
 
 
 def test_nothing_warns_of_what_the_user_did_not_set(tmp_path: Any) -> None:
@@ -54,12 +48,11 @@ BATCHING = {"use_transformers_continuous_batching": True}
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"num_generations": 3}, r"`num_generations` is 3: it does not divide the 8 .* Choose a divisor of 8"),
-        ({"generation_kwargs": {"typical_p": 0.5}}, r"`generation_kwargs` is \['typical_p'\]: .* Remove these keys"),
-        ({"model_init_kwargs": {"dtype": "bfloat16"}}, r"`model_init_kwargs.dtype` is 'bfloat16': .* float32"),
+        ({"generation_kwargs": {"typical_p": 0.5}}, r"`generation_kwargs` is {'typical_p': 0.5}: .* Keep none but"),
+        ({"model_init_kwargs": {"dtype": "bfloat16"}}, r"`model_init_kwargs` is {'dtype': 'bfloat16'}: .* float32"),
         ({"rollout_backend": "native", "use_vllm": True}, r"`rollout_backend` is 'native': `use_vllm` and .* leave "),
         (STOCK | {"use_vllm": True}, r"`rollout_backend` is 'transformers': `use_vllm` and .* leave"),
-        (SERVED | BATCHING, r"`use_transformers_continuous_batching` is True: .* Leave it or `use_vllm` out"),
+        (SERVED | BATCHING, r"`use_transformers_continuous_batching` is True: .* Leave it or `use_vllm`"),
         (
             SERVED | {"vllm_mode": "colocate", "bf16": False},
             r"`vllm_mode` is 'colocate': .* Set `bf16` to true, or use",
@@ -68,14 +61,6 @@ BATCHING = {"use_transformers_continuous_batching": True}
             {"kl_type": "backward"},
             r"`kl_type` is 'backward': no such choice. Choose one of policy_to_reference, reference_to_policy, symm",
         ),
-        # The earlier implementation called D(pi || ref) forward, textbooks of variational inference call it reverse.
-        *[
-            (
-                {"kl_type": old},
-                rf"`kl_type` is '{old}': .* policy_to_reference, KL\(pi \|\| ref\) = .* or reference_to_",
-            )
-            for old in ("forward", "reverse")
-        ],
         ({"kl_control": "multiplicative", "beta": 0}, r"`kl_control` is 'mult.* no reference .* Set `beta` above"),
         ({"kl_warmup_steps": 5, "beta": 0}, r"`kl_warmup_steps` is 5: with `beta` 0 .* Set `beta` above 0"),
         ({"lr_control": "kl", "beta": 0}, r"`lr_control` is 'kl': with `beta` 0 .* Set `beta` above 0"),
@@ -90,16 +75,18 @@ BATCHING = {"use_transformers_continuous_batching": True}
         ({"use_gae": True, "importance_sampling_level": "sequence"}, r"`use_gae` is True: .* one .* Set `use_gae`"),
         ({"use_gae": True, "advantage_baseline": "ema"}, r"`use_gae` is True: .* Leave `advantage_baseline`"),
         ({"use_gae": True, "scale_rewards": "group"}, r"`use_gae` is True: .* set `scale_rewards` to batch or none"),
-        ({"health_bands": {"kl": [0.1]}}, r"`health_bands\[kl\]` is \[0.1\]: .* Write \[yellow, red\]"),
         ({"task_sampling": {"A": {"top_p": 0.9}}}, r"`task_sampling\[A\].top_p` is 0.9: .* Leave it out"),
         ({"task_sampling": {"A": {"top_k": 5}}}, r"`task_sampling\[A\].top_k` is 5: the loss scores .* Leave it out"),
         ({"task_sampling": {"A": {"temperature": 0}}}, r"`task_sampling\[A\].temperature` is 0: .* Set it to"),
         ({"task_sampling": {"A": {"max_completion_length": 999}}}, r"\[A\].max_completion_length` is 999: .* Use at "),
         ({"task_sampling": {"A": {"heat": 1}}}, r"`task_sampling\[A\].heat` is 1: no such setting. Use temperature"),
         ({"task_sampling": {"temperature": 1.0}}, r"`task_sampling` is {'temp.* settings stand by task. Write it as"),
-        ({"mining": True, "use_gae": True}, r"`mining` is True: with `use_gae` .* Set one of them to False"),
-        ({"mining": True, "advantage_baseline": "ema"}, r"`mining` is True: with `advantage_baseline` .* Leave"),
-        ({"mining": True, "advantage_baseline": "adaptive"}, r"`mining` is True: with `advantage_baseline` .* Leave"),
+        ({"mining": True, "use_gae": True}, r"`use_gae` is True: with `mining` .* Set one of them to False"),
+        ({"mining": True, "advantage_baseline": "ema"}, r"`advantage_baseline` is 'ema': with `mining` .* Leave"),
+        (
+            {"mining": True, "advantage_baseline": "adaptive"},
+            r"`advantage_baseline` is 'ad.*: with `mining` .* Leave",
+        ),
         ({"use_peft": True, "rollout_backend": "native"}, r"`rollout_backend` is 'native': .* Set it to auto"),
         ({"use_peft": True, "reference_reset_steps": 5}, r"`reference_reset_steps` is 5: with `use_peft` .* Set it to"),
     ],
@@ -113,44 +100,35 @@ def test_contradictions_are_refused(tmp_path: Any, changes: dict[str, Any], mess
 
 
 NAN, INF = float("nan"), float("inf")
-# What was accepted, failed with a traceback, or failed only after the first evaluation.
 BAD_VALUES: list[tuple[str, Any]] = [
-    *[(name, value) for name in ("learning_rate", "weight_decay", "max_grad_norm") for value in (-1.0, NAN, INF)],
-    *[(name, value) for name in ("temperature", "beta", "epsilon", "epsilon_high") for value in (NAN, INF, "warm")],
-    *[(name, 0) for name in ("max_steps", "num_train_epochs", "save_steps", "logging_steps")],
-    *[(name, 1.0) for name in ("adam_beta1", "adam_beta2")],
-    ("memory_share", 1.5),
-    ("load_best_model_at_end", True),
-    ("report_to", ["no_such_tracker"]),
-    ("report_to", "clearml"),
+    *[(name, value) for name in ("temperature", "beta", "epsilon_high") for value in (NAN, INF, "warm", -1.0)],
+    *[(name, -1.0) for name in ("learning_rate", "reward_limit", "kl_warmup_steps", "stable_after_steps")],
+    *[
+        (name, 0)
+        for name in ("temperature", "lora_r", "kl_interval", "recovery_snapshot_steps", "beta_min", "beta_max")
+    ],
+    *[(name, "nonsense") for name in ("objective", "kl_estimator", "rollout_backend", "attn_implementation")],
+    *[("top_p", 0.9), ("top_k", 5), ("min_p", 0.1), ("repetition_penalty", 1.1), ("kl_factor", 1.0)],
+    *[("save_only_model", True), ("importance_sampling_level", "sentence"), ("scale_rewards", "task")],
 ]
 
 
 @pytest.mark.parametrize(("name", "value"), BAD_VALUES)
-def test_a_bad_value_is_refused_by_name_before_anything_else(tmp_path: Any, name: str, value: Any) -> None:
+def test_a_bad_value_is_refused_by_name(tmp_path: Any, name: str, value: Any) -> None:
     with pytest.raises(ValueError, match=rf"^`{name}` is .*: .+\. [A-Z].+\.$"):
         RookWorldGRPOConfig(**{"output_dir": str(tmp_path), "use_cpu": True, name: value})
 
 
-@pytest.mark.parametrize("check", FIELD_CHECKS, ids=lambda check: check.fields)
-def test_each_entry_of_the_table_refuses_a_bad_value_by_name(tmp_path: Any, check: FieldCheck) -> None:
-    for name in check.fields.split():
-        assert name in {field.name for field in fields(RookWorldGRPOConfig)}
-        bad = next(
-            value for value in (-1.0, 0, 0.5, 2.0, NAN, "nonsense", "best", "forward", True) if not check.accepts(value)
-        )
-        with pytest.raises(ValueError, match=rf"^`{name}` is {bad!r}: .+\. [A-Z].+\.$"):
-            RookWorldGRPOConfig(**{"output_dir": str(tmp_path), "use_cpu": True, name: bad})
-
-
-def test_the_choices_are_trls() -> None:
-    """TRL 1.16 takes them too; the losses that only it knows are left to it."""
-    source = inspect.getsource(GRPOTrainer)
-    named = set(re.findall(r'self\.loss_type == "(\w+)"', source))
-    for several in re.findall(r"self\.loss_type in \[([^]]+)\]", source):
-        named |= set(re.findall(r'"(\w+)"', several))
-    assert named > set(LOSS_TYPES)
-    assert "Must be one of 'batch', 'group', or 'none'" in source
+def test_what_trl_and_transformers_refuse_is_left_to_them(tmp_path: Any) -> None:
+    """Each by a message of its own that names the field."""
+    cases = (
+        ("num_generations", 1, "at least 2 gen"),
+        ("num_generations", 3, "divisible by num_gen"),
+        ("logging_steps", 0, "--logging_s"),
+    )
+    for name, value, message in cases:
+        with pytest.raises(ValueError, match=message):
+            RookWorldGRPOConfig(**{"output_dir": str(tmp_path), "use_cpu": True, name: value})
 
 
 def test_accelerates_choice_of_the_cpu_is_followed(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,12 +136,6 @@ def test_accelerates_choice_of_the_cpu_is_followed(tmp_path: Any, monkeypatch: p
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     config = RookWorldGRPOConfig(output_dir=str(tmp_path))
     assert (config.use_cpu, config.bf16) == (True, False)
-
-
-def test_world_size_counts(tmp_path: Any) -> None:
-    """Six completions hold no whole number of groups of four (on two processes, twelve do)."""
-    with pytest.raises(ValueError, match="does not divide the 6 completions"):
-        RookWorldGRPOConfig(str(tmp_path), use_cpu=True, per_device_train_batch_size=6, num_generations=4)
 
 
 def test_the_command_line_sets_every_new_field(tmp_path: Any) -> None:
@@ -174,5 +146,5 @@ def test_the_command_line_sets_every_new_field(tmp_path: Any) -> None:
     (config,) = parse((RookWorldGRPOConfig,), [f"--{name}={value}" for name, value in given.items()])
     plain = RookWorldGRPOConfig(output_dir=str(tmp_path), use_cpu=True)
     found = {name: getattr(config, name) for name in written if getattr(config, name) != getattr(plain, name)}
-    assert len(written) > 50
+    assert len(written) > 30
     assert found == {"rollout_backend": "native", "beta": 0.02}

@@ -16,6 +16,8 @@ from rookworld_trl.modeling import token_tree
 from rookworld_trl.training import GateError, RookWorldGRPOConfig, RookWorldGRPOTrainer
 from rookworld_trl.training.exact import LEAST_DEVIATION
 from rookworld_trl.training.placement import compiled_graphs
+from rookworld_trl.training.plugin import check_plugins
+from tests.support.plugged import plugged
 from tests.training.conftest import PROMPTS, share_of_letters
 from tests.training.test_placement import LAUNCHED
 
@@ -32,9 +34,10 @@ def train(
 ) -> Callable[..., RookWorldGRPOTrainer]:
     def make(find: Any = first_token, **changes: Any) -> RookWorldGRPOTrainer:
         settings = {**options, "objective": "exact", "scale_rewards": "group", "num_generations": 2, **changes}
+        settings, plugins = plugged(settings)
         return RookWorldGRPOTrainer(
             copy.deepcopy(policy), share_of_letters, RookWorldGRPOConfig(**settings), prompts,
-            processing_class=tiny_tokenizer, find_points=find,
+            processing_class=tiny_tokenizer, find_points=find, plugins=plugins,
         )  # fmt: skip
 
     return make
@@ -238,7 +241,6 @@ def test_a_resumed_run_equals_one_that_was_not_interrupted(
         ("steps_per_generation", 2),
         ("scale_rewards", "batch"),
         ("kl_estimator", "exact"),
-        ("auto_batch_size", True),
         ("top_entropy_quantile", 0.5),
     ],
 )
@@ -246,8 +248,9 @@ def test_what_it_has_no_room_for_is_refused_by_name(options: dict[str, Any], fie
     settings = {**options, "objective": "exact", "scale_rewards": "none", field: value}
     if field == "use_gae":
         settings["loss_type"] = "dapo"
+    left, plugins = plugged(settings)
     with pytest.raises(ValueError, match=rf"`{field}` is .*`objective` is exact"):
-        RookWorldGRPOConfig(**settings)
+        check_plugins(RookWorldGRPOConfig(**left), plugins)
 
 
 def test_points_and_objective_belong_together(train: Callable[..., RookWorldGRPOTrainer]) -> None:
@@ -296,7 +299,7 @@ def test_a_later_batch_without_a_decision_is_not_trained_on_and_red(
     assert torch.equal(weights[1], weights[2])
     log = [row for row in trainer.state.log_history if "loss" in row]
     assert [row["exact/decided/"] for row in log] == [1.0, 0.0, 0.0]
-    assert trainer.health.levels["exact/decided/"] == "red"
+    assert trainer.plugins[0].levels["exact/decided/"] == "red"
 
 
 def test_impossible_points_end_the_run_by_the_prompt(train: Callable[..., RookWorldGRPOTrainer]) -> None:

@@ -10,6 +10,7 @@ from rookworld_trl.chess.rewards import REWARDS, ChessPoints
 from rookworld_trl.chess.rewards.policy_score import score_policy
 from rookworld_trl.modeling.completions import complete
 from rookworld_trl.modeling.loading import load
+from rookworld_trl.plugins.target_probe import TargetProbe
 from rookworld_trl.training import RookWorldGRPOConfig, RookWorldGRPOTrainer
 from tests.support.padded import padded_rows
 
@@ -35,9 +36,9 @@ def test_it_gains_on_padded_rows_and_keeps_their_spelling(padded_checkpoint: Pat
     settings |= {"per_device_train_batch_size": 16, "max_completion_length": 120, "max_steps": 40}
     args = RookWorldGRPOConfig(**{**options, **settings, "learning_rate": 1e-4})
     data = Dataset.from_list(padded_rows())
-    trainer = RookWorldGRPOTrainer(
-        model, REWARDS["graduated"], args, data, processing_class=tokenizer, find_points=ChessPoints(tokenizer)
-    )
+    probe = TargetProbe()
+    more = {"find_points": ChessPoints(tokenizer), "plugins": [probe]}
+    trainer = RookWorldGRPOTrainer(model, REWARDS["graduated"], args, data, processing_class=tokenizer, **more)
     trainer.train()
     after = sampled(trainer.model, tokenizer)
     assert after[0] > before[0] + 0.04, (before, after)
@@ -45,5 +46,5 @@ def test_it_gains_on_padded_rows_and_keeps_their_spelling(padded_checkpoint: Pat
     assert after[2] > before[2] - 0.03 > 0.8, (before, after)  # some are a space too long or too short
     log = [row for row in trainer.state.log_history if "loss" in row]
     assert min(row["exact/decided/policy"] for row in log) > 0.8
-    assert trainer.target_probe.rows  # what it follows is in the model's spelling
-    assert all(tokenizer.decode(ids[:-1]).startswith("  ") for _, ids in trainer.target_probe.rows)
+    assert probe.pairs  # what it follows is in the model's spelling
+    assert all(tokenizer.decode(ids[:-1]).startswith("  ") for _, ids in probe.pairs)

@@ -91,8 +91,8 @@ class Tensors(TrainerCallback):
             self.bytes.append(sum(each.numel() * each.element_size() for each in tensors))
 
 
-WITH_KL = {"beta": 0.1, "recovery": True}
-GAE = {"beta": 0.0, "use_gae": True, "scale_rewards": "none", "share_prefixes": False}
+WITH_KL = {"beta": 0.1, "recovery": True, "throughput": True}
+GAE = {"beta": 0.0, "throughput": True, "use_gae": True, "scale_rewards": "none", "share_prefixes": False}
 
 
 @pytest.mark.slow

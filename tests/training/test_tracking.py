@@ -18,7 +18,7 @@ from transformers.integrations import integration_utils
 from trl import GRPOTrainer
 from trl.extras import profiling
 
-from rookworld_trl import training
+import rookworld_trl
 from rookworld_trl.training import RookWorldGRPOTrainer
 from tests.support.documents import FIELDS_PAGE
 
@@ -92,8 +92,13 @@ def test_the_table_of_what_is_logged_is_what_is_logged(make: Make, prompts: Data
     names.remove("*/*")  # the scores of the rewards, which stand under their tasks' names
     known = {name for name in seen if any(fnmatchcase(name, pattern) for pattern in names)}
     assert {name.partition("/")[0] for name in seen - known} == {"A"}
-    package = Path(training.__file__).parent
-    sources = [*package.glob("*.py"), Path(inspect.getsourcefile(GRPOTrainer)), Path(trainer_module.__file__)]
+    package = Path(rookworld_trl.__file__).parent
+    sources = [
+        *package.glob("training/*.py"),
+        *package.glob("plugins/*.py"),
+        Path(inspect.getsourcefile(GRPOTrainer)),
+        Path(trainer_module.__file__),
+    ]
     text = "".join(path.read_text() for path in sources)
     for name in names - known:
         logged = any(fnmatchcase(each, name) for each in seen)

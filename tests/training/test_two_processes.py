@@ -17,6 +17,7 @@ from rookworld_trl.training import RookWorldGRPOConfig, RookWorldGRPOTrainer
 from rookworld_trl.training.gates import weights_gate
 from rookworld_trl.training.sampler import Samples
 from tests.support.builders import random_gpt2
+from tests.support.plugged import plugged
 from tests.support.processes import called
 from tests.training.conftest import PROMPTS, share_of_letters
 
@@ -63,6 +64,7 @@ def train(checkpoint: str, output: str, options: dict[str, Any]) -> None:
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     tasks = ["p", "p", "a", "p", "a", "p", "a", "p"]
+    options, plugins = plugged(options)
     args = RookWorldGRPOConfig(
         output_dir=f"{output}-run",
         use_cpu=True,
@@ -88,6 +90,7 @@ def train(checkpoint: str, output: str, options: dict[str, Any]) -> None:
         None,
         tokenizer,
         find_points=None if args.objective == "sampled" else find_points,
+        plugins=plugins,
     )
     trainer.sampler.sample = fixed  # type: ignore[method-assign]
     trainer.gates.pending = False  # they compare with a real sampler

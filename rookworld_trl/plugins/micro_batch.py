@@ -1,7 +1,8 @@
 """How large a micro-batch fits the memory of a GPU, measured by the passes that take most of it."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,15 +14,16 @@ from transformers.utils import logging
 from trl import GRPOConfig
 
 from rookworld_trl.modeling.rollout import rollout
+from rookworld_trl.settings.parser import option, require
 from rookworld_trl.training.placement import on_gpu
-from rookworld_trl.training.refusal import require
+from rookworld_trl.training.plugin import Plugin
 
 logger = logging.get_logger(__name__)
 
 HEAD_ROWS = 4096  # tokens whose logits are there at once, about what TRL's head and the shared passes take
 
 
-def fit_batch(config: GRPOConfig, measure: Callable[[int], float], memory: float) -> None:
+def fit_batch(config: GRPOConfig, measure: Callable[[int], float], budget: float) -> None:
     """Set the micro-batch to the largest that fits; completions per optimizer step and per generation stay as they are.
 
     Memory grows linearly with the rows: two measurements give the line, a third proves the choice.
@@ -29,7 +31,7 @@ def fit_batch(config: GRPOConfig, measure: Callable[[int], float], memory: float
     Args:
         config: `per_device_train_batch_size`, `gradient_accumulation_steps` and `steps_per_generation` are changed.
         measure: rows -> bytes that a micro-batch of them takes at its worst, all else included; infinite: too many.
-        memory: bytes of the device.
+        budget: bytes of the device that may be taken.
 
     Raises:
         ValueError: not even one row fits.
@@ -37,7 +39,7 @@ def fit_batch(config: GRPOConfig, measure: Callable[[int], float], memory: float
     rows = config.per_device_train_batch_size * config.gradient_accumulation_steps
     generated = config.per_device_train_batch_size * config.steps_per_generation
     sizes = [size for size in range(1, rows + 1) if rows % size == 0 and generated % size == 0]
-    budget, one, two = memory * config.memory_share, measure(1), measure(2)
+    one, two = measure(1), measure(2)
     slope = max(two - one, 1.0)
     fitting = [size for size in sizes if (one if size == 1 else one + (size - 1) * slope) <= budget]
     while len(fitting) > 1 and measure(fitting[-1]) > budget:
@@ -110,45 +112,17 @@ def peak_memory(step: Callable[[], object], model: nn.Module) -> float:
     return float(torch.cuda.max_memory_allocated() + 3 * weights)
 
 
-def fit_to_gpu(config: GRPOConfig, model: Any, dataset: Any, tokenizer: Any) -> None:
-    """`fit_batch` for the run at hand, if `auto_batch_size` asks for it.
-
-    Raises:
-        ValueError: the model is only named, its prompts are streamed, or not even one row fits.
-    """
-    if not config.auto_batch_size or not on_gpu(config):
-        return
-    known = isinstance(model, nn.Module) and isinstance(dataset, Dataset)
-    require(
-        known,
-        "auto_batch_size",
-        True,
-        "it measures a model that is loaded on a data set with a length",
-        "give the trainer both as objects, or set `per_device_train_batch_size` by hand",
-    )
-    prompts = tokenizer(list(dataset["prompt"]))["input_ids"]
-    longest, keep = max(prompts, key=len), int(config.max_completion_length or 0)
-    dtype = torch.bfloat16 if config.bf16 else torch.float16 if config.fp16 else None
-    memory = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
-    shape = (len(longest) + keep, keep, dtype, bool(config.activation_checkpointing))
-    fit_batch(config, lambda rows: peak_memory(lambda: worst_pass(model, rows, *shape), model), memory)
-    if model.config.model_type == "gpt2" and not config.use_vllm:
-        # Sampling takes all rows of a generation batch at once, whatever the micro-batch, and no activations.
-        rows = config.per_device_train_batch_size * config.steps_per_generation
-        check_sampling_memory(config, peak_memory(lambda: _sample(model, longest, rows, keep, dtype), model), memory)
-
-
-def check_sampling_memory(config: GRPOConfig, taken: float, memory: float) -> None:
+def check_sampling_memory(rows: int, taken: float, budget: float) -> None:
     """Raises:
-    ValueError: sampling takes more bytes than `memory_share` of the device's.
+    ValueError: sampling so many completions takes more bytes than there are for it.
     """
     taken = max(gather_object([taken]))
     require(
-        taken <= memory * config.memory_share,
+        taken <= budget,
         "auto_batch_size",
         True,
-        f"sampling {config.per_device_train_batch_size * config.steps_per_generation} completions at a time takes "
-        f"{taken / 1e9:.1f} GB, the share of this device is {memory * config.memory_share / 1e9:.1f}",
+        f"sampling {rows} completions at a time takes {taken / 1e9:.1f} GB, the share of this device is "
+        f"{budget / 1e9:.1f}",
         "lower `per_device_train_batch_size` x `gradient_accumulation_steps`, or take a larger device",
     )
 
@@ -156,3 +130,53 @@ def check_sampling_memory(config: GRPOConfig, taken: float, memory: float) -> No
 def _sample(model: Any, prompt: list[int], rows: int, keep: int, dtype: torch.dtype | None) -> None:
     with torch.autocast("cuda", dtype=dtype or torch.bfloat16, enabled=dtype is not None):
         rollout(model, [prompt], num_samples=rows, max_new_tokens=keep, eos_token_id=None)
+
+
+@dataclass
+class MicroBatch(Plugin):
+    """`fit_batch` for the run at hand. TRL refuses transformers' `auto_find_batch_size`, which would cut groups.
+
+    Raises:
+        ValueError: the model is only named, its prompts are streamed, or not even one row fits.
+    """
+
+    NAME = "auto_batch_size"
+
+    auto_batch_size: bool = option(
+        False, "On a GPU, measure memory and choose the micro-batch; the batch of an update stays as it is."
+    )
+    memory_share: float = option(0.85, "Share of the GPU that auto_batch_size may fill.", above=0, most=1)
+
+    @property
+    def on(self) -> bool:
+        return self.auto_batch_size
+
+    def refusals(self, args: Any, others: Sequence[str]) -> Iterator[str]:
+        if not on_gpu(args):
+            yield (
+                "auto_batch_size: memory is measured on a CUDA GPU only. Set it to false and "
+                "`per_device_train_batch_size` by hand"
+            )
+        if args.objective != "sampled":
+            yield f"auto_batch_size: `objective` is {args.objective}, and branches are not measured. Set it to False"
+
+    def adjust(self, args: Any, model: Any, dataset: Any, tokenizer: Any) -> None:
+        require(
+            isinstance(model, nn.Module) and isinstance(dataset, Dataset),
+            "auto_batch_size",
+            True,
+            "it measures a model that is loaded on a data set with a length",
+            "give the trainer both as objects, or set `per_device_train_batch_size` by hand",
+        )
+        prompts = tokenizer(list(dataset["prompt"]))["input_ids"]
+        longest, keep = max(prompts, key=len), int(args.max_completion_length or 0)
+        dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
+        memory = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
+        budget = memory * self.memory_share
+        shape = (len(longest) + keep, keep, dtype, bool(args.activation_checkpointing))
+        fit_batch(args, lambda rows: peak_memory(lambda: worst_pass(model, rows, *shape), model), budget)
+        if model.config.model_type == "gpt2" and not args.use_vllm:
+            # Sampling takes all rows of a generation batch at once, whatever the micro-batch, and no activations.
+            rows = args.per_device_train_batch_size * args.steps_per_generation
+            taken = peak_memory(lambda: _sample(model, longest, rows, keep, dtype), model)
+            check_sampling_memory(rows, taken, budget)

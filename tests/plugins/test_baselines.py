@@ -1,26 +1,23 @@
-"""Baselines and GAE against numbers worked out by hand."""
+"""Baselines against numbers worked out by hand, and what of them reaches the loss."""
 
-from pathlib import Path
-from types import SimpleNamespace
+import itertools
+import math
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 
-from rookworld_trl.checkpointing.state import load_tree, save_tree
-from rookworld_trl.training.advantages import Baseline, at_last_token, combine_rewards, gae, scale_advantages
-from rookworld_trl.training.value import ValueHead
+from rookworld_trl.plugins.baselines import Baseline, Baselines, Moments, scale_advantages
+from rookworld_trl.training import RookWorldGRPOTrainer
+from tests.support.plugged import plugin_of
 
 NAN = float("nan")
-ONE_PROCESS = SimpleNamespace(reduce=lambda tensor, reduction: tensor)
+Make = Callable[..., RookWorldGRPOTrainer]
 
 
 def values(baseline: Baseline, rewards: list[float], generations: int, tasks: list[str] | None = None) -> list[float]:
     return baseline(torch.tensor(rewards), generations, tasks or ["t"] * len(rewards)).tolist()
-
-
-def test_combine_rewards() -> None:
-    rewards = torch.tensor([[1.0, NAN], [NAN, 2.0], [1.0, 2.0], [NAN, NAN]])
-    assert combine_rewards(rewards, torch.tensor([1.0, 0.5])).tolist() == pytest.approx([1, 1, 2, NAN], nan_ok=True)
 
 
 def test_group_mean_and_leave_one_out() -> None:
@@ -98,58 +95,58 @@ def test_scale_by_hand() -> None:
     assert batch == pytest.approx([-1 / (deviation + 1e-4), 1 / (deviation + 1e-4), 0, 0])
 
 
-def test_gae_by_hand() -> None:
-    """gamma 0.5, lambda 0.8: row 0 has 3 tokens, row 1 has 2; reward only at the end."""
-    rewards = torch.tensor([[0.0, 0.0, 1.0], [0.0, 2.0, 0.0]])
-    value = torch.tensor([[0.2, 0.4, 0.6], [1.0, 0.5, 9.0]])
-    mask = torch.tensor([[1, 1, 1], [1, 1, 0]])
-    # Row 0: deltas 0.5*0.4-0.2 = 0, 0.5*0.6-0.4 = -0.1, 1-0.6 = 0.4
-    #   A3 = 0.4; A2 = -0.1 + 0.4*0.4 = 0.06; A1 = 0 + 0.4*0.06 = 0.024
-    # Row 1: deltas 0.5*0.5-1 = -0.75, 2-0.5 = 1.5;  A2 = 1.5; A1 = -0.75 + 0.4*1.5 = -0.15
-    advantages, returns = gae(rewards, value, mask, 0.5, 0.8)
-    assert advantages.flatten().tolist() == pytest.approx([0.024, 0.06, 0.4, -0.15, 1.5, 0])
-    assert returns.flatten().tolist() == pytest.approx([0.224, 0.46, 1.0, 0.85, 2.0, 0])
+@pytest.mark.parametrize(
+    ("kind", "unharmed"), [("group_mean", True), ("leave_one_out", True), ("ema", False), ("adaptive", False)]
+)
+def test_dropping_groups_that_agree_is_right_for_group_baselines_alone(kind: str, unharmed: bool) -> None:
+    """All 16 groups of four samples that pass with probability 0.2, by their probabilities: does the expected gradient
+    (by the logit of passing) of all groups come from those that stay?"""
+    chance, gradient = 0.2, {True: 0.0, False: 0.0}
+    for outcome in itertools.product((0.0, 1.0), repeat=4):
+        rewards = torch.tensor(outcome, dtype=torch.double)
+        baseline = Baseline(kind, moments={"x": Moments(mean=0.4, within=0.16, between=0.04)})
+        advantages = rewards - baseline(rewards, 4, ["x"] * 4)
+        probability = math.prod(chance if passed else 1 - chance for passed in outcome)
+        gradient[len(set(outcome)) > 1] += probability * float((advantages * (rewards - chance)).sum())
+    assert sum(gradient.values()) > 0.3  # 4 p (1 - p) = 0.64, less a quarter of it with the group's own mean
+    assert (abs(gradient[False]) < 1e-12) == unharmed
 
 
-def test_gae_ends() -> None:
-    """lambda 1, gamma 1: reward minus value at every token; lambda 0: one-step differences."""
-    rewards, value = torch.tensor([[0.0, 0.0, 1.0]]), torch.tensor([[0.3, 0.5, 0.9]])
-    mask = torch.ones(1, 3)
-    assert gae(rewards, value, mask, 1.0, 1.0)[0].flatten().tolist() == pytest.approx([0.7, 0.5, 0.1])
-    assert gae(rewards, value, mask, 1.0, 0.0)[0].flatten().tolist() == pytest.approx([0.2, 0.4, 0.1])
+def batch_of(trainer: RookWorldGRPOTrainer) -> tuple[dict[str, Any], torch.Tensor]:
+    """The first generation batch, with each completion's reward."""
+    trainer.model.train()
+    combined, seen = trainer.rewards.combined, list[torch.Tensor]()
+    trainer.rewards.combined = lambda each: seen.append(combined(each)) or seen[-1]
+    return trainer._generate_and_score_completions(next(iter(trainer.get_train_dataloader()))), seen[-1]
 
 
-def test_at_last_token() -> None:
-    mask = torch.tensor([[1, 1, 0], [1, 1, 1], [0, 0, 0]])
-    assert at_last_token(torch.tensor([5.0, 6.0, 7.0]), mask).tolist() == [[0, 5, 0], [0, 0, 6], [0, 0, 0]]
+@pytest.mark.parametrize("scale", ["none", "group", "batch"])
+def test_our_group_mean_is_trls(make_trainer: Make, scale: str) -> None:
+    """TRL's own advantages stand by default; ours, computed on the same rewards, are the same."""
+    trainer = make_trainer(scale_rewards=scale)
+    batch, rewards = batch_of(trainer)
+    compared = rewards - Baseline()(rewards, 4, [""] * len(rewards))
+    assert torch.allclose(scale_advantages(compared, rewards, 4, scale), batch["advantages"], atol=1e-6)
 
 
-def test_value_head_learns_and_survives(tmp_path: Path) -> None:
-    """It starts at 0, fits a function of its states, ignores what is masked, and comes back from disk."""
-    torch.manual_seed(0)
-    states = torch.randn(16, 5, 8)
-    returns = torch.tanh(states[..., 0])
-    mask = torch.ones(16, 5)
-    mask[:, 4] = 0
-    returns[:, 4] = 1e6
-    head = ValueHead(8, 16, 1e-2, 50, seed=1)
-    assert head.values(states).abs().max() == 0
-    errors = [head.fit(states, returns, mask, ONE_PROCESS) for _ in range(5)]
-    assert errors[0] == pytest.approx(returns[:, :4].square().mean().item(), rel=1e-5)
-    assert errors[-1] < 0.05 * errors[0]
-    save_tree(tmp_path, "head", head.state_dict())
-    other = ValueHead(8, 16, 1e-2, 50, seed=2)
-    other.load_state_dict(load_tree(tmp_path, "head"))
-    assert torch.equal(head.values(states), other.values(states))
-    assert head.fit(states, returns, mask, ONE_PROCESS) == other.fit(states, returns, mask, ONE_PROCESS)
-    assert torch.equal(head.values(states), other.values(states))
-    with pytest.raises(ValueError, match=r"(?s)the value head cannot be restored .* resume from"):
-        ValueHead(8, 4, 1e-2, 1, seed=1).load_state_dict(head.state_dict())
+def test_leave_one_out_reaches_the_batch(make_trainer: Make) -> None:
+    batch, rewards = batch_of(make_trainer(advantage_baseline="leave_one_out", scale_rewards="none"))
+    assert rewards.std() > 0
+    for row in range(8):
+        group = range(row // 4 * 4, row // 4 * 4 + 4)
+        others = [rewards[other].item() for other in group if other != row]
+        assert batch["advantages"][row].item() == pytest.approx(rewards[row].item() - sum(others) / 3, abs=1e-6)
 
 
-def test_value_head_leaves_the_global_generator_alone() -> None:
-    torch.manual_seed(5)
-    expected = torch.rand(3)
-    torch.manual_seed(5)
-    ValueHead(8, 16, 1e-2, 1, seed=1)
-    assert torch.equal(torch.rand(3), expected)
+def test_where_all_rewards_agree_their_distance_to_the_running_mean_stays_what_it_is() -> None:
+    rewards = torch.full((4,), 0.7)
+    for scale in ("batch", "group"):
+        scaled = scale_advantages(rewards - 0.4, rewards, 2, scale)
+        assert torch.allclose(scaled, torch.full((4,), 0.3))
+
+
+def test_ema_goes_by_the_task_column(make_trainer: Make) -> None:
+    trainer = make_trainer(max_steps=2, advantage_baseline="ema")
+    trainer.train_dataset = trainer.train_dataset.add_column("task", ["p", "p", "a", "p", "a", "p", "a", "p"])
+    trainer.train()
+    assert set(plugin_of(trainer, Baselines).baseline.moments) == {"a", "p"}

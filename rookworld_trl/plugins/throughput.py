@@ -9,15 +9,17 @@ evaluation, recomputation.
 
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerControl, TrainerState, TrainingArguments
 
+from rookworld_trl.settings.parser import option
 from rookworld_trl.training.memory import Memory
+from rookworld_trl.training.plugin import SIDES, Plugin, Row
 
 # Dense peaks from the makers' data sheets, in operations a second: (float32, bf16 with float32 accumulation), by the
 # whole name that the driver gives: cards of one family differ (PCIe, NVL, laptops), and slices of a card are no card.
@@ -36,13 +38,11 @@ def peak_flops(device_name: str, mixed: bool) -> float | None:
     return next((peaks[mixed] for name, peaks in PEAKS.items() if re.fullmatch(name, device_name)), None)
 
 
-def peak_of(args: Any, accelerator: Any) -> float | None:
-    """Peak of the device that a run uses: `peak_tflops`, or that of a known GPU."""
-    if args.peak_tflops:
-        return args.peak_tflops * 1e12
-    if not torch.cuda.is_available() or args.use_cpu:
-        return None
-    return peak_flops(torch.cuda.get_device_name(), mixed=accelerator.mixed_precision != "no")
+def peak_of(tflops: float | None, on_cpu: bool, mixed: bool) -> float | None:
+    """Peak of the device that a run uses: what the settings say, or that of a known GPU."""
+    if tflops:
+        return tflops * 1e12
+    return None if on_cpu or not torch.cuda.is_available() else peak_flops(torch.cuda.get_device_name(), mixed)
 
 
 def forward_flops(config: Any, start: Any, end: Any, head: Any) -> Any:
@@ -93,65 +93,64 @@ def shared_scoring_flops(config: Any, ids: np.ndarray, mask: np.ndarray, complet
     return int(forward_flops(config, starts, lengths, np.minimum(completions, lengths - starts)).sum())
 
 
-class Throughput(TrainerCallback):
-    """Reports memory and, for GPT-2, operations a second and their share of the peak, for each optimizer step.
+@dataclass
+class Throughput(Plugin):
+    """Reports memory, seconds and, for GPT-2, operations a second and their share of the peak, for each optimizer step.
 
-    Args:
-        config: the model's configuration; only GPT-2's operations are counted.
-        record: takes a metric's name and value.
-        peak: operations a second that the device can do; None: report no share.
-        shared: rows are scored over their distinct prefixes, not one by one.
+    Attributes:
+        counts: the model's operations can be counted.
+        flops: of the present step.
+        seconds: of the present step's phases.
     """
 
-    def __init__(self, config: Any, record: Callable[[str, float], None], peak: float | None, shared: bool = False):
-        self.config, self.record, self.peak, self.shared = config, record, peak, shared
-        self.counts = config.model_type == "gpt2"
-        self.flops = 0
-        self.started = 0.0
-        self.memory = Memory()
-        self.seconds: dict[str, float] = {}  # of the present step's parts
-        self.last = 0.0  # seconds of the part that ended last
+    NAME = "throughput"
 
-    @contextmanager
-    def part(self, name: str) -> Iterator[None]:
-        """A part of the step, whose time is told apart from learning's."""
-        started = time.perf_counter()
-        yield
-        self.last = time.perf_counter() - started
-        self.seconds[name] = self.seconds.get(name, 0.0) + self.last
+    throughput: bool = option(
+        True, "Log memory, the seconds of a step's parts, and operations a second, as `perf/...`."
+    )
+    peak_tflops: float | None = option(
+        None, "Peak of one device, for MFU; by default known for common GPUs only.", above=0
+    )
 
-    def rolled_out(self, samples: int, metrics: dict[str, list[float]]) -> None:
-        """A rollout, the part `sampling`, has ended."""
-        self.memory.ended("rollout")
-        metrics["rollout/seconds_per_sample"].append(self.last / samples)
+    @property
+    def on(self) -> bool:
+        return self.throughput
 
-    def sampled(
-        self, batch: dict[str, torch.Tensor], num_generations: int, drafted: Sequence[bool] | None = None
-    ) -> None:
+    def attach(self, trainer: Any) -> None:
+        self.trainer, self.config, self.shared = trainer, trainer.model.config, trainer.scorer.shared
+        self.counts = self.config.model_type == "gpt2"
+        self.peak = peak_of(self.peak_tflops, trainer.args.use_cpu, trainer.accelerator.mixed_precision != "no")
+        self.flops, self.started = 0, 0.0
+        self.memory, self.seconds = Memory(), dict[str, float]()
+
+    def ended(self, phase: str, seconds: float) -> None:
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + seconds
+        if phase == "sampling":
+            self.memory.ended("rollout")
+
+    def sampled(self, rows: list[Row], batch: Row) -> None:
         """Count a sampled batch, and the reference's pass over it if it had one.
 
-        Args:
-            drafted: rows whose completions were drawn along a draft; of these, what samples share may have been
-                computed once, and counts once.
+        Of rows whose completions were drawn along a draft, what they share may have been computed once, and counts
+        once.
         """
         self.memory.ended("scoring")
-        if self.counts:
-            alone = batch
-            if drafted is not None:
-                along = torch.tensor(drafted, device=batch["prompt_ids"].device)
-                alone = {key: batch[key][~along] for key in SIDES}
-                # What a completion ends with is drawn, and need not be passed.
-                self.flops += self._shared({key: batch[key][along] for key in SIDES}, drawn_last=True)
-            self.flops += sampling_flops(self.config, *_lengths(alone), num_generations)
-            if "ref_per_token_logps" in batch:
-                self.flops += self._scoring(batch)
+        if not self.counts:
+            return
+        with self.trainer.sampler.rows(rows):
+            drafted = self.trainer.sampler.drafted()
+        alone = batch
+        if drafted is not None:
+            along = torch.tensor(drafted, device=batch["prompt_ids"].device)
+            alone = {key: batch[key][~along] for key in SIDES}
+            # What a completion ends with is drawn, and need not be passed.
+            self.flops += self._shared({key: batch[key][along] for key in SIDES}, drawn_last=True)
+        self.flops += sampling_flops(self.config, *_lengths(alone), self.trainer.num_generations)
+        if "ref_per_token_logps" in batch:
+            self.flops += self._scoring(batch)
 
-    def trained(self, batch: dict[str, torch.Tensor], trees: list[tuple[int, int]] | None = None) -> None:
-        """Count a micro-batch's forward and backward pass.
-
-        Args:
-            trees: tokens of each distinct prompt and of the tree behind it, where that is what was scored.
-        """
+    def trained(self, batch: Row, trees: Sequence[tuple[int, int]] | None = None) -> None:
+        """Count a micro-batch's forward and backward pass."""
         if self.counts:
             flops = self._scoring(batch) if trees is None else scoring_flops(self.config, *zip(*trees, strict=True))
             self.flops += 3 * flops
@@ -177,17 +176,14 @@ class Throughput(TrainerCallback):
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         seconds = time.perf_counter() - self.started
         if self.counts:
-            self.record("perf/tflops_per_second", self.flops / seconds / 1e12)
+            self.trainer.record("perf/tflops_per_second", self.flops / seconds / 1e12)
             if self.peak:
-                self.record("perf/mfu", self.flops / seconds / self.peak)
+                self.trainer.record("perf/mfu", self.flops / seconds / self.peak)
         parts = {name: self.seconds.get(name, 0.0) for name in ("sampling", "rewards")}
         for name, value in {**parts, "learning": seconds - sum(parts.values())}.items():
-            self.record(f"perf/seconds_{name}", value)
+            self.trainer.record(f"perf/seconds_{name}", value)
         for name, value in self.memory.step().items():
-            self.record(f"perf/memory_{name}", value)
-
-
-SIDES = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
+            self.trainer.record(f"perf/memory_{name}", value)
 
 
 def _lengths(batch: dict[str, torch.Tensor]) -> tuple[list[int], list[int]]:

@@ -1,8 +1,8 @@
-"""From rewards to advantages: what a completion is compared with, and generalised advantage estimation.
+"""From rewards to advantages: what a completion is compared with in place of its group's mean.
 
 Baselines of a completion's reward r in a group of G completions of one prompt:
 
-* `group_mean`     the group's mean (GRPO, arXiv 2402.03300);
+* `group_mean`     the group's mean (GRPO, arXiv 2402.03300), which is TRL's own;
 * `leave_one_out`  the mean of the other G - 1 (RLOO, arXiv 2402.14740): unbiased, G / (G - 1) times as large;
 * `ema`            a moving average of earlier batches' rewards, per task (REINFORCE, Williams 1992): also learns from
                    groups whose rewards all agree;
@@ -14,21 +14,20 @@ All work on the rewards of the whole global batch, so they do not depend on how 
 (no reward function applies) is left out of every mean and gets advantage 0.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
-BASELINES = ("group_mean", "leave_one_out", "ema", "adaptive")
+from rookworld_trl import ranks
+from rookworld_trl.checkpointing.state import Stateful
+from rookworld_trl.settings.parser import option
+from rookworld_trl.training.plugin import Plugin, Row
+
+Kind = Literal["group_mean", "leave_one_out", "ema", "adaptive"]
 _EPSILON = 1e-4  # TRL's, in the same place
 _AGREED = 1e-6  # rewards that deviate less are equal up to rounding
-
-
-def combine_rewards(per_function: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """Weighted sum (N,) of the rewards (N, F) that apply; NaN where none does."""
-    total = (per_function * weights).nansum(dim=1)
-    return total.masked_fill(per_function.isnan().all(dim=1), torch.nan)
 
 
 @dataclass
@@ -45,7 +44,7 @@ class Baseline:
     """The baseline of `kind`, with the moving averages that `ema` and `adaptive` carry from batch to batch.
 
     Attributes:
-        kind: one of `BASELINES`.
+        kind: see the module.
         decay: share of the old average kept at each batch.
         moments: by task; a task's first batch sets them, and is then judged by itself.
     """
@@ -139,36 +138,63 @@ def _nanstd(rows: torch.Tensor) -> torch.Tensor:
     return (squares / (count - 1).clamp(min=1)).sqrt().masked_fill(count < 2, torch.nan)
 
 
-def gae(
-    rewards: torch.Tensor, values: torch.Tensor, mask: torch.Tensor, gamma: float, lam: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Generalised advantage estimation (Schulman et al., arXiv 1506.02438, equations 11 and 16).
+@dataclass
+class Baselines(Plugin):
+    """Puts advantages (B,) against another baseline in place of TRL's."""
 
-    A_t = delta_t + gamma lam A_{t+1}, delta_t = r_t + gamma V_{t+1} - V_t, with V = 0 after the last token.
+    NAME = "advantage_baseline"
+    STATE = "baseline"
 
-    Args:
-        rewards, values: (B, C), reward received with token t, and value of the state before it.
-        mask: (B, C), 1 for tokens; they come first in each row.
+    advantage_baseline: Kind = option(
+        "group_mean", "What a reward is compared with: group_mean, leave_one_out, ema, or adaptive."
+    )
 
-    Returns:
-        Advantages and returns A + V, both (B, C), 0 where masked.
-    """
-    mask = mask.to(values.dtype)
-    values = values * mask
-    advantages = torch.zeros_like(values)
-    running = torch.zeros_like(values[:, 0])
-    following = torch.zeros_like(values[:, 0])
-    for t in reversed(range(values.shape[1])):
-        delta = rewards[:, t] + gamma * following - values[:, t]
-        running = (delta + gamma * lam * running) * mask[:, t]
-        advantages[:, t], following = running, values[:, t]
-    return advantages, (advantages + values) * mask
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.baseline = Baseline(self.advantage_baseline)
 
+    @property
+    def on(self) -> bool:
+        return self.advantage_baseline != "group_mean"
 
-def at_last_token(rewards: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Place one reward per completion (B,) at its last token (B, C); a completion without tokens gets none."""
-    last = mask.sum(dim=1).long() - 1
-    placed = torch.zeros(mask.shape, dtype=rewards.dtype, device=rewards.device)
-    rows = torch.nonzero(last >= 0)[:, 0]
-    placed[rows, last[rows]] = rewards[rows]
-    return placed
+    def refusals(self, args: Any, others: Sequence[str]) -> Iterator[str]:
+        moving = self.advantage_baseline in ("ema", "adaptive")
+        if moving and "mining" in others:
+            yield (
+                "advantage_baseline: with `mining` groups whose rewards agree are dropped, and against a running mean "
+                "they teach too: a bias. Leave it at group_mean or leave_one_out, or set `mining` to False"
+            )
+        if args.objective != "sampled":
+            yield (
+                f"advantage_baseline: `objective` is {args.objective}, and the points of a completion say what each "
+                "alternative earns, so nothing is compared. Leave it at group_mean"
+            )
+        if args.multi_objective_aggregation != "sum_then_normalize":
+            yield (
+                "multi_objective_aggregation: only TRL's group mean can normalise each reward by itself. Set it to "
+                "sum_then_normalize, or `advantage_baseline` to group_mean"
+            )
+        if moving and args.scale_rewards == "group":  # where a group agrees, its deviation is 0
+            yield (
+                "advantage_baseline: `scale_rewards` is group, and a group's own deviation is no measure of its "
+                "distance to a running mean. Set `scale_rewards` to batch or none, or `advantage_baseline` to "
+                "group_mean or leave_one_out"
+            )
+
+    def undone(self) -> Stateful:
+        return self
+
+    def rewarded(self, rows: list[Row], rewards: torch.Tensor) -> None:
+        self.rewards = rewards
+
+    def sampled(self, rows: list[Row], batch: Row) -> None:
+        trainer, rewards = self.trainer, self.rewards
+        raw = rewards - self.baseline(rewards, trainer.num_generations, ranks.everyones(trainer.tasks(rows)))
+        scaled = scale_advantages(raw, rewards, trainer.num_generations, trainer.args.scale_rewards)
+        batch["advantages"] = scaled[trainer.mine(rows)]
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.baseline.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.baseline.load_state_dict(state)

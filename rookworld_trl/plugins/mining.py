@@ -13,7 +13,8 @@ forgotten, and its informative share says what the run would have had without mi
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -22,8 +23,11 @@ import torch
 
 from rookworld_trl import ranks
 from rookworld_trl.checkpointing.state import Remembers
-from rookworld_trl.training.monitor import target_logps
-from rookworld_trl.training.sampler import Sampler, Samples
+from rookworld_trl.modeling.completions import target_logps
+from rookworld_trl.settings.parser import option
+from rookworld_trl.training.plugin import Plugin, Row
+from rookworld_trl.training.rewards import informative_groups
+from rookworld_trl.training.sampler import Samples
 
 Curriculum = Callable[[Mapping[str, Any], float | None], float]
 """Gives the weight, 0 or more, of trying a prompt: called with the row of the data set and the prompt's pass rate so
@@ -47,19 +51,6 @@ def part_of(row: Mapping[str, Any], task_column: str) -> str:
 def informative_chance(pass_rate: float, samples: int) -> float:
     """Probability that of so many independent samples some pass and some fail: 1 - p^n - (1 - p)^n."""
     return 1.0 - pass_rate**samples - (1.0 - pass_rate) ** samples
-
-
-def informative_groups(rewards: np.ndarray, samples: int) -> np.ndarray:
-    """Which groups (N / samples,) hold different rewards (N,); NaN do not count."""
-    groups = rewards.reshape(-1, samples)
-    highest = np.where(np.isnan(groups), -np.inf, groups).max(axis=1)
-    lowest = np.where(np.isnan(groups), np.inf, groups).min(axis=1)
-    return highest - lowest > 1e-6
-
-
-def informative_share(rewards: torch.Tensor, samples: int) -> float:
-    """Share of such groups; the others teach a group baseline nothing."""
-    return informative_groups(rewards.cpu().numpy(), samples).mean(dtype=np.float32).item()
 
 
 class PromptMiner(Remembers):
@@ -198,64 +189,70 @@ def _weighted(rows: Sequence[int], weights: Sequence[float], count: int, rng: np
     return [rows[i] for i in np.argsort(clocks)[:count]]
 
 
-Row = dict[str, Any]
-
 CANDIDATES = 4  # prompts looked at, by what is known of them, for each one that is sampled
 
 
-class BatchMiner:
+@dataclass
+class Mining(Plugin):
     """Replaces prompts whose groups teach nothing, before and after sampling them, task by task.
 
     The batch that TRL deals is a plan: it fixes how many groups each task has, and its ordinary share is kept. Every
     process takes part in sampling; the main process alone decides.
 
-    Args:
-        args: the configuration.
-        accelerator: for the processes' shares of a batch.
-        policy: the model, for exact pass rates.
-        dataset: the rows to choose from.
-        tokenizer: makes the prompts' tokens.
-        sampler: knows the settings of tasks and the right completions of rows.
-        sample: draws a completion for each row.
-        reward: gives the rewards (N,) of the global batch, from this process's rows and samples.
-        curriculum: weighs the prompts that are tried; see `Curriculum`.
-
     Attributes:
+        curriculum: weighs the prompts that are tried; see `Curriculum`.
         miner: what is known of every prompt.
 
     Raises:
         ValueError: mining where it cannot work: a data set without random access, sharded weights.
     """
 
-    def __init__(
-        self,
-        args: Any,
-        accelerator: Any,
-        policy: Any,
-        dataset: Any,
-        tokenizer: Any,
-        sampler: Sampler,
-        *,
-        sample: Callable[[list[Row]], Samples],
-        reward: Callable[[list[Row], Samples], np.ndarray],
-        curriculum: Curriculum | None = None,
-    ):
-        self.args, self.accelerator, self.policy, self.dataset = args, accelerator, policy, dataset
-        self.tokenizer, self.sampler, self.sample, self.reward = tokenizer, sampler, sample, reward
-        self.samples = args.num_generations
+    NAME = "mining"
+    STATE = "miner"
+    SOURCE = True
+
+    mining: bool = option(False, "Sample other prompts of the same task where all rewards of a group agree.")
+    mining_ordinary: float = option(
+        0.2, "Share of each task's prompts in a batch that are trained on as they come.", least=0, most=1
+    )
+    mining_rounds: int = option(
+        1, "How often groups that agree are sampled again from other prompts, at most.", least=0
+    )
+    curriculum: Curriculum | None = field(default=None, init=False)
+
+    @property
+    def on(self) -> bool:
+        return self.mining
+
+    def refusals(self, args: Any, others: Sequence[str]) -> Iterator[str]:
+        if args.objective != "sampled":
+            yield (
+                f"mining: `objective` is {args.objective}, and no group can teach nothing, so none has to give way. "
+                "Set it to False"
+            )
+
+    def attach(self, trainer: Any) -> None:
+        self.trainer, self.args, self.accelerator = trainer, trainer.args, trainer.accelerator
+        self.dataset, self.samples = trainer.train_dataset, trainer.args.num_generations
         self._ordinary: list[int] = []  # groups of the present batch that are not mined
         self._check()
-        prompts = list(dataset["prompt"])
-        named = [name for name in (args.task_column, PART_COLUMN) if name in dataset.column_names]
-        parts = [part_of(row, args.task_column) for row in dataset.select_columns(named)] or [""] * len(prompts)
+        prompts, column = list(self.dataset["prompt"]), self.args.task_column
+        named = [name for name in (column, PART_COLUMN) if name in self.dataset.column_names]
+        parts = [part_of(row, column) for row in self.dataset.select_columns(named)] or [""] * len(prompts)
         self.miner = PromptMiner(
             prompts,
             parts,
             samples=self.samples,
-            ordinary=args.mining_ordinary,
-            seed=args.seed,
-            curriculum=curriculum,
+            ordinary=self.mining_ordinary,
+            seed=self.args.seed,
+            curriculum=self.curriculum,
         )
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.miner.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.miner.load_state_dict(state)
 
     def _check(self) -> None:
         problems = {
@@ -270,21 +267,17 @@ class BatchMiner:
             if found:
                 raise ValueError(f"`mining` is True: it {problem}. Set `mining` to False")
 
-    def choose(self, rows: list[Row], metrics: dict[str, list[float]]) -> Samples:
-        """Choose prompts, sample them, and choose and sample again where all rewards of a group agree.
-
-        Args:
-            rows: this process's; changed in place where a prompt gives way to another of its task.
-        """
+    def rows(self, rows: list[Row]) -> Samples:
+        """Choose prompts, sample them, and choose and sample again where all rewards of a group agree."""
         prompts, tasks = self._groups(rows)
         minable: list[int] = self._decided(partial(self.miner.split, tasks))
         self._ordinary = sorted(set(range(len(tasks))) - set(minable))
         self._replace(rows, minable, prompts, tasks, planned=True)
-        drawn = self.sample(rows)
+        drawn = self.trainer.sample_rows(rows)
         resampled = 0
-        for _ in range(self.args.mining_rounds):
+        for _ in range(self.mining_rounds):
             prompts, _ = self._groups(rows)
-            rewards = self.reward(rows, drawn)
+            rewards = self.trainer.reward_of(rows, drawn)
             informative = informative_groups(rewards, self.samples)
             flat = [group for group in minable if not informative[group]]
             if not flat:
@@ -293,20 +286,21 @@ class BatchMiner:
             self.miner.observe([prompts[group] for group in flat], [tasks[group] for group in flat], dropped)
             self._replace(rows, flat, prompts, tasks, planned=False)
             if mine := [row for row, _ in self._my_rows(flat, len(rows))]:
-                drawn.put(mine, self.sample([rows[row] for row in mine]))
+                drawn.put(mine, self.trainer.sample_rows([rows[row] for row in mine]))
             resampled += len(flat)
-        metrics["mining/resampled"].append(resampled / len(tasks))
+        self.trainer.record("mining/resampled", resampled / len(tasks))
         return drawn
 
-    def observe(self, rows: list[Row], rewards: np.ndarray, metrics: dict[str, list[float]]) -> None:
-        """Remember how the groups that are trained on fared, by the rewards (N,) of the global batch."""
+    def rewarded(self, rows: list[Row], rewards: torch.Tensor) -> None:
+        """Remember how the groups that are trained on fared."""
+        earned, record = rewards.double().cpu().numpy(), self.trainer.record
         prompts, tasks = self._groups(rows)
-        self.miner.observe(prompts, tasks, rewards)
+        self.miner.observe(prompts, tasks, earned)
         passed = [rates[key] for key in map(prompt_key, prompts) if key in (rates := self.miner.pass_rates)]
-        metrics["mining/pass_rate"].append(sum(passed) / max(1, len(passed)))
+        record("mining/pass_rate", sum(passed) / max(1, len(passed)))
         if self._ordinary:  # what the batch would have been without mining
-            informative = informative_groups(rewards, self.samples)[self._ordinary]
-            metrics["mining/ordinary_informative"].append(float(informative.mean()))
+            informative = informative_groups(earned, self.samples)[self._ordinary]
+            record("mining/ordinary_informative", float(informative.mean()))
 
     # Steps of mining
 
@@ -359,19 +353,20 @@ class BatchMiner:
 
     def measure_pass_rates(self, rows: list[int], contents: list[Row]) -> None:
         """The exact probability that a sample is the right completion, by one forward pass over both."""
-        request = self.sampler.request(contents[0])
-        context = getattr(self.policy.config, "max_position_embeddings", None) or float("inf")
+        sampler, tokenizer = self.trainer.sampler, self.trainer.processing_class
+        request = sampler.request(contents[0])
+        context = getattr(self.trainer.model.config, "max_position_embeddings", None) or float("inf")
         pairs: dict[int, tuple[list[int], list[int]]] = {}
         for row, content in zip(rows, contents, strict=True):
-            target = self.sampler.target_ids(content)
+            target = sampler.target_ids(content)
             if target is None:
                 continue
-            prompt = self.tokenizer(text=content["prompt"])["input_ids"]
+            prompt = tokenizer(text=content["prompt"])["input_ids"]
             if len(target) <= request.max_completion_length and len(prompt) + len(target) <= context:
                 pairs[row] = prompt, list(target)
             else:
                 self.miner.set_pass_rate(row, 0.0)  # cut off before its end
-        size, pad = self.args.per_device_train_batch_size, self.tokenizer.pad_token_id
-        logps = target_logps(self.policy, list(pairs.values()), pad, size, request.temperature)
+        size, pad = self.args.per_device_train_batch_size, tokenizer.pad_token_id
+        logps = target_logps(self.trainer.model, list(pairs.values()), pad, size, request.temperature)
         for row, chance in zip(pairs, logps.double().exp().clamp(max=1.0).tolist(), strict=True):
             self.miner.set_pass_rate(row, chance)

@@ -3,7 +3,6 @@
 import copy
 import itertools
 import json
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -13,15 +12,10 @@ import torch
 from datasets import Dataset
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from rookworld_trl.training import RookWorldGRPOConfig, RookWorldGRPOTrainer, mining, sampler
-from rookworld_trl.training.advantages import Baseline, Moments
-from rookworld_trl.training.mining import (
-    PromptMiner,
-    informative_chance,
-    informative_groups,
-    informative_share,
-    prompt_key,
-)
+from rookworld_trl.plugins import mining
+from rookworld_trl.plugins.mining import Mining, PromptMiner, informative_chance, prompt_key
+from rookworld_trl.training import RookWorldGRPOConfig, RookWorldGRPOTrainer, sampler
+from tests.support.plugged import plugged, plugin_of
 
 NAN = float("nan")
 
@@ -34,13 +28,6 @@ def test_useful_chance_by_hand() -> None:
     assert informative_chance(0.0, 4) == informative_chance(1.0, 4) == 0
     assert informative_chance(0.5, 2) == 0.5
     assert informative_chance(0.9, 3) == pytest.approx(1 - 0.729 - 0.001)
-
-
-def test_useful_groups_by_hand() -> None:
-    rewards = np.array([1.0, 1.0, 0.0, 1.0, NAN, NAN, NAN, 1.0])
-    assert informative_groups(rewards, 2).tolist() == [False, True, False, False]
-    assert informative_groups(rewards, 4).tolist() == [True, False]
-    assert informative_share(torch.tensor(rewards), 2) == 0.25
 
 
 def test_pass_rates_are_exponential_averages() -> None:
@@ -155,23 +142,6 @@ def test_a_restored_miner_goes_on_alike() -> None:
     assert second.split(["x"] * 9) == first.split(["x"] * 9)
 
 
-@pytest.mark.parametrize(
-    ("kind", "unharmed"), [("group_mean", True), ("leave_one_out", True), ("ema", False), ("adaptive", False)]
-)
-def test_dropping_groups_that_agree_is_right_for_group_baselines_alone(kind: str, unharmed: bool) -> None:
-    """All 16 groups of four samples that pass with probability 0.2, by their probabilities: does the expected gradient
-    (by the logit of passing) of all groups come from those that stay?"""
-    chance, gradient = 0.2, {True: 0.0, False: 0.0}
-    for outcome in itertools.product((0.0, 1.0), repeat=4):
-        rewards = torch.tensor(outcome, dtype=torch.double)
-        baseline = Baseline(kind, moments={"x": Moments(mean=0.4, within=0.16, between=0.04)})
-        advantages = rewards - baseline(rewards, 4, ["x"] * 4)
-        probability = math.prod(chance if passed else 1 - chance for passed in outcome)
-        gradient[len(set(outcome)) > 1] += probability * float((advantages * (rewards - chance)).sum())
-    assert sum(gradient.values()) > 0.3  # 4 p (1 - p) = 0.64, less a quarter of it with the group's own mean
-    assert (abs(gradient[False]) < 1e-12) == unharmed
-
-
 # In the trainer. Half of the prompts can be passed, by a completion that begins with a lower-case letter.
 
 LETTERS = "abcdefgh"
@@ -193,15 +163,10 @@ def trainer_of(
     def make(curriculum: Any = None, rows: list[dict[str, Any]] = ROWS, **changes: Any) -> RookWorldGRPOTrainer:
         settings: dict[str, Any] = {**options, "rollout_backend": "native", "shuffle_dataset": False}
         settings |= {"per_device_train_batch_size": 32, "target_task": "A", "mining": True, "max_completion_length": 3}
-        return RookWorldGRPOTrainer(
-            copy.deepcopy(policy),
-            right,
-            RookWorldGRPOConfig(**settings | changes),
-            Dataset.from_list(rows),
-            None,
-            tiny_tokenizer,
-            **({} if curriculum is None else {"curriculum": curriculum}),
-        )
+        settings, (mined,) = plugged(settings | changes)
+        mined.curriculum = curriculum
+        args, data = RookWorldGRPOConfig(**settings), Dataset.from_list(rows)
+        return RookWorldGRPOTrainer(copy.deepcopy(policy), right, args, data, None, tiny_tokenizer, plugins=[mined])
 
     return make
 
@@ -214,9 +179,8 @@ def test_exact_pass_rates_are_the_models_own(trainer_of: Trainers) -> None:
     trainer = trainer_of(task_sampling={"A": {"temperature": 0.7}})
     contents = [trainer.train_dataset[row] for row in (1, 3, 5)]
     contents[2] = {**contents[2], "target": "abc"}  # with its end token, four tokens
-    assert trainer.mining is not None
-    trainer.mining.measure_pass_rates([1, 3, 5], contents)
-    known = trainer.mining.miner
+    plugin_of(trainer, Mining).measure_pass_rates([1, 3, 5], contents)
+    known = plugin_of(trainer, Mining).miner
     tokenizer = trainer.processing_class
     for row, content in zip((1, 3), contents, strict=False):
         prompt = tokenizer(content["prompt"])["input_ids"]
@@ -275,8 +239,7 @@ def test_only_zero_variance_groups_are_sampled_again(trainer_of: Trainers, monke
     trainer = trainer_of(mining_rounds=3)
     monkeypatch.setattr(mining, "CANDIDATES", 1)  # at first, the prompts as planned
     trainer.model.train()
-    assert trainer.mining is not None
-    monkeypatch.setattr(trainer.mining.miner, "split", lambda tasks: [0, 1, 2, 3, 4, 5])
+    monkeypatch.setattr(plugin_of(trainer, Mining).miner, "split", lambda tasks: [0, 1, 2, 3, 4, 5])
     differing = {2, 7}
     sampled: list[int] = []
     sample = sampler.rollout
@@ -329,8 +292,3 @@ def test_a_curriculum_that_fails_says_so(trainer_of: Trainers) -> None:
     trainer = trainer_of(curriculum=lambda row, rate: -1.0)
     with pytest.raises(ValueError, match=r"the curriculum weighs row \d+ with -1.0: return a finite number, 0 or more"):
         trainer.train()
-
-
-def test_what_cannot_be_mined_is_refused(trainer_of: Trainers) -> None:
-    with pytest.raises(ValueError, match="a `curriculum` weighs mined prompts: set `mining` to True"):
-        trainer_of(curriculum=lambda row, rate: 1.0, mining=False)

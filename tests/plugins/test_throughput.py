@@ -1,13 +1,17 @@
 """Operations of GPT-2 against a count made by others, and against a counter that watches the matrix products."""
 
+from collections.abc import Callable
+from contextlib import nullcontext
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from rookworld_trl.training import throughput
-from rookworld_trl.training.throughput import (
+from rookworld_trl.plugins.throughput import (
     Throughput,
     forward_flops,
     peak_flops,
@@ -77,56 +81,68 @@ def test_shared_prefixes_against_a_set_of_prefixes() -> None:
     assert shared_scoring_flops(config, ids, mask, np.zeros(50, dtype=int)) == expected
 
 
-def test_a_step_is_reported_as_a_share_of_the_peak() -> None:
+def metered(config: GPT2Config, generations: int = 1, drafted: list[bool] | None = None) -> tuple[Throughput, Any]:
+    """A plug-in in its first step, with a peak of 1,000 TFLOP a second, and what it records."""
     recorded: dict[str, float] = {}
-    config = GPT2Config(n_layer=1, n_embd=8, n_head=1, vocab_size=10)
-    meter = Throughput(config, recorded.__setitem__, peak=1e15)
-    batch = {"prompt_mask": torch.ones(2, 5), "completion_mask": torch.ones(2, 3)}
+    sampler = SimpleNamespace(rows=lambda rows: nullcontext(), drafted=lambda: drafted)
+    meter = Throughput(peak_tflops=1000.0)
+    meter.attach(
+        SimpleNamespace(
+            model=SimpleNamespace(config=config),
+            scorer=SimpleNamespace(shared=False),
+            args=SimpleNamespace(use_cpu=True),
+            accelerator=SimpleNamespace(mixed_precision="no"),
+            num_generations=generations,
+            sampler=sampler,
+            record=recorded.__setitem__,
+        )
+    )
     meter.on_step_begin(None, None, None)
-    meter.sampled(batch, 2)
+    return meter, recorded
+
+
+def test_a_step_is_reported_as_a_share_of_the_peak() -> None:
+    """Two rows of 5 + 3 tokens; 2 s of sampling in two parts and 1 s of rewards, the rest is learning."""
+    config = GPT2Config(n_layer=1, n_embd=8, n_head=1, vocab_size=10)
+    meter, recorded = metered(config, generations=2)
+    batch = {"prompt_mask": torch.ones(2, 5), "completion_mask": torch.ones(2, 3)}
+    meter.sampled([], batch)
     meter.trained(batch)
     assert meter.flops == sampling_flops(config, [5, 5], [3, 3], 2) + 3 * scoring_flops(config, [5, 5], [3, 3])
+    for phase, seconds in (("sampling", 1.5), ("sampling", 0.5), ("rewards", 1.0)):
+        meter.ended(phase, seconds)
+    meter.started -= 10.0
     meter.on_step_end(None, None, None)
     assert 0 < recorded["perf/mfu"] < 1
     assert recorded["perf/mfu"] == pytest.approx(recorded["perf/tflops_per_second"] / 1000)
     assert recorded["perf/memory_gb"] > 0
-
-
-def test_a_steps_time_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A clock by hand: sampling 10 to 13 and 14 to 15, rewards 16 to 18, the step 10 to 30; then one of 10 s."""
-    times = iter([10.0, 10.0, 13.0, 14.0, 15.0, 16.0, 18.0, 30.0, 40.0, 50.0])
-    monkeypatch.setattr(throughput.time, "perf_counter", lambda: next(times))
-    recorded: dict[str, float] = {}
-    meter = Throughput(GPT2Config(n_layer=1, n_embd=8, n_head=1, vocab_size=10), recorded.__setitem__, peak=None)
-    metrics: dict[str, list[float]] = {"rollout/seconds_per_sample": []}
+    assert (recorded["perf/seconds_sampling"], recorded["perf/seconds_rewards"]) == (2.0, 1.0)
+    assert recorded["perf/seconds_learning"] == pytest.approx(7.0, abs=0.5)
     meter.on_step_begin(None, None, None)
-    for name, samples in (("sampling", 6), ("sampling", 4), ("rewards", 0)):
-        with meter.part(name):
-            pass
-        if samples:
-            meter.rolled_out(samples, metrics)
-    meter.on_step_end(None, None, None)
-    assert metrics["rollout/seconds_per_sample"] == [0.5, 0.25]
-    parts = {name: recorded[f"perf/seconds_{name}"] for name in ("sampling", "rewards", "learning")}
-    assert parts == {"sampling": 4.0, "rewards": 2.0, "learning": 14.0}
-    meter.on_step_begin(None, None, None)
-    meter.on_step_end(None, None, None)
-    assert (recorded["perf/seconds_sampling"], recorded["perf/seconds_learning"]) == (0.0, 10.0)
+    assert (meter.flops, meter.seconds) == (0, {})
 
 
 def test_drafted_rows_count_what_they_share_once() -> None:
     """Rows 1 2 | 3 4 9 and 1 2 | 3 5 9 are drafted: 1 2 3 4 and the 5 are passed; the third row is sampled plainly."""
     config = GPT2Config(n_layer=1, n_embd=8, n_head=1, vocab_size=10)
-    meter = Throughput(config, lambda name, value: None, peak=None)
+    meter, _ = metered(config, drafted=[True, True, False])
     batch = {
         "prompt_ids": torch.tensor([[1, 2], [1, 2], [0, 7]]),
         "prompt_mask": torch.tensor([[1, 1], [1, 1], [0, 1]]),
         "completion_ids": torch.tensor([[3, 4, 9], [3, 5, 9], [8, 9, 0]]),
         "completion_mask": torch.tensor([[1, 1, 1], [1, 1, 1], [1, 1, 0]]),
     }
-    meter.sampled(batch, 1, [True, True, False])
+    meter.sampled([], batch)
     drafted = forward_flops(config, 0, 4, 2) + forward_flops(config, 3, 4, 1)
     assert meter.flops == drafted + sampling_flops(config, [1], [2], 1)
+
+
+def test_a_run_reports_its_throughput(make_trainer: Callable[..., Any]) -> None:
+    trainer = make_trainer(throughput=True, peak_tflops=1000.0)
+    trainer.train()
+    log = trainer.state.log_history[1]
+    assert 0 < log["perf/mfu"] < 1
+    assert min(log[f"perf/seconds_{name}"] for name in ("sampling", "rewards", "learning")) > 0
 
 
 def test_peaks() -> None:

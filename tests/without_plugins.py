@@ -1,0 +1,52 @@
+"""Delete each plug-in and its test in turn, in a copy of the tree: the other fast tests must stay green.
+
+python -m tests.without_plugins [NAME ...]
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+PLUGINS = ROOT / "rookworld_trl" / "plugins"
+# What the core does, the other plug-ins, and the recipe: it parses, and trains a tiny model.
+FAST = (
+    *("tests/plugins", "tests/settings", "tests/training/test_trainer.py", "tests/training/test_loss.py"),
+    *("tests/training/test_kl_in_training.py", "tests/training/test_reward_metrics.py", "tests/test_doctor.py"),
+)
+
+
+def delete(name: str, tree: Path) -> None:
+    """The plug-in's file, its test, and the lines of the recipe that name it or its class."""
+    file = tree / "rookworld_trl" / "plugins" / f"{name}.py"
+    classes = re.findall(r"^class (\w+)\(Plugin\)", file.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    file.unlink()
+    (tree / "tests" / "plugins" / f"test_{name}.py").unlink()
+    recipe = tree / "recipes" / "grpo.py"
+    named = re.compile(rf"\b({'|'.join([f'plugins.{name}', *classes])})\b")
+    lines = recipe.read_text(encoding="utf-8").splitlines(keepends=True)
+    recipe.write_text("".join(line for line in lines if not named.search(line)), encoding="utf-8")
+
+
+def main(*names: str) -> int:
+    failed = []
+    for name in names or sorted(path.stem for path in PLUGINS.glob("[a-z]*.py")):
+        with tempfile.TemporaryDirectory(prefix="without-") as parent:
+            tree = Path(parent, "tree")
+            shutil.copytree(
+                ROOT, tree, ignore=shutil.ignore_patterns(".git", ".venv", "runs", "results", "__pycache__")
+            )
+            delete(name, tree)
+            command = [sys.executable, "-m", "pytest", "-q", "-m", "not slow and not long", *FAST]
+            done = subprocess.run(command, cwd=tree, env={**os.environ, "PYTHONPATH": str(tree)}, check=False)
+            print(f"without {name}: {'green' if done.returncode == 0 else 'RED'}", flush=True)
+            failed += [name] if done.returncode else []
+    return len(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
