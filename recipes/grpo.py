@@ -29,11 +29,12 @@ from rookworld_trl.modeling.hub import push_folder
 from rookworld_trl.modeling.loading import NANO, load
 from rookworld_trl.plugins.curriculum import Stages
 from rookworld_trl.plugins.dry_run import rehearsed
+from rookworld_trl.plugins.live import report_live
 from rookworld_trl.plugins.selfplay_prompts import SelfPlayPrompts
 from rookworld_trl.reports import timed, write_for_people
 from rookworld_trl.settings.parser import bad_input, blame, option, parse
 from rookworld_trl.settings.terminal import TerminalOptions, shown
-from rookworld_trl.training import Plugin, RookWorldGRPOConfig, RookWorldGRPOTrainer, report_live
+from rookworld_trl.training import Plugin, RookWorldGRPOConfig, RookWorldGRPOTrainer
 
 
 @dataclass

@@ -36,10 +36,10 @@ from rookworld_trl.modeling.loading import load_model, load_tokenizer
 from rookworld_trl.modeling.starting_weights import set_starting_weights
 from rookworld_trl.modeling.tokenizer import build_gpt2_tokenizer, build_nano_tokenizer
 from rookworld_trl.plugins.dry_run import rehearsed
+from rookworld_trl.plugins.live import report_live
 from rookworld_trl.settings.parser import RecipeError, bad_input, option, parse
 from rookworld_trl.settings.terminal import TerminalOptions, shown
 from rookworld_trl.training import Plugin
-from rookworld_trl.training.live import report_live
 from rookworld_trl.training.supervised import MuonFactory, SupervisedConfig, SupervisedTrainer
 
 LIVE = [("loss", "loss", ".4f"), ("gradient", "grad_norm", ".2f"), ("rate", "learning_rate", ".2e")]

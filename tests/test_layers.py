@@ -12,6 +12,7 @@ from tests.support.house import FILES, ROOT, all_imports, imports, name_of, part
 MAY_IMPORT = {
     "files": set(),
     "ranks": set(),
+    "memory": set(),
     "settings": set(),
     "modeling": set(),
     "checkpointing": {"modeling", "files", "ranks", "settings"},
@@ -19,7 +20,7 @@ MAY_IMPORT = {
     "measuring": {"files"},
     "chess": {"measuring", "modeling", "settings"},
     "training": {"modeling", "checkpointing", "files", "ranks", "settings"},
-    "plugins": {"training", "checkpointing", "modeling", "files", "ranks", "settings"},
+    "plugins": {"training", "checkpointing", "modeling", "files", "memory", "ranks", "settings"},
     "reports": {"measuring", "files", "settings", "__init__"},  # the package's version
     "__init__": set(),
 }

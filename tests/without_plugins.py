@@ -21,15 +21,15 @@ FAST = (
 
 
 def delete(name: str, tree: Path) -> None:
-    """The plug-in's file, its test, and the lines of the recipe that name it or its class."""
+    """The plug-in's file, its test, and the lines of recipes that name it or its class."""
     file = tree / "rookworld_trl" / "plugins" / f"{name}.py"
-    classes = re.findall(r"^class (\w+)\(Plugin\)", file.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    names = re.findall(r"^(?:class|def) (\w+)", file.read_text(encoding="utf-8"), flags=re.MULTILINE)
     file.unlink()
     (tree / "tests" / "plugins" / f"test_{name}.py").unlink()
-    recipe = tree / "recipes" / "grpo.py"
-    named = re.compile(rf"\b({'|'.join([f'plugins.{name}', *classes])})\b")
-    lines = recipe.read_text(encoding="utf-8").splitlines(keepends=True)
-    recipe.write_text("".join(line for line in lines if not named.search(line)), encoding="utf-8")
+    named = re.compile(rf"\b({'|'.join([f'plugins.{name}', *names])})\b")
+    for recipe in (tree / "recipes").glob("*.py"):
+        lines = recipe.read_text(encoding="utf-8").splitlines(keepends=True)
+        recipe.write_text("".join(line for line in lines if not named.search(line)), encoding="utf-8")
 
 
 def main(*names: str) -> int:

@@ -20,9 +20,8 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from rookworld_trl.checkpointing import stopping
 from rookworld_trl.checkpointing.store import RESUMABLE, newest_valid
+from rookworld_trl.memory import HEAD_ROWS, memory_gb, on_cuda
 from rookworld_trl.settings.parser import blame, option
-from rookworld_trl.training.memory import memory_gb, on_cuda
-from rookworld_trl.training.micro_batch import HEAD_ROWS
 from rookworld_trl.training.plugin import Plugin, settings_of
 
 STEPS, SECONDS = 12, 15.0  # enough for a mean; the first step, which checks and warms up, is not in it

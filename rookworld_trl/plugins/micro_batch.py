@@ -13,14 +13,13 @@ from torch.utils.checkpoint import checkpoint
 from transformers.utils import logging
 from trl import GRPOConfig
 
+from rookworld_trl.memory import HEAD_ROWS
 from rookworld_trl.modeling.rollout import rollout
 from rookworld_trl.settings.parser import option, require
 from rookworld_trl.training.placement import on_gpu
 from rookworld_trl.training.plugin import Plugin
 
 logger = logging.get_logger(__name__)
-
-HEAD_ROWS = 4096  # tokens whose logits are there at once, about what TRL's head and the shared passes take
 
 
 def fit_batch(config: GRPOConfig, measure: Callable[[int], float], budget: float) -> None:

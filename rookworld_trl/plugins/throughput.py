@@ -1,4 +1,4 @@
-"""Floating-point operations of a GRPO step with GPT-2, counted by formula, and what they say about the hardware.
+"""What a step asks of the hardware: seconds, memory and, for GPT-2, operations counted by formula.
 
 Only matrix products that the method needs are counted (2 per multiply-add, causal attention at half its square, the
 head at completion tokens alone), so the utilisation is a lower bound and cannot exceed 100 % of a true peak. Counted:
@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
+from rookworld_trl.memory import Memory
 from rookworld_trl.settings.parser import option
-from rookworld_trl.training.memory import Memory
 from rookworld_trl.training.plugin import SIDES, Plugin, Row
 
 # Dense peaks from the makers' data sheets, in operations a second: (float32, bf16 with float32 accumulation), by the

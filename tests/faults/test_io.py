@@ -13,8 +13,8 @@ import pytest
 from rookworld_trl.checkpointing.stopping import UNRECOVERABLE, DiskError
 from rookworld_trl.checkpointing.store import newest_valid
 from rookworld_trl.files import append_line, write_atomically
+from rookworld_trl.plugins.live import LiveReport, live_line
 from rookworld_trl.reports.run import read_run
-from rookworld_trl.training.live import LiveReport, live_line
 from tests.support.disk import files_end_at, full_disk
 from tests.support.toy import make_trainer
 
@@ -61,7 +61,7 @@ def test_a_full_disk_costs_lines_of_the_log_and_no_more(
         state.global_step = step
         with monkeypatch.context() as patch:
             if step == 2:
-                patch.setattr("rookworld_trl.training.live.append_line", full_disk)
+                patch.setattr("rookworld_trl.plugins.live.append_line", full_disk)
             report.on_log(None, state, None, logs={"kl": 0.1})  # type: ignore[arg-type]
     report.on_train_end(None, state, None)  # type: ignore[arg-type]
     assert [row["step"] for row in read_run(tmp_path).steps] == [1, 3]

@@ -11,6 +11,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from rookworld_trl.memory import Memory, memory_gb
 from rookworld_trl.plugins.throughput import (
     Throughput,
     forward_flops,
@@ -159,3 +160,60 @@ def test_peaks() -> None:
     laptops_and_others = ["NVIDIA GeForce RTX 4090 Laptop GPU", "NVIDIA GeForce RTX 4090 D", "NVIDIA H100 NVL"]
     for name in (*laptops_and_others, "NVIDIA A100-SXM4-80GB MIG 1g.10gb", "something else"):
         assert peak_flops(name, mixed=True) is None
+
+
+class Card:
+    """A GPU's allocator: what is in use, and the most since it was last asked to forget."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = self.peak = 0.0
+        for name, value in {
+            "is_available": lambda: True,
+            "memory_allocated": lambda: self.now * 1e9,
+            "memory_reserved": lambda: 2 * self.now * 1e9,
+            "max_memory_allocated": lambda: self.peak * 1e9,
+            "reset_peak_memory_stats": self.forget,
+        }.items():
+            monkeypatch.setattr(torch.cuda, name, value)
+
+    def forget(self) -> None:
+        self.peak = self.now
+
+    def use(self, *gb: float) -> None:
+        for self.now in gb:
+            self.peak = max(self.peak, self.now)
+
+
+def test_peaks_belong_to_their_phases(monkeypatch: pytest.MonkeyPatch) -> None:
+    card, memory = Card(monkeypatch), Memory()
+    card.use(9, 1)  # an evaluation before training
+    memory.begin()
+    for rollout in ((3, 1), (4, 1), (2, 1)):  # mining draws several times
+        card.use(*rollout)
+        memory.ended("rollout")
+    card.use(2.5, 1.5)
+    memory.ended("scoring")
+    card.use(6, 1.25)
+    assert memory.step() == {
+        "gb": 9,
+        "allocated_gb": 1.25,
+        "reserved_gb": 2.5,
+        "rollout_gb": 4,
+        "scoring_gb": 2.5,
+        "learn_gb": 6,
+    }
+    card.use(10, 1)  # an evaluation, which samples
+    memory.ended("rollout")
+    memory.begin()
+    card.use(5, 1)
+    assert memory.step() == {"gb": 10, "allocated_gb": 1, "reserved_gb": 2, "learn_gb": 5}
+
+
+def test_memory_of_a_run_on_the_cpu_of_a_machine_with_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    card = Card(monkeypatch)
+    assert memory_gb() > 0.1
+    figures = Memory().step()
+    assert figures.keys() == {"gb", "rss_gb"}
+    assert all(0.1 < value < 50 for value in figures.values())
+    card.use(5)
+    assert memory_gb() == 5

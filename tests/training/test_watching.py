@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 
 from rookworld_trl.checkpointing import store
 from rookworld_trl.checkpointing.trainer import DurableGRPOTrainer
+from rookworld_trl.plugins.live import METRICS_FILE, report_live
 from rookworld_trl.training import RookWorldGRPOConfig
-from rookworld_trl.training.live import METRICS_FILE, report_live
 from tests.support.checkpoint_diff import EACH_START, WALL_CLOCK
 from tests.support.toy import StopAt, make_trainer, prompts
 

@@ -9,7 +9,7 @@ from rich.console import Console
 from trl.trainer.utils import print_prompt_completions_sample
 
 from recipes import grpo
-from rookworld_trl.training.live import COLUMNS, LiveReport, live_line, widen_tables
+from rookworld_trl.plugins.live import COLUMNS, LiveReport, live_line, widen_tables
 
 LOGS = {
     "rewards/policy_reward/mean": 0.3124,

@@ -6,6 +6,8 @@ import sys
 import psutil
 import torch
 
+HEAD_ROWS = 4096  # tokens whose logits are there at once, about what TRL's head and the shared passes take
+
 
 def on_cuda() -> bool:
     """Whether this process has anything on a GPU; a run on the CPU of a machine with one has not."""
