@@ -288,7 +288,7 @@ def test_every_arm_can_be_laid_out(name: str, size: str, tmp_path: Path, monkeyp
         assert len(rows) == loop.keywords["rows"]
         return
 
-    def built(run: Any, args: Any) -> None:
+    def built(run: Any, args: Any, *_: Any) -> None:
         prompts = args.generation_batch_size // args.num_generations
         assert prompts == (48 if name == "exact" else 60)
         assert (prompts * run.mix_env_ratio).is_integer()

@@ -198,8 +198,8 @@ def nudge(trainer: Any) -> None:
     ("changes", "found"),
     [
         (
-            lambda: {"kl_type": "symmetric", "gae_gamma": 0.5, "seed": 7},
-            r"`gae_gamma` was 1\.0 and is 0\.5; `kl_type` was 'policy_to_reference' and is 'symmetric'\. Restore them",
+            lambda: {"kl_type": "symmetric", "kl_estimator": "k1", "seed": 7},
+            r"`kl_estimator` was 'k3' and is 'k1'; `kl_type` was 'policy_to_reference' and is 'symmetric'\. Restore them",
         ),
         (lambda: {"data": other_rows()}, "`train_dataset` was"),
         (lambda: {"data": prompts(32).select([1, 0, *range(2, 32)])}, "`train_dataset` was"),
