@@ -199,7 +199,7 @@ def nudge(trainer: Any) -> None:
     [
         (
             lambda: {"kl_type": "symmetric", "kl_estimator": "k1", "seed": 7},
-            r"`kl_estimator` was 'k3' and is 'k1'; `kl_type` was 'policy_to_reference' and is 'symmetric'\. Restore them",
+            r"`kl_estimator` was 'k3' and is 'k1'; `kl_type` was 'policy_to_reference' and is 'symmetric'\. Restore",
         ),
         (lambda: {"data": other_rows()}, "`train_dataset` was"),
         (lambda: {"data": prompts(32).select([1, 0, *range(2, 32)])}, "`train_dataset` was"),
