@@ -119,34 +119,6 @@ def exact_kl(
     return torch.zeros(mask.shape, device=values.device).masked_scatter(chosen, values)
 
 
-class KLMeter:
-    """The KL of one optimizer step, collected over its micro-batches and processes."""
-
-    def __init__(self) -> None:
-        self._sums: list[torch.Tensor] = []
-        self._sequences: list[torch.Tensor] = []
-
-    def add(self, per_token_kl: torch.Tensor, log_ratio: torch.Tensor, mask: torch.Tensor) -> None:
-        """Count one micro-batch.
-
-        Args:
-            per_token_kl: (B, C), the estimator's values.
-            log_ratio: (B, C), log policy - log reference of the sampled tokens.
-            mask: (B, C).
-        """
-        chosen = mask.bool()
-        total = per_token_kl.detach().float().masked_fill(~chosen, 0).sum()
-        self._sums.append(torch.stack([total, chosen.sum().float()]))
-        self._sequences.append(log_ratio.detach().float().masked_fill(~chosen, 0).sum(dim=-1).abs())
-
-    def reduce(self, accelerator: Any) -> tuple[float, torch.Tensor]:
-        """Mean KL, nats a token, and |log-ratio| of every completion (N,), nats, over all processes; starts over."""
-        total, count = accelerator.reduce(torch.stack(self._sums).sum(dim=0), reduction="sum").tolist()
-        sequences = accelerator.gather(torch.cat(self._sequences))
-        self._sums, self._sequences = [], []
-        return total / max(1.0, count), sequences
-
-
 @dataclass
 class KLController(Remembers):
     """The KL coefficient beta over a run.
@@ -238,7 +210,8 @@ class KLPenalty:
             warmup_steps=args.kl_warmup_steps,
         )
         self.last: tuple[float, torch.Tensor] | None = None
-        self._meter = KLMeter()
+        self._sums: list[torch.Tensor] = []  # (KL, tokens) of the present step's micro-batches
+        self._sequences: list[torch.Tensor] = []  # |log-ratio| of their completions
 
     def tighten(self, recoveries: int, new: int) -> None:
         """What `--recovery_mode` does: to the target for each of so many restarts, to the coefficient for each new."""
@@ -265,7 +238,11 @@ class KLPenalty:
         # For estimates from the sampled token alone; the sum over the vocabulary does not depend on who sampled.
         if args.use_bias_correction_kl and "old_per_token_logps" in batch and not self.exact:
             per_token = per_token * (logps.detach() - batch["old_per_token_logps"]).exp()
-        self._meter.add(per_token, logps - batch["ref_per_token_logps"], mask)
+        ignored = ~mask.bool()
+        log_ratio = (logps - batch["ref_per_token_logps"]).detach().float().masked_fill(ignored, 0)
+        total = per_token.detach().float().masked_fill(ignored, 0).sum()
+        self._sums.append(torch.stack([total, mask.bool().sum().float()]))
+        self._sequences.append(log_ratio.sum(dim=-1).abs())
         return self.controller.coefficient * aggregate(per_token, mask, scale)
 
     def _exact(self, hidden: torch.Tensor | None, batch: dict[str, Any], mask: torch.Tensor) -> torch.Tensor:
@@ -283,7 +260,9 @@ class KLPenalty:
 
     def finish_step(self, metrics: dict[str, list[float]], training: bool) -> None:
         """After the last micro-batch: reduce over processes, log, and adapt the coefficient."""
-        mean, sequences = self._meter.reduce(self.accelerator)
+        total, count = self.accelerator.reduce(torch.stack(self._sums).sum(dim=0), reduction="sum").tolist()
+        mean, sequences = total / max(1.0, count), self.accelerator.gather(torch.cat(self._sequences))
+        self._sums, self._sequences = [], []
         metrics["kl"].append(mean)
         metrics["kl/sequence_mean"].append(sequences.mean().item())
         if not training:
