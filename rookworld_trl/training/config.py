@@ -183,6 +183,9 @@ class RookWorldGRPOConfig(GRPOConfig):
         if isinstance(self.scale_rewards, bool):  # TRL's old spelling
             self.scale_rewards = "group" if self.scale_rewards else "none"
         check_options(self)
+        if self.load_best_model_at_end and self.metric_for_best_model is None:  # transformers would take the loss
+            unknown = "nothing says which checkpoint is the best"
+            require(False, "load_best_model_at_end", True, unknown, "set `metric_for_best_model`")
         super().__post_init__()
         self.settle_devices()
         for problem in contradictions(self):

@@ -159,7 +159,7 @@ def test_a_failed_write_does_not_name_a_checkpoint_that_is_not_there(
     [
         ({"eval_strategy": "no"}, "metric_for_best_model"),
         ({"eval_steps": 1}, "metric_for_best_model"),
-        ({"save_strategy": "no", "load_best_model_at_end": True}, "load_best_model_at_end"),
+        ({"save_strategy": "no"}, "metric_for_best_model"),
         ({"metric_for_best_model": None, "load_best_model_at_end": True}, "load_best_model_at_end"),
         ({"save_total_limit": 1}, "save_total_limit"),
         ({"save_strategy": "best"}, "save_strategy"),
