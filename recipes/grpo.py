@@ -62,10 +62,9 @@ def build(run: RunConfig, args: RookWorldGRPOConfig, *extras: Plugin) -> tuple[R
     model, tokenizer = load_start(run, args)
     held_out, watched, prompts = held_out_and_training_prompts(run, args, tokenizer, model.config.n_positions)
     points = None if args.objective == "sampled" else ChessPoints(tokenizer)
-    source: list[Plugin] = []
-    source += [Stages(prompts, run.stage_ends)] if run.stages else []
-    source += [SelfPlayPrompts(self_play(run, args, model, tokenizer, prompts, watched))] if run.self_play else []
-    plan: Any = {"find_points": points, "plugins": [*extras, *source]}
+    extras += (Stages(prompts, run.stage_ends),) if run.stages else ()
+    extras += (SelfPlayPrompts(self_play(run, args, model, tokenizer, prompts, watched)),) if run.self_play else ()
+    plan: Any = {"find_points": points, "plugins": extras}
     trainer = RookWorldGRPOTrainer(model, REWARDS[run.reward], args, prompts, watched, tokenizer, **plan)
     if watched is not None:
         trainer.watch_with(Watch(tokenizer, run.reward, args.metric_for_best_model, run.decoding(args)))
