@@ -25,7 +25,7 @@ def delete(name: str, tree: Path) -> None:
     file = tree / "rookworld_trl" / "plugins" / f"{name}.py"
     names = re.findall(r"^(?:class|def) (\w+)", file.read_text(encoding="utf-8"), flags=re.MULTILINE)
     file.unlink()
-    (tree / "tests" / "plugins" / f"test_{name}.py").unlink()
+    (tree / "tests" / "plugins" / f"test_{name}.py").unlink(missing_ok=True)
     named = re.compile(rf"\b({'|'.join([f'plugins.{name}', *names])})\b")
     for recipe in (tree / "recipes").glob("*.py"):
         lines = recipe.read_text(encoding="utf-8").splitlines(keepends=True)

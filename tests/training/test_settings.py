@@ -12,17 +12,21 @@ import pytest
 import torch
 from datasets import Dataset
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
+from trl import GRPOConfig
 
 from recipes import grpo, sft
 from recipes.making.generation import POSITION_SCHEMA
 from rookworld_trl.chess import prompts as prompts_module
 from rookworld_trl.chess.dataset import load_shipped
 from rookworld_trl.modeling.loading import NANO_FOLDER, load_model
+from rookworld_trl.plugins import offered
 from rookworld_trl.settings.parser import parse
 from rookworld_trl.training import RookWorldGRPOConfig, RookWorldGRPOTrainer
+from tests.support.documents import blocks
 from tests.training.conftest import PROMPTS, share_of_letters
 
 TESTS = Path(__file__).parents[1]
+ROOT = TESTS.parent
 Make = Callable[..., RookWorldGRPOTrainer]
 
 PROGRAMS = {"grpo": grpo.CLASSES, "sft": sft.CLASSES}
@@ -41,6 +45,17 @@ def test_a_test_names_every_own_field(program: str) -> None:
     set_somewhere = set(re.findall(r"\b(\w+)=|[\"'](?:--)?(\w+)(?:=.*?)?[\"']|--(\w+)", text))
     names = {name for groups in set_somewhere for name in groups}
     assert own(*PROGRAMS[program]) - names == set()
+
+
+def test_every_own_field_is_set_somewhere_and_the_core_has_few() -> None:
+    """By a recipe, a preset or an example of the docs; what nobody would turn is a constant."""
+    pages = [*ROOT.glob("docs/*.md"), ROOT / "README.md"]
+    shown = [code for page in pages for kind in ("yaml", "bash", "text") for code in blocks(page.read_text(), kind)]
+    shown += [recipe.read_text(encoding="utf-8") for recipe in ROOT.glob("recipes/**/*.yaml")]
+    words = {word for text in shown for word in re.findall(r"\w+", text)}
+    core = {field.name for field in fields(RookWorldGRPOConfig)} - {field.name for field in fields(GRPOConfig)}
+    assert (core | {field.name for cls in offered() for field in fields(cls) if field.init}) - words == set()
+    assert len(core) <= 40
 
 
 # What no other test shows
