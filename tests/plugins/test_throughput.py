@@ -32,12 +32,6 @@ def test_gpt2_small_by_hand() -> None:
     assert forward_flops(config, 0, 1024, 1024) == NANOGPT_FORWARD - full_attention + causal
 
 
-def test_a_cached_pass_adds_up() -> None:
-    config = GPT2Config(n_inner=1000)
-    parts = forward_flops(config, 0, 30, 0) + forward_flops(config, 30, 50, 20)
-    assert parts == forward_flops(config, 0, 50, 20)
-
-
 def test_never_more_than_the_model_really_does() -> None:
     """PyTorch's own counter over a forward pass sees full attention and every logit; ours counts less, and not half."""
     config = GPT2Config(n_layer=2, n_embd=64, n_head=2, vocab_size=100, n_positions=64, attn_implementation="eager")
