@@ -6,6 +6,7 @@ import sys
 import psutil
 import torch
 
+SHARE = 0.85  # of a GPU that may be filled, where nothing else is said
 HEAD_ROWS = 4096  # tokens whose logits are there at once, about what TRL's head and the shared passes take
 
 

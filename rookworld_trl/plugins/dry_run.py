@@ -20,7 +20,7 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from rookworld_trl.checkpointing import stopping
 from rookworld_trl.checkpointing.store import RESUMABLE, newest_valid
-from rookworld_trl.memory import HEAD_ROWS, memory_gb, on_cuda
+from rookworld_trl.memory import HEAD_ROWS, SHARE, memory_gb, on_cuda
 from rookworld_trl.settings.parser import blame, option
 from rookworld_trl.training.plugin import Plugin, settings_of
 
@@ -195,7 +195,7 @@ def _by_steps(args: Any, what: str) -> bool:
 
 
 def cards(config: Any, args: Any, parameters: int, length: int) -> Iterator[str]:
-    """For each size of card, the largest micro-batch of a GPT-2 that fits `memory_share` of it, by arithmetic.
+    """For each size of card, the largest micro-batch of a GPT-2 that fits `SHARE` of it, by arithmetic.
 
     Held all the time, in float32: weights, gradients, AdamW's two moments, the reference. While sampling: keys
     and values of the rows sampled together. While learning, a token and layer of width d keeps 38 d bytes with bf16 and
@@ -215,7 +215,7 @@ def cards(config: Any, args: Any, parameters: int, length: int) -> Iterator[str]
     learning = held + 3 * 4 * config.vocab_size * HEAD_ROWS
     said = ""
     for gigabytes, name in CARDS.items():
-        budget = gigabytes * 1e9 * args.memory_share
+        budget = gigabytes * 1e9 * SHARE
         fitting = [each for each in sizes if learning + each * a_row <= budget]
         what = f"micro-batches of {fitting[-1]} rows" if fitting else f"not a row: {(learning + a_row) / 1e9:.1f} GB"
         if fitting and sampling > budget:

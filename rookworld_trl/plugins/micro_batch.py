@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers.utils import logging
 from trl import GRPOConfig
 
-from rookworld_trl.memory import HEAD_ROWS
+from rookworld_trl.memory import HEAD_ROWS, SHARE
 from rookworld_trl.modeling.rollout import rollout
 from rookworld_trl.settings.parser import option, require
 from rookworld_trl.training.placement import on_gpu
@@ -144,7 +144,7 @@ class MicroBatch(Plugin):
     auto_batch_size: bool = option(
         False, "On a GPU, measure memory and choose the micro-batch; the batch of an update stays as it is."
     )
-    memory_share: float = option(0.85, "Share of the GPU that auto_batch_size may fill.", above=0, most=1)
+    memory_share: float = option(SHARE, "Share of the GPU that auto_batch_size may fill.", above=0, most=1)
 
     @property
     def on(self) -> bool:

@@ -69,7 +69,7 @@ def test_what_fits_on_a_card_by_arithmetic():
     """RookWorld-LM in 640 rows of 234 tokens a step with bf16. 1e9 + 20 x 124,439,808 = 3.49e9 bytes are held. Sampling
     adds 640 x 234 x 2 x 12 x 768 x 2 = 5.52e9; learning 12 x 50,257 x 4,096 = 2.47e9, and a row 234 x 12 x 768 x 38 =
     81.9e6. Of 12 GB 10.2 may be filled: 51 rows, and 40 divide 640."""
-    args = SimpleNamespace(bf16=True, fp16=False, beta=0.01, memory_share=0.85, per_device_train_batch_size=32)
+    args = SimpleNamespace(bf16=True, fp16=False, beta=0.01, per_device_train_batch_size=32)
     args.gradient_accumulation_steps = args.steps_per_generation = 20
     assert list(cards(GPT2Config(), args, 124_439_808, 234)) == [
         "from  8 GB (RTX 4060): not: sampling 640 rows together takes 9.0 GB",

@@ -15,6 +15,7 @@ from rookworld_trl.checkpointing.trainer import DurableGRPOTrainer
 from rookworld_trl.plugins.live import METRICS_FILE, report_live
 from rookworld_trl.training import RookWorldGRPOConfig
 from tests.support.checkpoint_diff import EACH_START, WALL_CLOCK
+from tests.support.plugged import plugin_of
 from tests.support.toy import StopAt, make_trainer, prompts
 
 VALUES = {2: 0.3, 4: 0.7, 6: float("nan"), 8: 0.5}  # the held-out metric by step; undefined at step 6
@@ -103,14 +104,13 @@ def test_less_may_be_better(tmp_path: Path) -> None:
 
 
 def test_a_time_limit_measures_the_last_step_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    trainer = watched(tmp_path, {3: 0.9, **VALUES}, load_best_model_at_end=True)
-    live = next(each for each in trainer.callback_handler.callbacks if hasattr(each, "max_seconds"))
-    live.max_seconds = 1e9
+    trainer = watched(tmp_path, {3: 0.9, **VALUES}, load_best_model_at_end=True, max_train_minutes=1e6)
+    limit = plugin_of(trainer, "max_train_minutes")
 
     class Over(StopAt):
         def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             if state.global_step == 2:
-                live.max_seconds = -1.0
+                limit.max_train_minutes = 1e-9
 
         def on_step_end(self, *_: Any, **__: Any) -> None:
             """Nothing: the limit ends the run."""
