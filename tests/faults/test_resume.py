@@ -1,7 +1,6 @@
 """A run interrupted after any step ends with the very checkpoint of the run that was not: tolerance zero."""
 
 import json
-import random
 import shutil
 from pathlib import Path
 from typing import Any
@@ -209,31 +208,3 @@ def test_the_comparison_can_fail(tmp_path: Path) -> None:
         (line,) = differences(original, copy)
         assert line.startswith(place), (change.__name__, line)
         shutil.rmtree(copy)
-
-
-def test_a_forgotten_buffer_would_show(tmp_path: Path) -> None:
-    """Guard: what stock TRL loses in the middle of a generation cycle makes the ends differ."""
-    options: dict[str, Any] = {"num_iterations": 3, "max_steps": 3}
-    make_trainer(tmp_path / "whole", **options).train()
-    trainer = make_trainer(tmp_path / "resumed", **options)
-    load = trainer._load_optimizer_and_scheduler
-
-    def forget(checkpoint: str | None) -> None:
-        load(checkpoint)
-        trainer._step, trainer._buffered_inputs = 0, None
-
-    trainer._load_optimizer_and_scheduler = forget  # type: ignore[method-assign]
-    trainer.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-1"))
-    found = differences(tmp_path / "whole" / "checkpoint-3", tmp_path / "resumed" / "checkpoint-3")
-    assert any(line.startswith("model.safetensors") for line in found)
-
-
-@pytest.mark.slow
-def test_generators_are_not_merely_seeded_alike(tmp_path: Path) -> None:
-    """Guard: the resumed run draws from where the first one stopped, whatever happened to the generators before."""
-    make_trainer(tmp_path / "whole", max_steps=2).train()
-    trainer = make_trainer(tmp_path / "resumed", max_steps=2)
-    torch.manual_seed(999)
-    random.seed(999)
-    trainer.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-1"))
-    assert differences(tmp_path / "whole" / "checkpoint-2", tmp_path / "resumed" / "checkpoint-2") == []
