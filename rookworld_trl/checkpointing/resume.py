@@ -334,8 +334,10 @@ def admit(checkpoint: Path, now: dict[str, Any], recovering: Path | None) -> tup
     then, value = changes.get("learning_rate", (1.0, 1.0))
     factor = value / then
     identity.new_recoveries = 0
-    if recovering is not None:
-        before, identity.recoveries = identity.recoveries, _count_recovery(recovering, identity)
+    if recovering is not None:  # a file counts: the checkpoint started from may be older than the last recovery
+        counts, before = counts_in(recovering / RECOVERIES_FILE), identity.recoveries
+        identity.recoveries = max(before, counts.get(identity.run_id, 0)) + 1
+        keep_counts(recovering / RECOVERIES_FILE, counts | {identity.run_id: identity.recoveries})
         identity.new_recoveries = identity.recoveries - before
         factor *= RECOVERY_LEARNING_RATE**identity.new_recoveries
         logger.warning(
@@ -344,15 +346,6 @@ def admit(checkpoint: Path, now: dict[str, Any], recovering: Path | None) -> tup
         )
     identity.fingerprint = now
     return identity, factor
-
-
-def _count_recovery(output_dir: Path, identity: RunIdentity) -> int:
-    """Number of this recovery of the run. A file counts: the checkpoint started from may be older than the last one."""
-    path = output_dir / RECOVERIES_FILE
-    counts = counts_in(path)
-    counts[identity.run_id] = max(identity.recoveries, counts.get(identity.run_id, 0)) + 1
-    keep_counts(path, counts)
-    return counts[identity.run_id]
 
 
 def counts_in(path: Path) -> dict[str, int]:
