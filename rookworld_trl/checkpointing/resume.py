@@ -65,7 +65,16 @@ HOW_STARTED = (
 MAY_CHANGE = (
     *("attn_implementation", "beta_max", "beta_min", "engine_cache", "engine_workers", "eval_*", "expected_parameters"),
     *("health_*", "kl_factor", "kl_interval", "kl_stop_threshold", "kl_target", "max_train_minutes", "peak_tflops"),
-    *("recovery", "recovery_*", "ref_device", "share_prefixes", "stable_*"),
+    *(
+        "memory_share",
+        "recovery",
+        "recovery_*",
+        "ref_device",
+        "share_prefixes",
+        "stable_*",
+        "target_every",
+        "throughput",
+    ),
 )
 UPSTREAM = {each.name for config in (GRPOConfig, SFTConfig) for each in fields(config)}
 # Fields that say where something comes from, by the digest that says what it is.
