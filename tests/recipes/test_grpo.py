@@ -216,7 +216,7 @@ def test_held_out_positions_never_train(arguments, rows_file, held_out, capsys):
 
 
 def test_what_became_of_a_users_games_stands_in_summary_and_card(arguments, tmp_path, monkeypatch):
-    """Eleven games, one of them in German, one that no language explains, one with an illegal move."""
+    """Eleven games, one of them in German, one in no language, one with an illegal move."""
     games = [f"1. {move} e5 2. Nc3 *" for move in ("e4", "d4", "c4", "f4", "b3", "g3", "e3", "d3")]
     games += ["1. h3 Sf6 2. Sc3 *", "1. h4 Xf6 *", "1. b4 Ke5 *"]
     mine = tmp_path / "mine.pgn"
@@ -226,10 +226,9 @@ def test_what_became_of_a_users_games_stands_in_summary_and_card(arguments, tmp_
     summary = summary_of(arguments)
     assert summary["dataset_path"] == str(mine)
     said = summary["data_report"].splitlines()
-    assert said[0].startswith("11 games: 0 P: and 28 A: rows")
+    assert said[0].startswith("11 games: 0 P: and 25 A: rows")
     assert said[1:] == [
-        "skipped 1 games: other piece letters than K Q R B N, whose moves are legal in no language",
-        "translated 1 games from the piece letters of another language",
+        "skipped 2 games: other piece letters than K Q R B N",
         "1 games are used up to their first null, illegal or unreadable move (first: game 11, illegal san: 'Ke5' in "
         "rnbqkbnr/pppppppp/8/8/1P6/8/P1PPPPPP/RNBQKBNR b KQkq - 0 1)",
     ]
