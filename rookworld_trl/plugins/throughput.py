@@ -19,6 +19,7 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from rookworld_trl.memory import Memory
 from rookworld_trl.settings.parser import option
+from rookworld_trl.training.placement import compiled_graphs
 from rookworld_trl.training.plugin import SIDES, Plugin, Row
 
 # Dense peaks from the makers' data sheets, in operations a second: (float32, bf16 with float32 accumulation), by the
@@ -169,6 +170,9 @@ class Throughput(Plugin):
         mask = np.concatenate([batch["prompt_mask"].bool().cpu().numpy(), completion], axis=1)
         return shared_scoring_flops(self.config, ids, mask, completion.sum(1))
 
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.graphs = compiled_graphs() if args.torch_compile else 0
+
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.flops, self.started, self.seconds = 0, time.perf_counter(), {}
         self.memory.begin()
@@ -182,6 +186,8 @@ class Throughput(Plugin):
         parts = {name: self.seconds.get(name, 0.0) for name in ("sampling", "rewards")}
         for name, value in {**parts, "learning": seconds - sum(parts.values())}.items():
             self.trainer.record(f"perf/seconds_{name}", value)
+        if args.torch_compile:  # padding keeps their number small
+            self.trainer.record("perf/compiled_graphs", compiled_graphs() - self.graphs)
         for name, value in self.memory.step().items():
             self.trainer.record(f"perf/memory_{name}", value)
 

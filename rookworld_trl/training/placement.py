@@ -6,13 +6,12 @@ forward pass; here the policy keeps one device and a second one takes the refere
 
 import ctypes
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from accelerate.utils import DynamoBackend, TorchDynamoPlugin, parse_flag_from_env
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl import GRPOConfig
 
 from rookworld_trl.settings.parser import require
@@ -236,19 +235,6 @@ def compile_checkpoints(config: Any) -> None:
     """
     if config.torch_compile and config.activation_checkpointing:
         torch._dynamo.config.specialize_float = True
-
-
-class CompileCounter(TrainerCallback):
-    """Reports how many graphs this run has compiled so far; padding keeps the number small, this shows it."""
-
-    def __init__(self, record: Callable[[str, float], None]):
-        self.record, self.before = record, 0
-
-    def on_train_begin(self, *_: Any, **__: Any) -> None:
-        self.before = compiled_graphs()
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self.record("perf/compiled_graphs", compiled_graphs() - self.before)
 
 
 def compiled_graphs() -> int:

@@ -92,7 +92,6 @@ class RookWorldGRPOTrainer(DurableGRPOTrainer):
         check_points(args.objective, find_points)
         self._recipe = settings_of(plugins)
         self._build(find_points)
-        self._add_callbacks()
 
     def _build(self, find_points: FindPoints | None) -> None:
         """The objects that a step calls, each after those it needs; only plug-ins get the trainer."""
@@ -138,15 +137,11 @@ class RookWorldGRPOTrainer(DurableGRPOTrainer):
                 on_fault=self._drop_samples,
                 record=self.record,
             )
+        for callback in filter(None, (*self.plugins, self.guard)):  # it keeps what they have made of a step
+            self.add_callback(callback)
         self._drawn: Samples | None = None  # what a plug-in has sampled for the present batch
         self._temperatures: torch.Tensor | None = None  # (B,) of the present batch's rows; None: `args.temperature`
         self._rewards = torch.zeros(0)  # (N,) of the present batch, all processes'
-
-    def _add_callbacks(self) -> None:
-        """Every callback, in the order in which they are called."""
-        compiled = placement.CompileCounter(self.record) if self.args.torch_compile else None
-        for callback in filter(None, (*self.plugins, compiled, self.guard)):
-            self.add_callback(callback)
 
     # For plug-ins
 

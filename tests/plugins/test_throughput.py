@@ -76,6 +76,9 @@ def test_shared_prefixes_against_a_set_of_prefixes() -> None:
     assert shared_scoring_flops(config, ids, mask, np.zeros(50, dtype=int)) == expected
 
 
+ARGS: Any = SimpleNamespace(use_cpu=True, torch_compile=False)
+
+
 def metered(config: GPT2Config, generations: int = 1, drafted: list[bool] | None = None) -> tuple[Throughput, Any]:
     """A plug-in in its first step, with a peak of 1,000 TFLOP a second, and what it records."""
     recorded: dict[str, float] = {}
@@ -85,14 +88,14 @@ def metered(config: GPT2Config, generations: int = 1, drafted: list[bool] | None
         SimpleNamespace(
             model=SimpleNamespace(config=config),
             scorer=SimpleNamespace(shared=False),
-            args=SimpleNamespace(use_cpu=True),
+            args=ARGS,
             accelerator=SimpleNamespace(mixed_precision="no"),
             num_generations=generations,
             sampler=sampler,
             record=recorded.__setitem__,
         )
     )
-    meter.on_step_begin(None, None, None)
+    meter.on_step_begin(ARGS, None, None)
     return meter, recorded
 
 
@@ -107,13 +110,13 @@ def test_a_step_is_reported_as_a_share_of_the_peak() -> None:
     for phase, seconds in (("sampling", 1.5), ("sampling", 0.5), ("rewards", 1.0)):
         meter.ended(phase, seconds)
     meter.started -= 10.0
-    meter.on_step_end(None, None, None)
+    meter.on_step_end(ARGS, None, None)
     assert 0 < recorded["perf/mfu"] < 1
     assert recorded["perf/mfu"] == pytest.approx(recorded["perf/tflops_per_second"] / 1000)
     assert recorded["perf/memory_gb"] > 0
     assert (recorded["perf/seconds_sampling"], recorded["perf/seconds_rewards"]) == (2.0, 1.0)
     assert recorded["perf/seconds_learning"] == pytest.approx(7.0, abs=0.5)
-    meter.on_step_begin(None, None, None)
+    meter.on_step_begin(ARGS, None, None)
     assert (meter.flops, meter.seconds) == (0, {})
 
 

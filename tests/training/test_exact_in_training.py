@@ -103,7 +103,6 @@ def test_the_update_is_the_gradient_of_the_sum(
     (batch,) = seen
     assert passes == [True] * packed
     assert (compiled_graphs() > before) == (packed and compiled)
-    assert (trainer.state.log_history[0].get("perf/compiled_graphs", 0) > 0) == (packed and compiled)
     end = {n: p.detach().clone() for n, p in policy.named_parameters()}
     with torch.no_grad():
         for name, parameter in policy.named_parameters():

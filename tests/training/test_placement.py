@@ -206,7 +206,7 @@ def test_what_accelerate_compiles_shares_prefixes(make_trainer: Make, monkeypatc
     eager = trained(make_trainer, **case)
     for name, value in LAUNCHED.items():
         monkeypatch.setenv(name, value)
-    compiled = trained(make_trainer, **case)
+    compiled = trained(make_trainer, **case, throughput=True)
     assert compiled.scorer.shared
     assert (compiled.scorer.blocks.padded, eager.scorer.blocks) == (next_multiple, EAGER)
     for log, other in zip(eager.state.log_history[:-1], compiled.state.log_history[:-1], strict=True):
