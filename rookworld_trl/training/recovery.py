@@ -261,7 +261,7 @@ class Guard(TrainerCallback):
         self._snapshots = Snapshots()
         self._reference_copy: dict[str, torch.Tensor] | None = None
         self._faults: set[str] = set()  # of this process, in the present step
-        self._event: dict[str, Any] | None = None  # the present step's fault, once all processes know of it
+        self.event: dict[str, Any] | None = None  # the present step's fault, once all processes know of it
         self._healthy_steps = 0
         self._loss_broken = torch.tensor(False)
         self._loss_before = torch.tensor(0.0)  # the running sum, without the present step
@@ -283,7 +283,7 @@ class Guard(TrainerCallback):
         # Only the process that writes can read them.
         self.attempts.count = ranks.decided(self.accelerator.is_main_process, lambda: self.attempts.count)
         self._faults.clear()
-        self._snapshots, self._event, self._healthy_steps = Snapshots(), None, 0
+        self._snapshots, self.event, self._healthy_steps = Snapshots(), None, 0
         self.check_weights()
         self.keep_reference()
         self._snapshots.take(self._present(), state.global_step)
@@ -347,8 +347,8 @@ class Guard(TrainerCallback):
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Look at what the update made of the weights; undo whatever a skipped update may have changed."""
-        if self._event is not None:
-            if self._event["back_to_step"] is not None:
+        if self.event is not None:
+            if self.event["back_to_step"] is not None:
                 self._restore()
             return
         if not finite(self._trained().values()):
@@ -361,7 +361,7 @@ class Guard(TrainerCallback):
         Raises:
             Diverged: attempts are exhausted.
         """
-        step, event = state.global_step, self._event
+        step, event = state.global_step, self.event
         if event is not None:
             self._healthy_steps = 0
             self.running_loss().copy_(self._loss_before)
@@ -383,22 +383,22 @@ class Guard(TrainerCallback):
                 self._snapshots.take(self._present(), step)
         self._faults.clear()
         self._batches.clear()
-        self._event = None
+        self.event = None
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Leave finite weights behind, whatever has happened since the last step, and free the snapshots' memory."""
         self.check_weights()
-        if self._event is not None:
-            self._report(self._event)
+        if self.event is not None:
+            self._report(self.event)
         self._faults.clear()
-        self._event, self._snapshots = None, Snapshots()
+        self.event, self._snapshots = None, Snapshots()
 
     # Faults
 
     def _settle(self, **measured: float) -> bool:
         """Whether this step has met a fault, on any process. The first time that is so, go back to the good state."""
         faults = ranks.found_by(self._faults, list(FAULTS), self.accelerator)
-        if faults and self._event is None:
+        if faults and self.event is None:
             self._recover(faults, measured)
         return bool(faults)
 
@@ -408,14 +408,14 @@ class Guard(TrainerCallback):
         if self._snapshots.good is None:
             raise Diverged(step, what, "There is no good state to go back to: start from other weights")
         self.attempts.set(self.attempts.count + 1)  # before anything else that may fail
-        self._event = {
+        self.event = {
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
             "step": step,
             "faults": faults,
             "attempt": self.attempts.count,
             **{name: value if math.isfinite(value) else str(value) for name, value in measured.items()},
         }
-        debug = self._save_special("debug", {"event": self._event, "batches": self._batches, **self._texts()})
+        debug = self._save_special("debug", {"event": self.event, "batches": self._batches, **self._texts()})
         self.on_fault(step)
         if self._reference_copy is not None and self.reference is not None and not finite(self.reference.parameters()):
             _load_tensors(dict(self.reference.named_parameters()), self._reference_copy)
@@ -424,7 +424,7 @@ class Guard(TrainerCallback):
             self.learning_rate_cut.cut(self.optimizer, self.scheduler)
             self._restore()
             back_to = self._snapshots.step
-        self._event |= {
+        self.event |= {
             "back_to_step": back_to,
             "learning_rate_scale": self.learning_rate_cut.scale,
             "debug": debug and str(debug),

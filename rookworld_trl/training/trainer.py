@@ -149,7 +149,8 @@ class RookWorldGRPOTrainer(DurableGRPOTrainer):
     def step_kl(self) -> tuple[float, torch.Tensor] | None:
         """At the end of an optimizer step, its mean KL (nats a token) and |log-ratio| of each completion of all
         processes (N,), nats; None where there is no KL, or the step has been undone."""
-        return None if self.last_fault == self.state.global_step else self.kl.last
+        event = None if self.guard is None else self.guard.event
+        return self.kl.last if event is None or event["back_to_step"] is None else None
 
     def sample_rows(self, rows: list[Row]) -> Samples:
         """Completions for rows that TRL has not asked for yet."""
