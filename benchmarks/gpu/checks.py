@@ -10,11 +10,12 @@ from benchmarks import parity as parity_program
 from benchmarks import speed
 from benchmarks.common import copy_bandwidth, medians
 from benchmarks.gpu.stage import Stage
-from rookworld_trl.memory import memory_gb, peak_flops
+from rookworld_trl.memory import memory_gb
 from rookworld_trl.modeling import sampling
 from rookworld_trl.modeling.gpt2 import GPT2
 from rookworld_trl.modeling.loading import NANO_FOLDER, load_model
 from rookworld_trl.modeling.rollout import rollout
+from rookworld_trl.plugins.throughput import peak_flops
 from rookworld_trl.training.preparation import float32_head
 
 HEAD_BOUND = (
