@@ -101,8 +101,8 @@ def report(trainer: RookWorldGRPOTrainer, before: list[Result], after: list[Resu
     with last.step("evaluation_after.json"):
         write_results(folder / "evaluation_after.json", after)
     write_for_people(folder, last.step, args, boards, **facts, groups=groups, identity=trainer.identity.fingerprint)
-    made = f"{trainer.state.global_step} of {trainer.state.max_steps} planned steps were made"
-    print(f"\nwrote {folder}/: {', '.join(['checkpoint', 'metrics.jsonl', *last.done])}\n{made}")
+    print(f"\nwrote {folder}/: {', '.join(['checkpoint', 'metrics.jsonl', *last.done])}")
+    print(f"{trainer.state.global_step} of {trainer.state.max_steps} planned steps were made")
     if args.push_to_hub:
         with last.step("push"):
             push_folder(folder / "checkpoint", trainer.hub_model_id, args.hub_token, args.hub_revision)
@@ -120,7 +120,7 @@ def program(argv: Sequence[str] | None) -> int:
     seconds: dict[str, float] = {}
     with ExitStack() as stack, reported():
         with bad_input(), timed(seconds, "setup"):
-            run, args, *extras = parse(CLASSES, argv, __doc__, plugins.check)
+            run, args, *extras = parse(CLASSES, plugins.forked(argv), __doc__, plugins.check)
             dry_run = stack.enter_context(rehearsed(args, extras))
             stack.enter_context(locked(args.output_dir, args.process_index == 0))
             result = stack.enter_context(shown(run, args.output_dir, args.process_index == 0))
@@ -149,7 +149,8 @@ def program(argv: Sequence[str] | None) -> int:
             if before is None or after is None:  # not the main process
                 return stopping.DIVERGED if trainer.stop_reason else stopping.DONE
             result |= trainer.outcome | {"metrics": compare(before, after)} | provenance(run, trainer.train_dataset)
-            return report(trainer, before, after, start, **vars(run), **result, seconds=seconds)
+            facts = vars(run) | plugins.facts_of(extras) | result
+            return report(trainer, before, after, start, **facts, seconds=seconds)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

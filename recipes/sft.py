@@ -143,7 +143,7 @@ def program(argv: Sequence[str] | None) -> int:
     """Parse, build, train, save; the exit code."""
     with ExitStack() as stack, reported():
         with bad_input():
-            recipe, args, *extras = parse(CLASSES, argv, __doc__)
+            recipe, args, *extras = parse(CLASSES, plugins.forked(argv, "init_from"), __doc__)
             hide_token(args)
             dry_run = stack.enter_context(rehearsed(args, extras))
             stack.enter_context(locked(args.output_dir, args.process_index == 0))
@@ -164,6 +164,7 @@ def program(argv: Sequence[str] | None) -> int:
             folder = Path(args.output_dir)
             result |= {"seed": args.seed, "steps": trainer.state.global_step, "init_from": recipe.init_from}
             result |= {"tokens": trainer.tokens, "data_sha256": trainer.facts()["data_sha256"]}
+            result |= plugins.facts_of(extras)
             facts = {name: value for name, value in result.items() if name != "output_dir"}
             with needs_disk(folder / "training.json"):
                 write_atomically(folder / "training.json", json.dumps(facts, indent=2) + "\n")

@@ -1,14 +1,15 @@
 """What a run may do besides: one file each, with its settings, its object, its refusals and its state."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from importlib import import_module
 from pkgutil import iter_modules
 from typing import Any
 
+from rookworld_trl.plugins.origin import Origin, forked
 from rookworld_trl.training.plugin import Plugin, check_plugins, settings_of
 
-__all__ = ["check", "of_any_trainer", "offered", "settings_of", "split"]
+__all__ = ["check", "facts_of", "forked", "of_any_trainer", "offered", "settings_of", "split"]
 
 
 def offered() -> list[type[Plugin]]:
@@ -32,6 +33,12 @@ def split(settings: Mapping[str, Any]) -> tuple[dict[str, Any], list[Plugin]]:
 def of_any_trainer() -> list[type[Plugin]]:
     """Those that supervised training may have, too."""
     return [each for each in offered() if each.ANY_TRAINER]
+
+
+def facts_of(plugins: Sequence[Plugin]) -> dict[str, Any]:
+    """What a summary says of them: settings, without `alert`, which may hold a secret, and what `--from` changed."""
+    found = {name: value for name, value in settings_of(plugins).items() if name != "alert"}
+    return found | {"changed": next((each.changed for each in plugins if isinstance(each, Origin)), {})}
 
 
 def check(_: Any, args: Any, *plugins: Plugin) -> None:

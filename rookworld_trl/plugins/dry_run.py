@@ -138,10 +138,10 @@ class DryRun(Plugin):
         where = "GPU" if on_cuda() else "machine"
         yield f"memory   {figures['memory_gb']:.3g} GB of the {where}'s {most / 1e9:.3g}"
         yield f"disk     {figures['disk_gb']:.3g} GB at most, {free:.3g} are free"
-        names = ["model.safetensors", "training.json", "metrics.jsonl"]
+        names = ["model.safetensors", "training.json", "recipe.yaml", "metrics.jsonl"]
         if hasattr(asked, "num_generations"):
             names = ["checkpoint/", "summary.json", "metrics.jsonl", "report.html", "evaluation_before.json"]
-            names += ["evaluation_after.json", "health.jsonl where a metric leaves its band"]
+            names += ["evaluation_after.json", "recipe.yaml", "health.jsonl where a metric leaves its band"]
         kept = self._kept(steps)
         names += [f"checkpoint-<step>/ and stable-<step>/, {kept} at most"] if kept else []
         yield f"files    {asked.output_dir}/: {', '.join(names)}"

@@ -188,8 +188,13 @@ class _Parser(HfArgumentParser):
                 raise RecipeError(f"command line: '{word}' stands alone; write --key value")
             key = word[2:].partition("=")[0].replace("-", "_")
             raise RecipeError(f"command line: unknown key '{key}'; {_hint(key, self.keys)}")
+        typed = {word[2:].partition("=")[0].replace("-", "_") for word in words if word.startswith("--")}
+        where = self.sources | dict.fromkeys(typed, "command line")
         try:
             made = super().parse_args_into_dataclasses([*given, *words], look_for_args_file=False)
+            values = vars(self.parse_known_args([*given, *words])[0])
+            for each in (each for each in made if hasattr(each, "given")):
+                each.given = {key: values[key] for key in self.keys if key in where}
             if self.check is not None:
                 self.check(*made)
             return made
@@ -198,8 +203,6 @@ class _Parser(HfArgumentParser):
         except (ValueError, TypeError) as error:
             # The class knows its fields but not where they were set: say so for each one that its message names.
             named = set(re.findall(r"\w+", str(error)))
-            typed = {word[2:].partition("=")[0].replace("-", "_") for word in words}
-            where = self.sources | dict.fromkeys(typed, "command line")
             places = [f"{key} ({where.get(key, 'not set')})" for key in self.keys if key in named]
             remedy = f" Change {' or '.join(places)}." if places else ""
             raise RecipeError(f"{file or 'command line'}: {error}{remedy}") from error

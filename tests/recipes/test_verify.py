@@ -3,6 +3,7 @@ many passes over few prompts stay stable."""
 
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from statistics import fmean
@@ -14,7 +15,7 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM
 
 from benchmarks import verify
-from recipes import grpo
+from recipes import grpo, verify_determinism
 from rookworld_trl.checkpointing.stopping import DIVERGED
 from rookworld_trl.chess import prompts
 from rookworld_trl.training.gates import Bounds
@@ -136,3 +137,13 @@ def test_a_check_that_does_not_hold_fails(tmp_path: Path, monkeypatch: pytest.Mo
         assert done == expected
         assert capsys.readouterr().out.splitlines()[-1] == "does not hold: epochs: thus"
     assert verify.main(["--only", "components", "--output", str(tmp_path / "verify.json")]) == 0
+
+
+@pytest.mark.slow
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(capfd: pytest.CaptureFixture[str]) -> None:
+    small = "--model nano --max_steps 1 --num_generations 2 --per_device_train_batch_size 20 --max_completion_length 80"
+    words = [*small.split(), "--use_cpu", "true", "--bf16", "false", "--reward", "continuous"]
+    assert verify_determinism.main(words) == 0
+    first, second = re.findall(r"^(?:first|second) run +(\w{64})$", capfd.readouterr().out, flags=re.MULTILINE)
+    assert first == second == verify_determinism.weights_of(words)
+    assert first != verify_determinism.weights_of([*words, "--seed", "7"])

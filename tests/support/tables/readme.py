@@ -26,25 +26,52 @@ def change(row: Mapping[str, Any]) -> str:
     return f"{number(scale * row['difference'], spec)} {bounds}"
 
 
-def demo() -> str:
-    metrics = read("demo")["metrics"]
+def rows_of(metrics: list[dict[str, Any]], wanted: Mapping[tuple[str, str], Any]) -> list[tuple[str, ...]]:
     rows = []
-    for (task, metric), (label, beside) in ROWS.items():
+    for (task, metric), (label, beside) in wanted.items():
         greedy, sampled = (only(metrics, task=task, metric=metric, mode=mode) for mode in ("greedy", "sampled"))
         if beside:
             label += f" ({players(greedy, beside, greedy['format'] == 'percent')})"
         for row, name in ((greedy, label), (sampled, "")):
             rows.append((name, row["mode"], shown(row), shown(row, "after"), change(row)))
-    judged = [row for row in metrics if row["better"] and row["difference"] is not None]
-    losses = [row for row in judged if row["loss"]]
-    rows.append((f"**significant losses** ({len(losses)} of {len(judged)} metrics)", "", "", "", ""))
-    for row in losses:
-        label = LOSSES[row["metric"]]
-        if row["metric"] in PRECISION:
-            beside = only(metrics, task=row["task"], metric=PRECISION[row["metric"]], mode=row["mode"])
-            label += f" (precision {100 * beside['before']:.1f} to {100 * beside['after']:.1f} %)"
-        rows.append((label, row["mode"], shown(row), shown(row, "after"), change(row)))
-    return table(("metric", "decoding", "before", "after", "change, 95 % interval"), "llrrl", rows)
+    return rows
+
+
+def lost(row: Mapping[str, Any], metrics: list[dict[str, Any]]) -> str:
+    """A loss by its name, with the precision beside a recall."""
+    label = LOSSES[row["metric"]]
+    if row["metric"] in PRECISION:
+        beside = only(metrics, task=row["task"], metric=PRECISION[row["metric"]], mode=row["mode"])
+        label += f" (precision {100 * beside['before']:.1f} to {100 * beside['after']:.1f} %)"
+    return label
+
+
+def judged() -> tuple[list[dict[str, Any]], list[dict[str, Any]], str]:
+    """All metrics of the demo, its significant losses, and how many these are of how many."""
+    metrics = read("demo")["metrics"]
+    known = [row for row in metrics if row["better"] and row["difference"] is not None]
+    losses = [row for row in known if row["loss"]]
+    return metrics, losses, f"{len(losses)} of {len(known)} metrics"
+
+
+HEAD = ("metric", "decoding", "before", "after", "change, 95 % interval")
+
+
+def demo() -> str:
+    """Legality, skill and exactness, and the losses in one line."""
+    metrics, losses, count = judged()
+    three = {key: ROWS[key] for key in (("policy", "best_legal"), ("policy", "skill"), ("environment", "exact"))}
+    said = "; ".join(f"{lost(row, metrics)}, {row['mode']} {change(row)}" for row in losses)
+    link = "[all rows](docs/results.md#the-demo)"
+    body = table(HEAD, "llrrl", rows_of(metrics, three))
+    return f"{body}\n\nSignificant losses, {count}: {said or 'none'} ({link})."
+
+
+def demo_whole() -> str:
+    metrics, losses, count = judged()
+    rows = [*rows_of(metrics, ROWS), (f"**significant losses** ({count})", "", "", "", "")]
+    rows += [(lost(row, metrics), row["mode"], shown(row), shown(row, "after"), change(row)) for row in losses]
+    return table(HEAD, "llrrl", rows)
 
 
 TABLES = {"demo": demo}

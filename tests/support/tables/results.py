@@ -1,6 +1,7 @@
 """The tables of docs/results.md: speed and reliability, switches, rollouts."""
 
 from tests.support.tables.cells import read, table
+from tests.support.tables.readme import demo_whole
 
 
 def figures() -> str:
@@ -86,6 +87,7 @@ def of_switches(name: str) -> str:
 
 
 TABLES = {
+    "demo-whole": demo_whole,
     "figures": figures,
     "switches": lambda: of_switches("switches"),
     "switches_124m": lambda: of_switches("switches_124m"),
