@@ -23,11 +23,11 @@ from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from benchmarks.common import RESULTS, best_device, machine, write_report
+from rookworld_trl.modeling.forest import per_token_logps
 from rookworld_trl.modeling.gpt2 import GPT2
 from rookworld_trl.modeling.loading import NANO_FOLDER, load_model
 from rookworld_trl.modeling.rollout import rollout
 from rookworld_trl.modeling.shared_prefix import SharedPrefixDecoder, prefill
-from rookworld_trl.modeling.shared_scoring import per_token_logps
 
 OUTPUT = RESULTS / "parity.json"
 GROUPS, SAMPLES, LENGTH, NEW_TOKENS = 4, 2, 32, 16

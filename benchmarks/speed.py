@@ -69,8 +69,7 @@ from rookworld_trl.modeling.loading import NANO_FOLDER, load, load_model
 from rookworld_trl.modeling.positions import install_position_hook
 from rookworld_trl.modeling.rollout import Rollout, rollout
 from rookworld_trl.training import RookWorldGRPOConfig, RookWorldGRPOTrainer, scoring
-from rookworld_trl.training.exact import score_tree
-from rookworld_trl.training.points import Points
+from rookworld_trl.training.exact import Points, score_tree
 
 KINDS = ("environment", "policy")  # of rollouts
 SHAPES = {"policy": (77, 25, 0.0), "environment": (110, 40, 0.6)}  # prompt, completion, share of equal completions

@@ -20,11 +20,10 @@ from benchmarks.evidence.budget import Budget
 from benchmarks.evidence.sizes import Size
 from rookworld_trl.chess.mixing import mix
 from rookworld_trl.chess.rewards.decisions import ChessPoints
+from rookworld_trl.modeling.completions import completion_texts
 from rookworld_trl.modeling.gpt2 import GPT2
 from rookworld_trl.modeling.rollout import rollout
-from rookworld_trl.modeling.tokens import completion_texts
-from rookworld_trl.training.exact import score_tree
-from rookworld_trl.training.points import Points
+from rookworld_trl.training.exact import Points, score_tree
 
 Row = dict[str, Any]
 BATCHES = 4_000  # laid out; more than a CPU gets through

@@ -16,7 +16,7 @@ from rookworld_trl.modeling.gpt2 import GPT2
 from rookworld_trl.modeling.loading import NANO_FOLDER, load_model
 from rookworld_trl.modeling.rollout import rollout
 from rookworld_trl.plugins.throughput import peak_flops
-from rookworld_trl.training.preparation import float32_head
+from rookworld_trl.training.preparation import trl_built_here
 
 HEAD_BOUND = (
     5e-4  # of the largest logit; a head in bf16 is off by 2e-3 and more, TF32 rounds its inputs eight times finer
@@ -76,7 +76,7 @@ def head(stage: Stage) -> str:
     stage.tf32(True)
     ids = torch.randint(model.config.vocab_size, (8, 64), generator=torch.Generator().manual_seed(0)).to(stage.device)
     with torch.no_grad():
-        with float32_head():
+        with trl_built_here():
             grpo_trainer.add_fused_lm_head(model, outputs=("log_probs",))
         with torch.autocast(stage.device, torch.bfloat16):
             largest = model.lm_head(model.transformer(ids).last_hidden_state).abs().max().float()

@@ -20,8 +20,8 @@ from recipes import grpo as grpo_recipe
 from recipes import sft as sft_recipe
 from recipes.making.moves import choose_move, environment_row
 from rookworld_trl.chess.dataset import split_of
-from rookworld_trl.modeling.row_tree import RowTree
 from rookworld_trl.modeling.tokenizer import build_gpt2_tokenizer
+from rookworld_trl.modeling.trees import TokenTree
 from rookworld_trl.plugins.throughput import peak_flops
 from rookworld_trl.reports.run import read_summary
 from rookworld_trl.training.supervised import MuonFactory, SupervisedConfig, SupervisedTrainer
@@ -31,7 +31,7 @@ PLIES, KEPT = 80, 0.3  # of a random game, at most; and the share of its positio
 
 def encoded(row: dict[str, str], tokenizer: Any) -> dict[str, Any]:
     """The row as a tree of its own."""
-    tree = RowTree()
+    tree = TokenTree()
     completion = tokenizer(row["completion"], add_special_tokens=False).input_ids
     tree.add(tokenizer(row["prompt"]).input_ids, [*completion, tokenizer.eos_token_id])
     return tree.arrays()
@@ -56,7 +56,7 @@ def game_rows(game: int) -> list[dict[str, str]]:
 
 def encoded_games(batch: dict[str, list[int]], tokenizer: Any) -> dict[str, list[Any]]:
     rows = [encoded(row, tokenizer) for game in batch["game"] for row in game_rows(game)]
-    return {key: [row[key] for row in rows] for key in RowTree().arrays()}
+    return {key: [row[key] for row in rows] for key in TokenTree().arrays()}
 
 
 def rows(stage: Stage) -> str:

@@ -58,7 +58,6 @@ STAGES: dict[str, tuple[str, int]] = {
     "memory": ("benchmarks.gpu.checks", 180),
     "rollouts": ("benchmarks.gpu.speed", 300),
     "learning": ("benchmarks.gpu.speed", 180),
-    "attention": ("benchmarks.gpu.speed", 120),
     "step_8x8": ("benchmarks.gpu.speed", 300),
     "step_32x16": ("benchmarks.gpu.speed", 300),
     "reference": ("benchmarks.gpu.speed", 240),

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 
-from benchmarks import attention as attention_program
 from benchmarks import speed
 from benchmarks.common import copy_bandwidth
 from benchmarks.gpu.stage import Stage, short
@@ -50,18 +49,6 @@ def learning(stage: Stage) -> str:
             stage.figures[label] = row
             stage.check(f"{label}: gradients differ", row["relative_gradient_difference"], 0.05 if bf16 else 1e-3)
     return ", ".join(f"{name} {row['speedup']}x" for name, row in stage.figures.items())
-
-
-def attention(stage: Stage) -> str:
-    """Torch's fused attention over trees beside plain products: see benchmarks/attention.py."""
-    stage.tf32(False)
-    cells = []
-    for row in attention_program.rows(stage.device, stage.pick(("nano", "124m"), ("nano",))):
-        label = f"{row['model']} {row['dtype']}"
-        stage.figures[label] = row
-        stage.check(f"{label}: difference of the results", row["difference"], 1e-4 if "float32" in label else 0.05)
-        cells.append(f"{label} {row['both']['speedup']}x plain products")
-    return "; ".join(cells)
 
 
 def step_8x8(stage: Stage) -> str:

@@ -27,8 +27,8 @@ from rookworld_trl.chess import policy, position_key
 from rookworld_trl.chess.dataset import split_of
 from rookworld_trl.chess.policy import MATE_CP, format_eval, win_chance
 from rookworld_trl.chess.strata import stratum
-from rookworld_trl.modeling.row_tree import RowTree, Tokens
 from rookworld_trl.modeling.tokenizer import NanoEncoder, square_token
+from rookworld_trl.modeling.trees import Tokens, TokenTree
 
 MATE_IN_ONE = 9999  # its value in centipawns
 VERSION = 3  # of the trees made of the same positions
@@ -90,13 +90,13 @@ def _plain_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return list(tokenizer(text, add_special_tokens=False).input_ids)
 
 
-def policy_tree(record: dict[str, Any], words: Words, rng: random.Random) -> RowTree:
+def policy_tree(record: dict[str, Any], words: Words, rng: random.Random) -> TokenTree:
     """A `P:` row of a position: its best moves, better ones rather earlier, their values and the best one."""
     legal = {move.uci(): words[f" {move.uci()}"] for move in chess.Board(record["fen"]).legal_moves}
     ranked = sorted(zip(record["moves"], record["cp"], strict=True), key=lambda pair: -pair[1])[: policy.MAX_CANDIDATES]
     values, best = dict(ranked), win_chance(ranked[0][1])
     shares = {move: math.exp((win_chance(cp) - best) / TEMPERATURE) for move, cp in ranked}
-    tree = RowTree()
+    tree = TokenTree()
     tree.rows = 1
     node = tree.write(words[" M:"], tree.read(words.prompt(policy.prompt(record["fen"]))))
     left, listed = dict(shares), list[str]()
@@ -121,7 +121,7 @@ def policy_tree(record: dict[str, Any], words: Words, rng: random.Random) -> Row
     return tree
 
 
-def aside(tree: RowTree, node: int, options: dict[Tokens, float], taken: int) -> None:
+def aside(tree: TokenTree, node: int, options: dict[Tokens, float], taken: int) -> None:
     """What follows each first token of the options that is not the one taken."""
     by_first: dict[int, dict[Tokens, float]] = {}
     for tokens, share in options.items():
@@ -145,9 +145,9 @@ def eval_options(centipawns: int, words: Words) -> dict[Tokens, float]:
     return options
 
 
-def environment_tree(record: dict[str, Any], words: Words, rng: random.Random) -> RowTree:
+def environment_tree(record: dict[str, Any], words: Words, rng: random.Random) -> TokenTree:
     """`A:` rows of several moves in a position, one of a scarce kind if offered; none leads into dev or test."""
-    tree = RowTree()
+    tree = TokenTree()
     while not tree.rows:
         for row in environment_rows(record, MOVES_OF_POSITION, True, rng)[-MOVES_OF_POSITION:]:
             if split_of(row["after"]) == "train":

@@ -20,8 +20,8 @@ from rookworld_trl.chess import policy
 from rookworld_trl.chess.engine import Engine
 from rookworld_trl.chess.format import board_from_fen
 from rookworld_trl.chess.strata import clean, material_won
+from rookworld_trl.modeling.completions import completion_texts
 from rookworld_trl.modeling.rollout import rollout
-from rookworld_trl.modeling.tokens import completion_texts
 
 RETRY_TEMPERATURE = 1.0  # a greedy model would write its illegal move again
 

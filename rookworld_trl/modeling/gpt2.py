@@ -1,7 +1,7 @@
 """GPT-2 in plain PyTorch: a function of weights and tokens that owns no parameters.
 
 It runs on the live parameters of the model that trains, so there is nothing to synchronise: `shared_prefix` samples
-with it, `shared_scoring` computes the loss's log-probs. Both are held to transformers' own forward pass.
+with it, `trees` computes the loss's log-probs. Both are held to transformers' own forward pass.
 
 Architecture: Radford et al. 2019, "Language Models are Unsupervised Multitask Learners": pre-norm blocks, learned
 positions, output head tied to the token embedding. Deviation: no dropout anywhere, whatever the config says.
@@ -151,7 +151,7 @@ def after_attention(
 
 
 class Blocks(NamedTuple):
-    """What computes a block around its attention, token by token; see `compiling` for the compiled ones.
+    """What computes a block around its attention, token by token; see `compile_blocks` for the compiled ones.
 
     Attributes:
         padded: how many tokens a pass over so many is padded to, so that shapes come again.
@@ -163,6 +163,36 @@ class Blocks(NamedTuple):
 
 
 EAGER = Blocks()
+
+# To how many tokens compiled passes are padded, so that few numbers occur and few graphs are made.
+MULTIPLE = 64  # tokens: what tensor cores like, where one graph does for all lengths
+SMALLEST = 512  # tokens, where each length has a graph of its own: rows scored alone all fall into this one
+
+
+def compile_blocks(options: Mapping[str, Any]) -> Blocks:
+    """Blocks by `torch.compile`, for passes whose number of tokens differs from batch to batch.
+
+    Attention stays as it is: its kernels are fused already, and its tiles have too many shapes. What is left of a block
+    works token by token, so all layers of a pass share one graph, and only the number of tokens can make another. A
+    code object has at most `torch._dynamo.config.recompile_limit` graphs, and runs as it is written for whatever comes
+    after.
+
+    Args:
+        options: its arguments; the graphs are for one number of tokens each where `dynamic` is False.
+    """
+    before, after = torch.compile(before_attention, **options), torch.compile(after_attention, **options)
+    return Blocks(before, after, bucket if options.get("dynamic") is False else next_multiple)
+
+
+def next_multiple(tokens: int) -> int:
+    return -(-tokens // MULTIPLE) * MULTIPLE
+
+
+def bucket(tokens: int) -> int:
+    """The next of four sizes an octave, 512 at least: 512, 640, 768, 896, 1024, 1280, ...; at most a quarter more."""
+    tokens = max(tokens, SMALLEST)
+    step = 1 << (tokens - 1).bit_length() >> 3
+    return -(-tokens // step) * step
 
 
 class GPT2:

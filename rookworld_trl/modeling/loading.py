@@ -23,12 +23,12 @@ from huggingface_hub.errors import (
 )
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from tokenizers import processors
 from torch import Tensor
 from transformers import AutoTokenizer, GenerationConfig, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from rookworld_trl.modeling.gpt2 import canonical_weights, check_config
-from rookworld_trl.modeling.tokens import lead_with_eos
 
 logger = logging.get_logger(__name__)
 
@@ -262,6 +262,22 @@ def load_tokenizer(path: str | Path, *, leading_eos: bool = False) -> PreTrained
     if leading_eos:
         lead_with_eos(tokenizer)
     return tokenizer
+
+
+def lead_with_eos(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Make the tokenizer put its end token in front of every text; it is saved with it.
+
+    `add_special_tokens=False` leaves it out, which is what a completion that is tokenised by itself needs.
+    """
+    eos = tokenizer.eos_token
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{eos}:0 $A:0",
+        pair=f"{eos}:0 $A:0 $B:1",
+        special_tokens=[(eos, tokenizer.eos_token_id)],
+    )
+    # The slow classes' way of saying the same, for those that rebuild their backend from what was saved.
+    tokenizer.bos_token = eos
+    tokenizer.init_kwargs["add_bos_token"] = True
 
 
 def _padded(vocab_size: int) -> int:

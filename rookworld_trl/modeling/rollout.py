@@ -3,7 +3,7 @@
 What makes them fast: each distinct prompt is passed once, and all its samples attend to that one copy of its keys and
 values (shared-prefix attention, as in Juravsky et al. 2024, "Hydragen", arXiv 2402.05099); only what a sample adds
 itself is cached by sample. Finished samples are compacted away while the others go on. Where a completion can be
-guessed, its draft saves most of the passes (see `drafting`).
+guessed, its draft saves most of the passes (see `sample_batch`).
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from rookworld_trl.modeling.drafting import usable_draft
 from rookworld_trl.modeling.gpt2 import GPT2
 from rookworld_trl.modeling.sample_batch import SampleBatch, SampleRequest, Settings
 
@@ -96,6 +95,12 @@ def rollout(
     if torch.is_autocast_enabled(gpt2.wte.device.type):
         torch.clear_autocast_cache()  # it holds weights cast without grad, which a training pass must not pick up
     return result
+
+
+def usable_draft(draft: Sequence[int], eos_token_id: int | None, max_new_tokens: int) -> tuple[int, ...]:
+    """The draft up to its first end token, and no longer than a completion may be."""
+    ids = list(draft[:max_new_tokens])
+    return tuple(ids[: ids.index(eos_token_id) + 1] if eos_token_id in ids else ids)
 
 
 def _check_tokens(what: str, sequences: Sequence[Sequence[int] | None], vocab_size: int) -> None:

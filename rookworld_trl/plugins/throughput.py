@@ -138,8 +138,7 @@ class Throughput(Plugin):
         self.memory.ended("scoring")
         if not self.counts:
             return
-        with self.trainer.sampler.rows(rows):
-            drafted = self.trainer.sampler.drafted()
+        drafted = self.trainer.sampler.drafted()
         alone = batch
         if drafted is not None:
             along = torch.tensor(drafted, device=batch["prompt_ids"].device)

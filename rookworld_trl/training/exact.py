@@ -31,23 +31,23 @@ points know only about what they enumerate.
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 from transformers.utils import logging
 
 from rookworld_trl import ranks
+from rookworld_trl.modeling.forest import Forest
 from rookworld_trl.modeling.gpt2 import GPT2
-from rookworld_trl.modeling.token_tree import Pairs, TokenTree, states_of, tree_logps
 from rookworld_trl.training.config import RookWorldGRPOConfig
 from rookworld_trl.training.gates import GateResult, enforce
 from rookworld_trl.training.loss import Scored
-from rookworld_trl.training.points import Decision, Determined, FindPoints, Points, Rest, points_of_batch
 from rookworld_trl.training.scoring import Scorer
 
 logger = logging.get_logger(__name__)
@@ -58,6 +58,168 @@ LEAST_DEVIATION = 0.05
 # Means over an optimizer step, in the log: J of the decisions whose actions are to be taken, its deviation under the
 # policy, the probability of what they do not enumerate; nats of a determined sequence.
 METRICS = ("exact/value", "exact/deviation", "exact/outside", "exact/determined_nll")
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """A place in a completion where one of several actions is taken, and what each of them earns.
+
+    Attributes:
+        position: completion tokens before it.
+        actions: token ids of each action; none is empty or the beginning of another, so that they exclude each other.
+        rewards: what each action earns.
+        otherwise: reward of everything else that may stand there.
+        weight: the decision's in the objective.
+    """
+
+    position: int
+    actions: tuple[tuple[int, ...], ...]
+    rewards: tuple[float, ...]
+    otherwise: float = 0.0
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.actions or len(self.actions) != len(self.rewards):
+            raise ValueError(
+                f"decision at token {self.position}: {len(self.actions)} actions and {len(self.rewards)} rewards; give "
+                "at least one action, and one reward for each"
+            )
+        ordered = sorted(self.actions)
+        # The beginning of a sequence sorts right before the sequences that it begins.
+        for first, second in zip([(), *ordered], ordered, strict=False):
+            if second[: len(first)] == first and (first or not second):
+                raise ValueError(
+                    f"decision at token {self.position}: action {list(first)} begins action {list(second)}, so their "
+                    "probabilities cannot be added; end each action with a token that only follows it whole"
+                )
+
+
+@dataclass(frozen=True, slots=True)
+class Determined:
+    """Tokens that have one right value given the `position` completion tokens before them."""
+
+    position: int
+    tokens: tuple[int, ...]
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Rest:
+    """What a prompt's samples say about the completions that its one decision does not enumerate.
+
+    Attributes:
+        reward: the reward of this row's sample; None if it is one of the actions, whose part is exact.
+        mean, variance: those of the rewards of all the prompt's samples that are none of the actions.
+    """
+
+    reward: float | None
+    mean: float
+    variance: float
+
+
+@dataclass(frozen=True, slots=True)
+class Points:
+    """What is known about one sampled completion.
+
+    Attributes:
+        decisions, determined: in it; positions lie within the completion.
+        rest: the actions of the only decision are whole completions, and others earn something, too: their part of
+            the gradient is sampled.
+    """
+
+    decisions: tuple[Decision, ...] = ()
+    determined: tuple[Determined, ...] = ()
+    rest: Rest | None = None
+
+    def __post_init__(self) -> None:
+        if self.rest is not None and [each.position for each in self.decisions] != [0]:
+            raise ValueError(
+                "the rest is sampled only beside one decision at token 0, whose actions are whole completions; "
+                f"found decisions at tokens {[each.position for each in self.decisions]}"
+            )
+
+    @classmethod
+    def read(cls, plain: Mapping[str, Any]) -> "Points":
+        """From plain data: `decisions` and `determined` as lists of their classes' arguments, `rest` likewise.
+
+        Raises:
+            ValueError: it is not that; says what is wrong.
+        """
+        try:
+            decisions = [
+                Decision(**{**each, "actions": tuple(map(tuple, each["actions"])), "rewards": tuple(each["rewards"])})
+                for each in plain.get("decisions", ())
+            ]
+            determined = [
+                Determined(**{**each, "tokens": tuple(each["tokens"])}) for each in plain.get("determined", ())
+            ]
+            rest = None if plain.get("rest") is None else Rest(**plain["rest"])
+        except (TypeError, KeyError, AttributeError) as error:
+            raise ValueError(f"decision points are not as `Decision` and `Determined` want them: {error!r}") from error
+        return cls(tuple(decisions), tuple(determined), rest)
+
+
+FindPoints = Callable[[dict[str, Any], Sequence[int]], Mapping[str, Any]]
+"""Takes a row of the data set and the token ids of a completion sampled for it, end token included; gives `decisions`,
+`determined` and, where the actions of the only decision are whole completions, `rest_is_sampled`."""
+
+
+def points_of_batch(
+    find: FindPoints,
+    rows: Sequence[dict[str, Any]],
+    completions: Sequence[Sequence[int]],
+    rewards: Sequence[float],
+    samples: int,
+    sample_rest: bool,
+) -> list[dict[str, Any]]:
+    """The points of sampled completions as plain data, which checkpoints keep and `Points.read` reads.
+
+    Args:
+        rows: rows of the data set, one for each completion; those of one prompt follow each other, `samples` at a time.
+        completions: token ids, end token included; without any where it is masked, and then it has no points.
+        rewards: each completion's; NaN where it has none.
+        sample_rest: estimate what is not enumerated from the samples, where `find` says that there is something;
+            otherwise it counts as 0.
+
+    Raises:
+        ValueError: points that are impossible, with the row.
+    """
+    found = []
+    for number, (row, completion) in enumerate(zip(rows, completions, strict=True)):
+        plain = {"decisions": [], "determined": [], **(find(row, completion) if completion else {})}
+        if plain.pop("rest_is_sampled", False):
+            plain["rest"] = {"reward": rewards[number], "mean": 0.0, "variance": 0.0}
+        try:
+            known = Points.read(plain)
+            positions = [each.position for each in known.decisions] + [each.position for each in known.determined]
+            end = max(positions, default=-1)
+            if end >= len(completion):
+                raise ValueError(f"position {end} lies behind the completion's {len(completion)} tokens")
+        except ValueError as error:
+            raise ValueError(f"points of row {number}, prompt {row.get('prompt')!r}: {error}") from error
+        if known.rest is None or not sample_rest:
+            plain["rest"] = None
+        elif tuple(completion) in known.decisions[0].actions or not math.isfinite(rewards[number]):
+            plain["rest"]["reward"] = None
+        found.append(plain)
+    for start in range(0, len(found), samples):
+        group = [each["rest"] for each in found[start : start + samples] if each["rest"] is not None]
+        others = [each["reward"] for each in group if each["reward"] is not None]
+        for rest in group:
+            rest["mean"] = float(np.mean(others)) if others else 0.0
+            rest["variance"] = float(np.var(others)) if others else 0.0
+    return found
+
+
+def check_points(objective: str, find_points: FindPoints | None) -> None:
+    """Raises:
+    ValueError: the exact gradient without decision points, or the sampled one with them.
+    """
+    if (objective == "sampled") != (find_points is None):
+        raise ValueError(
+            f"`objective` is {objective!r}: exact and mixed need the argument `find_points`, sampled does not use it. "
+            "Give both or neither"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,43 +262,26 @@ def score_tree(
         scale: divide each decision's J by its reward's deviation under the policy.
         entropy_gradient: the entropies are differentiable too.
     """
-    device, shape = batch["completion_ids"].device, batch["completion_ids"].shape
-    prompts, completions = (
-        [ids[mask].tolist() for ids, mask in zip(batch[f"{part}_ids"], batch[f"{part}_mask"].bool(), strict=True)]
-        for part in ("prompt", "completion")
-    )
-    if not all(prompts):
-        raise ValueError("a completion follows an empty prompt: begin each prompt with at least one token")
-    divisors = temperature.tolist() if isinstance(temperature, Tensor) else [temperature] * len(prompts)
+    ids, mask, after, real = (batch[f"{side}_{part}"] for side in ("prompt", "completion") for part in ("ids", "mask"))
+    forest = Forest(ids, mask, after, real, temperature)
     decisions = [(row, each) for row, known in enumerate(points) for each in known.decisions]
     determined = [(row, each) for row, known in enumerate(points) for each in known.determined]
-    pairs, known = Pairs(), dict[tuple[float, ...], tuple[int, TokenTree]]()
-    paths: list[tuple[int, list[int]]] = []  # the tree of each row, and the nodes that predict its completion
-    for divisor, prompt, completion in zip(divisors, prompts, completions, strict=True):
-        number, tree = known.setdefault((divisor, *prompt), (len(known), TokenTree(prompt)))
-        paths.append((number, tree.follow(tree.prompt - 1, completion)))
-        pairs.add(*paths[-1], completion)
-    sampled, trees = len(pairs.tokens), [tree for _, tree in known.values()]
-
-    def sequences(of: Iterable[tuple[int, int, Sequence[int]]]) -> _Sequences:
-        """Those of a row, behind a position of its completion."""
-        return _Sequences(trees, pairs, [(paths[row][0], paths[row][1][at], tokens) for row, at, tokens in of])
-
-    actions = sequences((row, each.position, action) for row, each in decisions for action in each.actions)
-    right = sequences((row, each.position, each.tokens) for row, each in determined)
-    of_trees = torch.tensor([divisor for divisor, *_ in known])
-    logps, entropies = tree_logps(head, states_of(model, trees, device), of_trees, pairs, entropy_gradient)
-
-    def place(values: Tensor, cells: Tensor) -> Tensor:
-        return values.new_zeros(shape.numel()).index_add(0, cells, values).view(shape)
-
-    tokens = batch["completion_mask"].bool().flatten().nonzero().squeeze(-1)
-    sampled_logps = place(logps[:sampled], tokens)
-    sums = _Sums([each for _, each in decisions], actions.logps(logps).exp())
+    actions = [(row, each.position, action) for row, each in decisions for action in each.actions]
+    sequences = [*actions, *((row, each.position, each.tokens) for row, each in determined)]
+    for row, at, tokens in sequences:
+        tree, nodes = forest.paths[row]
+        forest.want(tree, nodes[at], tokens)
+    logps, entropies = forest.logps(model, head.weight, entropy_gradient=entropy_gradient)  # type: ignore[arg-type]
+    sampled_logps, device = forest.of_completions(logps), logps.device
+    owners = [number for number, (_, _, tokens) in enumerate(sequences) for _ in tokens]
+    owner_of_token = torch.tensor(owners, dtype=torch.long, device=device)
+    of_sequences = logps.new_zeros(len(sequences)).index_add(0, owner_of_token, logps[len(logps) - len(owners) :])
+    of_actions, likelihoods = of_sequences.split([len(actions), len(determined)])
+    sums = _Sums([each for _, each in decisions], of_actions.exp())
     decided, row_advantages = _decided(sums, [points[row].rest for row, _ in decisions], scale)
-    likelihoods = right.logps(logps)
     weights = torch.tensor([each.weight for _, each in determined], dtype=torch.float, device=device)
     both: list[tuple[int, Decision | Determined]] = [*decisions, *determined]
+    shape = sampled_logps.shape
     places = [(row, row * shape[1] + each.position) for row, each in both]
     rows, cells = torch.tensor(places, dtype=torch.long, device=device).view(-1, 2).unbind(1)
     advantages = logps.new_zeros(len(points)).index_add(0, rows[: len(decisions)], row_advantages)
@@ -147,32 +292,14 @@ def score_tree(
         "exact/outside": 1 - sums.total[wanted],
         "exact/determined_nll": -likelihoods,
     }
+    terms = logps.new_zeros(shape.numel()).index_add(0, cells, torch.cat([decided, weights * likelihoods]))
     return ScoredTree(
         sampled_logps,
-        place(entropies[:sampled], tokens),
-        place(torch.cat([decided, weights * likelihoods]), cells) + advantages[:, None] * sampled_logps,
+        forest.of_completions(entropies),
+        terms.view(shape) + advantages[:, None] * sampled_logps,
         {name: (values.detach().sum().item(), len(values)) for name, values in seen.items()},
-        [(tree.prompt, len(tree.tokens) - tree.prompt) for tree in trees],
+        [(tree.prompt, len(tree.tokens) - tree.prompt) for _, tree in forest.trees],
     )
-
-
-class _Sequences:
-    """Sequences of tokens (N,) in trees; the log-prob of each is a sum over pairs.
-
-    Args:
-        sequences: the number of its tree, the node behind which it stands, and its tokens.
-    """
-
-    def __init__(self, trees: Sequence[TokenTree], pairs: Pairs, sequences: Sequence[tuple[int, int, Sequence[int]]]):
-        self.number, self.pairs, self.owners = len(sequences), list[int](), list[int]()
-        for sequence, (number, node, tokens) in enumerate(sequences):
-            self.pairs += pairs.add(number, trees[number].follow(node, tokens), tokens)
-            self.owners += [sequence] * len(tokens)
-
-    def logps(self, of_pairs: Tensor) -> Tensor:
-        """Log-probs (N,) of the sequences from those of all pairs."""
-        owners, pairs = torch.tensor([self.owners, self.pairs], dtype=torch.long, device=of_pairs.device)
-        return of_pairs.new_zeros(self.number).index_add(0, owners, of_pairs[pairs])
 
 
 class _Sums:

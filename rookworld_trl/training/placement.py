@@ -112,17 +112,6 @@ def arrange(config: GRPOConfig, accelerator: Any, policy: Any, reference: Any, s
     return device
 
 
-def moved(value: Any, device: torch.device) -> Any:
-    """The same arguments or results with every tensor on `device`; tuples, lists and dicts are gone through."""
-    if isinstance(value, torch.Tensor):
-        return value.to(device, non_blocking=device.type == "cuda")
-    if isinstance(value, tuple | list):
-        return type(value)(moved(item, device) for item in value)
-    if isinstance(value, dict):
-        return {name: moved(item, device) for name, item in value.items()}
-    return value
-
-
 @contextmanager
 def precision_of(home: torch.device, device: torch.device, mixed_precision: str) -> Iterator[None]:
     """The run's autocast on another kind of device: what accelerate switched on holds for the policy's kind alone."""

@@ -102,35 +102,27 @@ def _write_whole(model: PreTrainedModel, folder: Path) -> None:
 
 
 @contextmanager
-def float32_head() -> Iterator[None]:
-    """Let TRL build its scoring heads in float32, outside autocast, as `GPT2.logits` is; see there for the reason.
+def trl_built_here() -> Iterator[None]:
+    """Change two functions of TRL's for as long as it builds a trainer; it has no seam for either.
 
-    TRL's own `cast_lm_head_to_fp32` is for untied heads alone. Where weights are float32 already nothing needs casting,
-    and what is left of that option is an argument of `add_fused_lm_head`.
+    Its scoring heads are built in float32, outside autocast, as `GPT2.logits` is; see there for the reason. TRL's own
+    `cast_lm_head_to_fp32` is for untied heads alone. Where weights are float32 already nothing needs casting, and what
+    is left of that option is an argument of `add_fused_lm_head`.
+
+    What it loads by name, the policy or the reference, is loaded whole and for one device. By itself it asks for
+    `device_map="auto"` wherever one process trains on a GPU. Where that process sees two, layers are spread over both,
+    and hooks send inputs after them. Here the policy has one device, and the reference goes as a whole to where
+    `rookworld_trl.training.placement` puts it.
     """
-    original = grpo_trainer.add_fused_lm_head
+    add_head, create_model = grpo_trainer.add_fused_lm_head, grpo_trainer.create_model_from_path
 
     def add(model: nn.Module, *args: Any, **kwargs: Any) -> None:
-        original(model, *args, **{**kwargs, "cast_lm_head_to_fp32": True})
-
-    with replaced(grpo_trainer, add_fused_lm_head=add):
-        yield
-
-
-@contextmanager
-def on_one_device() -> Iterator[None]:
-    """Let TRL load what it loads by name, the policy or the reference, whole and for one device.
-
-    By itself it asks for `device_map="auto"` wherever one process trains on a GPU. Where that process sees two, layers
-    are spread over both, and hooks send inputs after them. Here the policy has one device, and the reference goes as a
-    whole to where `rookworld_trl.training.placement` puts it.
-    """
-    original = grpo_trainer.create_model_from_path
+        add_head(model, *args, **{**kwargs, "cast_lm_head_to_fp32": True})
 
     def create(name: str, *args: Any, **kwargs: Any) -> PreTrainedModel:
-        return original(name, *args, **{"device_map": None, **kwargs})
+        return create_model(name, *args, **{"device_map": None, **kwargs})
 
-    with replaced(grpo_trainer, create_model_from_path=create):
+    with replaced(grpo_trainer, add_fused_lm_head=add, create_model_from_path=create):
         yield
 
 

@@ -13,7 +13,7 @@ from accelerate.utils import gather
 from transformers.utils import logging
 
 from rookworld_trl import ranks
-from rookworld_trl.modeling.tokens import completion_texts
+from rookworld_trl.modeling.completions import completion_texts
 
 logger = logging.get_logger(__name__)
 

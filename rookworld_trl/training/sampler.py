@@ -11,7 +11,7 @@ from torch import nn
 from transformers import LogitsProcessorList, TemperatureLogitsWarper
 from transformers.utils import logging
 
-from rookworld_trl.modeling.hooks import replaced, without_adapters
+from rookworld_trl.modeling.hooks import without_adapters
 from rookworld_trl.modeling.rollout import rollout
 from rookworld_trl.training.preparation import check_context, choose_rollout_backend
 
@@ -139,23 +139,20 @@ class Sampler:
             return None
         return (*self.tokenizer(text=target, add_special_tokens=False)["input_ids"], self.eos_token_ids[0])
 
-    @contextmanager
-    def rows(self, rows: Sequence[dict[str, Any]]) -> Iterator[torch.Tensor | None]:
-        """Sample by what the tasks of these rows ask for.
+    def take(self, rows: Sequence[dict[str, Any]]) -> torch.Tensor | None:
+        """From now on, sample by what the tasks of these rows ask for.
 
-        Yields:
+        Returns:
             The rows' temperatures (B,); None where the configuration gives all tasks one.
         """
         requests: list[Request] = []
         for number, row in enumerate(rows):  # those of one prompt follow each other
             again = number > 0 and row["prompt"] == rows[number - 1]["prompt"]
             requests.append(requests[-1] if again else self.request(row))
-        temperatures = None
-        if self.args.task_sampling or any(TEMPERATURE_COLUMN in row for row in rows):
-            own = [request.temperature for request in requests]
-            temperatures = torch.tensor(own, device=self.accelerator.device)
-        with replaced(self, _requests=requests):
-            yield temperatures
+        self._requests = requests
+        if not self.args.task_sampling and not any(TEMPERATURE_COLUMN in row for row in rows):
+            return None
+        return torch.tensor([request.temperature for request in requests], device=self.accelerator.device)
 
     def drafted(self) -> list[bool] | None:
         """Which of the rows at hand are drawn along a draft; None if none is."""
@@ -210,9 +207,10 @@ class Sampler:
         # `generate` of a model with adapters goes past it. vLLM has a dtype of its own.
         precision = nullcontext() if vllm else self.accelerator.autocast()
         recorder: Any = record_generate(self.model) if record and not vllm else nullcontext()
-        asked = {"temperature": request.temperature, "max_new_tokens": request.max_completion_length}
-        settings: Any = replaced(self.generation_config, **asked) if self.generation_config else nullcontext()
-        with settings, precision, recorder as drawn_of:
+        if self.generation_config:
+            self.generation_config.temperature = request.temperature
+            self.generation_config.max_new_tokens = request.max_completion_length
+        with precision, recorder as drawn_of:
             ids, logps = stock(prompt_ids)
         drawn = drawn_of(ids) if drawn_of else [Drawn(row) for row in logps or []]
         return Samples(prompt_ids, ids, [*drawn, *[None] * (len(ids) - len(drawn))], logps or [None] * len(ids))

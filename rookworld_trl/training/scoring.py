@@ -1,6 +1,6 @@
 """Log-probs of completions: on shared prefixes where that is possible, by TRL's forward pass elsewhere.
 
-A group's completions are scored together (`rookworld_trl.modeling.shared_scoring`), so its prompt is computed once
+A group's completions are scored together (`rookworld_trl.modeling.trees`), so its prompt is computed once
 instead of `num_generations` times, if its rows are in one micro-batch. TRL shuffles a generation batch before it cuts
 it; here each optimizer step still consumes the rows that TRL gave it, with those of a group next to each other.
 """
@@ -12,14 +12,13 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, send_to_device
 from torch import nn
 from trl.trainer.utils import use_adapter
 
-from rookworld_trl.modeling.compiling import compile_blocks
-from rookworld_trl.modeling.gpt2 import EAGER, GPT2, Blocks
+from rookworld_trl.modeling.forest import per_token_logps
+from rookworld_trl.modeling.gpt2 import EAGER, GPT2, Blocks, compile_blocks
 from rookworld_trl.modeling.hooks import capture_hidden, hooked, without_adapters
-from rookworld_trl.modeling.shared_scoring import per_token_logps
 from rookworld_trl.training import placement
 from rookworld_trl.training.config import RookWorldGRPOConfig
 from rookworld_trl.training.loss import Scored
@@ -117,12 +116,15 @@ class Scorer:
     ) -> Any:
         """Inputs go to the model's device, results come back."""
         home = self.accelerator.device
-        temperatures, args, kwargs = placement.moved((temperatures, args, kwargs), device)
+        across = device.type == "cuda"
+        temperatures, args, kwargs = send_to_device((temperatures, args, kwargs), device, non_blocking=across)
         precision = placement.precision_of(home, device, self.accelerator.mixed_precision)
         # Triton launches on the current device, whichever its arguments are on.
         current: Any = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
         with precision, current:
-            return placement.moved(self._score(model, temperatures, *args, **kwargs), home)
+            return send_to_device(
+                self._score(model, temperatures, *args, **kwargs), home, non_blocking=home.type == "cuda"
+            )
 
     def _score(self, model: nn.Module, temperatures: torch.Tensor | None, *args: Any, **kwargs: Any) -> Any:
         common = self.args.temperature

@@ -11,7 +11,7 @@ from trl import SFTConfig, SFTTrainer
 
 from rookworld_trl.checkpointing.durable import DurableTrainer
 from rookworld_trl.modeling.gpt2 import GPT2
-from rookworld_trl.modeling.row_tree import pack, weighted_nats
+from rookworld_trl.modeling.trees import collate, weighted_nats
 from rookworld_trl.settings.parser import option
 from rookworld_trl.training.placement import (
     agree_on_tf32,
@@ -78,12 +78,12 @@ class SupervisedTrainer(DurableTrainer, SFTTrainer):
     has gradients a quarter the size, which a momentum over batches of both tasks drowns in `P:`'s noise.
 
     Args:
-        train_dataset: of trees, as `rookworld_trl.modeling.row_tree.RowTree.arrays` writes them.
+        train_dataset: of trees, as `rookworld_trl.modeling.trees.TokenTree.arrays` writes them.
         facts: of the recipe, what decides the result beside the arguments; see `DurableTrainer.facts`.
     """
 
     def __init__(self, *args: Any, facts: dict[str, Any] | None = None, **kwargs: Any):
-        super().__init__(*args, data_collator=pack, **kwargs)
+        super().__init__(*args, data_collator=collate, **kwargs)
         if self.accelerator.device.type == "cpu":
             keep_freed_memory()
         self._facts = facts or {}
@@ -124,7 +124,7 @@ class SupervisedTrainer(DurableTrainer, SFTTrainer):
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> torch.Tensor:
         loss: torch.Tensor = model(**inputs) / num_items_in_batch
-        tokens = torch.tensor(len(inputs["input_ids"]), device=loss.device)
+        tokens = torch.tensor(len(inputs["tokens"]), device=loss.device)
         self._total_train_tokens += int(self.accelerator.gather(tokens).sum())
         self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
         return loss * self.accelerator.num_processes if self.args.average_tokens_across_devices else loss

@@ -20,16 +20,14 @@ from rookworld_trl.checkpointing.state import Stateful
 from rookworld_trl.checkpointing.trainer import DurableGRPOTrainer
 from rookworld_trl.training import gates, loss, placement, scoring
 from rookworld_trl.training.config import RookWorldGRPOConfig
-from rookworld_trl.training.exact import ExactObjective
+from rookworld_trl.training.exact import ExactObjective, FindPoints, check_points
 from rookworld_trl.training.kl import KLPenalty
 from rookworld_trl.training.loss import EntropyBonus, Scale, Scored
 from rookworld_trl.training.plugin import SIDES, Plugin, Row, check_plugins, settings_of
-from rookworld_trl.training.points import FindPoints, check_points
 from rookworld_trl.training.preparation import (
     check_built,
-    float32_head,
-    on_one_device,
     prepare,
+    trl_built_here,
     weights_on_disk,
 )
 from rookworld_trl.training.recovery import Guard, LearningRateCut, no_rewards
@@ -57,7 +55,7 @@ class RookWorldGRPOTrainer(DurableGRPOTrainer):
         train_dataset: rows with a column `prompt`; the reward functions get the other columns.
         eval_dataset: held-out rows, measured every `args.eval_steps`; see `watch_with`.
         processing_class: the tokenizer, with pad and end token; by default the one saved with the model.
-        find_points: finds what the exact objectives sum over; see `rookworld_trl.training.points.FindPoints`.
+        find_points: finds what the exact objectives sum over; see `rookworld_trl.training.exact.FindPoints`.
         plugins: what the run does besides; see `rookworld_trl.training.plugin`. Those that are off are left out.
         kwargs: further arguments of TRL's trainer; tools, environments and rollout functions are refused.
 
@@ -86,7 +84,7 @@ class RookWorldGRPOTrainer(DurableGRPOTrainer):
         self.plugins = [plugin for plugin in plugins if plugin.on]
         for plugin in self.plugins:
             plugin.adjust(args, model, train_dataset, processing_class)
-        with weights_on_disk(model, args, kwargs.get("peft_config"), processing_class), float32_head(), on_one_device():
+        with weights_on_disk(model, args, kwargs.get("peft_config"), processing_class), trl_built_here():
             super().__init__(model, reward_funcs, args, train_dataset, eval_dataset, processing_class, **kwargs)
         check_built(self.model, self.ref_model, self.processing_class)
         check_points(args.objective, find_points)
@@ -155,8 +153,8 @@ class RookWorldGRPOTrainer(DurableGRPOTrainer):
     def sample_rows(self, rows: list[Row]) -> Samples:
         """Completions for rows that TRL has not asked for yet."""
         prompt_ids, images, fields = self._tokenize_prompts([row["prompt"] for row in rows])
-        with self.sampler.rows(rows):
-            return self._draw(prompt_ids, images, fields, self.num_generations)
+        self.sampler.take(rows)
+        return self._draw(prompt_ids, images, fields, self.num_generations)
 
     def reward_of(self, rows: list[Row], drawn: Samples) -> np.ndarray:
         """Rewards (N,) of the global batch as it stands, without a trace in TRL's logs."""
@@ -199,10 +197,9 @@ class RookWorldGRPOTrainer(DurableGRPOTrainer):
         if self.guard:
             self.guard.check_weights()
         drawn = [plugin.rows(inputs) for plugin in self.plugins if training]
-        with self.sampler.rows(inputs) as temperatures:
-            self._drawn = next((samples for samples in drawn if samples is not None), None)
-            self._temperatures = temperatures
-            batch = super()._generate_and_score_completions(inputs)
+        temperatures = self._temperatures = self.sampler.take(inputs)
+        self._drawn = next((samples for samples in drawn if samples is not None), None)
+        batch = super()._generate_and_score_completions(inputs)
         batch |= {} if temperatures is None else {"temperatures": temperatures}
         if training:
             if self.gates.pending:

@@ -12,7 +12,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from rookworld_trl.chess import rewards
 from rookworld_trl.chess.accuracy import evaluate, score
 from rookworld_trl.measuring import of, read_results, result_table, write_results
-from rookworld_trl.modeling.tokens import CUT_OFF
+from rookworld_trl.modeling.completions import CUT_OFF
 from tests.support.stockfish import requires_stockfish
 
 SETTINGS = {"temperature": 1.0, "max_new_tokens": 99, "seed": 0}

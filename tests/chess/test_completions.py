@@ -12,7 +12,7 @@ from rookworld_trl.chess import rewards
 from rookworld_trl.chess.accuracy import evaluate
 from rookworld_trl.chess.rewards.moves import UNPARSABLE
 from rookworld_trl.modeling import completions
-from rookworld_trl.modeling.tokens import CUT_OFF, completion_texts
+from rookworld_trl.modeling.completions import CUT_OFF, completion_texts
 from rookworld_trl.training import RookWorldGRPOConfig, RookWorldGRPOTrainer
 
 FAULTS = ["no end token", "pad", "unknown", "a second end token"]

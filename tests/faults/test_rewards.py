@@ -14,7 +14,7 @@ import torch
 from rookworld_trl.checkpointing.state import finite
 from rookworld_trl.chess.rewards import environment_reward, environment_reward_continuous, policy_reward
 from rookworld_trl.chess.rewards.moves import UNPARSABLE
-from rookworld_trl.modeling.tokens import CUT_OFF
+from rookworld_trl.modeling.completions import CUT_OFF
 from rookworld_trl.training.gates import FirstBatch
 from rookworld_trl.training.rewards import RewardCaller, screened
 from rookworld_trl.training.sampler import Sampler, Samples

@@ -8,11 +8,10 @@ import torch
 from torch import Tensor
 from transformers import GPT2LMHeadModel
 
-from rookworld_trl.modeling.compiling import bucket, compile_blocks, next_multiple
-from rookworld_trl.modeling.gpt2 import EAGER, GPT2, Blocks
-from rookworld_trl.modeling.shared_scoring import per_token_logps
+from rookworld_trl.modeling.forest import per_token_logps
+from rookworld_trl.modeling.gpt2 import EAGER, GPT2, Blocks, bucket, compile_blocks, next_multiple
 from rookworld_trl.training.placement import compiled_graphs
-from tests.modeling.test_shared_scoring import loss_of, pad, ragged
+from tests.modeling.test_trees import loss_of, pad, ragged
 
 GPT2Factory = Callable[..., GPT2LMHeadModel]
 
@@ -48,8 +47,8 @@ def test_graphs_are_few_however_many_shapes_come(
 ) -> None:
     """Two functions, with and without gradients; static graphs stop at dynamo's limit of eight for each."""
     torch._dynamo.reset()
-    monkeypatch.setattr("rookworld_trl.modeling.compiling.MULTIPLE", 4)
-    monkeypatch.setattr("rookworld_trl.modeling.compiling.SMALLEST", 4)
+    monkeypatch.setattr("rookworld_trl.modeling.gpt2.MULTIPLE", 4)
+    monkeypatch.setattr("rookworld_trl.modeling.gpt2.SMALLEST", 4)
     model, before = make_gpt2(), compiled_graphs()
     blocks = compile_blocks({"backend": "eager", "dynamic": dynamic})
     lengths = set()

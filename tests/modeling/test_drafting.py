@@ -8,9 +8,9 @@ import torch
 from transformers import GPT2LMHeadModel
 
 from rookworld_trl.modeling import sample_batch
-from rookworld_trl.modeling.drafting import usable_draft, verify
 from rookworld_trl.modeling.gpt2 import GPT2
-from rookworld_trl.modeling.rollout import Rollout, rollout
+from rookworld_trl.modeling.rollout import Rollout, rollout, usable_draft
+from rookworld_trl.modeling.sample_batch import verify
 from rookworld_trl.modeling.sampling import cumulative_probs, draw, rising, sampling_log_probs
 from rookworld_trl.modeling.shared_prefix import SharedPrefixDecoder
 

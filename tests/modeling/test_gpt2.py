@@ -1,6 +1,6 @@
 """The plain GPT-2, as rollouts run it, against transformers' implementation: outputs, decoding, strictness.
 
-Padding and gradients are the business of `test_shared_scoring`.
+Padding and gradients are the business of `test_trees`.
 """
 
 import copy

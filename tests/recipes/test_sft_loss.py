@@ -9,7 +9,7 @@ from datasets import Dataset
 from transformers import AutoTokenizer, GPT2LMHeadModel
 
 from rookworld_trl.checkpointing.store import verify
-from rookworld_trl.modeling.row_tree import RowTree
+from rookworld_trl.modeling.trees import TokenTree
 from rookworld_trl.training.supervised import SupervisedConfig, SupervisedTrainer
 from tests.support.processes import called
 
@@ -42,7 +42,7 @@ def by_hand(checkpoint: Path, rows: list[dict[str, list[int]]]) -> tuple[float, 
 
 def tree(row: dict[str, list[int]]) -> dict[str, Any]:
     start = sum(label == -100 for label in row["labels"])
-    made = RowTree()
+    made = TokenTree()
     made.add(row["input_ids"][:start], row["input_ids"][start:])
     return made.arrays()
 

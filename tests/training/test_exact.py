@@ -11,8 +11,15 @@ from transformers import GPT2LMHeadModel
 
 from rookworld_trl.modeling.gpt2 import GPT2
 from rookworld_trl.modeling.positions import install_position_hook
-from rookworld_trl.training.exact import LEAST_DEVIATION, score_tree
-from rookworld_trl.training.points import Decision, Determined, Points, Rest, points_of_batch
+from rookworld_trl.training.exact import (
+    LEAST_DEVIATION,
+    Decision,
+    Determined,
+    Points,
+    Rest,
+    points_of_batch,
+    score_tree,
+)
 from tests.support.builders import random_gpt2
 
 VOCABULARY = 5

@@ -12,7 +12,7 @@ import torch
 from datasets import Dataset
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from rookworld_trl.modeling import token_tree
+from rookworld_trl.modeling import forest
 from rookworld_trl.training import GateError, RookWorldGRPOConfig, RookWorldGRPOTrainer
 from rookworld_trl.training.exact import LEAST_DEVIATION
 from rookworld_trl.training.placement import compiled_graphs
@@ -87,8 +87,8 @@ def test_the_update_is_the_gradient_of_the_sum(
             monkeypatch.setenv(name, value)
     seen: list[dict[str, Any]] = []
     passes: list[bool] = []
-    pack = token_tree._packed
-    monkeypatch.setattr(token_tree, "_packed", lambda *args: (passes.append(True), pack(*args))[1])
+    pack = forest.pack
+    monkeypatch.setattr(forest, "pack", lambda *args: (passes.extend([True] * torch.is_grad_enabled()), pack(*args))[1])
     settings = {"per_device_train_batch_size": 16, "share_prefixes": packed, "max_grad_norm": 0.0}
     settings |= {"entropy_coef": entropy_coef, "mask_truncated_completions": masked, "seed": 7}
     with caplog.at_level("WARNING"):

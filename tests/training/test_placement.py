@@ -15,8 +15,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from transformers import Gemma2Config, Gemma2ForCausalLM
 
-from rookworld_trl.modeling.compiling import next_multiple
-from rookworld_trl.modeling.gpt2 import EAGER
+from rookworld_trl.modeling.gpt2 import EAGER, next_multiple
 from rookworld_trl.training import RookWorldGRPOConfig, RookWorldGRPOTrainer, placement
 from rookworld_trl.training.config import COMPILE_BUCKET, contradictions
 from rookworld_trl.training.supervised import SupervisedConfig

@@ -8,8 +8,8 @@ import torch
 from datasets import Dataset
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
+from rookworld_trl.modeling.forest import per_token_logps
 from rookworld_trl.modeling.gpt2 import GPT2
-from rookworld_trl.modeling.shared_scoring import per_token_logps
 from rookworld_trl.training import GateError, RookWorldGRPOConfig, RookWorldGRPOTrainer, gates, sampler
 
 Make = Callable[..., RookWorldGRPOTrainer]
@@ -122,11 +122,14 @@ def test_loss_and_kl_use_the_rows_temperatures(make: Make, share: bool, estimato
     assert (found - expected).norm() < 1e-3 * expected.norm()
 
 
-def test_shared_prefixes_need_one_temperature_a_prompt(policy: GPT2LMHeadModel) -> None:
+def test_rows_of_one_prompt_may_have_different_temperatures(policy: GPT2LMHeadModel) -> None:
     rows = torch.tensor([[5, 6], [5, 6]])
-    ones = torch.ones_like(rows)
-    with pytest.raises(ValueError, match="rows of one prompt have different temperatures"):
-        per_token_logps(GPT2.sharing(policy), rows, ones, rows, ones, torch.tensor([0.5, 1.0]))
+    ones, temperatures = torch.ones_like(rows), torch.tensor([0.5, 1.0])
+    with torch.no_grad():
+        found, _ = per_token_logps(GPT2.sharing(policy), rows, ones, rows, ones, temperatures)
+        logits = policy.eval()(torch.tensor([[5, 6, 5, 6]])).logits[0, 1:-1]
+    expected = [(logits / each).log_softmax(-1)[range(2), [5, 6]] for each in temperatures]
+    torch.testing.assert_close(found, torch.stack(expected), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("backend", ["native", "transformers"])

@@ -26,7 +26,7 @@ of a probability near 0 is near 0, and what is rare (illegal moves, mates) would
 wrong answers earn (graduated credit) cannot be enumerated; `rest_is_sampled` says so.
 
 The walk follows the sampled tokens. It ends where they leave the format; what should stand there is still determined.
-The result is plain data, as `rookworld_trl.training.points.Points` reads it.
+The result is plain data, as `rookworld_trl.training.exact.Points` reads it.
 """
 
 import re
@@ -70,7 +70,7 @@ class ChessPoints:
         """The points of a completion (token ids, its end token included) of a row of the data set.
 
         Returns:
-            `decisions`, `determined` and `rest_is_sampled`, the arguments of `training.points.Points`.
+            `decisions`, `determined` and `rest_is_sampled`, the arguments of `training.exact.Points`.
         """
         end = self._tokenizer.eos_token_id
         if task_of(row["prompt"]) == "environment":

@@ -23,8 +23,7 @@ from rookworld_trl.chess.rewards.decisions import (
 from rookworld_trl.modeling.loading import NANO, NANO_FOLDER, load
 from rookworld_trl.modeling.rollout import rollout
 from rookworld_trl.modeling.tokenizer import build_gpt2_tokenizer, build_nano_tokenizer
-from rookworld_trl.training.exact import score_tree
-from rookworld_trl.training.points import Points
+from rookworld_trl.training.exact import Points, score_tree
 
 # A rook's move, a queen's, a pawn's that promotes and a king's; 0.5 of win chance apart where a value is a mate.
 ROW = {

@@ -1,5 +1,6 @@
-"""Scoring with shared prefixes: log-probs, entropies and gradients of the plain left-padded forward pass."""
+"""Trees of tokens compute what their rows do one by one: by hand, and against transformers' own padded pass."""
 
+import itertools
 from collections.abc import Callable
 
 import pytest
@@ -7,10 +8,11 @@ import torch
 from torch import Tensor
 from transformers import GPT2LMHeadModel
 
-from rookworld_trl.modeling import shared_scoring
+from rookworld_trl.modeling import forest, trees
+from rookworld_trl.modeling.forest import per_token_logps
 from rookworld_trl.modeling.gpt2 import GPT2
 from rookworld_trl.modeling.rollout import rollout
-from rookworld_trl.modeling.shared_scoring import per_token_logps
+from rookworld_trl.modeling.trees import TokenTree, collate, weighted_nats
 
 GPT2Factory = Callable[..., GPT2LMHeadModel]
 Rows = list[tuple[list[int], list[int]]]
@@ -97,7 +99,13 @@ def test_values_and_gradients_of_the_padded_forward(make_gpt2: GPT2Factory, rows
         assert difference < 1e-5, f"{name}: relative difference {difference:.2g}"
 
 
-def test_variants_of_gpt2(make_gpt2: GPT2Factory) -> None:
+@pytest.mark.parametrize("waste", [None, 0, 10**9], ids=["as it is", "a tile for each shape", "one tile for all"])
+def test_variants_of_gpt2_and_of_tiling(
+    make_gpt2: GPT2Factory, monkeypatch: pytest.MonkeyPatch, waste: int | None
+) -> None:
+    if waste is not None:
+        monkeypatch.setattr(trees, "TILE_WASTE", 0)
+        monkeypatch.setattr(trees, "SMALL_WASTE", waste)
     model = make_gpt2(scale_attn_by_inverse_layer_idx=True, activation_function="gelu", n_inner=48)
     batch = pad(ragged())
     with torch.no_grad():
@@ -106,21 +114,11 @@ def test_variants_of_gpt2(make_gpt2: GPT2Factory) -> None:
     assert none is None
 
 
-@pytest.mark.parametrize("waste", [0, 10**9], ids=["a tile for each shape", "one tile for all"])
-def test_tiling_changes_nothing(make_gpt2: GPT2Factory, monkeypatch: pytest.MonkeyPatch, waste: int) -> None:
-    monkeypatch.setattr(shared_scoring, "TILE_WASTE", 0)
-    monkeypatch.setattr(shared_scoring, "SMALL_WASTE", waste)
-    model, batch = make_gpt2(), pad(ragged())
-    with torch.no_grad():
-        logps, _ = per_token_logps(GPT2.sharing(model), *batch)
-        torch.testing.assert_close(logps, plain(model, batch, 1.0)[0], rtol=1e-5, atol=1e-5)
-
-
 def test_many_logits_are_computed_in_pieces(make_gpt2: GPT2Factory, monkeypatch: pytest.MonkeyPatch) -> None:
     batch = pad(ragged())
     gradients = []
     for limit in (2**25, 61 * 7):
-        monkeypatch.setattr(shared_scoring, "MAX_LOGITS", limit)
+        monkeypatch.setattr(forest, "MAX_LOGITS", limit)
         model = make_gpt2()
         logps, entropies = per_token_logps(GPT2.sharing(model), *batch, 0.8, compute_entropy=True)
         loss_of(logps, entropies, torch.ones_like(logps)).backward()
@@ -212,3 +210,106 @@ def test_the_head_is_float32_under_autocast(make_gpt2: GPT2Factory) -> None:
         with torch.no_grad():
             expected, _ = per_token_logps(GPT2.sharing(model), row, ones.expand_as(row), kept, ones.expand_as(kept))
         torch.testing.assert_close(torch.tensor([found]), expected, rtol=1e-5, atol=1e-4)
+
+
+# Trees of supervised rows
+
+Row = tuple[list[int], list[int]]
+
+# Two positions: the first with rows that share its tokens, two of them part of the completion too, and one twice.
+POSITIONS: list[list[Row]] = [
+    [([5, 6, 7, 8], [9, 10, 3]), ([5, 6, 7, 8], [9, 11, 12, 13, 3]), ([5, 6, 7], [20, 3]), ([5, 6, 7], [20, 3])],
+    [([5, 6], [30, 31, 32, 33, 34, 3])],
+]
+SHORT, LONG = [([5, 6], [7, 3])], [([5, 6], [*range(10, 40), 3])]
+# Twigs at each place of a long row and of another, as decision points have them; and a tree that branches everywhere.
+TWIGS = [
+    ([5, 6, 7], [*row[:at], twig, twig + 5, 3])
+    for row in (range(10, 26), range(30, 42))
+    for at in range(len(row))
+    for twig in (50, 51)
+]
+BUSHY = [([1], [*path, 3]) for path in itertools.product((4, 5), (6, 7), (8, 9), (10, 11))]
+
+
+def tree_of(rows: list[Row]) -> TokenTree:
+    tree = TokenTree()
+    for prompt, completion in rows:
+        tree.add(prompt, completion)
+    return tree
+
+
+def gradients(model: GPT2LMHeadModel, loss: Callable[[], Tensor]) -> tuple[float, dict[str, Tensor]]:
+    model.zero_grad()
+    value = loss()
+    value.backward()
+    return value.item(), {name: weight.grad.clone() for name, weight in model.named_parameters()}
+
+
+def test_a_tree_by_hand() -> None:
+    """1 2 -> 3 4, and 1 2 -> 3 5 6: behind 1 2 3 come 4, learned but no node, and 5, behind which comes 6."""
+    tree = tree_of([([1, 2], [3, 4]), ([1, 2], [3, 5, 6])])
+    tree.add([1, 7], [8])
+    arrays = {name: getattr(value, "tolist", lambda v=value: v)() for name, value in tree.arrays().items()}
+    assert arrays == {
+        "input_ids": [1, 2, 3, 5, 7],
+        "ends": [5, 4, 4, 4, 5],
+        "nodes": [1, 2, 2, 3, 4],
+        "tokens": [3, 4, 5, 6, 8],
+        "weights": [2.0, 1.0, 1.0, 1.0, 1.0],
+        "rows": 3,
+    }
+
+
+@pytest.mark.parametrize(
+    ("positions", "nodes"),
+    [(POSITIONS, 10 + 7), ([SHORT, LONG], 3 + 32), ([TWIGS, BUSHY, SHORT], None)],
+    ids=["positions", "one of them padded", "many branches"],
+)
+def test_loss_and_gradients_are_those_of_the_rows_one_by_one(
+    make_gpt2: GPT2Factory, positions: list[list[Row]], nodes: int | None
+) -> None:
+    model = make_gpt2()
+    rows = [row for position in positions for row in position]
+    loss, expected = gradients(model, lambda: -plain(model, pad(rows), 1.0)[0].sum())
+    batch = collate([tree_of(position).arrays() for position in positions])
+    assert batch["rows"].tolist() == [len(position) for position in positions]
+    assert nodes is None or len(batch["tokens"]) == nodes
+    shared, found = gradients(model, lambda: weighted_nats(GPT2.sharing(model), batch))
+    assert shared == pytest.approx(loss, rel=1e-6)
+    for name, gradient in expected.items():
+        assert (found[name] - gradient).norm() < 1e-5 * gradient.norm(), name
+
+
+def test_options_are_learned_with_their_shares(tiny_model: GPT2LMHeadModel) -> None:
+    """Three moves of shares .5, .3 and .2, two from one square; the first of these two is written."""
+    tiny_model.eval()
+    options = {(20, 21): 0.3, (20, 22): 0.2, (23, 24): 0.5}
+    tree = TokenTree()
+    node = tree.choose(options, (20, 21), tree.read([5, 6]), weight=2.0)
+    tree.want(node, 3)
+    tree.rows = 1
+
+    def logps(ids: list[int]) -> Tensor:
+        return tiny_model(input_ids=torch.tensor([ids])).logits[0, -1].log_softmax(-1)
+
+    first, second, last = logps([5, 6]), logps([5, 6, 20]), logps([5, 6, 20, 21])
+    expected = -2 * (0.5 * first[20] + 0.5 * first[23]) - 2 * (0.6 * second[21] + 0.4 * second[22]) - last[3]
+    loss = weighted_nats(GPT2.sharing(tiny_model), collate([tree.arrays()]))
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_half_precision_gives_the_same(make_gpt2: GPT2Factory) -> None:
+    """float16 holds no -1e9; beside larger trees the padding of small ones gives no NaN."""
+    model = make_gpt2(std=0.05)
+    batch = collate([tree_of(position).arrays() for position in [*POSITIONS, TWIGS]])
+    expected = gradients(model, lambda: weighted_nats(GPT2.sharing(model), batch))
+
+    def under_autocast() -> Tensor:
+        with torch.autocast("cpu", dtype=torch.float16):
+            return weighted_nats(GPT2.sharing(model), batch)
+
+    found = gradients(model, under_autocast)
+    assert found[0] == pytest.approx(expected[0], rel=1e-2)
+    for name, gradient in expected[1].items():
+        assert (found[1][name] - gradient).norm() <= 0.03 * gradient.norm(), name
