@@ -263,7 +263,9 @@ def _sampling(c: RookWorldGRPOConfig) -> Iterator[str]:
 
 
 def _checkpoints(c: RookWorldGRPOConfig) -> Iterator[str]:
-    """Runs that could not go on from where they were."""
+    """Runs of another length than was asked for, or that could not go on from where they were."""
+    if c.max_steps == 0:
+        yield "max_steps: transformers would take `num_train_epochs` in its place. Set it to 1 or more, or leave it out"
     if str(getattr(c.save_strategy, "value", c.save_strategy)) == "best":
         yield (
             "save_strategy: a run that is interrupted between two best steps could not go on from where it was. Set it "

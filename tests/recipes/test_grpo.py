@@ -356,7 +356,7 @@ BAD = {
     "too long": ({"max_completion_length": 300}, "`max_completion_length` is 300: with the longest prompt"),
     "nothing measured": ({"eval_batch_size": 0}, "`eval_batch_size` is 0: nothing would be measured"),
     "no time": ({"max_train_minutes": -1}, "`max_train_minutes` is -1.0: it must be above 0"),
-    "no step": ({"max_steps": 0}, "`max_steps` is 0: it must be a count of at least 1"),
+    "no step": ({"max_steps": 0}, "`max_steps` is 0: transformers would take `num_train_epochs`"),
     "another game": ({"task_sampling": "{go: {temperature: 0.5}}"}, "`task_sampling` is {'go': {'temperature': 0.5}}"),
     "no kernel": ({"attn_implementation": "flash_attention_2"}, "`attn_implementation` is 'flash_attention_2': "),
     "no nodes": ({"engine_nodes": 0, "best_move": "engine"}, "`engine_nodes` is 0: nothing would be read"),
