@@ -1,48 +1,45 @@
 """GRPO in its forms against every cheaper way, from one checkpoint, at equal CPU time, with seeds.
 
-    python -m benchmarks.evidence run --arms exact sampled gold soft --minutes 2 4 8 --seeds 1 2 3 --split dev
-    python -m benchmarks.evidence table --split dev --minutes 8
+    python -m benchmarks.evidence run --factors 0.5 1 2 --minutes 3 --seeds 1 --split dev   # trials, before test
+    python -m benchmarks.evidence run --minutes 3 6 15 --seeds 1 2 3 4 5 --split test
+    python -m benchmarks.evidence table --split test --minutes 3 --groups
+    python -m benchmarks.evidence figure --split test
     python -m benchmarks.evidence run --size 124m --arms exact sampled --minutes 5    # on a GPU, after `make gpu`
 
 `run` trains and measures what has no result yet, one after the other; stop it and run it again at will. The trained
 models lie under `runs/evidence/`. Each point of a curve is a run of its own, whose rate falls to 0 by its end. `table`
-compares all arms by pairs on the same items; what counts as a win is written in `benchmarks/evidence/RULE.md`. Results
-of another size, start or device have names of their own, and tables of their own (`table --size 124m`).
+compares arms on the same items; what counts as a win is written in `benchmarks/evidence/RULE.md`. Results of another
+size, start or device have names of their own, and tables of their own (`table --size 124m`). Those of the `P:` reward
+before the present one are named so: `--start-name former`.
 """
 
 import argparse
 import contextlib
 import gc
 import hashlib
+import itertools
 import os
 import tempfile
 import time
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from benchmarks.common import ROOT, machine, shipped, write_report
-from benchmarks.evidence import store
+from benchmarks.evidence import report, store
 from benchmarks.evidence.budget import Budget
-from benchmarks.evidence.players import trivial_players
 from benchmarks.evidence.sizes import NANO, SIZES, Size
-from benchmarks.evidence.statistics import clusters, draws, holm, p_value
 from rookworld_trl.chess import ParseError, policy
 from rookworld_trl.chess.accuracy import evaluate, score
 from rookworld_trl.chess.dataset import draw_of_each
 from rookworld_trl.measuring import Result
-from rookworld_trl.measuring.intervals import Array, percentile_interval, ratios
 from rookworld_trl.modeling.loading import load
 
 MODELS = ROOT / "runs" / "evidence"
-BASE, FREE = "base", "argmax_evals"  # no training; and, of the base's answers, the candidate with the best eval as B
+FIGURE = ROOT / "docs" / "images" / "evidence.svg"
 TEMPERATURE = 0.7
-MATERIAL = "most material"  # the trivial player who is better than the base
-COMPARED = ("best_legal", "skill", "exact")  # the three headlines: what a win is counted on
 
 
 def measure(
@@ -99,18 +96,21 @@ def check_possible(size: Size) -> None:
 def run(arguments: argparse.Namespace) -> None:
     from benchmarks.evidence.arms import ARMS  # which loads the trainers; a table needs none
 
-    if unknown := sorted(set(arguments.arms) - {*ARMS, BASE, FREE}):
-        raise SystemExit(f"unknown arms {unknown}; there are {', '.join([BASE, *ARMS])}")
+    arguments.arms = arguments.arms or [*ARMS]
+    if unknown := sorted(set(arguments.arms) - {*ARMS, report.BASE, report.FREE}):
+        raise SystemExit(f"unknown arms {unknown}; there are {', '.join([report.BASE, *ARMS])}")
     trained = [arm for arm in arguments.arms if arm in ARMS]
     size = size_of(arguments)
     check_possible(size)
     if size.device == "cuda":  # for every arm alike, and for what is measured; some trainers turn it on for the process
         torch.backends.cuda.matmul.fp32_precision = "tf32"
     name, weights = size.results, weights_of(size.folder)
-    jobs = [(0.0, 0, BASE)] + ([(0.0, 0, FREE)] if arguments.start is None or name is None else [])
-    jobs += [(minutes, seed, arm) for minutes in arguments.minutes for seed in arguments.seeds for arm in trained]
-    for minutes, seed, arm in jobs:
-        result = store.name_of(arm, minutes, seed, name)
+    jobs: list[Any] = [(0.0, 0, report.BASE, None)]
+    jobs += [(0.0, 0, report.FREE, None)] if arguments.start is None or name is None else []
+    jobs += itertools.product(arguments.minutes, arguments.seeds, trained, arguments.factors)
+    for minutes, seed, arm, factor in jobs:
+        label = arm if factor is None else f"{arm}_rate_{factor:g}"
+        result = store.name_of(label, minutes, seed, name)
         if store.has(arguments.split, result):
             if name and store.read(arguments.split, result).facts["start"] != weights:
                 where = f"{result} in {store.path_of(arguments.split)}"
@@ -120,16 +120,17 @@ def run(arguments: argparse.Namespace) -> None:
             gc.collect()
             torch.cuda.empty_cache()
         budget = Budget(60 * minutes, arguments.updates, size.device)
+        rate = size.learning_rate * ((ARMS[arm].factor if factor is None else factor) if arm in ARMS else 1)
         with tempfile.TemporaryDirectory() as folder:
             model, tokenizer = load(size.folder)
             if arm in ARMS:
-                model = ARMS[arm].train(size, Path(folder), budget, seed)
+                model = ARMS[arm].train(replace(size, learning_rate=rate), Path(folder), budget, seed)
                 kept = MODELS / result.replace("/", "-")
                 model.save_pretrained(kept)
                 tokenizer.save_pretrained(kept)
-            evaluation = measure(model.to(size.device), tokenizer, size.tokens, arguments, best_eval=arm == FREE)
-        facts = {"arm": arm, "minutes": minutes, "seed": seed, "samples": budget.samples}
-        facts |= {"learning_rate": size.learning_rate if arm in ARMS else None}
+            evaluation = measure(model.to(size.device), tokenizer, size.tokens, arguments, best_eval=arm == report.FREE)
+        facts = {"arm": label, "minutes": minutes, "seed": seed, "samples": budget.samples}
+        facts |= {"learning_rate": rate if arm in ARMS else None}
         facts |= {"updates_given": arguments.updates if minutes else None, "steps": len(budget.curve)}
         seconds = "cpu_seconds" if size.device == "cpu" else "seconds"
         facts |= {seconds: budget.curve[-1][0] if budget.curve else 0.0, "split": arguments.split}
@@ -149,131 +150,49 @@ def _line(evaluation: Any) -> str:
     parts = []
     for each in evaluation:
         values = each.estimates()
-        known = {name: values[name]["value"] for name in COMPARED if name in values}
+        known = {name: values[name]["value"] for name in report.COMPARED if name in values}
         known = {name: value for name, value in known.items() if value is not None}  # skill, of no legal move
         parts.append(" ".join([each.mode, *(f"{name} {value:.3f}" for name, value in known.items())]))
     return ", ".join(parts)
 
 
+def stored(split: str, start: str | None) -> dict[tuple[str, float], list[store.Result]]:
+    """All runs of a start, by arm and minutes."""
+    found: dict[tuple[str, float], list[store.Result]] = {}
+    for name in store.names(split, start):
+        each = store.read(split, name)
+        found.setdefault((each.facts["arm"], each.facts["minutes"]), []).append(each)
+    return found
+
+
 def table(arguments: argparse.Namespace) -> None:
-    """All arms that are stored at one budget, each against every other."""
-    start = size_of(arguments).results
-    by_budget: dict[str, dict[float, list[store.Result]]] = {}
-    for name in store.names(arguments.split, start):
-        found = store.read(arguments.split, name)
-        arm = found.facts["arm"]
-        if not arm.startswith("sampled_"):  # parts of `sampled` left out one by one, which had a table of their own
-            by_budget.setdefault(arm, {}).setdefault(found.facts["minutes"], []).append(found)
-    minutes = arguments.minutes[0]
-    runs = {arm: of[m] for arm, of in by_budget.items() for m in (0.0, minutes) if m in of}
-    if BASE not in runs or len(runs.keys() - {BASE, FREE}) < 1:
+    """The arms that are stored at one budget, or those that are named, beside the base."""
+    start, minutes = size_of(arguments).results, arguments.minutes[0]
+    found = stored(arguments.split, start)
+    named = [asked.partition("@") for asked in arguments.arms or ()]
+    chosen = {arm: float(own or minutes) for arm, _, own in named} or {arm: m for arm, m in found if m == minutes}
+    runs = {arm: found[arm, 0.0] for arm in (report.BASE, report.FREE) if (arm, 0.0) in found}
+    runs |= {arm: found[arm, m] for arm, m in sorted(chosen.items()) if (arm, m) in found and m}
+    if missing := [f"{arm} of {m:g} minutes" for arm, m in chosen.items() if arm not in runs]:
+        raise SystemExit(f"{store.path_of(arguments.split)} holds no runs of {', '.join(missing)}")
+    if report.BASE not in runs or len(runs.keys() - {report.BASE, report.FREE}) < 1:
         of_start = "" if start is None else f" of {start}"
         where = store.path_of(arguments.split)
         raise SystemExit(f"{where} holds no runs{of_start} of {minutes:g} minutes to compare; `run` makes them")
-    arms = [BASE, *sorted(set(runs) - {BASE})]
-    first = runs[BASE][0]
-    for arm in arms:
-        for each in runs[arm]:
-            if each.keys != first.keys:
-                raise SystemExit(f"{arm}, seed {each.facts['seed']}: other items than the base's; remove it and run")
-    values: list[dict[str, Any]] = []
-    pairs: list[dict[str, Any]] = []
-    losses: list[dict[str, Any]] = []
-    for task, mode in first.terms:
-        whole = [[each.terms[task, mode] for each in runs[arm]] for arm in arms]
-        drawn, count = draws(whole, first.games[task]), clusters(whole, first.games[task])
-        for column, metric in enumerate(store.metrics_of(task)):
-            what = {"task": task, "mode": mode, "metric": metric.name}
-            for i, arm in enumerate(arms):
-                sides = [each.terms[task, mode] for each in runs[arm]]
-                by_seed = [float(ratios(top, bottom)[column]) for top, bottom in sides]
-                mean = {"mean": float(np.mean(by_seed)), "by_seed": by_seed}
-                values.append({**what, "arm": arm, **mean, **interval(drawn[:, i, column], count[column])})
-                if metric.name == "skill" and mode == "greedy":  # over the items that each run moves legally
-                    players = [trivial_players(arguments.split, run)["skill"] for run in runs[arm]]
-                    known = [each[MATERIAL] for each in players if each]  # none, where a run moves nowhere legally
-                    values[-1][MATERIAL] = float(np.mean(known)) if known else None
-                for j in range(i):
-                    difference = drawn[:, i, column] - drawn[:, j, column]
-                    if np.isnan(difference).all():  # a metric of which these items have none
-                        continue
-                    pair = {**what, "arm": arm, "against": arms[j], "difference": float(np.nanmean(difference))}
-                    pair |= {**interval(difference, count[column]), "p_value": p_value(difference)}
-                    if metric.name in COMPARED and mode == "greedy":
-                        pairs.append(pair)
-                    if arms[j] == BASE and below(pair):
-                        losses.append(pair)
-    for pair, adjusted in zip(pairs, holm([pair["p_value"] for pair in pairs]), strict=True):
-        pair["p_holm"] = adjusted
-        pair["win"] = adjusted < 0.05 and (below(pair) or above(pair))
-    players = trivial_players(arguments.split, first)
-    report: dict[str, Any] = {"split": arguments.split}
-    report["trivial players"] = {name: of for name, of in players.items() if name in COMPARED}
-    for name, fact in (("minutes", "minutes"), ("updates", "steps"), ("samples", "samples")):
-        report[name] = {arm: [each.facts[fact] for each in runs[arm]] for arm in arms}
-    report |= {"values": values, "pairs": pairs, "losses": losses}
-    of = f"{minutes:g}min"
-    write_report(store.FOLDER / f"{'-'.join(filter(None, (start, arguments.split, of)))}.json", report)
-    print(as_markdown(report))
+    made = report.make(arguments.split, runs, arguments.ours, arguments.groups)
+    name = arguments.name or "-".join(filter(None, (start, arguments.split, f"{minutes:g}min")))
+    write_report(store.FOLDER / f"{name}.json", made)
+    print(report.as_markdown(made))
 
 
-def interval(drawn: Array, games: int) -> dict[str, float | None]:
-    """Bounds, None over too few games; 0 is 0, not -1e-17."""
-    low, high = (None if bound is None else round(bound, 12) + 0.0 for bound in percentile_interval(drawn, int(games)))
-    return {"ci_low": low, "ci_high": high}
-
-
-def below(row: Mapping[str, Any]) -> bool:
-    """Whether a row's whole interval is; over too few games there is none."""
-    return row["ci_high"] is not None and row["ci_high"] < 0
-
-
-def above(row: Mapping[str, Any]) -> bool:
-    return row["ci_low"] is not None and row["ci_low"] > 0
-
-
-def shown(row: Mapping[str, Any], sign: str = "") -> str:
-    """A row's interval, behind a space, or why there is none."""
-    return " (too few games)" if row["ci_low"] is None else f" [{row['ci_low']:{sign}.3f}, {row['ci_high']:{sign}.3f}]"
-
-
-def as_markdown(report: dict[str, Any]) -> str:
-    """The three headlines of every arm, greedy, with wins (bold) and losses (italic) against the base by the rule, and
-    the skill of whoever takes most material on the items that the arm moves legally; what trivial players reach on the
-    base's; and every metric that an arm has significantly lowered."""
-    greedy = [row for row in report["values"] if row["mode"] == "greedy" and row["metric"] in COMPARED]
-    values = {(row["arm"], row["metric"]): row for row in greedy}
-    marks = {
-        (pair["arm"], pair["metric"]): "**" if pair["difference"] > 0 else "*"
-        for pair in report["pairs"]
-        if pair["against"] == BASE and pair["win"]
-    }
-    lines = ["| arm | seeds | " + " | ".join(COMPARED) + f" | skill of {MATERIAL}, same items |"]
-    lines += ["|---|---:|" + "---|" * len(COMPARED) + "---:|"]
-    for arm in dict.fromkeys(arm for arm, _ in values):
-        cells = []
-        for name in COMPARED:
-            row, mark = values[arm, name], marks.get((arm, name), "")
-            cells.append(f"{mark}{row['mean']:.3f}{mark}{shown(row)}")
-        material = values[arm, "skill"][MATERIAL]
-        cells.append("" if material is None else f"{material:.3f}")
-        lines.append(f"| {arm} | {len(values[arm, COMPARED[0]]['by_seed'])} | " + " | ".join(cells) + " |")
-    players = dict.fromkeys(player for of_metric in report["trivial players"].values() for player in of_metric)
-    for player in players:
-        reached = [report["trivial players"].get(name, {}).get(player) for name in COMPARED]
-        cells = ["" if value is None else f"{value:.3f}" for value in reached]
-        lines.append(" | ".join([f"| ({player})", "", *cells, "", ""]).replace("  ", " ").rstrip())
-    lines += ["", "Significantly below the base:" + ("" if report["losses"] else " nothing."), ""]
-    for loss in report["losses"]:
-        where = f"{loss['arm']}: {loss['task']} {loss['metric']}, {loss['mode']}"
-        lines.append(f"- {where} {loss['difference']:+.3f}{shown(loss, '+')}")
-    return "\n".join(lines).rstrip()
+def figure(arguments: argparse.Namespace) -> None:
+    report.draw(arguments.split, stored(arguments.split, size_of(arguments).results), FIGURE)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["run", "table"])
-    parser.add_argument("--arms", nargs="+", default=["exact", "sampled"])
+    parser.add_argument("what", choices=["run", "table", "figure"])
+    parser.add_argument("--arms", nargs="+", help="of a table, ARM or ARM@MINUTES; default: all of that length")
     parser.add_argument(
         "--minutes", nargs="+", type=float, default=[4.0], help="of training, CPU time; on a GPU the clock's"
     )
@@ -283,12 +202,16 @@ def main() -> None:
     parser.add_argument("--device", choices=["cpu", "cuda"], help="another than the size's")
     parser.add_argument("--start", help="folder of the checkpoint that every arm starts from; default: the size's")
     parser.add_argument("--start-name", help="of results from another start than the default; else its folder's name")
+    parser.add_argument("--factors", nargs="+", type=float, default=[None], help="of the rate: trials of each arm")
+    parser.add_argument("--ours", default="exact", help="the arm that a table compares with every other one")
+    parser.add_argument("--groups", action="store_true", help="the headlines by colour, check and stratum too")
+    parser.add_argument("--name", help="of a table's file")
     parser.add_argument("--updates", type=int, help="end after so many, whatever the time; on another machine")
     parser.add_argument("--policy-items", type=int)
     parser.add_argument("--environment-items", type=int)
     arguments = parser.parse_args()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    (run if arguments.what == "run" else table)(arguments)
+    {"run": run, "table": table, "figure": figure}[arguments.what](arguments)
 
 
 if __name__ == "__main__":

@@ -26,9 +26,10 @@ from rookworld_trl.settings.parser import parse
 NO_END = 1_000_000  # minutes
 STEPS_OF_PROMPTS = 2_000  # batches of prompts laid out
 
-SAMPLED, EXACT, SELFPLAY = "config_cpu", "config_cpu_exact", "config_cpu_selfplay"
-# What every arm's prompts have, so that they are alike: a quarter of the `P:` prompts in check.
-CHECKS = "{check: 0.25}"
+SAMPLED, EXACT = "config_cpu", "config_cpu_exact"
+# What every arm's prompts have, so that they are alike: the demo's shares. Batches of 48 and 64 are divided by them.
+SHARES = {"mix_env_ratio": rivals.ENVIRONMENT, "policy_strata": f"{{check: {rivals.CHECK}}}"}
+OF_SAMPLED = {**SHARES, "per_device_train_batch_size": 128}  # 64 prompts of 16
 # What stock TRL gets of the sampled recipe.
 TAKEN_OVER = ["per_device_train_batch_size", "gradient_accumulation_steps", "num_generations", "max_completion_length"]
 TAKEN_OVER += ["temperature", "beta", "scale_rewards", "max_grad_norm", "use_cpu", "bf16"]
@@ -41,10 +42,12 @@ class Arm:
     Attributes:
         train: (size, folder, budget, seed) -> the trained model.
         about: a line for tables.
+        factor: of the size's learning rate, which trials on dev choose.
     """
 
     train: Callable[[Size, Path, Budget, int], PreTrainedModel]
     about: str
+    factor: float = 1.0
 
 
 def read_recipe(recipe: str, size: Size, keys: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -96,7 +99,7 @@ def of_recipe(
 def stock_trainer(size: Size, folder: Path, seed: int, batches: int, **changed: Any) -> GRPOTrainer:
     """TRL's own trainer with the sampled recipe's settings, some of them changed, and so many batches of its plan."""
     logging.disable_progress_bar()
-    run, ours, *_ = read_recipe(SAMPLED, size, {})
+    run, ours, *_ = read_recipe(SAMPLED, size, OF_SAMPLED)
     settings = {name: getattr(ours, name) for name in TAKEN_OVER}
     args = GRPOConfig(
         output_dir=str(folder),
@@ -138,23 +141,25 @@ def of_loop(loop: Callable[..., None], size: Size, folder: Path, budget: Budget,
     return model
 
 
-def ours(recipe: str, about: str, **changed: Any) -> Arm:
-    return Arm(partial(of_recipe, recipe, MappingProxyType(changed)), about)
+def ours(about: str, recipe: str = SAMPLED, **changed: Any) -> Arm:
+    keys = SHARES if recipe == EXACT else OF_SAMPLED
+    return Arm(partial(of_recipe, recipe, MappingProxyType({**keys, **changed})), about)
 
 
 ARMS: dict[str, Arm] = {
-    "exact": ours(EXACT, "ours, the exact gradient (the demo's recipe, the prompts of all arms)", policy_strata=CHECKS),
-    "sampled": ours(SAMPLED, "ours, sampled GRPO"),
-    "stock": Arm(partial(of_stock, False), "TRL's GRPOTrainer as it is, the same settings"),
+    "exact": ours("ours, the exact gradient: the demo's recipe", EXACT),
+    "mixed": ours("the same; of `A:` what is no whole answer is sampled", EXACT, objective="mixed"),
+    "sampled": ours("ours, sampled GRPO, advantages divided by their group's deviation"),
+    "sampled_unscaled": ours("the same without the group's scale (Dr. GRPO)", scale_rewards="none"),
+    "stock": Arm(partial(of_stock, False), "TRL's GRPOTrainer as it is, the same settings as `sampled`"),
     "stock_positions": Arm(partial(of_stock, True), "TRL's GRPOTrainer with position ids from the mask"),
-    "gold": Arm(partial(of_loop, partial(rivals.gold, rows=64)), "supervised training on the right answers"),
+    "gold": Arm(partial(of_loop, partial(rivals.gold, rows=64)), "supervised training on the right answers (SFT)"),
     "soft": Arm(
         partial(of_loop, partial(rivals.soft, rows=48, temperature=0.1)),
-        "supervised training on soft labels from the rewards' table",
+        "supervised training on soft labels: a softmax of the rewards that `exact` sums",
     ),
     "raft": Arm(
         partial(of_loop, partial(rivals.raft, rows=64, samples=16, temperature=0.7)),
-        "best of 16 samples, learned from (RAFT)",
+        "best of 16 samples by the same reward, learned from (RAFT)",
     ),
-    "selfplay": ours(SELFPLAY, "ours, sampled, prompts from the policy's own games", engine_cache=""),
 }

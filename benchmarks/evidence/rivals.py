@@ -27,13 +27,15 @@ from rookworld_trl.training.exact import Points, score_tree
 
 Row = dict[str, Any]
 BATCHES = 4_000  # laid out; more than a CPU gets through
+ENVIRONMENT, CHECK = 0.25, 0.1667  # every arm's share of `A:` prompts, and of the others that of positions in check
 
 
 def batches(prompts: int, seed: int) -> Iterator[list[Row]]:
-    """Batches of training rows without end, a quarter of them `A:`, a quarter of the others in check: by the recipes'
+    """Batches of training rows without end, a quarter of them `A:`, a sixth of the others in check: by the recipes'
     plan."""
+    strata = {"check": CHECK}
     plan = mix(
-        shipped("train"), 0.25, prompts_per_batch=prompts, batches=BATCHES, seed=seed, policy_strata={"check": 0.25}
+        shipped("train"), ENVIRONMENT, prompts_per_batch=prompts, batches=BATCHES, seed=seed, policy_strata=strata
     )
     for start in itertools.cycle(range(0, len(plan), prompts)):
         yield list(plan.select(range(start, start + prompts)))

@@ -2,6 +2,7 @@
 
 import argparse
 import itertools
+import json
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,7 +19,6 @@ from benchmarks.evidence import budget as budgets
 from benchmarks.evidence.arms import ARMS
 from benchmarks.evidence.budget import Budget
 from benchmarks.evidence.sizes import NANO, SIZES
-from benchmarks.evidence.statistics import draws, holm, p_value
 from rookworld_trl.chess.accuracy import baseline_scores, item_key, score
 from rookworld_trl.chess.dataset import load_shipped
 from rookworld_trl.modeling.loading import NANO_FOLDER, load
@@ -27,47 +27,9 @@ from rookworld_trl.modeling.loading import NANO_FOLDER, load
 def asked(**settings: Any) -> argparse.Namespace:
     """Arguments of the program, those of its defaults that a test does not name."""
     known: dict[str, Any] = {"what": "table", "arms": [], "minutes": [1.0], "seeds": [3], "split": "dev"}
-    known |= {"size": "nano", "device": None, "start": None, "start_name": None, "updates": None}
+    known |= {"size": "nano", "device": None, "start": None, "start_name": None, "updates": None, "factors": [None]}
+    known |= {"ours": "exact", "groups": False, "name": None}
     return argparse.Namespace(**known | {"policy_items": 12, "environment_items": 6} | settings)
-
-
-def test_holm_by_hand() -> None:
-    # Sorted .01 .02 .03 .04 times 4 3 2 1: .04 .06 .06 .04, each no smaller than the one before.
-    assert holm([0.03, 0.01, 0.04, 0.02]) == pytest.approx([0.06, 0.04, 0.06, 0.06])
-    assert holm([0.5, 0.6]) == pytest.approx([1.0, 1.0])
-
-
-def test_p_value_by_hand() -> None:
-    assert p_value(np.array([1.0] * 19 + [-1.0] * 1)) == pytest.approx(2 * 2 / 21)
-    assert p_value(np.array([1.0, -1.0, np.nan])) == 1.0
-
-
-def sides(*means: float, items: int = 50) -> list[tuple[Any, Any]]:
-    """One run a seed, whose items all score its mean."""
-    return [(np.full((items, 1), mean), np.ones((items, 1))) for mean in means]
-
-
-def test_the_bootstrap_sees_seeds_and_items() -> None:
-    same = draws([sides(0.5), sides(0.7)], [""] * 50)
-    assert np.allclose(same[:, 1] - same[:, 0], 0.2)  # neither seeds nor items differ: no spread
-    seeds = draws([sides(0.5), sides(0.6, 0.8)], [""] * 50)[:, 1, 0]
-    assert set(np.round(seeds, 6)) == {0.6, 0.7, 0.8}  # a mean of two draws from two seeds
-    assert np.mean(np.isclose(seeds, 0.7)) == pytest.approx(0.5, abs=0.03)
-    top = np.arange(50.0)[:, None] % 2
-    items = draws([[(top, np.ones_like(top))]], [""] * 50)[:, 0, 0]
-    assert items.std() == pytest.approx((0.25 / 50) ** 0.5, rel=0.1)
-    games = draws([[(top, np.ones_like(top))]], [str(i % 2) for i in range(50)])[:, 0, 0]
-    assert set(np.round(games, 6)) == {0.0, 0.5, 1.0}  # two games are drawn, whole
-
-
-def test_an_interval_does_not_hang_on_its_company() -> None:
-    rng = np.random.default_rng(5)
-    games = [str(i // 2) for i in range(3000)]  # so many that they are drawn in pieces
-    ones = np.ones((3000, 1))
-    first, second = ([(rng.random((3000, 1)), ones) for _ in range(seeds)] for seeds in (3, 5))
-    together = draws([first, second], games)
-    assert np.array_equal(together[:, :1], draws([first], games))
-    assert np.array_equal(together[:, ::-1], draws([second, first], games))
 
 
 def test_a_budget_counts_cpu_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,6 +170,10 @@ def test_results_come_back_and_make_a_table(
     capsys.readouterr()
     evidence.run(arguments)
     assert capsys.readouterr().out == ""
+    evidence.run(asked(arms=["gold"], start=str(NANO_FOLDER), factors=[0.5]))
+    trial = store.read("dev", "gold_rate_0.5-1min-seed3").facts
+    assert (trial["arm"], trial["learning_rate"]) == ("gold_rate_0.5", 1e-4)
+    capsys.readouterr()
     evidence.table(arguments)
     shown = capsys.readouterr().out
     assert all(line in shown for line in ("base", "argmax_evals", "gold", "exact", "random legal", "input copied"))
@@ -221,21 +187,20 @@ def policy_keys() -> list[str]:
     return [item_key(row) for row in itertools.islice((r for r in shipped("dev") if r["task"] == "policy"), 200)]
 
 
-def made_up(arms: dict[str, tuple[float, float]], minutes: float = 1.0, samples: int = 0) -> None:
-    """Results of arms that play so many of 200 `P:` items legally, and have so much skill when sampled."""
+def made_up(arms: dict[str, tuple[float, float]]) -> None:
+    """Two runs of each arm, alike, that play so many of 200 `P:` items legally, and have so much skill when sampled."""
     names = [metric.name for metric in store.metrics_of("policy")]
     ones, keys = np.ones((200, len(names))), policy_keys()
-    for arm, (legal, skill) in arms.items():
+    for (arm, (legal, skill)), seed in itertools.product(arms.items(), (1, 2)):
         found = {}
         for mode in ("greedy", "sampled"):
             top = np.full((200, len(names)), 0.5)
             top[:, names.index("best_legal")] = np.arange(200) < 200 * legal
             top[:, names.index("skill")] = 0.5 if mode == "greedy" else np.arange(200) < 200 * skill
             found["policy", mode] = (top, ones)
-        facts = {"arm": arm, "minutes": 0.0 if arm == "base" else minutes, "seed": 1, "steps": 7}
-        facts["samples"] = 0 if arm == "base" else samples
+        facts = {"arm": arm, "minutes": 0.0 if arm == "base" else 1.0, "seed": seed, "steps": 7, "samples": 0}
         result = store.Result(facts, {"policy": keys}, {"policy": [""] * 200}, found)
-        store.save("dev", store.name_of(arm, facts["minutes"], 1), result)
+        store.save("dev", store.name_of(arm, facts["minutes"], seed), result)
 
 
 def test_a_table_shows_what_got_worse_and_what_counts_as_a_win(
@@ -243,16 +208,22 @@ def test_a_table_shows_what_got_worse_and_what_counts_as_a_win(
 ) -> None:
     """Made-up results: an arm that plays more legally (+30 points of 200 items), with less skill, sampled alone."""
     monkeypatch.setattr(store, "FOLDER", tmp_path)
-    made_up({"base": (0.5, 0.5), "gold": (0.8, 0.2)})
-    monkeypatch.setattr(evidence, "COMPARED", ("best_legal", "skill"))
-    evidence.table(asked())
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[3].startswith("| gold | 1 | **0.800** [")
-    assert lines[3].count("*") == 4
-    assert lines[4] == "| (random legal) | | 1.000 | 0.000 | |"
-    assert lines[8] == "Significantly below the base:"
-    assert lines[10].startswith("- gold: policy skill, sampled -0.30")
-    assert len(lines) == 11
+    made_up({"base": (0.5, 0.5), "gold": (0.8, 0.2), "exact": (0.6, 0.5)})
+    evidence.table(asked(arms=None, groups=True))
+    arms, ours, changes = capsys.readouterr().out.strip().split("\n\n")
+    lines = arms.splitlines()
+    assert [line.split(" | ")[0].strip("| ") for line in lines[2:5]] == ["base", "exact", "gold"]
+    assert lines[4].startswith("| gold | 2 | **0.800** [")
+    assert lines[4].count("*") == 4
+    assert lines[5] == "| (random legal) | | 1.000 | 0.000 | |"
+    _, _, exact, gold = changes.splitlines()
+    # The paired differences are 60 ones and 140 zeros, of which the deviation is sqrt(0.3 x 0.7 x 200 / 199).
+    assert "| best_legal +0.300 [+0.236, +0.364]; best_legal, sampled +0.300" in gold
+    assert gold.rpartition("| skill")[2].startswith(", sampled -0.300 [-0.364, -0.236] |")
+    assert exact.endswith("| none |")
+    assert ours.splitlines()[0].startswith("| exact less | legality | skill |")
+    assert [line.split(" ")[1] for line in ours.splitlines()[2:]] == ["base", "gold"]
+    assert "| gold | **-0.200** [" in ours
     rows = [row for row in shipped("dev") if row["task"] == "policy"][:200]
     first = [baseline_scores(row) for row in rows]  # the base moves legally in the first 100, gold in 160
 
@@ -260,10 +231,13 @@ def test_a_table_shows_what_got_worse_and_what_counts_as_a_win(
         won = sum(s["material.best_value"] - s["random.best_value"] for s in first[:count])
         return won / sum(1 - s["random.best_value"] for s in first[:count])
 
-    ends = [line.rpartition("] | ")[2] for line in lines[2:4]]
+    ends = [line.rpartition("] | ")[2] for line in (lines[2], lines[4])]
     assert ends == [f"{material(100):.3f} |", f"{material(160):.3f} |"]
-    assert ends[0] != ends[1]
-    assert lines[6] == f"| (most material) | | 1.000 | {material(100):.3f} | |"
+    assert lines[7] == f"| (most material) | | 1.000 | {material(100):.3f} | |"
+    written = json.loads((tmp_path / "dev-1min.json").read_text())
+    white = sum(" w " in row["prompt"] for row in rows)
+    found = [row for row in written["groups"] if (row["group"], row["arm"]) == ("White to move", "gold")]
+    assert {row["items"] for row in found} == {white}
 
 
 def test_every_arm_says_what_it_is() -> None:
@@ -273,6 +247,14 @@ def test_every_arm_says_what_it_is() -> None:
 
 class BuiltError(Exception):
     pass
+
+
+SETTINGS = {  # the objective, and what advantages are divided by
+    "exact": ("exact", "group"),
+    "mixed": ("mixed", "group"),
+    "sampled": ("sampled", "group"),
+    "sampled_unscaled": ("sampled", "none"),
+}
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -290,12 +272,14 @@ def test_every_arm_can_be_laid_out(name: str, size: str, tmp_path: Path, monkeyp
 
     def built(run: Any, args: Any, *_: Any) -> None:
         prompts = args.generation_batch_size // args.num_generations
-        assert prompts == (48 if name == "exact" else 60)
+        assert prompts == (48 if name in ("exact", "mixed") else 64)
+        assert (run.mix_env_ratio, run.policy_strata) == (rivals.ENVIRONMENT, {"check": rivals.CHECK}), "as the loops"
         assert (prompts * run.mix_env_ratio).is_integer()
         for share in (run.policy_strata or {}).values():
-            assert (prompts * (1 - run.mix_env_ratio) * share).is_integer()
+            assert prompts * (1 - run.mix_env_ratio) * share == pytest.approx(prompts / 8, abs=0.01)
         pieces, tokens, rate = (1, 80, 2e-4) if size == "nano" else (4, 144, 1e-5)
-        assert args.per_device_train_batch_size == (32 if name == "exact" else 120) // pieces
+        assert args.per_device_train_batch_size == (32 if name in ("exact", "mixed") else 128) // pieces
+        assert (args.objective, args.scale_rewards) == SETTINGS[name]
         assert (args.max_completion_length, args.learning_rate, args.use_cpu) == (tokens, rate, True)
         raise BuiltError
 

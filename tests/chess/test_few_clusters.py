@@ -1,7 +1,6 @@
 """Few games, or few items: no interval and no verdict below ten, honest rates of false alarms from there on."""
 
 import json
-import math
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -10,8 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.evidence.__main__ import interval
-from benchmarks.evidence.statistics import clusters
 from rookworld_trl.chess.accuracy import HEADLINES, METRICS, score
 from rookworld_trl.measuring import (
     Comparison,
@@ -192,17 +189,3 @@ def test_reports_and_cards_say_so_too(both: tuple[Item, Item], tmp_path: Path) -
     text = read_page(write_report([tmp_path])).text
     assert "-100.0, too few (9)" in text
     assert "Significant losses: none among 0 metrics, and no verdict on" in text
-
-
-def test_benchmarks_over_few_games_claim_nothing() -> None:
-    """Of forty items in eight games, and of forty games one metric's denominator is 0 but in nine."""
-    top, bottom = np.ones((40, 2)), np.ones((40, 2))
-    bottom[9:, 1] = 0
-    side = [(top, bottom)]
-    assert clusters([side, side], [f"{n % 8}" for n in range(40)]).tolist() == [8, 8]
-    counts = clusters([side], [""] * 40)
-    assert counts.tolist() == [40, 9]
-    drawn = np.linspace(0, 1, 1001)
-    assert interval(drawn, counts[0]) == {"ci_low": pytest.approx(0.025), "ci_high": pytest.approx(0.975)}
-    assert interval(drawn, counts[1]) == {"ci_low": None, "ci_high": None}
-    assert math.isclose(sum(counts), 49)

@@ -15,6 +15,7 @@ from rookworld_trl.measuring.intervals import (
     mcnemar_exact,
     percentile_interval,
     ratios,
+    student_t,
     wilson,
 )
 
@@ -136,6 +137,16 @@ def test_over_few_clusters_the_quantiles_are_students(clusters: int, half: float
     """Of draws from the standard normal distribution: a hundred thousand of its quantiles."""
     draws = np.array([NormalDist().inv_cdf((i + 0.5) / 100_000) for i in range(100_000)])
     assert percentile_interval(draws, clusters) == pytest.approx((-half, half), abs=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("degrees", "quantiles"),
+    [(1, (12.7062, 636.619)), (2, (4.30265, 31.5991)), (4, (2.77645, 8.61030)), (9, (2.26216, 4.78091)),
+     (30, (2.04227, 3.64596)), (120, (1.97993, 3.37345))],
+)  # fmt: skip
+def test_students_quantiles_are_those_of_the_table(degrees: int, quantiles: tuple[float, float]) -> None:
+    """Of 0.975 and 0.9995, as printed in tables of t."""
+    assert (student_t(0.975, degrees), student_t(0.9995, degrees)) == pytest.approx(quantiles, rel=1e-5)
 
 
 def test_below_ten_clusters_there_is_no_interval() -> None:
