@@ -87,4 +87,5 @@ def tactics() -> str:
     return table(heads, "lrrrlr", rows)
 
 
-TABLES = {"left-out": left_out, "demos": demos, "tactics": tactics}
+TABLES = {"left-out": left_out, "demos": demos}
+APPENDIX = {"tactics": tactics}

@@ -1,14 +1,16 @@
-"""The tables of docs/start-or-rl.md: starts before and after RL, lines, aims, and what did not teach the rules."""
+"""The tables of docs/start-or-rl.md: starts before and after RL, aims, and what did not teach the rules."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from benchmarks.evidence import store
+from benchmarks.evidence.statistics import Side, estimates
 from tests.support.tables.cells import interval, number, only, read, table
 
-HEADLINES = {  # their names, and whose loss each is compared with
-    "best_legal": ("legality", "policy", "`P:` rows"),
-    "skill": ("skill", "policy", "`P:` rows"),
-    "exact": ("exactness", "environment", "`A:` rows"),
+HEADLINES = {  # their names, and the task that has them
+    "best_legal": ("legality", "policy"),
+    "skill": ("skill", "policy"),
+    "exact": ("exactness", "environment"),
 }
 AIMS = {
     "best_legal": "legality",
@@ -67,27 +69,32 @@ def cell(value: Mapping[str, float], spec: str = ".3f", bold: bool = False) -> s
 
 
 def starts() -> str:
+    """Each start before and after RL, and what RL has more than the start and than the next one before RL."""
+    known = read("evidence/starts")["starts"]
+    runs: dict[str, list[Any]] = {}
+    for start in known:
+        for name in store.names("dev", str(start["steps"])):
+            found = store.read("dev", name)
+            runs.setdefault(f"{found.facts['arm']} {start['steps']}", []).append(found)
     rows = []
-    for metric, (label, task, _) in HEADLINES.items():
-        for start in read("evidence/starts")["starts"]:
-            value = start[f"{metric}, greedy"]
-            cells = [label, f"{start['steps']:,}", f"{start[task]:.3f}", cell(value["before"]), cell(value["after"])]
-            changes = (cell(value[what], "+.3f", True) if what in value else "" for what in ("gain", "rl_minus_next"))
-            rows.append((*cells, *changes))
+    for metric, (label, task) in HEADLINES.items():
+        column = [each.name for each in store.metrics_of(task)].index(metric)
+
+        def shown(one: str, other: str = "", task: str = task, column: int = column) -> str:
+            sides = [
+                Side([run.terms[task, "greedy"] for run in runs[name]], trained=name.startswith("exact"))
+                for name in filter(None, (one, other))
+            ]
+            found = estimates(sides[0], runs[one][0].games[task], *sides[1:])[column]
+            low, high = found.interval
+            return cell({"mean": found.value, "ci_low": low, "ci_high": high}, "+.3f" if other else ".3f", bool(other))
+
+        for start, following in zip(known, [*known[1:], None], strict=True):
+            base, exact = (f"{arm} {start['steps']}" for arm in ("base", "exact"))
+            cells = [label, f"{start['steps']:,}", f"{start[task]:.3f}", shown(base), shown(exact), shown(exact, base)]
+            rows.append((*cells, shown(exact, f"base {following['steps']}") if following else ""))
     heads = ("metric", "supervised steps", "loss before", "before RL", "after RL", "gain")
     return table((*heads, "RL − the next start before RL"), "lrrllll", rows)
-
-
-def lines() -> str:
-    rows = []
-    for line in read("evidence/starts")["fits"]:
-        if (line["mode"], line["of"]) == ("greedy", "after"):
-            label, _, of = HEADLINES[line["metric"]]
-            above = ", ".join(number(error["mean"], "+.3f") for error in line["above_the_others"])
-            slope = cell({**line, "mean": line["slope"]}, "+.2f")
-            rows.append((label, of, slope, above, "yes" if line["holds"] else "no"))
-    heads = ("after RL", "by the loss of", "slope a nat a token", "each start above the line of the others", "holds")
-    return table(heads, "lllll", rows)
 
 
 def side_in_front() -> str:
@@ -115,4 +122,5 @@ def side_in_front() -> str:
     return table(heads, "lrrlrl", rows)
 
 
-TABLES = {"starts": starts, "lines": lines, "aims": aims, "ways": ways, "side_in_front": side_in_front}
+TABLES = {"starts": starts, "aims": aims}
+APPENDIX = {"ways": ways, "side_in_front": side_in_front}
