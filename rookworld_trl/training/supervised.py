@@ -12,7 +12,7 @@ from trl import SFTConfig, SFTTrainer
 from rookworld_trl.checkpointing.durable import DurableTrainer
 from rookworld_trl.modeling.gpt2 import GPT2
 from rookworld_trl.modeling.trees import collate, weighted_nats
-from rookworld_trl.settings.parser import option
+from rookworld_trl.settings.parser import option, require
 from rookworld_trl.training.placement import (
     agree_on_tf32,
     follow_launcher,
@@ -57,6 +57,14 @@ class SupervisedConfig(SFTConfig):
         # Trees are made by the data set as they are asked for, of columns that the model does not know.
         self.remove_unused_columns = False
         self.dataset_kwargs = {"skip_prepare_dataset": True}
+        # transformers and torch would refuse these once all rows are there, without a remedy.
+        for name, least in (
+            ("per_device_train_batch_size", 1),
+            ("gradient_accumulation_steps", 1),
+            ("learning_rate", 0),
+        ):
+            value = getattr(self, name)
+            require(value >= least, name, value, f"it must be {least} or more", f"set it to {least} or more")
         super().__post_init__()
         insist_on_no_compile(self)
         if on_gpu(self):
