@@ -141,6 +141,7 @@ class _Layout:
     Args:
         ends: (S,), see above.
         most: tokens that the trunk may have.
+        one_piece: it stays in one piece whatever that costs.
 
     Attributes:
         depths: (S,), the tokens' positions.
@@ -150,7 +151,7 @@ class _Layout:
         shape: the trunk's tokens, paths, and tokens of the longest.
     """
 
-    def __init__(self, ends: np.ndarray, most: int) -> None:
+    def __init__(self, ends: np.ndarray, most: int, one_piece: bool) -> None:
         count, places = len(ends), np.arange(len(ends))
         self.depths = places - np.searchsorted(np.sort(ends), places, side="right")  # less those that have ended
         inner = np.flatnonzero(ends < count)
@@ -160,7 +161,7 @@ class _Layout:
         stops = np.append(starts[1:], count)[: len(starts)]
         longest = int((self.depths[stops - 1] + 1 - self.trunk).max(initial=0))
         self.shape = (self.trunk, len(starts), longest)
-        self.whole, self.paths = bool(_scores(*self.shape) > count**2), list[tuple[np.ndarray, int]]()
+        self.whole, self.paths = one_piece or bool(_scores(*self.shape) > count**2), list[tuple[np.ndarray, int]]()
         if self.whole:
             self.trunk, self.shape = count, (count, 0, 0)
             return
@@ -196,12 +197,15 @@ def pack(
     trees: Sequence[tuple[np.ndarray, np.ndarray, int]],
     padded: Callable[[int], int] = int,
     device: torch.device | str = "cpu",
+    one_piece: bool = False,
 ) -> dict[str, Any]:
     """All trees as packed tokens on a device, for `GPT2.hidden_states` and `attention`.
 
     Args:
         trees: tokens and ends of each, depth first, and the most that are taken for its trunk.
         padded: how many tokens a pass over so many is padded to.
+        one_piece: all trees stay whole, in one tile, so that batches differ in sizes alone and a compiled pass is
+            compiled once: where trees are cut, the number of tiles and of paths would each ask for another graph.
 
     Returns:
         `tokens` and `positions` (N,), the trees' one after the other; `tiles`, `_Tile`s as plain tuples; `slots` (N,),
@@ -211,13 +215,14 @@ def pack(
     def place(array: np.ndarray) -> Tensor:
         return torch.from_numpy(array).to(device)
 
-    layouts = [_Layout(ends, most) for _, ends, most in trees]
+    layouts = [_Layout(ends, most, one_piece) for _, ends, most in trees]
     sizes = [len(tokens) for tokens, _, _ in trees]
     starts, total = np.cumsum([0, *sizes[:-1]]), sum(sizes)
     shapes, whole = np.array([each.shape for each in layouts]), np.array([each.whole for each in layouts])
     slots, base = np.zeros(total, dtype=np.int64), 0
     tiles: list[tuple[Any, ...]] = []
-    for chosen in [*_bucket(shapes, np.flatnonzero(~whole)), *_bucket(shapes, np.flatnonzero(whole))]:
+    cut, uncut = np.flatnonzero(~whole), np.flatnonzero(whole)
+    for chosen in [uncut] if one_piece else [*_bucket(shapes, cut), *_bucket(shapes, uncut)]:
         trunk, width, length = shapes[chosen].max(axis=0).tolist()
         gathered = np.repeat(starts[chosen, None], trunk + width * length, axis=1)
         lengths, ends = shapes[chosen, 0], np.zeros((len(chosen), trunk), dtype=np.int64)
@@ -353,7 +358,7 @@ def collate(trees: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "rows": np.array([tree["rows"] for tree in trees]),
     }
     laid_out = [(np.asarray(tree["input_ids"]), np.asarray(tree["ends"])) for tree in trees]
-    packed = pack([(tokens, ends, len(ends)) for tokens, ends in laid_out])
+    packed = pack([(tokens, ends, len(ends)) for tokens, ends in laid_out], one_piece=True)
     return packed | {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
