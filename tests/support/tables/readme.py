@@ -12,7 +12,6 @@ ROWS = {  # label, and the trivial players beside it
     ("policy", "candidates_legal_distinct"): ("`P:` five legal and distinct candidates", ()),
     ("environment", "exact"): ("`A:` exact answer", ("input copied",)),
 }
-LOSSES = {"truncated_recall": "`A:` illegal moves recognised, recall", "terminated_precision": "`A:` ends, precision"}
 PRECISION = {"truncated_recall": "truncated_precision"}  # a recall says little without it
 
 
@@ -39,7 +38,7 @@ def rows_of(metrics: list[dict[str, Any]], wanted: Mapping[tuple[str, str], Any]
 
 def lost(row: Mapping[str, Any], metrics: list[dict[str, Any]]) -> str:
     """A loss by its name, with the precision beside a recall."""
-    label = LOSSES[row["metric"]]
+    label = f"`{row['prefix']}` {row['label']}"
     if row["metric"] in PRECISION:
         beside = only(metrics, task=row["task"], metric=PRECISION[row["metric"]], mode=row["mode"])
         label += f" (precision {100 * beside['before']:.1f} to {100 * beside['after']:.1f} %)"
