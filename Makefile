@@ -41,7 +41,7 @@ demo-long: $(STAMP) ## the same with four times as many steps, forty minutes
 evaluate: $(STAMP) ## measure a model: held-out, tactics, mate in one, a ladder of games; writes runs/evaluate.json and .md
 	$(BIN)/python recipes/evaluate.py --suite held_out tactics mate_in_one ladder --games 20 --output runs/evaluate.json $(ARGS)
 
-test: $(STAMP) ## run all tests, as many at a time as there are cores (about 25 minutes on two)
+test: $(STAMP) ## run all tests, as many at a time as there are cores (about 16 minutes on two)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(THREADS) --dist worksteal $(ARGS)
 
 # Left out are whole runs of the programs, several processes, kills at every file operation, resuming after every step,

@@ -38,20 +38,12 @@ from recipes.making.problems import (
     MATES_SEED,
     TACTICS,
     TACTICS_SEED,
+    build_mates,
     build_tactics,
-    mates,
     shipped_keys,
-    write_epd,
 )
-from recipes.making.shipping import Sources, build_shipped, candidates, counts, write_held_out
-from rookworld_trl.chess.dataset import (
-    MATES_FILE,
-    SPLITS,
-    TACTICS_FILES,
-    SplitName,
-    positions_to_solve,
-    shipped_positions,
-)
+from recipes.making.shipping import Sources, build_shipped, candidates, counts
+from rookworld_trl.chess.dataset import SPLITS, TACTICS_FILES, SplitName
 from rookworld_trl.settings.parser import bad_input
 from rookworld_trl.settings.terminal import add_options, progress_bar, shown
 
@@ -116,11 +108,8 @@ def dataset(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def write_mates(args: argparse.Namespace) -> dict[str, Any]:
-    """Write positions with a mate in one, none of which a shipped row to train on shows, and the list of held-out
-    answers with them."""
-    lines, file = mates(args.count, args.seed, shipped_positions("train")), args.output / MATES_FILE.name
-    write_epd(file, lines)
-    write_held_out(args.output, {"test": positions_to_solve(file)})
+    """Write positions with a mate in one."""
+    build_mates(args.output, args.count, args.seed)
     return {"output": str(args.output)}
 
 

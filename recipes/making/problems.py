@@ -109,6 +109,14 @@ def first_mate(rng: random.Random, colour: chess.Color) -> chess.Board | None:
     return None
 
 
+def build_mates(output: Path, count: int = MATES, seed: int = MATES_SEED) -> None:
+    """Write the file, none of whose positions a shipped row to train on shows, and the list of held-out answers with
+    them."""
+    file = output / MATES_FILE.name
+    write_epd(file, mates(count, seed, shipped_positions("train")))
+    write_held_out(output, {"test": positions_to_solve(file)})
+
+
 # Tactics
 
 
