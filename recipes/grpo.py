@@ -3,7 +3,7 @@
     accelerate launch --quiet recipes/grpo.py --config recipes/nano/grpo/config_cpu.yaml [--key value ...]
 
 Writes to `output_dir`: checkpoint/ (model, tokenizer, card), summary.json, metrics.jsonl, report.html, and every
-held-out item's result in evaluation_before.json and evaluation_after.json. `--help` lists all keys.
+held-out item's result in evaluation_before.parquet and evaluation_after.parquet. `--help` lists all keys.
 """
 
 from collections.abc import Sequence
@@ -86,7 +86,7 @@ def measure(
                 model.to(trainer.accelerator.device)
             settings = {"progress": True, **run.decoding(args)}
             found = trainer.preemption.until_signalled(evaluate, model, tokenizer, held_out, **settings)
-            file = Path(args.output_dir, f"evaluation_{name}.json")
+            file = Path(args.output_dir, f"evaluation_{name}.parquet")
             if found is not None and name == "before":  # the other one is a last step: `report`
                 with stopping.needs_disk(file):
                     write_results(file, found)
@@ -98,8 +98,8 @@ def report(trainer: RookWorldGRPOTrainer, before: list[Result], after: list[Resu
     args, folder, last = trainer.args, Path(trainer.args.output_dir), stopping.LastSteps()
     groups = compare_groups(before, after)
     print(f"\n{comparison_table(facts['metrics'])}\n\n{comparison_table(facts['metrics'], True, groups)}")
-    with last.step("evaluation_after.json"):
-        write_results(folder / "evaluation_after.json", after)
+    with last.step("evaluation_after.parquet"):
+        write_results(folder / "evaluation_after.parquet", after)
     write_for_people(folder, last.step, args, boards, **facts, groups=groups, identity=trainer.identity.fingerprint)
     print(f"\nwrote {folder}/: {', '.join(['checkpoint', 'metrics.jsonl', *last.done])}")
     print(f"{trainer.state.global_step} of {trainer.state.max_steps} planned steps were made")
@@ -108,7 +108,7 @@ def report(trainer: RookWorldGRPOTrainer, before: list[Result], after: list[Resu
             push_folder(folder / "checkpoint", trainer.hub_model_id, args.hub_token, args.hub_revision)
     if trainer.stop_reason:
         return stopping.DIVERGED  # the reason is in the log and in summary.json
-    if {"evaluation_after.json", "summary.json"} <= set(last.done):  # else `auto_resume` measures once more
+    if {"evaluation_after.parquet", "summary.json"} <= set(last.done):  # else `auto_resume` measures once more
         with last.step("finished.json"):
             mark_finished(folder, start, folder / "checkpoint")
     return last.code

@@ -68,7 +68,7 @@ def shared_definitions() -> str:
     return f'<svg width="0" height="0" style="position:absolute" aria-hidden="true"><defs>{pieces}{frames}</defs></svg>'
 
 
-def gallery(name: str, evaluations: Mapping[str, list[dict[str, Any]]], seed: int = 0) -> list[Card]:
+def gallery(name: str, evaluations: Mapping[str, list[Mapping[str, Any]]], seed: int = 0) -> list[Card]:
     """Cards of a run's held-out items by greedy decoding: the most improved, the worst, and some drawn at random.
 
     Args:

@@ -3,6 +3,7 @@
 Keeping the items is what makes a before/after comparison paired, and a doubtful number open to a look.
 """
 
+import io
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,11 +11,15 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from rookworld_trl.files import write_atomically
 from rookworld_trl.measuring.intervals import ratios
 from rookworld_trl.measuring.metrics import Estimate, Metric, estimate, share, terms
 
 Baselines = dict[str, dict[str, float]]  # by metric, by player as in tables
+ITEM_TEXTS = ("name", "prompt", "completion", "game")
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,22 +170,67 @@ def of(results: Iterable[Result], name: str, mode: str = "greedy") -> Result:
 
 
 def write_results(path: Path, results: Iterable[Result]) -> None:
-    """Write what `to_dict` tells of each as JSON, whole or not at all."""
-    write_atomically(path, json.dumps({"results": [each.to_dict() for each in results]}) + "\n")
+    """Write every item as a row of a Parquet file, which pandas opens, whole or not at all.
+
+    Columns: `result`, `mode`, `name`, `prompt`, `completion`, `game`, `reference` (as JSON), and one for each kind of
+    group (`group.color`) and each score (`score.tokens`), empty where an item has none. What else `to_dict` tells of
+    the results stands in the file's metadata, under `results`.
+    """
+    told: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = []
+    for each in results:
+        about = each.to_dict()
+        told.append(about | {"items": len(each.items)})
+        for item in about["items"]:
+            row = {"result": each.name, "mode": each.mode, "reference": json.dumps(item["reference"])}
+            row |= {name: item[name] for name in ITEM_TEXTS}
+            row |= {f"group.{kind}": value for kind, value in item["groups"].items()}
+            rows.append(row | {f"score.{name}": value for name, value in item["scores"].items()})
+    columns = dict.fromkeys(name for row in rows for name in row)
+    types = {name: pa.float64() if name.startswith("score.") else pa.string() for name in columns}
+    made = {name: pa.array([row.get(name) for row in rows], types[name]) for name in columns}
+    table = pa.table(made).replace_schema_metadata({"results": json.dumps(told)})
+    file = io.BytesIO()
+    pq.write_table(table, file, compression="zstd")
+    write_atomically(path, file.getvalue())
 
 
 def read_results(path: Path) -> dict[tuple[str, str], Mapping[str, Any]]:
-    """What a file tells of each result, by name and mode: of `write_results`, or of recipes/evaluate.py's first model.
+    """What a file tells of each result, as `to_dict` does, by name and mode: one of `write_results`, or of
+    recipes/evaluate.py, whose first model counts.
 
     Raises:
         ValueError: it is none, or an older version wrote it.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        content = content["models"][0] if "models" in content else content
-        return {(each["name"], each["mode"]): each for each in content["results"]}
+        if path.suffix == ".parquet":
+            results = _from_parquet(path)
+        else:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            results = content["models"][0]["results"]
+        return {(each["name"], each["mode"]): each for each in results}
     except (ValueError, TypeError, LookupError, AttributeError) as error:
         raise ValueError(f"{path}: no evaluation that this version wrote ({error}); measure again") from error
+
+
+def _from_parquet(path: Path) -> list[dict[str, Any]]:
+    table = pq.read_table(path)
+    results: list[dict[str, Any]] = json.loads(table.schema.metadata[b"results"])
+    rows = iter(table.to_pylist())
+    for each in results:
+        each["items"] = [_item(next(rows)) for _ in range(each["items"])]
+    return results
+
+
+def _item(row: Mapping[str, Any]) -> dict[str, Any]:
+    """An item as `to_dict` tells of it."""
+    there = {name: value for name, value in row.items() if value is not None}
+    parts = {
+        part: {name.removeprefix(f"{part}."): value for name, value in there.items() if name.startswith(f"{part}.")}
+        for part in ("group", "score")
+    }
+    texts = {name: row[name] for name in ITEM_TEXTS}
+    return texts | {"groups": parts["group"], "scores": parts["score"], "reference": json.loads(row["reference"])}
 
 
 def _as_player(player: str, metric: Metric, scores: Mapping[str, float]) -> dict[str, float]:

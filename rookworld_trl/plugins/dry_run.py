@@ -140,8 +140,8 @@ class DryRun(Plugin):
         yield f"disk     {figures['disk_gb']:.3g} GB at most, {free:.3g} are free"
         names = ["model.safetensors", "training.json", "recipe.yaml", "metrics.jsonl"]
         if hasattr(asked, "num_generations"):
-            names = ["checkpoint/", "summary.json", "metrics.jsonl", "report.html", "evaluation_before.json"]
-            names += ["evaluation_after.json", "recipe.yaml", "health.jsonl where a metric leaves its band"]
+            names = ["checkpoint/", "summary.json", "metrics.jsonl", "report.html", "evaluation_before.parquet"]
+            names += ["evaluation_after.parquet", "recipe.yaml", "health.jsonl where a metric leaves its band"]
         kept = self._kept(steps)
         names += [f"checkpoint-<step>/ and stable-<step>/, {kept} at most"] if kept else []
         yield f"files    {asked.output_dir}/: {', '.join(names)}"

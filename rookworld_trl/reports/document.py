@@ -29,7 +29,7 @@ class Boards(Protocol):
     def legend(self) -> Mapping[str, Any]:
         """Size and colours, by the names that the template knows."""
 
-    def gallery(self, name: str, evaluations: Mapping[str, list[dict[str, Any]]]) -> Sequence[Any]:
+    def gallery(self, name: str, evaluations: Mapping[str, list[Mapping[str, Any]]]) -> Sequence[Any]:
         """Cards of a run's items, from its evaluations by name."""
 
     def shared_definitions(self) -> str:

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rookworld_trl.measuring import read_results
+
 HTML, SUMMARY = "report.html", "summary.json"
 GROUPED = "headline metrics by group"
 COMPARISON_FIELDS = (
@@ -42,7 +44,7 @@ class Run:
     steps: list[dict[str, Any]]
     summary: Mapping[str, Any]
     events: list[dict[str, Any]] = field(default_factory=list)
-    evaluations: Mapping[str, list[dict[str, Any]]] = field(default_factory=dict)
+    evaluations: Mapping[str, list[Mapping[str, Any]]] = field(default_factory=dict)
 
     def series(self, key: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Steps and values of one logged number, NaN and other texts left out; empty where it was never logged."""
@@ -81,7 +83,7 @@ def read_run(folder: Path | str) -> Run:
     folder = Path(folder)
     if not folder.is_dir():
         raise RunError(f"{folder} is no folder; give a run's output folder")
-    evaluations = {name: folder / f"evaluation_{name}.json" for name in EVALUATIONS}
+    evaluations = {name: folder / f"evaluation_{name}.parquet" for name in EVALUATIONS}
     metrics, summary = folder / "metrics.jsonl", folder / SUMMARY
     if not any(path.exists() for path in (metrics, summary, *evaluations.values())):
         raise RunError(f"{folder} holds neither metrics.jsonl nor summary.json; give a run's output folder")
@@ -132,11 +134,11 @@ def _read_object(path: Path, remedy: str) -> dict[str, Any]:
     return found
 
 
-def _read_evaluation(path: Path) -> list[dict[str, Any]]:
-    found = _read_object(path, "evaluate again, or remove it to report on the rest").get("results")
-    if not isinstance(found, list):
-        raise RunError(f"{path}: expected a list 'results', which older versions did not write; remove it")
-    return found
+def _read_evaluation(path: Path) -> list[Mapping[str, Any]]:
+    try:
+        return list(read_results(path).values())
+    except ValueError as error:
+        raise RunError(f"{error}, or remove it to report on the rest") from error
 
 
 def read_summary(folder: Path) -> dict[str, Any]:

@@ -104,10 +104,11 @@ def test_groups_split_by_mover_and_stratum(rows: list[dict[str, Any]], gold: lis
         of(evaluation, "policy").estimates(stratum="opening")
 
 
-def test_results_survive_json(rows: list[dict[str, Any]], gold: list[str], tmp_path: Path) -> None:
+def test_results_survive_their_file(rows: list[dict[str, Any]], gold: list[str], tmp_path: Path) -> None:
     results = score(rows, gold, "sampled", SETTINGS)
-    write_results(tmp_path / "results.json", results)
-    written = read_results(tmp_path / "results.json")
+    write_results(tmp_path / "results.parquet", results)
+    written = read_results(tmp_path / "results.parquet")
+    assert written == {(each.name, each.mode): each.to_dict() for each in results}
     assert [each.earlier(written[each.name, each.mode]) for each in results] == results
     assert written["policy", "sampled"]["groups"]["color=black"]["items"] == 1
     with pytest.raises(ValueError, match="none that this version wrote"):

@@ -89,7 +89,7 @@ def test_black_sees_its_own_side(tmp_path: Path) -> None:
     row = policy_row(board.fen(), "e7e5")
     (result,) = score([row], [" M: e7e5 E: 0.0 B: e7e5"], settings=SETTINGS)
     bare = replace(result, items=[replace(item, reference=None) for item in result.items])
-    write_results(tmp_path / "evaluation_before.json", [bare])
+    write_results(tmp_path / "evaluation_before.parquet", [bare])
     (card,) = cards_of(tmp_path)
     assert card.boards[0].flipped
     assert card.kinds == ("best", "worst", "random")  # nothing to compare with

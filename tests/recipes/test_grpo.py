@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from recipes import grpo
 from rookworld_trl.files import write_atomically
-from rookworld_trl.measuring import result
+from rookworld_trl.measuring import read_results, result
 from rookworld_trl.modeling.loading import load_model
 from rookworld_trl.reports import summary
 from tests.recipes.conftest import run, summary_of
@@ -35,7 +35,7 @@ def test_a_run_leaves_everything_behind(arguments, capsys):
     run(arguments)
     folder = arguments["output_dir"]
     names = {path.name for path in folder.iterdir()}
-    assert names >= {"checkpoint", "summary.json", "metrics.jsonl", "report.html", "evaluation_before.json"}
+    assert names >= {"checkpoint", "summary.json", "metrics.jsonl", "report.html", "evaluation_before.parquet"}
 
     summary = summary_of(arguments)
     assert set(summary["seconds"]) == {"setup", "evaluate_before", "train", "evaluate_after"}
@@ -111,7 +111,7 @@ def test_a_folder_deleted_in_mid_run_is_said_and_gets_what_follows(arguments, re
     rewarded.happens[2] = lambda: shutil.rmtree(folder)
     run(arguments)
     assert f"{folder} was deleted while this run was at work in it" in caplog.text
-    files = {"summary.json", "metrics.jsonl", "report.html", "evaluation_after.json", "finished.json"}
+    files = {"summary.json", "metrics.jsonl", "report.html", "evaluation_after.parquet", "finished.json"}
     assert {path.name for path in folder.iterdir()} == {"checkpoint", *files}
     assert load_model(folder / "checkpoint")
 
@@ -154,11 +154,11 @@ def test_a_disk_that_is_full_at_the_end_is_said_and_the_model_is_tried_once_more
 def test_a_disk_that_is_full_in_the_first_evaluation_is_one_line(arguments, monkeypatch, capsys):
     monkeypatch.setattr(result, "write_atomically", full_disk)
     run(arguments, code=4)
-    assert "evaluation_before.json could not be written: [Errno 28]" in capsys.readouterr().err.splitlines()[-1]
+    assert "evaluation_before.parquet could not be written: [Errno 28]" in capsys.readouterr().err.splitlines()[-1]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("lost", ["evaluation_after.json", "summary.json"])
+@pytest.mark.parametrize("lost", ["evaluation_after.parquet", "summary.json"])
 def test_a_disk_that_is_full_behind_the_training_costs_a_file_until_there_is_room(arguments, monkeypatch, capsys, lost):
     def full(path, text):
         (full_disk if path.name == lost else write_atomically)(path, text)
@@ -172,7 +172,7 @@ def test_a_disk_that_is_full_behind_the_training_costs_a_file_until_there_is_roo
     assert f"error: {lost}: " in shown.err
     assert "No space left on device" in shown.err
     assert "before    after" in shown.out
-    written = {"checkpoint", "evaluation_after.json", "summary.json"}
+    written = {"checkpoint", "evaluation_after.parquet", "summary.json"}
     assert written & {path.name for path in folder.iterdir()} == written - {lost}
     trained = (folder / "metrics.jsonl").read_bytes()
     run(command)
@@ -195,8 +195,7 @@ def test_a_token_is_in_no_file(arguments, monkeypatch):
 def test_evaluation_samples_each_task_by_its_own_settings(arguments):
     arguments["task_sampling"] = {"policy": {"max_completion_length": 3}, "environment": {"temperature": 0.5}}
     run(arguments)
-    made = json.loads((arguments["output_dir"] / "evaluation_before.json").read_text())
-    found = {(each["name"], each["mode"]): each for each in made["results"]}
+    found = read_results(arguments["output_dir"] / "evaluation_before.parquet")
     assert found["environment", "sampled"]["settings"]["temperature"] == 0.5
     tokens = {pair: max(item["scores"]["tokens"] for item in each["items"]) for pair, each in found.items()}
     for mode in ("greedy", "sampled"):
@@ -325,7 +324,7 @@ def test_a_signal_during_an_evaluation_loses_nothing(arguments, rewarded, monkey
     monkeypatch.setattr(grpo, "evaluate", signalled)
     folder, command = arguments["output_dir"], arguments | {"auto_resume": True}
     run(command, code=75)
-    assert not (folder / f"evaluation_{phase}.json").exists()
+    assert not (folder / f"evaluation_{phase}.parquet").exists()
     assert not (folder / "summary.json").exists()
     assert (len(calls), len(list(folder.glob("checkpoint-2")))) == ((0, 0) if phase == "before" else (2, 1))
     run(command)

@@ -133,4 +133,4 @@ def test_nor_where_the_repository_exists(hub: Hub, pushing: dict, capsys) -> Non
     hub.repositories["me/trained"] = Repository()
     run(pushing | {"hub_token": "hf_read"}, code=2)
     assert "error: pushing to me/trained failed with status 403" in capsys.readouterr().err
-    assert not (pushing["output_dir"] / "evaluation_before.json").exists()
+    assert not (pushing["output_dir"] / "evaluation_before.parquet").exists()

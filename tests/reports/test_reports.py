@@ -9,6 +9,7 @@ import pytest
 
 from recipes import report as recipe
 from rookworld_trl.chess import boards
+from rookworld_trl.measuring import Item, Result, share, write_results
 from rookworld_trl.reports.charts import smooth, thinned
 from rookworld_trl.reports.document import write_report
 from rookworld_trl.reports.run import RunError, read_run
@@ -104,12 +105,9 @@ def test_a_run_that_is_going_on_is_reported_too(run: Path) -> None:
     assert "KL to the reference" in page.text
     assert [event["step"] for event in read_run(run).events] == [9]
 
-    estimates = {"best_legal": {"value": 0.5, "ci_low": 0.1, "ci_high": 0.9, "numerator": 1, "denominator": 2}}
-    items = [{"name": name} for name in "ab"]
-    part = {"items": 2, "metrics": estimates, "baselines": {}}
-    result = {**part, "name": "policy", "mode": "sampled", "items": items, "groups": {"color=white": part}}
-    evaluation = {"results": [result]}
-    (run / "evaluation_before.json").write_text(json.dumps(evaluation))
+    items = [Item(name, {"best_legal": legal}, groups={"color": "white"}) for name, legal in (("a", 1.0), ("b", 0.0))]
+    result = Result("policy", [share("best_legal", "best_legal")], items, "sampled")
+    write_results(run / "evaluation_before.parquet", [result])
     page = read_page(write_report([run], boards=boards))
     assert rows_of(page, "metrics") == [
         ["metric", "decoding", "before", "trivial players", "items"],
@@ -147,7 +145,7 @@ def test_every_quantity_that_is_logged_has_its_curve(run: Path) -> None:
         ("metrics.jsonl", '{"reward": 1}\n', r"metrics\.jsonl, line 1.*step"),
         ("metrics.jsonl", "[1]\n", r"metrics\.jsonl, line 1"),
         ("health.jsonl", '{"step": 1}\n{oops\n{"step": 2}\n', r"health\.jsonl, line 2"),
-        ("evaluation_after.json", '{"items": 3}', r"evaluation_after\.json: expected a list 'results'"),
+        ("evaluation_after.parquet", "PAR1", r"evaluation_after\.parquet: no evaluation that this version wrote"),
         ("summary.json", "{", r"summary\.json is no JSON"),
         ("summary.json", '{"ö": 1}', r"summary\.json is no JSON"),
         ("summary.json", "[]", r"summary\.json: expected an object"),

@@ -38,7 +38,7 @@ AFTER = [" M: e2e4 d2d4 E: 0.1 0.1 B: e2e4", " nothing", RIGHT]
 
 def write_evaluation(folder: Path, name: str, completions: list[str]) -> None:
     """Write the evaluation of the three rows as the package itself does."""
-    write_results(folder / f"evaluation_{name}.json", score(ROWS, completions, settings=SETTINGS))
+    write_results(folder / f"evaluation_{name}.parquet", score(ROWS, completions, settings=SETTINGS))
 
 
 def comparison(**changes: Any) -> dict[str, Any]:
