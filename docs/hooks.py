@@ -9,6 +9,7 @@ from latex2mathml.converter import convert
 
 _OUTSIDE = re.compile(r"\[([^\]]*)\]\(\.\./([^)#\s]+)[^)\s]*\)")
 _API = re.compile(r"^<!-- api: (\S+)(.*?)-->$", flags=re.MULTILINE | re.DOTALL)
+_WORD = re.compile(r"<code>([^\s<]{1,32})</code>")
 _FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', flags=re.DOTALL)
 
 
@@ -20,13 +21,19 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 
 def _named(match: re.Match[str]) -> str:
     text, path = match.groups()
-    return f"`{path}`" if text == PurePosixPath(path).name else f"{text} (`{path}`)"
+    return f"`{path}`" if text in (path, PurePosixPath(path).name) else f"{text} (`{path}`)"
 
 
 def on_page_content(content: str, **_: Any) -> str:
-    """Formulas as MathML, which browsers show without scripts."""
+    """Formulas as MathML, which browsers show without scripts, and names of settings and files that stay in one piece.
+
+    What is too wide for a phone then scrolls by itself: formulas that stand alone, and tables.
+    """
 
     def formula(match: re.Match[str]) -> str:
-        return convert(html.unescape(match[2]), display="block" if match[1] == "div" else "inline")
+        alone = match[1] == "div"
+        made = convert(html.unescape(match[2]), display="block" if alone else "inline")
+        return f'<div style="overflow: auto hidden">{made}</div>' if alone else made
 
+    content = _WORD.sub(r'<code style="white-space: nowrap">\1</code>', content)
     return _FORMULA.sub(formula, content)

@@ -17,7 +17,7 @@ import pytest
 from tests.support.documents import README, ROOT, blocks
 from tests.test_docs import workplace  # noqa: F401
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 def bare(folder: Path) -> Path:
@@ -49,7 +49,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(command: list[str | Path], folder: Path, typed: str = "") -> subprocess.CompletedProcess[str]:
     without = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    return subprocess.run(command, cwd=folder, env=without, input=typed, capture_output=True, text=True, timeout=280)
+    return subprocess.run(command, cwd=folder, env=without, input=typed, capture_output=True, text=True, timeout=800)
 
 
 def test_the_wheel_measures_a_setup_and_runs_the_example(installed: Path, workplace: Path) -> None:  # noqa: F811
