@@ -120,7 +120,7 @@ def program(argv: Sequence[str] | None) -> int:
     seconds: dict[str, float] = {}
     with ExitStack() as stack, reported():
         with bad_input(), timed(seconds, "setup"):
-            run, args, *extras = parse(CLASSES, plugins.forked(argv), __doc__, plugins.check)
+            run, args, *extras = parse(CLASSES, argv, __doc__, plugins.check)
             dry_run = stack.enter_context(rehearsed(args, extras))
             stack.enter_context(locked(args.output_dir, args.process_index == 0))
             result = stack.enter_context(shown(run, args.output_dir, args.process_index == 0))

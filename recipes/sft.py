@@ -143,7 +143,7 @@ def program(argv: Sequence[str] | None) -> int:
     """Parse, build, train, save; the exit code."""
     with ExitStack() as stack, reported():
         with bad_input():
-            recipe, args, *extras = parse(CLASSES, plugins.forked(argv, "init_from"), __doc__)
+            recipe, args, *extras = parse(CLASSES, argv, __doc__)
             hide_token(args)
             dry_run = stack.enter_context(rehearsed(args, extras))
             stack.enter_context(locked(args.output_dir, args.process_index == 0))

@@ -106,8 +106,6 @@ def recipe(script: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -> No
     name = Path(script).stem
     if not (ROOT / script).is_file():
         raise AssertionError(f"there is no {script}")
-    if "--from" in words:  # a run; tests/plugins/test_origin.py has one
-        words = [word for number, word in enumerate(words) if "--from" not in (word, words[number - 1])]
     if script == "recipes/grpo.py":
         parse(GRPO_TYPES, on_this_machine(words))
     elif script == "recipes/sft.py":

@@ -166,17 +166,6 @@ def memory(stage: Stage) -> str:
     return f"{found['memory_gb']:.2f} GB on the CPU; rollouts {plain:.2f} GB, drafted {drafted:.2f} GB"
 
 
-def auto_batch(stage: Stage) -> str:
-    """`auto_batch_size` keeps its promise: the peak of a real run stays within its share of the memory."""
-    stage.needs(stage.cuda, "memory is measured on a CUDA GPU only")
-    whole = torch.cuda.get_device_properties(0).total_memory / 1e9
-    share = stage.pick(min(0.85, 10 / whole), 0.5)  # 10 GB: less than the whole batch takes
-    settings = {"prompts": 16, "samples": 16, "steps": 1, "auto_batch_size": True, "memory_share": share}
-    found = stage.train("auto", bf16=True, **settings)
-    stage.check("peak over the share it was given", found["memory_gb"] / (share * whole), 1.0)
-    return f"{found['memory_gb']:.1f} of {share * whole:.1f} GB"
-
-
 def sampled_exactly(stage: Stage) -> str:
     """Log-probs noted while sampling are those of the model: no infinities, the same with and without drafts."""
     work = speed.Work(str(NANO_FOLDER), "environment", [], stage.pick(32, 2), stage.device)

@@ -61,7 +61,6 @@ STAGES: dict[str, tuple[str, int]] = {
     "step_8x8": ("benchmarks.gpu.speed", 300),
     "step_32x16": ("benchmarks.gpu.speed", 300),
     "reference": ("benchmarks.gpu.speed", 240),
-    "auto_batch": ("benchmarks.gpu.checks", 180),
     "paged_adamw": ("benchmarks.gpu.speed", 180),
     "compiled": ("benchmarks.gpu.speed", 420),
     "fsdp2": ("benchmarks.gpu.speed", 240),

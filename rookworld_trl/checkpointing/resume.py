@@ -48,7 +48,7 @@ AMOUNTS = ("max_steps", "num_train_epochs", "max_train_minutes")
 
 # How a program is started, which is no part of what it computes; `alert` may hold a secret.
 HOW_STARTED = (
-    *("alert", "auto_resume", "dry_run", "from_run", "json", "log_file", "output_dir", "quiet", "recovery_mode"),
+    *("alert", "auto_resume", "dry_run", "json", "output_dir", "quiet", "recovery_mode"),
     *("resume_from_checkpoint", "run_name"),
 )
 # Settings of our own that may change within a run: they measure, bound or place, or round differently, no more.
@@ -56,7 +56,6 @@ MAY_CHANGE = (
     *("attn_implementation", "beta_max", "beta_min", "engine_cache", "engine_workers", "eval_*", "expected_parameters"),
     *("health_*", "kl_factor", "kl_interval", "kl_stop_threshold", "kl_target", "max_train_minutes", "peak_tflops"),
     *(
-        "memory_share",
         "recovery",
         "recovery_*",
         "ref_device",

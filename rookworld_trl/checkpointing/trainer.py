@@ -57,7 +57,6 @@ class DurableGRPOTrainer(DurableTrainer, GRPOTrainer):
 
     Attributes:
         controls: whatever carries state from step to step, by its name in a checkpoint; the layer above fills it in.
-        reference_replaced: the reference has other weights than at the start, so that checkpoints must hold it.
         evaluator: see `watch_with`.
     """
 
@@ -67,7 +66,6 @@ class DurableGRPOTrainer(DurableTrainer, GRPOTrainer):
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.controls: dict[str, Stateful] = {}
-        self.reference_replaced = False
         self._epoch_sampler: EpochSampler | None = None
 
     def facts(self) -> dict[str, Any]:
@@ -187,8 +185,7 @@ class DurableGRPOTrainer(DurableTrainer, GRPOTrainer):
 
     def _write_parts(self, folder: Path) -> None:
         super()._write_parts(folder)
-        replaced = self.reference_replaced or (self.args.sync_ref_model and self.ref_model is not None)
-        save_state(folder, self.controls, self._plain_reference() if replaced else None)
+        save_state(folder, self.controls, self._plain_reference() if self.args.sync_ref_model else None)
 
     def progress(self) -> dict[str, Any]:
         """Also where this process stands in TRL's generation cycle."""
@@ -224,8 +221,7 @@ class DurableGRPOTrainer(DurableTrainer, GRPOTrainer):
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is None:
             return
-        reference = self._plain_reference()
-        self.reference_replaced = load_state(Path(checkpoint), self.controls, reference, self.accelerator.device)
+        load_state(Path(checkpoint), self.controls, self._plain_reference(), self.accelerator.device)
         self._step, self._buffered_inputs = self._restored["step"], self._restored["buffered_inputs"]
         if self._restored["logs"] is not None and self.log_completions:
             for part, kept in self._restored["logs"].items():

@@ -6,10 +6,9 @@ from importlib import import_module
 from pkgutil import iter_modules
 from typing import Any
 
-from rookworld_trl.plugins.origin import Origin, forked
 from rookworld_trl.training.plugin import Plugin, check_plugins, settings_of
 
-__all__ = ["check", "facts_of", "forked", "of_any_trainer", "offered", "settings_of", "split"]
+__all__ = ["check", "facts_of", "of_any_trainer", "offered", "settings_of", "split"]
 
 
 def offered() -> list[type[Plugin]]:
@@ -36,9 +35,8 @@ def of_any_trainer() -> list[type[Plugin]]:
 
 
 def facts_of(plugins: Sequence[Plugin]) -> dict[str, Any]:
-    """What a summary says of them: settings, without `alert`, which may hold a secret, and what `--from` changed."""
-    found = {name: value for name, value in settings_of(plugins).items() if name != "alert"}
-    return found | {"changed": next((each.changed for each in plugins if isinstance(each, Origin)), {})}
+    """What a summary says of them: settings, without `alert`, which may hold a secret."""
+    return {name: value for name, value in settings_of(plugins).items() if name != "alert"}
 
 
 def check(_: Any, args: Any, *plugins: Plugin) -> None:

@@ -12,9 +12,8 @@ forgotten, and its informative share says what the run would have had without mi
 """
 
 import hashlib
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -29,11 +28,9 @@ from rookworld_trl.training.plugin import Plugin, Row
 from rookworld_trl.training.rewards import informative_groups
 from rookworld_trl.training.sampler import Samples
 
-Curriculum = Callable[[Mapping[str, Any], float | None], float]
-"""Gives the weight, 0 or more, of trying a prompt: called with the row of the data set and the prompt's pass rate so
-far, or None. It multiplies the chance that the prompt's group will be informative."""
-
-
+DECAY = 0.5  # share of the old average kept at a new observation
+PASS_REWARD = 1.0  # from which on a completion passes
+CANDIDATES = 4  # prompts looked at, by what is known of them, for each one that is sampled
 # Names the parts (strata) whose shares of a batch are fixed by the data set's order.
 PART_COLUMN = "batch_part"
 
@@ -60,11 +57,8 @@ class PromptMiner(Remembers):
         prompts, tasks: each row's of the data set; a prompt that occurs again counts once. A task here, as below, is
             what `part_of` says: rows of one never give way to rows of another.
         samples: completions of a group.
-        decay: share of the old average kept at a new observation.
-        pass_reward: the reward from which on a completion passes.
         ordinary: share of each task's prompts that are not mined.
         seed: seeds the draws.
-        curriculum: weighs prompts beside their chance to be informative; see `Curriculum`.
 
     Attributes:
         pass_rates: p by prompt key, an exponential average or exact.
@@ -83,14 +77,10 @@ class PromptMiner(Remembers):
         tasks: Sequence[str],
         *,
         samples: int,
-        decay: float = 0.5,
-        pass_reward: float = 1.0,
         ordinary: float = 0.2,
         seed: int = 0,
-        curriculum: Curriculum | None = None,
     ):
-        self.samples, self.decay, self.pass_reward, self.ordinary = samples, decay, pass_reward, ordinary
-        self.seed, self.curriculum = seed, curriculum
+        self.samples, self.ordinary, self.seed = samples, ordinary, seed
         self.keys = [prompt_key(prompt) for prompt in prompts]
         self.row_of: dict[str, int] = {}
         for row, key in enumerate(self.keys):
@@ -113,7 +103,7 @@ class PromptMiner(Remembers):
             scored = group[~np.isnan(group)]
             if not len(scored):
                 continue
-            passed, key = float((scored >= self.pass_reward - 1e-6).mean()), prompt_key(prompt)
+            passed, key = float((scored >= PASS_REWARD - 1e-6).mean()), prompt_key(prompt)
             if key not in self.pass_rates:
                 self.priors[task] = 0.95 * self.priors.get(task, 1.0) + 0.05 * differs
             self._average(self.pass_rates, key, passed)
@@ -123,7 +113,7 @@ class PromptMiner(Remembers):
                 self.graded[task] = [0.99 * hits + differs, 0.99 * trials + 1.0]
 
     def _average(self, averages: dict[str, float], key: str, new: float) -> None:
-        averages[key] = self.decay * averages.get(key, new) + (1 - self.decay) * new
+        averages[key] = DECAY * averages.get(key, new) + (1 - DECAY) * new
 
     def set_pass_rate(self, row: int, pass_rate: float) -> None:
         """Replace the pass rate of a row's prompt by its exact one."""
@@ -137,16 +127,10 @@ class PromptMiner(Remembers):
         mixed = informative_chance(self.pass_rates[key], self.samples)
         return mixed + (1 - mixed) * self.shares.get(key, hits / trials)
 
-    def weight(self, row: int, task: str, content: Mapping[str, Any] | None = None) -> float:
-        """How much a row is worth trying: its chance to be informative, times what the curriculum says of `content`."""
-        key = self.keys[row]
-        chance = self._chance(key, task)
-        if self.curriculum is not None and content is not None:
-            factor = self.curriculum(content, self.pass_rates.get(key))
-            if not (math.isfinite(factor) and factor >= 0):
-                raise ValueError(f"the curriculum weighs row {row} with {factor}: return a finite number, 0 or more")
-            chance *= factor
-        return max(chance, 1e-6)  # never nothing: the policy changes, and what is known of a prompt gets old
+    def weight(self, row: int, task: str) -> float:
+        """How much a row is worth trying: its chance to be informative."""
+        # Never nothing: the policy changes, and what is known of a prompt gets old.
+        return max(self._chance(self.keys[row], task), 1e-6)
 
     def split(self, tasks: Sequence[str]) -> list[int]:
         """Which of the groups with these tasks may be mined: all but each task's ordinary share (rounded)."""
@@ -189,9 +173,6 @@ def _weighted(rows: Sequence[int], weights: Sequence[float], count: int, rng: np
     return [rows[i] for i in np.argsort(clocks)[:count]]
 
 
-CANDIDATES = 4  # prompts looked at, by what is known of them, for each one that is sampled
-
-
 @dataclass
 class Mining(Plugin):
     """Replaces prompts whose groups teach nothing, before and after sampling them, task by task.
@@ -200,7 +181,6 @@ class Mining(Plugin):
     process takes part in sampling; the main process alone decides.
 
     Attributes:
-        curriculum: weighs the prompts that are tried; see `Curriculum`.
         miner: what is known of every prompt.
 
     Raises:
@@ -218,7 +198,6 @@ class Mining(Plugin):
     mining_rounds: int = option(
         1, "How often groups that agree are sampled again from other prompts, at most.", least=0
     )
-    curriculum: Curriculum | None = field(default=None, init=False)
 
     @property
     def on(self) -> bool:
@@ -245,7 +224,6 @@ class Mining(Plugin):
             samples=self.samples,
             ordinary=self.mining_ordinary,
             seed=self.args.seed,
-            curriculum=self.curriculum,
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -342,8 +320,7 @@ class Mining(Plugin):
             contents = [self.dataset[row] for row in candidates]
             if contents and contents[0].get(self.args.task_column) == self.args.target_task:
                 self.measure_pass_rates(candidates, contents)
-            weights = [miner.weight(row, task, each) for row, each in zip(candidates, contents, strict=True)]
-            picked = miner.pick(candidates, weights, len(mine))
+            picked = miner.pick(candidates, [miner.weight(row, task) for row in candidates], len(mine))
             present |= {miner.keys[row] for row in picked}
             stays = {own[row] for row in picked if row in own}
             others = [group for group in mine if group not in stays]

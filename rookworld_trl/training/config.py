@@ -311,10 +311,7 @@ def _kl(c: RookWorldGRPOConfig) -> Iterator[str]:
             "the bounds or move beta"
         )
     if controlled and c.sync_ref_model:
-        yield (
-            "sync_ref_model: a reference that follows the policy by itself defeats the KL control. Use "
-            "`reference_reset_steps` or a fixed beta"
-        )
+        yield "sync_ref_model: a reference that follows the policy by itself defeats the KL control. Use a fixed beta"
 
 
 def _objective(c: RookWorldGRPOConfig) -> Iterator[str]:

@@ -50,9 +50,6 @@ class Plugin(Remembers, TrainerCallback):
         """
         return iter(())
 
-    def adjust(self, args: Any, model: Any, dataset: Any, tokenizer: Any) -> None:
-        """The trainer is about to be built of these; settings in `args` may still be changed."""
-
     def attach(self, trainer: Any) -> None:
         """The trainer is built, but for what recovers from faults."""
         self.trainer = trainer

@@ -488,7 +488,7 @@ class Guard(TrainerCallback):
         self._snapshots.drop()
 
     def keep_reference(self) -> None:
-        """Copy the reference's weights, which nothing but a reset and `sync_ref_model` changes."""
+        """Copy the reference's weights, which nothing but `sync_ref_model` changes."""
         if self.reference is not None:
             self._reference_copy = copy_tree(dict(self.reference.named_parameters()), self._reference_copy)
 

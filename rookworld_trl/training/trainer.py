@@ -82,8 +82,6 @@ class RookWorldGRPOTrainer(DurableGRPOTrainer):
         args = prepare(args, model, processing_class, kwargs)
         check_plugins(args, plugins)
         self.plugins = [plugin for plugin in plugins if plugin.on]
-        for plugin in self.plugins:
-            plugin.adjust(args, model, train_dataset, processing_class)
         with weights_on_disk(model, args, kwargs.get("peft_config"), processing_class), trl_built_here():
             super().__init__(model, reward_funcs, args, train_dataset, eval_dataset, processing_class, **kwargs)
         check_built(self.model, self.ref_model, self.processing_class)

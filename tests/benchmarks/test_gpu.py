@@ -19,7 +19,7 @@ from rookworld_trl.modeling import sampling
 from rookworld_trl.modeling.gpt2 import GPT2
 
 ROOT = Path(__file__).parents[2]
-NEEDS_A_GPU = {"auto_batch", "paged_adamw", "second_card", "vllm"}
+NEEDS_A_GPU = {"paged_adamw", "second_card", "vllm"}
 FACTS = {"name": "a card", "count": 1, "driver": "1.2", "code": "abc", "tiny": True}
 
 

@@ -44,7 +44,6 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
         "rows": 6,
         "shuffle_dataset": True,
         "max_steps": 5,
-        "reference_reset_steps": 3,
         "rollout_backend": "transformers",
         "use_adaptive_entropy": True,
         "entropy_target": 1.0,

@@ -98,14 +98,15 @@ def test_an_interrupted_run_ends_as_an_undisturbed_one(
 
 
 def test_json_and_the_metrics_of_each_log(run: Runs, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run(max_steps=2, logging_steps=1, json="true", log_file="true")
-    result = json.loads(capsys.readouterr().out)
+    run(max_steps=2, logging_steps=1, json="true")
+    shown = capsys.readouterr()
+    result = json.loads(shown.out)
     assert result == json.loads((tmp_path / "run" / "training.json").read_text()) | {
         "output_dir": str(tmp_path / "run")
     }
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [(row["step"], "loss" in row) for row in rows] == [(1, True), (2, True)]
-    assert f" step 2/2  loss {rows[1]['loss']:.4f}  gradient" in (tmp_path / "run" / "log.txt").read_text()
+    assert f" step 2/2  loss {rows[1]['loss']:.4f}  gradient" in shown.err
 
 
 OTHERS: list[tuple[dict[str, Any], str]] = [

@@ -1,7 +1,6 @@
-"""What the programs show: nothing, JSON, and a log file beside the metrics."""
+"""What the programs show: nothing, bars, or JSON."""
 
 import json
-import logging
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from recipes import evaluate, generate_data, play, report
 from rookworld_trl.chess.dataset import SHIPPED_DIRECTORY, load_shipped
 from rookworld_trl.chess.sources import check_lengths
 from rookworld_trl.settings import terminal
-from rookworld_trl.settings.terminal import LOG_FILE, TerminalOptions, progress_bar, shown, with_bar
+from rookworld_trl.settings.terminal import TerminalOptions, progress_bar, shown, with_bar
 
 # What is printed
 
@@ -81,38 +80,6 @@ def test_reading_and_measuring_prompts_have_bars(
     assert "read train: 3 of 3 rows" in capsys.readouterr().err
     check_lengths(concatenate_datasets([rows, rows]), tiny_tokenizer, context=1000, max_completion_length=10)
     assert "measure prompts: 3 of 3 prompts" in capsys.readouterr().err, "each distinct prompt is measured once"
-
-
-def test_the_log_file_has_what_the_terminal_has(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    options = TerminalOptions(quiet=True, log_file=True)
-
-    @shown(options, tmp_path)
-    def program() -> None:
-        print("step 1/2  reward", "+0.5", "--hub_token hf_abcdefgh12345678")
-        print("warning: disk", file=sys.stderr)
-        print("\r 10%|#\r100%|##########", file=sys.stderr)
-        logging.getLogger("transformers.trainer").warning("of the library")
-        raise KeyError("a bug")
-
-    with pytest.raises(KeyError):
-        program()
-    with shown(options, tmp_path):
-        print("resumed")
-    lines = (tmp_path / LOG_FILE).read_text().splitlines()
-    assert all(line[:4].isdigit() and line[10] == "T" for line in lines), "each with its time"
-    texts = [line.split(" ", 1)[1] for line in lines]
-    assert texts[0].startswith("$ ")
-    assert texts[1:5] == ["step 1/2  reward +0.5 --hub_token ***", "warning: disk", "100%|##########", "of the library"]
-    assert texts[5] == "Traceback (most recent call last):"
-    assert "KeyError: 'a bug'" in texts
-    assert texts[-1] == "resumed"
-    assert "step 1/2" not in capsys.readouterr().out
-
-
-def test_other_processes_keep_no_log(tmp_path: Path) -> None:
-    with shown(TerminalOptions(log_file=True, json=True), tmp_path, main=False):
-        print("x")
-    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,6 @@ CONTROLS: dict[str, Any] = {
     "kl_target": 1e-4,
     "kl_interval": 2,
     "kl_warmup_steps": 2,
-    "reference_reset_steps": 8,
     "task_sampling": {"environment": {"temperature": 0.8, "max_completion_length": 60}},
     "recovery_snapshot_steps": 2,
     "stable_after_steps": 3,
@@ -57,7 +56,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "baseline": {
         "max_steps": 4,
         "save_steps": 2,
-        "advantage_baseline": "adaptive",
+        "advantage_baseline": "ema",
         "task_sampling": {"environment": {"temperature": 0.8}},
         "kl_type": "symmetric",
         "kl_estimator": "k2",

@@ -286,12 +286,13 @@ def test_checkpointed_blocks_are_compiled(make_trainer: Make, policy: nn.Module)
 
 
 @pytest.mark.slow
-def test_a_compiled_reference_is_reset_and_kept(make_trainer: Make) -> None:
+def test_a_compiled_reference_that_follows_is_kept(make_trainer: Make) -> None:
     compiled = {"torch_compile": True, "torch_compile_backend": "eager", "share_prefixes": False}
-    trainer = trained(make_trainer, reference_reset_steps=2, save_strategy="steps", save_steps=3, **compiled)
+    follows = {"sync_ref_model": True, "ref_model_sync_steps": 2}
+    trainer = trained(make_trainer, **follows, save_strategy="steps", save_steps=3, **compiled)
     plain = trainer.accelerator.unwrap_model(trainer.ref_model, keep_torch_compile=False)
     assert plain is not trainer.ref_model
-    again = make_trainer(beta=0.1, learning_rate=1e-2, max_steps=4, seed=1, reference_reset_steps=2, save_strategy="no")
+    again = make_trainer(beta=0.1, learning_rate=1e-2, max_steps=4, seed=1, save_strategy="no", **follows)
     again.train(resume_from_checkpoint=str(Path(trainer.args.output_dir) / "checkpoint-3"))  # not compiled any more
     assert "kl" in again.state.log_history[-2]
 
