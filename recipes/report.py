@@ -1,6 +1,6 @@
-"""Make one HTML page of a run, or of several side by side, from their files. It opens without a network.
+"""Make one HTML page of a run from its files. It opens without a network.
 
-    python recipes/report.py runs/demo [runs/other ...]
+    python recipes/report.py runs/demo
 
 Works while a run is still going on, and on one that was interrupted.
 """
@@ -17,12 +17,12 @@ from rookworld_trl.settings.terminal import add_options, shown
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", type=Path, nargs="+", metavar="run", help="Folder of a run.")
-    parser.add_argument("--output", type=Path, help="File to write; default: report.html in the first run's folder.")
+    parser.add_argument("run", type=Path, help="Folder of a run.")
+    parser.add_argument("--output", type=Path, help="File to write; default: report.html in the run's folder.")
     add_options(parser)
     args = parser.parse_args(arguments)
     with bad_input(), shown(args) as result:
-        result["report"] = str(write_report(args.runs, args.output, boards))
+        result["report"] = str(write_report(args.run, args.output, boards))
         print(result["report"])
 
 

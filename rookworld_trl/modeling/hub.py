@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError, HTTPError, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, HTTPError
 
 PUSHING = ".pushing-"  # begins the name of a checkpoint's copy that is being uploaded
 # A pickle of the arguments, the Hub token among them; what `NOT_PUSHED` names besides is state of training.
@@ -47,22 +47,10 @@ def explained(repo_id: str, again: str) -> Iterator[None]:
     """
     try:
         yield
-    except RevisionNotFoundError as error:
-        raise PushError(f"{repo_id} has no such branch ({error}): set `hub_revision` to one of its branches") from error
-    except HfHubHTTPError as error:
-        status = error.response.status_code
-        if status in (401, 403) and not (isinstance(error, RepositoryNotFoundError) and status == 404):
-            remedy = "run `hf auth login` with a token that may write there, or set `hub_token`"
-        elif isinstance(error, RepositoryNotFoundError):
-            remedy = "create the repository first, or check `hub_model_id`"
-        elif status >= 500:
-            remedy = "the Hub has trouble and was asked several times: wait a little"
-        else:
-            remedy = "see the Hub's words above"
-        raise PushError(f"pushing to {repo_id} failed with status {status} ({error}): {remedy}; {again}") from error
     except (HTTPError, OSError) as error:
         raise PushError(
-            f"pushing to {repo_id} failed ({error}): check the network and HF_HUB_OFFLINE; {again}"
+            f"pushing to {repo_id} failed ({error}): check `hub_model_id`, `hub_revision`, network and HF_HUB_OFFLINE, "
+            f"and that your token may write there (`hf auth login`, or `hub_token`); {again}"
         ) from error
 
 

@@ -4,7 +4,6 @@ Nothing is guessed and nothing is initialised at random: every weight of the con
 shape, or loading stops with one error that says what to do.
 """
 
-import hashlib
 import json
 import re
 from importlib.resources import files
@@ -13,14 +12,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HFValidationError,
-    HTTPError,
-    LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+from huggingface_hub.errors import HFValidationError, HTTPError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from tokenizers import processors
@@ -91,101 +83,36 @@ def load(
     return model, tokenizer
 
 
-def checkpoint_folder(
-    name: str | Path,
-    *,
-    revision: str | None = None,
-    token: str | bool | None = None,
-    cache_dir: str | Path | None = None,
-    local_files_only: bool = False,
-    endpoint: str | None = None,
-) -> Path:
+def checkpoint_folder(name: str | Path, **hub: Any) -> Path:
     """The local folder of a checkpoint; a repository on the Hub is downloaded first, or found in the cache.
 
-    Only the config, the tokenizer and the final weights are fetched. With HF_HUB_OFFLINE=1 nothing is. What the
-    cache has is held against the Hub's own hashes: a bit that flipped on the disk would be another weight, unnoticed.
+    Only the config, the tokenizer and the final weights are fetched. With HF_HUB_OFFLINE=1 nothing is.
 
     Args:
-        revision: branch, tag or commit; a commit hash pins the exact files.
-        token: for private and gated repositories; None takes the one saved by `hf auth login`.
-        cache_dir: default: the Hub's own cache.
-        local_files_only: take what the cache has and do not ask the Hub.
-        endpoint: another Hub, such as a mirror.
+        hub: arguments of `huggingface_hub.snapshot_download`, such as `revision`: a branch, a tag, or a commit, which
+            pins the exact files.
 
     Raises:
-        LoadingError: the Hub is out of reach, the repository is gated or unknown, or the revision is; a file of the
-            cache is damaged.
+        LoadingError: it is neither a folder nor a repository that can be had.
     """
     if name == NANO:
         return NANO_FOLDER
     if Path(name).is_dir():
         return Path(name)
     try:
-        folder = snapshot_download(
-            str(name),
-            revision=revision,
-            token=token,
-            cache_dir=cache_dir,
-            local_files_only=local_files_only,
-            allow_patterns=[*_CONFIG_FILES, *_TOKENIZER_FILES, *_WEIGHT_FILES],
-            endpoint=endpoint,
+        return Path(
+            snapshot_download(str(name), allow_patterns=_CONFIG_FILES + _TOKENIZER_FILES + _WEIGHT_FILES, **hub)
         )
     except (HFValidationError, HTTPError, OSError) as error:
-        raise LoadingError(_reason(error, name, revision)) from error
-    for file in Path(folder).iterdir():
-        _check_blob(file)
-    return Path(folder)
+        raise LoadingError(
+            f"{name} is no folder, and the Hub's repository of that name is not to be had ({error}): check name, "
+            "revision, network and HF_HUB_OFFLINE; if it is private or gated, run `hf auth login`"
+        ) from error
 
 
 def commit_of(folder: Path) -> str | None:
     """The commit that a folder of the Hub's cache holds, which it is called after; None for any other folder."""
     return folder.name if folder.parent.name == "snapshots" and re.fullmatch("[0-9a-f]{40}", folder.name) else None
-
-
-def _reason(error: Exception, name: str | Path, revision: str | None) -> str:
-    """Why there was no download, and what to do; a class stands before the one that it is derived from."""
-    for kind, reason in (
-        (HFValidationError, "is neither a folder nor the name of a repository on the Hub"),
-        (GatedRepoError, "is gated: accept its terms on its page, then run `hf auth login` or pass a token"),
-        (
-            RepositoryNotFoundError,
-            "is neither a folder nor a repository that you may see: check the name; if it is private, run "
-            "`hf auth login` or pass a token",
-        ),
-        (RevisionNotFoundError, f"has no revision {revision!r}: give a branch, a tag or a commit of it"),
-        (
-            LocalEntryNotFoundError,
-            "is not complete in the cache, and the Hub was not asked or did not answer: check the network and "
-            "HF_HUB_OFFLINE, or give a local folder",
-        ),
-    ):
-        if isinstance(error, kind):
-            return f"{name} {reason}"
-    return f"downloading {name} failed ({error}): run it again, it goes on where it stopped"
-
-
-def _check_blob(file: Path) -> None:
-    """Hold a file of the Hub's cache against its hash. Caches without links have copies, whose hashes nobody knows.
-
-    The Hub's cache links each file to one that is called after its content: by SHA-256 where it is large (git-LFS), by
-    git's name of a blob, the SHA-1 of a header and the content, where it is not.
-
-    Raises:
-        LoadingError: the content is another one.
-    """
-    blob = file.resolve()
-    if not (file.is_symlink() and re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", blob.name) and blob.is_file()):
-        return
-    with blob.open("rb") as content:
-        if len(blob.name) == 64:
-            digest = hashlib.file_digest(content, "sha256")
-        else:
-            digest = hashlib.sha1(b"blob %d\0" % blob.stat().st_size, usedforsecurity=False)
-            digest.update(content.read())
-    if digest.hexdigest() != blob.name:
-        raise LoadingError(
-            f"{file} is damaged: its content is not the one that the Hub's hash names. Delete {blob} and load it again"
-        )
 
 
 def load_model(

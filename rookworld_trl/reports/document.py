@@ -1,8 +1,7 @@
-"""The report: one HTML file with everything inside, which opens without a network, of one run or of several."""
+"""The report: one HTML file with everything inside, which opens without a network."""
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,7 +13,7 @@ from markupsafe import Markup
 from rookworld_trl.files import write_atomically
 from rookworld_trl.measuring.comparison import losses
 from rookworld_trl.measuring.tables import as_text, changed, players_of
-from rookworld_trl.reports.charts import PREFIX, forests, training_figures
+from rookworld_trl.reports.charts import PREFIX, training_figures
 from rookworld_trl.reports.run import GROUPED, HTML, Run, read_run
 
 _NOT_FACTS = ("metrics", "headline", "losses", "groups", "seconds")
@@ -36,50 +35,40 @@ class Boards(Protocol):
         """SVG that the cards refer to, once a page."""
 
 
-def write_report(folders: Sequence[Path | str], output: Path | str | None = None, boards: Boards | None = None) -> Path:
-    """Write the report of one run, or of several side by side, and return its path.
+def write_report(folder: Path | str, output: Path | str | None = None, boards: Boards | None = None) -> Path:
+    """Write a run's report and return its path.
 
     Args:
-        folders: the runs' output folders.
-        output: the file; None: `report.html` in the first folder.
-        boards: draws the runs' held-out items; None leaves them out.
+        folder: the run's output folder.
+        output: the file; None: `report.html` in the folder.
+        boards: draws the run's held-out items; None leaves them out.
 
     Raises:
-        RunError: a folder holds no readable run.
+        RunError: the folder holds no readable run.
     """
-    runs = named_apart([read_run(folder) for folder in folders], [str(folder) for folder in folders])
-    path = Path(folders[0], HTML) if output is None else Path(output)
-    write_atomically(path, render(runs, boards))
+    path = Path(folder, HTML) if output is None else Path(output)
+    write_atomically(path, render(read_run(folder), boards))
     return path
 
 
-def named_apart(runs: Sequence[Run], folders: Sequence[str]) -> list[Run]:
-    """The runs, those of one name called by their folders."""
-    names = [run.name for run in runs]
-    return [
-        replace(run, name=folder) if names.count(run.name) > 1 else run
-        for run, folder in zip(runs, folders, strict=True)
-    ]
-
-
-def render(runs: Sequence[Run], boards: Boards | None = None) -> str:
+def render(run: Run, boards: Boards | None = None) -> str:
     """The page."""
-    figures = {"Change": forests(runs), **training_figures(runs)}
+    figures = training_figures(run)
     flat = [plot for plots in figures.values() for plot in plots]
     script, divs = components(flat) if flat else ("", ())
     rest = iter(divs)
-    charts = {name: [(plot.name, Markup(next(rest))) for plot in plots] for name, plots in figures.items() if plots}
+    charts = {name: [(plot.name, Markup(next(rest))) for plot in plots] for name, plots in figures.items()}
     environment = Environment(
         loader=PackageLoader("rookworld_trl.reports"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    cards = [card for run in runs for card in boards.gallery(run.name, run.evaluations)] if boards else []
+    cards = list(boards.gallery(run.name, run.evaluations)) if boards else []
     return environment.get_template("report.html.jinja").render(
-        title=", ".join(run.name for run in runs),
-        runs=[_about(run) for run in runs],
-        headlines=[{"run": run.name, **_headline(row)} for run in runs for row in run.comparisons if row["headline"]],
-        losses=[_losses(run) for run in runs],
-        metrics=_table(runs, [run.comparisons for run in runs]),
-        groups=_table(runs, [run.groups for run in runs]),
+        title=run.name,
+        run=_about(run),
+        headlines=[_headline(row) for row in run.comparisons if row["headline"]],
+        losses=_losses(run),
+        metrics=_table(run.comparisons),
+        groups=_table(run.groups),
         charts=charts,
         cards=cards,
         kinds=list(dict.fromkeys(kind for card in cards for kind in card.kinds)),
@@ -145,45 +134,26 @@ def _losses(run: Run) -> dict[str, Any]:
         lines += [words] if words else []
         heads = [(_headline(row), row.get("group", "")) for row in lost]
         found += [head | {"label": f"{head['label']} {group}".strip()} for head, group in heads]
-    return {"run": run.name, "lines": lines, "rows": found}
+    return {"lines": lines, "rows": found}
 
 
-def _table(runs: Sequence[Run], rows: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
-    """Rows by task, decoding, group and metric, with the columns of each run side by side."""
-    merged: dict[tuple[str, ...], dict[int, Mapping[str, Any]]] = {}
-    for place, of_run in enumerate(rows):
-        for row in of_run:
-            merged.setdefault((row["task"], row["mode"], row.get("group", ""), row["metric"]), {})[place] = row
-    trained = [any(row["after"] is not None for row in of_run) for of_run in rows]
+def _table(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Rows as the page shows them: before, after and change with its interval; of an unfinished run, before alone."""
+    trained = any(row["after"] is not None for row in rows)
     lines = []
-    for (task, mode, group, _), found in merged.items():
-        known = max(found.values(), key=lambda row: "clusters" in row)  # an unfinished run knows no label and format
-        cells = []
-        for place in range(len(runs)):
-            whole = {**found[place], "label": known["label"], "format": known["format"]} if place in found else None
-            cells += _cells(whole)[: 3 if trained[place] else 1]
-        head = {"task": task, "mode": mode, "group": group, "headline": known["headline"]}
-        label = f"{PREFIX.get(task, '')} {known['label']}".strip()
-        lines.append({**head, "label": label, "cells": cells, "trivial": players_of(known), "items": known["items"]})
-    columns = [
-        f"{run.name}: {name}" if len(runs) > 1 else name
-        for run, after in zip(runs, trained, strict=True)
-        for name in (("before", "after", "change") if after else ("before",))
-    ]
+    for row in rows:
+        head = _headline(row)
+        texts = (head["before"], head["after"] if row["after"] is not None else "", head["change"])
+        values = (row["before"], row["after"], row["difference"])
+        cells: list[Cell] = [
+            {"text": text, "value": "" if value is None else value, "kind": kind}
+            for text, value, kind in zip(texts, values, ("", "", head["kind"]), strict=True)
+        ]
+        line = {name: row[name] for name in ("task", "mode", "headline", "items")} | {"group": row.get("group", "")}
+        label = f"{PREFIX.get(row['task'], '')} {row['label']}".strip()
+        lines.append({**line, "label": label, "cells": cells[: 3 if trained else 1], "trivial": head["trivial"]})
+    columns = ("before", "after", "change") if trained else ("before",)
     return {"rows": lines, "columns": columns, "grouped": any(line["group"] for line in lines)}
-
-
-def _cells(row: Mapping[str, Any] | None) -> list[Cell]:
-    """Before, after, and change with its interval."""
-    if row is None:
-        return [{"text": "", "value": "", "kind": ""}] * 3
-    head = _headline(row)
-    texts = (head["before"], head["after"] if row["after"] is not None else "", head["change"])
-    values = (row["before"], row["after"], row["difference"])
-    return [
-        {"text": text, "value": "" if value is None else value, "kind": kind}
-        for text, value, kind in zip(texts, values, ("", "", head["kind"]), strict=True)
-    ]
 
 
 def _plain(value: Any) -> str:

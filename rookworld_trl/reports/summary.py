@@ -73,11 +73,11 @@ def write_summary(
     return path
 
 
-def write_report(folders: Sequence[Path], boards: Any) -> Path:
+def write_report(folder: Path, boards: Any) -> Path:
     """The report; Bokeh, which takes seconds to import, is imported when there is one to write."""
     from rookworld_trl.reports import document
 
-    return document.write_report(folders, boards=boards)
+    return document.write_report(folder, boards=boards)
 
 
 def write_for_people(
@@ -105,4 +105,4 @@ def write_for_people(
     with step("model card"):
         write_card(folder, folder / "checkpoint")
     with step(HTML):
-        write_report([folder], boards)
+        write_report(folder, boards)

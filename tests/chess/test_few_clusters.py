@@ -186,6 +186,6 @@ def test_reports_and_cards_say_so_too(both: tuple[Item, Item], tmp_path: Path) -
     assert "| 100.0 | 0.0 | -100.0, too few (9) |" in row
     losses = card[card.index("### Significant losses") :]
     assert re.search(r"None among 0 metrics, and no verdict on \d+\.", losses)
-    text = read_page(write_report([tmp_path])).text
+    text = read_page(write_report(tmp_path)).text
     assert "-100.0, too few (9)" in text
     assert "Significant losses: none among 0 metrics, and no verdict on" in text

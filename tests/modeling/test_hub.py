@@ -69,19 +69,21 @@ def test_passing_trouble_of_the_hub_is_waited_for(hub: Hub, tiny_checkpoint: Pat
 
 
 REFUSALS = {
-    "wrong token": ({"token": "hf_read"}, None, "status 401.*run `hf auth login` with a token that may write there"),
-    "no right": ({}, ("/api/repos/create", 403, ""), "status 403.*run `hf auth login` with a token"),
-    "gone": ({}, ("/preupload/", 404, "RepoNotFound"), "status 404.*check `hub_model_id`"),
-    "lasting trouble": ({}, ("/commit/", 500, ""), "status 500.*wait a little"),
+    "wrong token": ({"token": "hf_read"}, None, "401"),
+    "no right": ({}, ("/api/repos/create", 403, ""), "403"),
+    "gone": ({}, ("/preupload/", 404, "RepoNotFound"), "404"),
+    "lasting trouble": ({}, ("/commit/", 500, ""), "500"),
 }
 
 
 @pytest.mark.parametrize("case", REFUSALS)
 def test_refusals_say_what_to_do_and_that_nothing_is_lost(hub: Hub, tiny_checkpoint: Path, case: str) -> None:
-    options, failure, message = REFUSALS[case]
+    options, failure, status = REFUSALS[case]
     if failure:
         hub.fail(*failure)
-    with pytest.raises(PushError, match=rf"(?s)pushing to me/trained failed with {message}") as raised:
+    with pytest.raises(
+        PushError, match=rf"(?s)pushing to me/trained failed .*{status}.*check `hub_model_id`.*`hf auth login`"
+    ) as raised:
         push_folder(tiny_checkpoint, "me/trained", **{"token": TOKEN, **options})
     assert f"`hf upload me/trained {tiny_checkpoint}`" in str(raised.value)
     arrived = hub.repositories["me/trained"].branches["main"] if "me/trained" in hub.repositories else {}
@@ -90,9 +92,9 @@ def test_refusals_say_what_to_do_and_that_nothing_is_lost(hub: Hub, tiny_checkpo
 
 def test_without_a_network(hub: Hub, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(PushError, match="check the network and HF_HUB_OFFLINE"):
+    with pytest.raises(PushError, match="network and HF_HUB_OFFLINE"):
         push_folder(tiny_checkpoint, "me/trained", token=TOKEN)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
-    with pytest.raises(PushError, match="check the network"):
+    with pytest.raises(PushError, match="network and HF_HUB_OFFLINE"):
         push_folder(tiny_checkpoint, "me/trained", token=TOKEN)

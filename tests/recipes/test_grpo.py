@@ -346,7 +346,7 @@ def test_ctrl_c_twice_is_no_bug(arguments, monkeypatch, capsys):
 WATCHING = {"eval_strategy": "steps", "eval_steps": 1, "save_steps": 1, "save_strategy": "steps"}
 BAD = {
     "unknown key": ({"learning_rat": 1}, "unknown key 'learning_rat'; the nearest valid key is 'learning_rate'"),
-    "no checkpoint": ({"model": "./nowhere"}, "`model` is './nowhere': ./nowhere is neither a folder nor"),
+    "no checkpoint": ({"model": "./nowhere"}, "`model` is './nowhere': ./nowhere is no folder, and the Hub's"),
     "no data": ({"dataset": "nowhere.parquet"}, "nowhere.parquet: no such file"),
     "impossible ratio": ({"mix_env_ratio": 0.3}, "`mix_env_ratio` is 0.3: 1.5 of 5 prompts"),
     "too long": ({"max_completion_length": 300}, "`max_completion_length` is 300: with the longest prompt"),

@@ -123,7 +123,7 @@ def test_a_folder_of_any_name_is_pushed_and_finished(pushing: dict, hub: Hub, tm
 def test_a_token_that_may_not_write_is_refused_before_anything_trains(hub: Hub, pushing: dict, capsys) -> None:
     run(pushing | {"hub_token": "hf_read"}, code=2)
     error = capsys.readouterr().err
-    assert "error: pushing to me/trained failed with status 401" in error
+    assert "error: pushing to me/trained failed" in error
     assert "`hf auth login`" in error
     assert not (pushing["output_dir"] / "summary.json").exists()
 
@@ -132,5 +132,5 @@ def test_nor_where_the_repository_exists(hub: Hub, pushing: dict, capsys) -> Non
     """The client takes a repository that it can read for one that it has made."""
     hub.repositories["me/trained"] = Repository()
     run(pushing | {"hub_token": "hf_read"}, code=2)
-    assert "error: pushing to me/trained failed with status 403" in capsys.readouterr().err
+    assert "error: pushing to me/trained failed" in capsys.readouterr().err
     assert not (pushing["output_dir"] / "evaluation_before.parquet").exists()

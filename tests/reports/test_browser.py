@@ -85,7 +85,7 @@ def report(tmp_path: Path) -> Path:
     folder = write_run(tmp_path / "demo")
     write_evaluation(folder, "before", BEFORE)
     write_evaluation(folder, "after", AFTER)
-    return write_report([folder], boards=boards)
+    return write_report(folder, boards=boards)
 
 
 @requires_browser

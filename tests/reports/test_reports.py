@@ -1,7 +1,6 @@
 """Reports from run folders written by hand: whole, unfinished, torn and malformed ones."""
 
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,7 @@ from rookworld_trl.reports.charts import smooth, thinned
 from rookworld_trl.reports.document import write_report
 from rookworld_trl.reports.run import RunError, read_run
 from tests.support.pages import Page, read_page
-from tests.support.runs import comparison, write_run
+from tests.support.runs import write_run
 
 
 @pytest.fixture
@@ -49,7 +48,7 @@ def rows_of(page: Page, section: str) -> list[list[str]]:
 
 
 def test_the_page_holds_the_numbers_and_stands_alone(run: Path) -> None:
-    path = write_report([run], boards=boards)
+    path = write_report(run, boards=boards)
     assert path == run / "report.html"
     page = read_page(path)
     assert page.links == set()  # nothing is fetched
@@ -72,23 +71,7 @@ def test_no_loss_is_said_too(run: Path) -> None:
     summary = json.loads((run / "summary.json").read_text())
     summary["metrics"] = [row for row in summary["metrics"] if row["metric"] != "top1"]
     (run / "summary.json").write_text(json.dumps(summary))
-    assert "Significant losses: none among 3 metrics" in read_page(write_report([run], boards=boards)).text
-
-
-def test_runs_stand_side_by_side(run: Path, tmp_path: Path) -> None:
-    other = tmp_path / "other" / "demo"
-    shutil.copytree(run, other)
-    summary = json.loads((other / "summary.json").read_text())
-    summary["metrics"] = [comparison(after=0.9, difference=0.2, ci_low=0.1, ci_high=0.3)]
-    (other / "summary.json").write_text(json.dumps(summary))
-    page = read_page(write_report([run, other], tmp_path / "both.html", boards))
-    head, first, *rest = rows_of(page, "metrics")
-    names = [f"{folder}: {name}" for folder in (run, other) for name in ("before", "after", "change")]
-    assert head[2:8] == names, "two runs of one name go by their folders"
-    changes = ["70.0 %", "75.0 %", "+5.0 [+2.0, +8.0]", "70.0 %", "90.0 %", "+20.0 [+10.0, +30.0]"]
-    assert first[2:8] == changes
-    assert all(row[5:8] == ["", "", ""] for row in rest)
-    assert {f"{run}: P:", f"{other}: P:", f"{other}, greedy"} <= set(page.legends), "each run has its own lines"
+    assert "Significant losses: none among 3 metrics" in read_page(write_report(run, boards=boards)).text
 
 
 def test_a_run_that_is_going_on_is_reported_too(run: Path) -> None:
@@ -99,7 +82,7 @@ def test_a_run_that_is_going_on_is_reported_too(run: Path) -> None:
     (run / "health.jsonl").write_text(
         json.dumps({"step": 9, "metric": "kl", "value": 0.2, "from": "green", "to": "yellow"}) + '\n{"step": 12, "me'
     )
-    page = read_page(write_report([run], boards=boards))
+    page = read_page(write_report(run, boards=boards))
     assert "40 steps · not finished" in page.text
     assert "No held-out evaluation yet" in page.text
     assert "KL to the reference" in page.text
@@ -108,7 +91,7 @@ def test_a_run_that_is_going_on_is_reported_too(run: Path) -> None:
     items = [Item(name, {"best_legal": legal}, groups={"color": "white"}) for name, legal in (("a", 1.0), ("b", 0.0))]
     result = Result("policy", [share("best_legal", "best_legal")], items, "sampled")
     write_results(run / "evaluation_before.parquet", [result])
-    page = read_page(write_report([run], boards=boards))
+    page = read_page(write_report(run, boards=boards))
     assert rows_of(page, "metrics") == [
         ["metric", "decoding", "before", "trivial players", "items"],
         ["P: best_legal", "sampled", "0.500", "", "2"],
@@ -118,9 +101,9 @@ def test_a_run_that_is_going_on_is_reported_too(run: Path) -> None:
 
 def test_a_run_that_has_just_begun_is_a_page(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text("")
-    assert "0 steps · not finished" in read_page(write_report([tmp_path], boards=boards)).text
+    assert "0 steps · not finished" in read_page(write_report(tmp_path, boards=boards)).text
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "reward": 0.5}\n')
-    assert "Mean reward" in read_page(write_report([tmp_path], boards=boards)).text
+    assert "Mean reward" in read_page(write_report(tmp_path, boards=boards)).text
 
 
 def test_every_quantity_that_is_logged_has_its_curve(run: Path) -> None:
@@ -129,9 +112,9 @@ def test_every_quantity_that_is_logged_has_its_curve(run: Path) -> None:
     keys += ["policy/best_legal", "environment/exact", "eval_policy/skill", "eval_best", "eval_best_step"]
     rows = [{"step": step, **dict.fromkeys(keys, 0.1 * step)} for step in (1, 2, 3)]
     (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    text = read_page(write_report([run], boards=boards)).text
+    text = read_page(write_report(run, boards=boards)).text
     titles = ["Entropy", "β, the KL", "Clipped tokens", "Learning rate", "Time of a step", "Memory", "P: by field"]
-    for title in [*titles, "A: by field", "Held-out metrics while training", "change by training"]:
+    for title in [*titles, "A: by field", "Held-out metrics while training"]:
         assert title in text, title
     assert "KL of a completion" not in text  # not logged
     assert "best held-out value 0.3 at step 0.3" in text  # as `eval_best_step` has it
@@ -162,7 +145,7 @@ def test_malformed_files_are_named(tmp_path: Path, file: str, content: str, mess
 
 def test_a_folder_may_have_any_name(run: Path) -> None:
     folder = run.rename(run.with_name("run$\\frac$_%s {{x}} <i>"))
-    assert "run$\\frac$_%s {{x}} <i>" in read_page(write_report([folder], boards=boards)).text
+    assert "run$\\frac$_%s {{x}} <i>" in read_page(write_report(folder, boards=boards)).text
 
 
 def test_missing_runs_are_named(tmp_path: Path) -> None:

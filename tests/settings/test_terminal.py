@@ -106,6 +106,6 @@ def test_generate_data_and_report_print_json(
     out, err = capsys.readouterr()
     assert json.loads(out) == {"output": str(tmp_path), "positions": 12}
     assert err == ""
-    monkeypatch.setattr(report, "write_report", lambda runs, output, boards: Path("x.html"))
+    monkeypatch.setattr(report, "write_report", lambda run, output, boards: Path("x.html"))
     report.main(["runs/demo", "--json"])
     assert json.loads(capsys.readouterr().out) == {"report": "x.html"}
