@@ -281,9 +281,6 @@ def timed_training(
     timed = watch.steps[1:]
     names = sorted({name for step in timed for name in step})
 
-    def median(metric: str) -> float:
-        return statistics.median(row[metric] for row in log[1:])
-
     return {
         "parameters": models[0].num_parameters(),
         "devices": [", ".join(sorted({str(weight.device) for weight in each.parameters()})) for each in models],
@@ -291,7 +288,6 @@ def timed_training(
         "phases": {name: round(statistics.median(step.get(name, 0.0) for step in timed), 4) for name in names},
         "completion_tokens": round(statistics.mean(row["completions/mean_length"] for row in log[1:]), 1),
         "memory_gb": round(log[-1]["perf/memory_gb"], 3),
-        **{name: round(median(f"perf/{name}"), 4) for name in ("tflops_per_second", "mfu") if f"perf/{name}" in log[1]},
         "gates": {key.removeprefix("gates/"): value for key, value in log[0].items() if key.startswith("gates/")},
         "log": log,
     }

@@ -74,7 +74,7 @@ def components(folder: Path) -> dict[str, Any]:
     gates = {name: steps[0][f"gates/{name}"] for name in ("padding", "reference", "sampled_ids", "sampler")}
     limits = {"padding": bounds.logp, "reference": bounds.kl, "sampled_ids": 0.0, "sampler": bounds.logp}
     wanted = {"kl", "kl/coefficient", "kl/sequence_p95", "entropy", "grad_norm", "learning_rate", "perf/memory_gb"}
-    wanted |= {"perf/memory_rss_gb", "perf/tflops_per_second", "rollout/seconds_per_sample"}
+    wanted |= {"perf/memory_rss_gb", "perf/seconds_learning", "rollout/seconds_per_sample"}
     wanted |= {"rewards/policy_reward_continuous/mean", "rewards/environment_reward_continuous/mean"}
     checks = {
         "it ends with 0": code == DONE,

@@ -9,13 +9,12 @@ from trl.trainer import grpo_trainer
 from benchmarks import parity as parity_program
 from benchmarks import speed
 from benchmarks.common import copy_bandwidth, medians
-from benchmarks.gpu.stage import Stage
+from benchmarks.gpu.stage import Stage, peak_flops
 from rookworld_trl.memory import memory_gb
 from rookworld_trl.modeling import sampling
 from rookworld_trl.modeling.gpt2 import GPT2
 from rookworld_trl.modeling.loading import NANO_FOLDER, load_model
 from rookworld_trl.modeling.rollout import rollout
-from rookworld_trl.plugins.throughput import peak_flops
 from rookworld_trl.training.preparation import trl_built_here
 
 HEAD_BOUND = (

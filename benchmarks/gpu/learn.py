@@ -15,14 +15,13 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.utils import logging
 
 from benchmarks.common import shipped
-from benchmarks.gpu.stage import TINY, Stage
+from benchmarks.gpu.stage import TINY, Stage, peak_flops
 from recipes import grpo as grpo_recipe
 from recipes import sft as sft_recipe
 from recipes.making.moves import choose_move, environment_row
 from rookworld_trl.chess.dataset import split_of
 from rookworld_trl.modeling.tokenizer import build_gpt2_tokenizer
 from rookworld_trl.modeling.trees import TokenTree
-from rookworld_trl.plugins.throughput import peak_flops
 from rookworld_trl.reports.run import read_summary
 from rookworld_trl.training.supervised import MuonFactory, SupervisedConfig, SupervisedTrainer
 

@@ -3,6 +3,7 @@
 import gc
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -176,6 +177,21 @@ class Stage:
 def short(found: dict[str, Any]) -> str:
     """A training's figures in a table's cell."""
     parts = [f"{found['seconds_per_step']:.3g} s a step", f"{found['memory_gb']:.1f} GB"]
-    if "mfu" in found:
-        parts.append(f"MFU {found['mfu']:.1%}")
     return ", ".join(parts)
+
+
+# Dense peaks from the makers' data sheets, in operations a second: (float32, bf16 with float32 accumulation), by the
+# whole name that the driver gives: cards of one family differ (PCIe, NVL, laptops), and slices of a card are no card.
+PEAKS = {
+    r"NVIDIA H200": (67e12, 989e12),
+    r"NVIDIA H100 80GB HBM3": (67e12, 989e12),
+    r"NVIDIA H100 PCIe": (51e12, 756e12),
+    r"NVIDIA A100-(SXM4|PCIE)-(40|80)GB|NVIDIA A100 80GB PCIe": (19.5e12, 312e12),
+    r"NVIDIA GeForce RTX 4090": (82.6e12, 165.2e12),
+    r"NVIDIA GeForce RTX 3090": (35.6e12, 71e12),
+}
+
+
+def peak_flops(device_name: str, mixed: bool) -> float | None:
+    """Peak of a known GPU for float32 or 16-bit autocast (`mixed`); None for others, CPUs among them."""
+    return next((peaks[mixed] for name, peaks in PEAKS.items() if re.fullmatch(name, device_name)), None)

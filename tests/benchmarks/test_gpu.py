@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.gpu import checks, program, speed
-from benchmarks.gpu.stage import Stage
+from benchmarks.gpu.stage import Stage, peak_flops
 from rookworld_trl.modeling import sampling
 from rookworld_trl.modeling.gpt2 import GPT2
 
@@ -193,3 +193,10 @@ def test_impossible_draws_and_falling_sums_are_seen(stage: Stage, monkeypatch: p
     monkeypatch.setattr(sampling, "cumulative_probs", parallel)
     checks.draws(stage)
     assert held(stage) == set()
+
+
+def test_a_peak_belongs_to_the_whole_name_of_a_card() -> None:
+    assert peak_flops("NVIDIA GeForce RTX 4090", mixed=True) == 165.2e12
+    assert peak_flops("NVIDIA A100-SXM4-80GB", mixed=False) == 19.5e12
+    for other in ("NVIDIA GeForce RTX 4090 Laptop GPU", "NVIDIA A100-SXM4-80GB MIG 1g.10gb", "NVIDIA H100 NVL"):
+        assert peak_flops(other, mixed=True) is None

@@ -48,8 +48,8 @@ def test_it_acts_in_a_run(example: type, make_trainer: Callable[..., Any]) -> No
     assert trainer.identity.fingerprint["advantage_limit"] == 0.25
 
 
-def test_a_mapping_of_settings_is_parted() -> None:
-    left, made = plugins.split({"beta": 0.1, "mining": True})
+def test_a_mapping_of_settings_is_parted(example: type) -> None:
+    left, made = plugins.split({"beta": 0.1, "advantage_limit": 0.5})
     assert left == {"beta": 0.1}
-    assert [each.NAME for each in made if each.on and each.NAME == "mining"] == ["mining"]
+    assert [each.advantage_limit for each in made if isinstance(each, example)] == [0.5]
     assert len(made) == len(plugins.offered())
