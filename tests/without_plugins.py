@@ -3,6 +3,7 @@
 python -m tests.without_plugins [NAME ...]
 """
 
+import ast
 import os
 import re
 import shutil
@@ -21,15 +22,32 @@ FAST = (
 
 
 def delete(name: str, tree: Path) -> None:
-    """The plug-in's file, its test, and the lines of recipes that name it or its class."""
+    """The plug-in's file, its test, and the statements of recipes that name it or its class, or what these make."""
     file = tree / "rookworld_trl" / "plugins" / f"{name}.py"
-    names = re.findall(r"^(?:class|def) (\w+)", file.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    names = set(re.findall(r"^(?:class|def) (\w+)", file.read_text(encoding="utf-8"), flags=re.MULTILINE))
     file.unlink()
     (tree / "tests" / "plugins" / f"test_{name}.py").unlink(missing_ok=True)
-    named = re.compile(rf"\b({'|'.join([f'plugins.{name}', *names])})\b")
     for recipe in (tree / "recipes").glob("*.py"):
-        lines = recipe.read_text(encoding="utf-8").splitlines(keepends=True)
-        recipe.write_text("".join(line for line in lines if not named.search(line)), encoding="utf-8")
+        left = Without(f"rookworld_trl.plugins.{name}", names).visit(ast.parse(recipe.read_text(encoding="utf-8")))
+        recipe.write_text(ast.unparse(left), encoding="utf-8")
+
+
+class Without(ast.NodeTransformer):
+    """Drops statements that begin with one of these names, or import from a module that is gone."""
+
+    def __init__(self, module: str, names: set[str]) -> None:
+        self.module, self.names = module, set(names)
+
+    def generic_visit(self, node: ast.AST) -> ast.AST | None:
+        if isinstance(node, ast.stmt):
+            if isinstance(node, ast.ImportFrom) and node.module == self.module:
+                return None
+            own = [each for each in ast.iter_child_nodes(node) if not isinstance(each, ast.stmt)]
+            if {each.id for part in own for each in ast.walk(part) if isinstance(each, ast.Name)} & self.names:
+                if isinstance(node, ast.Assign):
+                    self.names |= {target.id for target in node.targets if isinstance(target, ast.Name)}
+                return None
+        return super().generic_visit(node)
 
 
 def main(*names: str) -> int:
