@@ -24,13 +24,10 @@ class Rollout:
         completion_ids: tokens of each completion, the end token included where it was produced.
         logps: natural log-prob of each of those tokens under the distribution it was sampled from (temperature and
             filters included); for greedy decoding, under the model itself.
-        draft_logps: log-prob under the same distribution that a sample is the draft, for each prompt; exact, not
-            estimated from the samples. 0 for prompts without a draft.
     """
 
     completion_ids: list[list[int]]
     logps: list[list[float]]
-    draft_logps: list[float]
 
 
 @torch.no_grad()
@@ -82,16 +79,13 @@ def rollout(
         _check_tokens(what, sequences, gpt2.config.vocab_size)
     _check_lengths(prompt_ids, gpt2.config.n_positions - max_new_tokens)
     rows = len(prompt_ids) * num_samples
-    result = Rollout([[]] * rows, [[]] * rows, [0.0] * len(prompt_ids))
+    result = Rollout([[]] * rows, [[]] * rows)
     usable = [usable_draft(draft or (), eos_token_id, max_new_tokens) for draft in drafts or [()] * len(prompt_ids)]
     for requests in plan(prompt_ids, usable, num_samples, batch_size):
         batch = SampleBatch(gpt2, requests, settings)
         batch.draw()
         for row, ids, logps in batch.completions():
             result.completion_ids[row], result.logps[row] = ids, logps
-        for request, logp in zip(requests, batch.draft_logps.tolist(), strict=True):
-            for row in request.rows:
-                result.draft_logps[row // num_samples] = logp
     if torch.is_autocast_enabled(gpt2.wte.device.type):
         torch.clear_autocast_cache()  # it holds weights cast without grad, which a training pass must not pick up
     return result

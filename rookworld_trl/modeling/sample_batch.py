@@ -92,7 +92,6 @@ class SampleBatch:
         self.logps = torch.zeros_like(self.uniforms)
         self.lengths = torch.zeros(self.spare + 1, dtype=torch.long, device=self.device)
         self.done = self._index(range(self.spare + 1)) == self.spare
-        self.draft_logps = torch.zeros(len(requests), device=self.device)
 
     def completions(self) -> Iterator[tuple[int, list[int], list[float]]]:
         """Row in the result, tokens and log-probs of every sample."""
@@ -109,7 +108,7 @@ class SampleBatch:
         rows = self._index(range(self.spare))
         prompts = self._index([i for i, request in enumerate(self.requests) for _ in request.rows])
         last_of_prompt = self._index(range(len(drafts))) * hidden.shape[1] + prompt_lengths - 1
-        followed, self.draft_logps = self._follow(hidden.flatten(0, 1), last_of_prompt, drafts, prompts, rows)
+        followed = self._follow(hidden.flatten(0, 1), last_of_prompt, drafts, prompts, rows)
         live = ~self.done[rows]
         pays = int(followed.sum()) > REDRAFT_ABOVE * sum(len(r.draft) * len(r.rows) for r in self.requests)
         rows, prompts, followed = rows[live], prompts[live], followed[live]
@@ -151,7 +150,7 @@ class SampleBatch:
             hidden = decoder.forward(self._padded(inputs)[decoder.source], sizes_of_slot)
             slot_of_node = decoder.filled.nonzero().squeeze(-1)
             first = (sizes_of_slot.cumsum(0) - sizes_of_slot)[slot_of_node]
-            followed, _ = self._follow(hidden, first, rests, branch_of_row, rows)
+            followed = self._follow(hidden, first, rests, branch_of_row, rows)
             pays = int(followed.sum()) > REDRAFT_ABOVE * int(sizes.sum())
             live = ~self.done[rows]
             rows, nodes, followed = rows[live], branch_of_row[live], followed[live]
@@ -174,7 +173,7 @@ class SampleBatch:
         drafts: Sequence[Sequence[int]],
         node_of_row: Tensor,
         rows: Tensor,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> Tensor:
         """Let rows draw along the drafts of their nodes, and one token behind what they followed.
 
         Args:
@@ -183,13 +182,13 @@ class SampleBatch:
             node_of_row: (n,), ascending.
 
         Returns:
-            How many drafted tokens each row drew (n,), and the log-prob of each whole draft (B,).
+            How many drafted tokens each row drew (n,).
         """
         limit, eos = self.settings.max_new_tokens, self.settings.eos_token_id
         padded, sizes = self._padded(drafts), self._index([len(draft) for draft in drafts])
         ends = self._index([self._ends(draft) for draft in drafts]).bool()
         steps = self._index(range(padded.shape[1] + 1))
-        followed, draft_logps = torch.zeros_like(rows), []
+        followed = torch.zeros_like(rows)
         at_once = max(1, LOGITS_AT_ONCE // (len(steps) * self.gpt2.config.vocab_size))
         for start in range(0, len(drafts), at_once):
             nodes = slice(start, start + at_once)
@@ -201,7 +200,6 @@ class SampleBatch:
             uniforms = self.uniforms[row[:, None], columns]
             followed[mine], drawn = verify(cumulative, padded[nodes], sizes[nodes], node, uniforms)
             logps = log_probs[:, :-1].gather(-1, padded[nodes, :, None]).squeeze(-1)
-            draft_logps.append(logps.masked_fill(steps[:-1] >= sizes[nodes, None], 0).sum(-1))
             # What was followed and the token behind it, at the row's next columns; all else goes to the spare one.
             place = followed[mine, None]
             ended = ends[nodes][node, None] & (place == sizes[nodes][node, None])
@@ -214,7 +212,7 @@ class SampleBatch:
             self.done[row] = (self.lengths[row] == limit) | ended.squeeze(1)
             if eos is not None:
                 self.done[row] |= drawn == eos
-        return followed, torch.cat(draft_logps)
+        return followed
 
     def _decode(self, decoder: SharedPrefixDecoder, rows: Tensor) -> None:
         """Draw the decoder's items, which are these rows (n,), token by token."""

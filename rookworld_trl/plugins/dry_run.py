@@ -4,7 +4,6 @@ Everything is written to a folder that is deleted again, so that a wrong setting
 """
 
 import copy
-import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -84,46 +83,30 @@ class DryRun(Plugin):
         Returns:
             The exit code.
         """
-        self.trainer, scratch = trainer, Path(trainer.args.output_dir)
+        self.trainer = trainer
         trainer.train(resume_from_checkpoint=start)
         state, tried, first = trainer.state, len(self.ends) - 1, min(1, len(self.ends) - 2)
         a_step = (self.ends[-1] - self.ends[first]) / (tried - first)
         left = state.max_steps - state.global_step + tried
         steps = left if self.minutes is None else min(left, int(60 * self.minutes / a_step) + 1)
         figures = {"seconds_a_step": a_step, "steps": steps, "of": left, "train_minutes": steps * a_step / 60}
-        figures |= {"evaluation_minutes": 0.0, "disk_gb": self._models(steps) / 1e9}
+        figures["evaluation_minutes"] = 0.0
         if held_out is not None:
             part, begun = held_out.shuffle(seed=1).select(range(min(ITEMS, len(held_out)))), time.perf_counter()
             measure(part)
             an_item, asked = (time.perf_counter() - begun) / len(part), self.asked
-            watched = len(trainer.eval_dataset) * (steps // int(asked.eval_steps)) if _by_steps(asked, "eval") else 0
+            watched = (
+                len(trainer.eval_dataset) * (steps // int(asked.eval_steps)) if asked.eval_strategy == "steps" else 0
+            )
             figures["evaluation_minutes"] = an_item * (2 * len(held_out) + watched) / 60
-            written = sum(file.stat().st_size for file in scratch.glob("evaluation_*"))
-            figures["disk_gb"] += 2 * written * len(held_out) / len(part) / 1e9
-        logs = sum(file.stat().st_size for file in scratch.glob("*.jsonl"))
-        figures |= {"memory_gb": memory_gb(), "disk_gb": figures["disk_gb"] + logs * steps / tried / 1e9}
+        figures["memory_gb"] = memory_gb()
         if trainer.accelerator.is_main_process:
             said = f"\ndry run: {tried} steps were made, nothing was written to {self.asked.output_dir}"
-            print(said, *self._lines(figures, free=shutil.disk_usage(scratch).free / 1e9), sep="\n  ")
+            print(said, *self._lines(figures), sep="\n  ")
         result |= figures | {"output_dir": self.asked.output_dir}
         return stopping.DIVERGED if trainer.stop_reason else stopping.DONE
 
-    def _models(self, steps: int) -> float:
-        """Bytes of the trained model and of the checkpoints that stay."""
-        weights = sum(each.numel() * each.element_size() for each in self.trainer.model.parameters())
-        states = self.trainer.optimizer.state.values()
-        moments = sum(each.nbytes for state in states for each in state.values() if isinstance(each, torch.Tensor))
-        return weights + self._kept(steps) * (weights + moments)
-
-    def _kept(self, steps: int) -> int:
-        """Checkpoints that are there at most, one of them stable and one being written."""
-        asked = self.asked
-        if not _by_steps(asked, "save"):
-            return 0
-        made = steps // max(1, int(asked.save_steps if asked.save_steps >= 1 else asked.save_steps * steps)) + 1
-        return min(made, asked.save_total_limit or made) + 2
-
-    def _lines(self, figures: dict[str, Any], free: float) -> Iterator[str]:
+    def _lines(self, figures: dict[str, Any]) -> Iterator[str]:
         """What is printed, as `name  figures`."""
         trainer, asked, steps, of = self.trainer, self.asked, figures["steps"], figures["of"]
         rows = [{key[6:]: row[key] for key in row if key.startswith("gates/")} for row in trainer.state.log_history]
@@ -137,16 +120,6 @@ class DryRun(Plugin):
         most = torch.cuda.mem_get_info()[1] if on_cuda() else psutil.virtual_memory().total
         where = "GPU" if on_cuda() else "machine"
         yield f"memory   {figures['memory_gb']:.3g} GB of the {where}'s {most / 1e9:.3g}"
-        yield f"disk     {figures['disk_gb']:.3g} GB at most, {free:.3g} are free"
-        names = ["model.safetensors", "training.json", "recipe.yaml", "metrics.jsonl"]
-        if hasattr(asked, "num_generations"):
-            names = ["checkpoint/", "summary.json", "metrics.jsonl", "report.html", "evaluation_before.parquet"]
-            names += ["evaluation_after.parquet", "recipe.yaml", "health.jsonl where a metric leaves its band"]
-        kept = self._kept(steps)
-        names += [f"checkpoint-<step>/ and stable-<step>/, {kept} at most"] if kept else []
-        yield f"files    {asked.output_dir}/: {', '.join(names)}"
-        if asked.push_to_hub:
-            yield f"Hub      {asked.hub_model_id} gets the model; a dry run does not try it"
         config = trainer.model.config
         if config.model_type == "gpt2" and hasattr(asked, "num_generations"):
             texts = trainer.train_dataset[: min(1000, len(trainer.train_dataset))]["prompt"]
@@ -187,11 +160,6 @@ def rehearsed(args: Any, plugins: Sequence[Plugin]) -> Iterator[DryRun | None]:
         each.alert = None
     with scratch:
         yield own
-
-
-def _by_steps(args: Any, what: str) -> bool:
-    strategy = getattr(args, f"{what}_strategy")
-    return str(getattr(strategy, "value", strategy)) == "steps"
 
 
 def cards(config: Any, args: Any, parameters: int, length: int) -> Iterator[str]:

@@ -183,28 +183,6 @@ def test_drafts_that_end_beside_drafts_that_are_cut_at_the_real_vocabulary(make_
         torch.testing.assert_close(torch.tensor(ours), torch.tensor(theirs), atol=1e-5, rtol=0)
 
 
-def test_probability_of_the_draft_is_exact(model: GPT2LMHeadModel) -> None:
-    """Against transformers, and against the share of samples that are the draft."""
-    prompts = PROMPTS[:3]
-    drafts = [
-        ids[:4] for ids in rollout(model, prompts, max_new_tokens=4, eos_token_id=EOS, temperature=0).completion_ids
-    ]
-    drafts[1] = []
-    settings = {"max_new_tokens": 4, "eos_token_id": EOS, "num_samples": 1500, "temperature": 0.5}
-    out = rollout(model, prompts, drafts=drafts, **settings)
-    assert out.draft_logps[1] == 0
-    for i in (0, 2):
-        ids, size = torch.tensor([prompts[i] + drafts[i]]), len(drafts[i])
-        with torch.no_grad():
-            logps = (model(ids).logits[0, -size - 1 : -1] / 0.5).log_softmax(-1)
-        expected = float(logps.gather(-1, torch.tensor(drafts[i])[:, None]).sum())
-        assert abs(out.draft_logps[i] - expected) < 1e-4
-        share = Counter(map(tuple, out.completion_ids[1500 * i : 1500 * (i + 1)]))[tuple(drafts[i])] / 1500
-        p = torch.tensor(expected).exp().item()
-        assert 0.01 < p < 0.99
-        assert abs(share - p) < 4 * (p * (1 - p) / 1500) ** 0.5
-
-
 def test_a_context_that_is_filled_to_the_end(model: GPT2LMHeadModel) -> None:
     """Finished rows stay in their slots for a while; they must not run out of the position table."""
     prompts = random_prompts(50, 49, 50)

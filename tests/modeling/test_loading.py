@@ -176,7 +176,7 @@ def test_a_repository_is_downloaded_once_and_found_again(hub: Hub, tiny_model: G
 @pytest.mark.parametrize(
     ("name", "revision", "failure", "message"),
     [
-        ("me/rook", None, (403, "GatedRepo"), "me/rook is no folder, .* 403 .*run `hf auth login`"),
+        ("me/rook", None, (403, "GatedRepo"), "me/rook is no folder, .*403 .*run `hf auth login`"),
         ("me/nothing", None, None, "me/nothing is no folder, .*404.* check name"),
         ("me/rook", "v9", None, r"Invalid rev id: v9|404.*check name, revision"),
         ("./no/such/folder", None, None, "./no/such/folder is no folder, .*check name"),

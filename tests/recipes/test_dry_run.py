@@ -15,7 +15,7 @@ from tests.recipes.test_sft_durable import shards  # noqa: F401
 
 
 def test_a_dry_run_leaves_nothing_behind(arguments, tmp_path, capsys):
-    """What it would write is named, and its figures are in the line of `--json`; no alert goes out."""
+    """Its figures are in the line of `--json`; no alert goes out."""
     before = files_of(tmp_path)
     changes = {"save_strategy": "steps", "save_steps": 10, "save_total_limit": 2, "alert": f"touch {tmp_path}/told"}
     run(arguments | changes | {"dry_run": True, "max_steps": 30, "max_train_minutes": 1000})
@@ -25,7 +25,6 @@ def test_a_dry_run_leaves_nothing_behind(arguments, tmp_path, capsys):
         r"dry run: 12 steps were made, nothing was written to .*/run\n  gates    all hold: dropout 0", shown
     )
     assert re.search(r"time .* minutes: .* for 30 steps, .* to measure\n", shown)
-    assert "checkpoint-<step>/ and stable-<step>/, 4 at most" in shown
     run(arguments | {"dry_run": True, "json": True, "max_steps": 300, "max_train_minutes": 0.01})
     found = json.loads(capsys.readouterr().out)
     assert (found["output_dir"], found["of"]) == (str(arguments["output_dir"]), 300)
