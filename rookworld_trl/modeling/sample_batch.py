@@ -20,13 +20,10 @@ from torch import Tensor
 
 from rookworld_trl.modeling.gpt2 import GPT2
 from rookworld_trl.modeling.sampling import cumulative_probs, draw, inversion_targets, row_generator, sampling_log_probs
-from rookworld_trl.modeling.shared_prefix import Prefix, SharedPrefixDecoder, prefill
+from rookworld_trl.modeling.shared_prefix import SharedPrefixDecoder, prefill
 
 # Logits computed at once along drafts: bounds memory (four tensors of this size, 256 MiB each in fp32; six on a GPU).
 LOGITS_AT_ONCE = 1 << 26
-# Pass the rests of drafts again when rows have just followed more than this share of what was passed. On a CPU 0.1
-# and 1.1 are up to 18 and 11 % slower.
-REDRAFT_ABOVE = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,61 +107,10 @@ class SampleBatch:
         last_of_prompt = self._index(range(len(drafts))) * hidden.shape[1] + prompt_lengths - 1
         followed = self._follow(hidden.flatten(0, 1), last_of_prompt, drafts, prompts, rows)
         live = ~self.done[rows]
-        pays = int(followed.sum()) > REDRAFT_ABOVE * sum(len(r.draft) * len(r.rows) for r in self.requests)
         rows, prompts, followed = rows[live], prompts[live], followed[live]
-        if not len(rows):
-            return
-        if pays:
-            self._redraft(prefix, prompt_lengths, rows, prompts, followed)
-        else:
+        if len(rows):
             lengths = prompt_lengths[prompts] + followed
             self._decode(SharedPrefixDecoder(self.gpt2, prefix, prompts, lengths, self.settings.max_new_tokens), rows)
-
-    def _redraft(self, prefix: Prefix, prompt_lengths: Tensor, rows: Tensor, nodes: Tensor, followed: Tensor) -> None:
-        """Go on with rows that left their drafts: after one token of their own they may follow the rest.
-
-        Rows that left a draft at the same place by the same token are in the same context still, a branch; the rest of
-        the draft is passed once for each branch. That is repeated while it pays, then rows go on token by token.
-        """
-        rests: list[Sequence[int]] = [request.draft for request in self.requests]
-        decoder: SharedPrefixDecoder | None = None
-        slot_of_node = nodes
-        while True:
-            token = self.tokens[rows, self.lengths[rows] - 1]
-            branches, branch_of_row = torch.unique(torch.stack([nodes, followed, token], 1), dim=0, return_inverse=True)
-            order = branch_of_row.argsort(stable=True)
-            rows, branch_of_row = rows[order], branch_of_row[order]
-            node, place, _ = branches.unbind(1)
-            rests = [rests[node][place + 1 :] for node, place, _ in branches.tolist()]
-            inputs = [  # the end token is never passed: nothing is drawn behind it
-                [token, *(rest[:-1] if self._ends(rest) else rest)]
-                for (_, _, token), rest in zip(branches.tolist(), rests, strict=True)
-            ]
-            if decoder is None:
-                capacity = max(map(len, inputs))
-                decoder = SharedPrefixDecoder(self.gpt2, prefix, node, prompt_lengths[node] + place, capacity)
-            else:
-                decoder.select(slot_of_node[node], 1 + place)
-            sizes = self._index([len(ids) for ids in inputs])
-            sizes_of_slot = sizes[decoder.source] * decoder.filled
-            hidden = decoder.forward(self._padded(inputs)[decoder.source], sizes_of_slot)
-            slot_of_node = decoder.filled.nonzero().squeeze(-1)
-            first = (sizes_of_slot.cumsum(0) - sizes_of_slot)[slot_of_node]
-            followed = self._follow(hidden, first, rests, branch_of_row, rows)
-            pays = int(followed.sum()) > REDRAFT_ABOVE * int(sizes.sum())
-            live = ~self.done[rows]
-            rows, nodes, followed = rows[live], branch_of_row[live], followed[live]
-            if not len(rows):
-                return
-            # Columns begin behind what the longest row has kept, and are as many as the longest rest: no more of them
-            # than rows would take that are decoded token by token from the start.
-            kept = decoder.kept(slot_of_node[nodes], 1 + followed).max()
-            longest = (self._index([len(rest) for rest in rests])[nodes] - followed).max()
-            if not pays or len(rows) * int(kept + longest) > self.spare * self.settings.max_new_tokens:
-                break
-        decoder.select(slot_of_node[nodes], 1 + followed)
-        decoder.reserve(decoder.length + self.settings.max_new_tokens - int(self.lengths[rows].min()))
-        self._decode(decoder, rows)
 
     def _follow(
         self,
@@ -220,7 +166,7 @@ class SampleBatch:
         before = -1
         while True:
             last = self.tokens[rows, self.lengths[rows] - 1]
-            self._draw_next(rows, decoder.forward(last[:, None]))
+            self._draw_next(rows, decoder.forward(last))
             done = self.done[rows]
             finished = int(done.sum())  # the one wait for the device where nothing has finished
             if finished == len(rows):

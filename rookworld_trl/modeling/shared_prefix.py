@@ -57,7 +57,7 @@ def prefill(gpt2: GPT2, sequences: Sequence[Sequence[int]]) -> tuple[Prefix, Ten
 
 
 class SharedPrefixDecoder:
-    """Continues items, each from some length of a prefix, in slots with room for `capacity` own tokens to begin with.
+    """Continues items, each from some length of a prefix, in slots with room for `capacity` own tokens.
 
     Args:
         prefix_of_item: (n,), ascending.
@@ -66,7 +66,7 @@ class SharedPrefixDecoder:
     Attributes:
         source: (N,), the item in each slot; an empty slot repeats an item of its tile.
         filled: (N,), False for empty slots.
-        length: columns of the slots' own tokens in use.
+        length: tokens that each slot has of its own.
     """
 
     def __init__(
@@ -76,94 +76,37 @@ class SharedPrefixDecoder:
         self._prefix = prefix.data
         self._arrange(_Layout(prefix_of_item.cpu().numpy()), prefix_of_item)
         self._prefix_of_slot, self._prefix_lengths = prefix_of_item[self.source], prefix_lengths[self.source]
-        self._own_lengths = torch.zeros_like(self._prefix_lengths)
-        self._own_before, self._start = self._own_lengths, 0  # own tokens before the last pass, column where it began
-        self._used = torch.zeros(len(self.source), capacity, dtype=torch.bool, device=self.source.device)
-        self._gapless = True  # every slot uses all columns so far
         self._select_prefixes(self._prefix_of_slot[:: self._width])
         config = gpt2.config
         shape = (config.n_layer, 2, self._tiles, config.n_head, self._width, capacity, gpt2.head_dim)
         self._own = torch.empty(shape, dtype=prefix.data.dtype, device=prefix.data.device)
 
-    def forward(self, tokens: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Append tokens (N, C) to the slots.
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Append a token (N,) to each slot; returns their final hidden states (N, n_embd)."""
+        # Finished slots may run past the context.
+        positions = (self._prefix_lengths + self.length).clamp(max=self.gpt2.config.n_positions - 1)
+        hidden = self.gpt2.hidden_states(tokens[:, None], positions[:, None], self._attend)
+        self.length += 1
+        return hidden.squeeze(1)
 
-        Args:
-            lengths: (N,), how many of the C tokens each slot really has; None: all. Only those are computed.
-
-        Returns:
-            Final hidden states (M, n_embd) of the tokens that slots really have, slot by slot.
-        """
-        count = tokens.shape[1]
-        self.reserve(self.length + count)
-        self._start, self._own_before = self.length, self._own_lengths
-        steps = torch.arange(count, device=tokens.device)
-        positions = (self._prefix_lengths + self._own_lengths)[:, None] + steps
-        positions = positions.clamp(max=self.gpt2.config.n_positions - 1)  # finished slots may run past the context
-        used = self._used[:, self.length : self.length + count]
-        used[:] = True
-        real = None
-        if lengths is not None:
-            used[:] = steps < lengths[:, None]
-            real = used.flatten().nonzero().squeeze(-1)
-            tokens, positions = tokens.flatten()[real], positions.flatten()[real]
-            self._gapless = False
-        prefix_bias, own_bias = self._prefix_bias(count), self._own_bias(count)
-
-        stop = self.length + count
-        columns = slice(self.length, stop)
-
-        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-            if real is None:
-                return self._attend(layer, q, k, v, scale, prefix_bias, own_bias, columns, stop)
-            padded = q.new_zeros(3, len(self.source) * count, *q.shape[1:])
-            padded[0, real], padded[1, real], padded[2, real] = q, k, v
-            q, k, v = padded.unflatten(1, (-1, count))
-            return self._attend(layer, q, k, v, scale, prefix_bias, own_bias, columns, stop).flatten(0, 1)[real]
-
-        hidden = self.gpt2.hidden_states(tokens, positions, attend)
-        self._own_lengths = self._own_lengths + (count if lengths is None else lengths)
-        self.length += count
-        return hidden.view(-1, hidden.shape[-1])
-
-    def reserve(self, columns: int) -> None:
-        """Make room for so many of the slots' own tokens; a slot that runs out of room gets it as it goes."""
-        missing = columns - self._used.shape[1]
-        if missing > 0:
-            self._used, self._own = F.pad(self._used, (0, missing)), F.pad(self._own, (0, 0, 0, missing))
-
-    def _attend(
-        self,
-        layer: int,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        scale: float,
-        prefix_bias: Tensor,
-        own_bias: Tensor | None,
-        columns: slice,
-        stop: int,
-    ) -> Tensor:
-        """Attention of (N, C, heads, head_dim) to the prefix and, as far as the bias lets them, to the slot's own first
-        `stop` columns, of which these tokens take `columns`."""
-        tiles, width, count = self._tiles, self._width, q.shape[1]
+    def _attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        """Attention of (N, 1, heads, head_dim) to the prefix and to the slot's own tokens, this one included."""
+        tiles, width, stop = self._tiles, self._width, self.length + 1
         heads, dim = q.shape[2:]
-        split = (tiles, width, count, heads, dim)
-        q, k, v = (x.view(split).permute(0, 3, 1, 2, 4) for x in (q, k, v))  # (tiles, heads, width, count, dim)
+        q, k, v = (x.view(tiles, width, heads, dim).transpose(1, 2) for x in (q, k, v))  # (tiles, heads, width, dim)
         own_keys, own_values = self._own[layer]
-        own_keys[..., columns, :], own_values[..., columns, :] = k, v
+        own_keys[..., self.length, :], own_values[..., self.length, :] = k, v
         own_keys, own_values = (x.flatten(0, 2)[:, :stop] for x in (own_keys, own_values))
         prefix_keys, prefix_values = self._prefix[layer].flatten(1, 2)
         # One softmax over both parts: a tile's queries against its prefix, a slot's against its own tokens.
-        q = q.reshape(tiles * heads, width * count, dim) * scale
-        to_prefix = torch.baddbmm(prefix_bias, q, prefix_keys.mT)
-        q = q.reshape(-1, count, dim)
-        to_own = torch.bmm(q, own_keys.mT) if own_bias is None else torch.baddbmm(own_bias, q, own_keys.mT)
+        q = q.reshape(tiles * heads, width, dim) * scale
+        to_prefix = torch.baddbmm(self._bias, q, prefix_keys.mT)
+        to_own = torch.bmm(q.reshape(-1, 1, dim), own_keys.mT)
         probs = torch.cat([to_prefix, to_own.view(*to_prefix.shape[:2], stop)], -1).softmax(-1).to(q.dtype)
         from_prefix, from_own = probs.split([prefix_keys.shape[1], stop], -1)
-        mixed = torch.bmm(from_prefix, prefix_values).view(-1, count, dim)
-        mixed = torch.baddbmm(mixed, from_own.view(-1, count, stop), own_values)
-        return mixed.view(tiles, heads, width, count, dim).permute(0, 2, 3, 1, 4).reshape(-1, count, heads, dim)
+        mixed = torch.bmm(from_prefix, prefix_values).view(-1, 1, dim)
+        mixed = torch.baddbmm(mixed, from_own.view(-1, 1, stop), own_values)
+        return mixed.view(tiles, heads, width, dim).transpose(1, 2).reshape(-1, 1, heads, dim)
 
     def compact(self, alive: Tensor) -> Tensor | None:
         """Gather the live slots (N,) into fewer, if that pays: they are the items now.
@@ -175,37 +118,10 @@ class SharedPrefixDecoder:
         layout = _Layout(self._prefix_of_slot[live].cpu().numpy())
         if layout.cost > COMPACT_BELOW * _cost(self._tiles, self._width):
             return None
-        self._gather(live, layout)
-        return live
-
-    def kept(self, slots: Tensor, kept: Tensor) -> Tensor:
-        """Tokens of their own (n,) that `select` would leave the slots."""
-        return self._own_before[slots] + kept
-
-    def select(self, slots: Tensor, kept: Tensor) -> None:
-        """Make items of the given slots (n,), keeping `kept` (n,) tokens of the last pass and all those before it.
-
-        Slots must come in the order of their prefixes, as a sorted list of slots does; one may be taken repeatedly.
-        """
-        own_lengths = self.kept(slots, kept)
-        self._gather(slots, _Layout(self._prefix_of_slot[slots].cpu().numpy()))
-        kept, self._own_lengths = kept[self.source], own_lengths[self.source]
-        columns = torch.arange(self._used.shape[1], device=slots.device)
-        # Slots had different numbers of tokens before the last pass, and its columns begin behind the longest.
-        used = self._used & (columns < (self._start + kept)[:, None])
-        order = (~used[:, : self.length]).byte().argsort(dim=1, stable=True).view(self._tiles, 1, self._width, -1, 1)
-        for own in self._own[..., : self.length, :]:  # layer by layer: copies of all would be as large as the cache
-            own.copy_(own.take_along_dim(order[None], -2))
-        self._used = columns < self._own_lengths[:, None]
-        self.length = int(own_lengths.max())
-        self._gapless = bool(self._used[:, : self.length].all())
-
-    def _gather(self, slots: Tensor, layout: "_Layout") -> None:
         width = self._width
-        self._arrange(layout, slots)
-        slots = slots[self.source]
+        self._arrange(layout, live)
+        slots = live[self.source]
         self._prefix_of_slot, self._prefix_lengths = self._prefix_of_slot[slots], self._prefix_lengths[slots]
-        self._own_lengths, self._used = self._own_lengths[slots], self._used[slots]
         layers, _, _, heads, _, capacity, dim = self._own.shape
         gathered = self._own.new_empty(layers, 2, self._tiles, heads, self._width, capacity, dim)
         for source, target in zip(self._own[..., : self.length, :], gathered, strict=True):
@@ -214,6 +130,7 @@ class SharedPrefixDecoder:
             target[..., : self.length, :] = own.permute(2, 0, 3, 1, 4, 5)
         self._own = gathered
         self._select_prefixes(slots[:: self._width] // width)
+        return live
 
     def _arrange(self, layout: "_Layout", like: Tensor) -> None:
         self._tiles, self._width = layout.tiles, layout.width
@@ -221,6 +138,7 @@ class SharedPrefixDecoder:
         self.filled = torch.from_numpy(layout.filled).to(like.device)
 
     def _select_prefixes(self, prefix_of_tile: Tensor) -> None:
+        """Keep these prefixes; the bias (tiles * heads, width or 1, L) is -inf behind what a slot continues from."""
         longest = int(self._prefix_lengths.max())
         every = torch.arange(self._prefix.shape[2], device=prefix_of_tile.device)
         if longest < self._prefix.shape[-2] or not torch.equal(prefix_of_tile, every):
@@ -231,27 +149,6 @@ class SharedPrefixDecoder:
         hidden = torch.arange(longest, device=lengths.device) >= lengths[..., None]  # (tiles, width or 1, longest)
         bias = torch.zeros(hidden.shape, dtype=self._prefix.dtype, device=lengths.device)
         self._bias = bias.masked_fill(hidden, -torch.inf).repeat_interleave(self.gpt2.config.n_head, 0)
-
-    def _prefix_bias(self, count: int) -> Tensor:
-        """(tiles * heads, width * count or 1, L): -inf behind what a slot continues from."""
-        return self._bias if self._bias.shape[1] == 1 else self._bias.repeat_interleave(count, 1)
-
-    def _own_bias(self, count: int) -> Tensor | None:
-        """(N * heads, count, length + count): -inf for later tokens and for columns that a slot does not use."""
-        if count == 1 and self._gapless:
-            return None
-        device, stop = self.source.device, self.length + count
-        hidden = torch.ones(count, stop, dtype=torch.bool, device=device).triu(self.length + 1)[None]
-        if not self._gapless:
-            itself = torch.eye(count, stop, dtype=torch.bool, device=device).roll(self.length, 1)
-            hidden = (hidden | ~self._used[:, None, :stop]) & ~itself  # no softmax over nothing, even in empty slots
-        return self._spread_bias(hidden)
-
-    def _spread_bias(self, hidden: Tensor) -> Tensor:
-        """(N * heads, count, stop): -inf where `hidden` (N or 1, count, stop) says so, in the order of the own keys."""
-        bias = torch.zeros(hidden.shape, dtype=self._own.dtype, device=hidden.device).masked_fill(hidden, -torch.inf)
-        bias = bias.expand(len(self.source), -1, -1).unflatten(0, (self._tiles, 1, self._width))
-        return bias.expand(-1, self.gpt2.config.n_head, -1, -1, -1).flatten(0, 2)
 
 
 def _cost(tiles: int, width: int) -> int:

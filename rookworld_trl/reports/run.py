@@ -17,10 +17,6 @@ from rookworld_trl.measuring import read_results
 
 HTML, SUMMARY = "report.html", "summary.json"
 GROUPED = "headline metrics by group"
-COMPARISON_FIELDS = (
-    *("task", "mode", "metric", "label", "format", "before", "after", "difference", "ci_low", "ci_high", "items"),
-    *("clusters", "significant", "better", "loss", "baselines", "baselines_after"),
-)
 EVALUATIONS = ("before", "after")
 
 
@@ -98,21 +94,16 @@ def read_run(folder: Path | str) -> Run:
 
 
 def _read_lines(path: Path) -> list[dict[str, Any]]:
-    """The rows of a log, each an object with a number `step`; none where there is no file."""
+    """The rows of a log; none where there is no file. Of a run that was killed, the last line may be torn."""
     lines = path.read_bytes().splitlines() if path.exists() else []
     rows = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
+    for number, line in enumerate(filter(bytes.strip, lines), start=1):
         try:
             row = json.loads(line)
-        except ValueError as error:
-            if number == len(lines):
-                break
-            raise RunError(f"{path}, line {number} is no JSON: {error}; fix or remove it") from error
-        if not isinstance(row, dict) or not _is_number(row.get("step")):
-            raise RunError(f"{path}, line {number}: expected an object with a number 'step'")
-        rows.append(row)
+            rows.append({**row, "step": +row["step"]})
+        except (ValueError, TypeError, KeyError) as error:
+            if number < len(lines):
+                raise RunError(f"{path}, line {number} is no object with a number `step`; fix or remove it") from error
     return rows
 
 
@@ -124,13 +115,15 @@ def _read_steps(path: Path) -> list[dict[str, Any]]:
     return [rows[step] for step in sorted(rows)]
 
 
-def _read_object(path: Path, remedy: str) -> dict[str, Any]:
+def _read_object(path: Path, name: str) -> dict[str, Any]:
+    """An object whose `name`, where it has that, is a list."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise RunError(f"{path} is no JSON: {error}; {remedy}") from error
-    if not isinstance(found, dict):
-        raise RunError(f"{path}: expected an object")
+        whole = isinstance(found, dict) and isinstance(found.get(name, []), list)
+    except ValueError:
+        whole = False
+    if not whole:
+        raise RunError(f"{path} is no JSON object with a list `{name}`; make or remove it")
     return found
 
 
@@ -147,14 +140,7 @@ def read_summary(folder: Path) -> dict[str, Any]:
     Raises:
         RunError: it is malformed.
     """
-    path = folder / SUMMARY
-    summary = _read_object(path, "run again, or remove it to report on metrics.jsonl alone")
-    if not isinstance(summary.get("metrics", []), list):
-        raise RunError(f"{path}, field 'metrics': expected a list of comparisons")
-    for i, row in enumerate(summary.get("metrics", [])):
-        if missing := [name for name in COMPARISON_FIELDS if not isinstance(row, dict) or name not in row]:
-            raise RunError(f"{path}, field 'metrics', entry {i} lacks {', '.join(missing)}")
-    return summary
+    return _read_object(folder / SUMMARY, "metrics")
 
 
 def _is_number(value: object) -> bool:

@@ -124,16 +124,13 @@ def test_every_quantity_that_is_logged_has_its_curve(run: Path) -> None:
     ("file", "content", "message"),
     [
         ("metrics.jsonl", '{"step": 1}\n{oops\n{"step": 2}\n', r"metrics\.jsonl, line 2"),
-        ("metrics.jsonl", '{"step": 1}\n{"ö": 1, "step": 1}\n{"step": 2}\n', r"metrics\.jsonl, line 2 is no JSON"),
-        ("metrics.jsonl", '{"reward": 1}\n', r"metrics\.jsonl, line 1.*step"),
-        ("metrics.jsonl", "[1]\n", r"metrics\.jsonl, line 1"),
-        ("health.jsonl", '{"step": 1}\n{oops\n{"step": 2}\n', r"health\.jsonl, line 2"),
+        ("metrics.jsonl", '{"reward": 1}\n{"step": 2}\n', r"metrics\.jsonl, line 1.*step"),
+        ("metrics.jsonl", "[1]\n[2]\n", r"metrics\.jsonl, line 1"),
+        ("health.jsonl", '{"step": 1}\n{"ö": 1, "step": 1}\n{"step": 2}\n', r"health\.jsonl, line 2"),
         ("evaluation_after.parquet", "PAR1", r"evaluation_after\.parquet: no evaluation that this version wrote"),
-        ("summary.json", "{", r"summary\.json is no JSON"),
+        ("summary.json", "{", r"summary\.json is no JSON object"),
         ("summary.json", '{"ö": 1}', r"summary\.json is no JSON"),
-        ("summary.json", "[]", r"summary\.json: expected an object"),
-        ("summary.json", '{"metrics": {}}', r"summary\.json, field 'metrics'"),
-        ("summary.json", '{"metrics": [{"task": "policy"}]}', r"entry 0 lacks mode"),
+        ("summary.json", '{"metrics": {}}', r"summary\.json is no JSON object with a list `metrics`"),
     ],
 )
 def test_malformed_files_are_named(tmp_path: Path, file: str, content: str, message: str) -> None:
