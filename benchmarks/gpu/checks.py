@@ -143,7 +143,7 @@ def gates(stage: Stage) -> str:
 
 
 def memory(stage: Stage) -> str:
-    """Memory is reported on every device, a run on the CPU leaves the GPU alone, and redrafting takes no more."""
+    """Memory is reported on every device, a run on the CPU leaves the GPU alone, and drafted rollouts take no more."""
     device, stage.device = stage.device, "cpu"
     found = stage.train("on the CPU", bf16=False, nano=True, prompts=4, samples=2, tokens=8, steps=1)
     stage.device = device

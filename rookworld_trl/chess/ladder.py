@@ -209,7 +209,7 @@ def _change(before: Ladder, after: Ladder, rules: str) -> Comparison:
     place |= {"metric": f"elo_{rules}", "label": f"Elo, {rules} rules", "format": ".0f", "baselines_after": {}}
     change = round(new.elo - old.elo, 3) + 0.0  # no -0
     place |= {"before": old.elo, "after": new.elo, "difference": change, "ci_low": low, "ci_high": high}
-    verdict: Any = {"p_value": None, "significant": up or down, "better": 1, "loss": down}
+    verdict: Any = {"significant": up or down, "better": 1, "loss": down}
     return cast(Comparison, {**place, **verdict, "items": min(old.games, new.games), "clusters": clusters})
 
 

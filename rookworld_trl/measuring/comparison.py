@@ -7,10 +7,8 @@ from typing import Any, TypedDict, cast
 import numpy as np
 
 from rookworld_trl.measuring.intervals import (
-    MIN_CLUSTERS,
     bootstrap_ratios,
     clusters_behind,
-    mcnemar_exact,
     percentile_interval,
     ratios,
     sums_by_cluster,
@@ -29,11 +27,11 @@ class Comparison(TypedDict):
 
     `ci_low` and `ci_high` bound the difference (95 %, percentile bootstrap over items, or over games where items share
     one); `significant` says that they leave out 0, `loss` that they do so on the worse side; `better` is 1 or -1, or 0
-    for what is neither gain nor loss. `p_value` is McNemar's exact test, for proportions over all items, else None.
+    for what is neither gain nor loss.
     Values are None where undefined (no positives).
 
     `clusters` says how many games (items, where none share one) the value rests on, the fewer of before and after.
-    Below `MIN_CLUSTERS` there is no verdict: bounds and p-value are None, nothing is significant and nothing a loss.
+    Below `MIN_CLUSTERS` there is no verdict: bounds are None, nothing is significant and nothing a loss.
     """
 
     task: str  # or a suite's name
@@ -48,7 +46,6 @@ class Comparison(TypedDict):
     difference: float | None
     ci_low: float | None
     ci_high: float | None
-    p_value: float | None
     items: int
     clusters: int
     significant: bool
@@ -193,12 +190,6 @@ def _paired_rows(
             otherwise = wilson(0, n)[1]
             low, high = max(new - old - otherwise, -1.0), min(new - old + otherwise, 1.0)
         up, down = low is not None and low > 0, high is not None and high < 0
-        p_value = None
-        every_item = metric.proportion and not by_game and all((of_run[:, i] == 1).all() for of_run in bottoms)
-        right = np.stack([of_run[:, i] for of_run in tops])
-        if every_item and n >= MIN_CLUSTERS and np.isin(right, (0, 1)).all():
-            change = right[1] - right[0]
-            p_value = mcnemar_exact(int((change > 0).sum()), int((change < 0).sum()))
         rows.append(
             {
                 "metric": metric.name,
@@ -209,7 +200,6 @@ def _paired_rows(
                 "difference": new - old if defined else None,
                 "ci_low": low,
                 "ci_high": high,
-                "p_value": p_value,
                 "items": len(before),
                 "clusters": n,
                 "significant": up or down,

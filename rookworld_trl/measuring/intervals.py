@@ -1,11 +1,11 @@
-"""Confidence intervals for held-out metrics: Wilson, percentile bootstrap over items, exact McNemar.
+"""Confidence intervals for held-out metrics: Wilson, and percentile bootstrap over items.
 
 Every metric here is a ratio of sums over items, sum(numerator) / sum(denominator): a mean has denominator 1, recall
 counts the true positives over the positives, F1 is 2 TP over (predicted + actual). So one resampler serves them all,
 and a comparison of two models resamples *items*, keeping each item's two results together.
 
-All intervals are two-sided. They treat items as independent draws from the positions the split was made from; where
-items come from games, whole games are what is drawn (`sums_by_cluster`), for positions of one game are alike.
+All intervals are two-sided, at 95 %. They treat items as independent draws from the positions the split was made from;
+where items come from games, whole games are what is drawn (`sums_by_cluster`), for positions of one game are alike.
 
 How far an interval can be trusted hangs on the number of clusters: of games, or of items where none share one. Of two
 models without any difference, resampling calls 14 of 100 comparisons over five games significant, and nearly all over
@@ -26,11 +26,16 @@ Bounds = tuple[float, float] | tuple[None, None]  # of an interval; None where n
 RESAMPLES = 10_000
 MIN_CLUSTERS = 10
 FEW_CLUSTERS = 30
+# The 0.975 quantiles of Student's t with 9, 10, ... and 29 degrees of freedom.
+STUDENT = (
+    *(2.262157, 2.228139, 2.200985, 2.178813, 2.160369, 2.144787, 2.131450, 2.119905, 2.109816, 2.100922, 2.093024),
+    *(2.085963, 2.079614, 2.073873, 2.068658, 2.063899, 2.059539, 2.055529, 2.051831, 2.048407, 2.045230),
+)
 _CHUNK_ELEMENTS = 4_000_000  # resampled counts held at once; 32 MB
 
 
-def wilson(successes: float, trials: float, confidence: float = 0.95) -> tuple[float, float]:
-    """Wilson score interval of a proportion, without continuity correction (Wilson 1927; Newcombe 1998, method 3).
+def wilson(successes: float, trials: float) -> tuple[float, float]:
+    """95 % Wilson score interval of a proportion, without continuity correction (Wilson 1927; Newcombe 1998, method 3).
 
     Returns:
         (low, high), both in [0, 1]. (0, 1) when there are no trials.
@@ -42,7 +47,7 @@ def wilson(successes: float, trials: float, confidence: float = 0.95) -> tuple[f
         raise ValueError(f"successes must lie in [0, trials]; got {successes} of {trials}")
     if trials == 0:
         return 0.0, 1.0
-    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    z = NormalDist().inv_cdf(0.975)
     share = successes / trials
     center = (share + z * z / (2 * trials)) / (1 + z * z / trials)
     half = z / (1 + z * z / trials) * math.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))
@@ -113,8 +118,8 @@ def clusters_behind(denominators: Array) -> NDArray[np.int64]:
     return np.count_nonzero(denominators, axis=0)
 
 
-def percentile_interval(draws: Array, clusters: int, confidence: float = 0.95) -> Bounds:
-    """Percentile bootstrap interval (Efron 1979) of one statistic's draws, those that are NaN left out.
+def percentile_interval(draws: Array, clusters: int) -> Bounds:
+    """95 % percentile bootstrap interval (Efron 1979) of one statistic's draws, those that are NaN left out.
 
     Percentile rather than BCa: always defined, also when every item agrees, and at the hundreds of items of a
     held-out split the two differ in the fourth digit. Over few clusters it is too narrow: its spread is sqrt((n-1)/n)
@@ -131,62 +136,11 @@ def percentile_interval(draws: Array, clusters: int, confidence: float = 0.95) -
     draws = draws[~np.isnan(draws)]
     if clusters < MIN_CLUSTERS or len(draws) == 0:
         return None, None
-    tail = (1 - confidence) / 2
+    tail = 0.025
     if clusters <= FEW_CLUSTERS:
-        tail = NormalDist().cdf(-math.sqrt(clusters / (clusters - 1)) * student_t(1 - tail, clusters - 1))
+        tail = NormalDist().cdf(-math.sqrt(clusters / (clusters - 1)) * STUDENT[clusters - MIN_CLUSTERS])
     low, high = np.quantile(draws, [tail, 1 - tail])
     return float(low), float(high)
-
-
-def student_t(probability: float, degrees: int) -> float:
-    """Quantile of Student's t for whole degrees of freedom, of a probability of 0.5 or more.
-
-    Up to 100 degrees from the distribution function in closed form (Abramowitz and Stegun 1964, 26.7.3 and 26.7.4), by
-    bisection; from there by its expansion about the normal quantile (26.7.5), by then right to five digits.
-    """
-    if degrees <= 100:
-        low, high = 0.0, math.pi / 2
-        for _ in range(60):
-            middle = (low + high) / 2
-            low, high = (middle, high) if _within(middle, degrees) < 2 * probability - 1 else (low, middle)
-        return math.sqrt(degrees) * math.tan(low)
-    z = NormalDist().inv_cdf(probability)
-    return (
-        z
-        + (z**3 + z) / (4 * degrees)
-        + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * degrees**2)
-        + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * degrees**3)
-    )
-
-
-def _within(angle: float, degrees: int) -> float:
-    """The probability that Student's t lies within +- sqrt(degrees) tan(angle)."""
-    cosine = math.cos(angle)
-    term, total = (cosine, 0.0) if degrees % 2 else (1.0, 0.0)
-    for k in range(1 + degrees % 2, degrees, 2):
-        total += term
-        term *= k / (k + 1) * cosine**2
-    if degrees % 2:
-        return (angle + math.sin(angle) * total) * 2 / math.pi
-    return math.sin(angle) * total
-
-
-def mcnemar_exact(gained: int, lost: int) -> float:
-    """Two-sided p-value of the exact McNemar test (McNemar 1947): are gains and losses equally likely?
-
-    Args:
-        gained: items wrong before and right after.
-        lost: items right before and wrong after. Items that stayed as they were carry no information.
-
-    Raises:
-        ValueError: a negative count.
-    """
-    if gained < 0 or lost < 0:
-        raise ValueError(f"counts must not be negative; got gained={gained}, lost={lost}")
-    changed = gained + lost
-    # Integers stay exact for any number of items; the tail is doubled because Binomial(n, 1/2) is symmetric.
-    tail = sum(math.comb(changed, k) for k in range(min(gained, lost) + 1))
-    return float(min(1.0, 2 * tail / 2**changed))
 
 
 def _divide(top: Array, bottom: Array) -> Array:

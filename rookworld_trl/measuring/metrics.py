@@ -38,7 +38,7 @@ class Metric:
         name: as in JSON and in `compare`.
         label: as in tables.
         numerator, denominator: an item's terms, from its scores.
-        proportion: both terms are 0 or 1 and numerator <= denominator: Wilson's interval and McNemar's test apply.
+        proportion: both terms are 0 or 1 and numerator <= denominator: Wilson's interval applies.
         format: "percent", or a format spec for what is no share.
         better: 1 if more is better, -1 if less is, 0 for what only describes the text: a change in the other direction
             is a loss.

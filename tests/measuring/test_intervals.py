@@ -2,7 +2,6 @@
 
 import itertools
 import math
-from fractions import Fraction
 from statistics import NormalDist
 
 import numpy as np
@@ -12,10 +11,8 @@ from rookworld_trl.measuring.intervals import (
     Array,
     bootstrap_ratios,
     clusters_behind,
-    mcnemar_exact,
     percentile_interval,
     ratios,
-    student_t,
     wilson,
 )
 
@@ -139,16 +136,6 @@ def test_over_few_clusters_the_quantiles_are_students(clusters: int, half: float
     assert percentile_interval(draws, clusters) == pytest.approx((-half, half), abs=2e-3)
 
 
-@pytest.mark.parametrize(
-    ("degrees", "quantiles"),
-    [(1, (12.7062, 636.619)), (2, (4.30265, 31.5991)), (4, (2.77645, 8.61030)), (9, (2.26216, 4.78091)),
-     (30, (2.04227, 3.64596)), (120, (1.97993, 3.37345))],
-)  # fmt: skip
-def test_students_quantiles_are_those_of_the_table(degrees: int, quantiles: tuple[float, float]) -> None:
-    """Of 0.975 and 0.9995, as printed in tables of t."""
-    assert (student_t(0.975, degrees), student_t(0.9995, degrees)) == pytest.approx(quantiles, rel=1e-5)
-
-
 def test_below_ten_clusters_there_is_no_interval() -> None:
     draws = np.arange(1001, dtype=float)
     assert [percentile_interval(draws, n) == (None, None) for n in (0, 1, 9, 10)] == [True, True, True, False]
@@ -156,19 +143,3 @@ def test_below_ten_clusters_there_is_no_interval() -> None:
 
 def test_a_ratio_rests_on_the_clusters_that_have_its_denominator() -> None:
     assert clusters_behind(np.array([[1.0, 0.0], [2.0, 0.0], [0.5, 3.0]])).tolist() == [3, 1]
-
-
-def test_mcnemar_by_hand() -> None:
-    assert mcnemar_exact(0, 0) == 1.0
-    assert mcnemar_exact(5, 0) == pytest.approx(2 / 32)
-    assert mcnemar_exact(3, 12) == pytest.approx(0.03515625)  # 2 (1 + 15 + 105 + 455) / 2^15
-    assert mcnemar_exact(12, 3) == mcnemar_exact(3, 12)
-    assert mcnemar_exact(4, 4) == 1.0
-    # Sums of fair coin flips, added one flip at a time rather than by binomial coefficients.
-    heads = {0: Fraction(1)}
-    for _ in range(40):
-        heads = {k: (heads.get(k, Fraction(0)) + heads.get(k - 1, Fraction(0))) / 2 for k in range(len(heads) + 1)}
-    assert mcnemar_exact(13, 27) == pytest.approx(float(2 * sum(heads[k] for k in range(14))))
-    assert 0 <= mcnemar_exact(900, 1100) < 1e-4
-    with pytest.raises(ValueError, match="negative"):
-        mcnemar_exact(-1, 2)
