@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from benchmarks.evidence import report, store
-from benchmarks.evidence.statistics import Side, estimates, holm
+from benchmarks.evidence.statistics import Side, estimates, holm, student_t
 
 TRIALS = 2_000  # columns of the arrays, so that one call estimates them all
 
@@ -163,3 +163,13 @@ def test_six_random_seeds_give_the_same_verdicts() -> None:
         verdicts.add(tuple(p < 0.05 for p in adjusted))
     assert len(verdicts) == 1
     assert 0 < sum(next(iter(verdicts))) < len(rows), "some win, some do not"
+
+
+@pytest.mark.parametrize(
+    ("degrees", "quantiles"),
+    [(1, (12.7062, 636.619)), (2, (4.30265, 31.5991)), (4, (2.77645, 8.61030)), (9, (2.26216, 4.78091)),
+     (30, (2.04227, 3.64596)), (120, (1.97993, 3.37345))],
+)  # fmt: skip
+def test_students_quantiles_are_those_of_the_table(degrees: int, quantiles: tuple[float, float]) -> None:
+    """Of 0.975 and 0.9995, as printed in tables of t."""
+    assert (student_t(0.975, degrees), student_t(0.9995, degrees)) == pytest.approx(quantiles, rel=1e-5)
