@@ -23,7 +23,6 @@ from rookworld_trl.checkpointing import stopping
 from rookworld_trl.chess import uci
 from rookworld_trl.modeling.loading import NANO_FOLDER
 from rookworld_trl.settings.parser import parse
-from rookworld_trl.training import RookWorldGRPOConfig
 from tests.support.documents import (
     GENERATED,
     PAGES,
@@ -191,7 +190,7 @@ def test_options_in_the_text_exist(capsys):
     text = "".join(prose(page.read_text()) for page in [README, *DOCS])
     options = set(re.findall(r"`--([\w-]+)", text)) - {"key"}  # `--key value` stands for all of them
     kinds = (*GRPO_TYPES, *SFT_TYPES, *DOCTOR_TYPES, evaluate.EvaluationOptions)
-    known = {field.name for cls in kinds for field in fields(cls)} | {"config", "help", "from"}
+    known = {field.name for cls in kinds for field in fields(cls)} | {"config", "help"}
     known |= {action.dest for action in launch_command_parser()._actions}
     for main, words in (
         (play.parse, []),
@@ -215,16 +214,6 @@ def test_recipe_fragments_parse(tmp_path):
         path = tmp_path / "recipes" / "mine" / "grpo" / f"{number}.yaml"
         path.write_text(code)
         parse(GRPO_TYPES, ["--config", str(path), "--use_cpu", "true"])
-
-
-def test_every_field_of_ours_is_set_by_a_recipe_or_an_example() -> None:
-    """What nobody shows a use of should be a constant."""
-    yaml = [path.read_text() for path in ROOT.glob("recipes/**/*.yaml")]
-    yaml += [code for page in PAGES for code in blocks(page.read_text(), "yaml")]
-    keys = set(re.findall(r"^(\w+):", "\n".join(yaml), flags=re.MULTILINE))
-    options = {word for page in PAGES for word in re.findall(r"--(\w+)", page.read_text())}
-    ours = {each.name for each in fields(RookWorldGRPOConfig)} - {each.name for each in fields(GRPOConfig)}
-    assert ours - keys - options == set()
 
 
 @pytest.fixture

@@ -89,7 +89,8 @@ def _facts(summary: Mapping[str, Any]) -> Iterator[str]:
         data += f" ({'; '.join(report.splitlines())})"
     yield f"{data}; {summary['mix_env_ratio']:.0%} of the prompts of each batch were `A:`"
     yield f"rewards: {trained_on(summary)}"
-    yield f"values of moves: no judge; {_engine(summary)}"
+    engine = f"Stockfish ({summary.get('engine_nodes', 0):,} nodes a position) where a row brings none"
+    yield f"values of moves: {engine if summary.get('best_move') == 'engine' else 'those that the rows bring'}"
     yield f"steps: {summary['steps']}" + (f", stopped: {summary['stop_reason']}" if summary.get("stop_reason") else "")
     if step := summary.get("best_step"):
         metric = summary.get("metric_for_best_model")
@@ -100,16 +101,3 @@ def _facts(summary: Mapping[str, Any]) -> Iterator[str]:
         of_what = "settings, data, starting weights, tokenizer, rewards"
         yield f"config fingerprint: `{fingerprint(identity)}` ({of_what})"
     yield "versions: " + ", ".join(f"{name} {number}" for name, number in summary["versions"].items())
-
-
-def _engine(summary: Mapping[str, Any]) -> str:
-    """When Stockfish was asked; what is shipped, or made by `generate_data.py`, brings its values along."""
-    dataset, asked = str(summary["dataset"]), summary.get("best_move") == "engine"
-    before = asked and dataset != "shipped" and not Path(dataset).is_dir()
-    during = asked and bool(summary.get("self_play"))
-    engine = f"Stockfish ({summary.get('engine_nodes', 0):,} nodes a position) valued"
-    games = "positions of the policy's own games"
-    if before:
-        then = f"and {games} during it" if during else "no engine during it"
-        return f"{engine} rows without values before training{',' if during else ';'} {then}"
-    return f"during training {engine} {games}" if during else "no engine during training"

@@ -77,20 +77,18 @@ def test_bf16_agrees_within_its_rounding(model: GPT2LMHeadModel, mode: str) -> N
 
 
 def test_decoding_equals_the_full_forward(model: GPT2LMHeadModel) -> None:
-    """Prompts of different lengths, then pieces of one to four tokens behind them."""
+    """Prompts of different lengths, then token by token behind them."""
     ids, starts = token_ids(4, 14), [3, 7, 5, 6]
     gpt2 = GPT2.sharing(model)
     with torch.no_grad():
         full = model(ids).logits
         prefix, _ = prefill(gpt2, [row[:start] for row, start in zip(ids.tolist(), starts, strict=True)])
         decoder = SharedPrefixDecoder(gpt2, prefix, torch.arange(4), torch.tensor(starts), capacity=7)
-        done = 0
-        for count in (1, 1, 4, 1):
-            pieces = [row[start + done : start + done + count] for row, start in zip(ids, starts, strict=True)]
-            found = gpt2.logits(decoder.forward(torch.stack(pieces)[decoder.source])).view(4, count, -1)
-            expected = [row[start + done : start + done + count] for row, start in zip(full, starts, strict=True)]
-            torch.testing.assert_close(found, torch.stack(expected), atol=1e-5, rtol=0)
-            done += count
+        for done in range(7):
+            places = [start + done for start in starts]
+            tokens = ids[torch.arange(4), places]
+            found = gpt2.logits(decoder.forward(tokens[decoder.source]))
+            torch.testing.assert_close(found, full[torch.arange(4), places], atol=1e-5, rtol=0)
 
 
 def test_parameters_are_shared_not_copied(model: GPT2LMHeadModel) -> None:
