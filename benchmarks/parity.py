@@ -98,7 +98,7 @@ def measure(model: GPT2LMHeadModel, mixed: bool = False) -> dict[str, dict[str, 
             source = torch.arange(GROUPS, device=device)
             starts = torch.full((GROUPS,), LENGTH, device=device)
             decoder = SharedPrefixDecoder(ours, prefix, source, starts, NEW_TOKENS)
-            steps = [decoder.forward(ids[decoder.source, i : i + 1]) for i in range(LENGTH, LENGTH + NEW_TOKENS)]
+            steps = [decoder.forward(ids[decoder.source, i]) for i in range(LENGTH, LENGTH + NEW_TOKENS)]
             decoded = ours.logits(torch.stack(steps, 1))
             settings = {"num_samples": SAMPLES, "max_new_tokens": NEW_TOKENS, "eos_token_id": None}
             plain = rollout(model, prompts[::SAMPLES], **settings)
