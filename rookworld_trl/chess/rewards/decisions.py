@@ -5,9 +5,11 @@ the policy sampled. What a move earns there is what it adds to the reward (`move
 move leaves of it:
 
     slot of M:   the candidate's share of the fine, and its gain, for a legal move that is not listed yet
+    slot of E:   what it adds to the evals' score while the others stay as they are; in a right list, where an eval is
+                 one token
     B:           the fine, and its gain, for a legal move of the list; less of the fine for one that is not in it
 
-So their sum over an answer is its reward, but for the evals, a constant of the position, and the squeeze below 0
+So what moves add over an answer is its reward, but for the evals, a constant of the position, and the squeeze below 0
 (docs/rewards.md). The gradient leaves out what an earlier choice does to later ones: a listed move may be `B:`, and may
 not be listed again.
 
@@ -31,19 +33,24 @@ The result is plain data, as `rookworld_trl.training.exact.Points` reads it.
 
 import re
 from collections.abc import Collection, Iterable, Sequence
+from functools import cached_property
 from typing import Any
 
 import chess
+import numpy as np
 
 from rookworld_trl.chess import policy, task_of
 from rookworld_trl.chess.format import MOVE_PATTERN
-from rookworld_trl.chess.rewards.moves import CANDIDATES_FINE, ILLEGAL_FINE, UNLISTED_FINE, stakes_of
+from rookworld_trl.chess.rewards.moves import CANDIDATES_FINE, ILLEGAL_FINE, UNLISTED_FINE, Stakes, deviation, stakes_of
+from rookworld_trl.chess.rewards.policy_score import believed, spelled
 
 DECISION_WEIGHT = 2.0  # of a point of the reward
 DETERMINED_WEIGHT = 0.3
 # Of an eval's tokens: its last digits are chance, and at the weight of the others their gradient was most of a step's
 # (rookworld-nano lost a tenth of its legal moves in five steps at a rate of 3e-4).
 EVAL_WEIGHT = 0.05
+NEAREST_EVALS = 32  # are the actions of an eval; others earn nothing
+LEAST_EVALS = 50  # that are one token each, for evals to be decisions
 ANSWER_WEIGHT, ANSWER_TOKENS_WEIGHT = 1.0, 0.1
 FORMAT_WEIGHT = 0.5
 _LONGEST = 12  # characters of a move or an eval, and then some
@@ -90,6 +97,18 @@ class ChessPoints:
             self._ids[text] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
         return self._ids[text]
 
+    @cached_property
+    def evals(self) -> tuple[list[int], np.ndarray, np.ndarray]:
+        """The tokens that are an eval by themselves, what they say, and the win chance that they say."""
+        texts = [(token, self.text(token)) for token in range(len(self._tokenizer))]
+        found = [(token, float(text)) for token, text in texts if _EVALS[2].fullmatch(text)]
+        evals = [eval for _, eval in found]
+        return (
+            [token for token, _ in found],
+            np.array(evals),
+            np.array([policy.win_chance(100 * each) for each in evals]),
+        )
+
     def text(self, token: int) -> str:
         if token not in self._texts:
             self._texts[token] = self._tokenizer.decode([token])
@@ -116,10 +135,12 @@ class _Walk:
         what is at stake in each stays.
         """
         if not self.ended and earned:
-            most, actions = max(earned.values()), [self.ids(f" {move}") for move in earned]
-            shares = [each / most for each in earned.values()]
-            point = {"position": self.at, "actions": actions, "rewards": shares, "weight": DECISION_WEIGHT * most}
-            self.decisions.append(point)
+            self.decide_among(self.at, [self.ids(f" {move}") for move in earned], list(earned.values()))
+
+    def decide_among(self, position: int, actions: list[list[int]], earned: list[float]) -> None:
+        if (most := max(earned)) > 1e-6:
+            point = {"position": position, "actions": actions, "rewards": [each / most for each in earned]}
+            self.decisions.append({**point, "weight": DECISION_WEIGHT * most})
 
     def stay_in_format(self, at: int, tokens: Iterable[int], allowed: bool) -> None:
         """Behind `at` completion tokens one of these must stand, or must not."""
@@ -127,6 +148,26 @@ class _Walk:
             actions = [[token] for token in sorted(set(tokens))]
             point = {"position": at, "actions": actions, "rewards": [float(allowed)] * len(actions)}
             self.decisions.append({**point, "otherwise": float(not allowed), "weight": FORMAT_WEIGHT})
+
+    def weigh_evals(self, places: Sequence[int], evals: Sequence[str], true_cp: Sequence[int], stakes: Stakes) -> None:
+        """Each eval of a right list earns what it adds to the evals' score while the others stay as they are: how much
+        nearer to the truth it is than the best list's spread, and the pairs that it orders (`policy_score`)."""
+        tokens, known, chances_said = self._points.evals
+        if len(tokens) < LEAST_EVALS or not stakes.evals or stakes.deviation <= 1e-9:
+            return
+        chances = np.array([policy.win_chance(cp) for cp in true_cp])
+        written = np.array([believed(float(eval), cp) for eval, cp in zip(evals, true_cp, strict=True)])
+        width = min(deviation(chances.tolist()), stakes.deviation)
+        for place, cp, chance in zip(places, true_cp, chances, strict=True):
+            said = np.where(np.isin(known, list(spelled(cp))), chance, chances_said)
+            nearest = np.argsort(np.abs(said - chance), kind="stable")[:NEAREST_EVALS]
+            near = np.maximum(0.0, width - np.abs(said[nearest] - chance))
+            # Each pair counts in the slots of both of its evals, and from 0 on: turned round it earns nothing.
+            apart = chance - chances
+            right = 1 + np.sign(said[nearest, None] - written) * np.sign(apart)
+            ordered = (right * np.abs(apart)).sum(1)
+            earned = stakes.evals / 2 * (near / stakes.deviation / len(places) + ordered / stakes.apart)
+            self.decide_among(place, [[tokens[number]] for number in nearest], earned.tolist())
 
     def finish_square(self, moves: Collection[str]) -> None:
         """If the move that begins here has a first square from which none of these moves goes, a second one follows."""
@@ -199,15 +240,19 @@ def _walk_policy(walk: _Walk, values: dict[str, int], fen_width: int, end: int) 
     if not walk.section("E", len(" ".join(listed))):
         return
     evals: list[str] = []
+    places: list[int] = []
     for move in listed:
+        start = walk.at
         if move in values:
-            start = walk.at
             walk.determine(walk.ids(f" {policy.format_eval(values[move], walk.spelling.decimals)}"), EVAL_WEIGHT)
             walk.at = start
         written = walk.end_eval()
         if written is None:
             return
         evals.append(written)
+        places.append(start)
+    if len(set(listed) & set(values)) == expected:
+        walk.weigh_evals(places, evals, [values[move] for move in listed], stakes)
     if not walk.section("B", len("".join(evals)) - 1):
         return
     walk.finish_square(gains)

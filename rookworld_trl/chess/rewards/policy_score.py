@@ -116,9 +116,9 @@ def score_policy(completion: str, legal_moves: Sequence[str], legal_cp: Sequence
     evals_score, ordered, apart = 0.0, 0.0, 0.0
     if complete and len(evals) == expected:
         chances = [stakes.chances[i] for i in good]
-        believed = [_chance(*each) for each in zip(evals, (legal_cp[i] for i in good), chances, strict=True)]
-        ordered, apart = differences(chances, believed), differences(chances, chances)
-        evals_score = _score_evals(believed, chances, ordered, stakes)
+        said = [believed(eval, legal_cp[i]) for eval, i in zip(evals, good, strict=True)]
+        ordered, apart = differences(chances, said), differences(chances, chances)
+        evals_score = _score_evals(said, chances, ordered, stakes)
 
     best, listed = number.get(parsed.best), parsed.best in moves
     fines = CANDIDATES_FINE * min(1.0, (max(expected, len(moves)) - len(good)) / expected)
@@ -149,25 +149,29 @@ def score_policy(completion: str, legal_moves: Sequence[str], legal_cp: Sequence
     )
 
 
-def _score_evals(believed: Sequence[float], chances: Sequence[float], ordered: float, stakes: Stakes) -> float:
+def _score_evals(said: Sequence[float], chances: Sequence[float], ordered: float, stakes: Stakes) -> float:
     """Evals' score in [0, 1], from the win chances that they say and the true ones: 0 for every constant.
 
     What the best constant errs in this list, or in the best list if that is less, is all that evals can save; a list of
     equal moves leaves nothing to save, and a list with blunders no more than the best one.
     """
-    error = sum(map(abs, map(float.__sub__, believed, chances))) / len(chances)
+    error = sum(map(abs, map(float.__sub__, said, chances))) / len(chances)
     if stakes.deviation <= 1e-9:
         return float(error <= 1e-9)
     saved = max(0.0, min(deviation(chances), stakes.deviation) - error) / stakes.deviation
     return round((saved + max(0.0, min(1.0, ordered / stakes.apart))) / 2, 9)
 
 
-def _chance(eval: float, true_cp: int, chance: float) -> float:
-    """The win chance that an eval says: the true one if it is the value as the engine has it, as rows write it, or to a
-    tenth of a pawn, from ten pawns on to a whole one."""
-    spelled = (true_cp / 100, *(float(policy.format_eval(true_cp, decimals)) for decimals in (2, 1)))
-    whole = abs(true_cp) >= 995 and eval == round(true_cp / 100)
-    return chance if whole or eval in spelled else policy.win_chance(100.0 * eval)
+def spelled(true_cp: int) -> set[float]:
+    """The evals that are the truth: the value as the engine has it, as rows write it, or to a tenth of a pawn, from ten
+    pawns on to a whole one."""
+    written = {true_cp / 100, *(float(policy.format_eval(true_cp, decimals)) for decimals in (2, 1))}
+    return written | ({float(round(true_cp / 100))} if abs(true_cp) >= 995 else set())
+
+
+def believed(eval: float, true_cp: int) -> float:
+    """The win chance that an eval says: the true one if it is the truth, however written."""
+    return policy.win_chance(true_cp if eval in spelled(true_cp) else 100.0 * eval)
 
 
 def skill(scores: Sequence[PolicyScore | None], legal_cp: Sequence[Sequence[int]]) -> float | None:

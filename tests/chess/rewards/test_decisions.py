@@ -12,14 +12,17 @@ from transformers import AutoTokenizer
 
 from benchmarks.evidence.rivals import padded
 from rookworld_trl.chess.dataset import load_shipped
+from rookworld_trl.chess.policy import format_eval, win_chance
 from rookworld_trl.chess.rewards import score_policy
 from rookworld_trl.chess.rewards.decisions import (
     ANSWER_TOKENS_WEIGHT,
     ANSWER_WEIGHT,
     DECISION_WEIGHT,
+    EVAL_WEIGHT,
     FORMAT_WEIGHT,
     ChessPoints,
 )
+from rookworld_trl.chess.rewards.moves import stakes_of
 from rookworld_trl.modeling.loading import NANO, NANO_FOLDER, load
 from rookworld_trl.modeling.rollout import rollout
 from rookworld_trl.modeling.tokenizer import build_gpt2_tokenizer, build_nano_tokenizer
@@ -54,8 +57,9 @@ def rewards(tokenizer: Any, decision: dict[str, Any]) -> dict[str, float]:
 
 
 def taken(found: dict[str, Any]) -> list[dict[str, Any]]:
-    """The decisions that are moves, without those that only hold the format together."""
-    return [each for each in found["decisions"] if "otherwise" not in each]
+    """The decisions that are moves, without evals and those that only hold the format together."""
+    evals = {each["position"] for each in found["determined"] if each["weight"] == EVAL_WEIGHT}
+    return [each for each in found["decisions"] if "otherwise" not in each and each["position"] not in evals]
 
 
 def held(tokenizer: Any, text: str, row: dict[str, Any] = ROW) -> dict[str, tuple[set[str], float, float]]:
@@ -197,6 +201,52 @@ def test_where_nothing_is_at_stake_moves_are_nearly_alike(tokenizer: Any) -> Non
     best = added(tokenizer, found["decisions"][-1])
     assert best["c1d1"] == 0.5
     assert 0.5 < best["c1c2"] < 0.6
+
+
+def test_what_an_eval_adds_is_what_the_scorer_says() -> None:
+    """In lists of the best five moves: one true eval after the other is replaced by each that is as near as the best
+    list's spread, and what changes in the reward is what changes in what the eval earns."""
+    tokenizer, seen = build_nano_tokenizer(), 0
+    for row in load_shipped("dev").filter(lambda row: row["task"] == "policy").select(range(40)):
+        values = dict(zip(row["legal_moves"], row["legal_cp"], strict=True))
+        listed = sorted(values, key=lambda move: -values[move])[:5]
+        stakes = stakes_of(tuple(row["legal_cp"]))
+        evals = [format_eval(values[move], 1) for move in listed]
+
+        def text(evals: list[str], listed: list[str] = listed) -> str:
+            return f" M: {' '.join(listed)} E: {' '.join(evals)} B: {listed[0]}"
+
+        found, _ = find(tokenizer, text(evals), row)
+        places = [each["position"] for each in found["determined"] if each["weight"] == EVAL_WEIGHT]
+        decided = {each["position"]: each for each in found["decisions"] if "otherwise" not in each}
+        for slot, place in enumerate(places):
+            if place not in decided:
+                continue
+            assert len(decided[place]["actions"]) == 32
+            changes, truth = {}, None
+            for eval, earned in added(tokenizer, decided[place]).items():
+                score = score_policy(
+                    text([*evals[:slot], eval, *evals[slot + 1 :]]), row["legal_moves"], row["legal_cp"]
+                )
+                off = abs(win_chance(100 * float(eval)) - win_chance(values[listed[slot]]))
+                if eval == evals[slot]:
+                    truth = score.continuous - earned
+                elif off < stakes.deviation:
+                    changes[eval] = score.continuous - earned
+            assert truth is None or list(changes.values()) == pytest.approx([truth] * len(changes), abs=1e-6)
+            seen += len(changes)
+    assert seen > 300
+
+
+def test_evals_of_many_tokens_and_of_wrong_lists_are_no_decisions() -> None:
+    for tokenizer, text in (
+        (build_gpt2_tokenizer(), GOLD),
+        (build_nano_tokenizer(), GOLD.replace("c1d1 c1c2", "c1d1 c1d1")),
+    ):
+        found, _ = find(tokenizer, text)
+        evals = {each["position"] for each in found["determined"] if each["weight"] == EVAL_WEIGHT}
+        assert evals
+        assert not evals & {each["position"] for each in found["decisions"] if "otherwise" not in each}
 
 
 def test_what_decisions_add_is_the_reward(tokenizer: Any) -> None:
