@@ -109,40 +109,6 @@ class ValueHead:
                     first = accelerator.reduce(loss.detach(), reduction="sum").item()
         return first
 
-    def advantages(
-        self,
-        states: torch.Tensor,
-        rewards: torch.Tensor,
-        mask: torch.Tensor,
-        gamma: float,
-        lam: float,
-        scaled: bool,
-        accelerator: Any,
-    ) -> tuple[torch.Tensor, float]:
-        """Per-token advantages (B, C) by GAE on this head's values, which are then fitted to the returns.
-
-        Args:
-            states: (B, C, width), hidden states before each completion token.
-            rewards: (B,), received with the last token; a NaN row gets advantage 0 and teaches the head nothing.
-            mask: (B, C).
-            scaled: divide by the root mean square over the tokens of all processes; nothing is subtracted, so a
-                positive advantage stays one.
-
-        Returns:
-            Advantages, and the head's mean squared error before the fit.
-        """
-        mask = mask * (~rewards.isnan())[:, None]
-        values = self.values(states)
-        advantages, returns = gae(at_last_token(rewards.nan_to_num(), mask), values, mask, gamma, lam)
-        error = self.fit(states, returns, mask, accelerator)
-        if scaled:
-            sums = torch.stack([advantages.square().sum(), mask.sum().float()])
-            total, count = accelerator.reduce(sums, reduction="sum")
-            advantages = advantages / ((total / count.clamp(min=1)).sqrt() + 1e-4)
-        return advantages, error
-
-    # Saved, restored and taken back like any control.
-
     def state_dict(self) -> dict[str, Any]:
         moments = [self.optimizer.state[parameter] for parameter in self.net.parameters()]
         return {"weights": self.net.state_dict(), "moments": moments}
@@ -217,11 +183,18 @@ class GAE(Plugin):
 
     def sampled(self, rows: list[Row], batch: Row) -> None:
         trainer = self.trainer
-        states = trainer.scorer.hidden_states(trainer.model, batch)
-        scaled = trainer.args.scale_rewards == "batch"
-        options = (self.gae_gamma, self.gae_lambda, scaled, trainer.accelerator)
-        batch["advantages"], error = self.head.advantages(states, self.rewards, batch["completion_mask"], *options)
-        trainer.record("value/error", error)
+        states = trainer.scorer.hidden_states(trainer.model, batch)  # (B, C, width), before each completion token
+        # A row without a reward gets advantage 0 and teaches the head nothing.
+        mask = batch["completion_mask"] * (~self.rewards.isnan())[:, None]
+        placed, values = at_last_token(self.rewards.nan_to_num(), mask), self.head.values(states)
+        advantages, returns = gae(placed, values, mask, self.gae_gamma, self.gae_lambda)
+        trainer.record("value/error", self.head.fit(states, returns, mask, trainer.accelerator))
+        if trainer.args.scale_rewards == "batch":
+            # By the root mean square over all processes' tokens; nothing is subtracted, so a positive one stays that.
+            sums = torch.stack([advantages.square().sum(), mask.sum().float()])
+            total, count = trainer.accelerator.reduce(sums, reduction="sum")
+            advantages = advantages / ((total / count.clamp(min=1)).sqrt() + 1e-4)
+        batch["advantages"] = advantages
 
     def state_dict(self) -> dict[str, Any]:
         return self.head.state_dict()

@@ -123,16 +123,13 @@ class Health(Plugin):
             return before
         return LEVELS[recent[0] if recent[0] > present else min(present, recent[-1])]
 
-    def line(self, step: int, logs: Mapping[str, Any], events: Sequence[Mapping[str, Any]] = ()) -> str:
-        """What changed, and what else is not green: `step 12 health yellow: kl 0.2 (was green), entropy 0.22`."""
-        was = {event["metric"]: f" (was {event['from']})" for event in events}
-        names = [*was, *(name for name, level in self.levels.items() if level != GREEN and name not in was)]
-        cells = []
-        for name in names:
-            value, level = logs.get(name), self.levels[name]
-            number = f" {value:.3g}" if isinstance(value, int | float) else ""
-            cells.append(f"{name}{number}{'' if level == self.level else ' ' + level}{was.get(name, '')}")
-        return f"step {step} health {self.level}" + (": " + ", ".join(cells) if cells else "")
+    def line(self, step: int, events: Sequence[Mapping[str, Any]]) -> str:
+        """What changed: `step 12 health red: entropy 0.004 (was green), kl 0.2 yellow (was green)`."""
+        cells = (
+            f"{e['metric']} {e['value']:.3g}{'' if e['to'] == self.level else ' ' + e['to']} (was {e['from']})"
+            for e in events
+        )
+        return f"step {step} health {self.level}: {', '.join(cells)}"
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         if not logs or "loss" not in logs:  # evaluation, or the summary at the end
@@ -140,7 +137,7 @@ class Health(Plugin):
         events = self.observe(state.global_step, logs)
         if not events or not state.is_world_process_zero:
             return
-        logger.warning(self.line(state.global_step, logs, events))
+        logger.warning(self.line(state.global_step, events))
         red = {event["metric"]: event["value"] for event in events if event["to"] == RED}
         if red:
             self.trainer.tell({"event": "red", "step": state.global_step, "metrics": red})

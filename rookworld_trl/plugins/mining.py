@@ -214,7 +214,13 @@ class Mining(Plugin):
         self.trainer, self.args, self.accelerator = trainer, trainer.args, trainer.accelerator
         self.dataset, self.samples = trainer.train_dataset, trainer.args.num_generations
         self._ordinary: list[int] = []  # groups of the present batch that are not mined
-        self._check()
+        if not hasattr(self.dataset, "column_names") or not hasattr(self.dataset, "__len__"):
+            raise ValueError("`mining` is True: it needs a data set with random access. Set `mining` to False")
+        if ranks.sharded(self.accelerator):
+            raise ValueError(
+                "`mining` is True: it samples different numbers of rows on each process, which sharded weights cannot. "
+                "Set `mining` to False"
+            )
         prompts, column = list(self.dataset["prompt"]), self.args.task_column
         named = [name for name in (column, PART_COLUMN) if name in self.dataset.column_names]
         parts = [part_of(row, column) for row in self.dataset.select_columns(named)] or [""] * len(prompts)
@@ -231,19 +237,6 @@ class Mining(Plugin):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.miner.load_state_dict(state)
-
-    def _check(self) -> None:
-        problems = {
-            "needs a data set with random access and text prompts": not hasattr(self.dataset, "column_names")
-            or not hasattr(self.dataset, "__len__")
-            or not isinstance(self.dataset[0]["prompt"], str),
-            "samples different numbers of rows on each process, which sharded weights cannot": ranks.sharded(
-                self.accelerator
-            ),
-        }
-        for problem, found in problems.items():
-            if found:
-                raise ValueError(f"`mining` is True: it {problem}. Set `mining` to False")
 
     def rows(self, rows: list[Row]) -> Samples:
         """Choose prompts, sample them, and choose and sample again where all rewards of a group agree."""
