@@ -17,7 +17,6 @@ from rookworld_trl.training import RookWorldGRPOConfig
 
 ROOT = Path(__file__).parents[1]
 SLURM = ROOT / "recipes/rookworld-lm-124m/multi_node.slurm"
-INSTRUCTIONS = {"FROM", "ENV", "RUN", "WORKDIR", "COPY", "ENTRYPOINT", "CMD"}
 
 
 @pytest.fixture
@@ -29,17 +28,8 @@ def instructions() -> list[tuple[str, str]]:
 
 
 def test_the_dockerfile_installs_what_make_needs_and_runs_it(instructions: list[tuple[str, str]]) -> None:
-    assert {name for name, _ in instructions} <= INSTRUCTIONS
-    assert instructions[0][0] == "FROM"
-    image = instructions[0][1]
-    assert re.fullmatch(r"nvidia/cuda:\d+\.\d+\.\d+-base-ubuntu\d\d\.\d\d", image), "pin the base image's version"
-    assert all(text.startswith("[") for name, text in instructions if name in ("ENTRYPOINT", "CMD")), "use exec form"
     (install,) = [text for name, text in instructions if name == "RUN" and "apt-get" in text]
-    assert install.startswith("apt-get update &&")
-    assert "--no-install-recommends" in install
-    assert "rm -rf /var/lib/apt/lists/*" in install
     packages = install.split("--no-install-recommends")[1].split("&&")[0].split()
-    assert packages == sorted(packages)
     compilers = {"g++", "gcc", "python3-dev"}  # of torch.compile: for a CPU's kernels, for a GPU's launchers
     assert {"make", "python3", "python3-venv", "stockfish"} | compilers <= set(packages)
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))

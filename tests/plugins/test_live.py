@@ -40,15 +40,12 @@ def test_printed_completions_are_whole(monkeypatch, capsys):
     assert answer in shown
 
 
-@pytest.mark.parametrize(("form", "name"), [("", "graduated"), ("_continuous", "continuous")])
-def test_either_form_of_a_reward_is_shown_by_name(form, name):
-    logs = {f"rewards/environment_reward{form}/mean": -0.3, f"rewards/policy_reward{form}/mean": 0.2}
-    assert live_line(1, 2, logs, grpo.COLUMNS) == f"step 1/2  {name} P +0.200  A -0.300"
-
-
-def test_the_recipes_line_shows_legality_skill_and_exactness():
+def test_the_recipes_line_shows_rewards_legality_skill_and_exactness():
     logs = {"policy/best_legal": 0.9, "policy/skill": -0.0514, "environment/exact": 0.75, "policy/best_value": 0.8}
     assert live_line(1, 2, logs, grpo.COLUMNS) == "step 1/2  B legal 90%  skill -0.051  A exact 75%"
+    for form, name in (("", "graduated"), ("_continuous", "continuous")):
+        rewards = {f"rewards/environment_reward{form}/mean": -0.3, f"rewards/policy_reward{form}/mean": 0.2}
+        assert live_line(1, 2, rewards, grpo.COLUMNS) == f"step 1/2  {name} P +0.200  A -0.300"
 
 
 @pytest.fixture
@@ -97,18 +94,9 @@ def test_other_processes_stay_silent(tmp_path, state, capsys):
     assert capsys.readouterr().out == ""
 
 
-DAMAGED = [
-    b'{"step": 1, "seconds": "long"',
-    b'{"seconds": 5}',
-    b"7",
-    b'"step"',
-    b"null",
-    b'{"step": "2"}',
-    b'{"st\xffep": 2}',
-]
-
-
-@pytest.mark.parametrize("line", [*DAMAGED, b'{"kl": "\xff", "step": 1}', b'{"step": NaN}', b'{"step": true}'])
+@pytest.mark.parametrize(
+    "line", [b'{"step": 1, "sec', b'{"seconds": 5}', b"7", b'{"st\xffep": 2}', b'{"step": NaN}', b'{"step": true}']
+)
 def test_a_damaged_line_costs_that_line_and_not_the_run(tmp_path, state, line, caplog):
     file = tmp_path / "metrics.jsonl"
     file.write_bytes(b'{"step": 1, "seconds": 50}\n' + line + b'\n{"step": 2, "seconds": "60"}\n')
