@@ -101,7 +101,14 @@ def epochs(folder: Path) -> dict[str, Any]:
     file = folder / "rows.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     a_pass = ROWS // 8
-    small = {"model": "nano", "dataset": file, "streaming": "false", "max_rows": ROWS, "max_steps": EPOCHS * a_pass}
+    small = {
+        "model": "nano",
+        "dataset": file,
+        "streaming": "false",
+        "best_move": "null",
+        "max_rows": ROWS,
+        "max_steps": EPOCHS * a_pass,
+    }
     small |= {"num_generations": 8, "per_device_train_batch_size": 64, "max_completion_length": 80}
     small |= {"save_strategy": "no", "eval_policy_items": 64, "eval_environment_items": 64}
     code, steps, summary = run("epochs", folder / "epochs", small)

@@ -5,7 +5,7 @@
     python recipes/evaluate.py --model nano runs/demo/checkpoint --suite tactics ladder    # before -> after
     python recipes/evaluate.py --dataset STS1-STS15_LAN_v8.epd lichess_db_puzzle.csv.zst --max_rows 20000 --limit 1000
     python recipes/evaluate.py --dataset games.pgn --best_move engine --limit 500
-    python recipes/evaluate.py --suite selfplay closed_loop ladder --pgn games.pgn
+    python recipes/evaluate.py --suite selfplay ladder --pgn games.pgn
 
 Prints tables with 95 % intervals, over games where rows come from games, else over rows, if these are ten or more, and
 trivial players beside them. --output keeps every item's or game's result as JSON, and the models side by side as
@@ -26,10 +26,10 @@ import torch
 from datasets import Dataset
 
 from rookworld_trl.checkpointing.stopping import run_program
-from rookworld_trl.chess import PREFIXES, check_tasks, position_key
+from rookworld_trl.chess import PREFIXES, position_key
 from rookworld_trl.chess.accuracy import MODES, Ask, ModelAnswers, evaluate
 from rookworld_trl.chess.dataset import MATES_FILE, TACTICS_FILES, draw_of_each, load_shipped, positions_of
-from rookworld_trl.chess.ladder import AnchorKind, Ladder, choose_anchors, ladder_table, run_ladder, standard_anchors
+from rookworld_trl.chess.ladder import Ladder, ladder_table, run_ladder, standard_anchors
 from rookworld_trl.chess.play import ModelPlayer, random_openings
 from rookworld_trl.chess.problems import is_problem_file, read_problems, run_problems
 from rookworld_trl.chess.seen import SHIPPED, Source, TrainingData, known_training_data, unseen
@@ -42,8 +42,7 @@ from rookworld_trl.reports.summary import command, versions
 from rookworld_trl.settings.parser import bad_input, blame, option, parse
 from rookworld_trl.settings.terminal import TerminalOptions, shown
 
-SUITES = ("held_out", "tactics", "mate_in_one", "selfplay", "closed_loop", "ladder")
-TASK_SAMPLING = {"temperature": (int, float), "max_completion_length": (int,)}
+SUITES = ("held_out", "tactics", "mate_in_one", "selfplay", "ladder")
 
 
 @dataclass
@@ -51,7 +50,7 @@ class EvaluationOptions(DataOptions, TerminalOptions):
     """What to measure, and how."""
 
     model: list[str] = option([NANO], "Folders, or names on the Hub.")
-    model_revision: list[str] = option([], "Branch, tag or commit of each --model; or of all.", aliases="--revision")
+    model_revision: str | None = option(None, "Branch, tag or commit of the models on the Hub.", aliases="--revision")
     suite: list[str] = option(
         [], f"What to measure: {', '.join(SUITES)}; default: held_out, unless problems of --dataset are all."
     )
@@ -63,13 +62,9 @@ class EvaluationOptions(DataOptions, TerminalOptions):
     limit: int | None = option(
         None, "Measure only so many rows of each task and problems of each file, drawn at random, alike in every run."
     )
-    games: int = option(100, "Games of selfplay and closed_loop, and of each of the ladder's pairings.")
+    games: int = option(100, "Games of selfplay, and of each of the ladder's pairings.")
     mode: Literal["greedy", "sampled", "both"] = option("both", "Decoding; against players, `both` is greedy.")
     temperature: float = option(1.0, "Temperature of the sampled mode.")
-    task_sampling: dict[str, Any] | None = option(
-        None,
-        "By task, `temperature` and `max_completion_length`, as in recipes/grpo.py: '{policy: {temperature: 0.7}}'.",
-    )
     seed: int = option(0, "Of samples, games and openings.")
     batch_size: int = option(64, "Prompts decoded at a time.")
     max_new_tokens: int = option(144, "Tokens of a completion, at most; fewer where the model's context ends.")
@@ -86,11 +81,6 @@ class EvaluationOptions(DataOptions, TerminalOptions):
         None, "JSON of an earlier evaluation to compare each model with, item by item; default: the first --model."
     )
     output: Path | None = option(None, "File for everything, as JSON; the overview stands beside it as .md.")
-    move_by: Literal["best", "evals"] | None = option(None, "In the ladder, play B: (best) or the highest eval.")
-    retries: int | None = option(None, "In the ladder, sample an illegal move again so often; default: 0.")
-    anchors: AnchorKind | None = option(
-        None, "The ladder's players; simple is without Stockfish. Default: reproducible, or simple where there is none."
-    )
     pgn: Path | None = option(None, "File that the ladder's games are written to, illegal moves replaced.")
 
     def __post_init__(self) -> None:
@@ -103,14 +93,6 @@ class EvaluationOptions(DataOptions, TerminalOptions):
         for wrong, message in self.contradictions(rows):
             if wrong:
                 raise ValueError(message)
-        try:
-            check_tasks("--task_sampling", self.task_sampling or {})
-            own = [(key, value) for each in (self.task_sampling or {}).values() for key, value in each.items()]
-            right = all(isinstance(value, TASK_SAMPLING[key]) and value > 0 for key, value in own)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"--task_sampling: {error}; write it like {{policy: {{temperature: 0.7}}}}") from error
-        if not right:
-            raise ValueError(f"--task_sampling: {self.task_sampling}; write numbers above 0")
 
     @cached_property
     def training(self) -> TrainingData:
@@ -118,7 +100,7 @@ class EvaluationOptions(DataOptions, TerminalOptions):
         if self.trained_on is None:
             return known_training_data(self.model)
         unknown = [] if self.trained_on else ["all that the models were trained on"]
-        return TrainingData([Source(name) for name in self.trained_on], unknown, named=True)
+        return TrainingData([Source(name) for name in self.trained_on], unknown)
 
     def contradictions(self, rows: Sequence[str]) -> Iterator[tuple[Any, str]]:
         """What is wrong, if it is, in one line each."""
@@ -139,12 +121,8 @@ class EvaluationOptions(DataOptions, TerminalOptions):
         unknown = "tactics" in self.suite and self.split not in TACTICS_FILES
         yield unknown, f"--split {self.split}: the suite tactics has the splits {splits}"
         yield len(rows) > 1, f"--dataset takes one source of rows; got {', '.join(rows)}"
-        wrong = len(self.model_revision) not in (0, 1, len(self.model))
-        yield wrong, f"--model_revision: give one, or one for each of the {len(self.model)} models"
-        for name in ("move_by", "retries", "pgn"):
-            idle = getattr(self, name) is not None and "ladder" not in self.suite
-            yield idle, f"--{name} says how games are played; leave it out without the suite ladder"
-        yield (self.retries or 0) < 0, f"--retries must be 0 or more; got {self.retries}"
+        idle = self.pgn is not None and "ladder" not in self.suite
+        yield idle, "--pgn says where the ladder's games are written; leave it out without the suite ladder"
         for name in ("output", "pgn"):
             file = getattr(self, name)
             yield file and file.is_dir(), f"--{name} {file} is a folder; give the name of a file"
@@ -171,24 +149,20 @@ def plan(args: EvaluationOptions) -> tuple[Dataset | None, dict[str, Callable[[A
         numbers = unseen(problems, lambda each: [position_key(b.fen()) for b in each.boards], file, **trained_on)
         drawn = random.Random(0).sample(numbers, min(args.limit or len(numbers), len(numbers)))
         suites[name] = partial(run_problems, problems=[problems[number] for number in sorted(drawn)], name=name)
-    for suite, name in (("selfplay", "self-play"), ("closed_loop", "closed loop")):
-        if suite in args.suite:
-            go_on = suite == "closed_loop"
-            suites[name] = partial(run_selfplay, games=args.games, seed=args.seed, go_on=go_on, progress=True)
+    if "selfplay" in args.suite:
+        suites["self-play"] = partial(run_selfplay, games=args.games, seed=args.seed, progress=True)
     return rows, suites
 
 
 def play(args: EvaluationOptions, model: Any, tokenizer: Any, **limits: Any) -> Ladder:
     """Play the ladder."""
-    settings: dict[str, Any] = {"move_by": args.move_by or "best", "retries": args.retries or 0}
     mode = "sampled" if args.mode == "sampled" else "greedy"
-    settings |= {"temperature": temperatures(args, mode)["policy"]}
-    player = ModelPlayer(model, tokenizer, **settings, **limits)
-    kind: Any = args.anchors  # chosen before
-    with standard_anchors(args.seed, kind) as anchors:
+    temperature = args.temperature if mode == "sampled" else 0.0
+    player = ModelPlayer(model, tokenizer, temperature=temperature, **limits)
+    with standard_anchors(args.seed) as anchors:
         fens = random_openings(args.games // 2, args.seed)
         result = run_ladder(player, anchors, openings=fens, seed=args.seed, mode=mode, progress=True)
-    result.settings.update(settings)
+    result.settings.update(temperature=temperature)
     return result
 
 
@@ -199,28 +173,21 @@ def names_of(models: Sequence[str]) -> list[str]:
     return [name if named.count(name) == 1 else f"{name} ({n})" for n, name in enumerate(named, 1)]
 
 
-def temperatures(args: EvaluationOptions, mode: str) -> dict[str, float]:
-    """By task."""
-    own = args.task_sampling or {}
-    of_task = {str(task): own.get(task, {}).get("temperature", args.temperature) for task in PREFIXES}
-    return of_task if mode == "sampled" else dict.fromkeys(of_task, 0.0)
-
-
 def measure(args: EvaluationOptions, model: Any, tokenizer: Any, name: str, planned: Any) -> list[Result]:
     """Measure one model and print its tables."""
     rows, suites = planned
     limits: dict[str, Any] = {"max_new_tokens": args.max_new_tokens, "batch_size": args.batch_size, "seed": args.seed}
     found: list[Result] = []
     if rows is not None:
-        sampling: Any = {"temperature": args.temperature, "task_sampling": args.task_sampling}
-        found += evaluate(model, tokenizer, rows, modes=args.modes, progress=True, **sampling, **limits)
+        sampling: Any = {"modes": args.modes, "temperature": args.temperature}
+        found += evaluate(model, tokenizer, rows, progress=True, **sampling, **limits)
         print(result_table(found), end="\n\n")
     at_once = max(args.batch_size, args.games)  # games' equal positions are sampled once each within a batch alone
     for suite in suites.values():
         of_suite = []
         for mode in args.modes:
             settings: dict[str, Any] = {"max_new_tokens": args.max_new_tokens, "seed": args.seed}
-            settings |= {"temperature": temperatures(args, mode)}
+            settings |= {"temperature": args.temperature if mode == "sampled" else 0.0}
             result = suite(ModelAnswers(model, tokenizer, batch_size=at_once, progress=True, **settings))
             of_suite.append(replace(result, mode=mode, settings=result.settings | settings))
         print(result_table(of_suite), end="\n\n")
@@ -238,8 +205,6 @@ def run(args: EvaluationOptions) -> tuple[dict[str, Any], str]:
             torch.empty(0, device=args.device)
         except (RuntimeError, AssertionError) as error:
             raise ValueError(f"torch has no such device here ({str(error).splitlines()[0]})") from error
-    if "ladder" in args.suite:
-        args.anchors = choose_anchors(args.anchors)
     trained_on, planned = args.training, plan(args)
     earlier = None
     if args.baseline:
@@ -249,16 +214,14 @@ def run(args: EvaluationOptions) -> tuple[dict[str, Any], str]:
             for name, mode in ((name, mode) for name in (*names, *planned[1]) for mode in args.modes):
                 if (name, mode) not in earlier:
                     raise ValueError(f"it has no '{name}', {mode}; measure it with the same suites and --mode")
-    revisions: list[Any] = args.model_revision or [None]
     models: dict[str, list[Result]] = {}
-    written = []
-    revisions *= len(args.model) // len(revisions)
-    for name, label, revision in zip(args.model, names_of(args.model), revisions, strict=True):
-        model, tokenizer = load(name, leading_eos=args.leading_eos, revision=revision)
+    written: list[dict[str, Any]] = []
+    for name, label in zip(args.model, names_of(args.model), strict=True):
+        model, tokenizer = load(name, leading_eos=args.leading_eos, revision=args.model_revision)
         commit = getattr(model.config, "_commit_hash", None)  # of the Hub
         print(f"{name}\n")
         results = models[label] = measure(args, model.to(args.device), tokenizer, label, planned)
-        facts = {"name": label, "model": name, "revision": revision, "commit": commit}
+        facts: dict[str, Any] = {"name": label, "model": name, "revision": args.model_revision, "commit": commit}
         written.append({**facts, "results": [each.to_dict() for each in results]})
         first = {(each["name"], each["mode"]): each for each in written[0]["results"]} if len(written) > 1 else None
         if (compared := earlier or first) is not None:

@@ -1,8 +1,8 @@
 """Matches between models, Stockfish and trivial players, from mirrored openings: results, Elo, games as PGN.
 
     python recipes/play.py nano random greedy --games 20
-    python recipes/play.py runs/demo/checkpoint nano --move_by evals --retries 3 --pgn games.pgn
-    python recipes/play.py nano stockfish --nodes 100 --openings openings.tsv --output match.json
+    python recipes/play.py runs/demo/checkpoint nano --pgn games.pgn
+    python recipes/play.py nano stockfish --nodes 100 --output match.json
 
 Every player meets every other. The first one's results are shown; the second one's rating is 0.
 """
@@ -26,7 +26,6 @@ from rookworld_trl.chess.play import (
     Player,
     RandomPlayer,
     random_openings,
-    read_openings,
 )
 from rookworld_trl.files import write_atomically
 from rookworld_trl.modeling.loading import load
@@ -40,15 +39,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     about = "random, greedy, stockfish or a model: a folder, nano, or a name on the Hub."
     parser.add_argument("players", nargs="+", metavar="PLAYER", help=about)
     parser.add_argument("--games", type=int, default=20, help="Games of each pairing, an even number; default: 20.")
-    parser.add_argument(
-        "--openings", type=Path, help="FEN or EPD lines, or a .tsv with a column `pgn`; default: random."
-    )
-    parser.add_argument("--opening_plies", type=int, default=4, help="Plies of random openings; default: 4.")
     parser.add_argument("--max_plies", type=int, default=200, help="A game that gets there is a draw; default: 200.")
     parser.add_argument("--nodes", type=int, default=1000, help="Nodes that Stockfish searches; default: 1000.")
-    parser.add_argument("--move_by", choices=("best", "evals"), default="best", help="Models play B: or the best eval.")
     parser.add_argument("--temperature", type=float, default=0.0, help="Models' temperature; default: greedy.")
-    parser.add_argument("--retries", type=int, default=0, help="Models sample an illegal move again so often.")
     parser.add_argument("--max_new_tokens", type=int, default=80, help="Tokens of a model's answer, at most.")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--batch_size", type=int, default=64, help="Positions that a model decodes at a time.")
@@ -61,7 +54,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error("give two or more players")
     if args.games < 2 or args.games % 2:
         parser.error(f"--games must be even and 2 or more, for each opening is played twice; got {args.games}")
-    for name, least in (("max_plies", 1), ("batch_size", 1), ("nodes", 1), ("retries", 0), ("temperature", 0)):
+    for name, least in (("max_plies", 1), ("batch_size", 1), ("nodes", 1), ("temperature", 0)):
         if getattr(args, name) < least:
             parser.error(f"--{name} must be {least} or more; got {getattr(args, name)}")
     return args
@@ -76,17 +69,14 @@ def player(name: str, args: argparse.Namespace, stack: ExitStack) -> Player:
     if name == "stockfish":
         return EnginePlayer(stack.enter_context(Engine(nodes=args.nodes, hash_mb=1)))
     model, tokenizer = load(name)
-    names = ("move_by", "temperature", "retries", "max_new_tokens", "batch_size", "seed")
+    names = ("temperature", "max_new_tokens", "batch_size", "seed")
     settings = {each: getattr(args, each) for each in names}
     return ModelPlayer(model.to(args.device), tokenizer, name=name, **settings)
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Play, and return what `--output` writes."""
-    if args.openings:
-        fens = read_openings(args.openings, args.games // 2, args.seed)
-    else:
-        fens = random_openings(args.games // 2, args.seed, args.opening_plies)
+    fens = random_openings(args.games // 2, args.seed)
     with ExitStack() as stack:
         players = [player(name, args, stack) for name in args.players]
         match = run_match(players, openings=fens, max_plies=args.max_plies, progress=True)

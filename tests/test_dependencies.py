@@ -13,8 +13,8 @@ ROOT = Path(__file__).parents[1]
 OURS = {"benchmarks", "recipes", "rookworld_trl", "tests"}
 # Extras whose packages are imported only where somebody asks for what they do.
 OPTIONAL = {
-    "rookworld_trl": {"sft", "scale"},
-    "recipes": {"sft", "scale"},
+    "rookworld_trl": {"sft"},
+    "recipes": {"sft"},
     "benchmarks": {"test", "vllm"},
     "tests": {"test", "vllm"},
 }

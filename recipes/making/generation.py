@@ -1,5 +1,6 @@
 """Positions with engine values, from openings and noisy engine self-play. Deterministic from a seed, game by game."""
 
+import csv
 import json
 import math
 import os
@@ -17,7 +18,6 @@ import pyarrow.parquet as pq
 from rookworld_trl.chess.dataset import SplitName, split_by_hash
 from rookworld_trl.chess.engine import Engine, MoveValue
 from rookworld_trl.chess.format import HISTORY_LENGTH
-from rookworld_trl.chess.play import read_lines
 from rookworld_trl.chess.policy import win_chance
 
 # Noise of a player: softmax temperature over win chances, and the share of moves played at random. Drawn for each side
@@ -54,6 +54,30 @@ class GameSettings:
     openings: str | None = None
     check_share: float = 0.0  # of the moves played where check can be given: one that gives it
     held_out: bool = False  # games of dev and test alone: only their positions are written, without values
+
+
+def read_lines(path: str | Path) -> list[tuple[str, ...]]:
+    """Opening lines as UCI moves from a TSV with a `pgn` column (the lichess-org/chess-openings format).
+
+    Raises:
+        ValueError: naming the file and the line that does not hold a legal line.
+    """
+    lines = []
+    with open(path, newline="") as file:
+        reader = csv.DictReader(file, delimiter="\t")
+        if "pgn" not in (reader.fieldnames or ()):
+            raise ValueError(f"{path}: no column 'pgn'; give a TSV with the columns eco, name, pgn")
+        for number, row in enumerate(reader, start=2):
+            board, moves = chess.Board(), []
+            for word in row["pgn"].split():
+                if word.endswith("."):
+                    continue
+                try:
+                    moves.append(board.push_san(word).uci())
+                except ValueError as error:
+                    raise ValueError(f"{path}, line {number}, field 'pgn': {error}") from error
+            lines.append(tuple(moves))
+    return lines
 
 
 def random_endgame(rng: random.Random) -> chess.Board:
@@ -178,11 +202,11 @@ def write_parquet(table: pa.Table, path: Path) -> None:
     os.replace(partial, path)
 
 
-def write_shard(shard: int, directory: Path, settings: GameSettings, engine_path: str | None) -> int:
+def write_shard(shard: int, directory: Path, settings: GameSettings) -> int:
     """Play the games of one shard and write it; returns the number of positions."""
     openings = read_lines(settings.openings) if settings.openings else []
     records: list[dict[str, Any]] = []
-    with Engine(engine_path, nodes=settings.nodes) as engine:
+    with Engine(nodes=settings.nodes) as engine:
         first = shard * settings.games_per_shard
         for index in range(first, first + settings.games_per_shard):
             records.extend(play_game(engine, index, settings, openings))
@@ -210,7 +234,7 @@ def missing_shards(directory: Path, shards: range, settings: GameSettings) -> li
 
 
 def generate_positions(
-    directory: Path, shards: range, settings: GameSettings, workers: int, engine_path: str | None = None
+    directory: Path, shards: range, settings: GameSettings, workers: int
 ) -> Iterator[tuple[int, int]]:
     """Write the missing shards in parallel and yield `(shard, positions)` as they finish; run again to resume.
 
@@ -219,25 +243,6 @@ def generate_positions(
     """
     missing = missing_shards(directory, shards, settings)
     with ProcessPoolExecutor(max_workers=workers) as pool:
-        jobs = {pool.submit(write_shard, shard, directory, settings, engine_path): shard for shard in missing}
+        jobs = {pool.submit(write_shard, shard, directory, settings): shard for shard in missing}
         for job in as_completed(jobs):
             yield jobs[job], job.result()
-
-
-def write_shards_of_rank(
-    data: Any,
-    rank: int = 0,
-    world_size: int = 1,
-    *,
-    shards: Sequence[int],
-    directory: Path,
-    settings: GameSettings,
-    engine_path: str | None,
-) -> None:
-    """One task of `world_size` in a datatrove pipeline: every `world_size`-th shard that is not there yet.
-
-    `data` is what the step before yields in a pipeline; there is none.
-    """
-    for shard in shards[rank::world_size]:
-        if not shard_path(directory, shard).exists():
-            write_shard(shard, directory, settings, engine_path)

@@ -15,7 +15,7 @@ import chess
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from recipes.making.generation import write_parquet
+from recipes.making.generation import read_lines, write_parquet
 from recipes.making.transitions import EnvironmentRows
 from rookworld_trl.chess import position_key
 from rookworld_trl.chess.dataset import (
@@ -31,7 +31,6 @@ from rookworld_trl.chess.dataset import (
     split_of,
 )
 from rookworld_trl.chess.engine import Engine
-from rookworld_trl.chess.play import read_lines
 from rookworld_trl.chess.policy import win_chance
 from rookworld_trl.chess.strata import phase
 
@@ -219,19 +218,17 @@ def write_held_out(folder: Path, shown: Mapping[SplitName, Iterable[str]]) -> No
     write_parquet(table, folder / HELD_OUT_ANSWERS.name)
 
 
-def value_every_move(fens: list[str], nodes: int, engine_path: str | None) -> list[list[int] | None]:
+def value_every_move(fens: list[str], nodes: int) -> list[list[int] | None]:
     """Engine values of all legal moves of each position, in UCI order; None where the engine failed."""
     values: list[list[int] | None] = []
-    with Engine(engine_path, nodes=nodes, hash_mb=16, timeout=60.0) as engine:
+    with Engine(nodes=nodes, hash_mb=16, timeout=60.0) as engine:
         for fen in fens:
             found = engine.analyse(chess.Board(fen), multipv=500, game=fen)
             values.append([value.centipawns for value in sorted(found, key=lambda v: v.move)] if found else None)
     return values
 
 
-def value_rows(
-    rows: Sequence[dict[str, Any]], nodes: int, memory: Path, workers: int, engine_path: str | None
-) -> Iterator[int]:
+def value_rows(rows: Sequence[dict[str, Any]], nodes: int, memory: Path, workers: int) -> Iterator[int]:
     """Write the `cp` of the rows' moves; what was valued before is read from `memory`, a JSON Lines file."""
     known: dict[str, list[int] | None] = {}
     if memory.exists():
@@ -243,7 +240,7 @@ def value_rows(
     yield len(rows) - len(todo)
     chunks = [todo[i : i + CHUNK] for i in range(0, len(todo), CHUNK)]
     with ProcessPoolExecutor(max_workers=workers) as executor, memory.open("a") as file:
-        jobs = [executor.submit(value_every_move, chunk, nodes, engine_path) for chunk in chunks]
+        jobs = [executor.submit(value_every_move, chunk, nodes) for chunk in chunks]
         for chunk, job in zip(chunks, jobs, strict=True):
             for fen, values in zip(chunk, job.result(), strict=True):
                 known[fen] = values
@@ -260,7 +257,6 @@ def build_shipped(
     seed: int,
     nodes: dict[SplitName, int],
     workers: int,
-    engine_path: str | None = None,
 ) -> Iterator[int]:
     """Write `train`, `dev` and `test` Parquet files and the list of held-out answers.
 
@@ -273,7 +269,7 @@ def build_shipped(
     )
     for split in ("test", "dev", "train"):
         policy_rows = [row for row in rows[split] if row["task"] == "policy"]
-        yield from value_rows(policy_rows, nodes[split], output / "values.jsonl", workers, engine_path)
+        yield from value_rows(policy_rows, nodes[split], output / "values.jsonl", workers)
         done = keep_policy_rows(policy_rows, POLICY_ROWS[split])
         done += [row | {"cp": []} for row in rows[split] if row["task"] == "environment"]
         random.Random(f"{seed}:{split}:order").shuffle(done)

@@ -11,7 +11,7 @@ from typing import Any
 import chess
 from transformers import PreTrainedModel
 
-from rookworld_trl.chess import PREFIXES, ParseError, TaskName, environment, policy, task_of
+from rookworld_trl.chess import PREFIXES, TaskName, environment, policy, task_of
 from rookworld_trl.chess.rewards import score_environment, score_environment_rows, score_policy_rows
 from rookworld_trl.chess.rewards.moves import NOTHING_AT_STAKE, move_values
 from rookworld_trl.chess.strata import material_won
@@ -220,15 +220,8 @@ def _check(rows: Sequence[Mapping[str, Any]], modes: Sequence[str]) -> None:
     for i, row in enumerate(rows):
         if missing := [name for name in COLUMNS if name not in row]:
             raise ValueError(f"row {i} of the data set lacks the columns {missing}; needed are {COLUMNS}")
-        if not isinstance(row["prompt"], str):
-            raise ValueError(f"row {i} of the data set, column 'prompt': expected text, found {row['prompt']!r}")
-        try:
-            task = task_of(row["prompt"])
-            (policy if task == "policy" else environment).parse_prompt(row["prompt"])
-        except ParseError as error:
-            raise ValueError(f"row {i} of the data set, column 'prompt': {error}") from error
-        if row["task"] != task:
-            raise ValueError(f"row {i} of the data set: column 'task' says {row['task']!r}, the prompt is of '{task}'")
+        if row["task"] != task_of(row["prompt"]):
+            raise ValueError(f"row {i} of the data set: column 'task' says {row['task']!r}, and the prompt another one")
     _scores(rows, [""] * len(rows))  # so that what no answer can be scored against is known before any is written
 
 
@@ -345,14 +338,14 @@ class ModelAnswers:
     """Asks a model, one completion a prompt; an `Ask`.
 
     Attributes:
-        temperature: by task; 0 for greedy.
+        temperature: 0 for greedy.
         max_new_tokens: at most; less where the prompts leave less of the model's context.
         batch_size: prompts decoded at a time. Equal prompts get different samples only within one batch.
     """
 
     model: PreTrainedModel
     tokenizer: Any
-    temperature: Mapping[str, float]
+    temperature: float
     max_new_tokens: int
     batch_size: int = 64
     seed: int = 0
@@ -363,11 +356,7 @@ class ModelAnswers:
         if not prompts:
             return []
         length = fitting_length(self.model, self.tokenizer, prompts, self.max_new_tokens)
-        settings: dict[str, Any] = {
-            "temperature": self.temperature[task_of(prompts[0])],
-            "max_new_tokens": length,
-            "seed": self.seed,
-        }
+        settings: dict[str, Any] = {"temperature": self.temperature, "max_new_tokens": length, "seed": self.seed}
         with progress_bar(title if self.progress else "", len(prompts), "prompt") as bar:
-            settings |= {"temperature": self.temperature[task_of(prompts[0])], "told": bar.update}
+            settings |= {"batch_size": self.batch_size, "told": bar.update}
             return [each.text for each in complete(self.model, self.tokenizer, prompts, **settings)]

@@ -20,7 +20,7 @@ from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from queue import SimpleQueue
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Self, TypeVar
 
 import chess
 import chess.engine
@@ -86,8 +86,6 @@ class Engine:
     """
 
     def __init__(self, path: str | None = None, *, nodes: int, timeout: float = 10.0, hash_mb: int = 16):
-        if timeout <= 0:
-            raise ValueError(f"timeout must be above 0 seconds, got {timeout}")
         self.path = find_engine(path)
         self.limit = chess.engine.Limit(nodes=nodes, time=timeout)
         self.timeout = timeout
@@ -97,8 +95,6 @@ class Engine:
         self._open = False
 
     def __enter__(self) -> Self:
-        if self._open:
-            raise RuntimeError("the engine is running already; one 'with' for each engine")
         self._start()
         self._open = True
         return self
@@ -115,11 +111,6 @@ class Engine:
         if self._process is None:
             raise RuntimeError("the engine is not running; open it with 'with Engine(...) as engine:'")
         return self._process.id.get("name", self.path)
-
-    @property
-    def pid(self) -> int | None:
-        """Number of the running process; None while there is none."""
-        return self._process.transport.get_pid() if self._process else None
 
     def analyse(self, board: chess.Board, multipv: int = 5, game: object = None) -> list[MoveValue] | None:
         """Values of the best `multipv` legal moves, best first; every legal move when there are fewer.
@@ -267,85 +258,47 @@ def _forget_commands(protocol: chess.engine.Protocol) -> None:
 
 
 class ValueCache:
-    """Engine answers on disk, in one SQLite file that processes can share; bounded, the oldest out first.
-
-    A damaged answer or page is a miss, and so is a file that another process locks for too long: what cannot be read is
-    asked of the engine again, and what cannot be written is not kept.
-
-    Args:
-        path: the file; it and its directory are made.
-        size: answers kept, to within a hundredth.
+    """Engine answers on disk, in one SQLite file that threads and processes can share.
 
     Raises:
-        ValueError: the file is no cache or cannot be written, or `size` is below 1.
+        ValueError: the file is no cache, or cannot be read or written.
     """
 
-    def __init__(self, path: Path | str, size: int = 1_000_000):
-        if size < 1:
-            raise ValueError(f"the size of {path} is {size}: keep at least one answer, or use no cache")
-        self.path, self.size = Path(path), size
-        self._lock = threading.Lock()
-        self._complained = False
-        try:
+    def __init__(self, path: Path | str):
+        self.path, self._lock = Path(path), threading.Lock()
+        with self._readable():
             self.path.parent.mkdir(parents=True, exist_ok=True)
             # Autocommit: each statement is a transaction of its own.
             self._db = sqlite3.connect(self.path, BUSY_SECONDS, isolation_level=None, check_same_thread=False)
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute("PRAGMA synchronous = NORMAL")  # a power cut may lose the last answers, never the file
             self._db.execute("CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, answer TEXT)")
-            self._uncounted = 0  # puts since the answers were counted, which reads the whole index
+
+    @contextlib.contextmanager
+    def _readable(self) -> Iterator[None]:
+        try:
+            with self._lock:
+                yield
         except (OSError, sqlite3.Error) as error:
-            raise ValueError(
-                f"{path}: cannot be used as a cache of engine values ({error}); give another file"
-            ) from error
+            message = (
+                f"{self.path}: cannot be used as a cache of engine values ({error}); delete it or give another file"
+            )
+            raise ValueError(message) from error
 
     def get(self, key: str) -> list[MoveValue] | None:
-        """The answer; None if it isn't there or damaged."""
-        row = self._row("SELECT answer FROM answers WHERE key = ?", key)
-        return None if row is None else _read_answer(row[0])
+        """The answer; None if it isn't there."""
+        with self._readable():
+            row = self._db.execute("SELECT answer FROM answers WHERE key = ?", (key,)).fetchone()
+        return None if row is None else [MoveValue(*each) for each in json.loads(row[0])]
 
     def put(self, key: str, values: Sequence[MoveValue]) -> None:
-        """Keep an answer; where there are more than `size`, a tenth of them goes, so that it is seldom done."""
+        """Keep an answer."""
         text = json.dumps([astuple(value)[:3] for value in values], separators=(",", ":"))
-        self._row("INSERT OR REPLACE INTO answers (key, answer) VALUES (?, ?)", key, text)
-        self._uncounted += 1
-        if self._uncounted * 100 < self.size:
-            return
-        self._uncounted = 0
-        surplus = len(self) - self.size
-        if surplus > 0:
-            oldest = "SELECT rowid FROM answers ORDER BY rowid LIMIT ?"
-            self._row(f"DELETE FROM answers WHERE rowid IN ({oldest})", surplus + self.size // 10)
-
-    def __len__(self) -> int:
-        return int((self._row("SELECT COUNT(*) FROM answers") or (0,))[0])
-
-    def _row(self, statement: str, *values: Any) -> Any:
-        """A statement's first row; None where there is none or the database cannot do it, which is said once."""
-        with self._lock:
-            try:
-                return self._db.execute(statement, values).fetchone()
-            except sqlite3.Error as error:
-                if not self._complained:
-                    logger.warning(
-                        f"{self.path}: damaged, locked or full ({error}): the engine is asked instead. Delete the file "
-                        "if this comes again"
-                    )
-                self._complained = True
-                return None
+        with self._readable():
+            self._db.execute("INSERT OR REPLACE INTO answers (key, answer) VALUES (?, ?)", (key, text))
 
     def close(self) -> None:
         self._db.close()
-
-
-def _read_answer(text: Any) -> list[MoveValue] | None:
-    """None unless it is a list of [move, centipawns, mate or None]."""
-    try:
-        values = [MoveValue(move, centipawns, mate) for move, centipawns, mate in json.loads(text)]
-    except (ValueError, TypeError):
-        return None
-    sound = (type(v.move) is str and type(v.centipawns) is int and type(v.mate) in (int, type(None)) for v in values)
-    return values if all(sound) else None
 
 
 class EnginePool:

@@ -1,6 +1,6 @@
 """Matches from mirrored openings, rated on one scale: between any players, or a model against the ladder's anchors.
 
-A model plays each game once, to its end, with another move in place of each illegal one, sampled again or a fallback:
+A model plays each game once, to its end, with another move in place of each illegal one:
 the *lenient* rules. Cut at the first illegal move, and lost there, the same games are those of the *strict* rules, so
 the two are compared on equal games. Each of the two is rated by itself, together with the games among the anchors.
 
@@ -13,12 +13,11 @@ games won stand beside the points, and beside them how many games ended by repet
 """
 
 import itertools
-import textwrap
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
@@ -47,7 +46,6 @@ REPETITION = "threefold repetition"
 DRAWS = "repetition and 50 moves, claimed at once, and the limit of plies, whatever the position"
 BEFORE, AFTER = "the model, before", "the model, after"
 NODES = (1, 10, 100)
-AnchorKind = Literal["reproducible", "simple"]
 _LABEL, _CELL = 26, 38  # columns of a table: names, and what stands under each of the rules
 
 
@@ -227,21 +225,20 @@ class Anchors(NamedTuple):
 
 
 @contextmanager
-def standard_anchors(seed: int = 0, kind: AnchorKind = "reproducible") -> Iterator[Anchors]:
+def standard_anchors(seed: int = 0) -> Iterator[Anchors]:
     """The ladder's anchors.
 
     From the weakest on: the random mover, the greedy capturer, Stockfish with every second and every fourth move a
     random one, and at fixed nodes. Those with random moves are steps between players that else hardly take a point off
-    each other.
-
-    Args:
-        kind: `simple` is without Stockfish: the random mover and the greedy capturer alone.
+    each other. Where there is no Stockfish, the first two are all, and a line says so.
 
     Raises:
-        FileNotFoundError: there is no Stockfish.
-        EngineStartError: it does not start.
+        EngineStartError: Stockfish does not start.
     """
-    if kind == "simple":
+    try:
+        find_engine()
+    except FileNotFoundError:
+        print("no Stockfish here: the ladder's only anchors are the random mover and the greedy capturer\n")
         yield Anchors(lambda: [RandomPlayer(seed), GreedyCapturePlayer(seed)])
         return
     with ExitStack() as stack:
@@ -257,24 +254,6 @@ def standard_anchors(seed: int = 0, kind: AnchorKind = "reproducible") -> Iterat
             ]
 
         yield Anchors(make, engines[1].name)
-
-
-def choose_anchors(kind: AnchorKind | None = None) -> AnchorKind:
-    """The kind that was asked for, checked; without one the reproducible kind, or where there is no Stockfish, the
-    simple one, and a line that says so.
-
-    Raises:
-        FileNotFoundError: the kind needs Stockfish and there is none.
-    """
-    try:
-        if kind != "simple":
-            find_engine()
-    except FileNotFoundError:
-        if kind is not None:
-            raise
-        print("no Stockfish here: the ladder's only anchors are the random mover and the greedy capturer\n")
-        return "simple"
-    return kind or "reproducible"
 
 
 def run_ladder(
@@ -342,7 +321,7 @@ def _played(
 
 
 def ladder_table(ladder: Ladder) -> str:
-    """Ratings of all players, and the model's matches, by both rules; below, how its games ended."""
+    """Ratings of all players, and the model's matches, by both rules."""
     settings = ", ".join(f"{name}={value}" for name, value in ladder.settings.items() if name != "draws")
     void = len(ladder.games) - len(ladder.records("lenient"))
     lines = [f"{ladder.name}, {len(ladder.games)} games{f', {void} void' if void else ''}", f"  {settings}", ""]
@@ -356,11 +335,6 @@ def ladder_table(ladder: Ladder) -> str:
     for opponent in matches["strict"]:
         cells = "".join(_score(matches[rules][opponent]) for rules in RULES)
         lines.append(f"{f'  {opponent[:23]}':{_LABEL}}{cells}")
-    lines += [""]
-    for rules in RULES:
-        ends = sum((Counter(match["ends"]) for match in matches[rules].values()), Counter[str]())
-        lines += _shares(f"{rules} games", ends)
-    lines += _shares("moves", ladder.origins)
     lines += [
         "",
         "w/d/l: won, drawn, lost; rep.: of these drawn by repetition, in percent. Engines are told the game.",
@@ -401,10 +375,3 @@ def _score(match: dict[str, Any]) -> str:
     if match["ci_low"] is not None:
         interval = f"[{100 * match['ci_low']:.1f}, {100 * match['ci_high']:.1f}]"
     return f"{counts:>12}{100 * match['score']:>7.1f}{interval:>14}{100 * match['repeated']:>5.0f}"
-
-
-def _shares(title: str, counts: Mapping[str, int]) -> list[str]:
-    total = sum(counts.values())
-    ordered = sorted(counts.items(), key=lambda pair: -pair[1])
-    text = f"{title}: " + ", ".join(f"{name} {100 * count / total:.1f} %" for name, count in ordered)
-    return textwrap.wrap(text, 98, initial_indent="  ", subsequent_indent="    ")

@@ -25,12 +25,10 @@ from datasets import Dataset, concatenate_datasets
 
 from rookworld_trl.chess.format import board_from_fen
 from rookworld_trl.chess.policy import parse_prompt
-from rookworld_trl.chess.strata import winning_move
 
 SETTINGS = ("mix_env_ratio", "policy_strata", "temperature")  # of a stage
 ENDS = ("until_step", "until_pass_rate")
 Stage = Mapping[str, Any]
-TACTICAL, VALUED = "tactical", ("stratum", "legal_moves", "legal_cp")
 
 
 def prompts_of(share: float, prompts: int, field: str) -> int:
@@ -76,9 +74,8 @@ def mix(
         batches: how many batches to lay out.
         seed: the same seed gives the same order.
         policy_strata: shares of a batch's `P:` prompts by stratum, for what is rare and too hard to be learned in
-            passing: "check", the side to move being in check; "tactical", one move wins (`strata.winning_move`, by the
-            stored values) and there is no check; or a name in the column `stratum`. What is not named fills the rest
-            as it occurs.
+            passing: "check", the side to move being in check, or a name in the column `stratum`. What is not named
+            fills the rest as it occurs.
 
     Returns:
         A data set of `batches * prompts_per_batch` rows; with `policy_strata` it has a column `batch_part`, each row's
@@ -94,7 +91,7 @@ def mix(
     if sum(counts.values()) > policy:
         raise ValueError(f"`policy_strata` is {shares}: its shares exceed 1. They are shares of the `P:` prompts")
     tasks = np.asarray(dataset["task"])
-    strata = _strata(dataset, TACTICAL in shares) if shares else np.full(len(tasks), "")
+    strata = _strata(dataset) if shares else np.full(len(tasks), "")
     listed = np.isin(strata, list(shares))
     parts = [("task 'environment'", tasks == "environment", environment)]
     parts += [("task 'policy'", (tasks == "policy") & ~listed, policy - sum(counts.values()))]
@@ -119,17 +116,13 @@ def mix(
     return dataset.select(order)
 
 
-def _strata(dataset: Dataset, tactical: bool) -> np.ndarray:
-    """Each row's stratum: "check" for a `P:` prompt whose side to move is in check, "tactical" if it is wanted for one
-    where one move wins, else what the column says."""
-    columns = [dataset[name] if name in dataset.column_names else [None] * len(dataset) for name in VALUED]
+def _strata(dataset: Dataset) -> np.ndarray:
+    """Each row's stratum: "check" for a `P:` prompt whose side to move is in check, else what the column says."""
+    column = dataset["stratum"] if "stratum" in dataset.column_names else [None] * len(dataset)
     names = []
-    for task, prompt, name, moves, values in zip(dataset["task"], dataset["prompt"], *columns, strict=True):
-        if task == "policy" and board_from_fen(parse_prompt(prompt)).is_check():
-            name = "check"
-        elif task == "policy" and tactical and winning_move(dict(zip(moves or (), values or (), strict=True))):
-            name = TACTICAL
-        names.append(str(name))
+    for task, prompt, name in zip(dataset["task"], dataset["prompt"], column, strict=True):
+        check = task == "policy" and board_from_fen(parse_prompt(prompt)).is_check()
+        names.append("check" if check else str(name))
     return np.asarray(names)
 
 
@@ -160,24 +153,24 @@ def check_stages(stages: Sequence[Stage]) -> None:
     """Raises:
     ValueError: one message that names the stage and the key.
     """
-    last_step = 0
+    begins = 0
     for number, stage in enumerate(stages, start=1):
         where, last = f"stages: stage {number}", number == len(stages)
-        unknown = sorted(set(stage) - {*SETTINGS, *ENDS})
-        if unknown:
+        step, rate = (stage.get(name) for name in ENDS)
+        temperature = stage.get("temperature", 1.0)
+        if unknown := sorted(set(stage) - {*SETTINGS, *ENDS}):
             raise ValueError(f"{where} has a key '{unknown[0]}'; the keys are {', '.join((*ENDS, *SETTINGS))}")
-        if last == any(stage.get(name) is not None for name in ENDS):
+        if last == (step is not None or rate is not None):
             what = "is the last and lasts to the end; remove its" if last else "would never end; give it an"
             raise ValueError(f"{where} {what} `until_step` or `until_pass_rate`")
-        step, rate = (stage.get(name) for name in ENDS)
-        if step is not None and not (isinstance(step, int) and step > last_step):
-            raise ValueError(f"{where}: `until_step` is {step!r}; write a step after {last_step}, where it may begin")
-        if rate is not None and not (isinstance(rate, int | float) and 0 < rate <= 1):
-            raise ValueError(f"{where}: `until_pass_rate` is {rate!r}; write a share above 0, to 1 at most")
-        temperature = stage.get("temperature", 1.0)
-        if not (isinstance(temperature, int | float) and temperature > 0):
-            raise ValueError(f"{where}: `temperature` is {temperature!r}; write a number above 0")
-        last_step = step or last_step
+        for name, value, right, wanted in (
+            ("until_step", step, isinstance(step, int) and step > begins, f"a step after {begins}, where it may begin"),
+            ("until_pass_rate", rate, isinstance(rate, int | float) and 0 < rate <= 1, "a share above 0, to 1 at most"),
+            ("temperature", temperature, isinstance(temperature, int | float) and temperature > 0, "a number above 0"),
+        ):
+            if value is not None and not right:
+                raise ValueError(f"{where}: `{name}` is {value!r}; write {wanted}")
+        begins = step or begins
 
 
 def lay_out(

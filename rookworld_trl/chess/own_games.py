@@ -35,7 +35,7 @@ Kind = tuple[str, str, bool]
 
 @dataclass(frozen=True)
 class SelfPlayOptions:
-    """What a recipe writes under `self_play`.
+    """What a recipe writes under `self_play`: all of these keys.
 
     Attributes:
         games: of a generation.

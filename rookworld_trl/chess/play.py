@@ -1,15 +1,13 @@
 """Who can play, where games begin, and games, many side by side, so that a model decodes one batch per ply.
 
 A model, an engine, a random mover, a greedy capturer: each has one method, for many boards at a time. Openings are some
-random plies from the start, or those of a file.
+random plies from the start.
 """
 
-import csv
 import random
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
 import chess
@@ -19,11 +17,9 @@ from transformers import PreTrainedModel
 from rookworld_trl.chess import policy
 from rookworld_trl.chess.engine import Engine
 from rookworld_trl.chess.format import board_from_fen
-from rookworld_trl.chess.strata import clean, material_won
+from rookworld_trl.chess.strata import material_won
 from rookworld_trl.modeling.completions import completion_texts
 from rookworld_trl.modeling.rollout import rollout
-
-RETRY_TEMPERATURE = 1.0  # a greedy model would write its illegal move again
 
 
 class Choice(NamedTuple):
@@ -32,19 +28,14 @@ class Choice(NamedTuple):
     Attributes:
         move: UCI. An illegal one loses the game. None says that the player could not be asked, through no fault of its
             chess (an engine that died twice); that voids the game.
-        origin: `own`; or, after an own move that was illegal, where this one comes from: `retries` (sampled again),
-            `candidates` (the first legal one of the model's list, its highest eval first), `random`.
+        origin: `own`; or, in place of an own move that was illegal, `candidates` (the first legal one of the model's
+            list, its highest eval first) or `random`.
         answer: the model's first answer; None where it does not parse, and for other players.
     """
 
     move: str | None
-    origin: Literal["own", "retries", "candidates", "random"] = "own"
+    origin: Literal["own", "candidates", "random"] = "own"
     answer: policy.PolicyOutput | None = None
-
-    @property
-    def is_fallback(self) -> bool:
-        """Another move than the player's own, played because that was illegal."""
-        return self.origin in ("candidates", "random")
 
 
 class Player(Protocol):
@@ -109,9 +100,7 @@ class ModelPlayer:
 
     Args:
         model: transformers `GPT2LMHeadModel`.
-        move_by: its own move is `B:`, or the candidate with the highest of its evals (the first of equals).
         temperature: 0 for greedy, which plays equal positions equally.
-        retries: how often an illegal move is sampled again, at temperature 1, before falling back.
         max_new_tokens: at most; less where the prompt leaves less of the model's context.
         seed: seeds the samples; a random fallback follows from it and the position.
 
@@ -124,9 +113,7 @@ class ModelPlayer:
         model: PreTrainedModel,
         tokenizer: Any,
         *,
-        move_by: Literal["best", "evals"] = "best",
         temperature: float = 0.0,
-        retries: int = 0,
         max_new_tokens: int = 80,
         batch_size: int = 64,
         seed: int = 0,
@@ -135,53 +122,25 @@ class ModelPlayer:
         self.name = name
         self.origins: Counter[str] = Counter()
         self._model, self._tokenizer = model, tokenizer
-        self._move_by, self._temperature, self._retries = move_by, temperature, retries
-        self._max_new_tokens, self._batch_size = max_new_tokens, batch_size
+        self._temperature, self._max_new_tokens, self._batch_size = temperature, max_new_tokens, batch_size
         self._seed, self._rng = seed, random.Random(seed)
 
     def choose(self, boards: Sequence[chess.Board]) -> list[Choice]:
-        return self.choose_among(boards, [{move.uci() for move in board.legal_moves} for board in boards])
-
-    def choose_among(self, boards: Sequence[chess.Board], legal: Sequence[Collection[str]]) -> list[Choice]:
-        """The move for each board, one of those that count as legal there (one or more, in UCI)."""
-        answers = self._answers(boards, self._temperature)
-        again = [i for i, answer in enumerate(answers) if self._own(answer) not in legal[i]] if self._retries else []
-        again_boards = [boards[i] for i in again for _ in range(self._retries)]
-        samples = self._answers(again_boards, RETRY_TEMPERATURE)
-        retried = {i: samples[n * self._retries :][: self._retries] for n, i in enumerate(again)}
-        choices = [
-            self._choice(board, answer, retried.get(i, []), legal[i])
-            for i, (board, answer) in enumerate(zip(boards, answers, strict=True))
-        ]
+        choices = list(map(self._choice, boards, self._answers(boards)))
         self.origins.update(choice.origin for choice in choices)
         return choices
 
-    def _choice(
-        self,
-        board: chess.Board,
-        answer: policy.PolicyOutput | None,
-        retried: Sequence[policy.PolicyOutput | None],
-        legal: Collection[str],
-    ) -> Choice:
-        if (own := self._own(answer)) in legal:
-            return Choice(own, "own", answer)
-        for sampled in retried:
-            if (own := self._own(sampled)) in legal:
-                return Choice(own, "retries", answer)
+    def _choice(self, board: chess.Board, answer: policy.PolicyOutput | None) -> Choice:
+        legal = {move.uci() for move in board.legal_moves}
+        if answer is not None and answer.best in legal:
+            return Choice(answer.best, "own", answer)
         for move, _ in by_eval(answer):
             if move in legal:
                 return Choice(move, "candidates", answer)
         return Choice(random.Random(f"{self._seed} {board.fen()}").choice(sorted(legal)), "random", answer)
 
-    def _own(self, answer: policy.PolicyOutput | None) -> str:
-        if answer is None:
-            return ""
-        return answer.best if self._move_by == "best" else next((move for move, _ in by_eval(answer)), "")
-
-    def _answers(self, boards: Sequence[chess.Board], temperature: float) -> list[policy.PolicyOutput | None]:
+    def _answers(self, boards: Sequence[chess.Board]) -> list[policy.PolicyOutput | None]:
         """The whole answer for each board; None where the completion does not parse."""
-        if not boards:
-            return []
         prompt_ids = self._tokenizer([policy.prompt(board.fen()) for board in boards])["input_ids"]
         room = self._model.config.n_positions - max(map(len, prompt_ids))
         sampled = rollout(
@@ -189,7 +148,7 @@ class ModelPlayer:
             prompt_ids,
             max_new_tokens=min(self._max_new_tokens, max(room, 1)),
             eos_token_id=self._tokenizer.eos_token_id,
-            temperature=temperature,
+            temperature=self._temperature,
             seed=self._rng.getrandbits(31),  # a new one each time: a position met again gets another sample
             batch_size=self._batch_size,
         )
@@ -225,61 +184,6 @@ def random_openings(count: int, seed: int = 0, plies: int = 4) -> list[str]:
     return [random_opening(rng, plies).fen() for _ in range(count)]
 
 
-def read_lines(path: str | Path) -> list[tuple[str, ...]]:
-    """Opening lines as UCI moves from a TSV with a `pgn` column (the lichess-org/chess-openings format).
-
-    Raises:
-        ValueError: naming the file and the line that does not hold a legal line.
-    """
-    lines = []
-    with open(path, newline="") as file:
-        reader = csv.DictReader(file, delimiter="\t")
-        if "pgn" not in (reader.fieldnames or ()):
-            raise ValueError(f"{path}: no column 'pgn'; give a TSV with the columns eco, name, pgn")
-        for number, row in enumerate(reader, start=2):
-            board, moves = chess.Board(), []
-            for word in row["pgn"].split():
-                if word.endswith("."):
-                    continue
-                try:
-                    moves.append(board.push_san(word).uci())
-                except ValueError as error:
-                    raise ValueError(f"{path}, line {number}, field 'pgn': {error}") from error
-            lines.append(tuple(moves))
-    return lines
-
-
-def read_openings(path: Path, count: int, seed: int = 0) -> list[str]:
-    """FENs drawn from a file: lichess-org/chess-openings' `.tsv` (the ends of its lines), or a FEN or EPD a line.
-
-    Raises:
-        ValueError: fewer than `count` openings, or a malformed one; names the file and the line.
-    """
-    fens = []
-    if path.suffix.lower() == ".tsv":
-        for line in read_lines(path):
-            board = chess.Board()
-            for uci in line:
-                board.push_uci(uci)
-            fens.append(board.fen())
-    else:
-        for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-            if not text.strip():
-                continue
-            words = text.split()
-            clocks = words[4:6] if all(word.isdigit() for word in words[4:6]) and len(words) >= 6 else ["0", "1"]
-            try:
-                board = chess.Board(" ".join([*words[:4], *clocks]))
-                clean(board)
-            except ValueError as error:
-                raise ValueError(f"{path}, line {number}: {error}") from error
-            fens.append(board.fen())
-    fens = list(dict.fromkeys(fens))
-    if len(fens) < count:
-        raise ValueError(f"{path}: holds {len(fens)} different openings, {count} are to be played; play fewer games")
-    return random.Random(seed).sample(fens, count)
-
-
 # Games
 
 Outcome = Literal["1-0", "0-1", "1/2-1/2", "*"]
@@ -302,8 +206,7 @@ class GameRecord:
             `ply limit` or `no answer`.
         white: the player's name.
         black: the player's name.
-        first_fallback: the number in `moves` of the first one that stands for an illegal move; None without one.
-        first_illegal: likewise, also where the illegal move was sampled again and a legal one came of that.
+        first_illegal: the number in `moves` of the first one that stands for an illegal move; None without one.
     """
 
     fen: str
@@ -312,7 +215,6 @@ class GameRecord:
     reason: str
     white: str
     black: str
-    first_fallback: int | None = None
     first_illegal: int | None = None
 
     @property
@@ -328,8 +230,7 @@ class GameRecord:
         moves = self.moves[: self.first_illegal]
         whites_turn = chess.Board(self.fen).turn == (len(moves) % 2 == 0)
         result: Outcome = "0-1" if whites_turn else "1-0"
-        cut = replace(self, moves=moves, result=result, reason="illegal move")
-        return replace(cut, first_fallback=None, first_illegal=None)
+        return replace(self, moves=moves, result=result, reason="illegal move", first_illegal=None)
 
     def pgn(self, event: str, round: str) -> str:
         """The game in PGN's export format. Comments say where the first illegal move was, and how the game ended."""
@@ -342,9 +243,6 @@ class GameRecord:
         for number, node in enumerate(game.mainline()):
             if number == self.first_illegal:
                 node.comment = "in place of an illegal move, the game's first"
-                node.comment += "" if number == self.first_fallback else ", and sampled again"
-            elif number == self.first_fallback:
-                node.comment = "in place of an illegal move, the first that sampling again did not mend"
         game.end().comment = " ".join(filter(None, (game.end().comment, self.reason)))
         return str(game) + "\n"
 
@@ -373,7 +271,6 @@ def play_games(
         raise ValueError(f"max_plies is {max_plies}; give at least 1")
     boards = [board_from_fen(fen) for _, _, fen in games]
     ends: list[tuple[Outcome, str] | None] = [_end(board) for board in boards]
-    fallbacks: list[int | None] = [None] * len(games)
     illegal: list[int | None] = [None] * len(games)
     while running := [i for i, end in enumerate(ends) if end is None]:
         asked: dict[int, list[int]] = {}
@@ -383,13 +280,12 @@ def play_games(
             player = _mover(games[numbers[0]], boards[numbers[0]])
             for i, choice in zip(numbers, player.choose([boards[i] for i in numbers]), strict=True):
                 ply = len(boards[i].move_stack)
-                fallbacks[i] = ply if choice.is_fallback and fallbacks[i] is None else fallbacks[i]
                 illegal[i] = ply if choice.origin != "own" and illegal[i] is None else illegal[i]
                 ends[i] = _play(boards[i], choice.move, max_plies)
         ended(sum(ends[i] is not None for i in running))
     return [
-        GameRecord(fen, tuple(move.uci() for move in board.move_stack), *end, white.name, black.name, *firsts)
-        for (white, black, fen), board, end, *firsts in zip(games, boards, ends, fallbacks, illegal, strict=True)
+        GameRecord(fen, tuple(move.uci() for move in board.move_stack), *end, white.name, black.name, first)
+        for (white, black, fen), board, end, first in zip(games, boards, ends, illegal, strict=True)
         if end is not None
     ]
 

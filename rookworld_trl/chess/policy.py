@@ -22,7 +22,6 @@ from rookworld_trl.chess.format import FEN_PATTERN, MOVE_PATTERN, ParseError
 PREFIX = "P: "
 MAX_CANDIDATES = 5
 MATE_PAWNS = 1000.0
-_CHANCE_SLOPE = 0.00368208  # of `win_chance`, a centipawn
 MATE_CP = 9000  # an engine value from here on is a mate: +-(10000 - moves to mate)
 
 # Widths of the fields in front of RookWorld's sections. A FEN has 25 characters or more.
@@ -239,9 +238,4 @@ def win_chance(centipawns: float) -> float:
     """Chance to win, in [0, 1], of a value in centipawns (Lichess: 1 / (1 + exp(-0.00368208 cp))); mates certain."""
     if abs(centipawns) >= MATE_CP:
         return 1.0 if centipawns > 0 else 0.0
-    return 1.0 / (1.0 + math.exp(-_CHANCE_SLOPE * centipawns))
-
-
-def value_of_chance(chance: float) -> float:
-    """The inverse of `win_chance`, in centipawns, for chances strictly between 0 and 1."""
-    return math.log(chance / (1.0 - chance)) / _CHANCE_SLOPE
+    return 1.0 / (1.0 + math.exp(-0.00368208 * centipawns))

@@ -6,7 +6,7 @@ if each of its moves is found. A move that checkmates ends it, whatever the file
 
 | file | what is read |
 |---|---|
-| `.epd` | points (`c8` and `c9`, or `c0 "f5=10, Bf2=7"`), else best moves `bm`, else moves to avoid `am`; SAN or UCI |
+| `.epd` | points (`c8` and `c9`), else best moves `bm`, else moves to avoid `am`; SAN or UCI |
 | `.csv`, `.jsonl`, `.parquet` | columns `FEN` and `Moves`: Lichess's puzzles |
 
 Each also gzipped (`.gz`) or, as Lichess has them, as `.zst`. EPD has no clocks: unless `hmvc` and `fmvn` or two more
@@ -123,7 +123,6 @@ def _metrics(graded: bool) -> list[Metric]:
 RATING_BAND = 400
 
 _FEN_CLOCKS = re.compile(r"(\S+ \S+ \S+ \S+)\s+(\d+)\s+(\d+)\s*(?:;\s*)?(.*)")
-_GRADED_COMMENT = re.compile(r"\s*[\w+#=-]+\s*=\s*\d+(?:\s*,\s*[\w+#=-]+\s*=\s*\d+)*\s*")
 _GAME_COMMENT, _LICHESS_GAME = re.compile(r"(?:^|, )game (\d+)$"), re.compile(r"lichess\.org/(\w+)")
 _SUITE_PREFIX, _NUMBER = re.compile(r"STS\(v[\d.]+\) "), re.compile(r"[\s.,#:_-]*\d+$")
 
@@ -232,15 +231,12 @@ def _game(fields: Mapping[str, Any]) -> str:
 
 
 def _points(board: chess.Board, operations: Mapping[str, Any]) -> dict[str, float]:
-    if operations.get("c8") and operations.get("c9"):
-        moves, values = _words(operations["c9"]), _words(operations["c8"])
-        if len(moves) != len(values):
-            raise ValueError(f"operations 'c9' and 'c8' have {len(moves)} moves and {len(values)} points")
-        points = dict(zip(moves, map(float, values), strict=True))
-    elif _GRADED_COMMENT.fullmatch(comment := str(operations.get("c0") or "")):
-        points = {move.strip(): float(value) for move, value in (each.rsplit("=", 1) for each in comment.split(","))}
-    else:
+    if not (operations.get("c8") and operations.get("c9")):
         return {}
+    moves, values = _words(operations["c9"]), _words(operations["c8"])
+    if len(moves) != len(values):
+        raise ValueError(f"operations 'c9' and 'c8' have {len(moves)} moves and {len(values)} points")
+    points = dict(zip(moves, map(float, values), strict=True))
     if max(points.values()) <= 0 or min(points.values()) < 0:
         raise ValueError(f"points {list(points.values())}: expected 0 or more, and one above 0")
     return {board.parse_san(move).uci(): value for move, value in points.items()}

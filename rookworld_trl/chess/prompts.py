@@ -47,7 +47,7 @@ class PromptOptions(DataOptions):
     mix_env_ratio: float = option(0.2, "Share of `A:` prompts, exactly this in every batch.")
     policy_strata: dict[str, float] | None = option(
         None,
-        "Exact shares of the `P:` prompts for what is rare, such as `{check: 0.25}`; `tactical`: one move wins.",
+        "Exact shares of the `P:` prompts for what is rare, such as `{check: 0.25}`.",
     )
     stages: list[dict[str, Any]] | None = option(
         None,

@@ -1,8 +1,9 @@
 """Which positions a training source shows, so that nothing is measured on what was trained on.
 
-What cannot be read is no proof that nothing was seen: it is named, and the results say that it is unknown.
+What is not known is no proof that nothing was seen: it is named, and the results say that it is unknown.
 """
 
+import functools
 import json
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -33,34 +34,10 @@ class Source(NamedTuple):
 
 @dataclass
 class TrainingData:
-    """What models were trained on, as far as it is known.
-
-    Attributes:
-        unknown: what is not, one phrase each; sources that turn out to be unreadable are added.
-        named: by the user, so that one that cannot be read is an error.
-    """
+    """What models were trained on, as far as it is known; `unknown`: what is not, one phrase each."""
 
     sources: list[Source]
     unknown: list[str] = field(default_factory=list)
-    named: bool = False
-    _shown: dict[Source, set[str]] = field(default_factory=dict)
-
-    def shown(self, source: Source) -> set[str]:
-        """`shown_positions`, read once; none, and the source unknown, where that fails.
-
-        Raises:
-            ValueError: it fails, and the user named the source.
-        """
-        if source not in self._shown:
-            try:
-                self._shown[source] = shown_positions(*source)
-            except ValueError as error:
-                if self.named:
-                    raise
-                self._shown[source] = set()
-                self.sources.remove(source)
-                self.unknown.append(f"the training data {source.name!r} ({error})")
-        return self._shown[source]
 
     def __str__(self) -> str:
         if not self.unknown:
@@ -71,6 +48,7 @@ class TrainingData:
         )
 
 
+@functools.cache
 def shown_positions(
     source: str, split: str = "train", streaming: bool = False, max_rows: int | None = None
 ) -> set[str]:
@@ -82,7 +60,7 @@ def shown_positions(
             that don't parse were not trained on either); a PGN file; or a data set's name on the Hub.
 
     Raises:
-        ValueError: an unreadable source, or one with none of these columns.
+        ValueError: an unreadable source, or one with none of these columns; `--trained_on` names others, or none.
     """
     if source == SHIPPED:
         return shipped_positions("train")
@@ -126,9 +104,9 @@ def unseen(
     """
     items = list(items)
     seen: dict[str, str] = {}
-    for other in list(trained_on.sources):
+    for other in trained_on.sources:
         if other.name != SHIPPED or source not in (SHIPPED, *PROBLEM_FILES):
-            seen |= dict.fromkeys(trained_on.shown(other) - seen.keys(), other.name)
+            seen |= dict.fromkeys(shown_positions(*other) - seen.keys(), other.name)
     found = {n: key for n, item in enumerate(items) for key in positions(item) if key in seen}
     if found and not drop:
         first = next(iter(found.values()))
@@ -165,8 +143,8 @@ def known_training_data(models: Iterable[str]) -> TrainingData:
         except (OSError, ValueError, LookupError, TypeError):
             known.unknown.append(f"all that {model} was trained on (no summary.json of a run stands above it)")
             continue
-        waiting.append(start if start == NANO else _found(start, run) or start)
-        source = _source(str(dataset), summary, run)
+        waiting.append(start)
+        source = _source(str(dataset), summary)
         if source is None:
             known.unknown.append(f"the training data {dataset!r} of {model} (it is not there any more)")
         elif source not in known.sources:
@@ -174,19 +152,14 @@ def known_training_data(models: Iterable[str]) -> TrainingData:
     return known
 
 
-def _source(dataset: str, summary: dict[str, Any], run: Path) -> Source | None:
+def _source(dataset: str, summary: dict[str, Any]) -> Source | None:
     """A run's data as it can be read from here; None if it cannot. A name on the Hub may be read, or not."""
     if dataset == SHIPPED:
         return Source(SHIPPED)
     split = str(summary.get("dataset_split") or "train")
-    if place := _found(str(summary.get("dataset_path") or dataset), run) or _found(dataset, run):
-        return Source(place, split)
+    for place in (str(summary.get("dataset_path") or ""), dataset):
+        if place and Path(place).exists():
+            return Source(place, split)
     if reader_of(Path(dataset)) is None and re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", dataset):
         return Source(dataset, split, bool(summary.get("streaming")), summary.get("max_rows"))
     return None
-
-
-def _found(name: str, run: Path) -> str | None:
-    """A file or a folder as a run named it: from here, or from a folder above the run's, where it may have started."""
-    places = (Path(name), *(folder / name for folder in (run, *run.parents)))
-    return next((str(place) for place in places if place.exists()), None)

@@ -8,13 +8,12 @@ them, go through `rookworld_trl.chess.rookworld`, which leaves bad ones out and 
 import json
 import os
 import random
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Set
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import chess
 from datasets import Dataset, Features, IterableDataset, List, Value, concatenate_datasets, load_dataset
@@ -24,7 +23,7 @@ from rookworld_trl.chess.dataset import positions_of, row_of
 from rookworld_trl.chess.engine import MATE_CENTIPAWNS, EnginePool, ValueCache
 from rookworld_trl.chess.format import board_from_fen
 from rookworld_trl.chess.pgn import GamesReport, rows_of_games
-from rookworld_trl.chess.rookworld import TEXT_COLUMN, BestMove, Illegal, Report, convert_rows
+from rookworld_trl.chess.rookworld import TEXT_COLUMN, Report, convert_rows
 from rookworld_trl.chess.strata import phase, stratum
 from rookworld_trl.settings.parser import option
 from rookworld_trl.settings.terminal import with_bar
@@ -46,32 +45,22 @@ FEATURES = Features(
         "game": Value("string"),  # what the row's position was taken from, if that is known: a name, or empty
     }
 )
-RIGHT_NODES = 80_000  # over all moves: finds the answers of 99 % of Lichess's puzzles; 8,000 nodes find 91 %
 
 
 @dataclass
 class DataOptions:
     """How prompts are read, repaired and written; the defaults fit `jrahn/rookworld_7m`."""
 
-    best_move: BestMove = option(
-        "evals",
-        "Best move of rows with a `text` column: the best by the row's `evals`, or by Stockfish (`engine`), which also "
-        "values the moves of `P:` rows that carry no values.",
-    )
-    guess_unlisted: bool = option(
-        False,
-        "Guess the values of moves that a `P:` row with a `text` column does not list, some way below its worst; "
-        "otherwise such rows need `best_move` `engine`.",
-    )
-    illegal: Illegal = option(
-        "fix", "What becomes of `A:` rows with a `text` column, an illegal move and the answer of a legal one."
+    best_move: Literal["engine"] | None = option(
+        None,
+        "`engine`: Stockfish values the moves of `P:` rows that carry no values, and so decides the best of them; rows "
+        "with a `text` column and PGN files need it.",
     )
     engine_nodes: int = option(
-        RIGHT_NODES,
+        80_000,
         "Nodes a position for `best_move` `engine`. 80000 take about 0.1 s of one core and find the answers of 99 % of "
         "Lichess's puzzles; 8000 take a tenth of the time and find 91 %.",
     )
-    engine_workers: int | None = option(None, "Engine processes for `best_move` `engine`; default: one a core.")
     engine_cache: str | None = option(
         "~/.cache/rookworld-trl/engine-values.sqlite", "File that keeps the engines' answers; empty: none."
     )
@@ -84,7 +73,7 @@ class DataOptions:
     )
 
     def __post_init__(self) -> None:
-        for name in ("max_rows", "engine_nodes", "engine_workers"):
+        for name in ("max_rows", "engine_nodes"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"`{name}` is {value}: nothing would be read. Set it to 1 or more, or leave it out")
         if self.streaming and self.max_rows is None:
@@ -206,21 +195,14 @@ def _rows_of_text(
     source: str, dataset: Iterable[Mapping[str, Any]], options: DataOptions, said: list[str]
 ) -> Iterator[dict[str, Any]]:
     report = Report()
-    for row in convert_rows(dataset, report, options.best_move, options.illegal):
-        valued = row["legal_moves"] and not options.guess_unlisted
-        if valued and len(row["legal_moves"]) > len(policy.parse(row["target"]).moves):
+    for row in convert_rows(dataset, report):
+        if row["task"] == "policy" and options.best_move != "engine":
             raise ValueError(
                 f"{source} row {report.read - 1}, column '{TEXT_COLUMN}': a P: row has values of the moves it lists "
-                "only. Set `best_move: engine`, and Stockfish values every move, once, or `guess_unlisted: true`, and "
-                "the others count as some way below the worst that is listed"
+                "only. Set `best_move: engine`, and Stockfish values every move, once"
             )
         yield row
     _say(source, report, said)
-    if report.kept["policy"] and options.guess_unlisted:
-        print(
-            f"{source}: the values of moves that a P: row does not list are guessed, and so is all skill; "
-            "`best_move: engine` has Stockfish value every move"
-        )
 
 
 def _say(source: str, report: Any, said: list[str]) -> None:
@@ -245,12 +227,6 @@ def _valued(
     first = next(rows, None)
     if first is None:
         return
-    if options.engine_nodes < RIGHT_NODES:
-        print(
-            f"warning: `engine_nodes` is {options.engine_nodes}: at 8000 the engine's best move is wrong in 9 % of "
-            f"Lichess's puzzles, at {RIGHT_NODES} in 1 %. Leave it out where numbers are to be believed",
-            file=sys.stderr,
-        )
     report = ValuesReport()
     with engines(options) as pool:
         yield from with_values(chain([first], rows), pool, report)
@@ -260,12 +236,11 @@ def _valued(
 @contextmanager
 def engines(options: DataOptions) -> Iterator[EnginePool]:
     """Engines at work, and the file that keeps their answers, as the options say."""
-    workers = options.engine_workers or os.cpu_count() or 1
     with ExitStack() as stack:
         cache = None
         if options.engine_cache:
             cache = stack.enter_context(closing(ValueCache(Path(options.engine_cache).expanduser())))
-        yield stack.enter_context(EnginePool(workers, nodes=options.engine_nodes, cache=cache))
+        yield stack.enter_context(EnginePool(os.cpu_count() or 1, nodes=options.engine_nodes, cache=cache))
 
 
 def reader_of(path: Path) -> str | None:
@@ -340,19 +315,15 @@ def _legal_values(row: Mapping[str, Any], board: chess.Board) -> tuple[list[str]
             f"column 'legal_moves': not the {len(truth)} legal moves of the position (look at {', '.join(wrong[:3])}). "
             "Give each legal move once, in UCI"
         )
-    return moves, [_centipawns(value) for value in values]
-
-
-def _centipawns(value: Any) -> int:
-    """A value of `legal_cp`; 12.0 is 12, as pandas writes a column with gaps."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or value != value // 1:
-        raise ValueError(f"column 'legal_cp': {value!r} is no whole number. Give centipawns from the mover's side")
-    if abs(value) > MATE_CENTIPAWNS:
-        raise ValueError(
-            f"column 'legal_cp': {value!r} is beyond a mate. Give centipawns, and a mate in n plies as "
-            f"+-({MATE_CENTIPAWNS} - n)"
-        )
-    return int(value)
+    for value in values:  # 12.0 is 12, as pandas writes a column with gaps
+        if isinstance(value, bool) or not isinstance(value, int | float) or value != value // 1:
+            raise ValueError(f"column 'legal_cp': {value!r} is no whole number. Give centipawns from the mover's side")
+        if abs(value) > MATE_CENTIPAWNS:
+            raise ValueError(
+                f"column 'legal_cp': {value!r} is beyond a mate. Give centipawns, and a mate in n plies as "
+                f"+-({MATE_CENTIPAWNS} - n)"
+            )
+    return moves, list(map(int, values))
 
 
 def without(dataset: Dataset, held_out: Set[str]) -> tuple[Dataset, int]:

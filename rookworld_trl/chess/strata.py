@@ -1,10 +1,6 @@
-"""Kinds of moves and positions, by which rows are drawn and metrics broken down, and what a move wins."""
-
-from collections.abc import Mapping
+"""Kinds of moves and positions, by which rows are drawn and metrics broken down, and what a move takes."""
 
 import chess
-
-from rookworld_trl.chess.policy import win_chance
 
 ENVIRONMENT_STRATA = (
     "illegal",
@@ -22,18 +18,6 @@ ENVIRONMENT_STRATA = (
     "capture",
     "quiet",
 )
-# Of a tactical position: the win chance that the best move leaves at least (Lichess's formula; +110 centipawns), and
-# how much less every other move leaves: a blunder is 15 points of win chance in Lichess's terms.
-WINS, BLUNDER = 0.6, 0.15
-
-
-def winning_move(values: Mapping[str, int]) -> str | None:
-    """The one move that wins, by the centipawns of the legal moves (at least of the best two); None if none does."""
-    if len(values) < 2:
-        return None
-    (best, value), (_, second) = sorted(values.items(), key=lambda pair: -pair[1])[:2]
-    chance = win_chance(value)
-    return best if chance >= WINS and chance - win_chance(second) >= BLUNDER else None
 
 
 def phase(board: chess.Board) -> str:

@@ -3,7 +3,6 @@
 The model answers each position with one `P:` completion, so there is nothing to search and `go` ignores its limits.
 An engine must never make an illegal move. Where the model's `B:` is not legal, its player falls back, in this order:
 
-    retries      sampled completions at temperature 1, as many as the option `Retries` says (0 by default);
     candidates   the first legal move of the model's own list, its highest eval first;
     random       any legal move, drawn from the seed and the position.
 
@@ -30,9 +29,8 @@ NAME = "rookworld-uci"
 
 # Options that are whole numbers: default, least, most. UCI has no fractions: temperature in hundredths, 0 is
 # greedy.
-NUMBERS = {
+OPTIONS = {
     "Temperature": (0, 0, 200),
-    "Retries": (0, 0, 100),
     "MultiPV": (1, 1, policy.MAX_CANDIDATES),
     "Seed": (0, 0, 2**31 - 1),
 }
@@ -42,19 +40,17 @@ class UciEngine:
     """Answers UCI lines one by one.
 
     Args:
-        load: a model and its tokenizer from what the option `Model` names; called when they are first needed.
-        model: what `Model` is at first.
+        load: a model and its tokenizer; called when they are first needed.
         write: takes each line of the answer.
 
     Attributes:
         fallbacks: how often each kind of move was played, by `Choice.origin`.
     """
 
-    def __init__(self, load: Callable[[str], tuple[Any, Any]], model: str, write: Callable[[str], None]) -> None:
+    def __init__(self, load: Callable[[], tuple[Any, Any]], write: Callable[[str], None]) -> None:
         self._load, self._write = load, write
-        self._values: dict[str, Any] = {"Model": model} | {name: default for name, (default, *_) in NUMBERS.items()}
-        self._default_model = model
-        self._loaded: tuple[str, Any, Any] | None = None
+        self._values = {name: default for name, (default, *_) in OPTIONS.items()}
+        self._loaded: tuple[Any, Any] | None = None
         self._board = chess.Board()
         self._held: str | None = None  # the move that `stop` or `ponderhit` lets go
         self._rng = random.Random(0)
@@ -110,8 +106,7 @@ class UciEngine:
     def _introduce(self) -> None:
         self._write(f"id name {NAME}")
         self._write("id author the rookworld-trl authors")
-        self._write(f"option name Model type string default {self._default_model}")
-        for name, (default, low, high) in NUMBERS.items():
+        for name, (default, low, high) in OPTIONS.items():
             self._write(f"option name {name} type spin default {default} min {low} max {high}")
         self._write("uciok")
 
@@ -121,36 +116,29 @@ class UciEngine:
         key = next((each for each in self._values if each.lower() == name.strip().lower()), None)
         if key is None:
             raise ValueError(f"no option '{name}'; there are {', '.join(self._values)}")
-        if key in NUMBERS:
-            _, low, high = NUMBERS[key]
-            if not (value.strip().isdecimal() and low <= int(value) <= high):
-                stays = f"it stays {self._values[key]}"
-                raise ValueError(f"option {key}: {value} is not between {low} and {high}; {stays}")
-        self._values[key] = int(value) if key in NUMBERS else value.strip()
+        _, low, high = OPTIONS[key]
+        if not (value.strip().isdecimal() and low <= int(value) <= high):
+            raise ValueError(f"option {key}: {value} is not between {low} and {high}; it stays {self._values[key]}")
+        self._values[key] = int(value)
         if key == "Seed":
             self._rng.seed(self._values[key])
 
     def _player(self) -> "ModelPlayer":
         from rookworld_trl.chess.play import ModelPlayer
 
-        name = self._values["Model"]
-        if self._loaded is None or self._loaded[0] != name:
-            self._loaded = (name, *self._load(name))
-        temperature, retries = self._values["Temperature"] / 100, self._values["Retries"]
+        self._loaded = self._loaded or self._load()
+        temperature = self._values["Temperature"] / 100
         seed = self._rng.getrandbits(31)  # a new one each time: a position met again is sampled again
-        return ModelPlayer(*self._loaded[1:], temperature=temperature, retries=retries, seed=seed)
+        return ModelPlayer(*self._loaded, temperature=temperature, seed=seed)
 
     def _go(self, words: Sequence[str]) -> None:
         board = self._board
         legal = {move.uci() for move in board.legal_moves}
-        if "searchmoves" in words:
-            wanted = words[words.index("searchmoves") + 1 :]
-            legal = legal & set(wanted) or legal
         if not legal:
             self._write(f"info depth 0 score {'mate 0' if board.is_check() else 'cp 0'}")
             self._write("bestmove (none)")
             return
-        move, origin, output = self._player().choose_among([board], [legal])[0]
+        move, origin, output = self._player().choose([board])[0]
         assert move is not None
         self.fallbacks[origin] += 1
         for number, (candidate, pawns) in enumerate(self._lines(output, move, legal), start=1):
@@ -204,17 +192,17 @@ def read_position(words: Sequence[str]) -> chess.Board:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of `rookworld-uci`."""
 
-    def load_model(name: str) -> tuple[Any, Any]:
+    def load_model() -> tuple[Any, Any]:
         from rookworld_trl.modeling.loading import load
 
-        return load(name)
+        return load(args.model)
 
     parser = argparse.ArgumentParser(prog=NAME, description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument(
         "--model", default="nano", help="'nano', which comes with the package, a folder, or a name on the Hub."
     )
     args = parser.parse_args(arguments)
-    UciEngine(load_model, args.model, lambda line: print(line, flush=True)).run(sys.stdin)
+    UciEngine(load_model, lambda line: print(line, flush=True)).run(sys.stdin)
 
 
 if __name__ == "__main__":

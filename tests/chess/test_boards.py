@@ -40,14 +40,6 @@ def test_evaluation_keeps_what_boards_need(tiny_model, tiny_tokenizer) -> None:
     assert start["d2d4"] == pytest.approx(1 - 0.363, abs=6e-4)
 
 
-def test_only_so_many_references_are_kept(tiny_model, tiny_tokenizer, monkeypatch) -> None:
-    monkeypatch.setattr(accuracy, "MAX_REFERENCES", 1)
-    results = accuracy.evaluate(tiny_model, tiny_tokenizer, ROWS, max_new_tokens=4)
-    kept = {(result.name, result.mode): [bool(item.reference) for item in result.items] for result in results}
-    assert kept["policy", "greedy"] == [True, False]
-    assert kept["policy", "sampled"] == [False, False], "the same rows once more"
-
-
 def test_candidates_are_arrows_coloured_by_value(cards) -> None:
     card = cards[f"P: {START}"]
     before, after = card.boards

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from rookworld_trl.chess.accuracy import score
-from rookworld_trl.measuring import Comparison, Result, compare, compare_groups, comparison_table
+from rookworld_trl.measuring import Comparison, Result, compare, comparison_table
 
 SETTINGS = {"temperature": 1.0, "max_new_tokens": 99, "seed": 0}
 
@@ -65,25 +65,6 @@ def test_different_items_are_refused(rows: list[dict[str, Any]]) -> None:
             compare(before, other)
     with pytest.raises(ValueError, match="'policy', sampled, was not measured before"):
         compare(before, evaluation(rows, right, "sampled"))
-
-
-def test_items_are_paired_in_whatever_order_they_come(rows: list[dict[str, Any]]) -> None:
-    right, later = [True, False, True, False, False], [False, True, True, False, True]
-    before, after = evaluation(rows, right), evaluation(rows, later)
-    turned = evaluation(rows[::-1], later[::-1])
-    assert compare(before, turned) == compare(before, after)
-    assert compare(before, turned) != compare(before, evaluation(rows, later[::-1]))
-
-
-def test_groups_are_compared_each_by_itself(rows: list[dict[str, Any]]) -> None:
-    data = [rows[0] | {"stratum": name} for name in ("quiet", "quiet", "mate", "quiet")]
-    before, after = evaluation(data, [True, False, False, False]), evaluation(data, [True, True, True, False])
-    found = {row["group"]: (row["items"], row["before"], row["after"]) for row in compare_groups(before, after)}
-    assert found == {
-        "color=white": (4, 0.25, 0.75),
-        "stratum=mate": (1, 0.0, 1.0),
-        "stratum=quiet": (3, pytest.approx(1 / 3), pytest.approx(2 / 3)),
-    }
 
 
 def test_different_settings_are_refused(rows: list[dict[str, Any]]) -> None:

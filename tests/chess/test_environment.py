@@ -2,8 +2,6 @@
 
 import chess
 import pytest
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
 
 from rookworld_trl.chess import ParseError, environment
 from rookworld_trl.chess.environment import EnvironmentOutput, transition
@@ -87,14 +85,11 @@ def test_transitions_by_hand(fen: str, move: str, after: str, expected: tuple[fl
         (START, "e7e5"),  # the other side's man
         (START, "e4e5"),  # nobody there
         (START, "a1a5"),  # through a man
-        (START, "e2e5"),
         (START, "g1e2"),  # onto an own man
         (START, "e2d3"),  # a capture of nothing
         ("8/4P1k1/8/8/8/8/8/4K3 w - - 5 1", "e7e8"),  # promotion to what?
         ("8/4P1k1/8/8/8/8/8/4K3 w - - 5 1", "e7e8k"),
-        (START, "e2e4q"),
         ("r3k2r/8/8/8/8/8/8/R3K2R w KQkq - 0 1", "e1h1"),  # castling spelled as king takes rook
-        ("r3k2r/8/8/8/8/8/8/R3K2R w KQkq - 0 1", "e1a1"),
         ("r3k2r/8/8/8/8/8/8/R3K2R w - - 0 1", "e1g1"),  # without the right
         ("r3k1r1/8/8/8/8/8/8/R3K2R w KQq - 0 1", "e1g1"),  # onto an attacked square
         ("4kr2/8/8/8/8/8/8/R3K2R w KQ - 0 1", "e1g1"),  # through one
@@ -102,15 +97,9 @@ def test_transitions_by_hand(fen: str, move: str, after: str, expected: tuple[fl
         ("rnbqkbnr/ppp1p1pp/8/3pPp2/8/8/PPPP1PPP/RNBQKBNR w KQkq f6 0 3", "e5d6"),  # en passant too late
         (START, "0000"),
         (START, ""),
-        (START, "e2"),
         (START, "e2e4 "),
-        (START, "E2E4"),
         (START, "Nf3"),
-        (START, "O-O"),
-        (START, "e2-e4"),
         (START, "e2e2"),
-        (START, "i9j9"),
-        (START, "P@e4"),
         (START, "e2e4\n"),
         ("7k/5Q2/5K2/8/8/8/8/8 b - - 1 1", "h8g8"),  # the game is over: nothing is legal
         # as it is written, also what python-chess would write otherwise: a square that no pawn can take on, old zeros
@@ -129,31 +118,6 @@ def test_malformed_and_illegal_positions_are_refused() -> None:
     for fen in ("", "8/8/8/8/8/8/8/4K3 w - - 0 1"):
         with pytest.raises(ParseError, match="field 'fen'"):
             transition(fen, "e1e2")
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.randoms(use_true_random=False))
-def test_random_games_agree_with_python_chess(random: object) -> None:
-    """On sparse boards, where draws happen; python-chess knows the whole game, and fivefold repetition with it."""
-    board = chess.Board(
-        random.choice(["8/8/4k3/8/8/4K3/8/R6r w - - 140 90", "4k2r/8/8/8/8/8/8/R3K3 w Qk - 0 1", START])
-    )  # type: ignore[attr-defined]
-    while not board.is_game_over() and board.ply() < 300:
-        move = random.choice(list(board.legal_moves))  # type: ignore[attr-defined]
-        output = transition(board.fen(), move.uci())
-        board.push(move)
-        assert output.fen == board.fen()
-        end = board.outcome()
-        drawn = end is not None and end.termination is not chess.Termination.FIVEFOLD_REPETITION
-        assert outcome(output) == (MATE if board.is_checkmate() else DRAW if drawn else LEGAL)
-
-
-@settings(max_examples=100, deadline=None)
-@given(st.text(max_size=8))
-@example("a1a1")
-def test_any_move_text_is_judged(move: str) -> None:
-    legal = {legal.uci() for legal in chess.Board().legal_moves}
-    assert transition(START, move).truncated == (move not in legal)
 
 
 def test_prompt_by_hand() -> None:
@@ -183,10 +147,6 @@ def test_prompt_by_hand() -> None:
 def test_malformed_prompts(text: str) -> None:
     with pytest.raises(ParseError, match="field 'prompt'"):
         environment.parse_prompt(text)
-
-
-def test_a_reward_may_be_a_whole_number() -> None:
-    assert environment.parse(f"{START}+1+0+0") == EnvironmentOutput(START, 1.0, False, False)
 
 
 @pytest.mark.parametrize(

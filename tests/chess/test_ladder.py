@@ -75,7 +75,7 @@ def test_strict_games_are_the_lenient_ones_cut_and_each_is_rated_with_the_anchor
     assert list(strict) == list(lenient) == ["x", "yy", "zzz", "wwww"]
     for opponent in strict:
         games = [game for game in ladder.games if {game.white, game.black} == {"faulty", opponent}]
-        early = [game for game in games if game.first_fallback is None]  # over before the tenth move
+        early = [game for game in games if game.first_illegal is None]  # over before the tenth move
         assert strict[opponent]["ends"]["lost by illegal move"] == 6 - len(early)
         assert strict[opponent]["won"] + strict[opponent]["drawn"] + strict[opponent]["lost"] == 6
         drawn = sum(game.result == "1/2-1/2" for game in games)
@@ -97,32 +97,6 @@ def test_strict_games_are_the_lenient_ones_cut_and_each_is_rated_with_the_anchor
     assert max(map(len, table.splitlines())) <= 105
     assert "x = 0" in table
     assert json.loads(json.dumps(ladder.to_dict(), allow_nan=False))["scale"] == {"x": 0}
-
-
-def test_a_bound_stands_alone_in_the_table() -> None:
-    """A player who lost every game: White by fallback in its first move, Black likewise."""
-
-    class Hopeless(Faulty):
-        def choose(self, boards: Sequence[chess.Board]) -> list[Choice]:
-            return [choice._replace(origin="random") for choice in super().choose(boards)]
-
-    ladder = ladder_of(2, model=Hopeless(), max_plies=8)
-    rating = ladder.ratings("strict")["faulty"]
-    line = next(line for line in ladder_table(ladder).splitlines() if line.startswith("  faulty "))
-    assert (rating.points, rating.ci_low) == (0.0, None)
-    assert line[: 26 + 38].split() == ["faulty", "<", f"{rating.ci_high:.0f}", "0.0"]
-
-
-def test_void_games_count_nowhere() -> None:
-    def some_dead() -> list[Any]:
-        return [Named("x"), Named("yy"), Named("dead", dead=True)]
-
-    ladder = ladder_of(1, some_dead, max_plies=8)
-    assert set(ladder.ratings("lenient")) == {"faulty", "x", "yy"}
-    assert "10 games, 6 void" not in ladder_table(ladder)
-    assert "12 games, 6 void" in ladder_table(ladder)
-    with pytest.raises(ValueError, match="openings must be above 0"):
-        ladder_of(0)
 
 
 @requires_stockfish

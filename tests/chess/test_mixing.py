@@ -80,13 +80,6 @@ def test_the_ratio_does_not_change_a_tasks_order():
     assert kept == [i for i in many if i >= 40][: len(kept)]
 
 
-def test_tasks_are_spread_over_the_batch():
-    mixed = mix(rows(80, 20), mix_env_ratio=0.25, prompts_per_batch=8, batches=3, seed=0)
-    for batch in batches_of(mixed, 8, "task"):
-        for half in (batch[:4], batch[4:]):
-            assert half.count("environment") == 1
-
-
 def test_a_task_with_too_few_rows_is_refused():
     with pytest.raises(ValueError, match="has 1 rows of task 'environment', a batch takes 2"):
         mix(rows(50, 1), mix_env_ratio=0.2, prompts_per_batch=10, batches=1, seed=0)
@@ -121,23 +114,6 @@ def test_every_batch_holds_exactly_the_share_of_a_stratum():
     assert [row for row in mixed["id"] if row >= 30] == [row for row in plain["id"] if row >= 30]
 
 
-# Win chances 0.96 and 0.52, 0.96 and 0.93, 0.5 and 0.09: one move wins; two do; one saves.
-VALUES = ([850, 20], [850, 700], [0, -630])
-
-
-def test_prompts_where_one_move_wins_are_a_stratum() -> None:
-    values = [*(VALUES[0],) * 5, *(VALUES[1],) * 15, *(VALUES[2],) * 10, *([],) * 10]
-    dataset = with_strata().add_column("legal_cp", values)
-    dataset = dataset.add_column("legal_moves", [["a", "b"][: len(each)] for each in values])
-    mixed = mix(dataset, 0.2, prompts_per_batch=10, batches=9, seed=3, policy_strata={"tactical": 0.125, "check": 0.25})
-    for batch in batches_of(mixed, 10, "id"):
-        assert [row for row in batch if 4 <= row < 5] == [4]  # rows before it are in check
-        assert sum(row < 4 for row in batch) == 2
-    assert mixed.filter(lambda row: row["id"] == 4)["batch_part"] == ["tactical"] * 9
-    unnamed = mix(dataset, 0.2, prompts_per_batch=10, batches=9, seed=3, policy_strata={"endgame": 0.25})
-    assert set(unnamed.filter(lambda row: row["id"] == 4)["batch_part"]) <= {"policy", "endgame"}
-
-
 @pytest.mark.parametrize(
     ("strata", "message"),
     [
@@ -149,9 +125,3 @@ def test_prompts_where_one_move_wins_are_a_stratum() -> None:
 def test_impossible_strata_are_refused(strata, message):
     with pytest.raises(ValueError, match=message):
         mix(with_strata(), 0.2, prompts_per_batch=10, batches=2, seed=0, policy_strata=strata)
-
-
-def test_check_needs_no_column():
-    dataset = with_strata().remove_columns("stratum")
-    mixed = mix(dataset, 0.2, prompts_per_batch=10, batches=3, seed=0, policy_strata={"check": 0.25})
-    assert all(sum(row < 4 for row in batch) == 2 for batch in batches_of(mixed, 10, "id"))

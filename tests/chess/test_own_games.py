@@ -14,8 +14,7 @@ from datasets import Dataset
 from rookworld_trl.checkpointing.state import load_state, save_state
 from rookworld_trl.chess import dataset as splits
 from rookworld_trl.chess import environment
-from rookworld_trl.chess import own_games as selfplay
-from rookworld_trl.chess.own_games import Found, SelfPlay, SelfPlayOptions, read_options
+from rookworld_trl.chess.own_games import Found, SelfPlay, read_options
 
 BATCH = 8
 STARTS = {
@@ -181,31 +180,6 @@ def test_prompts_of_a_game_have_its_moves_and_right_answers(make: Make, monkeypa
     assert positions_shown(rows)
 
 
-def test_without_an_engine_stored_values_alone(make: Make) -> None:
-    rows = of_games(batches(make(values=None, games=60), [0, 1]))
-    valued = [row for row in rows if row["task"] == "policy"]
-    assert {key(fen_of(row)) for row in valued} <= {key(fen) for fen in STARTS.values()}
-    assert valued
-    for row in valued:
-        assert (row["legal_moves"], row["legal_cp"]) == tuple(policy_row(fen_of(row)).values())[3:]
-    assert any(row["task"] == "environment" for row in rows)
-
-
-def test_the_temperature_falls_as_written(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    used: list[float] = []
-    player = selfplay.ModelPlayer
-
-    def spied(*args: Any, temperature: float, **others: Any) -> Any:
-        used.append(temperature)
-        return player(*args, temperature=temperature, **others)
-
-    monkeypatch.setattr(selfplay, "ModelPlayer", spied)
-    source = make(games=2, plies=1, temperatures=[1.2, 0.9, 0])
-    logged = [source.choose([source.dataset[number * BATCH]]) for number in range(8)]
-    assert used == [1.2, 0.9, 0, 0]
-    assert [each["self_play/temperature"] for each in logged] == [1.2, 1.2, 0.9, 0.9, 0, 0, 0, 0]
-
-
 def test_a_resumed_source_gives_the_same_prompts(make: Make, tmp_path: Path) -> None:
     """From the middle of a generation and into the next, which avoids what both had."""
     whole = make()
@@ -217,18 +191,3 @@ def test_a_resumed_source_gives_the_same_prompts(make: Make, tmp_path: Path) -> 
     assert resumed.state_dict() == whole.state_dict()
     fresh = make(temperatures=[0.1])
     assert batches(fresh, [2]) != batches(whole, [2])
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"game": 3}, "self_play: the key 'game' is unknown; give games, plies, batches, per_opening, temperatures"),
-        ({"plies": 0}, "self_play: `plies` is 0; write a whole number of 1 or more"),
-        ({"temperatures": []}, "self_play: `temperatures` is .*; write a list of numbers of 0 or more"),
-        ({"temperatures": [-1]}, "self_play: `temperatures` is .*; write a list of numbers of 0 or more"),
-    ],
-)
-def test_bad_options(change: dict[str, Any], message: str) -> None:
-    assert read_options(GIVEN) == SelfPlayOptions(**GIVEN)
-    with pytest.raises(ValueError, match=message):
-        read_options(GIVEN | change)

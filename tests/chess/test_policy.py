@@ -1,7 +1,5 @@
 """`P:` text: padded and single-spaced, strictly read; writing and reading are inverse."""
 
-import contextlib
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -66,47 +64,29 @@ def test_accepted(completion: str, moves: tuple[str, ...], evals: tuple[float, .
         ("", "sections"),
         ("M: e2e4 E: 0.3", "sections"),
         ("E: 0.3 M: e2e4 B: e2e4", "sections"),
-        ("M: e2e4 M: e2e4 E: 0.3 B: e2e4", "sections"),
         ("M: e2e4 E: 0.3 B: e2e4 B: e2e4", "sections"),
         ("so M: e2e4 E: 0.3 B: e2e4", "sections"),
-        ("\tM: e2e4 E: 0.3 B: e2e4", "sections"),
         ("M: E: 0.3 B: e2e4", "moves"),
         ("M:e2e4 E: 0.3 B: e2e4", "moves"),
-        ("M: e2e4E: 0.3 B: e2e4", "moves"),
         ("M: e2e4  d2d4 E: 0.3 B: e2e4", "moves"),  # two spaces between moves
         ("M: e2e4,d2d4 g1f3 E: 0.3 B: e2e4", "moves"),
-        ("M: e2e4, d2d4 E: 0.3 B: e2e4", "moves"),
-        ("M: e2e4, E: 0.3 B: e2e4", "moves"),
         ("M: e2e4 E: 0.3,0.2 0.1 B: e2e4", "evals"),
         ("M: e9e4 E: 0.3 B: e2e4", "moves"),
-        ("M: e7e8k E: 0.3 B: e2e4", "moves"),
-        ("M: e2-e4 E: 0.3 B: e2e4", "moves"),
         ("M: e2e4\n E: 0.3 B: e2e4", "moves"),
-        ("M: 0000 E: 0.3 B: e2e4", "moves"),
         ("M: e2e4 E: B: e2e4", "evals"),
         ("M: e2e4 E: nan B: e2e4", "evals"),
-        ("M: e2e4 E: inf B: e2e4", "evals"),
         ("M: e2e4 E: 1e3 B: e2e4", "evals"),
-        ("M: e2e4 E: 1_0 B: e2e4", "evals"),
         ("M: e2e4 E: ٣ B: e2e4", "evals"),
-        ("M: e2e4 E: .5 B: e2e4", "evals"),
-        ("M: e2e4 E: 5. B: e2e4", "evals"),
         ("M: e2e4 E: 12345.0 B: e2e4", "evals"),
-        ("M: e2e4 E: #3 B: e2e4", "evals"),
-        ("M: e2e4 E: 0.3B: e2e4", "evals"),
         ("M: e2e4 E: 0.3 B: ", "best"),
         ("M: e2e4 E: 0.3 B:e2e4", "best"),
         ("M: e2e4 E: 0.3 B: e2e4 d2d4", "best"),
-        ("M: e2e4 E: 0.3 B: e4", "best"),
-        ("M: e2e4 E: 0.3 B: e2e4\n\n", "best"),
-        ("M: e2e4 E: 0.3 B: e2e4 \n", "best"),
         ("M: e2e4 E: 0.3 B: e2e4 ", "best"),
         (f"{'':66}M: e2e4 E: 0.3 B: e2e4", "sections"),
         (f"M: {'e2e4':31}E: 0.3 B: e2e4", "moves"),
         (f"M: {'e2e4 ' * 7} E: 0.3 B: e2e4", "moves"),
         (f"M: e2e4 E: {'0.3':41}B: e2e4", "evals"),
         (f"{PADDED[PADDED.index('M:') :]}   ", "best"),
-        ("M: e2e4 E: 0.3 B: e2e4.", "best"),
     ],
 )
 def test_refused(completion: str, field: str) -> None:
@@ -191,12 +171,6 @@ def test_a_list_that_is_too_long_for_its_field_ends_with_one_space() -> None:
     assert policy.parse(text).evals == (-1000.0,) * 5
 
 
-def test_value_of_a_chance_by_hand() -> None:
-    assert policy.value_of_chance(0.5) == 0
-    assert policy.value_of_chance(0.95) == pytest.approx(799.67, abs=0.01)  # ln 19 / 0.00368208
-    assert policy.value_of_chance(policy.win_chance(-345)) == pytest.approx(-345)
-
-
 def test_win_chance_by_hand() -> None:
     assert policy.win_chance(0) == 0.5
     assert policy.win_chance(100) == pytest.approx(0.591026, abs=1e-6)  # 1 / (1 + e^-0.368208)
@@ -220,11 +194,3 @@ def test_reading_is_the_inverse_of_writing(listed: list[str], values: list[int],
     row = policy.format_row(START, listed, evals, best, policy.PADDED if padded else policy.SINGLE)
     read = policy.parse(row[policy.completion_start(row) :])
     assert read == policy.PolicyOutput(tuple(listed), tuple(float(text) for text in evals), best)
-
-
-@settings(max_examples=200, deadline=None)
-@given(st.one_of(st.text(), st.text("MEB: .-+0123456789abcdefgh\n")))
-def test_any_text_is_read_or_refused(text: str) -> None:
-    for read in (policy.parse, policy.parse_prompt):
-        with contextlib.suppress(ParseError):
-            read(text)

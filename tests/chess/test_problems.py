@@ -163,7 +163,6 @@ START = "rnbqkbnr/pppppppp/8/8/8/8/PPPPPPPP/RNBQKBNR w KQkq -"
         ("bm e2e4 g1f3;", {"e2e4": 1, "g1f3": 1}),
         ("5 9 bm e4;", {"e2e4": 1}),  # a FEN's clocks
         ("hmvc 5; fmvn 9; bm e4;", {"e2e4": 1}),
-        ('bm e4; c0 "e4=10, Nf3=5, a3=0";', {"e2e4": 1, "g1f3": 0.5, "a2a3": 0}),
         ('bm e4; c0 "a comment, no points";', {"e2e4": 1}),
         ('c8 "4 1"; c9 "Nf3 e4"; bm a3;', {"g1f3": 1, "e2e4": 0.25}),
     ],
@@ -213,15 +212,6 @@ def test_tables_of_every_kind(tmp_path: Path, kind: str) -> None:
     assert len(read_problems(path, max_rows=2)) == 2
 
 
-def test_rows_of_prompts_are_no_problems(tmp_path: Path, two_mates: Path) -> None:
-    assert is_problem_file(two_mates)
-    for name, text in (("a.jsonl", '{"prompt": "P: x", "fen": "y"}\n'), ("b.json", "[]"), ("c.csv", "a,b\n1,2\n")):
-        (tmp_path / name).write_text(text)
-        assert not is_problem_file(tmp_path / name)
-    assert not is_problem_file(tmp_path / "missing.csv")
-    assert not is_problem_file(Path("owner/name"))
-
-
 FIRST = STS.splitlines()[0]
 HEAD = "PuzzleId,FEN,Moves\n"
 
@@ -267,22 +257,6 @@ def test_intervals_go_by_the_games_that_the_positions_are_of(tmp_path: Path) -> 
     # 1.96 deviations of forty coins to either side are 0.310 wide, of four hundred 0.098.
     assert found["ci_high"] - found["ci_low"] == pytest.approx(0.310, abs=0.03)
     assert "intervals: bootstrap over 40 games" in result_table([half])
-
-
-@pytest.mark.parametrize(
-    ("row", "game"),
-    [
-        ({"game": "mine 1", "GameUrl": "https://lichess.org/787zsVup#31"}, "mine 1"),
-        ({"game": 0}, "0"),
-        ({"GameUrl": "https://lichess.org/787zsVup/black#48"}, "787zsVup"),
-        ({"GameUrl": "https://lichess.org/787zsVup#31"}, "787zsVup"),
-        ({}, ""),
-    ],
-)
-def test_a_files_own_names_of_games(tmp_path: Path, row: dict[str, Any], game: str) -> None:
-    path = tmp_path / "p.jsonl"
-    path.write_text(json.dumps({"FEN": chess.STARTING_FEN, "Moves": "e2e4 e7e5", **row}) + "\n")
-    assert [problem.game for problem in read_problems(path)] == [game]
 
 
 def test_the_shipped_tactics_name_their_games() -> None:

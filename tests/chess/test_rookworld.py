@@ -1,4 +1,4 @@
-"""Rows as the public data has them: what is repaired, what is left out, and that both are counted."""
+"""Rows as the public data has them: what is corrected, what is left out, and that both are counted."""
 
 import json
 from collections import Counter
@@ -9,11 +9,8 @@ import chess
 import pytest
 from datasets import Dataset
 
-from rookworld_trl.chess import policy
 from rookworld_trl.chess.dataset import SPLITS, positions_of, split_dataset, split_of
-from rookworld_trl.chess.rewards.environment_score import score_environment
-from rookworld_trl.chess.rewards.policy_score import score_policy
-from rookworld_trl.chess.rookworld import Report, centipawns, convert_rows
+from rookworld_trl.chess.rookworld import Report, convert_rows
 from rookworld_trl.chess.sources import FEATURES, DataOptions, load_prompts
 
 START = chess.STARTING_FEN
@@ -34,9 +31,9 @@ ILLEGAL = f"{START}+e2e5+e2e5+{START}+-1.0+0+1"
 MISLABELLED = f"{START}+e2e5+e2e5+{AFTER_E5_PUSHED}+0.001+0+0"
 
 
-def convert(*texts: Any, **options: Any) -> tuple[list[dict[str, Any]], Report]:
+def convert(*texts: Any) -> tuple[list[dict[str, Any]], Report]:
     report = Report()
-    return list(convert_rows([{"text": text} for text in texts], report, **options)), report
+    return list(convert_rows([{"text": text} for text in texts], report)), report
 
 
 def test_a_padded_row_is_split_behind_the_fen_and_keeps_its_padding() -> None:
@@ -44,68 +41,8 @@ def test_a_padded_row_is_split_behind_the_fen_and_keeps_its_padding() -> None:
     assert row["prompt"] == f"P: {WHITE}"
     assert row["prompt"] + row["target"] == WHITE_ROW
     assert (row["task"], row["stratum"]) == ("policy", "endgame")
-    assert dict(zip(row["legal_moves"], row["legal_cp"], strict=True)) == {"a1b1": -10, "a2a3": 0, "a2a4": 5}
-    assert (report.read, report.kept, report.best_repaired) == (1, Counter(policy=1), 0)
-
-
-@pytest.mark.parametrize(
-    ("text", "best"),
-    [
-        (BLACK_ROW, "a7a5"),  # the best of its evals
-        (padded(WHITE, "a2a4 a2a3 a1b1", "0.0 0.0 -0.1", "a2a3"), "a2a3"),  # among equals
-        (padded(START, "e2e4 d2d4", "0.3 0.2", "a2a3"), "e2e4"),  # no candidate
-    ],
-)
-def test_the_best_move_is_the_best_of_the_evals(text: str, best: str) -> None:
-    (row,), report = convert(text)
-    assert row["prompt"] + row["target"] == text[:-4] + best
-    assert report.best_repaired == (text[-4:] != best)
-    if text is BLACK_ROW:
-        scores = [
-            score_policy(each, row["legal_moves"], row["legal_cp"])
-            for each in (row["target"], text[len(row["prompt"]) :])
-        ]
-        assert scores[0].reward == 1.0 > scores[1].reward
-
-
-def test_moves_that_the_row_does_not_list_are_worth_a_pawn_less_than_its_worst() -> None:
-    (row,), _ = convert(padded(START, "e2e4 d2d4 g1f3 c2c4 e2e3", "0.36 0.31 0.3 0.25 0.2", "e2e4"))
-    values = dict(zip(row["legal_moves"], row["legal_cp"], strict=True))
-    assert len(values) == 20
-    assert (values["e2e4"], values["e2e3"], values["a2a3"]) == (36, 20, -80)
-    assert row["legal_moves"] == sorted(row["legal_moves"])
-
-
-@pytest.mark.parametrize(
-    ("evals", "unlisted"),
-    [
-        ("999.98 999.97 999.97 999.96 999.96", 799),  # win chance 0.95: no mate, and no small loss
-        ("15.0 14.0 13.0 12.0 11.0", 714),  # 0.93287, of 0.98287
-        ("-11.0 -12.0 -13.0 -14.0 -15.0", -10_000),  # nothing left to lose
-    ],
-)
-def test_such_moves_lose_five_points_of_win_chance_at_least(evals: str, unlisted: int) -> None:
-    (row,), _ = convert(padded(START, "e2e4 d2d4 g1f3 c2c4 e2e3", evals, "e2e4"))
-    values = dict(zip(row["legal_moves"], row["legal_cp"], strict=True))
-    assert values["a2a3"] == unlisted
-    completion = policy.format_completion(["a2a3", "e2e4", "d2d4", "g1f3", "c2c4"], evals.split(), "a2a3")
-    score = score_policy(completion, row["legal_moves"], row["legal_cp"])
-    assert score.level <= 3 or unlisted == -10_000
-
-
-@pytest.mark.parametrize(
-    ("pawns", "expected"),
-    [(0.35, 35), (-12.34, -1234), (1000.0, 10_000), (999.98, 9_998), (-999.97, -9_997), (-1000.0, -10_000)],
-)
-def test_mates_stand_as_a_thousand_pawns(pawns: float, expected: int) -> None:
-    assert centipawns(pawns) == expected
-
-
-def test_for_an_engine_rows_come_without_values_and_as_they_are() -> None:
-    (row,), report = convert(padded(START, "e2e4 d2d4", "0.3 0.2", "d2d4"), best_move="engine")
-    assert row["legal_moves"] == row["legal_cp"] == []
-    assert row["target"].endswith("B: d2d4")
-    assert report.best_repaired == 0
+    assert (row["legal_moves"], row["legal_cp"]) == ([], []), "engines value them"
+    assert (report.read, report.kept) == (1, Counter(policy=1))
 
 
 def test_rows_without_prefix_are_environment_rows() -> None:
@@ -116,26 +53,10 @@ def test_rows_without_prefix_are_environment_rows() -> None:
     assert (bare["task"], bare["stratum"], bare["legal_moves"]) == ("environment", "quiet", [])
 
 
-@pytest.mark.parametrize(
-    ("option", "targets", "dropped"),
-    [
-        ("fix", [f"{START}+-1.0+0+1"] * 2, 0),
-        ("keep", [f"{START}+-1.0+0+1", f"{AFTER_E5_PUSHED}+0.001+0+0"], 0),
-        ("drop", [f"{START}+-1.0+0+1"], 1),
-    ],
-)
-def test_illegal_moves_labelled_as_legal_are_found(option: str, targets: list[str], dropped: int) -> None:
-    rows, report = convert(ILLEGAL, MISLABELLED, LEGAL, illegal=option)
-    assert [row["target"] for row in rows[:-1]] == targets
-    assert (report.illegal, report.mislabelled, report.dropped) == (2, 1, dropped)
-    truthful = [score_environment(row["prompt"], row["target"], None).reward == 1.0 for row in rows]
-    assert truthful.count(False) == (option == "keep")
-
-
-def test_a_wrong_answer_to_a_legal_move_is_corrected_and_counted() -> None:
-    (row,), report = convert(LEGAL.replace("+0.001+0+0", "+0.5+1+0"))
-    assert row["target"] == f"{AFTER_E4}+0.001+0+0"
-    assert report.corrected == 1
+def test_answers_are_python_chess_s_and_what_was_wrong_is_counted() -> None:
+    rows, report = convert(ILLEGAL, MISLABELLED, LEGAL, LEGAL.replace("+0.001+0+0", "+0.5+1+0"))
+    assert [row["target"] for row in rows] == [f"{START}+-1.0+0+1"] * 2 + [f"{AFTER_E4}+0.001+0+0"] * 2
+    assert (report.illegal, report.mislabelled, report.corrected) == (2, 1, 1)
 
 
 MALFORMED = {
@@ -167,30 +88,26 @@ def test_malformed_rows_are_left_out_and_counted_by_reason() -> None:
 @pytest.fixture
 def texts(tmp_path: Path) -> str:
     path = tmp_path / "rows.jsonl"
-    rows = [WHITE_ROW, BLACK_ROW, LEGAL, MISLABELLED, "P: nothing"]
+    rows = [LEGAL, MISLABELLED, "P: nothing"]
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in rows))
     return str(path)
-
-
-def test_values_of_unlisted_moves_are_guessed_by_an_explicit_key_only(tmp_path: Path) -> None:
-    path = tmp_path / "rows.jsonl"
-    row = padded(START, "e2e4 d2d4", "0.3 0.2", "e2e4")
-    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in (WHITE_ROW, LEGAL, row)))
-    with pytest.raises(ValueError, match=r"rows.jsonl row 2, column 'text'.*`best_move: engine`.*`guess_unlisted"):
-        load_prompts(str(path))
-    guessed = load_prompts(str(path), options=DataOptions(guess_unlisted=True))
-    assert [len(each) for each in guessed["legal_cp"]] == [3, 0, 20]
 
 
 def test_a_text_column_becomes_prompts_with_the_report_shown(texts: str, capsys: pytest.CaptureFixture[str]) -> None:
     dataset = load_prompts(texts)
     assert dataset.features == FEATURES
-    assert list(dataset["task"]) == ["policy", "policy", "environment", "environment"]
+    assert list(dataset["task"]) == ["environment", "environment"]
     shown = capsys.readouterr().out
-    assert "5 rows read: 2 P: and 2 A: kept, 1 malformed, 0 dropped" in shown
-    assert "'B:' replaced by a better move of the row in 1" in shown
+    assert "3 rows read: 0 P: and 2 A: kept, 1 malformed" in shown
     assert "1 illegal moves, 1 of them labelled as if legal" in shown
-    assert len(load_prompts(texts, options=DataOptions(illegal="drop"))) == 3
+
+
+def test_nothing_is_guessed(tmp_path: Path) -> None:
+    """Of the moves that a `P:` row lists there are evals, of the others none."""
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in (LEGAL, WHITE_ROW)))
+    with pytest.raises(ValueError, match=r"rows.jsonl row 1, column 'text'.*`best_move: engine`"):
+        load_prompts(str(path))
 
 
 def test_a_stream_gives_the_same_rows(texts: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -205,17 +122,10 @@ def test_a_stream_gives_the_same_rows(texts: str, capsys: pytest.CaptureFixture[
 
 def test_many_rows_are_read_in_chunks(texts: str, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = load_prompts(texts)
-    monkeypatch.setattr("rookworld_trl.chess.sources.CHUNK", 3)
+    monkeypatch.setattr("rookworld_trl.chess.sources.CHUNK", 1)
     chunked = load_prompts(texts)
     assert chunked.features == FEATURES
     assert chunked.to_list() == whole.to_list()
-
-
-def test_nothing_usable_is_an_error(tmp_path: Path) -> None:
-    path = tmp_path / "bad.jsonl"
-    path.write_text(json.dumps({"text": "P: nothing"}) + "\n")
-    with pytest.raises(ValueError, match="has no rows that can be used"):
-        load_prompts(str(path))
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import sqlite3
 import subprocess
 import sys
 import time
@@ -66,14 +67,6 @@ def test_missing_columns_are_filled_in(jsonl):
     assert (environment["task"], environment["stratum"]) == ("environment", "quiet")
     assert environment["target"] == "8/8/8/8/8/P1k5/8/K7 b - - 0 1+0.001+0+0"
     assert (environment["legal_moves"], environment["legal_cp"]) == ([], [])
-
-
-def test_what_is_given_stays(jsonl):
-    answer = "8/8/8/8/8/P1k5/8/K7 b - - 0 1+0.001+0+0"
-    mine = POLICY | {"target": "mine", "stratum": "odd", "task": "policy"}
-    dataset = load_prompts(write(jsonl, mine, ENVIRONMENT | {"target": f"{answer}   "}))
-    assert (dataset[0]["target"], dataset[0]["stratum"]) == ("mine", "odd")
-    assert dataset[1]["target"] == answer, "padding behind an answer is no fault"
 
 
 # After 1. e4, as many programs write it: with a square that no pawn can take on.
@@ -147,13 +140,8 @@ BAD_ROWS = {
     ),
     "an illegal move": (POLICY | {"legal_moves": ["a1b1", "a2a3", "a2a5"]}, r"'legal_moves'.*look at a2a4, a2a5"),
     "values in words": (POLICY | {"legal_cp": ["a", "b", "c"]}, r"column 'legal_cp': 'a' is no whole number"),
-    "values half a centipawn": (POLICY | {"legal_cp": [1.5, 2, 3]}, r"column 'legal_cp': 1.5 is no whole number"),
-    "values as truth": (POLICY | {"legal_cp": [True, False, True]}, r"column 'legal_cp': True is no whole number"),
     "values beyond mate": (POLICY | {"legal_cp": [10**12, 2, 3]}, r"column 'legal_cp': 1000000000000 is beyond a mate"),
-    "a value missing": (POLICY | {"legal_cp": [None, 2, 3]}, r"column 'legal_cp': None is no whole number"),
     "moves as a text": (POLICY | {"legal_moves": "a1b1 a2a3 a2a4"}, r"column 'legal_moves': .*needs it, found 'a1b1"),
-    "moves as numbers": (POLICY | {"legal_moves": [1, 2, 3]}, r"column 'legal_moves': not the 3 legal moves"),
-    "moves in lists": (POLICY | {"legal_moves": [["a1b1"], ["a2a3"], ["a2a4"]]}, r"column 'legal_moves': not the 3"),
     "game over": ({"prompt": "P: k7/1Q6/1K6/8/8/8/8/8 b - - 0 1", "legal_moves": ["a8b8"], "legal_cp": [0]}, "is over"),
 }
 
@@ -177,21 +165,12 @@ def test_without_the_prompt_column(jsonl):
     ("name", "content", "message"),
     [
         ("gone.parquet", None, "no such file"),
-        ("torn.parquet", b"PAR1 and then nothing", "cannot be read as parquet"),
         ("rows.doc", b"x", "is no data file. Give `dataset` a file ending in .parquet"),
         ("empty.jsonl", b"", r"empty\.jsonl: is empty. Give `dataset`"),
-        ("blank.jsonl", b"\n\n", "blank.jsonl: .*(has no rows|cannot be read as json)"),
-        ("array.json", b"[]", "array.json: .*(has no rows|cannot be read as json)"),
-        ("numbers.jsonl", b"1\n2\n", "numbers.jsonl: .*cannot be read as json"),
         ("torn.jsonl", b'{"prompt": "P: 8/', "torn.jsonl: .*cannot be read as json"),
         ("header.csv", b"prompt,legal_moves,legal_cp\n", "header.csv: has no rows that can be used"),
-        ("binary.csv", bytes(range(256)) * 8, "binary.csv: .*cannot be read as csv"),
-        ("binary.jsonl", bytes(range(256)) * 8, "binary.jsonl: .*cannot be read as json"),
         ("binary.parquet", bytes(range(256)) * 8, "binary.parquet: .*cannot be read as parquet"),
-        ("binary.jsonl.gz", bytes(range(256)) * 8, "binary.jsonl.gz: .*cannot be read as json"),
         ("binary.pgn.gz", bytes(range(256)) * 8, "binary.pgn.gz: .*cannot be read as pgn"),
-        ("binary.txt", bytes(range(256)) * 8, "binary.txt: .*cannot be read as text"),
-        ("wrong.txt", b"1. e4 e5 *\n", "wrong.txt: has no rows that can be used"),
     ],
 )
 def test_an_unreadable_file(tmp_path, name, content, message):
@@ -212,12 +191,6 @@ def mixed(jsonl):
     return load_prompts(write(jsonl, ENVIRONMENT, POLICY, other, POLICY))
 
 
-def test_draw_of_each_task(mixed):
-    for limits, count in (({"policy": 1, "environment": None}, [1, 2]), ({"policy": 0, "environment": 1}, [0, 1])):
-        drawn = draw_of_each(mixed, limits)
-        assert [list(drawn["task"]).count(task) for task in limits] == count
-
-
 def test_a_draw_is_random_over_games_and_the_same_every_time():
     """Nine games of ten rows and ten rows of none: nineteen draws see all of them, in the data set's order."""
     games = [str(i // 10) if i < 90 else "" for i in range(100)]
@@ -235,11 +208,6 @@ def test_a_draw_is_random_over_games_and_the_same_every_time():
     assert all(more.count(str(game)) >= 2 for game in range(9)), "second rows come after the first of all"
     without_games = draw_of_each(dataset.remove_columns("game"), {"policy": 50})
     assert 5 < sum(number < 50 for number in without_games["number"]) < 45
-
-
-def test_a_rows_game_is_kept(jsonl):
-    dataset = load_prompts(write(jsonl, POLICY | {"game": 7}, ENVIRONMENT | {"game": None}))
-    assert list(dataset["game"]) == ["7", ""]
 
 
 def test_held_out_positions_are_dropped_whatever_their_clocks_and_task(jsonl, tmp_path, mixed):
@@ -294,20 +262,13 @@ def test_prompts_that_leave_no_room_are_named(mixed, tiny_tokenizer):
         check_lengths(mixed, tiny_tokenizer, context=longest + 10, max_completion_length=11)
 
 
-def test_a_stream_that_breaks_names_its_file(tmp_path):
-    path = tmp_path / "binary.csv"
-    path.write_bytes(b"text\n" + bytes(range(256)) * 8)
-    with pytest.raises(ValueError, match=r"binary\.csv: cannot be read"):
-        load_prompts(str(path), options=DataOptions(streaming=True, max_rows=10))
-
-
 def test_a_text_file_holds_whole_rows(tmp_path):
     path = tmp_path / "rows.txt"
     path.write_text(f"{FEN}+a2a3+a2a3+8/8/8/8/8/P1k5/8/K7 b - - 0 1+0.001+0+0\n")
     assert load_prompts(str(path))[0]["prompt"] == ENVIRONMENT["prompt"]
 
 
-@pytest.mark.parametrize(("name", "value"), [("engine_nodes", 0), ("engine_workers", 0), ("max_rows", 0)])
+@pytest.mark.parametrize(("name", "value"), [("engine_nodes", 0), ("max_rows", 0)])
 def test_options_that_would_read_nothing(name, value):
     with pytest.raises(ValueError, match=rf"`{name}` is {value}: .*Set it to 1 or more"):
         DataOptions(**{name: value})
@@ -358,7 +319,7 @@ def test_stockfish_values_a_users_prompts_once(tmp_path: Path, capsys: pytest.Ca
     path, cache = tmp_path / "prompts.jsonl", tmp_path / "cache" / "values.sqlite"
     fens = [START, MATE_IN_ONE]
     path.write_text("".join(json.dumps({"prompt": f"P: {fen}"}) + "\n" for fen in fens))
-    options = DataOptions(best_move="engine", engine_nodes=500, engine_workers=2, engine_cache=str(cache))
+    options = DataOptions(best_move="engine", engine_nodes=500, engine_cache=str(cache))
     rows = load_prompts(str(path), options=options)
     for row, fen in zip(rows, fens, strict=True):
         assert row["legal_moves"] == sorted(move.uci() for move in chess.Board(fen).legal_moves)
@@ -394,7 +355,7 @@ def test_a_run_that_is_killed_while_it_values_asks_only_for_the_rest(tmp_path: P
         lines.append({"text": f"P: {board.fen():90}M: {' '.join(moves):30}E: {evals:40}B: {moves[-1]}"})
     path, cache = tmp_path / "rows.jsonl", tmp_path / "values.sqlite"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    options = DataOptions(best_move="engine", engine_nodes=200_000, engine_workers=1, engine_cache=str(cache))
+    options = DataOptions(best_move="engine", engine_nodes=200_000, engine_cache=str(cache))
     code = f"from rookworld_trl.chess.sources import *; load_prompts({str(path)!r}, options={options!r})"
     process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
@@ -403,13 +364,12 @@ def test_a_run_that_is_killed_while_it_values_asks_only_for_the_rest(tmp_path: P
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.05)
-        if cache.is_file():
-            with closing(ValueCache(cache)) as answers:
-                kept = len(answers)
+        with closing(ValueCache(cache)), closing(sqlite3.connect(cache)) as answers:
+            (kept,) = answers.execute("SELECT COUNT(*) FROM answers").fetchone()
     process.kill()
     process.wait()
-    with closing(ValueCache(cache)) as answers:
-        kept = len(answers)
+    with closing(sqlite3.connect(cache)) as answers:
+        (kept,) = answers.execute("SELECT COUNT(*) FROM answers").fetchone()
     asked, analyse = [], Engine.analyse
     with patch.object(Engine, "analyse", lambda self, board, **how: asked.append(board) or analyse(self, board, **how)):
         rows = load_prompts(str(path), options=options)

@@ -24,9 +24,8 @@ class Scripted(ModelPlayer):
     answers_left: list[PolicyOutput | None]
     asked: list[tuple[float, int]]
 
-    def _answers(self, boards: Sequence[chess.Board], temperature: float) -> list[PolicyOutput | None]:
-        if boards:
-            type(self).asked.append((temperature, len(boards)))
+    def _answers(self, boards: Sequence[chess.Board]) -> list[PolicyOutput | None]:
+        type(self).asked.append((self._temperature, len(boards)))
         return [type(self).answers_left.pop(0) for _ in boards]
 
 
@@ -35,7 +34,7 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> tuple[UciEngine, list[str], list[
     Scripted.answers_left, Scripted.asked = [], []
     monkeypatch.setattr(players_module, "ModelPlayer", Scripted)
     lines: list[str] = []
-    return UciEngine(lambda name: (name, None), "nano", lines.append), lines, Scripted.answers_left
+    return UciEngine(lambda: ("nano", None), lines.append), lines, Scripted.answers_left
 
 
 def said(engine: UciEngine, lines: list[str], *commands: str) -> list[str]:
@@ -54,7 +53,7 @@ def test_the_handshake_names_every_option(engine: Any) -> None:
     assert spoken[0] == "id name rookworld-uci"
     assert spoken[-2:] == ["uciok", "readyok"]
     names = [line.split()[2] for line in spoken if line.startswith("option name")]
-    assert names == ["Model", "Temperature", "Retries", "MultiPV", "Seed"]
+    assert names == ["Temperature", "MultiPV", "Seed"]
 
 
 def test_the_models_own_move_and_its_eval(engine: Any) -> None:
@@ -96,27 +95,23 @@ def test_multipv_lists_the_other_legal_candidates_by_eval(engine: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("retries", "answers", "move", "origin"),
+    ("answer", "move", "origin"),
     [
-        (0, [PolicyOutput(("d2d4", "e2e5", "g1f3"), (0.1, 3.0, 0.2), "e2e5")], "g1f3", "candidates"),
-        (2, [PolicyOutput((), (), "e2e5"), None, GOOD], "e2e4", "retries"),
-        (1, [PolicyOutput(("b1c3",), (0.0,), "e2e5"), None], "b1c3", "candidates"),
-        (0, [None], None, "random"),
+        (PolicyOutput(("d2d4", "e2e5", "g1f3"), (0.1, 3.0, 0.2), "e2e5"), "g1f3", "candidates"),
+        (None, None, "random"),
     ],
 )
 def test_an_illegal_move_is_never_played(
-    engine: Any, retries: int, answers: list[PolicyOutput | None], move: str | None, origin: str
+    engine: Any, answer: PolicyOutput | None, move: str | None, origin: str
 ) -> None:
     engine, lines, script = engine
-    script += answers
-    spoken = said(engine, lines, f"setoption name Retries value {retries}", "position startpos", "go")
+    script.append(answer)
+    spoken = said(engine, lines, "position startpos", "go")
     played = spoken[-1].removeprefix("bestmove ")
     assert chess.Move.from_uci(played) in START.legal_moves
     assert move is None or played == move
     assert engine.fallbacks == {origin: 1}
     assert any(line.startswith(f"info string fallback {origin}: the model wrote") for line in spoken)
-    if retries:
-        assert Scripted.asked[1] == (1.0, retries)
 
 
 def test_an_infinite_search_keeps_its_move_until_stop(engine: Any) -> None:
@@ -125,12 +120,6 @@ def test_an_infinite_search_keeps_its_move_until_stop(engine: Any) -> None:
     assert not any(line.startswith("bestmove") for line in said(engine, lines, "position startpos", "go infinite"))
     assert said(engine, lines, "stop") == ["bestmove e2e4"]
     assert said(engine, lines, "stop") == []
-
-
-def test_only_some_moves_may_be_searched(engine: Any) -> None:
-    engine, lines, answers = engine
-    answers.append(GOOD)
-    assert said(engine, lines, "position startpos", "go searchmoves g1f3 a2a3")[-1] == "bestmove g1f3"
 
 
 @pytest.mark.parametrize(

@@ -4,18 +4,18 @@ import itertools
 import json
 import random
 from collections import Counter
+from pathlib import Path
 
 import chess
 import pyarrow.parquet as pq
 import pytest
 
 from recipes.making import generation, moves
-from recipes.making.generation import GameSettings, generate_positions
-from recipes.making.moves import SCARCE, environment_rows, scarce_move
+from recipes.making.generation import GameSettings, generate_positions, read_lines
+from recipes.making.moves import environment_rows
 from rookworld_trl.chess import environment
 from rookworld_trl.chess.format import board_from_fen
 from rookworld_trl.chess.policy import policy_completion
-from rookworld_trl.chess.strata import stratum
 from tests.support.stockfish import requires_stockfish
 
 SETTINGS = GameSettings(seed=3, nodes=200, max_plies=12, games_per_shard=2)
@@ -50,18 +50,6 @@ def test_resuming_leaves_finished_shards_alone_and_refuses_other_settings(tmp_pa
 
 
 @requires_stockfish
-def test_check_share_makes_positions_in_check(tmp_path):
-    def in_check(check_share):
-        directory = tmp_path / str(check_share)
-        settings = GameSettings(seed=1, nodes=50, max_plies=60, games_per_shard=6, check_share=check_share)
-        run(directory, range(1), settings)
-        fens = pq.read_table(generation.shard_path(directory, 0))["fen"].to_pylist()
-        return sum(chess.Board(fen).is_check() for fen in fens) / len(fens)
-
-    assert in_check(1.0) > 2 * in_check(0.0)
-
-
-@requires_stockfish
 def test_records_are_true(tmp_path):
     run(tmp_path, range(1))
     for record in pq.read_table(generation.shard_path(tmp_path, 0)).to_pylist():
@@ -91,35 +79,6 @@ def test_candidates_stand_in_random_order_and_the_best_is_the_one_of_the_highest
     for seed in range(20):  # of equals the first listed, which the text itself tells
         words = policy_completion(["a2a3", "b2b3"], [7, 7], random.Random(seed)).split()
         assert words[-1] == words[1]
-
-
-STRATA = [
-    (chess.STARTING_FEN, "g1f3", "quiet"),
-    (chess.STARTING_FEN, "e2e5", "illegal"),
-    ("rnbqkbnr/ppp1pppp/8/3p4/4P3/8/PPPP1PPP/RNBQKBNR w KQkq - 0 2", "e4d5", "capture"),
-    ("r3k2r/8/8/8/8/8/8/R3K2R w KQkq - 0 1", "e1g1", "castle_king"),
-    ("r3k2r/8/8/8/8/8/8/R3K2R b KQkq - 0 1", "e8c8", "castle_queen"),
-    ("4k3/8/8/3pP3/8/8/8/4K3 w - d6 0 2", "e5d6", "en_passant"),
-    ("4k3/8/8/8/3p4/8/4P3/4K3 w - - 0 1", "e2e4", "en_passant_offered"),
-    ("4k3/8/8/8/2p5/8/4P3/4K3 w - - 0 1", "e2e4", "quiet"),  # no pawn beside it
-    ("r3k3/8/8/8/8/7P/6B1/4K3 w q - 0 1", "g2a8", "castling_right_taken"),
-    ("r3k3/8/8/8/8/7P/6B1/4K3 w - - 0 1", "g2a8", "capture"),  # there was none
-    ("r3k3/8/8/8/8/7P/6B1/4K2R w K - 0 1", "h1h2", "quiet"),  # one's own
-    ("8/P6k/8/8/8/8/8/K7 w - - 0 1", "a7a8r", "promotion"),
-    ("4k3/8/8/8/8/8/8/4K2R w K - 0 1", "h1h8", "check"),
-    ("6k1/5ppp/8/8/8/8/8/R3K3 w Q - 0 1", "a1a8", "mate"),
-    ("7k/5K2/8/6Q1/8/8/8/8 w - - 0 1", "g5g6", "stalemate"),
-    ("8/8/8/8/8/2k5/1q6/K7 w - - 0 1", "a1b2", "illegal"),
-    ("8/8/8/8/8/4k3/1q6/K7 w - - 0 1", "a1b2", "dead_material"),  # only the kings are left
-    ("4k3/8/8/8/8/8/8/R3K3 w - - 149 120", "a1a2", "seventyfive_moves"),  # the 75-move rule
-]
-
-
-@pytest.mark.parametrize(("fen", "move", "kind"), STRATA)
-def test_strata_by_hand(fen, move, kind):
-    board = chess.Board(fen)
-    assert stratum(board, move) == kind
-    assert board.fen() == chess.Board(fen).fen()
 
 
 ILLEGAL = {
@@ -181,20 +140,6 @@ def game_rows():
     return rows
 
 
-def test_histories_of_every_length_that_end_with_the_move(game_rows):
-    lengths = Counter()
-    for row in itertools.chain(*game_rows):
-        given = environment.parse_prompt(row["prompt"])
-        assert given.history[-1] == given.move
-        before = list(given.history[:-1])
-        number = chess.Board(given.fen).ply()
-        if int(given.fen.split()[4]) < 5:  # not a late position of no game
-            assert before == GAME[number - len(before) : number]
-        lengths[len(given.history)] += 1
-    assert set(lengths) == set(range(1, 11))
-    assert min(lengths.values()) > 0.02 * lengths.total()
-
-
 def test_rows_of_a_position_are_true_and_of_different_moves(game_rows):
     for rows in game_rows:
         given = [environment.parse_prompt(row["prompt"]) for row in rows]
@@ -218,27 +163,13 @@ def test_the_seventyfive_move_rule_ends_games_and_the_fifty_move_rule_does_not(g
     assert claimable >= 3
 
 
-OFFERED = {
-    "mate": ("6k1/5ppp/8/8/8/8/5PPP/R5K1 w - - 0 1", {"a1a8"}),
-    "stalemate": ("7k/8/5KQ1/8/8/8/8/8 w - - 0 1", {"g6f7", "f6e5", "f6f5", "f6g5", "f6e6", "f6e7", "f6f7"}),
-    "promotion": ("8/P6k/8/8/8/8/8/K7 w - - 0 1", {"a7a8q", "a7a8r", "a7a8b", "a7a8n"}),
-    "en_passant": ("rnbqkbnr/ppp1pppp/8/8/3pP3/8/PPPP1PPP/RNBQKBNR b KQkq e3 0 3", {"d4e3"}),
-    "castle_queen": ("4k3/pppppppp/8/8/8/8/PPPPPPPP/R3K3 w Q - 0 1", {"e1c1"}),
-}
-
-
-@pytest.mark.parametrize("kind", OFFERED)
-def test_a_scarce_move_is_drawn_where_there_is_one(kind: str) -> None:
-    fen, moves = OFFERED[kind]
-    board = chess.Board(fen)
-    drawn = {scarce_move(board, random.Random(seed)) for seed in range(60)}
-    by_kind = {move for move in drawn if stratum(board, move) == kind}
-    assert kind in SCARCE
-    assert by_kind
-    assert by_kind <= moves
-    assert all(stratum(board, move) in SCARCE for move in drawn)
-    assert board.fen() == fen
-
-
-def test_most_positions_offer_none() -> None:
-    assert scarce_move(chess.Board(), random.Random(0)) is None
+def test_openings_are_read_as_moves_and_errors_name_the_line(tmp_path: Path) -> None:
+    file = tmp_path / "openings.tsv"
+    file.write_text("eco\tname\tpgn\nA00\tAmar\t1. Nh3 d5 2. g3\nC50\tItalian\t1. e4 e5 2. Nf3 Nc6 3. Bc4\n")
+    assert read_lines(file) == [("g1h3", "d7d5", "g2g3"), ("e2e4", "e7e5", "g1f3", "b8c6", "f1c4")]
+    file.write_text("eco\tname\tpgn\nA00\tBroken\t1. Nh3 d5 2. Ke5\n")
+    with pytest.raises(ValueError, match="line 2, field 'pgn'"):
+        read_lines(file)
+    file.write_text("a,b\n")
+    with pytest.raises(ValueError, match="no column 'pgn'"):
+        read_lines(file)

@@ -15,20 +15,16 @@ from transformers import PreTrainedTokenizerFast
 from recipes.making.generation import POSITION_SCHEMA
 from recipes.making.trees import (
     Words,
-    cornered_record,
     environment_tree,
-    eval_options,
     mirrored,
     policy_tree,
     position_trees,
     read_positions,
-    scarce_kinds,
     with_twins,
 )
 from rookworld_trl.chess import environment, policy, position_key
-from rookworld_trl.chess.dataset import load_shipped, split_of
+from rookworld_trl.chess.dataset import split_of
 from rookworld_trl.chess.policy import win_chance
-from rookworld_trl.chess.strata import stratum
 from rookworld_trl.modeling.tokenizer import build_gpt2_tokenizer, build_nano_tokenizer
 
 build_side_first = partial(build_nano_tokenizer, side_first=True)
@@ -98,25 +94,6 @@ def test_a_policy_tree_by_hand(tokenizer: PreTrainedTokenizerFast) -> None:
     assert first in ("a2", "b2")
 
 
-def test_squares_that_are_not_taken_are_asked_for_their_moves(tokenizer: PreTrainedTokenizerFast) -> None:
-    """Behind the first place, each other square from which a move goes counts half in all."""
-    record = RECORD | {"fen": chess.STARTING_FEN, "moves": ["g1f3"], "cp": [20], "played": "g1f3"}
-    asked = wanted(policy_tree(record, Words(tokenizer), random.Random(0)).arrays(), tokenizer)
-    assert asked[" M: b1"] == {"a3": 0.25, "c3": 0.25}
-    assert len([text for text in asked if len(text) == len(" M: b1") and text.startswith(" M: ")]) == 10
-    assert asked[" M:"][" g1"] == pytest.approx(0.85 + 0.15 * 2 / 20)
-
-
-def test_evals_lie_around_the_value(tokenizer: PreTrainedTokenizerFast) -> None:
-    words = Words(tokenizer)
-    for value in (0, 35, -180, 960, 2500):
-        options = eval_options(value, words)
-        written = {float(tokenizer.decode(list(tokens))): share for tokens, share in options.items()}
-        mean = sum(eval_ * share for eval_, share in written.items()) / sum(written.values())
-        assert mean == pytest.approx(value / 100, abs=0.01 * (1 + abs(value) / 20))
-    assert eval_options(9998, words) == {words[" 1000.0"]: 1.0}
-
-
 @pytest.mark.parametrize("build", [build_nano_tokenizer, build_side_first, build_gpt2_tokenizer])
 def test_what_is_read_is_right(build: Any) -> None:
     """Each way down to a leaf reads as a row: legal distinct moves with an eval each, or the truth of a move."""
@@ -141,59 +118,6 @@ def test_what_is_read_is_right(build: Any) -> None:
             answer = environment.parse(text[start:])
             assert answer == environment.transition(asked.fen, asked.move)
             assert split_of(answer.fen) == "train"
-
-
-@pytest.mark.parametrize(
-    ("fen", "best", "kinds"),
-    [
-        ("6k1/5ppp/8/8/8/8/5PPP/R5K1 w - - 0 1", 9999, ["mate"]),
-        ("6k1/5ppp/8/8/8/8/5PPP/R5K1 w - - 0 1", 9998, []),
-        ("4k3/8/8/3pP3/8/8/8/4K3 w - d6 0 2", 20, ["en_passant", "few_men"]),
-        ("4k3/8/8/8/8/8/p4PPP/6K1 b - - 0 1", 900, ["promotion"]),
-        ("4k3/8/8/8/8/8/p4PPP/6K1 w - - 0 1", -900, []),
-        ("r3k2r/pppppppp/8/8/8/8/PPPPPPPP/R3K2R b Qkq - 0 1", 0, ["castle_queen"]),
-        ("r3k2r/pppppppp/8/8/8/8/PPPPPPPP/R3K2R w Kkq - 0 1", 0, []),
-        ("r2qk2r/pppppppp/8/8/8/8/PPPPPPPP/R3K2R b KQkq - 0 1", 0, []),
-    ],
-)
-def test_positions_that_offer_something_scarce_are_found(fen: str, best: int, kinds: list[str]) -> None:
-    assert scarce_kinds(fen, best) == kinds
-
-
-def test_scarce_kinds_come_as_often_as_each_other(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
-    """Of two hundred positions three offer a mate, two en passant, one castling: 0.88 / 6 of the trees are of
-    each kind, and show it; some are of cornered kings, the others of any position."""
-    rows = [record | {"cp": [50] * len(record["moves"])} for record in records(14)]
-    rows += [
-        rows[0] | {"fen": f"6k1/5ppp/8/8/8/8/5PPP/{rank} w - - 0 1", "moves": ["a1a8"], "cp": [9999]}
-        for rank in ("R5K1", "R4K2", "R3K3")
-    ]
-    positions, _ = read_positions([write(tmp_path, "positions-0.parquet", rows)])
-    trees = position_trees(positions, Words(tokenizer), batch_size=8, seed=0)
-    texts = [tokenizer.decode(tree["input_ids"]) for index, tree in enumerate(trees) if index % 24 >= 16]
-    mated = [text for text in texts if "+1.0+" in text]
-    assert len(texts) / 16 < len(mated) < len(texts) / 4
-
-
-@pytest.mark.parametrize("build", [build_nano_tokenizer, build_side_first, build_gpt2_tokenizer])
-def test_words_are_the_tokenizers(build: Any) -> None:
-    """Over real rows: a prompt read whole, and a completion read whole and word by word, as the lists are written."""
-    tokenizer = build()
-    words = Words(tokenizer)
-    rows = load_shipped("dev")
-    for row in rows.select(range(0, len(rows), 8)):
-        assert words.prompt(row["prompt"]) == tokenizer(row["prompt"])["input_ids"]
-        target = tokenizer(row["target"], add_special_tokens=False)["input_ids"]
-        assert words.text(row["target"]) == target
-        if row["task"] == "policy":
-            assert [token for word in row["target"].split() for token in words[f" {word}"]] == target
-
-
-def test_cornered_kings_are_often_about_to_be_stalemated() -> None:
-    boards = [chess.Board(cornered_record(random.Random(seed))["fen"]) for seed in range(40)]
-    stalemates = [any(stratum(board, move.uci()) == "stalemate" for move in board.legal_moves) for board in boards]
-    assert 12 <= sum(stalemates) <= 30
-    assert all(split_of(board.fen()) == "train" for board in boards)
 
 
 def test_positions_are_of_train_and_come_once(tmp_path: Path) -> None:

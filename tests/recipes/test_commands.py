@@ -58,8 +58,6 @@ NOT_HERE = {
     "sbatch": "a cluster's",
     "python -m": "measures for minutes to hours; what it measures is tested in small",
     "rookworld-doctor": "tests/test_doctor.py runs it at full size, and compares what it prints",
-    "python recipes/generate_data.py tactics": "the engine searches for minutes until an opponent has blundered",
-    "python recipes/evaluate.py --suite closed_loop": "its games take minutes; tests/chess/test_selfplay.py plays",
     "python recipes/generate_data.py dataset": "needs thousands of positions; test_dataset.py builds from few",
     "python recipes/grpo.py --help": "prints what tests/test_docs.py compares",
     "accelerate launch --config_file accelerate_configs/cpu.yaml recipes/grpo.py --config "

@@ -7,6 +7,7 @@ from pathlib import Path
 import chess.pgn
 import pytest
 
+from recipes import play as recipe
 from recipes.play import main
 from tests.support.stockfish import requires_stockfish
 
@@ -39,11 +40,11 @@ def test_the_recipe_plays_a_match(tiny_checkpoint: Path, tmp_path: Path, capsys:
 
 
 @requires_stockfish
-def test_stockfish_finds_a_mate(tmp_path: Path) -> None:
-    openings = tmp_path / "scholars.epd"
-    openings.write_text("r1bqkb1r/pppp1ppp/2n2n2/4p2Q/2B1P3/8/PPPP1PPP/RNB1K1NR w KQkq -\n")
+def test_stockfish_finds_a_mate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scholars = "r1bqkb1r/pppp1ppp/2n2n2/4p2Q/2B1P3/8/PPPP1PPP/RNB1K1NR w KQkq - 0 1"
+    monkeypatch.setattr(recipe, "random_openings", lambda *_: [scholars])
     written = tmp_path / "match.json"
-    options = ["--games", "2", "--max_plies", "1", "--nodes", "50", "--openings", str(openings)]
+    options = ["--games", "2", "--max_plies", "1", "--nodes", "50"]
     main(["stockfish", "random", *options, "--output", str(written)])
     games = {game["white"]: game for game in json.loads(written.read_text())["games"]}
     assert (games["stockfish"]["moves"], games["stockfish"]["reason"]) == ("h5f7", "checkmate")

@@ -8,12 +8,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from recipes import grpo
 from rookworld_trl.checkpointing.resume import FINISHED_FILE
-from rookworld_trl.modeling.hub import PushError
 from rookworld_trl.reports import summary as results
 from tests.recipes.conftest import run, summary_of
-from tests.support.hub import TOKEN, Hub, Repository, serve
+from tests.support.hub import TOKEN, Hub, serve
 
 
 @pytest.fixture
@@ -77,18 +75,6 @@ def test_the_run_ends_on_the_hub(hub: Hub, pushing: dict, tmp_path: Path, strate
     assert not torch.equal(there.transformer.wte.weight, start.transformer.wte.weight)
 
 
-def test_a_push_that_fails_costs_nothing_but_the_push(pushing: dict, hub: Hub, monkeypatch, capsys) -> None:
-    def broken(*args: object) -> None:
-        raise PushError("pushing to me/trained failed: `hf upload` it")
-
-    monkeypatch.setattr(grpo, "push_folder", broken)
-    run(pushing, code=2)
-    shown = capsys.readouterr()
-    assert shown.err.strip().splitlines()[-1] == "error: push: pushing to me/trained failed: `hf upload` it"
-    assert "before    after" in shown.out
-    assert {"summary.json", "checkpoint", FINISHED_FILE} <= {path.name for path in pushing["output_dir"].iterdir()}
-
-
 @pytest.mark.parametrize(
     ("broken", "error", "code", "lost"),
     [
@@ -114,23 +100,9 @@ def test_a_last_step_that_fails_costs_nothing_but_itself(
     assert "model.safetensors" in hub.repositories["me/trained"].branches["main"]
 
 
-def test_a_folder_of_any_name_is_pushed_and_finished(pushing: dict, hub: Hub, tmp_path: Path) -> None:
-    run(pushing | {"output_dir": tmp_path / "run$lr$1e-3"})
-    assert (tmp_path / "run$lr$1e-3" / FINISHED_FILE).exists()
-    assert "README.md" in hub.repositories["me/trained"].branches["main"]
-
-
 def test_a_token_that_may_not_write_is_refused_before_anything_trains(hub: Hub, pushing: dict, capsys) -> None:
     run(pushing | {"hub_token": "hf_read"}, code=2)
     error = capsys.readouterr().err
     assert "error: pushing to me/trained failed" in error
     assert "`hf auth login`" in error
     assert not (pushing["output_dir"] / "summary.json").exists()
-
-
-def test_nor_where_the_repository_exists(hub: Hub, pushing: dict, capsys) -> None:
-    """The client takes a repository that it can read for one that it has made."""
-    hub.repositories["me/trained"] = Repository()
-    run(pushing | {"hub_token": "hf_read"}, code=2)
-    assert "error: pushing to me/trained failed" in capsys.readouterr().err
-    assert not (pushing["output_dir"] / "evaluation_before.parquet").exists()

@@ -143,7 +143,7 @@ def test_positions_of_its_own_games(run: Run, monkeypatch: pytest.MonkeyPatch) -
         return score(prompts, completions)
 
     monkeypatch.setattr(sys.modules[__name__], "by_length", spied)
-    small = {"self_play": GAMES, "engine_nodes": 4000, "engine_cache": "", "engine_workers": 1, "max_steps": 3}
+    small = {"self_play": GAMES, "engine_nodes": 4000, "engine_cache": "", "max_steps": 3}
     _, rows = run(NANO / "config_cpu_selfplay.yaml", **small)
     assert [row["self_play/temperature"] for row in rows] == [1.2, 1.2, 0.7]
     assert sum(row["self_play/share"] for row in rows) > 1.5, "of three"
@@ -176,12 +176,6 @@ def test_no_engine_no_games(run: Run, monkeypatch: pytest.MonkeyPatch, capsys: p
     ):
         with pytest.raises(ValueError, match=message):
             prompts.self_play(run_, SimpleNamespace(**changes), None, None, None, None)
-
-
-def test_a_folder_without_such_data_is_refused(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        run(NANO / "config_cpu_own_data.yaml", dataset=tmp_path)
-    assert "a folder without train.parquet: make it by `generate_data.py dataset`" in capsys.readouterr().err
 
 
 BAD: dict[str, str] = {

@@ -45,6 +45,7 @@ def texts(tmp_path: Path) -> Path:
     return path
 
 
+@requires_stockfish
 def test_rookworlds_rows_and_checkpoint_train(
     llmc_checkpoint, texts, arguments, trainers, tmp_path, monkeypatch, capsys
 ):
@@ -56,10 +57,11 @@ def test_rookworlds_rows_and_checkpoint_train(
 
     monkeypatch.setattr(sampler, "rollout", spy)
     small = {"dataset": texts, "mix_env_ratio": 0.25, "max_steps": 1, "per_device_train_batch_size": 8}
-    run(arguments | small | {"model": llmc_checkpoint, "leading_eos": True, "guess_unlisted": True})
+    small |= {"best_move": "engine", "engine_cache": "", "engine_nodes": 500}
+    run(arguments | small | {"model": llmc_checkpoint, "leading_eos": True})
     shown = capsys.readouterr().out
     assert "13 rows read: 6 P: and 6 A: kept, 1 malformed" in shown
-    assert "'B:' replaced by a better move of the row in 6" in shown
+    assert "6 P: rows valued" in shown
 
     # The reference has the words that the policy has, not those of the folder that the config names.
     (trainer,) = trainers

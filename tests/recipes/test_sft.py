@@ -19,11 +19,6 @@ from rookworld_trl.settings.parser import RecipeError, parse
 from rookworld_trl.training.supervised import MuonFactory
 
 
-def test_the_recipe_parses() -> None:
-    (recipe,) = parse((SFTRecipe,), ["--muon_lr", "0.3"])
-    assert recipe.muon_lr == 0.3
-
-
 def test_a_token_is_hidden_before_anything_could_save_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "")
     words = ["--output_dir", str(tmp_path), "--positions", str(tmp_path), "--hub_token", "hf_abcdefgh12345678"]

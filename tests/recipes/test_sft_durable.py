@@ -1,6 +1,5 @@
 """The supervised recipe holds out: exact resumes, damage, faults, signals, changed settings, and its exit codes."""
 
-import json
 import os
 import signal
 from collections.abc import Callable
@@ -21,7 +20,6 @@ from rookworld_trl.modeling.loading import load_model
 from rookworld_trl.training.supervised import SupervisedConfig, SupervisedTrainer
 from tests.recipes.conftest import positions
 from tests.support.checkpoint_diff import IGNORED, differences
-from tests.support.disk import full_disk
 
 Runs = Callable[..., None]
 
@@ -97,18 +95,6 @@ def test_an_interrupted_run_ends_as_an_undisturbed_one(
     assert torch.equal(load_model(str(resumed)).lm_head.weight, load_model(str(whole)).lm_head.weight)
 
 
-def test_json_and_the_metrics_of_each_log(run: Runs, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run(max_steps=2, logging_steps=1, json="true")
-    shown = capsys.readouterr()
-    result = json.loads(shown.out)
-    assert result == json.loads((tmp_path / "run" / "training.json").read_text()) | {
-        "output_dir": str(tmp_path / "run")
-    }
-    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert [(row["step"], "loss" in row) for row in rows] == [(1, True), (2, True)]
-    assert f" step 2/2  loss {rows[1]['loss']:.4f}  gradient" in shown.err
-
-
 OTHERS: list[tuple[dict[str, Any], str]] = [
     ({"mirror": "true"}, "`mirror` was False and is True"),
     ({"learning_rate": 1e-2}, "`rates` was"),
@@ -180,28 +166,6 @@ def test_a_gradient_that_is_not_finite_is_never_applied_and_recovery_goes_back_a
     run(lr_scheduler_type="constant", recovery_mode="true")
     assert rates == [rates[0], [rate / 2 for rate in rates[0]], [rate / 4 for rate in rates[0]]]
     run(lr_scheduler_type="constant")  # it is finished
-
-
-def test_a_full_disk_at_the_end_costs_no_training(
-    run: Runs, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with monkeypatch.context() as patch:
-        save = SupervisedTrainer.save_model
-
-        def full(self: SupervisedTrainer, output_dir: str | None = None, *args: Any, **kwargs: Any) -> None:
-            if output_dir is not None and output_dir.endswith("final"):
-                full_disk()
-            save(self, output_dir, *args, **kwargs)
-
-        patch.setattr(SupervisedTrainer, "save_model", full)
-        run(UNRECOVERABLE)
-    assert "No space left" in capsys.readouterr().err
-    with monkeypatch.context() as patch:
-        patch.setattr(sft, "write_atomically", full_disk)
-        run(UNRECOVERABLE)
-    assert "training.json could not be written: [Errno 28] No space left" in capsys.readouterr().err.splitlines()[-1]
-    during_training(monkeypatch, 4, lambda _: pytest.fail("there is nothing left to train"))
-    run()
 
 
 @pytest.mark.parametrize(

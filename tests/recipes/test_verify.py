@@ -29,7 +29,13 @@ Run = Callable[..., list[dict[str, Any]]]
 def run(tiny_checkpoint: Path, rows_file: Path, held_out: Dataset, tmp_path: Path, monkeypatch) -> Run:
     """Run a recipe of the folder, made small, and give back the lines of its metrics."""
     monkeypatch.setattr(prompts, "load_shipped", lambda split: held_out)
-    small = {"model": tiny_checkpoint, "dataset": rows_file, "streaming": False, "output_dir": tmp_path / "run"}
+    small = {
+        "model": tiny_checkpoint,
+        "dataset": rows_file,
+        "streaming": False,
+        "best_move": "null",
+        "output_dir": tmp_path / "run",
+    }
     small |= {"num_generations": 2, "per_device_train_batch_size": 8, "gradient_accumulation_steps": 1}
     small |= {"max_completion_length": 12, "use_cpu": True, "bf16": False, "dataloader_num_workers": 0}
 
@@ -121,22 +127,6 @@ def test_fifty_epochs_on_trained_weights_stay_in_bounds(run: Run, rows_file: Pat
 def test_at_real_size(name: str, tmp_path: Path) -> None:
     """124M random weights and nano's real ones on this machine's CPU; `benchmarks/results/verify.json` has one run."""
     assert verify.main(["--only", name, "--output", str(tmp_path / "verify.json")]) == 0
-
-
-def test_a_check_that_does_not_hold_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
-    done: list[str] = []
-
-    def stand_in(name: str, held: bool) -> Callable[[Path], dict[str, Any]]:
-        return lambda folder: done.append(name) or {"checks": {"so": True, "thus": held}}
-
-    runs = {"components": stand_in("components", True), "epochs": stand_in("epochs", False)}
-    monkeypatch.setattr(verify, "RUNS", runs)
-    for expected in (["components", "epochs"], ["epochs"]):  # what holds is not done again
-        done.clear()
-        assert verify.main(["--output", str(tmp_path / "verify.json")]) == 1
-        assert done == expected
-        assert capsys.readouterr().out.splitlines()[-1] == "does not hold: epochs: thus"
-    assert verify.main(["--only", "components", "--output", str(tmp_path / "verify.json")]) == 0
 
 
 @pytest.mark.slow

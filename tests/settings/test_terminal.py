@@ -84,7 +84,7 @@ def test_reading_and_measuring_prompts_have_bars(
 
 @pytest.mark.parametrize(
     "program",
-    ["evaluate", "generate_data positions", "generate_data dataset", "generate_data tactics", "report", "play"],
+    ["evaluate", "generate_data positions", "generate_data dataset", "report", "play"],
 )
 def test_every_program_is_quiet_and_speaks_json(program: str, capsys: pytest.CaptureFixture[str]) -> None:
     name, *command = program.split()

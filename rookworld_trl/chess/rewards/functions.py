@@ -39,7 +39,7 @@ def policy_reward(prompts: list[str], completions: list[str], **columns: Any) ->
         One reward a row, None for rows of the other task.
 
     Raises:
-        ValueError: a column is missing or has another length than the completions, or a row's data is malformed.
+        ValueError: a column is missing or too short, or a row's data is malformed.
     """
     return _logged("policy", "reward", score_policy_rows(prompts, completions, **columns), columns)
 
@@ -62,7 +62,7 @@ def environment_reward(prompts: list[str], completions: list[str], **columns: An
         One reward a row, None for rows of the other task.
 
     Raises:
-        ValueError: a column is missing or has another length than the completions, or a row's data is malformed.
+        ValueError: a column is missing or too short, or a row's data is malformed.
     """
     return _logged("environment", "reward", score_environment_rows(prompts, completions, **columns), columns)
 
@@ -98,16 +98,16 @@ def _score_rows(
     score: Callable[..., Score],
 ) -> list[Score | None]:
     """Route by prefix, check the columns the task's rows need, score row by row."""
-    _check_length("prompts", prompts, completions)
-    rows = [i for i, prompt in enumerate(prompts) if _task(prompt, i) == task]
-    if rows:
-        for name in needed:
-            if name not in columns:
-                raise ValueError(
-                    f"column '{name}' is missing, which the {task} reward needs; "
-                    f"add it to the data set (found: {', '.join(sorted(columns)) or 'none'})"
-                )
-            _check_length(name, columns[name], completions)
+    try:
+        rows = [i for i, prompt in enumerate(prompts) if task_of(prompt) == task]
+    except (ParseError, AttributeError) as error:
+        raise ValueError(f"column 'prompt': {error}") from error
+    for name in needed if rows else ():
+        if name not in columns:
+            raise ValueError(
+                f"column '{name}' is missing, which the {task} reward needs; "
+                f"add it to the data set (found: {', '.join(sorted(columns)) or 'none'})"
+            )
     scores: list[Score | None] = [None] * len(prompts)
     for i in rows:
         if not isinstance(completions[i], str):
@@ -115,25 +115,11 @@ def _score_rows(
                 f"column 'completions', row {i}: expected text, found {type(completions[i]).__name__}; "
                 "use plain prompts, not conversations"
             )
-        row = [columns[name][i] for name in needed]
         try:
-            scores[i] = score(prompts[i], completions[i], *row)
-        except (TypeError, ValueError) as error:
+            scores[i] = score(prompts[i], completions[i], *(columns[name][i] for name in needed))
+        except (IndexError, TypeError, ValueError) as error:
             raise ValueError(f"columns 'prompt', {', '.join(map(repr, needed))}, row {i}: {error}") from error
     return scores
-
-
-def _task(prompt: str, row: int) -> TaskName:
-    try:
-        return task_of(prompt)
-    except (ParseError, AttributeError) as error:
-        raise ValueError(f"column 'prompt', row {row}: {error}") from error
-
-
-def _check_length(name: str, values: Sequence[Any], completions: Sequence[str]) -> None:
-    if not isinstance(values, (list, tuple)) or len(values) != len(completions):
-        found = f"{len(values)} entries" if isinstance(values, (list, tuple)) else f"a {type(values).__name__}"
-        raise ValueError(f"column '{name}': found {found} for {len(completions)} completions; give one entry for each")
 
 
 def _logged(task: TaskName, form: str, scores: Sequence[Any], columns: dict[str, Any]) -> list[float | None]:

@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import pytest
 
 from rookworld_trl.chess.dataset import load_shipped
@@ -137,44 +136,3 @@ def test_no_text_without_knowledge_of_the_values_pays(
     template = searched(rows["train"], pick, form)
     found = mean(scores_of(template, rows["dev"], pick, seed=1), form)
     assert found <= most, (found, template)
-
-
-# Where in the alphabet of the legal moves a candidate is taken, which candidate is `B:`, and evals: what a policy may
-# learn that does not look at the position.
-PLACES, TABLES = 8, [start.evals[0] for start in STARTS]
-
-
-def answer(row: Row, choices: Sequence[int]) -> str:
-    """The answer of a table's choices: five places, one of `B:`, one of the evals."""
-    left = list(row["legal_moves"])
-    moves = [left.pop(place * len(left) // PLACES) for place in choices[: min(5, len(left))]]
-    best = moves[min(choices[5], len(moves) - 1)]
-    return format_completion(moves, [f"{eval:.2f}" for eval in TABLES[choices[6]][: len(moves)]], best)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("form", ["reward", "continuous"])
-def test_a_policy_gradient_run_of_a_table_finds_nothing(form: str, rows: dict[str, list[Row]]) -> None:
-    """REINFORCE with the batch's mean as baseline, 150 steps of 200 answers on train rows; its samples on dev rows."""
-    rng = np.random.default_rng(0)
-    logits = [np.zeros(size) for size in (*[PLACES] * 5, 5, len(TABLES))]
-
-    def sampled(batch: Sequence[Row]) -> tuple[list[list[int]], np.ndarray[Any, Any]]:
-        probs = [np.exp(each - each.max()) / np.exp(each - each.max()).sum() for each in logits]
-        choices = [[int(rng.choice(len(p), p=p)) for p in probs] for _ in batch]
-        texts = [answer(row, choice) for row, choice in zip(batch, choices, strict=True)]
-        scores = [
-            score_policy(text, row["legal_moves"], row["legal_cp"]) for text, row in zip(texts, batch, strict=True)
-        ]
-        return choices, np.array([getattr(score, form) for score in scores])
-
-    means = []
-    for _ in range(150):
-        choices, rewards = sampled([rows["train"][i] for i in rng.integers(len(rows["train"]), size=200)])
-        means.append(rewards.mean())
-        for choice, advantage in zip(choices, (rewards - rewards.mean()) / rewards.std(), strict=True):
-            for each, chosen in zip(logits, choice, strict=True):
-                probs = np.exp(each - each.max()) / np.exp(each - each.max()).sum()
-                each += 0.3 * advantage / 200 * ((np.arange(len(each)) == chosen) - probs)
-    assert np.mean(means[:20]) < np.mean(means[-20:]), "it learns what there is to learn"
-    assert sampled(rows["dev"])[1].mean() < 0.2

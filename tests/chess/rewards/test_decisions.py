@@ -194,15 +194,6 @@ def test_a_move_outside_of_the_list_earns_less_at_b(tokenizer: Any) -> None:
     assert added(tokenizer, found["decisions"][0]) == pytest.approx(first)
 
 
-def test_where_nothing_is_at_stake_moves_are_nearly_alike(tokenizer: Any) -> None:
-    """Half a centipawn apart: the best gains 0.0005 of win chance, and all that counts is that it is legal."""
-    row = {"prompt": ROW["prompt"], "legal_moves": ["c1c2", "c1d1"], "legal_cp": [1, 0]}
-    found, _ = find(tokenizer, " M: c1c2 c1d1 E: 0.0 0.0 B: c1c2", row)
-    best = added(tokenizer, found["decisions"][-1])
-    assert best["c1d1"] == 0.5
-    assert 0.5 < best["c1c2"] < 0.6
-
-
 def test_what_an_eval_adds_is_what_the_scorer_says() -> None:
     """In lists of the best five moves: one true eval after the other is replaced by each that is as near as the best
     list's spread, and what changes in the reward is what changes in what the eval earns."""
