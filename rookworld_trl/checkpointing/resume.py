@@ -53,7 +53,7 @@ HOW_STARTED = (
 )
 # Settings of our own that may change within a run: they measure, bound or place, or round differently, no more.
 MAY_CHANGE = (
-    *("attn_implementation", "beta_max", "beta_min", "engine_cache", "engine_workers", "eval_*", "expected_parameters"),
+    *("attn_implementation", "beta_max", "beta_min", "engine_cache", "eval_*", "expected_parameters"),
     *("health_*", "kl_factor", "kl_interval", "kl_stop_threshold", "kl_target", "max_train_minutes"),
     *(
         "recovery",
