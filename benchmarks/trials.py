@@ -26,7 +26,9 @@ def trial(folder: Path) -> dict[str, Any]:
     """
     summary = json.loads((folder / "summary.json").read_text())
     if summary["eval_split"] != "dev":
-        raise SystemExit(f"{folder}: measured on {summary['eval_split']}; settings are chosen on dev (--eval_split dev)")
+        raise SystemExit(
+            f"{folder}: measured on {summary['eval_split']}; settings are chosen on dev (--eval_split dev)"
+        )
     metrics: dict[str, Any] = {}
     for each in summary["metrics"]:
         place = metrics.setdefault(f"{each['task']}, {each['mode']}", {})
