@@ -9,7 +9,7 @@ from latex2mathml.converter import convert
 
 _OUTSIDE = re.compile(r"\[([^\]]*)\]\(\.\./([^)#\s]+)[^)\s]*\)")
 _API = re.compile(r"^<!-- api: (\S+)(.*?)-->$", flags=re.MULTILINE | re.DOTALL)
-_WORD = re.compile(r"<code>([^\s<]{1,32})</code>")
+_WORD = re.compile(r"<code>([^\s<]{1,32}|--[^<]{1,32})</code>")
 _FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', flags=re.DOTALL)
 
 
