@@ -1,8 +1,8 @@
 """What thirty steps take, held to committed counts: not seconds, but what decides them.
 
 A change that costs more must say so here; that is the point of it. Memory is that of tensors. The process's own peak is
-not held: libraries take hundreds of times as much as this run, how much depends on their builds, and what other tests of
-the process took before is in it, so that 5 % of it would be loud about others and deaf to the run. That more steps keep
+not held: libraries take hundreds of times as much as this run, how much depends on their builds, and other tests of the
+process have taken some before, so that 5 % of it would be loud about others and deaf to the run. That more steps keep
 no more than a few do is held by test_memory.py.
 """
 
