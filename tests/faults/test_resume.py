@@ -24,7 +24,7 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
         "max_steps": 4,
         "logging_steps": 3,
         "lr_scheduler_type": "cosine",
-        "advantage_baseline": "adaptive",
+        "advantage_baseline": "ema",
         "log_completions": True,
         "lr_control": "kl",
         "kl_target": 1e-9,

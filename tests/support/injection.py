@@ -48,8 +48,8 @@ def poison_coefficient(trainer: Any) -> None:
 
 def poison_baseline(trainer: Any) -> None:
     """Advantages of NaN would become 0 for good, and nobody would see it."""
-    for moments in plugin_of(trainer, "advantage_baseline").baseline.moments.values():
-        moments.mean = NAN
+    means = plugin_of(trainer, "advantage_baseline").means
+    means.update(dict.fromkeys(means, NAN))
 
 
 def poison_value_head(trainer: Any) -> None:
