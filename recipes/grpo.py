@@ -30,6 +30,7 @@ from rookworld_trl.modeling.loading import NANO, load
 from rookworld_trl.plugins.curriculum import Stages
 from rookworld_trl.plugins.dry_run import rehearsed
 from rookworld_trl.plugins.live import report_live
+from rookworld_trl.plugins.origin import forked
 from rookworld_trl.plugins.selfplay_prompts import SelfPlayPrompts
 from rookworld_trl.reports import timed, write_for_people
 from rookworld_trl.settings.parser import bad_input, blame, option, parse
@@ -120,6 +121,7 @@ def program(argv: Sequence[str] | None) -> int:
     seconds: dict[str, float] = {}
     with ExitStack() as stack, reported():
         with bad_input(), timed(seconds, "setup"):
+            argv = forked(argv)
             run, args, *extras = parse(CLASSES, argv, __doc__, plugins.check)
             dry_run = stack.enter_context(rehearsed(args, extras))
             stack.enter_context(locked(args.output_dir, args.process_index == 0))

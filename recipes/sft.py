@@ -37,6 +37,7 @@ from rookworld_trl.modeling.starting_weights import set_starting_weights
 from rookworld_trl.modeling.tokenizer import build_gpt2_tokenizer, build_nano_tokenizer
 from rookworld_trl.plugins.dry_run import rehearsed
 from rookworld_trl.plugins.live import report_live
+from rookworld_trl.plugins.origin import forked
 from rookworld_trl.settings.parser import RecipeError, bad_input, option, parse
 from rookworld_trl.settings.terminal import TerminalOptions, shown
 from rookworld_trl.training import Plugin
@@ -143,6 +144,7 @@ def program(argv: Sequence[str] | None) -> int:
     """Parse, build, train, save; the exit code."""
     with ExitStack() as stack, reported():
         with bad_input():
+            argv = forked(argv, "init_from")
             recipe, args, *extras = parse(CLASSES, argv, __doc__)
             hide_token(args)
             dry_run = stack.enter_context(rehearsed(args, extras))

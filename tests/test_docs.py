@@ -105,6 +105,8 @@ def recipe(script: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -> No
     name = Path(script).stem
     if not (ROOT / script).is_file():
         raise AssertionError(f"there is no {script}")
+    if "--from" in words:  # a run; tests/plugins/test_origin.py has one
+        words = [word for number, word in enumerate(words) if "--from" not in (word, words[number - 1])]
     if script == "recipes/grpo.py":
         parse(GRPO_TYPES, on_this_machine(words))
     elif script == "recipes/sft.py":
@@ -190,7 +192,7 @@ def test_options_in_the_text_exist(capsys):
     text = "".join(prose(page.read_text()) for page in [README, *DOCS])
     options = set(re.findall(r"`--([\w-]+)", text)) - {"key"}  # `--key value` stands for all of them
     kinds = (*GRPO_TYPES, *SFT_TYPES, *DOCTOR_TYPES, evaluate.EvaluationOptions)
-    known = {field.name for cls in kinds for field in fields(cls)} | {"config", "help"}
+    known = {field.name for cls in kinds for field in fields(cls)} | {"config", "from", "help"}
     known |= {action.dest for action in launch_command_parser()._actions}
     for main, words in (
         (play.parse, []),

@@ -44,8 +44,9 @@ class Without(ast.NodeTransformer):
                 return None
             own = [each for each in ast.iter_child_nodes(node) if not isinstance(each, ast.stmt)]
             if {each.id for part in own for each in ast.walk(part) if isinstance(each, ast.Name)} & self.names:
-                if isinstance(node, ast.Assign):
-                    self.names |= {target.id for target in node.targets if isinstance(target, ast.Name)}
+                if isinstance(node, ast.Assign):  # a name that is made from itself stays
+                    made = {target.id for target in node.targets if isinstance(target, ast.Name)}
+                    self.names |= made - {each.id for each in ast.walk(node.value) if isinstance(each, ast.Name)}
                 return None
         return super().generic_visit(node)
 

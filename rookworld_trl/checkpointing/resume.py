@@ -48,7 +48,7 @@ AMOUNTS = ("max_steps", "num_train_epochs", "max_train_minutes")
 
 # How a program is started, which is no part of what it computes; `alert` may hold a secret.
 HOW_STARTED = (
-    *("alert", "auto_resume", "dry_run", "json", "output_dir", "quiet", "recovery_mode"),
+    *("alert", "auto_resume", "dry_run", "from_run", "json", "output_dir", "quiet", "recovery_mode"),
     *("resume_from_checkpoint", "run_name"),
 )
 # Settings of our own that may change within a run: they measure, bound or place, or round differently, no more.

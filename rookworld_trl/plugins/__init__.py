@@ -35,8 +35,9 @@ def of_any_trainer() -> list[type[Plugin]]:
 
 
 def facts_of(plugins: Sequence[Plugin]) -> dict[str, Any]:
-    """What a summary says of them: settings, without `alert`, which may hold a secret."""
-    return {name: value for name, value in settings_of(plugins).items() if name != "alert"}
+    """What a summary says of them: settings, without `alert`, which may hold a secret, and what `--from` changed."""
+    found = {name: value for name, value in settings_of(plugins).items() if name != "alert"}
+    return found | {"changed": next((each.changed for each in plugins if hasattr(each, "changed")), {})}
 
 
 def check(_: Any, args: Any, *plugins: Plugin) -> None:

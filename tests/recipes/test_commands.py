@@ -56,6 +56,7 @@ NOT_HERE = {
     "fastchess": "another program",
     "docker": "another program",
     "sbatch": "a cluster's",
+    "python recipes/grpo.py --from": "tests/plugins/test_origin.py runs it, with a run to begin from",
     "python -m": "measures for minutes to hours; what it measures is tested in small",
     "rookworld-doctor": "tests/test_doctor.py runs it at full size, and compares what it prints",
     "python recipes/generate_data.py dataset": "needs thousands of positions; test_dataset.py builds from few",

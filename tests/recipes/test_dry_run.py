@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -9,9 +10,13 @@ from transformers import GPT2Config
 
 from rookworld_trl.plugins.dry_run import cards
 from tests.recipes.conftest import run
-from tests.recipes.test_grpo import files_of
 from tests.recipes.test_sft_durable import run as run_sft  # noqa: F401
 from tests.recipes.test_sft_durable import shards  # noqa: F401
+
+
+def files_of(folder: Path) -> dict[Path, int]:
+    """Everything below the folder, with the times of its last changes."""
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
 
 
 def test_a_dry_run_leaves_nothing_behind(arguments, tmp_path, capsys):
