@@ -4,6 +4,7 @@ Everything is written to a folder that is deleted again, so that a wrong setting
 """
 
 import copy
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +19,7 @@ from accelerate.utils import broadcast_object_list
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from rookworld_trl.checkpointing import stopping
-from rookworld_trl.checkpointing.store import RESUMABLE, newest_valid
+from rookworld_trl.checkpointing.store import RESUMABLE, STABLE_LIMIT, newest_valid
 from rookworld_trl.memory import HEAD_ROWS, SHARE, memory_gb, on_cuda
 from rookworld_trl.settings.parser import blame, option
 from rookworld_trl.training.plugin import Plugin, settings_of
@@ -83,14 +84,14 @@ class DryRun(Plugin):
         Returns:
             The exit code.
         """
-        self.trainer = trainer
+        self.trainer, scratch = trainer, Path(trainer.args.output_dir)
         trainer.train(resume_from_checkpoint=start)
         state, tried, first = trainer.state, len(self.ends) - 1, min(1, len(self.ends) - 2)
         a_step = (self.ends[-1] - self.ends[first]) / (tried - first)
         left = state.max_steps - state.global_step + tried
         steps = left if self.minutes is None else min(left, int(60 * self.minutes / a_step) + 1)
         figures = {"seconds_a_step": a_step, "steps": steps, "of": left, "train_minutes": steps * a_step / 60}
-        figures["evaluation_minutes"] = 0.0
+        figures |= {"evaluation_minutes": 0.0, "disk_gb": self._models(steps) / 1e9}
         if held_out is not None:
             part, begun = held_out.shuffle(seed=1).select(range(min(ITEMS, len(held_out)))), time.perf_counter()
             measure(part)
@@ -99,14 +100,44 @@ class DryRun(Plugin):
                 len(trainer.eval_dataset) * (steps // int(asked.eval_steps)) if asked.eval_strategy == "steps" else 0
             )
             figures["evaluation_minutes"] = an_item * (2 * len(held_out) + watched) / 60
-        figures["memory_gb"] = memory_gb()
+            written = sum(file.stat().st_size for file in scratch.glob("evaluation_*"))
+            figures["disk_gb"] += 2 * written * len(held_out) / len(part) / 1e9
+        logs = sum(file.stat().st_size for file in scratch.glob("*.jsonl"))
+        figures |= {"memory_gb": memory_gb(), "disk_gb": figures["disk_gb"] + logs * steps / tried / 1e9}
+        figures["files"] = self._files(steps)
         if trainer.accelerator.is_main_process:
             said = f"\ndry run: {tried} steps were made, nothing was written to {self.asked.output_dir}"
-            print(said, *self._lines(figures), sep="\n  ")
+            print(said, *self._lines(figures, free=shutil.disk_usage(scratch).free / 1e9), sep="\n  ")
         result |= figures | {"output_dir": self.asked.output_dir}
         return stopping.DIVERGED if trainer.stop_reason else stopping.DONE
 
-    def _lines(self, figures: dict[str, Any]) -> Iterator[str]:
+    def _models(self, steps: int) -> float:
+        """Bytes of the trained model and of the checkpoints that stay."""
+        weights = sum(each.nbytes for each in self.trainer.model.parameters())
+        states = self.trainer.optimizer.state.values()
+        moments = sum(each.nbytes for state in states for each in state.values() if isinstance(each, torch.Tensor))
+        return weights + self._kept(steps) * (weights + moments)
+
+    def _kept(self, steps: int) -> int:
+        """Checkpoints that are there at most, stable ones and the one being written among them."""
+        asked = self.asked
+        if asked.save_strategy != "steps":
+            return 0
+        made = -(-steps // max(1, int(asked.save_steps if asked.save_steps >= 1 else asked.save_steps * steps)))
+        return min(made, asked.save_total_limit or made) + min(made, STABLE_LIMIT) + 1
+
+    def _files(self, steps: int) -> list[str]:
+        """What the run leaves in its folder."""
+        names = ["metrics.jsonl", "recipe.yaml", "finished.json"]
+        if hasattr(self.asked, "num_generations"):
+            names += ["checkpoint/", "evaluation_before.parquet", "evaluation_after.parquet", "summary.json"]
+            names += ["report.html", "health.jsonl"]
+        else:
+            names += ["model.safetensors", "config.json", "generation_config.json", "training.json"]
+            names += ["tokenizer.json", "tokenizer_config.json"]
+        return names + [f"{kind}-<step>/" for kind in RESUMABLE if self._kept(steps)]
+
+    def _lines(self, figures: dict[str, Any], free: float) -> Iterator[str]:
         """What is printed, as `name  figures`."""
         trainer, asked, steps, of = self.trainer, self.asked, figures["steps"], figures["of"]
         rows = [{key[6:]: row[key] for key in row if key.startswith("gates/")} for row in trainer.state.log_history]
@@ -120,6 +151,11 @@ class DryRun(Plugin):
         most = torch.cuda.mem_get_info()[1] if on_cuda() else psutil.virtual_memory().total
         where = "GPU" if on_cuda() else "machine"
         yield f"memory   {figures['memory_gb']:.3g} GB of the {where}'s {most / 1e9:.3g}"
+        kept = self._kept(steps)
+        yield f"disk     {figures['disk_gb']:.3g} GB at most, with {kept} checkpoints; {free:.3g} are free"
+        yield f"files    {asked.output_dir}/: {', '.join(figures['files'])}"
+        if asked.push_to_hub:
+            yield f"Hub      {asked.hub_model_id} gets the model; a dry run does not try it"
         config = trainer.model.config
         if config.model_type == "gpt2" and hasattr(asked, "num_generations"):
             texts = trainer.train_dataset[: min(1000, len(trainer.train_dataset))]["prompt"]

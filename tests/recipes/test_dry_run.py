@@ -2,6 +2,7 @@
 
 import json
 import re
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -30,11 +31,37 @@ def test_a_dry_run_leaves_nothing_behind(arguments, tmp_path, capsys):
         r"dry run: 12 steps were made, nothing was written to .*/run\n  gates    all hold: dropout 0", shown
     )
     assert re.search(r"time .* minutes: .* for 30 steps, .* to measure\n", shown)
+    assert re.search(
+        r"disk     .* GB at most, with 5 checkpoints; .* are free\n  files    .*/run/: metrics.jsonl, ", shown
+    )
     run(arguments | {"dry_run": True, "json": True, "max_steps": 300, "max_train_minutes": 0.01})
     found = json.loads(capsys.readouterr().out)
     assert (found["output_dir"], found["of"]) == (str(arguments["output_dir"]), 300)
     assert found["steps"] == int(0.6 / found["seconds_a_step"]) + 1
     assert found["train_minutes"] == pytest.approx(found["steps"] * found["seconds_a_step"] / 60)
+
+
+def left(folder: Path) -> set[str]:
+    """What lies in a run's folder, as a dry run names it."""
+    return {re.sub(r"-\d+$", "-<step>", path.name) + "/" * path.is_dir() for path in folder.iterdir()}
+
+
+def test_what_a_run_leaves_is_what_its_dry_run_said(arguments, run_sft, tmp_path, capsys):  # noqa: F811
+    """At most so many bytes: of the checkpoints that were made, of as many stable ones up to two, and of one that is
+    being written."""
+    sft = tmp_path / "sft"
+    words = arguments | {"save_strategy": "steps", "save_steps": 2, "max_steps": 2, "json": True}
+    for start, folder, model, kept in (
+        (lambda **more: run(words | more), words["output_dir"], "checkpoint/model.safetensors", 1 + 1 + 1),
+        (partial(run_sft, output_dir=sft, json=True), sft, "model.safetensors", 4 + 2 + 1),
+    ):
+        start(dry_run=True)
+        said = json.loads(capsys.readouterr().out.splitlines()[-1])
+        start()
+        assert left(folder) == {*said["files"]} - {"health.jsonl", "stable-<step>/"}
+        model, optimizer = ((folder / name).stat().st_size for name in (model, "checkpoint-2/optimizer.pt"))
+        others = sum(file.stat().st_size for file in (*folder.glob("*.parquet"), folder / "metrics.jsonl"))
+        assert said["disk_gb"] * 1e9 == pytest.approx(model + kept * (model + optimizer) + others, rel=0.1)
 
 
 @pytest.mark.slow
