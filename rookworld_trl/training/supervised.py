@@ -1,6 +1,7 @@
 """Supervised training: its arguments, a trainer over trees of rows, and its optimizer."""
 
 import math
+import os
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -14,6 +15,7 @@ from rookworld_trl.modeling.gpt2 import GPT2
 from rookworld_trl.modeling.trees import collate, weighted_nats
 from rookworld_trl.settings.parser import option, require
 from rookworld_trl.training.placement import (
+    GiveBackMemory,
     agree_on_tf32,
     follow_launcher,
     insist_on_no_compile,
@@ -93,7 +95,10 @@ class SupervisedTrainer(DurableTrainer, SFTTrainer):
     def __init__(self, *args: Any, facts: dict[str, Any] | None = None, **kwargs: Any):
         super().__init__(*args, data_collator=collate, **kwargs)
         if self.accelerator.device.type == "cpu":
-            keep_freed_memory()
+            # Each micro-batch has another shape, of whose kernels torch would keep a thousand, a gigabyte.
+            os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
+            if keep_freed_memory():
+                self.add_callback(GiveBackMemory())
         self._facts = facts or {}
         model: Any = self.model
 
