@@ -65,8 +65,8 @@ from rookworld_trl.chess import rewards
 from rookworld_trl.chess.mixing import mix
 from rookworld_trl.chess.rewards.decisions import ChessPoints
 from rookworld_trl.modeling.gpt2 import GPT2
+from rookworld_trl.modeling.hooks import install_position_hook
 from rookworld_trl.modeling.loading import NANO_FOLDER, load, load_model
-from rookworld_trl.modeling.positions import install_position_hook
 from rookworld_trl.modeling.rollout import Rollout, rollout
 from rookworld_trl.training import RookWorldGRPOConfig, RookWorldGRPOTrainer, scoring
 from rookworld_trl.training.exact import Points, score_tree

@@ -76,7 +76,7 @@ def build(run: RunConfig, args: RookWorldGRPOConfig, *extras: Plugin) -> tuple[R
 def measure(
     run: RunConfig, trainer: RookWorldGRPOTrainer, held_out: Dataset, name: str, seconds: dict[str, float]
 ) -> list[Result] | None:
-    """Evaluate the policy as it is, on the main process while the others wait; None on these, or after a signal."""
+    """Evaluate the policy as it is, on the main process while the others wait; None on these."""
     found = None
     with timed(seconds, f"evaluate_{name}"), stopping.others_wait():
         if trainer.accelerator.is_main_process:
@@ -86,9 +86,9 @@ def measure(
                 model, _ = load_start(run, args) if name == "before" else load(Path(args.output_dir, "checkpoint"))
                 model.to(trainer.accelerator.device)
             settings = {"progress": True, **run.decoding(args)}
-            found = trainer.preemption.until_signalled(evaluate, model, tokenizer, held_out, **settings)
+            found = evaluate(model, tokenizer, held_out, **settings)
             file = Path(args.output_dir, f"evaluation_{name}.parquet")
-            if found is not None and name == "before":  # the other one is a last step: `report`
+            if name == "before":  # the other one is a last step: `report`
                 with stopping.needs_disk(file):
                     write_results(file, found)
     return found
@@ -111,7 +111,7 @@ def report(trainer: RookWorldGRPOTrainer, before: list[Result], after: list[Resu
         return stopping.DIVERGED  # the reason is in the log and in summary.json
     if {"evaluation_after.parquet", "summary.json"} <= set(last.done):  # else `auto_resume` measures once more
         with last.step("finished.json"):
-            mark_finished(folder, start, folder / "checkpoint")
+            mark_finished(folder, start)
     return last.code
 
 

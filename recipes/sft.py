@@ -25,6 +25,7 @@ from typing import Literal
 from datasets import Dataset
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast, set_seed
 
+from recipes.making.starting_weights import set_starting_weights
 from recipes.making.trees import VERSION, Words, position_trees, read_positions, with_twins
 from rookworld_trl import plugins
 from rookworld_trl.checkpointing.resume import choose_start, mark_finished, weights_digest
@@ -33,7 +34,6 @@ from rookworld_trl.chess.dataset import HELD_OUT_ANSWERS
 from rookworld_trl.files import write_atomically
 from rookworld_trl.modeling.hub import hide_token
 from rookworld_trl.modeling.loading import load_model, load_tokenizer
-from rookworld_trl.modeling.starting_weights import set_starting_weights
 from rookworld_trl.modeling.tokenizer import build_gpt2_tokenizer, build_nano_tokenizer
 from rookworld_trl.plugins.dry_run import rehearsed
 from rookworld_trl.plugins.live import report_live
@@ -93,7 +93,7 @@ CLASSES = (SFTRecipe, SupervisedConfig, *plugins.of_any_trainer())
 
 
 def new_model(recipe: SFTRecipe, tokenizer: PreTrainedTokenizerFast) -> GPT2LMHeadModel:
-    """A GPT-2 of the recipe's size without dropout; see `rookworld_trl.modeling.starting_weights`."""
+    """A GPT-2 of the recipe's size without dropout; see `recipes.making.starting_weights`."""
     model = GPT2LMHeadModel(
         GPT2Config(
             vocab_size=len(tokenizer),
@@ -170,7 +170,7 @@ def program(argv: Sequence[str] | None) -> int:
             facts = {name: value for name, value in result.items() if name != "output_dir"}
             with needs_disk(folder / "training.json"):
                 write_atomically(folder / "training.json", json.dumps(facts, indent=2) + "\n")
-                mark_finished(folder, start, folder)
+                mark_finished(folder, start)
         return DONE
 
 

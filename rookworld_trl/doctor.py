@@ -71,7 +71,7 @@ def examine(arguments: DoctorArguments, config: GRPOConfig) -> list[Any]:
     """Build TRL's trainer as the user would, and measure every gate on its first batch."""
     from trl import GRPOTrainer
 
-    from rookworld_trl.modeling.positions import install_position_hook
+    from rookworld_trl.modeling.hooks import install_position_hook
 
     trainer = GRPOTrainer(arguments.model, no_reward, config, load_prompts(arguments))
     for model in (trainer.model, trainer.ref_model) if arguments.position_hook else ():

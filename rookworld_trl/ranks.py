@@ -46,14 +46,6 @@ def largest(values: Sequence[float], accelerator: Any) -> list[float]:
     return accelerator.gather(mine).view(-1, len(values)).amax(dim=0).tolist()
 
 
-def found_by(found: set[str], names: Sequence[str], accelerator: Any) -> dict[str, list[int]]:
-    """Which processes have found which of `names` (at most 62), in their order; what none has found is left out."""
-    mine = sum(1 << bit for bit, name in enumerate(names) if name in found)
-    everyone = accelerator.gather(torch.tensor([mine], device=accelerator.device)).tolist()
-    ranks = {name: [rank for rank, bits in enumerate(everyone) if bits >> bit & 1] for bit, name in enumerate(names)}
-    return {name: those for name, those in ranks.items() if those}
-
-
 def everyones(values: list[T]) -> list[T]:
     """The values of all processes, one process after the other."""
     return gather_object(values)

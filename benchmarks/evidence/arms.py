@@ -18,8 +18,8 @@ from benchmarks.evidence.sizes import Size
 from recipes import grpo
 from rookworld_trl.chess.mixing import mix
 from rookworld_trl.chess.rewards import REWARDS
+from rookworld_trl.modeling.hooks import install_position_hook
 from rookworld_trl.modeling.loading import load
-from rookworld_trl.modeling.positions import install_position_hook
 from rookworld_trl.settings.parser import parse
 
 # The budget ends a run, before these do.

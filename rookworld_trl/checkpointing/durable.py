@@ -20,13 +20,12 @@ from rookworld_trl import ranks
 from rookworld_trl.checkpointing import resume, store
 from rookworld_trl.checkpointing.resume import ResumeError, RunIdentity
 from rookworld_trl.checkpointing.state import load_tree, save_tree
-from rookworld_trl.checkpointing.stopping import Preemption, locked, reclaim
+from rookworld_trl.checkpointing.stopping import Preemption, locked
 from rookworld_trl.checkpointing.store import CheckpointError, Kind
 
 logger = logging.get_logger(__name__)
 
 EXTRA_FILE = "extra"  # .json, .safetensors: what a checkpoint was given beside the trainer's state
-MAX_FAILED_SAVES = 3
 
 
 class DurableTrainer(Trainer):
@@ -34,10 +33,9 @@ class DurableTrainer(Trainer):
 
     Checkpoints go by `rookworld_trl.checkpointing.store` and hold, beyond what transformers keeps (weights, optimizer,
     schedule, generators of each process), the metrics not yet logged and the run's identity. A signal saves at the end
-    of the step. A checkpoint that `args.stable_after_steps` healthy steps have followed has a stable copy.
+    of the step.
 
     Attributes:
-        last_fault: the optimizer step in which a fault was found last; 0: none yet.
         identity: id, start and fingerprint of the run.
         preemption: its `signal` says which signal ended training, if one did.
     """
@@ -52,12 +50,10 @@ class DurableTrainer(Trainer):
         if distributed.is_initialized():  # on the CPU transformers forgets to, and torch's half hour would hold
             _set_pg_timeout(timedelta(seconds=self.args.ddp_timeout))
         self._staging: Path | None = None  # stands in for the output folder while a checkpoint is written
-        self._failed_saves = 0
-        self.last_fault = 0
-        self._stable = store.StableCheckpoints(self.args.stable_after_steps)
         self._restored: dict[str, Any] = {}  # this process's progress, where the loop will not overwrite it
         self._learning_rate_factor = 1.0  # applied once, when optimizer and schedule have been restored
         self._recipe: dict[str, Any] = {}
+        self._facts: dict[str, Any] = {}
         self._fingerprint: dict[str, Any] = {}
         self.add_callback(_StepEnd(self))
 
@@ -82,30 +78,14 @@ class DurableTrainer(Trainer):
     # Writing
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """A regular checkpoint. A full disk costs this one, not the run, unless it fails again and again or at the end.
+        """A regular checkpoint, after which older ones go, but for the best.
 
         Raises:
-            CheckpointError: the last checkpoint of the run, or several in a row, could not be written.
+            CheckpointError: it could not be written.
         """
-        best = self.state.best_model_checkpoint
-        try:
-            folder = self.write_checkpoint("checkpoint", trial)
-        except CheckpointError as error:
-            self.state.best_model_checkpoint = best
-            self._failed_saves += 1
-            if self.control.should_training_stop or self._failed_saves >= MAX_FAILED_SAVES:
-                raise
-            logger.error(f"{error}. Training goes on; {MAX_FAILED_SAVES} failures in a row would end it.")
-            return
-        self._failed_saves = 0
-        self._saved(folder)
-
-    def _saved(self, folder: Path) -> None:
-        """What follows a regular checkpoint: older ones go, but for the best and for one that may yet become stable."""
-        self._stable.candidates.append(folder)
-        best = self.state.best_model_checkpoint
-        kept = [*self._stable.candidates[:1], *([Path(best)] if best else [])]
+        folder, best = self.write_checkpoint("checkpoint", trial), self.state.best_model_checkpoint
         if self.args.should_save:
+            kept = [Path(best)] if best else []
             store.prune(folder.parent, "checkpoint", self.args.save_total_limit, kept)
 
     def write_checkpoint(self, kind: Kind, trial: Any = None, extra: Mapping[str, Any] | None = None) -> Path:
@@ -151,7 +131,6 @@ class DurableTrainer(Trainer):
         try:
             with self._all_or_none(final):
                 if writes:
-                    reclaim(final.parent)
                     shutil.rmtree(staging, ignore_errors=True)
                     staging.mkdir(parents=True)
             with self._all_or_none(final):
@@ -187,21 +166,14 @@ class DurableTrainer(Trainer):
         return super()._get_output_dir(trial) if self._staging is None else str(self._staging)
 
     def save_final(self) -> None:
-        """The model into the output folder, file by file: an old file is whole until the new one is.
+        """The model into the output folder.
 
         Raises:
             CheckpointError: it could not be written; the last checkpoint has the trained weights.
         """
-        final = Path(self.args.output_dir)
-        staging = final / f"{store.STAGING}final"
-        with self._all_or_none(final):
-            self.save_model(str(staging))
-        with self._all_or_none(final):
-            if self.args.should_save:
-                (staging / TRAINING_ARGS_NAME).unlink(missing_ok=True)
-                for file in sorted(staging.iterdir()):
-                    file.replace(final / file.name)
-                staging.rmdir()
+        with self._all_or_none(Path(self.args.output_dir)):
+            self.save_model()
+            Path(self.args.output_dir, TRAINING_ARGS_NAME).unlink(missing_ok=True)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """None from TRL, whose example talks to a chat model: the run writes its own, with what it measured."""
@@ -258,24 +230,23 @@ class DurableTrainer(Trainer):
             recipe: settings that are not the trainer's but belong to the run; kept in its checkpoints.
 
         Raises:
-            ResumeError: they are two runs; the message names each field that differs.
+            ResumeError: they are two runs; the message names each fact that differs.
         """
         self._recipe = dict(recipe)
+        ranks.decided(self.accelerator.is_main_process, lambda: self._identity(checkpoint))
 
-        def check() -> None:
-            fingerprint = self._run_fingerprint()
-            if checkpoint is not None:
-                resume.compared(checkpoint, fingerprint)
-
-        ranks.decided(self.accelerator.is_main_process, check)
-
-    def _run_fingerprint(self) -> dict[str, Any]:
-        """Made once, of what there is before training; in the main process alone."""
-        if not self._fingerprint:
-            facts = json.loads(json.dumps(self.facts(), default=str))  # as they come back from a file, without tuples
-            processes = {"processes": self.accelerator.num_processes}
-            self._fingerprint = {**resume.settings(self.args, self._recipe), **processes, **facts}
-        return self._fingerprint
+    def _identity(self, checkpoint: Path | None) -> tuple[RunIdentity, dict[str, Any]]:
+        """Who the run is, and which settings are others than in the checkpoint; in the main process alone."""
+        if not self._fingerprint:  # made once, of what there is before training
+            self._facts = json.loads(json.dumps(self.facts(), default=str))  # as from a file, without tuples
+            self._facts["processes"] = self.accelerator.num_processes
+            self._fingerprint = {**resume.settings(self.args, self._recipe), **self._facts}
+        if checkpoint is None:
+            return RunIdentity(run_name=self.args.run_name, fingerprint=self._fingerprint), {}
+        decide = self._facts.keys() - {"model_commit"}  # a note: the digest of the weights says what they are
+        identity, changes = resume.compared(checkpoint, self._fingerprint, decide)
+        identity.fingerprint, identity.run_name = self._fingerprint, self.args.run_name or identity.run_name
+        return identity, changes
 
     def _choose_start(self, wanted: str | Path | bool | None) -> tuple[Path | None, RunIdentity, float]:
         """Checkpoint, identity and learning rate factor of the start; in the main process alone."""
@@ -283,35 +254,25 @@ class DurableTrainer(Trainer):
         checkpoint = store.newest_valid(output_dir) if wanted is True else Path(wanted) if wanted else None
         if wanted is True and checkpoint is None:
             raise ResumeError(f"{output_dir} holds no checkpoint that verifies; train without one")
-        fingerprint = self._run_fingerprint()
-        identity, factor = RunIdentity(run_name=self.args.run_name, fingerprint=fingerprint), 1.0
         if checkpoint is not None:
             resume.check_whole(checkpoint)
-            recovering = output_dir if self.args.recovery_mode else None
-            identity, factor = resume.admit(checkpoint, fingerprint, recovering)
-            identity.run_name = self.args.run_name or identity.run_name
+        identity, changes = self._identity(checkpoint)
+        if changes:
+            logger.warning(f"resuming from {checkpoint} with other settings from here on: {resume.spelled(changes)}")
+        then, now = changes.get("learning_rate", (1.0, 1.0))
+        factor = now / then if then else 1.0
+        if checkpoint is not None and self.args.recovery_mode:
+            factor *= resume.RECOVERY_LEARNING_RATE
         resume.clear_the_way(output_dir, checkpoint)
-        own = store.list_checkpoints(output_dir, ("checkpoint",))
-        self._stable.candidates = [checkpoint] if checkpoint in own else []
         return checkpoint, identity, factor
 
     def preempted(self) -> bool:
-        """Whether a signal has come to any process. What was trained is a checkpoint then, even at the last step.
-
-        Every process must call this, between phases.
-        """
-        if not ranks.anywhere(bool(self.preemption.signal), self.accelerator):
-            return False
-        step = self.state.global_step
-        saved = Path(self.args.output_dir, f"checkpoint-{step}").is_dir()
-        if step and ranks.anywhere(self.accelerator.is_main_process and not saved, self.accelerator):
-            self._save_checkpoint(self.model, None)
-        return True
+        """Whether a signal has come to any process. Every process must call this, between phases."""
+        return ranks.anywhere(bool(self.preemption.signal), self.accelerator)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """Everything that a checkpoint holds but weights and generators, which transformers restores by itself."""
         super()._load_optimizer_and_scheduler(checkpoint)
-        self.last_fault = 0
         if checkpoint is None:
             return
         name = f"progress_{self.args.process_index}"
@@ -359,8 +320,7 @@ class _StepEnd(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> TrainerControl:
         trainer = self.trainer
-        trainer._stable.step_done(state.global_step, trainer.last_fault, trainer.args.should_save)
-        if ranks.anywhere(bool(trainer.preemption.signal), trainer.accelerator):
+        if trainer.preempted():
             trainer.preemption.signal = trainer.preemption.signal or "a signal to another process"
             logger.warning(f"stopping at step {state.global_step}: {trainer.preemption.signal}")
             control.should_save = control.should_training_stop = True

@@ -1,24 +1,21 @@
 """Where a run starts from (nowhere, a checkpoint that was named, or the newest that can be trusted), and as which run.
 
 --resume_from_checkpoint PATH  exactly there; it must verify
---auto_resume                  the newest that verifies; what does not is set aside; a finished run is a no-op;
-                               with no checkpoint at all, the beginning
---recovery_mode                the newest stable checkpoint, at half the learning rate and twice the KL penalty
+--auto_resume                  the newest that verifies; the beginning, where there is none; a finished run is a no-op
+--recovery_mode                the newest but one that verifies, at half the learning rate and twice the KL penalty
 
-A resumed run is the run that wrote the checkpoint if this package's own settings, and the digests of data, weights,
-tokenizer and rewards, are the same; those that say where something comes from may change as long as that stays what it
-is. Any other difference is logged, and takes effect from the resumed step on.
+A resumed run is the run that wrote the checkpoint if rows, starting weights, tokenizer, rewards and the shape of its
+batches are the same. Settings may change: what is another is logged, and takes effect from the resumed step on.
 """
 
 import hashlib
 import json
 import os
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
-from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,21 +25,18 @@ from datasets import Dataset
 from torch.optim.lr_scheduler import LambdaLR
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils import logging
-from trl import GRPOConfig, SFTConfig
 
 from rookworld_trl import ranks
 from rookworld_trl.checkpointing import store
 from rookworld_trl.checkpointing.state import load_tree
-from rookworld_trl.checkpointing.stopping import BAD_INPUT, UNRECOVERABLE
+from rookworld_trl.checkpointing.stopping import BAD_INPUT
 from rookworld_trl.files import write_atomically
 
 logger = logging.get_logger(__name__)
 
 RUN_FILE = "run"  # .json in a checkpoint: who wrote it
 FINISHED_FILE = "finished.json"  # in the output folder, once everything is done
-RECOVERIES_FILE = "recoveries.json"  # beside it: how often each run, by its id, was restarted by `--recovery_mode`
-# What `--recovery_mode` does to the learning rate, each time it is given.
-RECOVERY_LEARNING_RATE = 0.5
+RECOVERY_LEARNING_RATE = 0.5  # what `--recovery_mode` multiplies the learning rate by
 # How much is asked for: a finished run that is asked for more, or less, goes on.
 AMOUNTS = ("max_steps", "num_train_epochs", "max_train_minutes")
 
@@ -51,38 +45,12 @@ HOW_STARTED = (
     *("alert", "auto_resume", "dry_run", "from_run", "json", "output_dir", "quiet", "recovery_mode"),
     *("resume_from_checkpoint", "run_name"),
 )
-# Settings of our own that may change within a run: they measure, bound or place, or round differently, no more.
-MAY_CHANGE = (
-    *("attn_implementation", "beta_max", "beta_min", "engine_cache", "eval_*", "expected_parameters"),
-    *("health_*", "kl_factor", "kl_interval", "kl_stop_threshold", "kl_target", "max_train_minutes"),
-    *(
-        "recovery",
-        "recovery_*",
-        "ref_device",
-        "share_prefixes",
-        "stable_*",
-        "target_every",
-        "throughput",
-    ),
-)
-UPSTREAM = {each.name for config in (GRPOConfig, SFTConfig) for each in fields(config)}
-# Fields that say where something comes from, by the digest that says what it is.
-BY_CONTENT = {
-    "train_dataset": ("dataset", "dataset_split", "streaming", "max_rows", "best_move", "illegal", "engine_nodes"),
-    "starting_weights": ("model", "model_revision", "model_commit"),
-}
 
 
 class ResumeError(ValueError):
     """A checkpoint that cannot be resumed from, by these settings or at all; the message names field and remedy."""
 
     exit_code = BAD_INPUT
-
-
-class NothingToResumeError(ResumeError):
-    """Checkpoints there are, but none that may be trusted: starting again would throw the run away in silence."""
-
-    exit_code = UNRECOVERABLE
 
 
 # Who a run is
@@ -96,16 +64,12 @@ class RunIdentity:
         run_id: the same for the run's whole life, restarts included.
         started: first start, UTC, ISO 8601.
         run_name: the tracker's name for it.
-        recoveries: how often `--recovery_mode` restarted it.
-        new_recoveries: how many of these the checkpoint that this start went on from did not know of.
         fingerprint: all that decides what the run computes, as JSON values: arguments, processes, `facts`.
     """
 
     run_id: str = field(default_factory=lambda: uuid.uuid4().hex)
     started: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     run_name: str | None = None
-    recoveries: int = 0
-    new_recoveries: int = 0
     fingerprint: dict[str, Any] = field(default_factory=dict)
 
     @contextmanager
@@ -156,11 +120,6 @@ def _same_start(then: Any, now: Any) -> bool:
     return bool(common) and then[(most := max(common, key=int))] == now[most]
 
 
-def _same_content(field: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
-    then, value = before.get(field), now.get(field)
-    return _same_start(then, value) if field == "train_dataset" else bool(value) and then == value
-
-
 def weights_digest(weights: Mapping[str, torch.Tensor]) -> str:
     """SHA-256 of tensors, names included."""
     digest = hashlib.sha256()
@@ -183,22 +142,14 @@ def tokenizer_digest(tokenizer: Any) -> str | None:
 Changes = dict[str, tuple[Any, Any]]  # fields that differ, by name: then and now
 
 
-def compare(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[Changes, Changes]:
-    """Changed fields that may change within a run, and those that may not.
-
-    Those that only one side knows come from another version, and may.
-    """
-    applied: Changes = {}
-    conflicts: Changes = {}
-    for name in sorted(before.keys() | now.keys()):
-        then, value = before.get(name), now.get(name)
-        same = then == value or (name == "train_dataset" and _same_start(then, value))
-        if same or any(name in names and _same_content(each, before, now) for each, names in BY_CONTENT.items()):
-            continue
-        decides = name in before and name in now and name not in UPSTREAM
-        decides = decides and not any(fnmatchcase(name, pattern) for pattern in MAY_CHANGE)
-        (conflicts if decides else applied)[name] = (then, value)
-    return applied, conflicts
+def compare(before: Mapping[str, Any], now: Mapping[str, Any], facts: Iterable[str] = ()) -> tuple[Changes, Changes]:
+    """Changed fields that may change within a run, and those that may not: `facts` that both sides know."""
+    changes = {name: (before.get(name), now.get(name)) for name in sorted(before.keys() | now.keys())}
+    changes = {name: (then, value) for name, (then, value) in changes.items() if then != value}
+    if _same_start(*changes.get("train_dataset", (None, None))):
+        del changes["train_dataset"]
+    conflicts = {name: changes.pop(name) for name in list(changes) if name in facts and name in before and name in now}
+    return changes, conflicts
 
 
 def spelled(fields: Changes) -> str:
@@ -227,15 +178,13 @@ class Start:
 def choose_start(args: Any, recipe: Mapping[str, Any] | None = None) -> Start:
     """Read the three flags of `args` (a `RookWorldGRPOConfig`) against what lies in its output folder.
 
-    Sets aside what does not verify, in the main process. Every process must call this.
+    Every process must call this.
 
     Args:
         recipe: settings that are none of `args`.
 
     Raises:
-        ResumeError: the named checkpoint does not verify, or no stable one does; or the run in the folder is finished
-            and had other settings.
-        NothingToResumeError: `auto_resume`, and none of the checkpoints verifies.
+        ResumeError: the named checkpoint does not verify, or none that could be taken does.
     """
     asked = settings(args, recipe or {})
     return Start(
@@ -246,32 +195,29 @@ def choose_start(args: Any, recipe: Mapping[str, Any] | None = None) -> Start:
 def _choose_start(args: Any, output_dir: Path, asked: Mapping[str, Any]) -> tuple[Path | None, bool]:
     """The checkpoint, and whether there is nothing left to do."""
     if args.resume_from_checkpoint:
-        checkpoint = Path(args.resume_from_checkpoint)
-        check_whole(checkpoint)
-        return checkpoint, False
+        check_whole(Path(args.resume_from_checkpoint))
+        return Path(args.resume_from_checkpoint), False
     if not (args.auto_resume or args.recovery_mode):
         return None, False
-    store.sweep(output_dir)
-    if args.recovery_mode:
-        stable = store.newest_valid(output_dir, ("stable",))
-        if stable is None:
-            raise ResumeError(
-                f"`recovery_mode` starts from a stable checkpoint, and {output_dir} holds none that verifies. Give "
-                "one by `resume_from_checkpoint`, or start again with other settings"
-            )
-        return stable, False
-    if is_finished(output_dir, asked):
+    if not args.recovery_mode and is_finished(output_dir, asked):
         return None, True
-    for folder in store.list_checkpoints(output_dir):
-        problems = store.verify(folder, finite=True)
-        if not problems:
+    number, folders = int(args.recovery_mode), store.list_checkpoints(output_dir)
+    for folder in folders:
+        if problems := store.verify(folder):
+            logger.warning(f"{folder} is not resumed from: {'; '.join(problems)}")
+        elif number:
+            number -= 1
+        else:
             return folder, False
-        store.set_aside(folder, "; ".join(problems))
-    quarantined = sorted(path.name for path in output_dir.glob("quarantined-*"))
-    if quarantined:
-        raise NothingToResumeError(
-            f"{output_dir} holds no checkpoint that verifies ({', '.join(quarantined)}: the reasons are in their "
-            f"{store.REASON_FILE}). Move them away to start from the beginning"
+    if args.recovery_mode:
+        raise ResumeError(
+            f"`recovery_mode` starts from the newest checkpoint but one, and {output_dir} holds no two that verify. "
+            "Give one by `resume_from_checkpoint`, or start again with other settings"
+        )
+    if folders:  # starting again would throw the run away in silence
+        raise ResumeError(
+            f"{output_dir} holds no checkpoint that verifies ({', '.join(each.name for each in folders)}: see the "
+            "lines above). Move them away to start from the beginning"
         )
     return None, False
 
@@ -282,87 +228,30 @@ def check_whole(checkpoint: Path) -> None:
     """
     if not checkpoint.is_dir():
         raise ResumeError(f"{checkpoint}: there is no such folder; give `resume_from_checkpoint` a checkpoint")
-    problems = store.verify(checkpoint, finite=True)
-    if problems:
+    if problems := store.verify(checkpoint):
         newest = store.newest_valid(checkpoint.parent)
         remedy = f"resume from {newest}, which verifies" if newest else "no other checkpoint beside it verifies"
         raise ResumeError(f"{checkpoint} cannot be resumed from: {'; '.join(problems)}. Remedy: {remedy}")
 
 
-def compared(checkpoint: Path, now: Mapping[str, Any]) -> tuple[RunIdentity, Changes]:
+def compared(checkpoint: Path, now: Mapping[str, Any], facts: Iterable[str]) -> tuple[RunIdentity, Changes]:
     """Hold the run that starts, by its fingerprint, against the one that wrote `checkpoint`. Changes nothing.
 
     Returns:
         The run's identity then, and what is another now.
 
     Raises:
-        ResumeError: fields that cannot change within a run have changed; the message names each.
+        ResumeError: some of the `facts` have changed; the message names each.
     """
-    try:
-        identity = RunIdentity(**load_tree(checkpoint, RUN_FILE))
-    except (TypeError, ValueError) as error:
-        raise ResumeError(f"{checkpoint / RUN_FILE}.json: {error}") from error
-    changes, conflicts = compare(identity.fingerprint, now)
-    if changes.get("learning_rate", (1.0,))[0] == 0:  # its schedule is all zeros and cannot be scaled
-        conflicts["learning_rate"] = changes.pop("learning_rate")
+    kept, names = load_tree(checkpoint, RUN_FILE), {each.name for each in fields(RunIdentity)}
+    identity = RunIdentity(**{name: value for name, value in kept.items() if name in names})
+    changes, conflicts = compare(identity.fingerprint, now, facts)
     if conflicts:
         raise ResumeError(
-            f"{checkpoint} belongs to a run with other settings: {spelled(conflicts)}. Restore them to go on "
-            f"with that run, or start a new one in another `output_dir` with {checkpoint} as its `model`"
+            f"{checkpoint} belongs to a run of another kind: {spelled(conflicts)}. Restore them to go on with that "
+            f"run, or start a new one in another `output_dir` with {checkpoint} as its `model`"
         )
     return identity, changes
-
-
-def admit(checkpoint: Path, now: dict[str, Any], recovering: Path | None) -> tuple[RunIdentity, float]:
-    """`compared`, and what is to be done about the changes.
-
-    Args:
-        now: fingerprint of the run that starts.
-        recovering: the folder whose count of recoveries is to be raised, each of which lowers the learning rate.
-
-    Returns:
-        The run's identity, continued, and the factor that the checkpoint's learning rates are to be multiplied by.
-
-    Raises:
-        ResumeError: see `compared`.
-    """
-    identity, changes = compared(checkpoint, now)
-    if changes:
-        logger.warning(f"resuming from {checkpoint} with other settings from here on: {spelled(changes)}")
-    then, value = changes.get("learning_rate", (1.0, 1.0))
-    factor = value / then
-    identity.new_recoveries = 0
-    if recovering is not None:  # a file counts: the checkpoint started from may be older than the last recovery
-        counts, before = counts_in(recovering / RECOVERIES_FILE), identity.recoveries
-        identity.recoveries = max(before, counts.get(identity.run_id, 0)) + 1
-        keep_counts(recovering / RECOVERIES_FILE, counts | {identity.run_id: identity.recoveries})
-        identity.new_recoveries = identity.recoveries - before
-        factor *= RECOVERY_LEARNING_RATE**identity.new_recoveries
-        logger.warning(
-            f"recovery {identity.recoveries} from {checkpoint}, which had {before}: learning rate x "
-            f"{RECOVERY_LEARNING_RATE} for each new one"
-        )
-    identity.fingerprint = now
-    return identity, factor
-
-
-def counts_in(path: Path) -> dict[str, int]:
-    """What `keep_counts` wrote; nothing if there is no such file, or, with a warning, none that can be read."""
-    try:
-        return {name: int(count) for name, count in json.loads(path.read_text(encoding="utf-8")).items()}
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, TypeError, AttributeError, OverflowError) as error:
-        logger.warning(f"{path} cannot be read ({error!r}): counting from 0")
-        return {}
-
-
-def keep_counts(path: Path, counts: Mapping[str, int]) -> None:
-    """Write whole numbers by name; where the disk doesn't allow it, say so: the counts are kept in memory alone."""
-    try:
-        write_atomically(path, json.dumps(counts) + "\n")
-    except OSError as error:
-        logger.warning(f"{path} cannot be written ({error}): make room or fix its permissions; training goes on")
 
 
 def clear_the_way(output_dir: Path, checkpoint: Path | None) -> None:
@@ -374,11 +263,16 @@ def clear_the_way(output_dir: Path, checkpoint: Path | None) -> None:
     (output_dir / FINISHED_FILE).unlink(missing_ok=True)
     after = -1
     if checkpoint is not None and checkpoint.resolve().parent == output_dir.resolve():
-        after = trainer_state(checkpoint)["global_step"]
+        after = store.step_of(checkpoint)
     for folder in store.list_checkpoints(output_dir):
         if store.step_of(folder) > after:
+            number = len(list(output_dir.glob(f"superseded*-{folder.name}")))
+            target = folder.with_name(f"superseded{number or ''}-{folder.name}")
+            os.rename(folder, target)
             origin = "the beginning" if checkpoint is None else str(checkpoint)
-            store.set_aside(folder, f"a run started again from {origin}", prefix="superseded")
+            logger.warning(
+                f"{folder} is now {target.name}: a run started again from {origin}. Delete what you don't need"
+            )
 
 
 def trainer_state(checkpoint: Path) -> dict[str, Any]:
@@ -415,44 +309,22 @@ def lay_schedule_anew(optimizer: Any, scheduler: Any) -> None:
             group["lr"] = rate
 
 
-def mark_finished(output_dir: Path, start: Start, model: Path) -> None:
-    """Note that everything, evaluation included, is done; `choose_start` reads it.
-
-    Args:
-        model: the folder of the trained model, in `output_dir` or that itself.
-    """
-    files = sorted(path for path in model.iterdir() if path.name.startswith(store.MODEL_FILES) and path.is_file())
-    note = {"asked": start.asked, "files": store.described(output_dir, files)}
-    write_atomically(output_dir / FINISHED_FILE, json.dumps(note) + "\n")
+def mark_finished(output_dir: Path, start: Start) -> None:
+    """Note that everything, evaluation included, is done; `choose_start` reads it."""
+    write_atomically(output_dir / FINISHED_FILE, json.dumps({"asked": start.asked}) + "\n")
 
 
 def is_finished(output_dir: Path, asked: Mapping[str, Any]) -> bool:
-    """Whether the run came to its end (`mark_finished`), when it was asked for as much as now, with its model whole.
-
-    Raises:
-        ResumeError: the run that came to its end had other settings.
-    """
+    """Whether the run came to its end (`mark_finished`), when it was asked for as much as now."""
     try:
-        note = json.loads((output_dir / FINISHED_FILE).read_text(encoding="utf-8"))
-        then, problems = dict(note["asked"]), store.damage(output_dir, note["files"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        then = dict(json.loads((output_dir / FINISHED_FILE).read_text(encoding="utf-8"))["asked"])
+    except (OSError, ValueError, KeyError, TypeError):
         return False
-    changes, conflicts = compare(then, asked)
-    if conflicts:
-        raise ResumeError(
-            f"{output_dir} holds a finished run with other settings: {spelled(conflicts)}. Give this one "
-            "another `output_dir`, or restore them"
-        )
-    if problems:
-        logger.warning(
-            f"{output_dir} holds a finished run, but of its model {'; '.join(problems)}: going on from the newest "
-            "checkpoint, or the beginning"
-        )
-    if problems or any(then.get(name) != asked.get(name) for name in AMOUNTS):
+    if any(then.get(name) != asked.get(name) for name in AMOUNTS):
         return False
     logger.warning(
-        f"{output_dir}: the run is finished; nothing to do, whatever else has changed ({spelled(changes)}). "
-        "Raise `max_steps` to go on with it, by the schedule of a run of so many steps; another `learning_rate` counts "
-        "from there on"
+        f"{output_dir}: the run is finished; nothing to do, whatever else has changed "
+        f"({spelled(compare(then, asked)[0])}). "
+        "Raise `max_steps` to go on with it, or give a new run another `output_dir`"
     )
     return True

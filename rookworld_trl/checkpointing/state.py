@@ -28,30 +28,17 @@ class Stateful(Protocol):
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
-class Attributes:
-    """Some attributes of an object as a control of their own: what TRL's trainer counts, or a part of a control."""
-
-    def __init__(self, owner: Any, names: Iterable[str]):
-        self.owner, self.names = owner, tuple(names)
-
-    def state_dict(self) -> dict[str, Any]:
-        return copy.deepcopy({name: getattr(self.owner, name) for name in self.names})
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        for name in self.names:
-            setattr(self.owner, name, copy.deepcopy(state[name]))
-
-
 class Remembers:
     """A control whose state is some of its attributes: JSON values, lists and dicts of them, or tensors."""
 
     REMEMBERED: ClassVar[tuple[str, ...]]  # their names
 
     def state_dict(self) -> dict[str, Any]:
-        return Attributes(self, self.REMEMBERED).state_dict()
+        return copy.deepcopy({name: getattr(self, name) for name in self.REMEMBERED})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        Attributes(self, self.REMEMBERED).load_state_dict(state)
+        for name in self.REMEMBERED:
+            setattr(self, name, copy.deepcopy(state[name]))
 
 
 def save_state(folder: Path, controls: Mapping[str, Stateful], reference: nn.Module | None) -> None:
@@ -124,18 +111,16 @@ def load_tree(folder: Path, name: str, device: torch.device | str = "cpu") -> An
     Raises:
         ValueError: a file is missing or unreadable.
     """
-    tree = _read_json(folder / f"{name}.json")
     path = folder / f"{name}.safetensors"
     try:
+        tree = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
         tensors = load_file(str(path)) if path.exists() else {}  # it knows no "cpu:0", as gloo's processes are called
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"{path}: cannot be read ({error}); {_REMEDY}") from error
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ValueError(f"{folder / name}: cannot be read ({error}); {_REMEDY}") from error
 
     def restore(value: Any) -> Any:
         if isinstance(value, dict):
             if value.keys() == {_TENSOR}:
-                if value[_TENSOR] not in tensors:
-                    raise ValueError(f"{path}: tensor {value[_TENSOR]} is missing; {_REMEDY}")
                 return tensors[value[_TENSOR]].to(device)
             return {key: restore(each) for key, each in value.items()}
         return [restore(each) for each in value] if isinstance(value, list) else value
@@ -143,25 +128,11 @@ def load_tree(folder: Path, name: str, device: torch.device | str = "cpu") -> An
     return restore(tree)
 
 
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: cannot be read ({error}); {_REMEDY}") from error
-
-
 def finite(tensors: Iterable[torch.Tensor]) -> bool:
     """Whether no element of any tensor is NaN or Inf; one synchronisation with the device."""
     # The largest absolute value: unlike a sum, it cannot overflow by itself.
     norm = get_total_norm([t.detach() for t in tensors if t.is_floating_point() and t.numel()], norm_type=math.inf)
     return bool(norm.isfinite())
-
-
-def numbers_finite(state: Any) -> bool:
-    """Whether nested dicts and lists of JSON values hold neither NaN nor Inf."""
-    if isinstance(state, dict | list | tuple):
-        return all(map(numbers_finite, state.values() if isinstance(state, dict) else state))
-    return not isinstance(state, float) or math.isfinite(state)
 
 
 def copy_tree(tree: Any, into: Any = None) -> Any:

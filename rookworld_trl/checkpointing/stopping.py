@@ -17,16 +17,14 @@ failure of their programs as 1; started by `python`, a program's own code is see
 import gc
 import os
 import signal
-import socket
 import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from datetime import datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from types import FrameType
-from typing import ParamSpec, TypeVar
 
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
@@ -38,9 +36,6 @@ from rookworld_trl.settings.parser import EXIT_BAD_INPUT
 
 logger = logging.get_logger(__name__)
 
-P = ParamSpec("P")
-T = TypeVar("T")
-
 DONE = 0
 CRASHED = 1
 BAD_INPUT = EXIT_BAD_INPUT
@@ -49,8 +44,8 @@ UNRECOVERABLE = 4
 PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: "the user is invited to retry"
 INTERRUPTED = 130  # 128 + SIGINT, as shells say it
 
-# From schedulers and operators; a second one from Ctrl-C; from a closed terminal; what Slurm's users ask for.
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
+# From schedulers and operators; from Ctrl-C; what Slurm's users ask for.
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 LOCK_FILE = ".lock"
 
 
@@ -163,10 +158,6 @@ def others_wait() -> Iterator[None]:
 # Signals
 
 
-class Preempted(KeyboardInterrupt):
-    """Raised by a signal inside of `Preemption.until_signalled`, and caught there."""
-
-
 class Preemption:
     """Notes a signal that asks the run to end; the trainer asks for it at the end of each step, and saves.
 
@@ -178,20 +169,19 @@ class Preemption:
 
     def __init__(self) -> None:
         self.signal = ""
-        self._watching = self._at_once = False
+        self._watching = False
 
     @contextmanager
     def watching(self) -> Iterator[None]:
         """Handle the signals inside the block, and as before after it.
 
-        Inside another such block, and outside of the main thread, it does nothing. What is ignored stays so, as SIGHUP
-        under `nohup`.
+        Inside another such block, and outside of the main thread, it does nothing.
         """
         if self._watching or threading.current_thread() is not threading.main_thread():
             yield
             return
         self.signal, self._watching = "", True
-        numbers = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+        numbers = [each for each in SIGNALS if signal.getsignal(each) is not signal.SIG_IGN]  # as in the background
         previous = {number: signal.signal(number, self._note) for number in numbers}
         try:
             yield
@@ -200,62 +190,28 @@ class Preemption:
                 signal.signal(number, signal.SIG_DFL if handler is None else handler)
             self._watching = False
 
-    def until_signalled(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:
-        """What `work`, which can be repeated, returns; None if a signal ends it, or has come before it inside of the
-        same `watching`."""
-        with self.watching():
-            if self.signal:
-                return None
-            self._at_once = True
-            try:
-                return work(*args, **kwargs)
-            except Preempted:
-                return None
-            finally:
-                self._at_once = False
-
     def _note(self, number: int, frame: FrameType | None) -> None:
         name, again = signal.Signals(number).name, bool(self.signal)
         self.signal = self.signal or name
-        if number == signal.SIGHUP:
-            _leave_terminal()
-        if self._at_once:
-            _say(f"\n{name}: stopping\n")
-            raise Preempted
         if again and number == signal.SIGINT:
-            _say(f"\n{name}: ending without saving\n")
             raise KeyboardInterrupt
-        if not again:
-            _say(f"\n{name}: finishing this step and saving; Ctrl-C ends at once, without saving\n")
-
-
-def _say(text: str) -> None:
-    """Not by the log, nor a buffered stream: the signal may have come in the middle of a write to either."""
-    with suppress(OSError):
-        os.write(2, text.encode())
-
-
-def _leave_terminal() -> None:
-    """Let output to a terminal that is gone go nowhere: each write to it would raise, in the middle of a step."""
-    for descriptor in (1, 2):
-        try:
-            os.write(descriptor, b"")
-        except OSError:
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, descriptor)
-            os.close(nowhere)
+        if (
+            not again
+        ):  # not by the log, nor a buffered stream: the signal may have come in the middle of a write to either
+            with suppress(OSError):
+                os.write(2, f"\n{name}: finishing this step and saving; Ctrl-C ends at once, without saving\n".encode())
 
 
 # One run at a time in a folder: two would delete and rename each other's checkpoints
 
 
 class FolderInUseError(ValueError):
-    """Another run is at work in the folder; the message names its process and host."""
+    """Another run is at work in the folder."""
 
     exit_code = BAD_INPUT
 
 
-_held: dict[Path, tuple[FileLock, str]] = {}  # this process's locks by folder, and what their files say
+_held: dict[Path, FileLock] = {}  # this process's locks by folder
 
 
 @contextmanager
@@ -277,25 +233,23 @@ def locked(output_dir: str | Path, main: bool = True) -> Iterator[None]:
         yield
     finally:
         if main and ours:
-            lock, note = _held.pop(folder)
-            if lock.is_locked and _noted(folder) == note:  # not in a forked child, nor of a folder that was deleted
-                (folder / LOCK_FILE).unlink()
-            lock.release()
+            (folder / LOCK_FILE).unlink(missing_ok=True)
+            _held.pop(folder).release()
 
 
-def reclaim(output_dir: str | Path) -> None:
-    """Where the locked folder has been deleted under the run, say so, make it again and go on there.
-
-    Raises:
-        FolderInUseError: another run is at work there by now.
-    """
-    folder = Path(output_dir).resolve()
-    if folder in _held and _noted(folder) != _held[folder][1]:
-        _take(folder)
-        logger.error(
-            f"{folder} was deleted while this run was at work in it, or at least its {LOCK_FILE}: checkpoints, logs "
-            "and evaluations that are missing now are lost. The run goes on in the folder, made again"
-        )
+def _take(folder: Path) -> bool:
+    check_output_dir(folder)
+    lock = _held[folder] = FileLock(folder / LOCK_FILE, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        del _held[folder]
+        raise FolderInUseError(
+            f"`output_dir` is {str(folder)!r}: another run is at work there. Wait for it, stop it, or choose another"
+        ) from error
+    except OSError as error:
+        logger.warning(f"{folder}: its file system has no locks ({error}); start no second run there")
+    return True
 
 
 def check_output_dir(output_dir: str | Path) -> None:
@@ -317,29 +271,3 @@ def check_output_dir(output_dir: str | Path) -> None:
             f"`output_dir` is {str(output_dir)!r}: nothing can be written there ({error}). Choose a folder on a disk "
             "with room that you may write to"
         ) from error
-
-
-def _take(folder: Path) -> bool:
-    check_output_dir(folder)
-    lock = FileLock(folder / LOCK_FILE, timeout=0)
-    try:
-        lock.acquire()
-    except Timeout as error:
-        holder = _noted(folder) or "it does not say which"
-        raise FolderInUseError(
-            f"`output_dir` is {str(folder)!r}: another run is at work there ({holder}). Wait for it, stop it, or "
-            "choose another folder"
-        ) from error
-    except OSError as error:
-        logger.warning(f"{folder}: its file system has no locks ({error}); start no second run there")
-    started = datetime.now().astimezone().isoformat(timespec="seconds")
-    note = f"process {os.getpid()} on {socket.gethostname()}, since {started}"
-    (folder / LOCK_FILE).write_text(note, encoding="utf-8")
-    _held[folder] = lock, note
-    return True
-
-
-def _noted(folder: Path) -> str:
-    with suppress(OSError):
-        return (folder / LOCK_FILE).read_text(encoding="utf-8", errors="replace")
-    return ""

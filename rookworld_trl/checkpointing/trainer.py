@@ -8,15 +8,14 @@ import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.trainer_utils import HubStrategy, IntervalStrategy
+from transformers.trainer_utils import IntervalStrategy
 from transformers.utils import logging
-from transformers.utils.hub import PushInProgress
 from trl import GRPOTrainer
 from trl.trainer.utils import RepeatSampler
 
@@ -25,8 +24,8 @@ from rookworld_trl.checkpointing import resume, store
 from rookworld_trl.checkpointing.durable import DurableTrainer
 from rookworld_trl.checkpointing.state import Stateful, load_state, save_state
 from rookworld_trl.checkpointing.stopping import others_wait
-from rookworld_trl.checkpointing.store import MODEL_FOLDER, CheckpointError
-from rookworld_trl.modeling.hub import check_write, explained, push_in_background
+from rookworld_trl.checkpointing.store import MODEL_FOLDER
+from rookworld_trl.modeling.hub import check_write, explained
 
 logger = logging.get_logger(__name__)
 
@@ -84,7 +83,7 @@ class DurableGRPOTrainer(DurableTrainer, GRPOTrainer):
     @property
     def sharded(self) -> bool:
         """Whether no process has all weights."""
-        return self.is_fsdp_enabled or self.is_deepspeed_enabled
+        return ranks.sharded(self.accelerator)
 
     # Held-out metrics on the way
 
@@ -151,37 +150,15 @@ class DurableGRPOTrainer(DurableTrainer, GRPOTrainer):
 
     # Writing
 
-    def save_special(self, kind: Literal["recovery", "debug"], extra: Mapping[str, Any] | None = None) -> Path:
-        """Write the present state as `<kind>-<step>`, outside of the rotation; see `write_checkpoint`."""
-        folder = self.write_checkpoint(kind, extra=extra)
+    def save_debug(self, extra: Mapping[str, Any] | None = None) -> Path:
+        """Write the present state as `debug-<step>`, outside of the rotation; see `write_checkpoint`."""
+        folder = self.write_checkpoint("debug", extra=extra)
         if self.args.should_save:
-            store.prune(folder.parent, kind, store.SPECIAL_LIMIT, [folder])  # later steps' may be there
+            store.prune(folder.parent, "debug", store.DEBUG_LIMIT, [folder])  # later steps' may be there
         return folder
 
-    def _saved(self, folder: Path) -> None:
-        super()._saved(folder)
-        if self.args.push_to_hub:
-            self._push_from_checkpoint(str(folder))
-
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """Upload a checkpoint on the way, in the background, as `hub_strategy` says; a push still under way goes first.
-
-        In place of transformers', which uploads the output folder: logs and checkpoints of other kinds with it. Not
-        while staging: the upload would outlive the folder's name; `_save_checkpoint` asks again afterwards.
-        """
-        args, pushed = self.args, getattr(self, "push_in_progress", None)
-        if self._staging is not None or not self.is_world_process_zero() or args.hub_strategy == HubStrategy.END:
-            return
-        running = [] if pushed is None or pushed.is_done() else pushed.jobs
-        if running and not args.hub_always_push:
-            return
-        self.callback_handler.on_push_begin(args, self.state, self.control)
-        folder = Path(checkpoint_folder)
-        names = {HubStrategy.CHECKPOINT: "last-checkpoint", HubStrategy.ALL_CHECKPOINTS: folder.name}
-        message = f"Training in progress, step {self.state.global_step}"
-        where = (self.hub_model_id, args.hub_token, args.hub_revision)
-        jobs = push_in_background(folder, *where, message, whole_as=names.get(args.hub_strategy))
-        self.push_in_progress = PushInProgress([*running, *jobs])
+        """Nothing is pushed on the way: transformers' would upload the output folder, logs and arguments with it."""
 
     def _write_parts(self, folder: Path) -> None:
         super()._write_parts(folder)
@@ -272,24 +249,9 @@ class DurableGRPOTrainer(DurableTrainer, GRPOTrainer):
 
     @contextmanager
     def at_work(self) -> Iterator[None]:
-        """All of a run: signals are watched for, and in the end it is closed.
-
-        Where a checkpoint that cannot be written ends it, its model, a third of one, is kept: what a checkpoint that
-        was cut off leaves behind is often room enough.
-
-        Raises:
-            CheckpointError: the block's, with the place where the model is.
-        """
+        """All of a run: signals are watched for, and in the end it is closed."""
         with closing(self), self.preemption.watching():
-            try:
-                yield
-            except CheckpointError as error:
-                try:
-                    self.write_model()
-                except CheckpointError:
-                    raise CheckpointError(f"{error}. Its model could not be saved either") from error
-                kept = Path(self.args.output_dir, MODEL_FOLDER)
-                raise CheckpointError(f"{error}. The model as trained so far is whole in {kept}") from error
+            yield
 
     def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
         """Make the repository, with errors that say what to do."""

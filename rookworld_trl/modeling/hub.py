@@ -1,9 +1,7 @@
 """Pushing a checkpoint to the Hugging Face Hub, with errors that say what to do; the counterpart of `loading`."""
 
 import os
-import shutil
 from collections.abc import Iterator
-from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,15 +9,8 @@ from typing import Any
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, HTTPError
 
-PUSHING = ".pushing-"  # begins the name of a checkpoint's copy that is being uploaded
 # A pickle of the arguments, the Hub token among them; what `NOT_PUSHED` names besides is state of training.
-HOLDS_TOKEN = ["training_args.bin"]
-NOT_PUSHED = [*HOLDS_TOKEN, "optimizer.pt", "scheduler.pt", "rng_state*", "checkpoint-*", "_*", "manifest.json"]
-# Of a checkpoint on the way; its other files (state of training, manifest) are of use to who resumes only.
-PUSHED = [
-    *("config.json", "generation_config.json", "model*.safetensors*", "adapter_*"),
-    *("tokenizer*", "special_tokens_map.json", "vocab.json", "merges.txt", "chat_template*"),
-]
+NOT_PUSHED = ["training_args.bin", "optimizer.pt", "scheduler.pt", "rng_state*", "checkpoint-*", "_*", "manifest.json"]
 
 
 def hide_token(args: Any) -> None:
@@ -105,48 +96,3 @@ def push_folder(
             ignore_patterns=list(NOT_PUSHED),
         )
     return str(commit.commit_url)
-
-
-def push_in_background(
-    checkpoint: Path, repo_id: str, token: str | None, revision: str | None, message: str, whole_as: str | None = None
-) -> list[Future]:
-    """Start uploading a checkpoint's weights, config and tokenizer, and go on.
-
-    The checkpoint may be rotated away meanwhile: what is read is a copy beside it, linked where the disk can, that goes
-    when all is done.
-
-    Args:
-        checkpoint: folder.
-        message: the commits'.
-        whole_as: a folder of the repository that gets all of the checkpoint, the optimizer's state included, so that
-            training can resume from there; None: no such folder.
-
-    Returns:
-        The uploads. A failure is theirs to raise.
-    """
-    copy = checkpoint.with_name(f"{PUSHING}{checkpoint.name}")
-    shutil.rmtree(copy, ignore_errors=True)
-    shutil.copytree(checkpoint, copy, copy_function=_link)
-    api = HfApi(token=token)
-    common: dict[str, Any] = {"repo_id": repo_id, "folder_path": copy, "revision": revision, "run_as_future": True}
-    jobs = [api.upload_folder(commit_message=message, allow_patterns=PUSHED, ignore_patterns=NOT_PUSHED, **common)]
-    if whole_as is not None:
-        message += ", checkpoint"
-        jobs.append(
-            api.upload_folder(commit_message=message, path_in_repo=whole_as, ignore_patterns=HOLDS_TOKEN, **common)
-        )
-
-    def tidy(_: object) -> None:
-        if all(job.done() for job in jobs):
-            shutil.rmtree(copy, ignore_errors=True)
-
-    for job in jobs:
-        job.add_done_callback(tidy)
-    return jobs
-
-
-def _link(source: str, target: str) -> None:
-    try:
-        os.link(source, target)
-    except OSError:  # another file system, or one without links
-        shutil.copy2(source, target)

@@ -19,7 +19,7 @@ from accelerate.utils import broadcast_object_list
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from rookworld_trl.checkpointing import stopping
-from rookworld_trl.checkpointing.store import RESUMABLE, STABLE_LIMIT, newest_valid
+from rookworld_trl.checkpointing.resume import choose_start
 from rookworld_trl.memory import HEAD_ROWS, SHARE, memory_gb, on_cuda
 from rookworld_trl.settings.parser import blame, option
 from rookworld_trl.training.plugin import Plugin, settings_of
@@ -119,12 +119,12 @@ class DryRun(Plugin):
         return weights + self._kept(steps) * (weights + moments)
 
     def _kept(self, steps: int) -> int:
-        """Checkpoints that are there at most, stable ones and the one being written among them."""
+        """Checkpoints that are there at most, the one being written among them."""
         asked = self.asked
         if asked.save_strategy != "steps":
             return 0
         made = -(-steps // max(1, int(asked.save_steps if asked.save_steps >= 1 else asked.save_steps * steps)))
-        return min(made, asked.save_total_limit or made) + min(made, STABLE_LIMIT) + 1
+        return min(made, asked.save_total_limit or made) + 1
 
     def _files(self, steps: int) -> list[str]:
         """What the run leaves in its folder."""
@@ -135,7 +135,7 @@ class DryRun(Plugin):
         else:
             names += ["model.safetensors", "config.json", "generation_config.json", "training.json"]
             names += ["tokenizer.json", "tokenizer_config.json"]
-        return names + [f"{kind}-<step>/" for kind in RESUMABLE if self._kept(steps)]
+        return names + ["checkpoint-<step>/"] * (self._kept(steps) > 0)
 
     def _lines(self, figures: dict[str, Any], free: float) -> Iterator[str]:
         """What is printed, as `name  figures`."""
@@ -188,8 +188,7 @@ def rehearsed(args: Any, plugins: Sequence[Plugin]) -> Iterator[DryRun | None]:
     place = next(each for each in (folder, *folder.parents) if each.exists())
     with blame("output_dir", args.output_dir):
         scratch = tempfile.TemporaryDirectory(prefix=".dry-run-", dir=place)
-    if not args.resume_from_checkpoint and (args.auto_resume or args.recovery_mode):
-        args.resume_from_checkpoint = newest_valid(folder, ("stable",) if args.recovery_mode else RESUMABLE)
+    args.resume_from_checkpoint = choose_start(args).checkpoint
     args.output_dir, args.report_to, args.push_to_hub = scratch.name, [], False
     args.save_steps, args.eval_steps, args.load_best_model_at_end = NEVER, NEVER, False
     for each in (each for each in plugins if hasattr(each, "alert")):

@@ -8,7 +8,6 @@ from typing import Any, Literal
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from rookworld_trl.checkpointing.resume import scale_learning_rate
-from rookworld_trl.checkpointing.state import Attributes
 from rookworld_trl.settings.parser import option
 from rookworld_trl.training.config import NO_KL
 from rookworld_trl.training.plugin import Plugin
@@ -47,9 +46,6 @@ class RateControl(Plugin):
     def refusals(self, args: Any, others: Sequence[str]) -> Iterator[str]:
         if args.beta == 0:
             yield f"lr_control: {NO_KL}"
-
-    def undone(self) -> Attributes:
-        return Attributes(self, ("above", "within"))  # the rates in force stay, and so their scale
 
     def observe(self, kl: float, highest: float) -> None:
         """Count one optimizer step by its mean KL; NaN and Inf say nothing.

@@ -70,8 +70,8 @@ class RookWorldGRPOConfig(GRPOConfig):
     # TRL turns bf16 on wherever fp16 is off, CPU included, where autocast is slower and the gates looser.
     bf16: bool | None = option(None, "bf16 autocast over float32 weights; default: on a GPU that has it, else off.")
     logging_steps: float = option(1, "Log every so many optimizer steps.")
-    # `every_save` would publish each checkpoint on the way.
-    hub_strategy: str = option("end", "What is pushed when; see transformers.")
+    # transformers would upload the output folder, logs and arguments with it.
+    hub_strategy: Literal["end"] = option("end", "Always `end`: the trained model is pushed once, with its card.")
     # The filter replaces a NaN loss by 0 in the log, which hides the moment a run breaks.
     logging_nan_inf_filter: bool = option(False, "Hide NaN and Inf losses from the log.")
     # Completions go to Parquet files; the terminal is for the steps.
@@ -123,9 +123,7 @@ class RookWorldGRPOConfig(GRPOConfig):
     task_column: str = option("task", "Column that names a row's task; averages are kept for each of its values.")
     # Recovery from NaN and Inf, and rewards that are none; see `rookworld_trl.training.recovery`.
     recovery: bool = option(True, "Skip steps with NaN or Inf, go back to the last good state and go on.")
-    recovery_max_attempts: int = option(
-        3, "Faults in a row, over restarts too, that are recovered from; the next ends the run.", least=0
-    )
+    recovery_max_attempts: int = option(3, "Faults in a row that are recovered from; the next ends the run.", least=0)
     recovery_snapshot_steps: int = option(
         5, "Optimizer steps between copies of the state (two are held in memory).", least=1
     )
@@ -139,11 +137,8 @@ class RookWorldGRPOConfig(GRPOConfig):
     )
     recovery_mode: bool = option(
         False,
-        "Go on from the newest stable checkpoint at half the learning rate and twice the KL penalty; give it once, "
+        "Go on from the newest checkpoint but one at half the learning rate and twice the KL penalty; give it once, "
         "after a run has diverged, and `auto_resume` from then on.",
-    )
-    stable_after_steps: int = option(
-        10, "Healthy optimizer steps that must follow a checkpoint to make it stable; 0: never.", least=0
     )
 
     # KL to the reference; formulas, biases and sources in `rookworld_trl.training.kl`.
@@ -221,7 +216,7 @@ def contradictions(c: RookWorldGRPOConfig) -> Iterator[str]:
     Lines of one form, "field: what is wrong with it. What to do".
     """
     yield from _sampling(c)
-    yield from _checkpoints(c)
+    yield from _weights(c)
     yield from _kl(c)
     if c.objective != "sampled":
         yield from _objective(c)
@@ -230,30 +225,20 @@ def contradictions(c: RookWorldGRPOConfig) -> Iterator[str]:
 
 def _sampling(c: RookWorldGRPOConfig) -> Iterator[str]:
     """Who samples, and that what is sampled is what is scored."""
-    vllm, batching = c.use_vllm, c.use_transformers_continuous_batching
-    own = not vllm and not batching and c.rollout_backend != "transformers"
+    vllm = c.use_vllm
     for name, plain in _WITHOUT_TRUNCATION.items():
         if (getattr(c, name) or plain) != plain:
             yield f"{name}: {SCORED}. Set it to {plain}"
     if set(c.generation_kwargs or {}) - _HARMLESS_GENERATION_KWARGS:
         yield f"generation_kwargs: {SCORED}. Keep none but {', '.join(sorted(_HARMLESS_GENERATION_KWARGS))}"
-    if vllm and batching:
-        yield "use_transformers_continuous_batching: vLLM would sample, and this do nothing. Leave it or `use_vllm` out"
-    if (vllm or batching) and c.rollout_backend not in ("auto", "vllm" if vllm else "transformers"):
-        yield (
-            "rollout_backend: `use_vllm` and `use_transformers_continuous_batching` choose the sampler too. Unset "
-            "them, or leave `rollout_backend` out"
-        )
+    if c.use_transformers_continuous_batching:
+        yield "use_transformers_continuous_batching: rows have settings of their own here. Leave it out"
+    if vllm and c.rollout_backend not in ("auto", "vllm"):
+        yield "rollout_backend: `use_vllm` chooses the sampler too. Unset it, or leave `rollout_backend` out"
     if vllm and c.vllm_mode == "colocate" and not (c.bf16 or c.fp16):
         yield (
             "vllm_mode: TRL starts that engine in the dtype of vLLM's choice, bfloat16, and the loss would be scored "
             "in float32. Set `bf16` to true, or use a server (`vllm_mode: server`) started with `--dtype float32`"
-        )
-    if c.full_determinism and own and on_gpu(c):
-        yield (
-            "full_determinism: this package's own decoding adds up probabilities, which CUDA has no deterministic "
-            "kernel for. Set `rollout_backend` to transformers, or leave it out: the seed decides the samples in any "
-            "case"
         )
     if c.use_peft and c.rollout_backend == "native":
         yield (
@@ -262,36 +247,8 @@ def _sampling(c: RookWorldGRPOConfig) -> Iterator[str]:
         )
 
 
-def _checkpoints(c: RookWorldGRPOConfig) -> Iterator[str]:
-    """Runs of another length than was asked for, or that could not go on from where they were."""
-    if c.max_steps == 0:
-        yield "max_steps: transformers would take `num_train_epochs` in its place. Set it to 1 or more, or leave it out"
-    if str(getattr(c.save_strategy, "value", c.save_strategy)) == "best":
-        yield (
-            "save_strategy: a run that is interrupted between two best steps could not go on from where it was. Set it "
-            "to steps; with `metric_for_best_model` the best checkpoint is kept too"
-        )
-    if c.save_only_model:
-        yield (
-            "save_only_model: a checkpoint without optimizer state cannot be resumed from. Leave it False; the trained "
-            "model is saved by itself at the end"
-        )
-    measured, saved = (c.eval_strategy, c.eval_steps), (c.save_strategy, c.save_steps)
-    if c.metric_for_best_model and measured != saved:
-        yield (
-            "metric_for_best_model: the best checkpoint is known only where each one is measured. Set `eval_strategy` "
-            "and `save_strategy` to steps, and `eval_steps` and `save_steps` to the same number, or leave it out"
-        )
-    if c.metric_for_best_model and c.save_total_limit == 1:
-        yield (
-            "save_total_limit: with `metric_for_best_model` the best checkpoint is kept beside the newest, which a run "
-            "goes on from. Set it to 2 or more, or leave it out"
-        )
-    if c.recovery_mode and c.auto_resume:
-        yield (
-            "recovery_mode: `auto_resume` starts from the newest checkpoint and this from a stable one. Give "
-            "`recovery_mode` once, and `auto_resume` when starting again after that"
-        )
+def _weights(c: RookWorldGRPOConfig) -> Iterator[str]:
+    """Runs that would learn nothing."""
     dtype = dict(c.model_init_kwargs or {}).get("dtype", torch.float32)
     if dtype not in (torch.float32, "float32"):
         yield (
@@ -374,10 +331,9 @@ def check_task_sampling(config: GRPOConfig) -> None:
     mapping = isinstance(by_task, dict) and all(isinstance(own, dict) for own in by_task.values())
     remedy = "write it as {environment: {temperature: 0.7}}"
     require(mapping, "task_sampling", by_task, "settings stand by task", remedy)
-    if by_task and (config.use_vllm or config.use_transformers_continuous_batching):
-        problem = "vLLM and continuous batching take one setting for all rows"
-        remedy = "unset `use_vllm` and `use_transformers_continuous_batching`, or leave it out"
-        require(False, "task_sampling", by_task, problem, remedy)
+    if by_task and config.use_vllm:
+        problem = "vLLM takes one setting for all rows"
+        require(False, "task_sampling", by_task, problem, "unset `use_vllm`, or leave it out")
     for task, own in dict(by_task).items():
         for name, value in own.items():
             field = f"task_sampling[{task}].{name}"
@@ -388,9 +344,5 @@ def check_task_sampling(config: GRPOConfig) -> None:
                 limit = config.max_completion_length or 0
                 fits = isinstance(value, int) and 1 <= value <= limit
                 require(fits, field, value, "it lies outside 1 to `max_completion_length`", f"use at most {limit}")
-            elif name in _WITHOUT_TRUNCATION:
-                # Renormalising over what a truncated sampler kept would make the loss exact for the sampling policy
-                # only: after an update, tokens that were sampled may lie outside the new policy's cut, at ratio 0.
-                require(value == _WITHOUT_TRUNCATION[name], field, value, SCORED, "leave it out")
             else:
                 require(False, field, value, "no such setting", "use temperature or max_completion_length")

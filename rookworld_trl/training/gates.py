@@ -202,7 +202,7 @@ def padding_gate(score: Score, model: nn.Module, batch: Batch, temperature: floa
         bounds.measure(torch.cat(deviations)),
         bounds.logp,
         "Padded rows are scored at other positions than the same rows alone: call `install_position_hook` of "
-        "`rookworld_trl.modeling.positions` on the policy and on the reference",
+        "`rookworld_trl.modeling.hooks` on the policy and on the reference",
     )
 
 

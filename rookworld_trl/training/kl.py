@@ -178,9 +178,7 @@ class KLController(Remembers):
         self.beta = min(self.maximum, max(self.minimum, self.beta))
 
 
-# What `--recovery_mode` does, each time it is given.
-RECOVERY_BETA = 2.0
-RECOVERY_TARGET = 0.5
+RECOVERY_BETA = 2.0  # what `--recovery_mode` multiplies the coefficient by
 
 
 class KLPenalty:
@@ -212,15 +210,6 @@ class KLPenalty:
         self.last: tuple[float, torch.Tensor] | None = None
         self._sums: list[torch.Tensor] = []  # (KL, tokens) of the present step's micro-batches
         self._sequences: list[torch.Tensor] = []  # |log-ratio| of their completions
-
-    def tighten(self, recoveries: int, new: int) -> None:
-        """What `--recovery_mode` does: to the target for each of so many restarts, to the coefficient for each new."""
-        controller = self.controller
-        controller.target = self.args.kl_target * RECOVERY_TARGET**recoveries
-        if new:
-            controller.beta *= RECOVERY_BETA**new
-            if controller.control != "fixed":
-                controller.beta = min(self.args.beta_max, controller.beta)
 
     def __call__(self, scored: Scored, batch: dict[str, Any], scale: Scale) -> torch.Tensor:
         """The term of one micro-batch, with the weights that the loss gives its other terms.

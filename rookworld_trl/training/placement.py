@@ -19,7 +19,6 @@ from rookworld_trl.settings.parser import require
 
 LAUNCHED_PRECISION = "ACCELERATE_MIXED_PRECISION"  # set by every kind of `accelerate launch`
 GIVE_BACK_STEPS = 4  # each costs a twentieth of a second or two, and fresh pages for the step after it
-DRIVERS = {"12": "525", "13": "580"}  # the oldest of NVIDIA's Linux drivers, by the CUDA that torch is built for
 
 
 def set_attention(model: Any, name: str) -> None:
@@ -101,7 +100,10 @@ def arrange(config: GRPOConfig, accelerator: Any, policy: Any, reference: Any, s
     if home.type == "cpu":
         keep_freed_memory()
     keep_float32(config, accelerator)
-    compile_checkpoints(config)
+    if config.torch_compile and config.activation_checkpointing:
+        # Numbers in the code become constants: with `dynamic` they are inputs, which dynamo (PyTorch 2.13) cannot hand
+        # into a second checkpointed block; it stops at GELU's `math.pi` with an AssertionError.
+        torch._dynamo.config.specialize_float = True
     for model in (policy, reference):
         # Unwrapped: the `config` of DeepSpeed's engine is its own.
         plain = None if model is None else accelerator.unwrap_model(model)
@@ -152,7 +154,17 @@ def follow_launcher(config: Any) -> None:
         f"`accelerate launch` was to train on a GPU, and {missing}",
         "give `--use_cpu true` to train on the CPU",
     )
-    follow_precision(config, precision)
+    if config.bf16 is None and not config.fp16 and precision == "bf16":
+        config.bf16 = True
+    require(
+        precision != "fp16" or config.fp16 or config.bf16 is True,
+        "fp16",
+        config.fp16,
+        "`accelerate launch` was told `mixed_precision` fp16",
+        "give `--fp16 true`, or `--mixed_precision no` to accelerate",
+    )
+    if precision and config.bf16 is False and not config.fp16:  # accelerate takes its word where no other is named
+        os.environ[LAUNCHED_PRECISION] = "no"
     launched = TorchDynamoPlugin()
     on = launched.backend != DynamoBackend.NO
     backend = config.torch_compile_backend or (launched.backend.value.lower() if on else None)
@@ -163,40 +175,12 @@ def follow_launcher(config: Any) -> None:
     config.torch_compile_backend, config.torch_compile_mode = (backend, mode) if config.torch_compile else (None, None)
 
 
-def follow_precision(config: Any, launched: str | None) -> None:
-    """`bf16` as the launcher says where nobody else does; the launcher's word goes where the fields say float32, since
-    accelerate takes it wherever transformers names no other.
-
-    Raises:
-        ValueError: the launcher says fp16, which has a field that says no.
-    """
-    if config.bf16 is None and not config.fp16 and launched == "bf16":
-        config.bf16 = True
-    require(
-        launched != "fp16" or config.fp16 or config.bf16 is True,
-        "fp16",
-        config.fp16,
-        "`accelerate launch` was told `mixed_precision` fp16",
-        "give `--fp16 true`, or `--mixed_precision no` to accelerate",
-    )
-    if launched and config.bf16 is False and not config.fp16:
-        os.environ[LAUNCHED_PRECISION] = "no"
-
-
 def missing_gpu() -> str | None:
-    """Why torch sees no GPU, and what it would take; None where it sees one."""
+    """What may be why torch sees no GPU; None where it sees one."""
     if torch.accelerator.is_available():
         return None
-    if torch.version.cuda is None:
-        return f"this PyTorch ({torch.__version__}) is built without CUDA: install the build with it (docs/gpus.md)"
-    if os.environ.get("CUDA_VISIBLE_DEVICES", "0") in ("", "-1"):
-        return "CUDA_VISIBLE_DEVICES hides all of them: unset it"
-    least = DRIVERS.get(torch.version.cuda.split(".")[0])
-    wanted = f"NVIDIA's driver {least} or a newer one" if least else "a newer driver of NVIDIA's"
-    return (
-        f"this PyTorch ({torch.__version__}, for CUDA {torch.version.cuda}) sees none: it wants {wanted}, and "
-        "`nvidia-smi` shows the one that is there"
-    )
+    build = f"this PyTorch ({torch.__version__}, CUDA {torch.version.cuda})"
+    return f"{build} sees none: a build without CUDA, an old driver or CUDA_VISIBLE_DEVICES may hide it (docs/gpus.md)"
 
 
 def agree_on_tf32(config: Any) -> None:
@@ -225,16 +209,6 @@ def keep_float32(config: Any, accelerator: Any) -> None:
     its three digits."""
     if config.torch_compile and accelerator.mixed_precision == "no" and not config.tf32:
         torch.set_float32_matmul_precision("highest")  # by both of torch's switches
-
-
-def compile_checkpoints(config: Any) -> None:
-    """Make constants of the numbers in the code of a compiled model whose blocks are checkpointed.
-
-    With `dynamic` they become inputs, which dynamo (PyTorch 2.13) cannot hand into a second checkpointed block: it
-    stops at GELU's `math.pi` with an AssertionError.
-    """
-    if config.torch_compile and config.activation_checkpointing:
-        torch._dynamo.config.specialize_float = True
 
 
 def compiled_graphs() -> int:

@@ -99,10 +99,10 @@ def check_plugins(args: Any, plugins: Sequence[Plugin]) -> None:
     sources = [plugin.NAME for plugin in on if plugin.SOURCE]
     if len(sources) > 1:
         raise ValueError(f"`{sources[0]}` and `{sources[1]}` both choose the prompts. Leave one of them out")
-    if sources and (args.use_vllm or args.use_transformers_continuous_batching):
+    if sources and args.use_vllm:
         raise ValueError(
-            f"`{sources[0]}` goes with neither vLLM nor continuous batching, which take one setting for whole batches. "
-            "Unset `use_vllm` and `use_transformers_continuous_batching`, or leave it out"
+            f"`{sources[0]}` goes not with vLLM, which takes one setting for whole batches. Unset `use_vllm`, or leave "
+            "it out"
         )
     for plugin in on:
         for line in plugin.refusals(args, [other.NAME for other in on if other is not plugin]):

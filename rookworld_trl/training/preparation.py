@@ -18,9 +18,8 @@ from trl.import_utils import is_vllm_available
 from trl.trainer import grpo_trainer
 
 from rookworld_trl.checkpointing.stopping import check_output_dir, needs_disk
-from rookworld_trl.modeling.hooks import replaced
+from rookworld_trl.modeling.hooks import install_position_hook, replaced
 from rookworld_trl.modeling.hub import hide_token
-from rookworld_trl.modeling.positions import install_position_hook
 from rookworld_trl.training.config import RookWorldGRPOConfig
 
 
@@ -230,7 +229,7 @@ def choose_rollout_backend(args: RookWorldGRPOConfig, model: Any, eos_token_ids:
         return args.rollout_backend
     if args.use_vllm:
         return "vllm"
-    return "native" if native and not args.use_transformers_continuous_batching else "transformers"
+    return "native" if native else "transformers"
 
 
 def check_context(config: Any, longest_prompt: int, max_completion_length: int) -> None:

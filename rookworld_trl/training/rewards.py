@@ -1,75 +1,21 @@
 """Between the reward functions and the advantages: what is no number is left out, what is absurd is cut, all counted.
 
 One infinite reward would make its group's mean infinite and, with `scale_rewards="none"`, its advantages as large as
-float32 goes. And a reward function that raises in one process would leave the others waiting for it.
+float32 goes.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import torch
-from accelerate.utils import gather
 from transformers.utils import logging
-
-from rookworld_trl import ranks
-from rookworld_trl.modeling.completions import completion_texts
 
 logger = logging.get_logger(__name__)
 
 
-class RewardCaller:
-    """Rewards of a batch by texts that hide nothing: TRL's leave special tokens out and don't say whether they ended.
-
-    Args:
-        args: the configuration.
-        accelerator: processes fail together.
-        tokenizer: makes the texts.
-        eos_token_ids: tokens that end a completion.
-        weights: (functions,), of each function's rewards.
-    """
-
-    def __init__(
-        self, args: Any, accelerator: Any, tokenizer: Any, eos_token_ids: Sequence[int], weights: torch.Tensor
-    ):
-        self.args, self.accelerator, self.tokenizer = args, accelerator, tokenizer
-        self.eos_token_ids, self.weights = eos_token_ids, weights
-
-    def combined(self, per_function: torch.Tensor) -> torch.Tensor:
-        """One reward (N,) for each completion, from those of the functions (N, functions)."""
-        return combine_rewards(per_function, self.weights.to(per_function.device))
-
-    def __call__(
-        self, calculate: Callable[..., torch.Tensor], rows: list[dict[str, Any]], completion_ids: Any, functions: int
-    ) -> tuple[torch.Tensor, dict[str, int]]:
-        """See `screened`.
-
-        Args:
-            calculate: TRL's `_calculate_rewards`.
-            functions: how many there are.
-
-        Raises:
-            Exception: what a reward function raised, in its own process; the others raise a RuntimeError with its
-                traceback at the same time.
-        """
-        error, prompts = None, [row["prompt"] for row in rows]
-        completions: list[Any] = completion_texts(self.tokenizer, completion_ids, self.eos_token_ids)
-        for number, prompt in enumerate(prompts):
-            if not isinstance(prompt, str):  # a conversation, which the completion continues
-                completions[number] = [{"role": "assistant", "content": completions[number]}]
-        try:
-            rewards = calculate(rows, prompts, completions, completion_ids)
-        except Exception as raised:
-            # TRL gathers the rewards at its end: there the others are waiting.
-            blank = torch.full((len(rows), functions), torch.nan, device=self.accelerator.device)
-            error, rewards = raised, gather(blank)
-        ranks.fail_together(error, "a reward function")
-        return screened(rewards, self.args.reward_limit)
-
-
 def combine_rewards(per_function: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     """Weighted sum (N,) of the rewards (N, F) that apply; NaN where none does."""
-    total = (per_function * weights).nansum(dim=1)
+    total = (per_function * weights.to(per_function.device)).nansum(dim=1)
     return total.masked_fill(per_function.isnan().all(dim=1), torch.nan)
 
 

@@ -37,12 +37,10 @@ class SupervisedConfig(SFTConfig):
     """
 
     auto_resume: ClassVar[bool] = True  # what `rookworld_trl.checkpointing` asks for
-    stable_after_steps: ClassVar[int] = 10
 
     recovery_mode: bool = option(
         False,
-        "Go on from the newest stable checkpoint, one that ten healthy steps have followed, at half the learning "
-        "rates; give it once, after a run has diverged.",
+        "Go on from the newest checkpoint but one, at half the learning rates; give it once, after a run has diverged.",
     )
     # TRL's default is True under this old name, of which transformers warns.
     gradient_checkpointing: bool | None = option(

@@ -18,10 +18,11 @@ from transformers.utils import logging
 from rookworld_trl import ranks
 from rookworld_trl.checkpointing.state import Stateful
 from rookworld_trl.checkpointing.trainer import DurableGRPOTrainer
+from rookworld_trl.modeling.completions import completion_texts
 from rookworld_trl.training import gates, loss, placement, scoring
 from rookworld_trl.training.config import RookWorldGRPOConfig
 from rookworld_trl.training.exact import ExactObjective, FindPoints, check_points
-from rookworld_trl.training.kl import KLPenalty
+from rookworld_trl.training.kl import RECOVERY_BETA, KLPenalty
 from rookworld_trl.training.loss import EntropyBonus, Scale, Scored
 from rookworld_trl.training.plugin import SIDES, Plugin, Row, check_plugins, settings_of
 from rookworld_trl.training.preparation import (
@@ -30,8 +31,8 @@ from rookworld_trl.training.preparation import (
     trl_built_here,
     weights_on_disk,
 )
-from rookworld_trl.training.recovery import Guard, LearningRateCut, no_rewards
-from rookworld_trl.training.rewards import RewardCaller, by_task
+from rookworld_trl.training.recovery import NO_REWARDS, Diverged, Guard
+from rookworld_trl.training.rewards import by_task, combine_rewards, screened
 from rookworld_trl.training.sampler import Sampler, Samples
 from rookworld_trl.training.scoring import Scorer
 
@@ -101,7 +102,6 @@ class RookWorldGRPOTrainer(DurableGRPOTrainer):
         if find_points is not None:
             seams = (find_points, tokenizer.decode, self._trained, self.record)
             self.exact = ExactObjective(args, accelerator, policy, self.scorer, *seams)
-        self.rewards = RewardCaller(args, accelerator, tokenizer, self.eos_token_ids, self.reward_weights)
         self.kl = KLPenalty(args, accelerator, self.scorer)
         self.entropy = EntropyBonus(args)
         self.use_adaptive_entropy = False  # TRL's own, which it would write into checkpoints beside ours
@@ -115,24 +115,11 @@ class RookWorldGRPOTrainer(DurableGRPOTrainer):
             name, part = plugin.STATE or plugin.NAME, plugin.undone()
             self.learning |= {} if part is None else {name: part}
             self.controls |= {name: plugin} if plugin.keeps_state else {}
-        self.controls["recovery"] = self.learning_rate_cut = LearningRateCut(args.recovery_max_attempts)
         self.guard: Guard | None = None
         if args.recovery and self.sharded:
             logger.warning("`recovery` is off: it keeps whole states in memory, and these weights are sharded")
         elif args.recovery:
-            self.guard = Guard(
-                args,
-                accelerator,
-                policy,
-                self.ref_model,
-                tokenizer,
-                self.learning,
-                self.learning_rate_cut,
-                save=self.save_special,
-                running_loss=lambda: self._tr_loss,
-                on_fault=self._drop_samples,
-                record=self.record,
-            )
+            self.guard = self.controls["recovery"] = Guard(self, self.learning)
         for callback in filter(None, (*self.plugins, self.guard)):  # it keeps what they have made of a step
             self.add_callback(callback)
         self._drawn: Samples | None = None  # what a plug-in has sampled for the present batch
@@ -159,7 +146,7 @@ class RookWorldGRPOTrainer(DurableGRPOTrainer):
         per_function = self._screened(rows, drawn.completion_ids)
         self._pending_metrics.clear()
         self._pending_extra_logs.clear()
-        return self.rewards.combined(per_function).double().cpu().numpy()
+        return combine_rewards(per_function, self.reward_weights).double().cpu().numpy()
 
     def mine(self, rows: list[Row]) -> slice:
         """This process's part of what is gathered from all."""
@@ -252,9 +239,11 @@ class RookWorldGRPOTrainer(DurableGRPOTrainer):
         """Rewards (N, functions) of all processes, NaN where a function gave no usable number."""
         per_function = self._screened(inputs, completion_ids_list)
         training, metrics, tasks = self.model.training, self._metrics[self._mode], self.tasks(inputs)
-        rewards = self._rewards = self.rewards.combined(per_function)
+        rewards = self._rewards = combine_rewards(per_function, self.reward_weights)
         if training and bool(rewards.isnan().all()):
-            no_rewards(self.guard, self.state.global_step + 1)
+            if self.guard is None:
+                raise Diverged(self.state.global_step + 1, "rewards of all completions not finite", NO_REWARDS)
+            self.guard.no_rewards()
         for plugin in self.plugins if training else ():
             plugin.rewarded(inputs, rewards)
         generations = self.num_generations if training else self.num_generations_eval
@@ -264,21 +253,35 @@ class RookWorldGRPOTrainer(DurableGRPOTrainer):
         return per_function
 
     def _screened(self, inputs: list[Row], completion_ids: list[list[int]]) -> torch.Tensor:
-        calculate, count = super()._calculate_rewards, len(self.reward_funcs)
-        started = time.perf_counter()
-        per_function, counts = self.rewards(calculate, inputs, completion_ids, count)
+        """Rewards (N, functions) by texts that hide nothing: TRL's leave special tokens out and don't say whether they
+        ended.
+
+        Raises:
+            Exception: what a reward function raised, in its own process; the others raise a RuntimeError with its
+                traceback at the same time.
+        """
+        started, error, prompts = time.perf_counter(), None, [row["prompt"] for row in inputs]
+        texts: list[Any] = completion_texts(self.processing_class, completion_ids, self.eos_token_ids)
+        for number, prompt in enumerate(prompts):
+            if not isinstance(prompt, str):  # a conversation, which the completion continues
+                texts[number] = [{"role": "assistant", "content": texts[number]}]
+        try:
+            rewards = super()._calculate_rewards(inputs, prompts, texts, completion_ids)
+        except Exception as raised:  # TRL gathers the rewards at its end: there the others are waiting
+            blank = torch.full((len(inputs), len(self.reward_funcs)), torch.nan, device=self.accelerator.device)
+            error, rewards = raised, self.accelerator.gather(blank)
+        ranks.fail_together(error, "a reward function")
+        rewards, counts = screened(rewards, self.args.reward_limit)
         self._ended("rewards", started)
         for name, count in counts.items():
             self._metrics[self._mode][f"rewards/{name}"].append(count)
-        return per_function
+        return rewards
 
     def _pass_gates(self, batch: Row) -> None:
         """Measure the gates on the first batch, and go on only if they hold."""
         results = self.gates.measure(batch, self.state.global_step)
         for result in results:
             self.record(f"gates/{result.gate}", result.measured)
-        if self.guard and self.guard.excuses(results):
-            return  # nothing was measured: the next batch has to pass them
         gates.enforce(results)
         self.gates.pending = False
 
@@ -346,9 +349,8 @@ class RookWorldGRPOTrainer(DurableGRPOTrainer):
             self.guard.check_weights()
         super()._maybe_log_save_evaluate(*args, **kwargs)
 
-    def _drop_samples(self, step: int) -> None:
-        """A fault has been found in this step: what was computed from the state before goes, new samples are drawn."""
-        self.last_fault = step
+    def _drop_samples(self) -> None:
+        """A fault has been found: what was computed from the state before goes, new samples are drawn."""
         self._buffered_inputs = None
         self.entropy.drop()
 
@@ -356,5 +358,5 @@ class RookWorldGRPOTrainer(DurableGRPOTrainer):
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is not None:
-            self.kl.tighten(self.identity.recoveries, self.identity.new_recoveries)
+        if checkpoint is not None and self.args.recovery_mode:
+            self.kl.controller.beta *= RECOVERY_BETA

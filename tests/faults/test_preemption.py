@@ -2,8 +2,6 @@
 
 import os
 import signal
-import subprocess
-import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -13,8 +11,6 @@ import pytest
 from rookworld_trl.checkpointing.stopping import SIGNALS, Preemption
 from tests.support.checkpoint_diff import differences
 from tests.support.toy import make_trainer
-
-ROOT = Path(__file__).parents[2]
 
 
 def signalling(phase: str, step: int, number: int, trainer: Any) -> None:
@@ -45,7 +41,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         ("_calculate_rewards", signal.SIGINT),
         pytest.param("_prepare_inputs", signal.SIGTERM, marks=pytest.mark.slow),
-        pytest.param("_get_grad_norm", signal.SIGHUP, marks=pytest.mark.slow),
+        pytest.param("_get_grad_norm", signal.SIGUSR1, marks=pytest.mark.slow),
     ],
 )
 def test_a_signal_saves_and_the_run_goes_on_exactly(whole: Path, tmp_path: Path, phase: str, number: int) -> None:
@@ -67,7 +63,7 @@ def send(number: int) -> None:
     os.kill(os.getpid(), number)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])
+@pytest.mark.parametrize("number", SIGNALS)
 def test_each_signal_is_noted_and_a_ctrl_c_after_it_stops_at_once(
     number: signal.Signals, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -82,8 +78,8 @@ def test_each_signal_is_noted_and_a_ctrl_c_after_it_stops_at_once(
             assert preemption.signal == number.name
         with pytest.raises(KeyboardInterrupt):
             send(signal.SIGINT)
-    said = [f"{number.name}: finishing this step and saving; Ctrl-C ends at once, without saving"]
-    assert capfd.readouterr().err.split("\n") == ["", *said, "", "SIGINT: ending without saving", ""]
+    said = f"{number.name}: finishing this step and saving; Ctrl-C ends at once, without saving"
+    assert capfd.readouterr().err == f"\n{said}\n"
     assert [signal.getsignal(each) for each in SIGNALS] == before
     with preemption.watching():
         assert preemption.signal == ""
@@ -92,9 +88,8 @@ def test_each_signal_is_noted_and_a_ctrl_c_after_it_stops_at_once(
             send(signal.SIGINT)
 
 
-def test_what_is_ignored_stays_ignored_and_other_threads_handle_nothing() -> None:
-    """As `nohup` has it."""
-    before, seen = signal.signal(signal.SIGHUP, signal.SIG_IGN), []
+def test_other_threads_handle_nothing() -> None:
+    seen = []
 
     def work() -> None:
         with Preemption().watching():
@@ -103,60 +98,4 @@ def test_what_is_ignored_stays_ignored_and_other_threads_handle_nothing() -> Non
     thread = threading.Thread(target=work)
     thread.start()
     thread.join()
-    try:
-        preemption = Preemption()
-        with preemption.watching():
-            send(signal.SIGHUP)
-            assert preemption.signal == ""
-    finally:
-        signal.signal(signal.SIGHUP, before)
     assert seen == [signal.getsignal(signal.SIGTERM)]
-
-
-def test_an_evaluation_ends_at_once() -> None:
-    preemption, done = Preemption(), []
-
-    def work() -> str:
-        done.append("begun")
-        try:
-            send(signal.SIGTERM)
-        except Exception:  # a signal is no error that anybody may get over
-            return "swallowed"
-        return "ended"
-
-    with preemption.watching():
-        assert preemption.until_signalled(lambda: "whole") == "whole"
-        assert preemption.until_signalled(work) is None
-        assert preemption.until_signalled(work) is None  # not even begun
-        assert (preemption.signal, done) == ("SIGTERM", ["begun"])
-        send(signal.SIGTERM)  # again just noted
-
-
-HANGS_UP = """
-import os, pty, signal, sys, time
-from rookworld_trl.checkpointing.stopping import Preemption
-result = sys.argv[1]
-process, terminal = pty.fork()
-if process:
-    os.read(terminal, 100)
-    os.close(terminal)  # the window is closed
-    os.waitpid(process, 0)
-else:
-    preemption = Preemption()
-    with preemption.watching():
-        print("ready", flush=True)
-        while not preemption.signal:
-            time.sleep(0.01)
-        for _ in range(3):
-            print("step", flush=True)
-            print("step", file=sys.stderr, flush=True)
-        with open(result, "w") as file:
-            file.write(preemption.signal)
-    os._exit(0)
-"""
-
-
-def test_a_closed_terminal_does_not_end_the_step(tmp_path: Path) -> None:
-    result = tmp_path / "result"
-    subprocess.run([sys.executable, "-c", HANGS_UP, str(result)], timeout=60, check=True, cwd=ROOT)
-    assert result.read_text() == "SIGHUP"

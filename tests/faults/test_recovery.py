@@ -2,7 +2,7 @@
 
 import json
 import math
-import os
+import random
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +10,11 @@ import pytest
 import torch
 from torch import nn
 
+from rookworld_trl.checkpointing.resume import scale_learning_rate
 from rookworld_trl.checkpointing.state import copy_tree, finite
 from rookworld_trl.checkpointing.store import newest_valid
 from rookworld_trl.training import RookWorldGRPOTrainer
-from rookworld_trl.training.recovery import (
-    Attempts,
-    Diverged,
-    LearningRateCut,
-    Snapshots,
-    finite_logits,
-    load_optimizer,
-)
-from tests.support.disk import full_disk
+from rookworld_trl.training.recovery import GOOD_STEPS, Diverged, Snapshots, finite_logits, load_optimizer
 from tests.support.injection import STATE, Injector, hash_of
 from tests.support.toy import make_trainer
 
@@ -29,7 +22,6 @@ NAN, INF = math.nan, math.inf
 
 # Kinds, in the order of their steps, with what must be found; further findings of the same step are fine.
 KINDS = {
-    "log-probs": "gates",  # in the first step: gates that measure NaN refuse the step, not the run
     "loss": "loss",
     "loss value": "loss",
     "gradient": "gradient",
@@ -65,7 +57,7 @@ def spread(kinds: Any, every: int = 4) -> list[tuple[int, int, str]]:
     [
         (KINDS, {}),
         pytest.param(
-            {"sampling": "sampling", "reference": "reference", "coefficient": "loss"},
+            {"sampling": "sampling", "coefficient": "loss"},
             {"rollout_backend": "transformers", "mining": True},
             marks=pytest.mark.slow,
         ),
@@ -75,7 +67,7 @@ def spread(kinds: Any, every: int = 4) -> list[tuple[int, int, str]]:
             marks=pytest.mark.slow,
         ),
         pytest.param(
-            {"loss": "loss", "weight": "weights", "baseline": "controls"},
+            {"loss": "loss", "weight": "weights"},
             {"num_iterations": 2, "advantage_baseline": "ema"},
             marks=pytest.mark.slow,
         ),
@@ -89,7 +81,6 @@ def test_faults_that_pass(kinds: dict[str, str], options: dict[str, Any], tmp_pa
     assert [(event["step"], event["attempt"]) for event in found] == [(step, 1) for _, step, _ in plan]
     for event, name in zip(found, kinds.values(), strict=True):
         assert name in event["faults"], event
-        assert event["faults"][name] == [0]
     assert all(injector.finite.values())
     assert trainer.state.global_step == len(injector.finite) == plan[-1][1] + 3
     assert len(set(list(injector.hashes.values())[-3:])) == 3  # it goes on learning
@@ -123,8 +114,7 @@ def test_back_to_the_last_state_that_had_a_good_step_after_it(tmp_path: Path) ->
     assert len({hashes[step] for step in (1, 2, 3, 4, 6, 7)}) == 6
     assert injector.rates == pytest.approx({1: 1e-2, 2: 1e-2, 3: 1e-2, 4: 1e-2, 5: 5e-3, 6: 5e-3, 7: 5e-3, 8: 5e-3})
     assert events(tmp_path)[0]["back_to_step"] == 3
-    assert trainer.state.global_step - trainer.last_fault == 3
-    assert trainer.learning_rate_cut.state_dict() == {"scale": 0.5}
+    assert trainer.guard.state_dict() == {"scale": 0.5}
 
 
 def test_moments_and_controls_go_back_too(tmp_path: Path) -> None:
@@ -151,14 +141,14 @@ def test_moments_and_controls_go_back_too(tmp_path: Path) -> None:
 
 
 def test_a_skipped_step_does_not_count_for_the_rate(tmp_path: Path) -> None:
-    """Steps 2 and 3 are above the KL's band, so the rate is halved; step 4 is, and 5, but both are undone: the guard
-    halves it, and 6 and 7 are the next two. The scale stays with the rates that are in force."""
+    """Steps 2 and 3 are above the KL's band, so the rate is halved; 5 is undone, for which the guard halves it; with 4
+    and 6 it is halved again, and with 7 and 8."""
     settings = {"lr_control": "kl", "kl_target": 1e-9, "kl_interval": 2, "recovery_snapshot_steps": 1}
     trainer, injector = run_with([(0, 5, "gradient")], tmp_path, **settings)
-    rates = {1: 1e-2, 2: 1e-2, 3: 5e-3, 4: 5e-3, 5: 2.5e-3, 6: 2.5e-3, 7: 1.25e-3, 8: 1.25e-3}
+    rates = {1: 1e-2, 2: 1e-2, 3: 5e-3, 4: 5e-3, 5: 2.5e-3, 6: 1.25e-3, 7: 1.25e-3, 8: 6.25e-4}
     assert injector.rates == pytest.approx(rates)
-    assert trainer.plugins[0].state_dict() == {"scale": 0.25, "above": 1, "within": 0}
-    assert trainer.learning_rate_cut.scale == 0.5
+    assert trainer.plugins[0].state_dict() == {"scale": 0.125, "above": 0, "within": 0}
+    assert trainer.guard.scale == 0.5
 
 
 def test_the_fourth_failure_in_a_row_ends_the_run(tmp_path: Path) -> None:
@@ -180,23 +170,7 @@ def test_the_fourth_failure_in_a_row_ends_the_run(tmp_path: Path) -> None:
     assert finite(trainer.model.parameters())
     assert [event["attempt"] for event in events(tmp_path)] == [1, 2, 3, 4]
     assert injector.rates == pytest.approx({1: 1e-2, 2: 5e-3, 3: 2.5e-3, 4: 1.25e-3}, rel=1)
-    assert trainer.learning_rate_cut.scale == 1 / 8  # and no lower
-    assert json.loads((tmp_path / "recovery.json").read_text())["attempts"] == 4
-    assert (tmp_path / "recovery-5").is_dir()  # the good state is on disk too
-
-
-def test_attempts_survive_a_restart(tmp_path: Path) -> None:
-    first = make_trainer(tmp_path, max_steps=3, save_strategy="no")
-    Injector(first, [(0, 2, "gradient"), (0, 3, "gradient")])
-    first.train()
-    second = make_trainer(tmp_path, max_steps=9, save_strategy="no", auto_resume=True)  # still the same run
-    Injector(second, [(0, step, "gradient") for step in range(1, 9)])
-    with pytest.raises(Diverged) as caught:
-        second.train()
-    assert caught.value.step == 2  # the third and fourth in a row
-    run_with([(0, 2, "gradient")], tmp_path)  # another run has all its attempts, and is healthy for long enough
-    assert [event["attempt"] for event in events(tmp_path)] == [1, 2, 3, 4, 1]
-    assert json.loads((tmp_path / "recovery.json").read_text()) == {"attempts": 0, "total": 1}
+    assert trainer.guard.scale == 1 / 8  # and no lower
 
 
 @pytest.mark.parametrize(("value", "recovery"), [(NAN, True), (None, False)])
@@ -217,7 +191,7 @@ def test_rewards_that_are_no_numbers_end_the_run_and_are_named(value: Any, recov
 def test_a_state_of_no_use_is_refused_at_the_start(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, save_strategy="no")
     STATE["weight"](trainer)
-    with pytest.raises(Diverged, match=r"weights not finite .* no good state"):
+    with pytest.raises(Diverged, match=r"weights not finite\. There is no good state"):
         trainer.train()
 
 
@@ -239,9 +213,24 @@ def test_weights_broken_behind_a_step(save_strategy: str, steps: int, tmp_path: 
     trainer.train()
     assert all(injector.finite.values())
     assert finite(trainer.model.parameters())
-    assert [event["faults"] for event in events(tmp_path)] == [{"weights": [0]}]
+    assert [event["faults"] for event in events(tmp_path)] == [["weights"]]
     if save_strategy == "steps":
         assert newest_valid(tmp_path) == tmp_path / "checkpoint-3"  # which looks at the weights
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("seed", range(10))
+def test_random_faults_are_recovered_from(seed: int, tmp_path: Path) -> None:
+    """Ten faults of random kinds, some steps apart; of a day when it ran, `benchmarks/results/faults.json` tells."""
+    dice, step, plan = random.Random(seed), 0, []
+    for _ in range(10):
+        step += dice.randint(GOOD_STEPS + 1, 4 * GOOD_STEPS)
+        plan.append((0, step, dice.choice(sorted([*KINDS, "coefficient"]))))
+    trainer, injector = run_with(plan, tmp_path, seed=seed)
+    assert trainer.state.global_step == step + 3
+    assert all(injector.finite.values())
+    assert {event["step"] for event in events(tmp_path)} == {step for _, step, _ in plan}
 
 
 # The parts
@@ -297,22 +286,22 @@ def test_a_restored_optimizer_shares_nothing_with_the_snapshot() -> None:
 
 
 @pytest.mark.parametrize("nested", [False, True])
-def test_the_cut_outlasts_the_schedule(nested: bool) -> None:
-    """Linear from 1 to 0 over 10 steps; halved after 2 of them and after 4, and no more after 5."""
+def test_a_cut_outlasts_the_schedule(nested: bool) -> None:
+    """Linear from 1 to 0 over 10 steps; halved after 2 of them and after 4."""
     weight = nn.Parameter(torch.ones(1))
     optimizer = torch.optim.SGD([weight], lr=1.0)
     schedule: Any = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / 10)
     if nested:
         schedule = torch.optim.lr_scheduler.SequentialLR(optimizer, [schedule], milestones=[])
-    cut, rates = LearningRateCut(2), []
-    for step in range(1, 7):
+    rates = []
+    for step in range(1, 6):
         weight.grad = torch.zeros(1)
         optimizer.step()
-        if step in (2, 4, 5):
-            cut.cut(optimizer, schedule)
+        if step in (2, 4):
+            scale_learning_rate(optimizer, schedule, 0.5)
         schedule.step()
         rates.append(optimizer.param_groups[0]["lr"])
-    assert rates == pytest.approx([0.9, 0.4, 0.35, 0.15, 0.125, 0.1])
+    assert rates == pytest.approx([0.9, 0.4, 0.35, 0.15, 0.125])
 
 
 def test_logits_that_are_no_distribution_are_repaired() -> None:
@@ -332,27 +321,3 @@ def test_logits_that_are_no_distribution_are_repaired() -> None:
         assert model.head(torch.tensor([[INF, 1.0], [-INF, -INF]])).tolist() == [[0, 0], [0, 0]]
     assert [bool(each) for each in repaired] == [False, True, True]
     assert torch.isnan(model.head(torch.tensor([NAN]))).all()  # the hook is gone
-
-
-UNREADABLE = ("", "{", "[]", '{"attempts": "many", "total": 1}', '{"attempts": Infinity, "total": 1}')
-
-
-@pytest.mark.parametrize("content", UNREADABLE)
-def test_a_damaged_count_starts_at_zero(content: str, tmp_path: Path) -> None:
-    (tmp_path / "recovery.json").write_text(content)
-    attempts = Attempts(tmp_path)
-    assert attempts.count == 0
-    attempts.set(1)
-    assert Attempts(tmp_path).count == 1
-
-
-def test_a_full_disk_does_not_stop_counting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    attempts = Attempts(tmp_path)
-    attempts.set(1)
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", full_disk)
-        attempts.set(2)
-    assert Attempts(tmp_path).count == 1  # the file is as it was, and whole
-    assert [path.name for path in tmp_path.iterdir()] == ["recovery.json"]
-    attempts.set(attempts.count + 1)
-    assert json.loads((tmp_path / "recovery.json").read_text()) == {"attempts": 3, "total": 3}

@@ -113,7 +113,7 @@ def on_one_process_only(folder: Path, **options: Any) -> dict[str, list[Any]]:
     if second:
         trainer.progress = full_disk  # type: ignore[method-assign]
     try:
-        trainer.save_special("debug")
+        trainer.save_debug()
         outcome = "saved"
     except CheckpointError:
         outcome = "failed"

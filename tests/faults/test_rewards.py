@@ -5,7 +5,6 @@ import math
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +15,7 @@ from rookworld_trl.chess.rewards import environment_reward, environment_reward_c
 from rookworld_trl.chess.rewards.moves import UNPARSABLE
 from rookworld_trl.modeling.completions import CUT_OFF
 from rookworld_trl.training.gates import FirstBatch
-from rookworld_trl.training.rewards import RewardCaller, screened
+from rookworld_trl.training.rewards import screened
 from rookworld_trl.training.sampler import Sampler, Samples
 from tests.support.toy import make_trainer
 
@@ -79,7 +78,7 @@ def test_a_batch_that_no_function_answers_is_a_step_that_is_skipped(tmp_path: Pa
 
     trainer, advantages = train_with(tmp_path, reward, max_steps=3)
     events = [json.loads(line) for line in (tmp_path / "recovery.jsonl").read_text().splitlines()]
-    assert [(each["step"], each["faults"], each["back_to_step"]) for each in events] == [(2, {"rewards": [0]}, None)]
+    assert [(each["step"], each["faults"], each["back_to_step"]) for each in events] == [(2, ["rewards"], None)]
     assert [bool(batch.any()) for batch in advantages] == [True, False, True]
     assert finite(trainer.model.parameters())
 
@@ -173,17 +172,15 @@ def test_values_in_the_data_that_are_no_numbers_are_named() -> None:
             policy_reward([f"P: {FEN}"], [" M: e1e2 h1h8 E: 0.1 3.0 B: h1h8"], **columns)
 
 
-def test_a_conversation_gets_its_completion_as_a_message(tiny_tokenizer: Any) -> None:
+def test_a_conversation_gets_its_completion_as_a_message(tmp_path: Path) -> None:
     """As TRL gives it, with all of the text that was sampled; a prompt of plain text gets plain text."""
     seen: list[Any] = []
 
-    def calculate(rows: Any, prompts: Any, completions: Any, ids: Any) -> torch.Tensor:
+    def reward(completions: list[Any], **_: Any) -> list[float]:
         seen.extend(completions)
-        return torch.zeros(len(rows), 1)
+        return [0.0] * len(completions)
 
-    eos = tiny_tokenizer.eos_token_id
-    accelerator, args = SimpleNamespace(device=torch.device("cpu")), SimpleNamespace(reward_limit=10.0)
-    caller = RewardCaller(args, accelerator, tiny_tokenizer, [eos], torch.ones(1))
-    ids = [[*tiny_tokenizer("a1")["input_ids"], eos]] * 2
-    caller(calculate, [{"prompt": [{"role": "user", "content": "a"}]}, {"prompt": "a"}], ids, 1)
+    trainer = make_trainer(tmp_path, reward=reward)
+    ids = [[*trainer.processing_class("a1")["input_ids"], trainer.eos_token_ids[0]]] * 2
+    trainer._screened([{"prompt": [{"role": "user", "content": "a"}]}, {"prompt": "a"}], ids)
     assert seen == [[{"role": "assistant", "content": "a1"}], "a1"]

@@ -6,8 +6,7 @@ import pytest
 import torch
 from transformers import GPT2LMHeadModel
 
-from rookworld_trl.modeling.hooks import hooked
-from rookworld_trl.modeling.positions import install_position_hook
+from rookworld_trl.modeling.hooks import hooked, install_position_hook
 
 
 @pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])

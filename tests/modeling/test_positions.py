@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from transformers import GPT2LMHeadModel
 
-from rookworld_trl.modeling.positions import install_position_hook, positions_from_mask
+from rookworld_trl.modeling.hooks import install_position_hook, positions_from_mask
 from tests.support.builders import random_gpt2
 
 

@@ -68,9 +68,8 @@ def test_dropping_groups_that_agree_is_right_for_group_baselines_alone(kind: str
 def batch_of(trainer: RookWorldGRPOTrainer) -> tuple[dict[str, Any], torch.Tensor]:
     """The first generation batch, with each completion's reward."""
     trainer.model.train()
-    combined, seen = trainer.rewards.combined, list[torch.Tensor]()
-    trainer.rewards.combined = lambda each: seen.append(combined(each)) or seen[-1]
-    return trainer._generate_and_score_completions(next(iter(trainer.get_train_dataloader()))), seen[-1]
+    batch = trainer._generate_and_score_completions(next(iter(trainer.get_train_dataloader())))
+    return batch, trainer._rewards
 
 
 @pytest.mark.parametrize("scale", ["none", "group", "batch"])

@@ -80,10 +80,10 @@ def test_rows_of_another_number_of_stages_are_refused(rows: Dataset) -> None:
             Stages(wrong, [(1, None), (2, None)])
 
 
-@pytest.mark.parametrize(("batching", "others"), [(False, 2), (True, 1)])
-def test_what_stages_do_not_go_together_with(rows: Dataset, batching: bool, others: int) -> None:
-    args = RookWorldGRPOConfig(use_cpu=True, use_transformers_continuous_batching=batching)
-    with pytest.raises(ValueError, match=r"`stages` (and `stages` both choose|goes with neither vLLM)"):
+@pytest.mark.parametrize(("vllm", "others"), [(False, 2), (True, 1)])
+def test_what_stages_do_not_go_together_with(rows: Dataset, vllm: bool, others: int) -> None:
+    args = RookWorldGRPOConfig(use_cpu=True, use_vllm=vllm, vllm_mode="server")
+    with pytest.raises(ValueError, match=r"`stages` (and `stages` both choose|goes not with vLLM)"):
         check_plugins(args, [Stages(rows, [(1, None), (2, None)])] * others)
 
 

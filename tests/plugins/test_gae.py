@@ -77,9 +77,8 @@ def test_value_head_leaves_the_global_generator_alone() -> None:
 def batch_of(trainer: RookWorldGRPOTrainer) -> tuple[dict[str, Any], torch.Tensor]:
     """The first generation batch, with each completion's reward."""
     trainer.model.train()
-    combined, seen = trainer.rewards.combined, list[torch.Tensor]()
-    trainer.rewards.combined = lambda each: seen.append(combined(each)) or seen[-1]
-    return trainer._generate_and_score_completions(next(iter(trainer.get_train_dataloader()))), seen[-1]
+    batch = trainer._generate_and_score_completions(next(iter(trainer.get_train_dataloader())))
+    return batch, trainer._rewards
 
 
 def test_first_gae_advantages_by_hand(make_trainer: Make) -> None:

@@ -34,13 +34,9 @@ def test_the_rate_control_by_hand() -> None:
 
 
 def test_a_controlled_rate_in_a_run(make_trainer: Callable[..., Any]) -> None:
-    """The recovery's own cut multiplies it."""
     constant = {"learning_rate": 1e-2, "lr_scheduler_type": "constant", "max_steps": 6}
     trainer = make_trainer(lr_control="kl", kl_target=1e-9, kl_interval=2, **constant)
     trainer.train()
     # The first step starts at the reference: its KL is 0. So steps 2 and 3, and 4 and 5, are above.
     assert rates(trainer) == pytest.approx([1e-2, 1e-2, 1e-2, 5e-3, 5e-3, 2.5e-3])
     assert [row["kl/rate_scale"] for row in trainer.state.log_history if "kl/rate_scale" in row][-1] == 0.25
-    before = trainer.optimizer.param_groups[0]["lr"]
-    trainer.learning_rate_cut.cut(trainer.optimizer, trainer.lr_scheduler)
-    assert trainer.optimizer.param_groups[0]["lr"] == pytest.approx(before / 2)

@@ -35,7 +35,6 @@ CONTROLS: dict[str, Any] = {
     "kl_warmup_steps": 2,
     "task_sampling": {"environment": {"temperature": 0.8, "max_completion_length": 60}},
     "recovery_snapshot_steps": 2,
-    "stable_after_steps": 3,
     "lr_schedule": "advanced",
     "faults": {4: "loss", 9: "rewards"},
 }

@@ -32,10 +32,6 @@ def blow_weights_up(trainer: Any) -> None:
     trainer.model.transformer.wte.weight.data.mul_(1e30)
 
 
-def poison_reference(trainer: Any) -> None:
-    trainer.ref_model.transformer.ln_f.weight.data[0] = NAN
-
-
 def poison_moments(trainer: Any) -> None:
     """Only the update made from it is broken."""
     optimizer = trainer.optimizer.optimizer
@@ -46,12 +42,6 @@ def poison_coefficient(trainer: Any) -> None:
     trainer.kl.controller.beta = NAN
 
 
-def poison_baseline(trainer: Any) -> None:
-    """Advantages of NaN would become 0 for good, and nobody would see it."""
-    means = plugin_of(trainer, "advantage_baseline").means
-    means.update(dict.fromkeys(means, NAN))
-
-
 def poison_value_head(trainer: Any) -> None:
     plugin_of(trainer, "use_gae").head.net[1].weight.data[0, 0] = NAN
 
@@ -60,10 +50,8 @@ STATE: dict[str, Callable[[Any], None]] = {
     "weight": poison_weight,
     "unused weight": poison_unused_weight,
     "huge weights": blow_weights_up,
-    "reference": poison_reference,
     "moments": poison_moments,
     "coefficient": poison_coefficient,
-    "baseline": poison_baseline,
     "value head": poison_value_head,
 }
 
@@ -88,7 +76,6 @@ class Injector(TrainerCallback):
         self.rates: dict[int, float] = {}
         self._wrap("_compute_loss", self._loss)
         self._wrap("training_step", self._training_step)
-        self._wrap("_get_per_token_logps_and_entropies", self._logps)
         trainer.reward_funcs = [self._reward(function) for function in trainer.reward_funcs]
         trainer.model.transformer.register_forward_hook(self._hidden)
         trainer.add_callback(self)
@@ -106,10 +93,6 @@ class Injector(TrainerCallback):
         if "gradient" in self.armed:
             next(self.trainer.model.parameters()).grad[0, 0] = INF
         return torch.full_like(loss, INF) if "loss value" in self.armed else loss
-
-    def _logps(self, original: Any, *args: Any, **kwargs: Any) -> Any:
-        result = original(*args, **kwargs)
-        return (result[0] * NAN, *result[1:]) if "log-probs" in self.armed else result
 
     def _hidden(self, module: Any, inputs: Any, output: Any) -> None:
         if "sampling" in self.armed and not torch.is_grad_enabled():
@@ -165,7 +148,7 @@ def train(folder: str, plan: list[tuple[int, int, str]], options: dict[str, Any]
         "seconds": time.monotonic() - started,
         "hashes": list(injector.hashes.values()),
         "finite": all(injector.finite.values()),
-        "attempts": trainer.guard.attempts.count,
+        "attempts": trainer.guard.attempts,
         "limit": _get_default_group()._get_backend(torch.device("cpu")).options._timeout.total_seconds(),
     }
     Path(folder, f"rank-{trainer.args.process_index}.json").write_text(json.dumps(result), encoding="utf-8")

@@ -33,7 +33,6 @@ OPTIONS: dict[str, Any] = {
     "kl_control": "multiplicative",
     "kl_interval": 2,
     "save_total_limit": 2,
-    "stable_after_steps": 3,
 }
 
 
@@ -91,7 +90,7 @@ def campaign(kills: int, folder: Path, options: dict[str, Any], seed: int = 0) -
     if os.waitpid(fork(lambda: train(folder / "undisturbed", options), folder / "undisturbed.log"), 0)[1]:
         raise RuntimeError(f"the undisturbed run failed; see {folder / 'undisturbed.log'}")
     duration = time.monotonic() - started
-    result: dict[str, Any] = {"kills": 0, "kills_while_saving": 0, "runs": 0, "lost": [], "quarantined": 0}
+    result: dict[str, Any] = {"kills": 0, "kills_while_saving": 0, "runs": 0, "lost": []}
     while result["kills"] < kills:
         output_dir = folder / f"run-{result['runs']}"
         log = output_dir.with_suffix(".log")
@@ -115,7 +114,6 @@ def campaign(kills: int, folder: Path, options: dict[str, Any], seed: int = 0) -
             elif found := differences(folder / "undisturbed" / last, output_dir / last, (*IGNORED, "run_id")):
                 result["lost"].append(f"{output_dir.name}: {found[0]} and {len(found) - 1} other differences")
             break
-        result["quarantined"] += len(list(output_dir.glob("quarantined-*")))
     result |= {"steps_a_run": options["max_steps"], "seconds": round(time.monotonic() - started, 1)}
     return result
 

@@ -10,7 +10,7 @@ import torch
 from transformers import GPT2LMHeadModel
 
 from rookworld_trl.modeling.gpt2 import GPT2
-from rookworld_trl.modeling.positions import install_position_hook
+from rookworld_trl.modeling.hooks import install_position_hook
 from rookworld_trl.training.exact import (
     LEAST_DEVIATION,
     Decision,

@@ -22,7 +22,7 @@ from transformers import (
 from trl import GRPOConfig, GRPOTrainer
 
 from rookworld_trl import doctor
-from rookworld_trl.modeling.positions import install_position_hook
+from rookworld_trl.modeling.hooks import install_position_hook
 from rookworld_trl.training import GateCallback, GateError, RookWorldGRPOTrainer, gates
 from rookworld_trl.training.sampler import Drawn, Samples
 from tests.training.conftest import PROMPTS, share_of_letters

@@ -264,25 +264,13 @@ def test_cuda_graphs_would_overwrite_accumulated_gradients(
 
 @pytest.mark.slow
 @torch._dynamo.config.patch(specialize_float=False)  # and as it was behind the test; monkeypatch would delete it
-def test_checkpointed_blocks_are_compiled(make_trainer: Make, policy: nn.Module) -> None:
-    """With lengths of any kind in one graph, as launched. Where PyTorch can do it alone, the setting can go."""
-    compiler = torch._dynamo.config
+def test_checkpointed_blocks_are_compiled(make_trainer: Make) -> None:
+    """With lengths of any kind in one graph, as launched."""
     case = {"torch_compile": True, "torch_compile_backend": "eager", "share_prefixes": False}
-    make_trainer(_model=policy, **case)
-    assert not compiler.specialize_float
+    make_trainer(**case)
+    assert not torch._dynamo.config.specialize_float
     make_trainer(**case, activation_checkpointing=True)
-    assert compiler.specialize_float
-    policy.train().activation_checkpointing_enable()
-    inputs = {"input_ids": torch.arange(1, 13).view(2, 6), "use_cache": False}
-
-    def compiled() -> torch.Tensor:
-        torch._dynamo.reset()
-        return torch.compile(policy, backend="aot_eager", dynamic=True)(**inputs).logits.mean()
-
-    torch.testing.assert_close(compiled(), policy(**inputs).logits.mean())
-    compiler.specialize_float = False
-    with pytest.raises(AssertionError, match="lift_tracked_freevar_to_input"):
-        compiled()
+    assert torch._dynamo.config.specialize_float
 
 
 @pytest.mark.slow

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from rookworld_trl.modeling.starting_weights import set_starting_weights
+from recipes.making.starting_weights import set_starting_weights
 from rookworld_trl.modeling.tokenizer import build_nano_tokenizer
 
 PROMPT = "A: rnbqkbnr/pppp1ppp/8/4p3/4P3/8/PPPP1PPP/RNBQKBNR w KQkq - 0 2+g1f3+e2e4 e7e5 g1f3+"
