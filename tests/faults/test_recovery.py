@@ -128,7 +128,7 @@ def test_moments_and_controls_go_back_too(tmp_path: Path) -> None:
     class Watch(Injector):
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             controls = [each.state_dict() for each in trainer.guard.controls.values()]
-            assert len(controls) == 4
+            assert len(controls) == 3
             seen[state.global_step] = copy_tree((trainer.optimizer.state_dict()["state"], controls))
 
     Watch(trainer, [(0, 5, "gradient")])
