@@ -92,8 +92,10 @@ def test_faults_that_pass(kinds: dict[str, str], options: dict[str, Any], tmp_pa
 
 def test_without_recovery_the_same_fault_poisons(tmp_path: Path) -> None:
     """The guard of the test above: the faults are real."""
-    _, injector = run_with([(0, 1, "gradient")], tmp_path, max_steps=1, recovery=False)
+    settings = {"max_steps": 1, "recovery": False, "logging_nan_inf_filter": False}
+    trainer, injector = run_with([(0, 1, "loss")], tmp_path, **settings)
     assert injector.finite == {1: False}
+    assert math.isnan(trainer.state.log_history[0]["loss"])  # not hidden
 
 
 def test_a_run_without_faults_is_the_same_run(tmp_path: Path) -> None:

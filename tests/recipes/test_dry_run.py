@@ -73,7 +73,7 @@ def test_a_dry_run_goes_on_where_the_run_would(arguments, capsys):
     run(resumed)
     assert "for 3 steps" in capsys.readouterr().out
     run(resumed | {"seed": 7}, code=2)
-    assert "belongs to a run with other settings" in capsys.readouterr().err
+    assert "belongs to a run of another kind" in capsys.readouterr().err
     assert files_of(folder) == before
 
 
