@@ -57,7 +57,7 @@ def spread(kinds: Any, every: int = 4) -> list[tuple[int, int, str]]:
     [
         (KINDS, {}),
         pytest.param(
-            {"sampling": "sampling", "coefficient": "loss"},
+            {"coefficient": "loss", "sampling": "sampling"},
             {"rollout_backend": "transformers", "mining": True},
             marks=pytest.mark.slow,
         ),
