@@ -316,8 +316,10 @@ class Guard(Remembers, TrainerCallback):
                 scale = event["learning_rate_scale"]
                 back = f"Back to the state after step {event['back_to_step']}, learning rate x{scale:g} of its schedule"
             kept = f"; the broken state is in {event['debug']}" if event["debug"] else ""
-            of = f"attempt {event['attempt']} of {self.allowed}"
-            logger.warning(f"step {event['step']} skipped: {event['what']}. {back}, {of}{kept}")
+            logger.warning(
+                f"step {event['step']} skipped: {event['what']}. {back}, attempt {event['attempt']} of "
+                f"{self.allowed}{kept}"
+            )
         if event["attempt"] > self.allowed:
             remedy = (
                 NO_REWARDS

@@ -32,7 +32,7 @@ def test_a_dry_run_leaves_nothing_behind(arguments, tmp_path, capsys):
     )
     assert re.search(r"time .* minutes: .* for 30 steps, .* to measure\n", shown)
     assert re.search(
-        r"disk     .* GB at most, with 5 checkpoints; .* are free\n  files    .*/run/: metrics.jsonl, ", shown
+        r"disk     .* GB at most, with 3 checkpoints; .* are free\n  files    .*/run/: metrics.jsonl, ", shown
     )
     run(arguments | {"dry_run": True, "json": True, "max_steps": 300, "max_train_minutes": 0.01})
     found = json.loads(capsys.readouterr().out)
@@ -47,13 +47,12 @@ def left(folder: Path) -> set[str]:
 
 
 def test_what_a_run_leaves_is_what_its_dry_run_said(arguments, run_sft, tmp_path, capsys):  # noqa: F811
-    """At most so many bytes: of the checkpoints that were made, of as many stable ones up to two, and of one that is
-    being written."""
+    """At most so many bytes: of the checkpoints that were made, and of one that is being written."""
     sft = tmp_path / "sft"
     words = arguments | {"save_strategy": "steps", "save_steps": 2, "max_steps": 2, "json": True}
     for start, folder, model, kept in (
-        (lambda **more: run(words | more), words["output_dir"], "checkpoint/model.safetensors", 1 + 1 + 1),
-        (partial(run_sft, output_dir=sft, json=True), sft, "model.safetensors", 4 + 2 + 1),
+        (lambda **more: run(words | more), words["output_dir"], "checkpoint/model.safetensors", 1 + 1),
+        (partial(run_sft, output_dir=sft, json=True), sft, "model.safetensors", 4 + 1),
     ):
         start(dry_run=True)
         said = json.loads(capsys.readouterr().out.splitlines()[-1])
