@@ -9,7 +9,7 @@ from typing import Any, Literal
 import pytest
 
 from recipes import grpo, sft
-from rookworld_trl.checkpointing.stopping import UNRECOVERABLE, DiskError
+from rookworld_trl.checkpointing.resume import ResumeError
 from rookworld_trl.settings.parser import SYNONYMS, RecipeError, bad_input, command, parse
 from rookworld_trl.training import RookWorldGRPOConfig
 from rookworld_trl.training.supervised import SupervisedConfig
@@ -223,8 +223,8 @@ def test_bad_input_is_one_line_and_exit_code_2(capsys):
     assert exit_.value.code == 2
     assert capsys.readouterr().err == "error: file: key: remedy\n"
     with pytest.raises(SystemExit) as exit_, bad_input():
-        raise DiskError("full")
-    assert exit_.value.code == UNRECOVERABLE
+        raise type("Other", (ResumeError,), {"exit_code": 7})("an error knows its code")
+    assert exit_.value.code == 7
 
 
 def test_errors_do_not_show_tokens(recipe, capsys):
