@@ -6,7 +6,7 @@ move leaves of it:
 
     slot of M:   the candidate's share of the fine, and its gain, for a legal move that is not listed yet
     slot of E:   what it adds to the evals' score while the others stay as they are; in a right list, where an eval is
-                 one token
+                 one token (of two decimals, up to its tenth)
     B:           the fine, and its gain, for a legal move of the list; less of the fine for one that is not in it
 
 So what moves add over an answer is its reward, but for the evals, a constant of the position, and the squeeze below 0
