@@ -217,6 +217,7 @@ def contradictions(c: RookWorldGRPOConfig) -> Iterator[str]:
     """
     yield from _sampling(c)
     yield from _weights(c)
+    yield from _checkpoints(c)
     yield from _kl(c)
     if c.objective != "sampled":
         yield from _objective(c)
@@ -254,6 +255,22 @@ def _weights(c: RookWorldGRPOConfig) -> Iterator[str]:
         yield (
             "model_init_kwargs: updates at these learning rates are smaller than a 16-bit weight can hold, so nothing "
             "would be learned. Leave `dtype` out or set it to float32, and choose `bf16` for speed"
+        )
+
+
+def _checkpoints(c: RookWorldGRPOConfig) -> Iterator[str]:
+    """Runs of another length than was asked for, or that could not go on from where they were."""
+    if c.max_steps == 0:
+        yield "max_steps: transformers would take `num_train_epochs` in its place. Set it to 1 or more, or leave it out"
+    if str(getattr(c.save_strategy, "value", c.save_strategy)) == "best":
+        yield (
+            "save_strategy: a run that is interrupted between two best steps could not go on from where it was. Set it "
+            "to steps; with `metric_for_best_model` the best checkpoint is kept too"
+        )
+    if c.save_only_model:
+        yield (
+            "save_only_model: a checkpoint without optimizer state cannot be resumed from. Leave it False; the trained "
+            "model is saved by itself at the end"
         )
 
 
