@@ -29,12 +29,12 @@ def sampled(model: Any, tokenizer: Any) -> tuple[float, float, float]:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_it_gains_on_padded_rows_and_keeps_their_spelling(padded_checkpoint: Path, options: dict[str, Any]) -> None:
-    """Forty steps of eight prompts. Without decisions in padded answers, the first batch is refused."""
+    """Sixty steps of eight prompts. Without decisions in padded answers, the first batch is refused."""
     model, tokenizer = load(padded_checkpoint)
     before = sampled(model, tokenizer)
     settings = {"objective": "exact", "scale_rewards": "group", "num_generations": 2, "beta": 0.0, "seed": 42}
-    settings |= {"per_device_train_batch_size": 16, "max_completion_length": 120, "max_steps": 40}
-    args = RookWorldGRPOConfig(**{**options, **settings, "learning_rate": 1e-4})
+    settings |= {"per_device_train_batch_size": 16, "max_completion_length": 120, "max_steps": 60}
+    args = RookWorldGRPOConfig(**{**options, **settings, "learning_rate": 2e-4})
     data = Dataset.from_list(padded_rows())
     probe = TargetProbe()
     more = {"find_points": ChessPoints(tokenizer), "plugins": [probe]}
