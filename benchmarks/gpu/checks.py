@@ -11,7 +11,7 @@ from benchmarks import speed
 from benchmarks.common import copy_bandwidth, medians
 from benchmarks.gpu.stage import Stage, peak_flops
 from rookworld_trl.memory import memory_gb
-from rookworld_trl.modeling import sampling
+from rookworld_trl.modeling import rollout as sampling
 from rookworld_trl.modeling.gpt2 import GPT2
 from rookworld_trl.modeling.loading import NANO_FOLDER, load_model
 from rookworld_trl.modeling.rollout import rollout
@@ -107,11 +107,11 @@ def draws(stage: Stage) -> str:
     vocabulary, rows = stage.pick((50257, 4096), (50257, 64))
     generator, drawn, impossible, falls = torch.Generator().manual_seed(0), 0, 0, 0
     largest = 1 - 2**-24
-    for temperature, top_k, top_p in ((1.0, 0, 1.0), (1.0, 50, 1.0), (0.7, 0, 0.9), (0.1, 3, 1.0)):
+    for temperature in (1.0, 0.7, 0.1):
         # From flat to sharp, with whole stretches of the vocabulary impossible.
         logits = torch.randn(rows, vocabulary, generator=generator) * torch.linspace(0.1, 30, rows)[:, None]
         logits[::3, vocabulary // 2 :] = -torch.inf
-        log_probs = sampling.sampling_log_probs(logits.to(stage.device), temperature, top_k, top_p)
+        log_probs = sampling.sampling_log_probs(logits.to(stage.device), temperature)
         cumulative = sampling.cumulative_probs(log_probs)
         falls += int((cumulative.diff(dim=-1) < 0).sum())
         for round_ in range(stage.pick(40, 4)):

@@ -33,6 +33,7 @@ REQUIRED = {
     "weights": ("model", "adapter_model", "pytorch_model_fsdp", "global_step"),
 }
 MODEL_FOLDER = "checkpoint"  # in the output folder: the trained model
+RESCUED_FOLDER = "checkpoint.rescued"  # the same, where that could not be written
 DEBUG_LIMIT = 3
 STAGING, DELETING = ".staging-", ".deleting-"
 

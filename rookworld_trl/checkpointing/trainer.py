@@ -5,6 +5,7 @@ It knows where TRL stands between two steps, and nothing of what the layer above
 
 import copy
 import random
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -24,7 +25,7 @@ from rookworld_trl.checkpointing import resume, store
 from rookworld_trl.checkpointing.durable import DurableTrainer
 from rookworld_trl.checkpointing.state import Stateful, load_state, save_state
 from rookworld_trl.checkpointing.stopping import others_wait
-from rookworld_trl.checkpointing.store import MODEL_FOLDER
+from rookworld_trl.checkpointing.store import MODEL_FOLDER, RESCUED_FOLDER, CheckpointError
 from rookworld_trl.modeling.hub import check_write, explained
 
 logger = logging.get_logger(__name__)
@@ -241,11 +242,25 @@ class DurableGRPOTrainer(DurableTrainer, GRPOTrainer):
     def write_model(self) -> None:
         """Write the policy so into `checkpoint/` of the output folder, whole or not at all, with a manifest.
 
+        A disk that was full for a moment gets a second try. After that the model goes to `checkpoint.rescued`, beside
+        it or, where there is no room, in the folder of temporary files: a run without checkpoints has it nowhere else.
+
         Raises:
-            CheckpointError: it could not be written.
+            CheckpointError: it could not be written; the message says where it was kept.
         """
-        with self._staged(Path(self.args.output_dir, MODEL_FOLDER)) as folder:
-            self.save_merged(folder)
+        place, first = Path(self.args.output_dir), None
+        temporary = Path(tempfile.gettempdir(), f"{place.name}-{RESCUED_FOLDER}")
+        for final in (place / MODEL_FOLDER, place / MODEL_FOLDER, place / RESCUED_FOLDER, temporary):
+            try:
+                with self._staged(final) as folder:
+                    self.save_merged(folder)
+            except CheckpointError as error:
+                first = first or error
+                continue
+            if first is not None and final.name != MODEL_FOLDER:
+                raise CheckpointError(f"{first}. The trained model is whole in {final}") from first
+            return
+        raise CheckpointError(f"{first}. The trained model could not be kept anywhere else") from first
 
     @contextmanager
     def at_work(self) -> Iterator[None]:

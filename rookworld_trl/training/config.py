@@ -216,8 +216,7 @@ def contradictions(c: RookWorldGRPOConfig) -> Iterator[str]:
     Lines of one form, "field: what is wrong with it. What to do".
     """
     yield from _sampling(c)
-    yield from _weights(c)
-    yield from _checkpoints(c)
+    yield from _whole_run(c)
     yield from _kl(c)
     if c.objective != "sampled":
         yield from _objective(c)
@@ -248,18 +247,16 @@ def _sampling(c: RookWorldGRPOConfig) -> Iterator[str]:
         )
 
 
-def _weights(c: RookWorldGRPOConfig) -> Iterator[str]:
-    """Runs that would learn nothing."""
+def _whole_run(c: RookWorldGRPOConfig) -> Iterator[str]:
+    """Runs that would learn nothing, or be of another length than was asked for, or could not go on."""
     dtype = dict(c.model_init_kwargs or {}).get("dtype", torch.float32)
     if dtype not in (torch.float32, "float32"):
         yield (
             "model_init_kwargs: updates at these learning rates are smaller than a 16-bit weight can hold, so nothing "
             "would be learned. Leave `dtype` out or set it to float32, and choose `bf16` for speed"
         )
-
-
-def _checkpoints(c: RookWorldGRPOConfig) -> Iterator[str]:
-    """Runs of another length than was asked for, or that could not go on from where they were."""
+    if c.use_adaptive_entropy:
+        yield "use_adaptive_entropy: the loss here has a constant coefficient. Set `entropy_coef`"
     if c.max_steps == 0:
         yield "max_steps: transformers would take `num_train_epochs` in its place. Set it to 1 or more, or leave it out"
     if str(getattr(c.save_strategy, "value", c.save_strategy)) == "best":

@@ -231,14 +231,12 @@ class ScoredTree:
         objective: sum of the decisions' scaled J and of the determined tokens' log-probs, each in the cell of its
             position: to be maximised, aggregated as the loss aggregates its own terms.
         metrics: sum and count over the batch by name, for the log.
-        trees: tokens of each distinct prompt, and of the tree behind it.
     """
 
     logps: Tensor
     entropies: Tensor
     objective: Tensor
     metrics: dict[str, tuple[float, int]]
-    trees: list[tuple[int, int]]
 
 
 def score_tree(
@@ -298,7 +296,6 @@ def score_tree(
         forest.of_completions(entropies),
         terms.view(shape) + advantages[:, None] * sampled_logps,
         {name: (values.detach().sum().item(), len(values)) for name, values in seen.items()},
-        [(tree.prompt, len(tree.tokens) - tree.prompt) for _, tree in forest.trees],
     )
 
 
@@ -369,7 +366,6 @@ class ExactObjective:
         scorer: of batches without points.
         find: the points of a sampled completion.
         decode: the text of token ids, for messages.
-        count: takes a micro-batch and the tokens of each of its distinct prompts, and of the tree behind it.
         record: takes the name and value of a metric.
 
     Raises:
@@ -384,11 +380,10 @@ class ExactObjective:
         scorer: Scorer,
         find: FindPoints,
         decode: Callable[[list[int]], str],
-        count: Callable[[dict[str, Any], list[tuple[int, int]]], None],
         record: Callable[[str, float], None],
     ):
         self.args, self.accelerator, self.policy, self.scorer = args, accelerator, policy, scorer
-        self.find, self.decode, self.count, self.record = find, decode, count, record
+        self.find, self.decode, self.record = find, decode, record
         self._seen: list[Tensor] = []  # sums and counts of `METRICS` in the present optimizer step's micro-batches
         self.begun = False  # a batch has had decisions of every task that it had completions of
         inner: Any = accelerator.unwrap_model(policy)
@@ -480,9 +475,8 @@ class ExactObjective:
                 [Points.read(each) for each in batch["points"]],
                 self.args.temperature if temperatures is None else temperatures,
                 self.args.scale_rewards == "group",
-                entropy_gradient=bool(self.args.entropy_coef) or self.args.use_adaptive_entropy,
+                entropy_gradient=bool(self.args.entropy_coef),
             )
-        self.count(batch, scored.trees)
         self._observe(scored.metrics)
         return Scored(scored.logps, scored.entropies, scored.objective, batch["by_samples"])
 

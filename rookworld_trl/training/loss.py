@@ -21,8 +21,6 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from rookworld_trl.checkpointing.state import Remembers
-
 LOSS_TYPES = ("dapo", "grpo", "dr_grpo", "bnpo")
 
 Batch = dict[str, Any]
@@ -150,59 +148,12 @@ def of_high_entropy(entropies: Tensor, mask: Tensor, share: float, accelerator: 
     return (entropies >= torch.quantile(known, 1 - share)) & mask.bool()
 
 
-class EntropyBonus(Remembers):
-    """The coefficient of the mean entropy: constant, or moved towards a target as in Skywork-OR1 (arXiv 2505.22312).
-
-    Where it adapts, it grows by `entropy_coef_delta` a step while the entropy is at most `entropy_target` and shrinks
-    by as much while it is not, and it acts in steps that follow an entropy at or below the target alone.
-
-    Args:
-        args: the configuration.
-
-    Attributes:
-        coefficient: the present one, between its bounds.
-        last: mean entropy of the last optimizer step (nats a token).
-    """
-
-    REMEMBERED = ("coefficient", "last")
-
-    def __init__(self, args: Any):
-        self.adaptive, self.target = args.use_adaptive_entropy, args.entropy_target
-        self.bounds, self.delta = (args.entropy_coef_min, args.entropy_coef_max), args.entropy_coef_delta
-        self.coefficient, self.last = args.entropy_coef, float("inf")
-        self.on = bool(self.coefficient) or self.adaptive
-        self._sums: list[Tensor] = []
-
-    def __call__(self, entropies: Tensor, mask: Tensor, scale: Scale, training: bool) -> Tensor:
-        """The term of a micro-batch, to be added: minus the mean entropy (B, C) of the tokens in the mask."""
-        total, count = (entropies * mask).sum(), mask.sum()
-        if self.adaptive and training:
-            self._sums.append(torch.stack([total, count]).detach())
-        coefficient = 0.0 if self.adaptive and self.last > self.target else self.coefficient
-        return -coefficient * (total / count.clamp(min=1) / scale.accumulation)
-
-    def finish_step(self, accelerator: Accelerator) -> None:
-        """After the last micro-batch of an optimizer step, on every process."""
-        if not self._sums:
-            return
-        total, count = accelerator.reduce(torch.stack(self._sums).sum(0), "sum").tolist()
-        self.last, self._sums = total / max(count, 1.0), []
-        step = self.delta if self.last <= self.target else -self.delta
-        self.coefficient = min(max(self.coefficient + step, self.bounds[0]), self.bounds[1])
-
-    def drop(self) -> None:
-        """Forget the micro-batches of a step that is undone."""
-        self._sums = []
-
-
 def compute(
     scored: Scored,
     batch: Batch,
     args: Any,
     scale: Scale,
-    bonus: EntropyBonus,
     accelerator: Accelerator,
-    training: bool = True,
 ) -> tuple[Tensor, dict[str, float]]:
     """The loss of a micro-batch without its KL penalty, and what TRL logs of it, over all processes.
 
@@ -212,8 +163,6 @@ def compute(
             `sampling_per_token_logps` and `importance_sampling_ratio` (B, C) or (B, 1), of another sampler's samples.
         args: the configuration.
         scale: how much a token weighs.
-        bonus: of the entropy.
-        training: else nothing adapts.
     """
     mask, advantages = batch["completion_mask"], batch["advantages"]
     advantages = advantages[:, None] if advantages.dim() == 1 else advantages
@@ -236,10 +185,11 @@ def compute(
     if scored.objective is not None:
         loss = loss - aggregate(scored.objective, mask, scale)
     metrics = _means(scored, clipped, mask, accelerator)
-    if bonus.on:
+    if args.entropy_coef:
         undivided = loss.detach() if scale.loss_type == "dapo" else loss.detach() * scale.accumulation
         metrics["policy_loss"] = accelerator.gather(undivided).nanmean().item()
-        loss = loss + bonus(scored.entropies, counted, scale, training)
+        mean = (scored.entropies * counted).sum() / counted.sum().clamp(min=1)
+        loss = loss - args.entropy_coef * (mean / scale.accumulation)
     if scored.auxiliary is not None:
         loss = loss + args.router_aux_loss_coef * scored.auxiliary / scale.accumulation
         metrics["aux_loss"] = accelerator.gather(scored.auxiliary.detach()).mean().item()

@@ -15,7 +15,6 @@ from rookworld_trl.checkpointing.state import Remembers, Stateful
 from rookworld_trl.settings.parser import check_options
 
 Row = dict[str, Any]
-SIDES = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")  # a batch's tokens
 
 
 class Plugin(Remembers, TrainerCallback):
@@ -78,14 +77,6 @@ class Plugin(Remembers, TrainerCallback):
 
     def sampled(self, rows: list[Row], batch: Row) -> None:
         """The batch of this process as the loss will get it, which may be changed: `advantages` (B,) or (B, C)."""
-
-    def trained(self, batch: Row, trees: Sequence[tuple[int, int]] | None = None) -> None:
-        """The loss of a micro-batch is being computed.
-
-        Args:
-            batch: its rows that learn.
-            trees: tokens of each distinct prompt and of the tree behind it, where that is what is scored.
-        """
 
     def told(self, event: Mapping[str, Any]) -> None:
         """Something has happened to the run, in the main process: `event` is `end`, or what a plug-in tells."""

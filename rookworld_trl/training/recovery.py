@@ -280,7 +280,7 @@ class Guard(Remembers, TrainerCallback):
         time = datetime.now(UTC).isoformat(timespec="seconds")
         self.event = {"time": time, "step": step, "what": what, "faults": faults, "attempt": self.attempts}
         self.event |= {"back_to_step": None, "debug": self._debug()}
-        trainer._drop_samples()
+        trainer._buffered_inputs = None  # computed from the state before: new samples are drawn
         if faults != ["rewards"]:  # in which neither the weights nor the learning rate have a part
             lowered = max(RATE_AFTER_FAULT**self.allowed, self.scale * RATE_AFTER_FAULT)
             scale_learning_rate(trainer.optimizer, trainer.lr_scheduler, lowered / self.scale)

@@ -154,11 +154,6 @@ class Sampler:
             return None
         return torch.tensor([request.temperature for request in requests], device=self.accelerator.device)
 
-    def drafted(self) -> list[bool] | None:
-        """Which of the rows at hand are drawn along a draft; None if none is."""
-        drafted = [request.draft is not None for request in self._requests]
-        return drafted if any(drafted) else None
-
     # Sampling
 
     def sample(self, prompt_ids: list[list[int]], stock: Callable[[list[list[int]]], Any], record: bool) -> Samples:

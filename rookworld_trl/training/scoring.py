@@ -90,20 +90,16 @@ class Scorer:
         self,
         model: nn.Module,
         batch: Batch,
-        learns: torch.Tensor | None = None,
         auxiliary: bool = False,
         hidden: bool = False,
     ) -> Scored:
         """What the loss asks of the policy about a micro-batch.
 
         Args:
-            learns: (B,) bool, see `score`; only where prefixes are shared.
             auxiliary: the router's loss of a mixture of experts, too.
             hidden: the last hidden states, too.
         """
         options: dict[str, Any] = {"compute_entropy": True, "compute_aux_loss": auxiliary}
-        if learns is not None:
-            options |= {"learns": learns, "others": batch.get("old_per_token_logps")}
         capture: Any = capture_hidden(self.policy) if hidden else nullcontext([])
         ids, mask, keep = sides(batch)
         with capture as states:
@@ -226,8 +222,6 @@ def score(
     batch_size: int | None = None,
     compute_entropy: bool = False,
     blocks: Blocks = EAGER,
-    learns: torch.Tensor | None = None,
-    others: torch.Tensor | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, torch.Tensor | None, None]:
     """What TRL's `_get_per_token_logps_and_entropies` returns for its arguments; those for images do not apply.
@@ -235,24 +229,10 @@ def score(
     Args:
         temperature: one for all rows, or (B,), one for each.
         blocks: compute the model's.
-        learns: (B,) bool, the rows that are computed; None: all. The others get `others` (B, logits_to_keep; None: 0)
-            as log-probs, which their advantage of 0 cancels, and as entropy the mean over the tokens of the rows
-            computed, so that what is logged is the entropy of these.
 
     Returns:
         Log-probs and entropies (or None), both (B, logits_to_keep), 0 at padding; no auxiliary loss.
     """
-    if learns is not None:
-        mine = temperature[learns] if isinstance(temperature, torch.Tensor) else temperature
-        sides_of = (input_ids[learns], attention_mask[learns], logits_to_keep)
-        logps, entropies, none = score(mine, model, *sides_of, batch_size, compute_entropy, blocks)
-        mask = attention_mask[:, -logits_to_keep:]
-        filled = torch.zeros(mask.shape, device=logps.device) if others is None else others.clone()
-        filled = filled.to(logps.dtype).index_put((learns,), logps)
-        if entropies is None:
-            return filled, None, none
-        mean = entropies.sum() / mask[learns].sum().clamp(min=1)
-        return filled, (mean * mask.to(entropies.dtype)).index_put((learns,), entropies), none
     gpt2 = GPT2.sharing(model, blocks)
     prompt = input_ids.shape[1] - logits_to_keep
     rows = batch_size or max(1, len(input_ids))
@@ -268,29 +248,13 @@ def score(
     return torch.cat(of_parts), torch.cat(entropies_of_parts) if compute_entropy else None, None
 
 
-def rows_that_learn(batch: Batch, args: RookWorldGRPOConfig) -> torch.Tensor | None:
-    """The rows (B,) bool of a micro-batch that the loss has a gradient for, or None for all.
-
-    The policy's term is a sum over rows of multiples of their advantages: of a group whose rewards all agree nothing is
-    learned, and its rows need no forward pass. With a KL penalty, or where entropies enter the loss, all rows do.
-    """
-    if args.beta or args.entropy_coef or args.use_adaptive_entropy or args.top_entropy_quantile < 1:
-        return None
-    learns = (batch["advantages"].reshape(len(batch["advantages"]), -1) != 0).any(1)  # (B,), or (B, C) by GAE
-    if learns.all():
-        return None
-    learns[0] |= ~learns.any()  # a loss needs a graph, if only for a gradient of 0
-    return learns
-
-
 def regroup(batches: list[Batch], args: RookWorldGRPOConfig) -> list[Batch]:
     """Micro-batches of one generation batch, with the rows of each optimizer step ordered by prompt.
 
     Groups keep the order in which they first appear. The loss of an optimizer step is the same sum over the same rows;
     where it is not a sum over rows (a mean over the tokens of each micro-batch, a quantile), nothing is moved.
     """
-    by_micro_batch = args.loss_type == "bnpo" or args.entropy_coef or args.use_adaptive_entropy
-    if by_micro_batch or args.top_entropy_quantile < 1:
+    if args.loss_type == "bnpo" or args.entropy_coef or args.top_entropy_quantile < 1:
         return batches
     count, accumulated = len(batches), args.gradient_accumulation_steps
     if accumulated % count and count % accumulated:

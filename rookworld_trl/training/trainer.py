@@ -23,8 +23,8 @@ from rookworld_trl.training import gates, loss, placement, scoring
 from rookworld_trl.training.config import RookWorldGRPOConfig
 from rookworld_trl.training.exact import ExactObjective, FindPoints, check_points
 from rookworld_trl.training.kl import RECOVERY_BETA, KLPenalty
-from rookworld_trl.training.loss import EntropyBonus, Scale, Scored
-from rookworld_trl.training.plugin import SIDES, Plugin, Row, check_plugins, settings_of
+from rookworld_trl.training.loss import Scale
+from rookworld_trl.training.plugin import Plugin, Row, check_plugins, settings_of
 from rookworld_trl.training.preparation import (
     check_built,
     prepare,
@@ -100,26 +100,23 @@ class RookWorldGRPOTrainer(DurableGRPOTrainer):
         self.scorer = Scorer(args, accelerator, policy, self.ref_model, ref_device, stock)
         self.exact: ExactObjective | None = None
         if find_points is not None:
-            seams = (find_points, tokenizer.decode, self._trained, self.record)
+            seams = (find_points, tokenizer.decode, self.record)
             self.exact = ExactObjective(args, accelerator, policy, self.scorer, *seams)
         self.kl = KLPenalty(args, accelerator, self.scorer)
-        self.entropy = EntropyBonus(args)
-        self.use_adaptive_entropy = False  # TRL's own, which it would write into checkpoints beside ours
         self.gates = gates.FirstBatch(args, accelerator, policy, self.scorer.logps)
         # What learns from a step's numbers: if the step is undone, it goes back with the weights.
-        self.learning: dict[str, Stateful] = {"kl_controller": self.kl.controller}
-        self.learning |= {"entropy_bonus": self.entropy} if self.entropy.adaptive else {}
-        self.controls |= self.learning
+        learning: dict[str, Stateful] = {"kl_controller": self.kl.controller}
+        self.controls |= learning
         for plugin in self.plugins:
             plugin.attach(self)
             name, part = plugin.STATE or plugin.NAME, plugin.undone()
-            self.learning |= {} if part is None else {name: part}
+            learning |= {} if part is None else {name: part}
             self.controls |= {name: plugin} if plugin.keeps_state else {}
         self.guard: Guard | None = None
         if args.recovery and self.sharded:
             logger.warning("`recovery` is off: it keeps whole states in memory, and these weights are sharded")
         elif args.recovery:
-            self.guard = self.controls["recovery"] = Guard(self, self.learning)
+            self.guard = self.controls["recovery"] = Guard(self, learning)
         for callback in filter(None, (*self.plugins, self.guard)):  # it keeps what they have made of a step
             self.add_callback(callback)
         self._drawn: Samples | None = None  # what a plug-in has sampled for the present batch
@@ -308,33 +305,19 @@ class RookWorldGRPOTrainer(DurableGRPOTrainer):
         accumulation = self.current_gradient_accumulation_steps if training else 1
         if self.guard and training:
             self.guard.saw_batch(inputs)
-        scored = self._scored(model, inputs, training)
+        if self.exact is not None:
+            scored = self.exact(model, inputs)
+        else:
+            scored = self.scorer.of_batch(model, inputs, self.aux_loss_enabled, self.kl.exact and bool(self.beta))
         scale = Scale.of_batch(self.args, inputs, self.accelerator.num_processes, training, accumulation)
-        parts = (scored, inputs, self.args, scale, self.entropy, self.accelerator, training)
-        total, measured = loss.compute(*parts)
+        total, measured = loss.compute(scored, inputs, self.args, scale, self.accelerator)
         for name, value in measured.items():
             metrics[name].append(value)
         if self.beta:
             total = total + self.kl(scored, inputs, scale)
-        if self.accelerator.sync_gradients:
-            if self.beta:
-                self.kl.finish_step(metrics, training)
-            if self.entropy.on and training:
-                self.entropy.finish_step(self.accelerator)
-                metrics["entropy_coef"].append(self.entropy.coefficient)
+        if self.beta and self.accelerator.sync_gradients:
+            self.kl.finish_step(metrics, training)
         return total
-
-    def _scored(self, model: nn.Module, inputs: Row, training: bool) -> Scored:
-        if self.exact is not None:
-            return self.exact(model, inputs)
-        learns = scoring.rows_that_learn(inputs, self.args) if self.scorer.shared else None
-        if training:
-            self._trained(inputs if learns is None else {key: inputs[key][learns] for key in SIDES})
-        return self.scorer.of_batch(model, inputs, learns, self.aux_loss_enabled, self.kl.exact and bool(self.beta))
-
-    def _trained(self, batch: Row, trees: Sequence[tuple[int, int]] | None = None) -> None:
-        for plugin in self.plugins:
-            plugin.trained(batch, trees)
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         """The gradient's norm; if the guard skips the step, there is no gradient afterwards."""
@@ -348,11 +331,6 @@ class RookWorldGRPOTrainer(DurableGRPOTrainer):
         if self.guard and (self.control.should_save or self.control.should_evaluate):
             self.guard.check_weights()
         super()._maybe_log_save_evaluate(*args, **kwargs)
-
-    def _drop_samples(self) -> None:
-        """A fault has been found: what was computed from the state before goes, new samples are drawn."""
-        self._buffered_inputs = None
-        self.entropy.drop()
 
     # The run
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 
 from benchmarks.gpu import checks, program, speed
 from benchmarks.gpu.stage import Stage, peak_flops
-from rookworld_trl.modeling import sampling
+from rookworld_trl.modeling import rollout as sampling
 from rookworld_trl.modeling.gpt2 import GPT2
 
 ROOT = Path(__file__).parents[2]

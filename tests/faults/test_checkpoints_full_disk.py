@@ -1,10 +1,14 @@
 """A checkpoint that cannot be written ends the run: nothing half-written stays, and nothing older is touched."""
 
+import tempfile
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 
 from rookworld_trl.checkpointing import store
 from rookworld_trl.checkpointing.stopping import UNRECOVERABLE
@@ -50,6 +54,9 @@ def test_the_model_is_written_whole_or_not_at_all(
     names = ["config.json", "generation_config.json", "manifest.json", "model.safetensors"]
     assert sorted(path.name for path in folder.iterdir()) == [*names, "tokenizer.json", "tokenizer_config.json"]
     before = (folder / "model.safetensors").read_bytes()
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
     for error in (OSError("No space left"), SafetensorError("I/O error"), RuntimeError("failed")):
 
         def cut_off(staged: Path, error: Exception = error) -> None:
@@ -57,7 +64,42 @@ def test_the_model_is_written_whole_or_not_at_all(
             raise error
 
         monkeypatch.setattr(trained, "save_merged", cut_off)
-        with pytest.raises(CheckpointError, match=f"checkpoint could not be written: {error}"):
+        with pytest.raises(CheckpointError, match=f"checkpoint could not be written: {error}.*not be kept anywhere"):
             trained.write_model()
         assert (folder / "model.safetensors").read_bytes() == before
-        assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint", "temporary"]
+        assert not list(temporary.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("failures", "place"),
+    [(1, "run/checkpoint"), (2, "run/checkpoint.rescued"), (3, "temporary/run-checkpoint.rescued")],
+)
+def test_a_disk_that_is_full_at_the_end_costs_no_model(
+    trained: RookWorldGRPOTrainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failures: int, place: str
+) -> None:
+    """One more try in place, then an error that says where the model is, whole."""
+    for name in ("run", "temporary"):
+        (tmp_path / name).mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    monkeypatch.setattr(trained.args, "output_dir", str(tmp_path / "run"))
+    save, calls = trained.save_merged, []
+
+    def saved(folder: Path) -> None:
+        calls.append(folder)
+        with files_end_at(10_000) if len(calls) <= failures else nullcontext():
+            save(folder)
+
+    monkeypatch.setattr(trained, "save_merged", saved)
+    if failures == 1:
+        trained.write_model()
+    else:
+        with pytest.raises(CheckpointError, match=rf"run/checkpoint could not.* is whole in .*/{place}$") as error:
+            trained.write_model()
+        assert error.value.exit_code == UNRECOVERABLE
+    assert len(calls) == failures + 1
+    assert [path.relative_to(tmp_path) for path in tmp_path.glob("*/*")] == [Path(place)]
+    kept, weights = load_file(tmp_path / place / "model.safetensors"), trained.model.state_dict()
+    assert kept.keys() <= weights.keys()
+    assert all(torch.equal(weights[name], tensor) for name, tensor in kept.items())
+    assert (tmp_path / place / store.MANIFEST_FILE).is_file()

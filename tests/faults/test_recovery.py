@@ -122,15 +122,14 @@ def test_back_to_the_last_state_that_had_a_good_step_after_it(tmp_path: Path) ->
 def test_moments_and_controls_go_back_too(tmp_path: Path) -> None:
     """With everything on that learns or counts: no interval is over before the fault, so that each has moved."""
     counting = {"lr_control": "kl", "kl_interval": 9}
-    entropy = {"use_adaptive_entropy": True, "entropy_target": 99.0}
-    learning = {"advantage_baseline": "ema", **counting, **entropy}
+    learning = {"advantage_baseline": "ema", **counting}
     trainer = make_trainer(tmp_path, max_steps=5, save_strategy="no", recovery_snapshot_steps=1, **learning)
     seen: dict[int, Any] = {}
 
     class Watch(Injector):
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             controls = [each.state_dict() for each in trainer.guard.controls.values()]
-            assert len(controls) == 3
+            assert len(controls) == 2
             seen[state.global_step] = copy_tree((trainer.optimizer.state_dict()["state"], controls))
 
     Watch(trainer, [(0, 5, "gradient")])

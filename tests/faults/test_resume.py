@@ -45,8 +45,6 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
         "shuffle_dataset": True,
         "max_steps": 5,
         "rollout_backend": "transformers",
-        "use_adaptive_entropy": True,
-        "entropy_target": 1.0,
     },
     "value head": {
         "use_gae": True,

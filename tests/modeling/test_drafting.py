@@ -7,11 +7,17 @@ import pytest
 import torch
 from transformers import GPT2LMHeadModel
 
-from rookworld_trl.modeling import sample_batch
+from rookworld_trl.modeling import rollout as rollouts
 from rookworld_trl.modeling.gpt2 import GPT2
-from rookworld_trl.modeling.rollout import Rollout, rollout, usable_draft
-from rookworld_trl.modeling.sample_batch import verify
-from rookworld_trl.modeling.sampling import cumulative_probs, draw, rising, sampling_log_probs
+from rookworld_trl.modeling.rollout import (
+    Rollout,
+    cumulative_probs,
+    draw,
+    rising,
+    rollout,
+    sampling_log_probs,
+    verify,
+)
 
 GPT2Factory = Callable[..., GPT2LMHeadModel]
 EOS = 18
@@ -45,9 +51,7 @@ def drafts_of(kind: str, plain: Rollout, greedy: Rollout) -> list[list[int] | No
     }[kind]
 
 
-@pytest.mark.parametrize(
-    "sampling", [{}, {"temperature": 0.4}, {"temperature": 0.8, "top_k": 5, "top_p": 0.9}, {"temperature": 0}]
-)
+@pytest.mark.parametrize("sampling", [{}, {"temperature": 0.4}, {"temperature": 0}])
 @pytest.mark.parametrize(
     "kind",
     [
@@ -102,7 +106,7 @@ def test_batches_and_small_memory_change_nothing(
     plain = rollout(model, PROMPTS, **SETTINGS)
     drafts = [plain.completion_ids[12 * i + 1] for i in range(6)]
     whole = rollout(model, PROMPTS, drafts=drafts, **SETTINGS)
-    monkeypatch.setattr(sample_batch, "LOGITS_AT_ONCE", 2 * 15 * 23)
+    monkeypatch.setattr(rollouts, "LOGITS_AT_ONCE", 2 * 15 * 23)
     assert (
         rollout(model, PROMPTS, drafts=drafts, batch_size=batch_size, **SETTINGS).completion_ids == whole.completion_ids
     )
@@ -126,7 +130,7 @@ def test_drafts_that_end_beside_drafts_that_are_cut_at_the_real_vocabulary(make_
     drafts = [ids[: len(ids) // 2] if i % 3 == 0 else ids for i, ids in enumerate(samples)]
     assert 10 < sum(ids[-1] == end for ids in drafts) < 30
     longest = max(map(len, drafts)) + 1
-    assert sample_batch.LOGITS_AT_ONCE // (longest * 50_257) < 30, "one chunk takes all: the test is blind"
+    assert rollouts.LOGITS_AT_ONCE // (longest * 50_257) < 30, "one chunk takes all: the test is blind"
     drafted = rollout(model, prompts, drafts=drafts, eos_token_id=end, **settings)
     assert drafted.completion_ids == plain.completion_ids
     for ours, theirs in zip(drafted.logps, plain.logps, strict=True):
@@ -172,7 +176,8 @@ def test_verify_walks_like_a_row_that_draws_token_by_token() -> None:
 def test_sums_that_fall_draw_no_token_of_probability_0(device: str) -> None:
     """A GPU adds in any order: its sums go up and down by their rounding, over tokens of probability 0 too."""
     generator = torch.Generator().manual_seed(0)
-    log_probs = sampling_log_probs(torch.randn(200, 500, generator=generator), top_k=40)
+    logits = torch.randn(200, 500, generator=generator)
+    log_probs = sampling_log_probs(logits.masked_fill(logits < logits.topk(40).values[:, -1:], -torch.inf))
     uniforms = torch.rand(200, generator=generator)
     probs, noise = log_probs.exp(), 1 + 1e-6 * torch.randn(200, 500, generator=generator)
     if device == "cuda":
@@ -193,13 +198,6 @@ def test_sums_that_fall_draw_no_token_of_probability_0(device: str) -> None:
         pair, both = sums[:, None].repeat(1, 2, 1), uniforms[:, None].repeat(1, 2)
         accepted, _ = verify(pair, draft[:, None], torch.ones_like(draft), nodes, both)
         assert accepted.eq(follows).all()
-
-
-def test_usable_drafts_by_hand() -> None:
-    assert usable_draft([5, 0, 7, 0], 0, 10) == (5, 0)
-    assert usable_draft([5, 0, 7, 0], None, 3) == (5, 0, 7)
-    assert usable_draft([5, 6, 7], 0, 2) == (5, 6)
-    assert usable_draft([], 0, 2) == ()
 
 
 def test_bad_drafts_are_refused(model: GPT2LMHeadModel) -> None:

@@ -51,6 +51,7 @@ SERVED = {"rollout_backend": "vllm", "vllm_mode": "server"}
         ({"model_init_kwargs": {"dtype": "bfloat16"}}, r"`model_init_kwargs` is {'dtype': 'bfloat16'}: .* float32"),
         ({"rollout_backend": "native", "use_vllm": True}, r"`rollout_backend` is 'native': `use_vllm` .* leave "),
         (STOCK | {"use_vllm": True}, r"`rollout_backend` is 'transformers': `use_vllm` .* leave"),
+        ({"use_adaptive_entropy": True}, r"`use_adaptive_entropy` is True: .* Set `entropy_coef`"),
         (
             {"use_transformers_continuous_batching": True},
             "batching` is True: .* Leave it",

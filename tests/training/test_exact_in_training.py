@@ -329,6 +329,5 @@ def test_models_whose_forward_pass_takes_no_tree_are_refused(
             parts.scorer,
             parts.find,
             parts.decode,
-            parts.count,
             parts.record,
         )

@@ -13,7 +13,7 @@ from torch import Tensor
 from trl import GRPOTrainer
 
 from rookworld_trl.training import loss
-from rookworld_trl.training.loss import LOSS_TYPES, EntropyBonus, Scale, Scored
+from rookworld_trl.training.loss import LOSS_TYPES, Scale, Scored
 
 B, C = 5, 7
 
@@ -135,7 +135,7 @@ def test_every_option_is_trls(accelerator: Accelerator, loss_type: str, training
         theirs, ours = leaves(batch), leaves(batch)
         expected = stock(batch, *theirs)
         scale = Scale.of_batch(args, batch, 1, training, 2)
-        value, metrics = loss.compute(Scored(*ours), batch, args, scale, EntropyBonus(args), accelerator, training)
+        value, metrics = loss.compute(Scored(*ours), batch, args, scale, accelerator)
         assert value.item() == pytest.approx(expected.item(), rel=1e-9, abs=1e-12), case
         for mine, its, name in zip(ours, theirs, ("logps", "entropies"), strict=True):
             gradients = [
@@ -144,44 +144,8 @@ def test_every_option_is_trls(accelerator: Accelerator, loss_type: str, training
             ]
             assert torch.allclose(*gradients, rtol=1e-9, atol=1e-12), f"{name}: {case}"
         logged = {name: values[0] for name, values in stock._metrics["train" if training else "eval"].items()}
-        logged.pop("entropy_coef", None)  # logged once a step, by the trainer
+        logged.pop("entropy_coef", None)  # a setting
         assert metrics == pytest.approx(logged, rel=1e-6, nan_ok=True), case
-
-
-def test_an_adapting_entropy_is_trls(accelerator: Accelerator) -> None:
-    """Steps of three micro-batches, entropies on both sides of the target: the same terms and coefficients."""
-    args = settings(use_adaptive_entropy=True, entropy_target=0.8, entropy_coef=0.01, entropy_coef_delta=0.02)
-    stock, bonus = Stock(args, accelerator, True, accumulation=3), EntropyBonus(args)
-    seen = []
-    for step in range(8):
-        for micro in range(3):
-            batch = a_batch(3 * step + micro, False, "same")
-            batch["entropies"] = batch["entropies"] * (0.5 if step < 4 else 2.0)
-            accelerator.gradient_state._set_sync_gradients(micro == 2)
-            expected = stock(batch, *leaves(batch))
-            scale = Scale.of_batch(args, batch, 1, True, 3)
-            value, _ = loss.compute(Scored(*leaves(batch)), batch, args, scale, bonus, accelerator)
-            assert value.item() == pytest.approx(expected.item(), rel=1e-6)
-        bonus.finish_step(accelerator)
-        assert bonus.coefficient == pytest.approx(stock.entropy_coef)
-        assert bonus.last == pytest.approx(stock._last_world_entropy, rel=1e-6)
-        seen.append(bonus.coefficient)
-    assert max(seen) > seen[0] > min(seen), "the coefficient has not moved both ways"
-
-
-def test_the_bonus_goes_back_with_a_step(accelerator: Accelerator) -> None:
-    args = settings(use_adaptive_entropy=True, entropy_target=10.0)
-    bonus, mask = EntropyBonus(args), torch.ones(1, 2)
-    before = bonus.state_dict()
-    bonus(torch.tensor([[1.0, 3.0]]), mask, Scale("grpo", 2, 1, 2), training=True)
-    bonus.finish_step(accelerator)
-    assert (bonus.coefficient, bonus.last) == (0.005, 2.0)
-    bonus.load_state_dict(before)
-    assert (bonus.coefficient, bonus.last) == (0.0, math.inf)
-    bonus(torch.tensor([[1.0, math.nan]]), mask, Scale("grpo", 2, 1, 2), training=True)
-    bonus.drop()
-    bonus.finish_step(accelerator)
-    assert (bonus.coefficient, bonus.last) == (0.0, math.inf), "an undone step's entropies are kept"
 
 
 # What each type makes of these: 3 terms 1, 2, 3 in two rows, the second masked behind its first; two micro-batches a
@@ -210,6 +174,6 @@ def test_rows_with_decisions_have_their_objective_in_place_of_their_advantage(ac
     logps = torch.zeros(2, 1, requires_grad=True)
     known = Scored(logps, torch.zeros(2, 1), torch.tensor([[7.0], [0.0]]), torch.tensor([False, True]))
     scale = Scale.of_batch(args, batch, 1, True, 1)
-    value, _ = loss.compute(known, batch, args, scale, EntropyBonus(args), accelerator)
+    value, _ = loss.compute(known, batch, args, scale, accelerator)
     assert value.item() == pytest.approx((-5 - 7) / 2)
     assert torch.autograd.grad(value, logps)[0].tolist() == [[0.0], [-2.5]]
