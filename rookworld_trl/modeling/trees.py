@@ -224,6 +224,7 @@ def pack(
     cut, uncut = np.flatnonzero(~whole), np.flatnonzero(whole)
     for chosen in [uncut] if one_piece else [*_bucket(shapes, cut), *_bucket(shapes, uncut)]:
         trunk, width, length = shapes[chosen].max(axis=0).tolist()
+        trunk = _rounded(trunk) if one_piece else trunk
         gathered = np.repeat(starts[chosen, None], trunk + width * length, axis=1)
         lengths, ends = shapes[chosen, 0], np.zeros((len(chosen), trunk), dtype=np.int64)
         for row, tree in enumerate(chosen):
@@ -339,26 +340,33 @@ def _tile_attention(tile: _Tile, heads: int) -> Callable[[Tensor, Tensor, Tensor
     return attend
 
 
+def _rounded(size: int) -> int:
+    """Up to a multiple of 16, from a thousand on of 256: torch keeps kernels of each shape, a gigabyte of all."""
+    step = 16 if size < 1000 else 256
+    return -(-size // step) * step
+
+
 def collate(trees: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """A batch of trees' `arrays` for `weighted_nats`: that of `pack`, and what the trees want.
 
     Returns:
         Also `predicting` (M,), the tokens that predict something; `source` (K,) index into these, `target` (K,) and
-        `weights` (K,): what they predict; `rows` (B,).
+        `weights` (K,): what they predict; `rows` (B,); `size`, tokens without padding.
     """
     sizes = [len(tree["input_ids"]) for tree in trees]
     starts = np.cumsum([0, *sizes[:-1]])
     nodes = np.concatenate([np.asarray(tree["nodes"]) + start for tree, start in zip(trees, starts, strict=True)])
     predicting, source = np.unique(nodes, return_inverse=True)
     arrays = {
-        "predicting": predicting,
+        "predicting": np.pad(predicting, (0, _rounded(len(predicting)) - len(predicting))),
         "source": source.reshape(-1),
         "target": np.concatenate([tree["tokens"] for tree in trees]),
         "weights": np.concatenate([tree["weights"] for tree in trees]).astype(np.float32),
         "rows": np.array([tree["rows"] for tree in trees]),
+        "size": np.array(sum(sizes)),
     }
     laid_out = [(np.asarray(tree["input_ids"]), np.asarray(tree["ends"])) for tree in trees]
-    packed = pack([(tokens, ends, len(ends)) for tokens, ends in laid_out], one_piece=True)
+    packed = pack([(tokens, ends, len(ends)) for tokens, ends in laid_out], _rounded, one_piece=True)
     return packed | {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 

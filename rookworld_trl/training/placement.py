@@ -12,13 +12,11 @@ from typing import Any
 
 import torch
 from accelerate.utils import DynamoBackend, TorchDynamoPlugin, parse_flag_from_env
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl import GRPOConfig
 
 from rookworld_trl.settings.parser import require
 
 LAUNCHED_PRECISION = "ACCELERATE_MIXED_PRECISION"  # set by every kind of `accelerate launch`
-GIVE_BACK_STEPS = 4  # each costs a twentieth of a second or two, and fresh pages for the step after it
 
 
 def set_attention(model: Any, name: str) -> None:
@@ -48,15 +46,6 @@ def keep_freed_memory() -> bool:
         return False
     # M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD of malloc.h
     return all(mallopt(name, value) for name, value in ((-4, 0), (-1, 2**31 - 1), (-2, 1 << 26)))
-
-
-class GiveBackMemory(TrainerCallback):
-    """Gives what is free back to the system, at times, where `keep_freed_memory` holds: among blocks of ever other
-    sizes, what is kept would grow for hours. A run's bits do not depend on it."""
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if state.global_step % GIVE_BACK_STEPS == 0:
-            ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def reference_device(wanted: str, home: torch.device, processes: int, gpus: int, fixed: bool) -> torch.device | None:

@@ -1,7 +1,6 @@
 """Supervised training: its arguments, a trainer over trees of rows, and its optimizer."""
 
 import math
-import os
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -15,11 +14,9 @@ from rookworld_trl.modeling.gpt2 import GPT2
 from rookworld_trl.modeling.trees import collate, weighted_nats
 from rookworld_trl.settings.parser import option, require
 from rookworld_trl.training.placement import (
-    GiveBackMemory,
     agree_on_tf32,
     follow_launcher,
     insist_on_no_compile,
-    keep_freed_memory,
     on_gpu,
 )
 from rookworld_trl.training.recovery import Diverged
@@ -92,12 +89,6 @@ class SupervisedTrainer(DurableTrainer, SFTTrainer):
 
     def __init__(self, *args: Any, facts: dict[str, Any] | None = None, **kwargs: Any):
         super().__init__(*args, data_collator=collate, **kwargs)
-        if self.accelerator.device.type == "cpu":
-            # Each micro-batch has another shape, of whose kernels torch would keep a thousand, a gigabyte. Half of them
-            # cost 3 % of a step's time, 64 of them 9 %.
-            os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "512")
-            if keep_freed_memory():
-                self.add_callback(GiveBackMemory())
         self._facts = facts or {}
         model: Any = self.model
 
@@ -136,8 +127,7 @@ class SupervisedTrainer(DurableTrainer, SFTTrainer):
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> torch.Tensor:
         loss: torch.Tensor = model(**inputs) / num_items_in_batch
-        tokens = torch.tensor(len(inputs["tokens"]), device=loss.device)
-        self._total_train_tokens += int(self.accelerator.gather(tokens).sum())
+        self._total_train_tokens += int(self.accelerator.gather(inputs["size"]).sum())
         self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
         return loss * self.accelerator.num_processes if self.args.average_tokens_across_devices else loss
 

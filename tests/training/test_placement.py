@@ -305,33 +305,25 @@ def test_hooks_act_in_a_compiled_run(make_trainer: Make, case: dict[str, Any]) -
 
 
 FREED = """
-import psutil, resource, torch
-from types import SimpleNamespace
-from rookworld_trl.training.placement import GiveBackMemory, keep_freed_memory
+import resource, torch
+from rookworld_trl.training.placement import keep_freed_memory
 kept = keep_freed_memory()
 torch.ones(1 << 24)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(5):
     torch.ones(1 << 24)
 print(kept, (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) * resource.getpagesize() // 2**20)
-for step in (3, 4):
-    before = psutil.Process().memory_info().rss
-    GiveBackMemory().on_step_end(None, SimpleNamespace(global_step=step), None)
-    print((before - psutil.Process().memory_info().rss) // 2**20)
 """
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
 def test_memory_once_freed_is_used_again() -> None:
-    """Five tensors of 64 MiB after one of that size: without it, each is of fresh pages, 320 MiB in all. Each fourth
-    step the system gets them back."""
+    """Five tensors of 64 MiB after one of that size: without it, each is of fresh pages, 320 MiB in all."""
     done = subprocess.run([sys.executable, "-c", FREED], capture_output=True, text=True, check=True)
-    kept, fresh, *given_back = done.stdout.split()
+    kept, fresh = done.stdout.split()
     assert kept == "True"
     assert int(fresh) < 128
-    assert int(given_back[0]) == 0
-    assert int(given_back[1]) >= 64
 
 
 def test_flash_attention_that_would_do_nothing_is_refused(make_trainer: Make, monkeypatch: pytest.MonkeyPatch) -> None:
