@@ -11,6 +11,7 @@ import hashlib
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -64,6 +65,23 @@ def row_of(
     """A row with the columns that `load_shipped` tells of."""
     row = {"prompt": prompt, "task": task, "target": target, "stratum": stratum, "game": game}
     return row | {"legal_moves": list(legal_moves), "legal_cp": list(legal_cp)}
+
+
+@dataclass
+class Report:
+    """What became of the rows of a source: how often, by what happened, and the first example of some of it."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, str] = field(default_factory=dict)
+
+    def count(self, what: str, example: str = "") -> None:
+        self.counts[what] += 1
+        if example:
+            self.examples.setdefault(what, example)
+
+    def __str__(self) -> str:
+        first = {what: f" (first: {example})" for what, example in self.examples.items()}
+        return "\n".join(f"{count} {what}{first.get(what, '')}" for what, count in self.counts.items())
 
 
 def expand(record: Mapping[str, Any]) -> dict[str, Any]:

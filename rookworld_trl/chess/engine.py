@@ -16,11 +16,9 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from queue import SimpleQueue
-from types import TracebackType
-from typing import Self, TypeVar
+from typing import NamedTuple, Self, TypeVar
 
 import chess
 import chess.engine
@@ -33,21 +31,11 @@ BUSY_SECONDS = 30.0  # how long a process waits for another one that is writing 
 Answer = TypeVar("Answer")
 
 
-@dataclass(frozen=True, slots=True)
-class MoveValue:
-    """An engine's value of a move.
-
-    Attributes:
-        move: UCI.
-        centipawns: from the mover's side; a mate in n moves is +-(10000 - n).
-        mate: moves to mate, negative when the mover is mated; None when there is no forced mate.
-        reply: what the engine answers, UCI; empty where it has said nothing. Two values are equal without it.
-    """
+class MoveValue(NamedTuple):
+    """An engine's value of a move (UCI), from the mover's side; a mate in n moves is +-(10000 - n)."""
 
     move: str
     centipawns: int
-    mate: int | None
-    reply: str = field(default="", compare=False)
 
 
 class EngineStartError(ValueError):
@@ -89,7 +77,7 @@ class Engine:
         self.path = find_engine(path)
         self.limit = chess.engine.Limit(nodes=nodes, time=timeout)
         self.timeout = timeout
-        self.restarts = 0
+        self.name = ""  # what the engine calls itself, with its version, once it runs
         self._options = {"Threads": 1, "Hash": hash_mb}
         self._process: chess.engine.SimpleEngine | None = None
         self._open = False
@@ -99,18 +87,9 @@ class Engine:
         self._open = True
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._open = False
         self._kill()
-
-    @property
-    def name(self) -> str:
-        """What the running engine calls itself, with its version."""
-        if self._process is None:
-            raise RuntimeError("the engine is not running; open it with 'with Engine(...) as engine:'")
-        return self._process.id.get("name", self.path)
 
     def analyse(self, board: chess.Board, multipv: int = 5, game: object = None) -> list[MoveValue] | None:
         """Values of the best `multipv` legal moves, best first; every legal move when there are fewer.
@@ -149,14 +128,11 @@ class Engine:
             return None
         for attempt in (1, 2):
             try:
-                if self._process is None:  # the last restart failed
-                    self._start()
-                assert self._process is not None
-                return question(self._process)
+                return question(self._process or self._start())
             except Exception as error:  # a dying engine raises anything, concurrent.futures.CancelledError included
                 what = f"{type(error).__name__}: {error}"
                 logger.warning("engine failed on %s (try %d): %s", board.fen(), attempt, what)
-                self._restart()
+                self._kill()
         return None
 
     def _search(
@@ -172,34 +148,26 @@ class Engine:
             game=game,
             info=chess.engine.INFO_BASIC | chess.engine.INFO_SCORE | chess.engine.INFO_PV,
         )
-        values = []
-        for line in lines:
-            if "pv" not in line or "score" not in line:
-                raise chess.engine.EngineError("the engine sent a line without a move or a score")
-            score, moves = line["score"].relative, [move.uci() for move in line["pv"][:2]]
-            values.append(MoveValue(moves[0], score.score(mate_score=MATE_CENTIPAWNS), score.mate(), *moves[1:]))
+        if not all("pv" in line and "score" in line for line in lines):
+            raise chess.engine.EngineError("the engine sent a line without a move or a score")
+        scores = [line["score"].relative.score(mate_score=MATE_CENTIPAWNS) for line in lines]
+        values = [MoveValue(line["pv"][0].uci(), score) for line, score in zip(lines, scores, strict=True)]
         return sorted(values, key=lambda value: -value.centipawns)
 
-    def _start(self) -> None:
+    def _start(self) -> chess.engine.SimpleEngine:
         try:
-            self._process = chess.engine.SimpleEngine.popen(LastLines, self.path, timeout=max(self.timeout, 5.0))
-            self._process.configure(self._options)
-            self._process.timeout = self.timeout  # grace behind `Limit.time`: a hung search ends after twice that
+            process = chess.engine.SimpleEngine.popen(LastLines, self.path, timeout=max(self.timeout, 5.0))
+            self._process = process
+            process.configure(self._options)
+            process.timeout = self.timeout  # grace behind `Limit.time`: a hung search ends after twice that
+            self.name = process.id.get("name", self.path)
+            return process
         except Exception as error:
             self._kill()
             raise EngineStartError(
                 f"'{self.path}' did not start as a UCI engine ({error}); give Stockfish's path by the engine's path "
                 f"setting or ${ENV_PATH}"
             ) from error
-
-    def _restart(self) -> None:
-        """A new process in place of the broken one; if that fails too (no memory, no file), it is tried again later."""
-        self._kill()
-        self.restarts += 1
-        try:
-            self._start()
-        except EngineStartError as error:
-            logger.warning("%s; trying again at the next position", error)
 
     def _kill(self) -> None:
         """End the process for certain: `quit` would wait for a hung engine, so the transport is closed instead."""
@@ -216,7 +184,7 @@ class Engine:
 
 
 class LastLines(chess.engine.UciProtocol):
-    """Passes on an engine's last line for each move, cut to that move and the reply, once the search has ended.
+    """Passes on an engine's last line for each move, cut to that move, once the search has ended.
 
     python-chess reads every line at every depth and plays it out on a board: more work than a short search itself, and
     all engines of a process share one interpreter for it. What `analyse` returns comes from the last lines alone: those
@@ -237,7 +205,7 @@ class LastLines(chess.engine.UciProtocol):
             if number == "1":
                 self._close()
             self._depths.add(head.partition(" depth ")[2].partition(" ")[0])
-            self._lines[number] = head + mark + " ".join(moves.split(" ", 2)[:2])
+            self._lines[number] = head + mark + moves.split(" ", 1)[0]
             return
         if line.startswith("bestmove"):
             last = dict(self._lines)
@@ -289,11 +257,11 @@ class ValueCache:
         """The answer; None if it isn't there."""
         with self._readable():
             row = self._db.execute("SELECT answer FROM answers WHERE key = ?", (key,)).fetchone()
-        return None if row is None else [MoveValue(*each) for each in json.loads(row[0])]
+        return None if row is None else [MoveValue(*each[:2]) for each in json.loads(row[0])]
 
     def put(self, key: str, values: Sequence[MoveValue]) -> None:
         """Keep an answer."""
-        text = json.dumps([astuple(value)[:3] for value in values], separators=(",", ":"))
+        text = json.dumps(values, separators=(",", ":"))
         with self._readable():
             self._db.execute("INSERT OR REPLACE INTO answers (key, answer) VALUES (?, ?)", (key, text))
 
@@ -330,9 +298,7 @@ class EnginePool:
             self._running = starting.pop_all()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._threads.shutdown(cancel_futures=True)
         self._running.close()
 

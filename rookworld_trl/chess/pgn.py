@@ -10,9 +10,7 @@ import gzip
 import io
 import re
 import zlib
-from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,38 +18,12 @@ import chess
 import chess.pgn
 
 from rookworld_trl.chess import environment, policy, position_key
-from rookworld_trl.chess.dataset import row_of
+from rookworld_trl.chess.dataset import Report, row_of
 from rookworld_trl.chess.strata import phase, stratum
 
 _TAG = re.compile(r'\[\w+\s+"')
 _REMARK = re.compile(r"\{[^}]*\}|;.*|^\[.*$", re.MULTILINE)
 _FOREIGN = re.compile(r"(?<!\w)[A-Z\u0370-\u04ff♔-♟](?<![KQRBNP])[a-h]?[1-8]?[x:-]?[a-h][1-8](?![a-z])")
-
-
-@dataclass
-class GamesReport:
-    """What became of the games: how many were read and how many rows they gave; `skipped` by reason; how many were
-    `cut` short, with the first reason."""
-
-    games: int = 0
-    kept: Counter[str] = field(default_factory=Counter)
-    skipped: Counter[str] = field(default_factory=Counter)
-    cut: int = 0
-    first_cut: str = ""
-    repeated: int = 0
-
-    def __str__(self) -> str:
-        lines = [
-            f"{self.games} games: {self.kept['policy']} P: and {self.kept['environment']} A: rows; "
-            f"{self.repeated} moves from positions seen before",
-            *(f"skipped {count} games: {reason}" for reason, count in self.skipped.most_common()),
-        ]
-        if self.cut:
-            lines.append(
-                f"{self.cut} games are used up to their first null, illegal or unreadable move "
-                f"(first: {self.first_cut})"
-            )
-        return "\n".join(lines)
 
 
 class _MainLine(chess.pgn.GameBuilder[chess.pgn.Game]):
@@ -71,7 +43,7 @@ class _MainLine(chess.pgn.GameBuilder[chess.pgn.Game]):
         self.game.errors.append(error)
 
 
-def rows_of_games(path: Path, report: GamesReport, positions: bool = False) -> Iterator[dict[str, Any]]:
+def rows_of_games(path: Path, report: Report, positions: bool = False) -> Iterator[dict[str, Any]]:
     """Rows in the schema of the shipped data, main lines only; a pair of position and move comes once.
 
     Args:
@@ -81,23 +53,23 @@ def rows_of_games(path: Path, report: GamesReport, positions: bool = False) -> I
     """
     seen: set[str] = set()
     moves: set[tuple[str, str]] = set()
-    for text in _games(_lines(path)):
-        report.games += 1
+    for number, text in enumerate(_games(_lines(path)), 1):
+        report.count("games")
         board, history = chess.Board(), list[str]()
-        for move in _moves(text, board, report):
+        for move in _moves(text, board, number, report):
             fen, key, uci = board.fen(), position_key(board.fen()), move.uci()
             if positions and key not in seen:
-                report.kept["policy"] += 1
-                yield row_of("policy", policy.prompt(fen), "", phase(board), game=str(report.games))
+                report.count("P: rows")
+                yield row_of("policy", policy.prompt(fen), "", phase(board), game=str(number))
             seen.add(key)
             if (key, uci) in moves:
-                report.repeated += 1
+                report.count("moves from positions seen before")
             else:
                 moves.add((key, uci))
-                report.kept["environment"] += 1
+                report.count("A: rows")
                 target = environment.format_completion(environment.transition(fen, uci))
                 prompt = environment.prompt(fen, uci, history)
-                yield row_of("environment", prompt, target, stratum(board, uci), game=str(report.games))
+                yield row_of("environment", prompt, target, stratum(board, uci), game=str(number))
             history.append(uci)
             board.push(move)
 
@@ -137,24 +109,24 @@ def _games(lines: Iterable[str]) -> Iterator[str]:
         yield "".join(found)
 
 
-def _moves(text: str, board: chess.Board, report: GamesReport) -> list[chess.Move]:
+def _moves(text: str, board: chess.Board, number: int, report: Report) -> list[chess.Move]:
     """The moves of a main line up to the first that cannot be played, and `board` as they begin; none, counted, of a
     game that cannot be used."""
     game = chess.pgn.read_game(io.StringIO(text), Visitor=_MainLine)
     start = _start(game.headers) if game is not None else None
     moves = list(game.mainline_moves()) if game is not None else []
-    nulls = [number for number, move in enumerate(moves) if not move]
+    nulls = [place for place, move in enumerate(moves) if not move]
     moves = moves[: nulls[0]] if nulls else moves
     if start is None:
-        report.skipped["they do not begin from a legal position of standard chess"] += 1
+        report.count("games skipped: they do not begin from a legal position of standard chess")
     elif _FOREIGN.search(_REMARK.sub("", text)):
-        report.skipped["other piece letters than K Q R B N"] += 1
+        report.count("games skipped: other piece letters than K Q R B N")
     elif not moves:
-        report.skipped["no move can be read"] += 1
+        report.count("games skipped: no move can be read")
     else:
         if errors := [*(["a null move"] if nulls else []), *map(str, game.errors if game is not None else ())]:
-            report.cut += 1
-            report.first_cut = report.first_cut or f"game {report.games}, {errors[0]}"
+            what = "games used up to their first null, illegal or unreadable move"
+            report.count(what, f"game {number}, {errors[0]}")
         board.set_fen(start.fen())
         return moves
     return []

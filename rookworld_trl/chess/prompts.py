@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from trl import GRPOConfig
 
 from rookworld_trl.chess import check_tasks
-from rookworld_trl.chess.dataset import draw_of_each, held_out_positions, load_shipped, positions_in
+from rookworld_trl.chess.dataset import Report, draw_of_each, held_out_positions, load_shipped, positions_in
 from rookworld_trl.chess.engine import find_engine
 from rookworld_trl.chess.mixing import check_stages, lay_out, mix
 from rookworld_trl.chess.own_games import PLACE_COLUMN, SelfPlay, read_options
@@ -19,7 +19,6 @@ from rookworld_trl.chess.policy import SPELLINGS, respelled
 from rookworld_trl.chess.seen import known_training_data
 from rookworld_trl.chess.sources import (
     DataOptions,
-    ValuesReport,
     check_lengths,
     engines,
     load_prompts,
@@ -144,7 +143,7 @@ def self_play(
 
     def values(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         with engines(run) as pool:
-            return list(with_values(rows, pool, ValuesReport()))
+            return list(with_values(rows, pool, Report()))
 
     assert run.self_play is not None
     return SelfPlay(

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from rookworld_trl.chess import ParseError, split_row
-from rookworld_trl.chess.dataset import PROBLEM_FILES, positions_of, shipped_positions
-from rookworld_trl.chess.pgn import GamesReport, rows_of_games
+from rookworld_trl.chess.dataset import PROBLEM_FILES, Report, positions_of, shipped_positions
+from rookworld_trl.chess.pgn import rows_of_games
 from rookworld_trl.chess.rookworld import TEXT_COLUMN, with_prefix
 from rookworld_trl.chess.sources import PGN, DataOptions, open_rows, reader_of
 from rookworld_trl.modeling.loading import NANO
@@ -67,7 +67,7 @@ def shown_positions(
     if Path(source, f"{split}.parquet").is_file():
         return shipped_positions(split, Path(source))
     if reader_of(Path(source)) == PGN:
-        games = rows_of_games(Path(source), GamesReport(), positions=True)
+        games = rows_of_games(Path(source), Report(), positions=True)
         return set(chain.from_iterable(positions_of(row["prompt"], row["target"]) for row in games))
     rows, columns = open_rows(source, split, DataOptions(streaming=streaming, max_rows=max_rows))
     if "prompt" not in columns and TEXT_COLUMN not in columns:

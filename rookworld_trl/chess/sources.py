@@ -16,14 +16,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import chess
-from datasets import Dataset, Features, IterableDataset, List, Value, concatenate_datasets, load_dataset
+from datasets import Dataset, Features, List, Value, concatenate_datasets, load_dataset
 
 from rookworld_trl.chess import ParseError, environment, policy, task_of
-from rookworld_trl.chess.dataset import positions_of, row_of
+from rookworld_trl.chess.dataset import Report, positions_of, row_of
 from rookworld_trl.chess.engine import MATE_CENTIPAWNS, EnginePool, ValueCache
 from rookworld_trl.chess.format import board_from_fen
-from rookworld_trl.chess.pgn import GamesReport, rows_of_games
-from rookworld_trl.chess.rookworld import TEXT_COLUMN, Report, convert_rows
+from rookworld_trl.chess.pgn import rows_of_games
+from rookworld_trl.chess.rookworld import TEXT_COLUMN, convert_rows
 from rookworld_trl.chess.strata import phase, stratum
 from rookworld_trl.settings.parser import option
 from rookworld_trl.settings.terminal import with_bar
@@ -31,7 +31,6 @@ from rookworld_trl.settings.terminal import with_bar
 PGN = "pgn"
 READERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv", ".txt": "text", ".pgn": PGN}
 KINDS = f"{', '.join(READERS)}, or one of them gzipped (.gz)"
-NO_ROWS = "has no rows that can be used. Give a data set with at least one prompt"
 SHUFFLE_BUFFER = 10_000  # rows of a stream held back at a time to be drawn from
 CHUNK = 50_000  # rows that are Python objects at a time; as Arrow they take a tenth of the memory
 FEATURES = Features(
@@ -101,32 +100,38 @@ def load_prompts(source: str, split: str = "train", options: DataOptions | None 
     Raises:
         ValueError: naming source, row and field, and what to do about it.
     """
-    options = options or DataOptions()
-    said: list[str] = []
+    options, report = options or DataOptions(), Report()
+    rows: Iterator[dict[str, Any]]
+    valued = options.best_move == "engine"
     if reader_of(Path(source)) == PGN:
-        rows = _rows_of_pgn(source, options, said)
+        _check_file(source)
+        rows = islice(rows_of_games(Path(source), report, positions=valued), options.max_rows)
     else:
         given, columns = open_rows(source, split, options)
         if "prompt" in columns:
-            rows = _checked_rows(source, given, values_follow=options.best_move == "engine")
+            rows = _checked_rows(source, given, valued)
         elif TEXT_COLUMN in columns:
-            rows = _rows_of_text(source, given, options, said)
+            rows = _rows_of_text(source, given, report, valued)
         else:
             raise ValueError(
                 f"{source}: column 'prompt' is missing (found: {', '.join(columns)}). "
                 "Add it, with texts like 'P: <FEN>' or 'A: <FEN>+<move>+<last moves>+'; or give whole rows in a column "
                 f"'{TEXT_COLUMN}'"
             )
-    if options.best_move == "engine":
-        rows = _valued(source, rows, options, said)
+    if valued:
+        rows = _valued(rows, options, report)
     chunks = []
     counted = with_bar(rows, f"read {Path(source).name}", options.max_rows, "row")
     while chunk := list(islice(counted, CHUNK)):
         chunks.append(Dataset.from_list(chunk, features=FEATURES))
     if not chunks:
-        raise ValueError(f"{source}: {NO_ROWS}")
+        raise ValueError(f"{source}: has no rows that can be used. Give a data set with at least one prompt")
     dataset = concatenate_datasets(chunks)
-    dataset.info.description = "\n".join(said)
+    dataset.info.description = str(report)
+    if report.counts:
+        print(f"{source}: {report}")
+    if reader_of(Path(source)) == PGN and not valued:
+        print(f"{source}: no P: rows, for games carry no values of moves; `best_move: engine` makes them, by Stockfish")
     return dataset
 
 
@@ -134,51 +139,28 @@ def open_rows(source: str, split: str, options: DataOptions) -> tuple[Iterator[M
     """The rows of a file or of a data set of the Hub as they stand there, `max_rows` at most, and their columns.
 
     Raises:
-        ValueError: it cannot be read, at once or on the way.
+        ValueError: it cannot be read.
     """
-    dataset = _opened(source, split, options)
-    rows = islice(_rows(source, dataset), options.max_rows)
-    if dataset.column_names is not None:
-        return rows, list(dataset.column_names)
-    first = next(rows, None)  # a stream knows its columns by its first row only
-    return (iter(()), []) if first is None else (chain([first], rows), list(first))
-
-
-def _opened(source: str, split: str, options: DataOptions) -> Dataset | IterableDataset:
-    path, reader = Path(source), reader_of(Path(source))
+    reader = reader_of(Path(source))
     if reader:
-        _check_file(path)
-    elif path.exists():
+        _check_file(source)
+    elif Path(source).exists():
         raise ValueError(f"{source}: is no data file. Give `dataset` a file ending in {KINDS}")
     # No cache outside of memory: a file that changed must be read again.
-    file = {"data_files": str(path), "split": "train", "keep_in_memory": None if options.streaming else True}
+    file = {"data_files": source, "split": "train", "keep_in_memory": None if options.streaming else True}
     try:
         dataset = load_dataset(reader or source, streaming=options.streaming, **(file if reader else {"split": split}))
+        if options.streaming:  # its first rows are often all of one kind: draw from a buffer, the files in any order
+            dataset = dataset.shuffle(seed=0, buffer_size=SHUFFLE_BUFFER)
+        rows = islice(dataset, options.max_rows)
+        first = next(rows, None)  # a stream knows its columns by its first row only
     except Exception as error:  # the readers and the Hub raise a dozen unrelated classes
-        if reader:
-            raise _unreadable(source, reader, error) from error
-        reason = str(error).strip().partition("\n")[0]
+        reason = str(error.__cause__ or error).strip().partition("\n")[0] or repr(error)
+        kind = f"cannot be read as {reader}" if reader else f"neither a file here nor split '{split}' of a data set"
         raise ValueError(
-            f"`dataset` is '{source}': neither a file here nor split '{split}' of a data set that the Hub gives "
-            f"({reason}). Check the name, or give a file ending in {KINDS}"
+            f"`dataset` is '{source}': {kind} ({reason}). Check the name, or write it again; files end in {KINDS}"
         ) from error
-    # The first rows of a stream are often all of one kind: draw from a buffer, and from the files in any order.
-    return dataset.shuffle(seed=0, buffer_size=SHUFFLE_BUFFER) if options.streaming else dataset
-
-
-def _rows(source: str, dataset: Dataset | IterableDataset) -> Iterator[Mapping[str, Any]]:
-    """The rows; a stream is read only here."""
-    try:
-        yield from dataset
-    except Exception as error:
-        raise _unreadable(source, "a data set", error) from error
-
-
-def _unreadable(source: str, kind: str, error: Exception) -> ValueError:
-    reason = str(error.__cause__ or error).strip().splitlines()[:1]
-    if reason and "corresponds to no data" in reason[0]:  # a table with a head alone
-        return ValueError(f"{source}: {NO_ROWS}")
-    return ValueError(f"{source}: cannot be read as {kind} ({reason[0] if reason else error!r}). Write it again")
+    return (iter(()), dataset.column_names or []) if first is None else (chain([first], rows), list(first))
 
 
 def _checked_rows(source: str, dataset: Iterable[Mapping[str, Any]], values_follow: bool) -> Iterator[dict[str, Any]]:
@@ -192,45 +174,20 @@ def _checked_rows(source: str, dataset: Iterable[Mapping[str, Any]], values_foll
 
 
 def _rows_of_text(
-    source: str, dataset: Iterable[Mapping[str, Any]], options: DataOptions, said: list[str]
+    source: str, dataset: Iterable[Mapping[str, Any]], report: Report, valued: bool
 ) -> Iterator[dict[str, Any]]:
-    report = Report()
     for row in convert_rows(dataset, report):
-        if row["task"] == "policy" and options.best_move != "engine":
+        if row["task"] == "policy" and not valued:
             raise ValueError(
-                f"{source} row {report.read - 1}, column '{TEXT_COLUMN}': a P: row has values of the moves it lists "
-                "only. Set `best_move: engine`, and Stockfish values every move, once"
+                f"{source} row {report.counts['rows read'] - 1}, column '{TEXT_COLUMN}': a P: row has values of the "
+                "moves it lists only. Set `best_move: engine`, and Stockfish values every move, once"
             )
         yield row
-    _say(source, report, said)
 
 
-def _say(source: str, report: Any, said: list[str]) -> None:
-    said.append(str(report))
-    print(f"{source}: {report}")
-
-
-def _rows_of_pgn(source: str, options: DataOptions, said: list[str]) -> Iterator[dict[str, Any]]:
-    _check_file(Path(source))
-    report = GamesReport()
-    positions = options.best_move == "engine"
-    yield from islice(rows_of_games(Path(source), report, positions), options.max_rows)
-    _say(source, report, said)
-    if report.kept and not positions:
-        print(f"{source}: no P: rows, for games carry no values of moves; `best_move: engine` makes them, by Stockfish")
-
-
-def _valued(
-    source: str, rows: Iterator[dict[str, Any]], options: DataOptions, said: list[str]
-) -> Iterator[dict[str, Any]]:
-    """The rows, those without values valued by engines; they start where there are any rows at all."""
-    first = next(rows, None)
-    if first is None:
-        return
-    report = ValuesReport()
+def _valued(rows: Iterable[dict[str, Any]], options: DataOptions, report: Report) -> Iterator[dict[str, Any]]:
     with engines(options) as pool:
-        yield from with_values(chain([first], rows), pool, report)
-    _say(source, report, said)
+        yield from with_values(rows, pool, report)
 
 
 @contextmanager
@@ -248,11 +205,9 @@ def reader_of(path: Path) -> str | None:
     return READERS.get(Path(path.name.lower().removesuffix(".gz")).suffix)
 
 
-def _check_file(path: Path) -> None:
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file. Check `dataset`")
-    if not path.stat().st_size:
-        raise ValueError(f"{path}: is empty. Give `dataset` a file with at least one row")
+def _check_file(source: str) -> None:
+    if not (Path(source).is_file() and Path(source).stat().st_size):
+        raise ValueError(f"`dataset` is '{source}': there is no such file, or it is empty")
 
 
 def _checked(row: Mapping[str, Any], values_follow: bool = False) -> dict[str, Any]:
@@ -316,12 +271,11 @@ def _legal_values(row: Mapping[str, Any], board: chess.Board) -> tuple[list[str]
             "Give each legal move once, in UCI"
         )
     for value in values:  # 12.0 is 12, as pandas writes a column with gaps
-        if isinstance(value, bool) or not isinstance(value, int | float) or value != value // 1:
-            raise ValueError(f"column 'legal_cp': {value!r} is no whole number. Give centipawns from the mover's side")
-        if abs(value) > MATE_CENTIPAWNS:
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or value != value // 1 or abs(value) > MATE_CENTIPAWNS:
             raise ValueError(
-                f"column 'legal_cp': {value!r} is beyond a mate. Give centipawns, and a mate in n plies as "
-                f"+-({MATE_CENTIPAWNS} - n)"
+                f"column 'legal_cp': {value!r} is no whole number, or beyond a mate. Give centipawns from the mover's "
+                f"side, and a mate in n plies as +-({MATE_CENTIPAWNS} - n)"
             )
     return moves, list(map(int, values))
 
@@ -361,23 +315,7 @@ def check_lengths(dataset: Dataset, tokenizer: Any, context: int, max_completion
 AHEAD = 1024  # rows read ahead, so that every engine of the pool has something to do
 
 
-@dataclass
-class ValuesReport:
-    """What the engines did: rows that got values, rows left out because a search failed, `B:` replaced by a better
-    move of the row."""
-
-    valued: int = 0
-    failed: int = 0
-    best_repaired: int = 0
-
-    def __str__(self) -> str:
-        return (
-            f"engine: {self.valued} P: rows valued, 'B:' replaced in {self.best_repaired} of them; "
-            f"{self.failed} left out because a search failed"
-        )
-
-
-def with_values(rows: Iterable[dict[str, Any]], pool: EnginePool, report: ValuesReport) -> Iterator[dict[str, Any]]:
+def with_values(rows: Iterable[dict[str, Any]], pool: EnginePool, report: Report) -> Iterator[dict[str, Any]]:
     """The rows in their order, `P:` rows without values valued by the engines.
 
     Args:
@@ -394,14 +332,15 @@ def with_values(rows: Iterable[dict[str, Any]], pool: EnginePool, report: Values
         for row, fen, values in zip(bare, fens, pool.values(fens), strict=True):
             if values is None or len(values) != chess.Board(fen).legal_moves.count():
                 failed.add(id(row))
+                report.count("P: rows left out because a search failed")
                 continue
             by_move = {value.move: value.centipawns for value in sorted(values, key=lambda value: value.move)}
             row |= {"legal_moves": list(by_move), "legal_cp": list(by_move.values())}
             target = _target(row["target"], by_move, fen)
-            report.best_repaired += bool(row["target"]) and target != row["target"]
+            if row["target"] and target != row["target"]:
+                report.count("P: rows whose 'B:' a better move of their list replaced")
+            report.count("P: rows valued by an engine")
             row["target"] = target
-        report.valued += len(bare) - len(failed)
-        report.failed += len(failed)
         yield from (row for row in chunk if id(row) not in failed)
 
 

@@ -53,21 +53,17 @@ def wait_until_gone(pid: int, seconds: float = 5.0) -> bool:
 
 
 @requires_stockfish
-def test_an_engines_last_lines_are_read_to_the_reply_with_the_values_that_python_chess_reads() -> None:
+def test_an_engines_last_lines_are_read_with_the_values_that_python_chess_reads() -> None:
     board = chess.Board("r1bqkbnr/pppp1ppp/2n5/4p3/4P3/5N2/PPPP1PPP/RNBQKB1R w KQkq - 2 3")
     found = []
     for protocol in (LastLines, chess.engine.UciProtocol):
         with chess.engine.SimpleEngine.popen(protocol, find_engine()) as engine:
             engine.configure({"Threads": 1, "Hash": 16})
             found.append(engine.analyse(board, chess.engine.Limit(depth=9), multipv=5))
-    cut, whole = ([(line["pv"][:2], line["score"]) for line in lines] for lines in found)
+    cut, whole = ([(line["pv"][:1], line["score"]) for line in lines] for lines in found)
     assert cut == whole
-    assert {len(line["pv"]) for line in found[0]} == {2}
-    assert max(len(line["pv"]) for line in found[1]) > 2
-    with Engine(nodes=1) as values:
-        values.limit = chess.engine.Limit(depth=9)
-        replies = [(value.move, value.reply) for value in values.analyse(board, multipv=5) or []]
-    assert replies == [(line["pv"][0].uci(), line["pv"][1].uci()) for line in found[1]]
+    assert {len(line["pv"]) for line in found[0]} == {1}
+    assert max(len(line["pv"]) for line in found[1]) > 1
 
 
 def test_values_of_unequal_depth_are_not_ranked_together(tmp_path: Path) -> None:
@@ -78,7 +74,7 @@ def test_values_of_unequal_depth_are_not_ranked_together(tmp_path: Path) -> None
         for depth, number, cp, move in lines
     )
     with Engine(fake_engine(tmp_path / "fake", f"{prints}; print('bestmove e2e4', flush=True)"), nodes=10) as engine:
-        assert engine.analyse(chess.Board(), multipv=2) == [MoveValue("d2d4", 30, None), MoveValue("e2e4", 20, None)]
+        assert engine.analyse(chess.Board(), multipv=2) == [MoveValue("d2d4", 30), MoveValue("e2e4", 20)]
 
 
 @requires_stockfish
@@ -111,10 +107,10 @@ def test_mates_by_hand() -> None:
         mirrored = engine.analyse(chess.Board("7k/8/5KQ1/8/8/8/8/8 w - - 0 1").mirror(), multipv=1)
         losing = engine.analyse(chess.Board("7k/8/6K1/8/8/8/8/R7 b - - 0 1"), multipv=1)
     assert mating is not None
-    assert (mating[0].centipawns, mating[0].mate) == (9999, 1)
+    assert mating[0].centipawns == 9999
     assert mirrored is not None
-    assert (mirrored[0].centipawns, mirrored[0].mate) == (9999, 1)  # Black mates: the mover's view again
-    assert losing == [MoveValue("h8g8", -9999, -1)]
+    assert mirrored[0].centipawns == 9999  # Black mates: the mover's view again
+    assert losing == [MoveValue("h8g8", -9999)]
 
 
 @requires_stockfish
@@ -134,7 +130,6 @@ def test_illegal_positions_never_reach_the_engine(fen: str) -> None:
         before = pid_of(engine)
         assert engine.analyse(chess.Board(fen)) is None
         assert pid_of(engine) == before
-        assert engine.restarts == 0
         assert engine.analyse(chess.Board(), multipv=1)
 
 
@@ -148,7 +143,6 @@ def test_a_hung_engine_is_replaced() -> None:
         assert time.monotonic() - started < 15
         assert values is not None
         assert len(values) == 3
-        assert engine.restarts == 1
         assert pid_of(engine) != hung
         assert wait_until_gone(hung)
 
@@ -156,14 +150,14 @@ def test_a_hung_engine_is_replaced() -> None:
 @requires_stockfish
 def test_a_killed_engine_is_replaced() -> None:
     with Engine(nodes=500) as engine:
-        for restarts in (1, 2):
+        for number in (1, 2):
             killed = pid_of(engine)
             os.kill(killed, signal.SIGKILL)
             assert wait_until_gone(killed)
             board = chess.Board()
-            board.push(list(board.legal_moves)[restarts])
+            board.push(list(board.legal_moves)[number])
             assert engine.analyse(board, multipv=1)
-            assert engine.restarts == restarts
+            assert pid_of(engine) != killed
 
 
 @pytest.mark.parametrize(
@@ -178,8 +172,7 @@ def test_a_killed_engine_is_replaced() -> None:
 def test_an_engine_that_always_fails_costs_a_none(tmp_path: Path, on_go: str) -> None:
     with Engine(fake_engine(tmp_path / "fake", on_go), nodes=10, timeout=0.5) as engine:
         assert engine.analyse(chess.Board(), multipv=1) is None
-        assert engine.restarts == 2  # ready for the next position
-        assert pid_of(engine)
+        assert engine.analyse(chess.Board(), multipv=1) is None, "the next position is tried as well"
 
 
 def test_a_missing_engine_is_named_with_a_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -233,7 +226,7 @@ FENS = [
     "8/8/4k3/8/8/4K3/4P3/8 w - - 0 1",
     "7k/5Q2/6K1/8/8/8/8/8 b - - 0 1",  # stalemate: no moves
 ]
-VALUES = [MoveValue("e2e4", 31, None), MoveValue("e1e8", 9999, 1)]
+VALUES = [MoveValue("e2e4", 31), MoveValue("e1e8", 9999)]
 
 
 @requires_stockfish
@@ -243,7 +236,7 @@ def test_a_pool_gives_what_one_engine_gives_in_order() -> None:
     with EnginePool(2, nodes=300) as pool:
         assert list(pool.values(FENS * 3)) == expected * 3
     assert expected[1] is not None
-    assert expected[1][0] == MoveValue("e1e8", 9999, 1)
+    assert expected[1][0] == MoveValue("e1e8", 9999)
     assert expected[4] == []
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import chess
 import pytest
 
-from rookworld_trl.chess.pgn import GamesReport, rows_of_games
+from rookworld_trl.chess.dataset import Report
+from rookworld_trl.chess.pgn import rows_of_games
 from rookworld_trl.chess.sources import FEATURES, load_prompts
 
 GAMES = """[Event "Fool's mate"]
@@ -27,7 +28,8 @@ GAMES = """[Event "Fool's mate"]
 *
 """
 MATED = "rnb1kbnr/pppp1ppp/8/4p3/6Pq/5P2/PPPPP2P/RNBQKBNR w KQkq - 1 3"
-NOT_CHESS = "they do not begin from a legal position of standard chess"
+NOT_CHESS = "games skipped: they do not begin from a legal position of standard chess"
+CUT = "games used up to their first null, illegal or unreadable move"
 
 
 @pytest.fixture
@@ -37,29 +39,29 @@ def pgn(tmp_path: Path) -> Path:
     return path
 
 
-def read(path: Path, text: str) -> tuple[list[str], GamesReport]:
+def read(path: Path, text: str) -> tuple[list[str], Report]:
     """Moves and report of a file with this text."""
     path.write_text(text)
-    report = GamesReport()
+    report = Report()
     return [row["prompt"].split("+")[1] for row in rows_of_games(path, report)], report
 
 
 def test_each_move_is_a_row(pgn: Path) -> None:
-    report = GamesReport()
+    report = Report()
     rows = list(rows_of_games(pgn, report))
     assert [row["prompt"].split("+")[1] for row in rows] == ["f2f3", "e7e5", "g2g4", "d8h4"]
     assert rows[-1]["prompt"].endswith("+d8h4+f2f3 e7e5 g2g4 d8h4+")
     assert {row["game"] for row in rows} == {"1"}
     assert (rows[-1]["target"], rows[-1]["stratum"]) == (f"{MATED}+1.0+1+0", "mate")
-    assert (report.games, report.cut, report.repeated, report.kept["environment"]) == (4, 1, 2, 4)
-    assert report.skipped == {NOT_CHESS: 1, "no move can be read": 1}
+    counted = {"games": 4, CUT: 1, "moves from positions seen before": 2, "A: rows": 4, NOT_CHESS: 1}
+    assert report.counts == counted | {"games skipped: no move can be read": 1}
 
 
 def test_each_position_is_a_row_too_for_an_engine_to_value(pgn: Path) -> None:
-    report = GamesReport()
+    report = Report()
     rows = [row for row in rows_of_games(pgn, report, positions=True) if row["task"] == "policy"]
     assert rows[0]["prompt"] == f"P: {chess.STARTING_FEN}"
-    assert len({row["prompt"] for row in rows}) == len(rows) == report.kept["policy"] == 4
+    assert len({row["prompt"] for row in rows}) == len(rows) == report.counts["P: rows"] == 4
     assert all((row["target"], row["legal_moves"]) == ("", []) for row in rows)
 
 
@@ -69,13 +71,13 @@ def test_a_pgn_is_a_data_set(pgn: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert len(dataset) == 4
     shown = capsys.readouterr().out
     assert f"{pgn}: {dataset.info.description}\n" in shown
-    assert f"skipped 1 games: {NOT_CHESS}" in dataset.select([0]).info.description
-    assert "4 games: 0 P: and 4 A: rows" in shown
+    assert f"1 {NOT_CHESS}" in dataset.select([0]).info.description
+    assert "4 games\n4 A: rows\n" in shown
     assert "`best_move: engine` makes them" in shown
     with gzip.open(pgn.with_name("GAMES.PGN.gz"), "wt") as file:
         file.write(GAMES)
     assert len(load_prompts(str(pgn.with_name("GAMES.PGN.gz")))) == 4
-    with pytest.raises(ValueError, match=r"gone\.pgn: no such file"):
+    with pytest.raises(ValueError, match=r"gone\.pgn': there is no such file"):
         load_prompts(str(pgn.with_name("gone.pgn")))
     pgn.write_text("\n")
     with pytest.raises(ValueError, match="has no rows that can be used"):
@@ -104,7 +106,7 @@ RUN_TOGETHER = """[Event "Live Chess"]
 def test_games_without_an_empty_line_between_them(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     moves, report = read(tmp_path / "chess_com.pgn", RUN_TOGETHER)
     assert moves == ["e2e4", "e7e5", "g1f3", "a2a4", "c3c4"]
-    assert (report.games, report.cut, report.skipped) == (3, 0, {NOT_CHESS: 1})
+    assert report.counts == {"games": 3, "A: rows": 5, NOT_CHESS: 1}
     assert capfd.readouterr().err == ""
 
 
@@ -134,16 +136,14 @@ def test_games_end_where_they_end_and_no_word_becomes_another_move(tmp_path: Pat
 def test_nothing_is_read_behind_an_unreadable_move(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     moves, report = read(tmp_path / "cut.pgn", "1. e4 Ke5 2. d4 d5 2... a6 *\n\n1. c4 Qxh8 *\n")
     assert moves == ["e2e4", "c2c4"]
-    assert report.cut == 2
-    said = "2 games are used up to their first null, illegal or unreadable move (first: game 1, illegal san: 'Ke5'"
-    assert said in str(report)
+    assert f"2 {CUT} (first: game 1, illegal san: 'Ke5'" in str(report)
     assert capfd.readouterr().err == ""
 
 
 @pytest.mark.parametrize("variant", ["Crazyhouse", "Antichess", "Chess960", "No such chess"])
 def test_a_variant_is_never_played_by_the_rules_of_chess(tmp_path: Path, variant: str) -> None:
     moves, report = read(tmp_path / "variant.pgn", f'[Variant "{variant}"]\n\n1. e4 e5 *\n')
-    assert (moves, report.skipped) == ([], {NOT_CHESS: 1})
+    assert (moves, report.counts) == ([], {"games": 1, NOT_CHESS: 1})
 
 
 def test_random_bytes_are_no_games(tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 """Rows as the public data has them: what is corrected, what is left out, and that both are counted."""
 
 import json
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +8,8 @@ import chess
 import pytest
 from datasets import Dataset
 
-from rookworld_trl.chess.dataset import SPLITS, positions_of, split_dataset, split_of
-from rookworld_trl.chess.rookworld import Report, convert_rows
+from rookworld_trl.chess.dataset import SPLITS, Report, positions_of, split_dataset, split_of
+from rookworld_trl.chess.rookworld import convert_rows
 from rookworld_trl.chess.sources import FEATURES, DataOptions, load_prompts
 
 START = chess.STARTING_FEN
@@ -42,7 +41,7 @@ def test_a_padded_row_is_split_behind_the_fen_and_keeps_its_padding() -> None:
     assert row["prompt"] + row["target"] == WHITE_ROW
     assert (row["task"], row["stratum"]) == ("policy", "endgame")
     assert (row["legal_moves"], row["legal_cp"]) == ([], []), "engines value them"
-    assert (report.read, report.kept) == (1, Counter(policy=1))
+    assert report.counts == {"rows read": 1, "P: rows kept": 1}
 
 
 def test_rows_without_prefix_are_environment_rows() -> None:
@@ -56,33 +55,34 @@ def test_rows_without_prefix_are_environment_rows() -> None:
 def test_answers_are_python_chess_s_and_what_was_wrong_is_counted() -> None:
     rows, report = convert(ILLEGAL, MISLABELLED, LEGAL, LEGAL.replace("+0.001+0+0", "+0.5+1+0"))
     assert [row["target"] for row in rows] == [f"{START}+-1.0+0+1"] * 2 + [f"{AFTER_E4}+0.001+0+0"] * 2
-    assert (report.illegal, report.mislabelled, report.corrected) == (2, 1, 1)
+    assert report.counts == {
+        "rows read": 4,
+        "A: rows kept": 4,
+        "A: rows of illegal moves": 2,
+        "A: rows of illegal moves labelled as if they were legal, and corrected": 1,
+        "A: rows of legal moves corrected": 1,
+    }
 
 
 MALFORMED = {
-    "no text": None,
-    "A: prompt": "a line of something else",
-    "A: fields": f"{START}+e2e4+e2e4+{AFTER_E4}+0.001",
-    "A: reward": f"{START}+e2e4+e2e4+{AFTER_E4}+much+0+0",
-    "A: fen": f"8/8/8/8/8/8/8/K7 w - - 0 1+a1a2+a1a2+{AFTER_E4}+0.001+0+0",
-    "P: fen": "P: 8/8/8 w - - 0 1",
-    "P: sections": f"P: {START:90}M: e2e4 B: e2e4",
-    "P: moves": padded(START, "e4", "0.3", "e2e4"),
-    "P: illegal candidate": padded(START, "e2e5 d2d4", "0.3 0.2", "d2d4"),
-    "P: repeated candidate": padded(START, "e2e4 e2e4", "0.3 0.2", "e2e4"),
-    "P: not one eval a move": padded(START, "e2e4 d2d4", "0.3", "e2e4"),
+    "A: prompt": [None, "a line of something else"],
+    "A: fields": [f"{START}+e2e4+e2e4+{AFTER_E4}+0.001"],
+    "A: reward": [f"{START}+e2e4+e2e4+{AFTER_E4}+much+0+0"],
+    "A: fen": [f"8/8/8/8/8/8/8/K7 w - - 0 1+a1a2+a1a2+{AFTER_E4}+0.001+0+0"],
+    "P: fen": ["P: 8/8/8 w - - 0 1"],
+    "P: sections": [f"P: {START:90}M: e2e4 B: e2e4"],
+    "P: moves": [padded(START, "e4", "0.3", "e2e4")],
+    "P: candidates": [padded(START, "e2e5 d2d4", "0.3 0.2", "d2d4"), padded(START, "e2e4 e2e4", "0.3 0.2", "e2e4")],
+    "P: evals": [padded(START, "e2e4 d2d4", "0.3", "e2e4")],
 }
 
 
 def test_malformed_rows_are_left_out_and_counted_by_reason() -> None:
-    rows, report = convert(WHITE_ROW, *MALFORMED.values(), MALFORMED["P: moves"], LEGAL)
+    rows, report = convert(WHITE_ROW, *(text for texts in MALFORMED.values() for text in texts), LEGAL)
     assert [row["task"] for row in rows] == ["policy", "environment"]
-    assert report.malformed == Counter({reason: 2 if reason == "P: moves" else 1 for reason in MALFORMED})
-    assert report.read == len(MALFORMED) + 3
-    assert report.examples["no text"] == (1, "None")
-    shown = str(report)
-    assert "12 malformed" in shown
-    assert "malformed, P: moves: 2 (first: row 8" in shown
+    counted = {f"malformed, {reason}": len(texts) for reason, texts in MALFORMED.items()}
+    assert report.counts == counted | {"rows read": 13, "P: rows kept": 1, "A: rows kept": 1}
+    assert "2 malformed, P: candidates (first: row 9, 'P: rnbq" in str(report)
 
 
 @pytest.fixture
@@ -98,8 +98,8 @@ def test_a_text_column_becomes_prompts_with_the_report_shown(texts: str, capsys:
     assert dataset.features == FEATURES
     assert list(dataset["task"]) == ["environment", "environment"]
     shown = capsys.readouterr().out
-    assert "3 rows read: 0 P: and 2 A: kept, 1 malformed" in shown
-    assert "1 illegal moves, 1 of them labelled as if legal" in shown
+    for line in ("3 rows read", "2 A: rows kept", "1 malformed, P: fen", "1 A: rows of illegal moves labelled as if"):
+        assert line in shown
 
 
 def test_nothing_is_guessed(tmp_path: Path) -> None:

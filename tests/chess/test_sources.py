@@ -19,6 +19,7 @@ from datasets import Dataset
 from rookworld_trl.chess.dataset import (
     PROBLEM_FILES,
     SHIPPED_DIRECTORY,
+    Report,
     draw_of_each,
     held_out_positions,
     positions_in,
@@ -30,7 +31,6 @@ from rookworld_trl.chess.rewards import environment_reward
 from rookworld_trl.chess.sources import (
     FEATURES,
     DataOptions,
-    ValuesReport,
     check_lengths,
     load_prompts,
     with_values,
@@ -140,7 +140,10 @@ BAD_ROWS = {
     ),
     "an illegal move": (POLICY | {"legal_moves": ["a1b1", "a2a3", "a2a5"]}, r"'legal_moves'.*look at a2a4, a2a5"),
     "values in words": (POLICY | {"legal_cp": ["a", "b", "c"]}, r"column 'legal_cp': 'a' is no whole number"),
-    "values beyond mate": (POLICY | {"legal_cp": [10**12, 2, 3]}, r"column 'legal_cp': 1000000000000 is beyond a mate"),
+    "values beyond mate": (
+        POLICY | {"legal_cp": [10**12, 2, 3]},
+        r"column 'legal_cp': 1000000000000 is no whole number, or beyond",
+    ),
     "moves as a text": (POLICY | {"legal_moves": "a1b1 a2a3 a2a4"}, r"column 'legal_moves': .*needs it, found 'a1b1"),
     "game over": ({"prompt": "P: k7/1Q6/1K6/8/8/8/8/8 b - - 0 1", "legal_moves": ["a8b8"], "legal_cp": [0]}, "is over"),
 }
@@ -164,12 +167,12 @@ def test_without_the_prompt_column(jsonl):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("gone.parquet", None, "no such file"),
+        ("gone.parquet", None, "gone.parquet': there is no such file, or it is empty"),
         ("rows.doc", b"x", "is no data file. Give `dataset` a file ending in .parquet"),
-        ("empty.jsonl", b"", r"empty\.jsonl: is empty. Give `dataset`"),
-        ("torn.jsonl", b'{"prompt": "P: 8/', "torn.jsonl: .*cannot be read as json"),
-        ("header.csv", b"prompt,legal_moves,legal_cp\n", "header.csv: has no rows that can be used"),
-        ("binary.parquet", bytes(range(256)) * 8, "binary.parquet: .*cannot be read as parquet"),
+        ("empty.jsonl", b"", "empty.jsonl': there is no such file, or it is empty"),
+        ("torn.jsonl", b'{"prompt": "P: 8/', "torn.jsonl': cannot be read as json"),
+        ("header.csv", b"prompt,legal_moves,legal_cp\n", "header.csv': cannot be read as csv .*no data"),
+        ("binary.parquet", bytes(range(256)) * 8, "binary.parquet': cannot be read as parquet"),
         ("binary.pgn.gz", bytes(range(256)) * 8, "binary.pgn.gz: .*cannot be read as pgn"),
     ],
 )
@@ -181,7 +184,7 @@ def test_an_unreadable_file(tmp_path, name, content, message):
 
 
 def test_an_unknown_name():
-    with pytest.raises(ValueError, match="`dataset` is 'nobody/nothing': neither a file here"):
+    with pytest.raises(ValueError, match="`dataset` is 'nobody/nothing': neither a file here nor split 'train'"):
         load_prompts("nobody/nothing")
 
 
@@ -289,7 +292,7 @@ class FixedPool:
     def values(self, fens: Sequence[str]) -> Iterator[list[MoveValue] | None]:
         for fen in fens:
             moves = sorted((move.uci() for move in chess.Board(fen).legal_moves), reverse=True)
-            values = [MoveValue(move, 50 - 10 * rank, None) for rank, move in enumerate(moves)]
+            values = [MoveValue(move, 50 - 10 * rank) for rank, move in enumerate(moves)]
             yield None if fen in self.failing else values
 
 
@@ -298,7 +301,7 @@ def bare(fen: str, target: str = "") -> dict:
 
 
 def test_every_move_is_valued_and_b_is_the_best_of_the_rows_own() -> None:
-    report = ValuesReport()
+    report = Report()
     environment = {"prompt": "A: ...", "task": "environment", "target": "t", "legal_moves": [], "legal_cp": []}
     valued = bare(START) | {"legal_moves": ["e2e4"], "legal_cp": [1]}
     written = " M: d2d4 e2e4 E: 0.2 0.3 B: d2d4"
@@ -308,9 +311,13 @@ def test_every_move_is_valued_and_b_is_the_best_of_the_rows_own() -> None:
     assert first["target"] == " M: d2d4 e2e4 E: 0.2 0.3 B: e2e4"
     assert (second, third) == (environment, valued)
     assert fourth["target"].endswith("B: h2h4")
-    assert (report.valued, report.failed, report.best_repaired) == (2, 1, 1)
+    assert report.counts == {
+        "P: rows valued by an engine": 2,
+        "P: rows left out because a search failed": 1,
+        "P: rows whose 'B:' a better move of their list replaced": 1,
+    }
     as_good = " M: d2d4 e2e4 E: 0.2 0.3 B: e2e4"
-    (row,) = with_values([bare(START, as_good)], FixedPool(), ValuesReport())
+    (row,) = with_values([bare(START, as_good)], FixedPool(), Report())
     assert row["target"] == as_good
 
 

@@ -60,8 +60,8 @@ def test_rookworlds_rows_and_checkpoint_train(
     small |= {"best_move": "engine", "engine_cache": "", "engine_nodes": 500}
     run(arguments | small | {"model": llmc_checkpoint, "leading_eos": True})
     shown = capsys.readouterr().out
-    assert "13 rows read: 6 P: and 6 A: kept, 1 malformed" in shown
-    assert "6 P: rows valued" in shown
+    for line in ("13 rows read", "6 P: rows kept", "6 A: rows kept", "1 malformed", "6 P: rows valued"):
+        assert line in shown
 
     # The reference has the words that the policy has, not those of the folder that the config names.
     (trainer,) = trainers
