@@ -1,11 +1,11 @@
-"""Measure models: held-out positions, mate in one, tactics, test suites and puzzles from files, self-play, games.
+"""Measure models: held-out positions, mate in one, tactics, test suites and puzzles from files, games.
 
     python recipes/evaluate.py
     python recipes/evaluate.py --model runs/demo/checkpoint --output after.json --baseline before.json
     python recipes/evaluate.py --model nano runs/demo/checkpoint --suite tactics ladder    # before -> after
     python recipes/evaluate.py --dataset STS1-STS15_LAN_v8.epd lichess_db_puzzle.csv.zst --max_rows 20000 --limit 1000
     python recipes/evaluate.py --dataset games.pgn --best_move engine --limit 500
-    python recipes/evaluate.py --suite selfplay ladder --pgn games.pgn
+    python recipes/evaluate.py --suite ladder --pgn games.pgn
 
 Prints tables with 95 % intervals, over games where rows come from games, else over rows, if these are ten or more, and
 trivial players beside them. --output keeps every item's or game's result as JSON, and the models side by side as
@@ -27,22 +27,22 @@ from datasets import Dataset
 
 from rookworld_trl.checkpointing.stopping import run_program
 from rookworld_trl.chess import PREFIXES, position_key
-from rookworld_trl.chess.accuracy import MODES, Ask, ModelAnswers, evaluate
+from rookworld_trl.chess.accuracy import MODES, evaluate
 from rookworld_trl.chess.dataset import MATES_FILE, TACTICS_FILES, draw_of_each, load_shipped, positions_of
 from rookworld_trl.chess.ladder import Ladder, ladder_table, run_ladder, standard_anchors
 from rookworld_trl.chess.play import ModelPlayer, random_openings
-from rookworld_trl.chess.problems import is_problem_file, read_problems, run_problems
+from rookworld_trl.chess.problems import Ask, is_problem_file, read_problems, run_problems
 from rookworld_trl.chess.seen import SHIPPED, Source, TrainingData, known_training_data, unseen
-from rookworld_trl.chess.selfplay import run_selfplay
 from rookworld_trl.chess.sources import DataOptions, load_prompts
 from rookworld_trl.files import write_atomically
 from rookworld_trl.measuring import Result, against, comparison_table, overview, read_results, result_table
+from rookworld_trl.modeling.completions import complete, fitting_length
 from rookworld_trl.modeling.loading import NANO, load
 from rookworld_trl.reports.summary import command, versions
 from rookworld_trl.settings.parser import bad_input, blame, option, parse
-from rookworld_trl.settings.terminal import TerminalOptions, shown
+from rookworld_trl.settings.terminal import TerminalOptions, progress_bar, shown
 
-SUITES = ("held_out", "tactics", "mate_in_one", "selfplay", "ladder")
+SUITES = ("held_out", "tactics", "mate_in_one", "ladder")
 
 
 @dataclass
@@ -62,7 +62,7 @@ class EvaluationOptions(DataOptions, TerminalOptions):
     limit: int | None = option(
         None, "Measure only so many rows of each task and problems of each file, drawn at random, alike in every run."
     )
-    games: int = option(100, "Games of selfplay, and of each of the ladder's pairings.")
+    games: int = option(100, "Games of each of the ladder's pairings.")
     mode: Literal["greedy", "sampled", "both"] = option("both", "Decoding; against players, `both` is greedy.")
     temperature: float = option(1.0, "Temperature of the sampled mode.")
     seed: int = option(0, "Of samples, games and openings.")
@@ -149,9 +149,14 @@ def plan(args: EvaluationOptions) -> tuple[Dataset | None, dict[str, Callable[[A
         numbers = unseen(problems, lambda each: [position_key(b.fen()) for b in each.boards], file, **trained_on)
         drawn = random.Random(0).sample(numbers, min(args.limit or len(numbers), len(numbers)))
         suites[name] = partial(run_problems, problems=[problems[number] for number in sorted(drawn)], name=name)
-    if "selfplay" in args.suite:
-        suites["self-play"] = partial(run_selfplay, games=args.games, seed=args.seed, progress=True)
     return rows, suites
+
+
+def answers(model: Any, tokenizer: Any, prompts: Sequence[str], title: str, **settings: Any) -> list[str]:
+    """One completion of each prompt, as long as the model's context lets it be."""
+    settings["max_new_tokens"] = fitting_length(model, tokenizer, prompts, settings["max_new_tokens"])
+    with progress_bar(title, len(prompts), "prompt") as bar:
+        return [each.text for each in complete(model, tokenizer, prompts, told=bar.update, **settings)]
 
 
 def play(args: EvaluationOptions, model: Any, tokenizer: Any, **limits: Any) -> Ladder:
@@ -182,13 +187,12 @@ def measure(args: EvaluationOptions, model: Any, tokenizer: Any, name: str, plan
         sampling: Any = {"modes": args.modes, "temperature": args.temperature}
         found += evaluate(model, tokenizer, rows, progress=True, **sampling, **limits)
         print(result_table(found), end="\n\n")
-    at_once = max(args.batch_size, args.games)  # games' equal positions are sampled once each within a batch alone
     for suite in suites.values():
         of_suite = []
         for mode in args.modes:
             settings: dict[str, Any] = {"max_new_tokens": args.max_new_tokens, "seed": args.seed}
             settings |= {"temperature": args.temperature if mode == "sampled" else 0.0}
-            result = suite(ModelAnswers(model, tokenizer, batch_size=at_once, progress=True, **settings))
+            result = suite(partial(answers, model, tokenizer, batch_size=args.batch_size, **settings))
             of_suite.append(replace(result, mode=mode, settings=result.settings | settings))
         print(result_table(of_suite), end="\n\n")
         found += of_suite

@@ -3,8 +3,8 @@
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields
 from operator import itemgetter
 from typing import Any
 
@@ -192,7 +192,10 @@ def score(
         groups = {"color": "white" if turn == "w" else "black", "stratum": row["stratum"]}
         if task == "policy":
             groups["stake"] = "something" if scores["at_stake"] else "nothing"
-        drawn = reference_of(row) if mode == "greedy" and len(items[task]) < MAX_REFERENCES else None
+        drawn: str | dict[str, float] | None = None
+        if mode == "greedy" and len(items[task]) < MAX_REFERENCES:
+            values = zip(row["legal_moves"], move_values(row["legal_cp"]), strict=True)
+            drawn = row["target"] if task == "environment" else {move: round(value, 3) for move, value in values}
         about = (row["prompt"], completion, dict(sorted(groups.items())), row.get("game") or "", drawn)
         items[task].append(Item(item_key(row), scores, *about))
     return [
@@ -229,14 +232,6 @@ def item_key(row: Mapping[str, Any]) -> str:
     """What tells an item from others: a hash of its prompt and of what it is scored against."""
     reference = [row[name] for name in ("prompt", "target", "legal_moves", "legal_cp")]
     return hashlib.sha256(json.dumps(reference).encode()).hexdigest()[:16]
-
-
-def reference_of(row: Mapping[str, Any]) -> str | dict[str, float]:
-    """What a report draws beside the completion; see `score`."""
-    if row["task"] == "environment":
-        return row["target"]
-    values = move_values(row["legal_cp"])
-    return {move: round(value, 3) for move, value in zip(row["legal_moves"], values, strict=True)}
 
 
 # Trivial players on the same items: what a number is worth shows beside theirs.
@@ -326,37 +321,3 @@ class Watch:
             values = ratios(*terms([item.scores for item in result.items], result.metrics))
             found |= {f"{result.name}/{m.name}": float(v) for m, v in zip(result.metrics, values, strict=True)}
         return found
-
-
-# How suites ask a model
-
-Ask = Callable[[Sequence[str], str], list[str]]  # prompts of one task, and the title of a progress bar
-
-
-@dataclass(frozen=True, slots=True)
-class ModelAnswers:
-    """Asks a model, one completion a prompt; an `Ask`.
-
-    Attributes:
-        temperature: 0 for greedy.
-        max_new_tokens: at most; less where the prompts leave less of the model's context.
-        batch_size: prompts decoded at a time. Equal prompts get different samples only within one batch.
-    """
-
-    model: PreTrainedModel
-    tokenizer: Any
-    temperature: float
-    max_new_tokens: int
-    batch_size: int = 64
-    seed: int = 0
-    progress: bool = False
-
-    def __call__(self, prompts: Sequence[str], title: str) -> list[str]:
-        """The completions' texts. Errors as in `complete`."""
-        if not prompts:
-            return []
-        length = fitting_length(self.model, self.tokenizer, prompts, self.max_new_tokens)
-        settings: dict[str, Any] = {"temperature": self.temperature, "max_new_tokens": length, "seed": self.seed}
-        with progress_bar(title if self.progress else "", len(prompts), "prompt") as bar:
-            settings |= {"batch_size": self.batch_size, "told": bar.update}
-            return [each.text for each in complete(self.model, self.tokenizer, prompts, **settings)]

@@ -14,7 +14,7 @@ data set holds for its positions, and where an engine is at hand its own for all
 import random
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import chess
@@ -51,26 +51,26 @@ class SelfPlayOptions:
     per_opening: int
     temperatures: list[float]
 
+    def __post_init__(self) -> None:
+        whole = [self.games, self.plies, self.batches, self.per_opening]
+        temperatures = self.temperatures if isinstance(self.temperatures, list) else []
+        if not temperatures or any(type(each) is not int or each < 1 for each in whole):
+            raise ValueError(f"{self}: write whole numbers of 1 or more, and a list of `temperatures`")
+        if any(type(each) not in (int, float) or each < 0 for each in temperatures):
+            raise ValueError(f"`temperatures` is {temperatures}: write numbers of 0 or more")
+
     def temperature(self, generation: int) -> float:
         return float(self.temperatures[min(generation, len(self.temperatures) - 1)])
 
 
 def read_options(given: Mapping[str, Any]) -> SelfPlayOptions:
     """Raises:
-    ValueError: one message that names the key.
+    ValueError: naming the key.
     """
-    names = [field.name for field in fields(SelfPlayOptions)]
-    if wrong := sorted(set(names) ^ set(given)):
-        what = "is missing" if wrong[0] in names else "is unknown"
-        raise ValueError(f"self_play: the key '{wrong[0]}' {what}; give {', '.join(names)}")
-    for name in names[:-1]:
-        if type(given[name]) is not int or given[name] < 1:
-            raise ValueError(f"self_play: `{name}` is {given[name]!r}; write a whole number of 1 or more")
-    temperatures = given["temperatures"]
-    numbers = isinstance(temperatures, list) and all(type(each) in (int, float) and each >= 0 for each in temperatures)
-    if not numbers or not temperatures:
-        raise ValueError(f"self_play: `temperatures` is {temperatures!r}; write a list of numbers of 0 or more")
-    return SelfPlayOptions(**given)
+    try:
+        return SelfPlayOptions(**given)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"self_play: {str(error).removeprefix('SelfPlayOptions.__init__() ')}") from error
 
 
 class Found(NamedTuple):

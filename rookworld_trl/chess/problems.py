@@ -30,11 +30,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rookworld_trl.chess import policy
-from rookworld_trl.chess.accuracy import PLAYERS, Ask, most_material
+from rookworld_trl.chess.accuracy import PLAYERS, most_material
 from rookworld_trl.chess.strata import clean, mating_moves
 from rookworld_trl.measuring.metrics import Metric, mean, ratio, share
 from rookworld_trl.measuring.result import Item, Result
 
+Ask = Callable[[Sequence[str], str], list[str]]  # `P:` prompts and the title of a progress bar; their completions
 Worths = Mapping[str, float]  # by UCI move, 1 for the best; moves that are not listed are worth nothing
 
 

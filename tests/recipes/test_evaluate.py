@@ -13,9 +13,9 @@ from rookworld_trl.chess import position_key
 from rookworld_trl.chess.dataset import SHIPPED_DIRECTORY, load_shipped
 from rookworld_trl.chess.seen import shown_positions, unseen
 
-SUITES = ("held_out", "mate_in_one", "selfplay", "ladder")
+SUITES = ("held_out", "mate_in_one", "ladder")
 EPD = "rnbqkbnr/pppppppp/8/8/8/8/PPPPPPPP/RNBQKBNR w KQkq -"
-SHOWN = ["mine.epd", "mate in one", "self-play", "ladder"]
+SHOWN = ["mine.epd", "mate in one", "ladder"]
 
 
 def options(words: list[str]) -> recipe.EvaluationOptions:
@@ -34,8 +34,7 @@ def everything(tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setenv("STOCKFISH_PATH", "/no/engine")
     rows = load_shipped("dev", few_rows(tmp_path))
     monkeypatch.setattr(recipe, "load_shipped", lambda split: rows)
-    for name, plies in (("run_selfplay", 4), ("run_ladder", 8)):
-        monkeypatch.setattr(recipe, name, partial(getattr(recipe, name), max_plies=plies))
+    monkeypatch.setattr(recipe, "run_ladder", partial(recipe.run_ladder, max_plies=8))
     (tmp_path / "mine.epd").write_text(f"{EPD} bm e4;\n{EPD} am f3;\n")
     options = ["--dataset", str(tmp_path / "mine.epd"), "--trained_on", "--games", "2", "--limit", "2"]
     return ["--model", str(tiny_checkpoint), *options, "--max_new_tokens", "3", "--suite", *SUITES]
@@ -59,7 +58,7 @@ def test_every_suite_is_reproducible_and_compared(
     assert before == after
     assert list(dict.fromkeys(each["name"] for each in before["results"])) == ["policy", "environment", *SHOWN]
     modes = [each["mode"] for each in before["results"]]
-    assert modes == ["greedy", "sampled"] * 5 + ["greedy"], "games against players are greedy alone"
+    assert modes == ["greedy", "sampled"] * 4 + ["greedy"], "games against players are greedy alone"
     assert {row["task"] for row in comparison} == {"policy", "environment", *SHOWN}
     assert {row["difference"] for row in comparison} <= {0.0, None}
     assert {row["task"] for row in groups} == {"policy", "environment", *SHOWN}, "and by how games ended, if alike"
@@ -167,7 +166,7 @@ def test_a_runs_summary_says_what_it_was_trained_on(tmp_path: Path, monkeypatch:
     alone = options(["--model", gone, "--trained_on"]).training
     assert (alone.sources, alone.unknown) == ([], ["all that the models were trained on"])
     named = options(["--model", gone, "--trained_on", "gone.jsonl"]).training
-    with pytest.raises(ValueError, match=r"gone\.jsonl: no such file"):
+    with pytest.raises(ValueError, match=r"gone\.jsonl': there is no such file"):
         unseen([0], lambda _: [], "mine", named)
 
 
@@ -192,7 +191,7 @@ def test_what_is_unknown_of_the_training_is_said_and_kept(
     said = f"Whether these items were seen in training is unknown, for this is: {unknown}"
     assert said in capsys.readouterr().out
     assert said in output.with_suffix(".md").read_text()
-    recipe.main([*common, "--suite", "selfplay", "--games", "2"])
+    recipe.main([*common, "--suite", "ladder", "--games", "2"])
     assert "Whether these items" not in capsys.readouterr().out
 
 

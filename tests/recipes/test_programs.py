@@ -37,16 +37,13 @@ BAD: dict[str, tuple[Callable[[list[str]], None], str, str]] = {
     "a list": (evaluate.main, f"--baseline list.json {EVALUATE}", "`--baseline` is 'list.json': .*no evaluation"),
     "an empty baseline": (evaluate.main, f"--baseline empty.json {EVALUATE}", "'empty.json': .*no evaluation"),
     "a baseline without the suite": (
-        evaluate.main, "--suite selfplay --baseline other.json",
-        "`--baseline` is 'other.json': .*no 'self-play', greedy",
+        evaluate.main, "--suite mate_in_one --baseline other.json",
+        "`--baseline` is 'other.json': .*no 'mate in one', greedy",
     ),
     "a baseline without held-out items": (
         evaluate.main, f"--baseline other.json {EVALUATE}", "`--baseline` is 'other.json': .*no 'policy', greedy",
     ),
-    "self-play from a file": (
-        evaluate.main, "--suite selfplay --dataset x.jsonl", "--dataset x.jsonl holds no problems",
-    ),
-    "no such rows": (evaluate.main, "--dataset nothing.jsonl", "nothing.jsonl: no such file"),
+    "no such rows": (evaluate.main, "--dataset nothing.jsonl", "nothing.jsonl': there is no such file"),
     "a bad row": (evaluate.main, "--dataset broken.jsonl --trained_on", "broken.jsonl row 1, column 'prompt'"),
     "reading of no rows": (evaluate.main, "--best_move engine", "--best_move says how the rows of --dataset are read"),
     "reading of problems": (
@@ -61,7 +58,7 @@ BAD: dict[str, tuple[Callable[[list[str]], None], str, str]] = {
         evaluate.main, "--pgn games.pgn", "--pgn says where the ladder's games are written",
     ),
     "a PGN that is a folder": (evaluate.main, "--suite ladder --pgn .", "--pgn . is a folder"),
-    "no training data": (evaluate.main, f"{EPD} nothing.jsonl", "nothing.jsonl: no such file"),
+    "no training data": (evaluate.main, f"{EPD} nothing.jsonl", "nothing.jsonl': there is no such file"),
     "trained on": (
         evaluate.main, f"{EPD} train.jsonl",
         "mates.epd: 1 of 1 items show positions that stand in the training data 'train.jsonl'",
@@ -101,7 +98,6 @@ def test_bad_input(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Monke
         raise AssertionError("it was measured first")
 
     monkeypatch.setattr(evaluate, "evaluate", nothing)
-    monkeypatch.setattr(evaluate, "run_selfplay", nothing)
     for case, (program, arguments, message) in BAD.items():
         with pytest.raises(SystemExit) as exit_:
             program(shlex.split(arguments))

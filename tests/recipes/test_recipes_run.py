@@ -160,7 +160,7 @@ def test_no_engine_no_games(run: Run, monkeypatch: pytest.MonkeyPatch, capsys: p
     for changes, message in (
         ({}, "engine '/no/engine' was not found or cannot be executed; install Stockfish"),
         ({"stages": "[{}]"}, "`self_play` and `stages` both choose the prompts"),
-        ({"self_play": "{games: 3}"}, "self_play: the key 'batches' is missing; give games, plies"),
+        ({"self_play": "{games: 3}"}, "self_play: missing 4 required positional arguments: 'plies', 'batches'"),
     ):
         with pytest.raises(SystemExit) as exit_:
             run(NANO / "config_cpu_selfplay.yaml", **changes)
