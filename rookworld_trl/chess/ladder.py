@@ -56,13 +56,11 @@ class Ladder(Result):
     Attributes:
         model: the name of the player whose matches are shown.
         anchor: the player whose rating is 0.
-        origins: the model's moves by `Choice.origin`; empty where `model` is no model.
     """
 
     model: str = ""
     anchor: str = ""
     games: list[GameRecord] = field(default_factory=list)
-    origins: dict[str, int] = field(default_factory=dict)
 
     def records(self, rules: str) -> list[GameRecord]:
         """The games as they end by these rules, void ones left out."""
@@ -76,7 +74,7 @@ class Ladder(Result):
 
     def matches(self, rules: str) -> dict[str, dict[str, Any]]:
         """The model's games by opponent: `won`, `drawn`, `lost`, `repeated` (the share drawn by repetition), `score`
-        with its 95 % interval, `ends`.
+        with its 95 % interval.
 
         Below `MIN_CLUSTERS` games the interval is None.
         """
@@ -114,7 +112,6 @@ class Ladder(Result):
             "scale": {self.anchor: 0},
             "ratings": rated,
             "matches": {rules: self.matches(rules) for rules in RULES},
-            "moves": self.origins,
             "games": [{**asdict(game), "moves": " ".join(game.moves)} for game in self.games],
         }
 
@@ -143,13 +140,7 @@ class Ladder(Result):
 
 
 def ladder_of(
-    name: str,
-    settings: dict[str, Any],
-    model: str,
-    anchor: str,
-    games: list[GameRecord],
-    origins: dict[str, int],
-    mode: str = "",
+    name: str, settings: dict[str, Any], model: str, anchor: str, games: list[GameRecord], mode: str = ""
 ) -> Ladder:
     """A ladder with the model's wins and points game by game, filed under its opponents; wins are the headlines."""
     items: list[Item] = []
@@ -169,7 +160,7 @@ def ladder_of(
     metrics = [*wins, *(ratio(rules, f"points, {rules} rules", "played") for rules in RULES)]
     metrics += [ratio(f"repeated_{rules}", f"repetitions, {rules} rules", "played", better=0) for rules in RULES]
     whose: Any = {"model": model, "anchor": anchor, "headlines": tuple(metric.name for metric in wins)}
-    return Ladder(name, metrics, items, mode, settings, **whose, games=games, origins=origins)
+    return Ladder(name, metrics, items, mode, settings, **whose, games=games)
 
 
 def _seen_by(model: str, game: GameRecord) -> tuple[str, float]:
@@ -316,8 +307,7 @@ def _played(
         raise ValueError("openings must be above 0: there are no games to play")
     with progress_bar(name if progress else "", len(games), "game") as bar:
         records = play_games(games, plies, bar.update)
-    origins: Counter[str] = getattr(player, "origins", None) or Counter()
-    return ladder_of(name, settings, player.name, anchor, records, dict(origins.most_common()), mode)
+    return ladder_of(name, settings, player.name, anchor, records, mode)
 
 
 def ladder_table(ladder: Ladder) -> str:
@@ -347,14 +337,11 @@ def ladder_table(ladder: Ladder) -> str:
 
 
 def _match(games: Sequence[tuple[float, str]]) -> dict[str, Any]:
-    names = {1.0: "won", 0.5: "drawn", 0.0: "lost"}
-    counts = Counter(names[score] for score, _ in games)
-    points = sum(score for score, _ in games)
-    low, high = wilson(points, len(games)) if len(games) >= MIN_CLUSTERS else (None, None)
-    ends = Counter(f"{names[score]} by {reason}" for score, reason in games)
-    found: dict[str, Any] = {name: counts[name] for name in names.values()}
+    scores = [score for score, _ in games]
+    low, high = wilson(sum(scores), len(games)) if len(games) >= MIN_CLUSTERS else (None, None)
+    found: dict[str, Any] = {name: scores.count(score) for name, score in (("won", 1), ("drawn", 0.5), ("lost", 0))}
     found["repeated"] = sum(reason == REPETITION for _, reason in games) / len(games)
-    return {**found, "score": points / len(games), "ci_low": low, "ci_high": high, "ends": dict(ends.most_common())}
+    return {**found, "score": sum(scores) / len(games), "ci_low": low, "ci_high": high}
 
 
 def _rated(rating: Rating) -> str:

@@ -5,7 +5,6 @@ random plies from the start.
 """
 
 import random
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple, Protocol
@@ -103,9 +102,6 @@ class ModelPlayer:
         temperature: 0 for greedy, which plays equal positions equally.
         max_new_tokens: at most; less where the prompt leaves less of the model's context.
         seed: seeds the samples; a random fallback follows from it and the position.
-
-    Attributes:
-        origins: moves played, by `Choice.origin`.
     """
 
     def __init__(
@@ -120,15 +116,12 @@ class ModelPlayer:
         name: str = "model",
     ):
         self.name = name
-        self.origins: Counter[str] = Counter()
         self._model, self._tokenizer = model, tokenizer
         self._temperature, self._max_new_tokens, self._batch_size = temperature, max_new_tokens, batch_size
         self._seed, self._rng = seed, random.Random(seed)
 
     def choose(self, boards: Sequence[chess.Board]) -> list[Choice]:
-        choices = list(map(self._choice, boards, self._answers(boards)))
-        self.origins.update(choice.origin for choice in choices)
-        return choices
+        return list(map(self._choice, boards, self._answers(boards)))
 
     def _choice(self, board: chess.Board, answer: policy.PolicyOutput | None) -> Choice:
         legal = {move.uci() for move in board.legal_moves}

@@ -6,14 +6,13 @@ An engine must never make an illegal move. Where the model's `B:` is not legal, 
     candidates   the first legal move of the model's own list, its highest eval first;
     random       any legal move, drawn from the seed and the position.
 
-Each fallback is told in an `info string` line and counted; `quit` prints the totals. Protocol: Stefan Meyer-Kahlen,
+Each fallback is told in an `info string` line. Protocol: Stefan Meyer-Kahlen,
 "Description of the universal chess interface (UCI)", April 2006.
 """
 
 import argparse
 import random
 import sys
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -42,9 +41,6 @@ class UciEngine:
     Args:
         load: a model and its tokenizer; called when they are first needed.
         write: takes each line of the answer.
-
-    Attributes:
-        fallbacks: how often each kind of move was played, by `Choice.origin`.
     """
 
     def __init__(self, load: Callable[[], tuple[Any, Any]], write: Callable[[str], None]) -> None:
@@ -54,16 +50,10 @@ class UciEngine:
         self._board = chess.Board()
         self._held: str | None = None  # the move that `stop` or `ponderhit` lets go
         self._rng = random.Random(0)
-        self.fallbacks: Counter[str] = Counter()
 
     def run(self, lines: Iterable[str]) -> None:
         """Answer lines until `quit` or their end."""
-        for line in lines:
-            if not self.answer(line):
-                break
-        if self.fallbacks:
-            counted = ", ".join(f"{name} {count}" for name, count in sorted(self.fallbacks.items()))
-            self._write(f"info string moves by origin: {counted}")
+        all(map(self.answer, lines))
 
     def answer(self, line: str) -> bool:
         """Answer one line; False if it ends the engine. An impossible one is told in an `info string`."""
@@ -95,8 +85,7 @@ class UciEngine:
                 self._write(self._held)
                 self._held = None
         except (ValueError, OSError) as error:
-            text = " ".join(str(error).split())
-            self._write(f"info string error: {text}")
+            self._write(f"info string error: {' '.join(str(error).split())}")
             if command == "isready":
                 self._write("readyok")
             if command == "go":
@@ -140,7 +129,6 @@ class UciEngine:
             return
         move, origin, output = self._player().choose([board])[0]
         assert move is not None
-        self.fallbacks[origin] += 1
         for number, (candidate, pawns) in enumerate(self._lines(output, move, legal), start=1):
             # The model knows mates as about +-1000 pawns, not their length.
             score = "" if pawns is None else f" score cp {round(100 * pawns)}"
@@ -148,11 +136,10 @@ class UciEngine:
         if origin != "own":
             written = f"B: {output.best}" if output is not None else "no answer of the format"
             self._write(f"info string fallback {origin}: the model wrote {written}")
-        best = f"bestmove {move}"
         if "infinite" in words or "ponder" in words:
-            self._held = best
+            self._held = f"bestmove {move}"
         else:
-            self._write(best)
+            self._write(f"bestmove {move}")
 
     def _lines(self, output: policy.PolicyOutput | None, move: str, legal: set[str]) -> list[tuple[str, float | None]]:
         """The move that is played, then the model's other legal candidates, as many as `MultiPV` asks for, with their
@@ -181,11 +168,8 @@ def read_position(words: Sequence[str]) -> chess.Board:
             raise ValueError(f"position {' '.join(setup[1:])!r} is not legal: {board.status()!r}")
     else:
         raise ValueError("position: write 'startpos' or 'fen' and a FEN")
-    for number, text in enumerate(moves, start=1):
-        try:
-            board.push_uci(text)
-        except ValueError as error:
-            raise ValueError(f"position: move {number}, '{text}', is not legal after the moves before it") from error
+    for text in moves:
+        board.push_uci(text)
     return board
 
 

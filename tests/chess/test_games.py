@@ -120,7 +120,6 @@ def test_an_untrained_model_loses_by_its_first_answer(tiny_model: Any, tiny_toke
     strict = [record.strict for record in records]
     assert [(record.result, record.reason) for record in strict] == [("0-1", "illegal move"), ("1-0", "illegal move")]
     assert [record.moves for record in strict] == [(), records[1].moves[:1]]
-    assert player.origins == {"random": 6}
     again = play_games([(ModelPlayer(tiny_model, tiny_tokenizer, max_new_tokens=5), RandomPlayer(), START)], 6)
     assert again == records[:1]  # a random fallback follows from the seed and the position
 
@@ -176,7 +175,6 @@ BAD = PolicyOutput(("e2e5", "g1f3", "b1c3"), (9.0, 0.2, 0.3), "e2e5")
 def test_a_models_move_and_its_fallback(answer: Any, choice: Any) -> None:
     player = Answering([answer])
     assert player.choose([chess.Board()]) == [(*choice, answer)]
-    assert player.origins == {choice[1]: 1}
 
 
 def test_the_greedy_capturer_takes_the_most_and_chooses_among_equals_at_random() -> None:

@@ -11,9 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from rookworld_trl.chess.accuracy import Ask
 from rookworld_trl.chess.dataset import MATES_FILE, TACTICS_FILES
-from rookworld_trl.chess.problems import Problem, is_problem_file, read_problems, run_problems
+from rookworld_trl.chess.problems import Ask, Problem, is_problem_file, read_problems, run_problems
 from rookworld_trl.measuring import result_table
 
 # Five lines of the suite: fsmosca/strategic-test-suite, MIT licence.
