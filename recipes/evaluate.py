@@ -71,11 +71,8 @@ class EvaluationOptions(DataOptions, TerminalOptions):
     device: str = option("cuda" if torch.cuda.is_available() else "cpu", "Where the models run.")
     trained_on: list[str] | None = option(
         None,
-        "What the models were trained on: `shipped`, files, names on the Hub; nothing behind it: unknown. Default: "
-        "shipped, and the data that a model's run names in its summary.json.",
-    )
-    seen: Literal["refuse", "drop"] = option(
-        "refuse", "What becomes of items of --dataset that show a position of --trained_on."
+        "What the models were trained on: `shipped`, files, names on the Hub; nothing behind it: unknown. Items that "
+        "show one of its positions are left out. Default: shipped, and the data that a run's summary.json names.",
     )
     baseline: Path | None = option(
         None, "JSON of an earlier evaluation to compare each model with, item by item; default: the first --model."
@@ -130,14 +127,11 @@ class EvaluationOptions(DataOptions, TerminalOptions):
 
 def plan(args: EvaluationOptions) -> tuple[Dataset | None, dict[str, Callable[[Ask], Result]]]:
     """The rows to hold out, and the suites that need nothing but completions, by name; every input is checked."""
-    trained_on: dict[str, Any] = {"trained_on": args.training, "drop": args.seen == "drop"}
     rows = None
     if "held_out" in args.suite:
         dataset = load_prompts(args.rows, args.split, args) if args.rows else load_shipped(args.split)
-        new = unseen(
-            dataset, lambda row: positions_of(row["prompt"], row["target"]), args.rows or SHIPPED, **trained_on
-        )
-        rows = dataset.select(new)
+        shown = [positions_of(row["prompt"], row["target"]) for row in dataset]
+        rows = dataset.select(unseen(shown, args.rows or SHIPPED, args.training))
         rows = draw_of_each(rows, dict.fromkeys(PREFIXES, args.limit)) if args.limit else rows
     split: Any = args.split
     files = {file.name: (file, args.max_rows) for file in args.problems}
@@ -146,7 +140,8 @@ def plan(args: EvaluationOptions) -> tuple[Dataset | None, dict[str, Callable[[A
     suites: dict[str, Callable[[Ask], Result]] = {}
     for name, (file, max_rows) in files.items():
         problems = read_problems(file, max_rows)
-        numbers = unseen(problems, lambda each: [position_key(b.fen()) for b in each.boards], file, **trained_on)
+        shown = [[position_key(board.fen()) for board in each.boards] for each in problems]
+        numbers = unseen(shown, file, args.training)
         drawn = random.Random(0).sample(numbers, min(args.limit or len(numbers), len(numbers)))
         suites[name] = partial(run_problems, problems=[problems[number] for number in sorted(drawn)], name=name)
     return rows, suites
@@ -238,7 +233,7 @@ def run(args: EvaluationOptions) -> tuple[dict[str, Any], str]:
         print(table)
     elif unknown:
         print(unknown)
-    source: dict[str, Any] = {"source": args.rows or SHIPPED, "split": args.split, "seen": args.seen}
+    source: dict[str, Any] = {"source": args.rows or SHIPPED, "split": args.split}
     source |= {"trained_on": [each.name for each in trained_on.sources], "unknown": trained_on.unknown}
     if planned[0] is not None:
         report, text = planned[0].info.description, json.dumps(list(planned[0]), sort_keys=True)

@@ -1,6 +1,5 @@
 """The two tasks of a RookWorld model, chosen by the prompt's prefix (`P: ` or `A: `)."""
 
-from collections.abc import Iterable
 from typing import Literal
 
 from rookworld_trl.chess import environment, policy
@@ -23,18 +22,6 @@ def task_of(prompt: str) -> TaskName:
     raise ParseError("prefix", prompt[:12], "start the text with 'P: ' or 'A: '")
 
 
-def check_tasks(field: str, values: Iterable[str]) -> None:
-    """Make sure that the keys of a setting are names of tasks.
-
-    Raises:
-        ValueError: naming the field and those that are not.
-    """
-    if unknown := set(values) - set(PREFIXES):
-        raise ValueError(
-            f"`{field}` is {values}: there is no task {' or '.join(sorted(unknown))}. Choose from {', '.join(PREFIXES)}"
-        )
-
-
 def split_row(text: str) -> tuple[str, str]:
     """Split a whole row into prompt and completion at the exact character where the completion starts.
 
@@ -52,7 +39,6 @@ __all__ = [
     "PREFIXES",
     "ParseError",
     "TaskName",
-    "check_tasks",
     "environment",
     "policy",
     "position_key",

@@ -192,10 +192,7 @@ def score(
         groups = {"color": "white" if turn == "w" else "black", "stratum": row["stratum"]}
         if task == "policy":
             groups["stake"] = "something" if scores["at_stake"] else "nothing"
-        drawn: str | dict[str, float] | None = None
-        if mode == "greedy" and len(items[task]) < MAX_REFERENCES:
-            values = zip(row["legal_moves"], move_values(row["legal_cp"]), strict=True)
-            drawn = row["target"] if task == "environment" else {move: round(value, 3) for move, value in values}
+        drawn = _reference(row) if mode == "greedy" and len(items[task]) < MAX_REFERENCES else None
         about = (row["prompt"], completion, dict(sorted(groups.items())), row.get("game") or "", drawn)
         items[task].append(Item(item_key(row), scores, *about))
     return [
@@ -232,6 +229,14 @@ def item_key(row: Mapping[str, Any]) -> str:
     """What tells an item from others: a hash of its prompt and of what it is scored against."""
     reference = [row[name] for name in ("prompt", "target", "legal_moves", "legal_cp")]
     return hashlib.sha256(json.dumps(reference).encode()).hexdigest()[:16]
+
+
+def _reference(row: Mapping[str, Any]) -> str | dict[str, float]:
+    """What a report draws beside the completion; see `score`."""
+    if row["task"] == "environment":
+        return row["target"]
+    values = zip(row["legal_moves"], move_values(row["legal_cp"]), strict=True)
+    return {move: round(value, 3) for move, value in values}
 
 
 # Trivial players on the same items: what a number is worth shows beside theirs.

@@ -21,7 +21,7 @@ ILLEGAL, UNKNOWN, WRONG, CHOSEN = "#8A1C1C", "#555555", "#E0384B", "#F7E26B"
 SIZE = 390  # side of a board's coordinate system, as chess.svg draws it with coordinates
 legend: Mapping[str, Any] = {"size": SIZE, "values": VALUES, "illegal": ILLEGAL, "wrong": WRONG, "chosen": CHOSEN}
 
-PER_KIND, PER_STRATUM = 6, 2  # items shown of each task and kind: of all, and at least of each stratum
+PER_KIND = 12  # items shown of each task and kind
 _ELEMENT = re.compile(r"<g .*?</g>|<(?:rect|use|line|polygon|circle)\b[^>]*/>", flags=re.DOTALL)
 _PARTS = re.compile(r"M:(?P<moves>.*?)(?:E:.*?)?(?:B:(?P<best>.*))?$", flags=re.DOTALL)
 _MOVE = re.compile(r"[a-h][1-8][a-h][1-8][qrbn]?")
@@ -113,12 +113,8 @@ def _picked(
     for kind, ranked in ordered.items():
         if compared and kind != "random":
             ranked = [key for key in ranked if (gain[key] > 0) == (kind == "improved") and gain[key]]
-        counts: dict[str, int] = {}
-        for place, key in enumerate(ranked):
-            stratum = first[key]["groups"]["stratum"]
-            if place < PER_KIND or counts.get(stratum, 0) < PER_STRATUM:
-                kinds.setdefault(key, []).append(kind)
-            counts[stratum] = counts.get(stratum, 0) + 1
+        for key in ranked[:PER_KIND]:
+            kinds.setdefault(key, []).append(kind)
     return {key: tuple(found) for key, found in kinds.items()}
 
 

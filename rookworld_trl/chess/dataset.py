@@ -133,17 +133,14 @@ def shipped_positions(split: str, directory: Path = SHIPPED_DIRECTORY) -> set[st
     return {position for record in records for position in positions_of_record(record)}
 
 
-def positions_to_solve(file: Path) -> set[str]:
-    """The positions of one of `PROBLEM_FILES`, by `position_key`."""
-    with gzip.open(file, "rt", encoding="utf-8") as lines:
-        return {position_key(chess.Board.from_epd(line)[0].fen()) for line in lines}
-
-
 def held_out_positions() -> set[str]:
     """All positions, by `position_key`, that the shipped data measures on: dev and test, in prompts and in answers,
     mates in one and tactics."""
-    splits = map(shipped_positions, ("dev", "test"))
-    return set().union(*splits, *map(positions_to_solve, PROBLEM_FILES))
+    found = shipped_positions("dev") | shipped_positions("test")
+    for file in PROBLEM_FILES:
+        with gzip.open(file, "rt", encoding="utf-8") as lines:
+            found |= {position_key(chess.Board.from_epd(line)[0].fen()) for line in lines}
+    return found
 
 
 # Splits

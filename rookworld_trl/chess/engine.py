@@ -38,10 +38,6 @@ class MoveValue(NamedTuple):
     centipawns: int
 
 
-class EngineStartError(ValueError):
-    """A program that is no UCI engine, or that cannot be run."""
-
-
 def find_engine(path: str | None = None) -> str:
     """The engine's executable: `path`, else $STOCKFISH_PATH, else `stockfish` on PATH or in /usr/games.
 
@@ -164,7 +160,7 @@ class Engine:
             return process
         except Exception as error:
             self._kill()
-            raise EngineStartError(
+            raise ValueError(
                 f"'{self.path}' did not start as a UCI engine ({error}); give Stockfish's path by the engine's path "
                 f"setting or ${ENV_PATH}"
             ) from error

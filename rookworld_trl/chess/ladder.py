@@ -224,7 +224,7 @@ def standard_anchors(seed: int = 0) -> Iterator[Anchors]:
     each other. Where there is no Stockfish, the first two are all, and a line says so.
 
     Raises:
-        EngineStartError: Stockfish does not start.
+        ValueError: Stockfish does not start.
     """
     try:
         find_engine()

@@ -7,7 +7,7 @@ random plies from the start.
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, cast
 
 import chess
 import chess.pgn
@@ -300,12 +300,8 @@ def _play(board: chess.Board, answer: str | None, max_plies: int) -> tuple[Outco
 
 
 def _end(board: chess.Board) -> tuple[Outcome, str] | None:
-    if board.is_checkmate():
-        return ("0-1" if board.turn == chess.WHITE else "1-0"), "checkmate"
-    if board.is_stalemate():
-        return "1/2-1/2", "stalemate"
-    if board.is_insufficient_material():
-        return "1/2-1/2", "insufficient material"
+    if (outcome := board.outcome()) is not None:
+        return cast(Outcome, outcome.result()), outcome.termination.name.lower().replace("_", " ")
     if board.is_fifty_moves():
         return "1/2-1/2", "50 moves"
     return ("1/2-1/2", "threefold repetition") if board.is_repetition(3) else None

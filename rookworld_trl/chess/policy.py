@@ -198,11 +198,6 @@ def format_completion(
     return f"{heads[0]} {texts[0]}{heads[1]} {texts[1]}{heads[2]} {best}{spelling.end}"
 
 
-def format_row(fen: str, moves: Sequence[str], evals: Sequence[str], best: str, spelling: Spelling = SINGLE) -> str:
-    """Write a whole row: prompt and completion."""
-    return prompt(fen) + format_completion(moves, evals, best, spelling, len(fen))
-
-
 def with_best(completion: str, best: str) -> str:
     """A completion with another best move and otherwise as it is written; spaces behind the move go."""
     head, _, written = completion.rpartition("B: ")

@@ -14,16 +14,14 @@ FEN fields tell them, positions stand at move 1.
 """
 
 import csv
-import gzip
 import io
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, TextIO, cast
+from typing import Any, TextIO
 
 import chess
 import pyarrow as pa
@@ -152,11 +150,10 @@ def read_problems(path: Path | str, max_rows: int | None = None) -> list[Problem
     if _kind(path) not in (".epd", ".csv", ".jsonl", ".parquet"):
         raise ValueError(f"{path}: give problems as .epd, .csv, .jsonl or .parquet")
     try:
-        entries = _entries(path)
         problems = []
-        for where, make in islice(entries, max_rows):
+        for where, entry in islice(_entries(path), max_rows):
             try:
-                problems.append(make())
+                problems.append(_of_epd(entry, where) if isinstance(entry, str) else _of_puzzle(entry, where))
             except (ValueError, KeyError, AttributeError, IndexError, TypeError) as error:
                 reason = f"field {error} is missing" if isinstance(error, KeyError) else error
                 raise ValueError(f"{path}, {where}: {reason}") from error
@@ -170,16 +167,15 @@ def read_problems(path: Path | str, max_rows: int | None = None) -> list[Problem
     return problems
 
 
-def _entries(path: Path) -> Iterator[tuple[str, Callable[[], Problem]]]:
-    """Each entry's place in the file, and what makes a problem of it."""
-    kind = _kind(path)
-    if kind == ".epd":
+def _entries(path: Path) -> Iterator[tuple[str, str | dict[str, Any]]]:
+    """Each entry with its place in the file: a line of EPD, or a row, its columns in small letters."""
+    if _kind(path) == ".epd":
         for number, line in enumerate(_text(path), start=1):
             if line.strip() and not line.startswith("#"):
-                yield f"line {number}", partial(_of_epd, line.strip(), f"line {number}")
+                yield f"line {number}", line.strip()
     else:
         for number, row in enumerate(_rows(path), start=1):
-            yield f"row {number}", partial(_of_puzzle, {k.lower(): v for k, v in row.items()}, f"row {number}")
+            yield f"row {number}", {name.lower(): value for name, value in row.items()}
 
 
 def _of_epd(line: str, name: str) -> Problem:
@@ -219,8 +215,10 @@ def _of_puzzle(row: Mapping[str, Any], name: str) -> Problem:
             boards.append(board.copy(stack=False))
             worths.append(_best(board, [move.uci()]))
         board.push(move)
-    name, band = str(row.get("puzzleid") or name), _band(row.get("rating"))
-    return Problem(name, band, tuple(boards), tuple(worths), _game(row))
+    rated, rating = row.get("rating") not in (None, ""), row.get("rating") or 0
+    low = int(float(rating)) // RATING_BAND * RATING_BAND
+    band = f"rated {low:4}-{low + RATING_BAND - 1}" if rated else ""
+    return Problem(str(row.get("puzzleid") or name), band, tuple(boards), tuple(worths), _game(row))
 
 
 def _game(fields: Mapping[str, Any]) -> str:
@@ -252,24 +250,13 @@ def _words(text: str) -> list[str]:
     return text.replace(",", " ").split()
 
 
-def _band(rating: Any) -> str:
-    if rating in (None, ""):
-        return ""
-    low = int(float(rating)) // RATING_BAND * RATING_BAND
-    return f"rated {low:4}-{low + RATING_BAND - 1}"
-
-
 def _kind(path: Path) -> str:
     name = path.name.lower().removesuffix(".gz").removesuffix(".zst")
     return Path(name).suffix
 
 
 def _text(path: Path) -> TextIO:
-    if path.suffix.lower() == ".zst":
-        return io.TextIOWrapper(pa.input_stream(str(path), compression="zstd"), encoding="utf-8", newline="")
-    if path.suffix.lower() == ".gz":
-        return cast(TextIO, gzip.open(path, "rt", encoding="utf-8", newline=""))
-    return path.open(encoding="utf-8", newline="")
+    return io.TextIOWrapper(pa.input_stream(str(path)), encoding="utf-8", newline="")  # which sees .gz and .zst
 
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:

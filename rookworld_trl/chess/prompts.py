@@ -10,7 +10,7 @@ from datasets import Dataset
 from transformers import PreTrainedModel
 from trl import GRPOConfig
 
-from rookworld_trl.chess import check_tasks
+from rookworld_trl.chess import PREFIXES
 from rookworld_trl.chess.dataset import Report, draw_of_each, held_out_positions, load_shipped, positions_in
 from rookworld_trl.chess.engine import find_engine
 from rookworld_trl.chess.mixing import check_stages, lay_out, mix
@@ -161,15 +161,14 @@ def self_play(
 
 def _read(run: PromptOptions) -> Dataset:
     """The rows that are shipped, or those of a folder that `generate_data.py dataset` wrote, a file or the Hub."""
+    if run.dataset == "shipped":
+        return load_shipped("train")
     folder = Path(run.dataset)
-    if run.dataset == "shipped" or not folder.is_dir():
-        return load_shipped("train") if run.dataset == "shipped" else load_prompts(run.dataset, run.dataset_split, run)
-    if not (folder / f"{run.dataset_split}.parquet").is_file():
-        raise ValueError(
-            f"`dataset` is '{folder}', a folder without {run.dataset_split}.parquet: make it by `generate_data.py "
-            "dataset`, or give a file"
-        )
-    return load_shipped(run.dataset_split, folder)
+    return (
+        load_shipped(run.dataset_split, folder)
+        if folder.is_dir()
+        else load_prompts(run.dataset, run.dataset_split, run)
+    )
 
 
 def provenance(run: Any, prompts: Dataset) -> dict[str, Any]:
@@ -178,14 +177,6 @@ def provenance(run: Any, prompts: Dataset) -> dict[str, Any]:
     place = str(Path(run.dataset).resolve()) if Path(run.dataset).exists() else ""
     unknown = known_training_data([run.model]).unknown
     return {"dataset_path": place, "data_report": prompts.info.description, "unknown_training": unknown}
-
-
-def watched_rows(run: PromptOptions, args: GRPOConfig) -> Dataset | None:
-    """The rows of which the run is measured on some while it trains; None if it is not."""
-    if args.eval_strategy == "no":
-        return None
-    shipped = run.eval_dataset == "shipped"
-    return load_shipped("dev") if shipped else load_prompts(run.eval_dataset, run.dataset_split, run)
 
 
 def held_out_and_training_prompts(
@@ -199,9 +190,13 @@ def held_out_and_training_prompts(
     Raises:
         ValueError: a setting or a row that cannot be used; the message names it.
     """
-    check_tasks("task_sampling", args.task_sampling or {})
+    if unknown := sorted({*(args.task_sampling or {})} - {*PREFIXES}):
+        raise ValueError(f"`task_sampling`: there is no task {' or '.join(unknown)}. Choose from {', '.join(PREFIXES)}")
     limits = {"policy": run.eval_policy_items, "environment": run.eval_environment_items}
-    held_out, watched = draw_of_each(load_shipped(run.eval_split), limits), watched_rows(run, args)
+    held_out, watched = draw_of_each(load_shipped(run.eval_split), limits), None
+    if args.eval_strategy != "no":
+        shipped = run.eval_dataset == "shipped"
+        watched = load_shipped("dev") if shipped else load_prompts(run.eval_dataset, run.dataset_split, run)
     prompts = training_prompts(run, args, watched)
     if watched is not None:
         watched = draw_of_each(watched, dict.fromkeys(("policy", "environment"), run.eval_items))

@@ -6,11 +6,11 @@ What is not known is no proof that nothing was seen: it is named, and the result
 import functools
 import json
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from rookworld_trl.chess import ParseError, split_row
 from rookworld_trl.chess.dataset import PROBLEM_FILES, Report, positions_of, shipped_positions
@@ -20,7 +20,6 @@ from rookworld_trl.chess.sources import PGN, DataOptions, open_rows, reader_of
 from rookworld_trl.modeling.loading import NANO
 
 SHIPPED = "shipped"
-T = TypeVar("T")
 
 
 class Source(NamedTuple):
@@ -84,42 +83,29 @@ def shown_positions(
     return keys
 
 
-def unseen(
-    items: Iterable[T],
-    positions: Callable[[T], Sequence[str]],
-    source: str | Path,
-    trained_on: TrainingData,
-    drop: bool = False,
-) -> list[int]:
-    """The numbers of the items of which no training source shows a position.
+def unseen(items: Sequence[Sequence[str]], source: str | Path, trained_on: TrainingData) -> list[int]:
+    """The numbers of the items of which no training source shows a position; how many do is printed.
 
     Args:
-        positions: the keys of the positions that an item shows.
+        items: the keys of the positions that each item shows.
         source: where the items come from. The shipped ones share no position with the shipped training split.
-        trained_on: the training sources, and what is unknown of them.
-        drop: leave out items that were seen; else they are an error.
+        trained_on: the training sources.
 
     Raises:
-        ValueError: items were seen and `drop` is false, or none is left; names the source.
+        ValueError: none is left; names the source.
     """
-    items = list(items)
     seen: dict[str, str] = {}
     for other in trained_on.sources:
         if other.name != SHIPPED or source not in (SHIPPED, *PROBLEM_FILES):
             seen |= dict.fromkeys(shown_positions(*other) - seen.keys(), other.name)
-    found = {n: key for n, item in enumerate(items) for key in positions(item) if key in seen}
-    if found and not drop:
-        first = next(iter(found.values()))
-        raise ValueError(
-            f"{source}: {len(found)} of {len(items)} items show positions that stand in the training data "
-            f"{seen[first]!r} (first: {first}); `--seen drop` leaves them out, `--trained_on` says what the model was "
-            "trained on"
-        )
-    left = [n for n in range(len(items)) if n not in found]
-    if not left:
-        raise ValueError(
-            f"{source}: all {len(items)} items show positions of the training data; nothing is left to measure"
-        )
+    places = [next((seen[key] for key in keys if key in seen), None) for keys in items]
+    left = [number for number, place in enumerate(places) if place is None]
+    if len(left) < len(items):
+        said = f"{source}: {len(items) - len(left)} of {len(items)} items show positions of the training data "
+        said += f"{', '.join(sorted({place for place in places if place}))} and are left out"
+        if not left:
+            raise ValueError(f"{said}: nothing is left to measure. `--trained_on` says what the model was trained on")
+        print(said)
     return left
 
 

@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rookworld_trl.chess import ParseError, policy
+from tests.support.positions import format_row
 
 START = "rnbqkbnr/pppppppp/8/8/8/8/PPPPPPPP/RNBQKBNR w KQkq - 0 1"
 # A row of RookWorld's generator: FEN padded to 90 characters, moves to 30, evals to 40.
@@ -26,7 +27,7 @@ def test_padded_row_by_hand() -> None:
 
 def test_writing_padded_rows_by_hand() -> None:
     moves, evals = ["e2e4", "d2d4", "g1f3", "c2c4", "e2e3"], ["0.33", "0.3", "0.28", "0.24", "0.2"]
-    row = policy.format_row(START, moves, evals, "e2e4", policy.PADDED)
+    row = format_row(START, moves, evals, "e2e4", policy.PADDED)
     assert row == f"P: {START:90}M: {' '.join(moves):30}E: {' '.join(evals):40}B: e2e4"
     assert row[93:96] == "M: "
     assert policy.parse(row[policy.completion_start(row) :]).evals[0] == 0.33
@@ -191,6 +192,6 @@ moves = st.from_regex(r"[a-h][1-8][a-h][1-8][qrbn]?", fullmatch=True)
 )
 def test_reading_is_the_inverse_of_writing(listed: list[str], values: list[int], best: str, padded: bool) -> None:
     evals = [policy.format_eval(value) for value in values]
-    row = policy.format_row(START, listed, evals, best, policy.PADDED if padded else policy.SINGLE)
+    row = format_row(START, listed, evals, best, policy.PADDED if padded else policy.SINGLE)
     read = policy.parse(row[policy.completion_start(row) :])
     assert read == policy.PolicyOutput(tuple(listed), tuple(float(text) for text in evals), best)

@@ -13,6 +13,7 @@ from transformers.utils import logging as transformers_logging
 from rookworld_trl.chess import policy, split_row
 from rookworld_trl.chess.dataset import load_shipped
 from rookworld_trl.modeling.loading import LoadingError, load_tokenizer
+from tests.support.positions import format_row
 
 EOS = 50256
 START = "rnbqkbnr/pppppppp/8/8/8/8/PPPPPPPP/RNBQKBNR w KQkq - 0 1"
@@ -53,8 +54,8 @@ def rows() -> list[str]:
     shipped = [row["prompt"] + row["target"] for row in dev]
     fens = [row["prompt"][3:] for row in dev if row["task"] == "policy"]
     moves = ["e2e4", "d2d4", "g1f3", "a7a8q", "e1g1"]
-    padded = [policy.format_row(fen, moves, EVALS, "e2e4", policy.PADDED) for fen in [START, LONG, *fens]]
-    few = [policy.format_row(START, ["e2e4"], ["0.3"], "e2e4", policy.PADDED)]
+    padded = [format_row(fen, moves, EVALS, "e2e4", policy.PADDED) for fen in [START, LONG, *fens]]
+    few = [format_row(START, ["e2e4"], ["0.3"], "e2e4", policy.PADDED)]
     return shipped + padded + few
 
 

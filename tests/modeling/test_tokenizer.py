@@ -10,6 +10,7 @@ from rookworld_trl.chess import ParseError, environment, policy, split_row
 from rookworld_trl.chess.dataset import load_shipped
 from rookworld_trl.modeling.loading import NANO_FOLDER
 from rookworld_trl.modeling.tokenizer import build_nano_tokenizer
+from tests.support.positions import format_row
 
 KIWIPETE = "r3k2r/p1ppqpb1/bn2pnp1/3PN3/1p2P3/2N2Q1p/PPPBBPPP/R3K2R w KQkq - 0 1"
 
@@ -25,7 +26,7 @@ def tokenizer(request: pytest.FixtureRequest) -> PreTrainedTokenizerFast:
 
 
 def test_tokens_of_a_policy_row(plain):
-    tokens = plain.tokenize(policy.format_row(KIWIPETE, ["e2a6", "b7b8q"], ["0.3", "-12.0", "-0.34"], "e2a6"))
+    tokens = plain.tokenize(format_row(KIWIPETE, ["e2a6", "b7b8q"], ["0.3", "-12.0", "-0.34"], "e2a6"))
     assert tokens[0] == "P: "
     board = chess.Board(KIWIPETE)
     by_hand = []
@@ -83,7 +84,7 @@ def random_rows(games: int):
             output = environment.format_completion(environment.transition(board.fen(), move))
             yield environment.prompt(board.fen(), move, history) + output
             evals = rng.choice((["0.35", "-1.2", "9999.99"], ["3", "-0.0", "+1.5"]))
-            yield policy.format_row(board.fen(), [move] * 3, evals, move, rng.choice([policy.SINGLE, policy.PADDED]))
+            yield format_row(board.fen(), [move] * 3, evals, move, rng.choice([policy.SINGLE, policy.PADDED]))
             board.push_uci(move)
             history.append(move)
 

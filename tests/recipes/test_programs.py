@@ -59,12 +59,9 @@ BAD: dict[str, tuple[Callable[[list[str]], None], str, str]] = {
     ),
     "a PGN that is a folder": (evaluate.main, "--suite ladder --pgn .", "--pgn . is a folder"),
     "no training data": (evaluate.main, f"{EPD} nothing.jsonl", "nothing.jsonl': there is no such file"),
-    "trained on": (
-        evaluate.main, f"{EPD} train.jsonl",
-        "mates.epd: 1 of 1 items show positions that stand in the training data 'train.jsonl'",
-    ),
     "nothing left": (
-        evaluate.main, f"{EPD} train.jsonl --seen drop", "all 1 items show positions of the training data",
+        evaluate.main, f"{EPD} train.jsonl",
+        "mates.epd: 1 of 1 items show positions of the training data train.jsonl and are left out: nothing is left",
     ),
     "one player": (play.main, "random", "give two or more players"),
     "a player twice": (play.main, "random random", "two or more players of different names"),

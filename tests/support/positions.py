@@ -1,8 +1,11 @@
 """Rows for the reward tests: hand-picked positions, values made up by a fixed rule, truth written by python-chess."""
 
 import random
+from collections.abc import Sequence
 
 import chess
+
+from rookworld_trl.chess import policy
 
 # (FEN, move, what it shows); every move is legal unless it says otherwise.
 TRANSITIONS = {
@@ -48,3 +51,10 @@ def spread_values(fen: str) -> tuple[list[str], list[int]]:
 
 def best_first(moves: list[str], values: list[int]) -> list[tuple[str, int]]:
     return sorted(zip(moves, values, strict=True), key=lambda pair: -pair[1])
+
+
+def format_row(
+    fen: str, moves: Sequence[str], evals: Sequence[str], best: str, spelling: policy.Spelling = policy.SINGLE
+) -> str:
+    """A whole `P:` row: prompt and completion."""
+    return policy.prompt(fen) + policy.format_completion(moves, evals, best, spelling, len(fen))
