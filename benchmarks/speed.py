@@ -7,9 +7,7 @@ Sides run in turn in one process; medians. On a CPU, where one thread does the w
 
 * `scoring`: completions a second on one core. The true completion, a damaged one and an unparsable one of shipped rows
   in turn, through the TRL reward functions, every row once a pass (no prompt is met twice within the scorer's cache).
-* `rollouts`: native sampling beside `transformers.generate`, and beside vLLM where it is installed, in the same
-  precision, with log-probs. `environment`: `A:` prompts, the draft is the truth. `policy`: nobody knows the completion
-  beforehand; `self_drafted` samples along the model's own greedy one, whose decoding is part of the time.
+* `rollouts`: native sampling beside `transformers.generate`. `environment`: `A:` prompts, the draft is the truth.
   `bandwidth_share` is the time in which memory, at the speed of a copy, gives the weights and the keys and values once
   a step, over that taken.
 * `learning`: reference without gradients, then policy with its backward pass, on shared prefixes and by TRL's padded
@@ -30,16 +28,15 @@ import platform
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import CompileConfig, GPT2LMHeadModel
+from transformers import GPT2LMHeadModel
 from transformers.utils import logging
 from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import add_fused_lm_head
@@ -151,15 +148,14 @@ class Work:
         lengths = torch.randint(90, 131, (prompts,)).tolist()
         self.prompts = [torch.randint(1, size[-1], (n,)).tolist() for n in lengths]
 
-    def generate(self, samples: int, cache: str = "dynamic", compiled: bool = False) -> list[list[int]]:
+    def generate(self, samples: int, cache: str = "dynamic") -> list[list[int]]:
         """`transformers.generate` on the left-padded prompts."""
         longest = max(map(len, self.prompts))
         ids = torch.tensor([[self.pad] * (longest - len(p)) + p for p in self.prompts], device=self.model.device)
         mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in self.prompts], device=self.model.device)
         end = {"min_new_tokens": self.max_new_tokens} if self.eos is None else {"eos_token_id": self.eos}
         settings = {"do_sample": True, "top_k": 0, "temperature": 1.0, "pad_token_id": self.pad}
-        settings |= {"max_new_tokens": self.max_new_tokens, "cache_implementation": cache}
-        settings |= {"compile_config": CompileConfig()} if compiled else {"disable_compile": True}
+        settings |= {"max_new_tokens": self.max_new_tokens, "cache_implementation": cache, "disable_compile": True}
         with torch.no_grad():
             out = self.model.generate(ids, attention_mask=mask, num_return_sequences=samples, **settings, **end)
         completions = out[:, longest:].tolist()
@@ -170,13 +166,6 @@ class Work:
         settings |= {"drafts": drafts, "temperature": 1.0}
         result: Rollout = rollout(self.model, self.prompts, **settings)
         return result.completion_ids
-
-    def greedy(self) -> list[list[int]]:
-        settings = {"max_new_tokens": self.max_new_tokens, "eos_token_id": self.eos, "temperature": 0.0}
-        return rollout(self.model, self.prompts, **settings).completion_ids
-
-    def self_drafted(self, samples: int) -> list[list[int]]:
-        return self.native(samples, self.greedy())
 
 
 def least_bytes(work: Work, drawn: list[list[int]], bf16: bool) -> int:
@@ -196,25 +185,6 @@ def least_bytes(work: Work, drawn: list[list[int]], bf16: bool) -> int:
     return total
 
 
-def vllm_engine(model_path: str | None, dtype: str) -> Any | None:
-    """vLLM with the model; None where it is not installed, or there is no folder to start it from."""
-    if model_path is None or find_spec("vllm") is None:
-        return None
-    from vllm import LLM
-
-    return LLM(model_path, dtype=dtype, gpu_memory_utilization=0.3, seed=0)
-
-
-def with_vllm(engine: Any, work: Work, samples: int) -> object:
-    """Sampling as TRL asks for it: with log-probs, and nothing kept of the last batch, whose weights were others."""
-    from vllm import SamplingParams
-
-    engine.reset_prefix_cache()
-    settings = {"temperature": 1.0, "max_tokens": work.max_new_tokens, "logprobs": 0, "detokenize": False}
-    prompts = [{"prompt_token_ids": ids} for ids in work.prompts]
-    return engine.generate(prompts, SamplingParams(n=samples, **settings), use_tqdm=False)
-
-
 def sampled(
     work: Work,
     kind: str,
@@ -223,32 +193,24 @@ def sampled(
     *,
     repeats: int = 5,
     bf16: bool = False,
-    more: Collection[str] = (),
-    engine: Any = None,
+    static: bool = False,
 ) -> dict[str, object]:
     """Median seconds of each side, and what they say, for `samples` completions of each of the work's prompts.
 
     Args:
         bandwidth: see `copy_bandwidth`.
         bf16: all under autocast.
-        more: further sides, of static (`generate` with its static cache) and compiled.
-        engine: vLLM's, if it is to be timed.
+        static: a side more, `generate` with its static cache.
     """
     device = work.model.device.type
     sides: dict[str, Callable[[], object]] = {
         "generate": partial(work.generate, samples),
         "native": partial(work.native, samples),
     }
-    if "static" in more:
+    if static:
         sides["generate_static"] = partial(work.generate, samples, "static")
-    if "compiled" in more:
-        sides["generate_compiled"] = partial(work.generate, samples, "static", compiled=True)
-    if engine is not None:
-        sides["vllm"] = partial(with_vllm, engine, work, samples)
     if work.drafts is not None:
         sides["drafted"] = partial(work.native, samples, work.drafts)
-    elif kind == "policy":
-        sides["self_drafted"] = partial(work.self_drafted, samples)
     with torch.autocast(device, torch.bfloat16, enabled=bf16):
         seconds = medians(sides, repeats, device)
         drawn = work.native(samples)
@@ -267,13 +229,11 @@ def sampled(
 def measure_rollouts(arguments: argparse.Namespace) -> dict[str, Any]:
     device, model = best_device(), str(arguments.model)
     bandwidth, results, parameters = copy_bandwidth(device), [], 0
-    engine = vllm_engine(model, "bfloat16" if arguments.bf16 else "float32")
     for kind in KINDS:
         work = Work(model, kind, [], arguments.prompts or 8, device)
         parameters = work.model.num_parameters()
         for samples in arguments.samples or (8, 32):
-            options = {"repeats": arguments.repeats, "bf16": arguments.bf16, "engine": engine}
-            results.append(sampled(work, kind, samples, bandwidth, **options))
+            results.append(sampled(work, kind, samples, bandwidth, repeats=arguments.repeats, bf16=arguments.bf16))
             print(json.dumps(results[-1]), flush=True)
     speed = {"bf16_autocast": arguments.bf16, "copy_gb_per_second": round(bandwidth / 1e9, 1)}
     return {"parameters": parameters, **speed, **machine(device), "results": results}

@@ -70,15 +70,13 @@ def components(folder: Path) -> dict[str, Any]:
     small = {"model": fresh(folder), "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
     small |= {"num_generations": 4, "max_completion_length": 24, "mix_env_ratio": 0.5}
     code, steps, _ = run("components", folder / "components", small)
-    bounds = Bounds.for_precision(mixed=False)
-    gates = {name: steps[0][f"gates/{name}"] for name in ("padding", "reference", "sampled_ids", "sampler")}
-    limits = {"padding": bounds.logp, "reference": bounds.kl, "sampled_ids": 0.0, "sampler": bounds.logp}
+    gates, hold = gates_of(steps, mixed=False)
     wanted = {"kl", "kl/coefficient", "kl/sequence_p95", "entropy", "grad_norm", "learning_rate", "perf/memory_gb"}
     wanted |= {"perf/memory_rss_gb", "perf/seconds_learning", "rollout/seconds_per_sample"}
     wanted |= {"rewards/policy_reward_continuous/mean", "rewards/environment_reward_continuous/mean"}
     checks = {
         "it ends with 0": code == DONE,
-        "the gates hold": all(gates[name] <= limit for name, limit in limits.items()),
+        "the gates hold": hold,
         "KL starts at 0": abs(steps[0]["kl"]) < 1e-6,
         "everything is in every line": len(steps) == 3 and all(wanted <= row.keys() for row in steps),
         "losses and gradients are finite": finite(steps),
@@ -144,13 +142,11 @@ def exact(folder: Path) -> dict[str, Any]:
     recipe = "recipes/rookworld-lm-124m/grpo/config_exact.yaml"
     launch = ["-m", "accelerate.commands.launch", "--quiet", "--config_file", "accelerate_configs/rtx4090.yaml"]
     code, steps, summary = program([*launch, "recipes/grpo.py", "--config", recipe], folder / "exact", small)
-    bounds = Bounds.for_precision(mixed=True)
-    gates = {name: steps[0][f"gates/{name}"] for name in ("padding", "reference", "sampled_ids", "sampler")}
-    limits = {"padding": bounds.logp, "reference": bounds.kl, "sampled_ids": 0.0, "sampler": bounds.logp}
+    gates, hold = gates_of(steps, mixed=True)
     checks = {
         "it ends with 0": code == DONE,
         "two steps": len(steps) == 2,
-        "the gates of bf16 hold": all(gates[name] <= limit for name, limit in limits.items()),
+        "the gates of bf16 hold": hold,
         "every completion has a decision": all(row["exact/decided/environment"] == 1 for row in steps),
         "blocks are compiled": steps[-1]["perf/compiled_graphs"] > 0,
         "losses and gradients are finite": finite(steps),
@@ -185,6 +181,14 @@ def change(row: dict[str, Any]) -> str:
     """A metric's change on held-out prompts, with its paired interval."""
     before, after, low, high = ("n/a" if row[key] is None else f"{row[key]:.3f}" for key in CHANGE)
     return f"{row['task']}, {row['mode']}: {row['label']} {before} -> {after}, change within [{low}, {high}]"
+
+
+def gates_of(steps: Steps, mixed: bool) -> tuple[dict[str, float], bool]:
+    """What the gates of the first batch measured, and whether all of it is within their bounds."""
+    bounds = Bounds.for_precision(mixed=mixed)
+    limits = {"padding": bounds.logp, "reference": bounds.kl, "sampled_ids": 0.0, "sampler": bounds.logp}
+    gates = {name: steps[0][f"gates/{name}"] for name in limits}
+    return gates, all(gates[name] <= limit for name, limit in limits.items())
 
 
 def finite(steps: Steps) -> bool:

@@ -19,7 +19,6 @@ def rollouts(stage: Stage) -> str:
     size = stage.pick([12, 768, 12, 50257], [2, 32, 2, 512])
     prompts, samples, repeats = stage.pick((8, 8, 5), (2, 2, 1))
     bandwidth = copy_bandwidth(stage.device)
-    more = ("static",)
     cells = []
     for name, path, kind in (
         ("124m", None, "random"),
@@ -29,8 +28,7 @@ def rollouts(stage: Stage) -> str:
         work = speed.Work(path, kind, size, prompts, stage.device)
         for bf16 in (False, True):
             stage.tf32(bf16)
-            options = {"repeats": repeats, "bf16": bf16, "more": more}
-            row = speed.sampled(work, kind, samples, bandwidth, **options)
+            row = speed.sampled(work, kind, samples, bandwidth, repeats=repeats, bf16=bf16, static=True)
             label = f"{name} {kind} {'bf16' if bf16 else 'float32'}"
             stage.figures[label] = row
             best = max(row["bandwidth_share"].values())  # type: ignore[attr-defined]
@@ -149,7 +147,6 @@ def by_name(stage: Stage) -> None:
         "by name": ({}, second),
         "by name, padded rows": ({"share_prefixes": False}, second),
         "by name, checkpointing": ({"share_prefixes": False, "activation_checkpointing": True}, second),
-        "by name, a Llama": ({"named": stage.llama()}, second),
         "by name, exact KL": ({"kl_estimator": "exact"}, home),
     }
     for what, (settings, reference) in cases.items():

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from benchmarks.common import ROOT, timed_training
 from benchmarks.fresh import write_fresh
@@ -79,22 +79,6 @@ class Stage:
         if not folder.exists():
             staged = folder.with_name(f".{folder.name}-{os.getpid()}")
             write_fresh(staged, **self.pick({}, TINY))
-            staged.rename(folder)
-        return folder
-
-    def llama(self) -> Path:
-        """Folder of a random Llama, tiny or about the size of `fresh`, and GPT-2's tokenizer; made once."""
-        folder = self.root / self.pick("random-llama", "random-llama-tiny")
-        if not folder.exists():
-            tokenizer, width = load_tokenizer(self.fresh()), self.pick(768, 32)
-            sizes = {"hidden_size": width, "intermediate_size": 4 * width, "max_position_embeddings": 1024}
-            sizes |= {"num_hidden_layers": self.pick(12, 2), "num_attention_heads": self.pick(12, 2)}
-            special = {"bos_token_id": tokenizer.eos_token_id, "eos_token_id": tokenizer.eos_token_id}
-            torch.manual_seed(0)
-            model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **sizes, **special))
-            staged = folder.with_name(f".{folder.name}-{os.getpid()}")
-            for part in (model, tokenizer):
-                part.save_pretrained(staged)
             staged.rename(folder)
         return folder
 
