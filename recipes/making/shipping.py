@@ -19,7 +19,6 @@ from recipes.making.generation import read_lines, write_parquet
 from recipes.making.transitions import EnvironmentRows
 from rookworld_trl.chess import position_key
 from rookworld_trl.chess.dataset import (
-    COMPACT_SCHEMA,
     HELD_OUT_ANSWERS,
     SPLITS,
     SplitName,
@@ -33,6 +32,19 @@ from rookworld_trl.chess.dataset import (
 from rookworld_trl.chess.engine import Engine
 from rookworld_trl.chess.policy import win_chance
 from rookworld_trl.chess.strata import phase
+
+# What is on disk. Prompts, answers and legal moves follow from it by python-chess.
+COMPACT_SCHEMA = pa.schema(
+    [
+        ("task", pa.string()),
+        ("fen", pa.string()),
+        ("move", pa.string()),  # A: only
+        ("history", pa.string()),  # A: only; the moves before, oldest first
+        ("cp", pa.list_(pa.int16())),  # P: only; of each legal move, in UCI order; mates +-(10000 - moves to mate)
+        ("stratum", pa.string()),
+        ("game", pa.string()),  # what the position was taken from; empty: from nothing that gave another row
+    ]
+)
 
 # Rows of each phase, half of them with White to move, and of human openings.
 POLICY_ROWS: dict[SplitName, dict[str, int]] = {

@@ -213,10 +213,8 @@ def _scores(rows: Sequence[Mapping[str, Any]], completions: Sequence[str]) -> li
 
 
 def _check(rows: Sequence[Mapping[str, Any]], modes: Sequence[str]) -> None:
-    if not rows:
-        raise ValueError("the data set has no rows")
-    if unknown := [mode for mode in modes if mode not in MODES]:
-        raise ValueError(f"unknown mode {unknown}; choose of {MODES}")
+    if not rows or not {*modes} <= {*MODES}:
+        raise ValueError(f"the data set has no rows, or a mode of {modes} is none of {MODES}")
     for i, row in enumerate(rows):
         if missing := [name for name in COLUMNS if name not in row]:
             raise ValueError(f"row {i} of the data set lacks the columns {missing}; needed are {COLUMNS}")

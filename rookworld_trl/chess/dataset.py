@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import chess
-import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset
 
@@ -38,19 +37,6 @@ TACTICS_FILES: dict[SplitName, Path] = {
     "test": SHIPPED_DIRECTORY / "tactics_test.epd.gz",
 }
 PROBLEM_FILES = (MATES_FILE, *TACTICS_FILES.values())
-
-# What is on disk. Prompts, answers and legal moves follow from it by python-chess.
-COMPACT_SCHEMA = pa.schema(
-    [
-        ("task", pa.string()),
-        ("fen", pa.string()),
-        ("move", pa.string()),  # A: only
-        ("history", pa.string()),  # A: only; the moves before, oldest first
-        ("cp", pa.list_(pa.int16())),  # P: only; of each legal move, in UCI order; mates +-(10000 - moves to mate)
-        ("stratum", pa.string()),
-        ("game", pa.string()),  # what the position was taken from; empty: from nothing that gave another row
-    ]
-)
 
 
 def row_of(

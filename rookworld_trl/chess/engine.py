@@ -244,10 +244,8 @@ class ValueCache:
             with self._lock:
                 yield
         except (OSError, sqlite3.Error) as error:
-            message = (
-                f"{self.path}: cannot be used as a cache of engine values ({error}); delete it or give another file"
-            )
-            raise ValueError(message) from error
+            remedy = "delete it or give another file"
+            raise ValueError(f"{self.path}: cannot be used as a cache of engine values ({error}); {remedy}") from error
 
     def get(self, key: str) -> list[MoveValue] | None:
         """The answer; None if it isn't there."""

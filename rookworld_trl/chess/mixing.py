@@ -17,6 +17,7 @@ The stages of a curriculum are shares of prompts and a temperature, until a step
 What a stage does not name is as in the rest of the recipe.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -155,22 +156,21 @@ def check_stages(stages: Sequence[Stage]) -> None:
     """
     begins = 0
     for number, stage in enumerate(stages, start=1):
-        where, last = f"stages: stage {number}", number == len(stages)
-        step, rate = (stage.get(name) for name in ENDS)
-        temperature = stage.get("temperature", 1.0)
+        where, ends = f"stages: stage {number}", any(stage.get(name) is not None for name in ENDS)
         if unknown := sorted(set(stage) - {*SETTINGS, *ENDS}):
             raise ValueError(f"{where} has a key '{unknown[0]}'; the keys are {', '.join((*ENDS, *SETTINGS))}")
-        if last == (step is not None or rate is not None):
-            what = "is the last and lasts to the end; remove its" if last else "would never end; give it an"
+        if ends == (number == len(stages)):
+            what = "is the last and lasts to the end; remove its" if ends else "would never end; give it an"
             raise ValueError(f"{where} {what} `until_step` or `until_pass_rate`")
-        for name, value, right, wanted in (
-            ("until_step", step, isinstance(step, int) and step > begins, f"a step after {begins}, where it may begin"),
-            ("until_pass_rate", rate, isinstance(rate, int | float) and 0 < rate <= 1, "a share above 0, to 1 at most"),
-            ("temperature", temperature, isinstance(temperature, int | float) and temperature > 0, "a number above 0"),
+        for name, least, most, wanted in (
+            ("until_step", begins + 1, math.inf, f"a step after {begins}, where it may begin"),
+            ("until_pass_rate", 1e-9, 1, "a share above 0, to 1 at most"),
+            ("temperature", 1e-9, math.inf, "a number above 0"),
         ):
-            if value is not None and not right:
+            value = stage.get(name)
+            if value is not None and not (isinstance(value, int | float) and least <= value <= most):
                 raise ValueError(f"{where}: `{name}` is {value!r}; write {wanted}")
-        begins = step or begins
+        begins = stage.get("until_step") or begins
 
 
 def lay_out(

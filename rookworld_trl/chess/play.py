@@ -158,23 +158,17 @@ def by_eval(answer: policy.PolicyOutput | None) -> list[tuple[str, float]]:
 # Openings
 
 
-def random_opening(rng: random.Random, plies: int) -> chess.Board:
-    """A position `plies` random legal plies from the start, those plies on its move stack; never a finished game."""
-    while True:
+def random_openings(count: int, seed: int = 0, plies: int = 4) -> list[str]:
+    """FENs of positions that many random legal plies from the start; none is a finished game."""
+    rng, found = random.Random(seed), list[str]()
+    while len(found) < count:
         board = chess.Board()
         for _ in range(plies):
-            moves = list(board.legal_moves)
-            if not moves:
-                break
-            board.push(rng.choice(moves))
+            if moves := list(board.legal_moves):
+                board.push(rng.choice(moves))
         if not board.is_game_over():
-            return board
-
-
-def random_openings(count: int, seed: int = 0, plies: int = 4) -> list[str]:
-    """FENs of positions that many random legal plies from the start."""
-    rng = random.Random(seed)
-    return [random_opening(rng, plies).fen() for _ in range(count)]
+            found.append(board.fen())
+    return found
 
 
 # Games

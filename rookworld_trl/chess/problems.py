@@ -30,7 +30,7 @@ import pyarrow.parquet as pq
 from rookworld_trl.chess import policy
 from rookworld_trl.chess.accuracy import PLAYERS, most_material
 from rookworld_trl.chess.strata import clean, mating_moves
-from rookworld_trl.measuring.metrics import Metric, mean, ratio, share
+from rookworld_trl.measuring.metrics import mean, ratio, share
 from rookworld_trl.measuring.result import Item, Result
 
 Ask = Callable[[Sequence[str], str], list[str]]  # `P:` prompts and the title of a progress bar; their completions
@@ -69,7 +69,14 @@ def run_problems(ask: Ask, problems: Sequence[Problem], name: str) -> Result:
     texts = iter(ask(prompts, name))
     items = [score_problem(problem, [next(texts) for _ in problem.boards]) for problem in problems]
     graded = any(value not in (0, 1) for problem in problems for worths in problem.worths for value in worths.values())
-    return Result(name, _metrics(graded), items, players=PLAYERS["policy"])
+    metrics = [
+        mean("solved", "points, of all", "percent") if graded else share("solved", "solved"),
+        *([share("best", "full points")] if graded else []),
+        share("in_candidates", "a best move among the candidates"),
+        ratio("legal", "B legal", "positions"),
+        ratio("parsed", "parsable", "positions"),
+    ]
+    return Result(name, metrics, items, players=PLAYERS["policy"])
 
 
 def score_problem(problem: Problem, completions: Sequence[str]) -> Item:
@@ -105,16 +112,6 @@ def worth(problem: Problem, choices: Sequence[Mapping[str, float]]) -> float:
         mates = {move.uci() for move in mating_moves(board)} if found else ()
         value = sum(gained * (1.0 if move in mates else value) for move, gained in found)
     return value
-
-
-def _metrics(graded: bool) -> list[Metric]:
-    return [
-        mean("solved", "points, of all", "percent") if graded else share("solved", "solved"),
-        *([share("best", "full points")] if graded else []),
-        share("in_candidates", "a best move among the candidates"),
-        ratio("legal", "B legal", "positions"),
-        ratio("parsed", "parsable", "positions"),
-    ]
 
 
 # Files

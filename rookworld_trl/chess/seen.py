@@ -39,12 +39,8 @@ class TrainingData:
     unknown: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
-        if not self.unknown:
-            return ""
-        return (
-            f"Whether these items were seen in training is unknown, for this is: {'; '.join(self.unknown)}. "
-            "`--trained_on` says what the models were trained on"
-        )
+        said = f"Whether these items were seen in training is unknown, for this is: {'; '.join(self.unknown)}. "
+        return f"{said}`--trained_on` says what the models were trained on" if self.unknown else ""
 
 
 @functools.cache

@@ -33,17 +33,9 @@ READERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "cs
 KINDS = f"{', '.join(READERS)}, or one of them gzipped (.gz)"
 SHUFFLE_BUFFER = 10_000  # rows of a stream held back at a time to be drawn from
 CHUNK = 50_000  # rows that are Python objects at a time; as Arrow they take a tenth of the memory
-FEATURES = Features(
-    {
-        "prompt": Value("string"),
-        "task": Value("string"),
-        "target": Value("string"),
-        "legal_moves": List(Value("string")),
-        "legal_cp": List(Value("int32")),
-        "stratum": Value("string"),
-        "game": Value("string"),  # what the row's position was taken from, if that is known: a name, or empty
-    }
-)
+_TEXTS = ("prompt", "task", "target", "stratum", "game")  # a game's name, empty where none is known
+_LISTS = {"legal_moves": List(Value("string")), "legal_cp": List(Value("int32"))}
+FEATURES = Features({name: Value("string") for name in _TEXTS} | _LISTS)
 
 
 @dataclass

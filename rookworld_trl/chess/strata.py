@@ -3,20 +3,8 @@
 import chess
 
 ENVIRONMENT_STRATA = (
-    "illegal",
-    "mate",
-    "stalemate",
-    "dead_material",
-    "seventyfive_moves",
-    "promotion",
-    "en_passant",
-    "en_passant_offered",
-    "castle_king",
-    "castle_queen",
-    "castling_right_taken",
-    "check",
-    "capture",
-    "quiet",
+    *("illegal", "mate", "stalemate", "dead_material", "seventyfive_moves", "promotion", "en_passant"),
+    *("en_passant_offered", "castle_king", "castle_queen", "castling_right_taken", "check", "capture", "quiet"),
 )
 
 
