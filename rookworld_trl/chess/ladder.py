@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import numpy as np
 
@@ -202,22 +202,9 @@ def _change(before: Ladder, after: Ladder, rules: str) -> Comparison:
     return cast(Comparison, {**place, **verdict, "items": min(old.games, new.games), "clusters": clusters})
 
 
-class Anchors(NamedTuple):
-    """Players to be measured against.
-
-    Attributes:
-        make: new players, from the weakest on, so that no pairing's random moves depend on another's games. The first
-            one's rating is 0.
-        engine: told among the settings, since the scale is the engine's.
-    """
-
-    make: Callable[[], Sequence[Player]]
-    engine: str = ""
-
-
 @contextmanager
-def standard_anchors(seed: int = 0) -> Iterator[Anchors]:
-    """The ladder's anchors.
+def standard_anchors(seed: int = 0) -> Iterator[Callable[[], list[Player]]]:
+    """What makes the ladder's anchors anew, so that no pairing's random moves depend on another's games.
 
     From the weakest on: the random mover, the greedy capturer, Stockfish with every second and every fourth move a
     random one, and at fixed nodes. Those with random moves are steps between players that else hardly take a point off
@@ -230,26 +217,22 @@ def standard_anchors(seed: int = 0) -> Iterator[Anchors]:
         find_engine()
     except FileNotFoundError:
         print("no Stockfish here: the ladder's only anchors are the random mover and the greedy capturer\n")
-        yield Anchors(lambda: [RandomPlayer(seed), GreedyCapturePlayer(seed)])
+        yield lambda: [RandomPlayer(seed), GreedyCapturePlayer(seed)]
         return
     with ExitStack() as stack:
         engines = {n: stack.enter_context(Engine(nodes=n, hash_mb=1)) for n in NODES}
-
-        def make() -> list[Player]:
-            return [
-                RandomPlayer(seed),
-                GreedyCapturePlayer(seed),
-                EnginePlayer(engines[1], "Stockfish, 1/2 random", 1 / 2, seed),
-                EnginePlayer(engines[1], "Stockfish, 1/4 random", 1 / 4, seed),
-                *(EnginePlayer(engine, f"Stockfish, {n} node{'s'[: n > 1]}") for n, engine in engines.items()),
-            ]
-
-        yield Anchors(make, engines[1].name)
+        yield lambda: [
+            RandomPlayer(seed),
+            GreedyCapturePlayer(seed),
+            EnginePlayer(engines[1], "Stockfish, 1/2 random", 1 / 2, seed),
+            EnginePlayer(engines[1], "Stockfish, 1/4 random", 1 / 4, seed),
+            *(EnginePlayer(engine, f"Stockfish, {n} node{'s'[: n > 1]}") for n, engine in engines.items()),
+        ]
 
 
 def run_ladder(
     model: ModelPlayer,
-    anchors: Anchors,
+    anchors: Callable[[], Sequence[Player]],
     *,
     openings: Sequence[str],
     max_plies: int = 200,
@@ -260,20 +243,22 @@ def run_ladder(
     """Play the model against every anchor, and each anchor against the next two, each opening with both colours.
 
     Args:
+        anchors: makes new players, from the weakest on. The first one's rating is 0. An engine among them is told in
+            the settings, since the scale is the engine's.
         openings: FENs; a pairing has twice as many games.
         max_plies: a game that gets there is a draw.
 
     Raises:
         ValueError: no openings, or as in `rate`.
     """
-    met = [anchors.make() for _ in anchors.make()]
+    met = [anchors() for _ in anchors()]
     games = [game for number, each in enumerate(met) for game in mirrored(model, each[number], openings)]
     for one, two in itertools.combinations(range(len(met)), 2):
         if two - one <= 2:
-            each = anchors.make()
+            each = anchors()
             games += mirrored(each[one], each[two], openings)
     settings: dict[str, Any] = {"openings": len(openings), "max_plies": max_plies, "draws": DRAWS, "seed": seed}
-    settings |= {"engine": anchors.engine} if anchors.engine else {}
+    settings |= {"engine": each.engine.name for each in met[0] if isinstance(each, EnginePlayer)}
     return _played("ladder", settings, model, met[0][0].name, games, max_plies, progress, mode)
 
 

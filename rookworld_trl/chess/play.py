@@ -81,15 +81,15 @@ class EnginePlayer:
     """
 
     def __init__(self, engine: Engine, name: str = "stockfish", random_share: float = 0.0, seed: int = 0):
-        self.name = name
-        self._engine, self._random_share = engine, random_share
+        self.name, self.engine = name, engine
+        self._random_share = random_share
         self._rng = random.Random(seed)
 
     def choose(self, boards: Sequence[chess.Board]) -> list[Choice]:
         return [
             Choice(self._rng.choice(list(board.legal_moves)).uci())
             if self._rng.random() < self._random_share
-            else Choice(self._engine.play(board))
+            else Choice(self.engine.play(board))
             for board in boards
         ]
 
@@ -176,8 +176,6 @@ def random_openings(count: int, seed: int = 0, plies: int = 4) -> list[str]:
 Outcome = Literal["1-0", "0-1", "1/2-1/2", "*"]
 Game = tuple[Player, Player, str]  # White, Black, and the FEN of the position they begin from
 
-# What PGN's tag `Termination` says of a `GameRecord.reason`; the others are `normal`.
-_TERMINATIONS = {"illegal move": "rules infraction", "ply limit": "adjudication", "no answer": "abandoned"}
 _LIMIT: tuple[Outcome, str] = ("1/2-1/2", "ply limit")
 
 
@@ -226,7 +224,7 @@ class GameRecord:
             board.push_uci(move)
         game = chess.pgn.Game.from_board(board)
         tags = {"Event": event, "Round": round, "White": self.white, "Black": self.black, "Result": self.result}
-        game.headers.update(tags | {"Termination": _TERMINATIONS.get(self.reason, "normal")})
+        game.headers.update(tags)
         for number, node in enumerate(game.mainline()):
             if number == self.first_illegal:
                 node.comment = "in place of an illegal move, the game's first"

@@ -12,7 +12,7 @@ import chess.pgn
 import pytest
 
 from recipes.evaluate import main
-from rookworld_trl.chess.ladder import Anchors, Ladder, ladder_table, run_ladder, run_match, standard_anchors
+from rookworld_trl.chess.ladder import Ladder, ladder_table, run_ladder, run_match, standard_anchors
 from rookworld_trl.chess.ladder import ladder_of as recorded
 from rookworld_trl.chess.play import Choice, GameRecord, RandomPlayer, random_openings
 from rookworld_trl.measuring import against
@@ -47,7 +47,7 @@ def anchors() -> list[Any]:
 
 def ladder_of(openings: int = 3, make: Any = anchors, model: Any = None, max_plies: int = 40, seed: int = 5) -> Ladder:
     fens = random_openings(openings, seed)
-    return run_ladder(model or Faulty(), Anchors(make), openings=fens, max_plies=max_plies, seed=seed)
+    return run_ladder(model or Faulty(), make, openings=fens, max_plies=max_plies, seed=seed)
 
 
 def test_who_plays_whom_and_from_where() -> None:
@@ -96,14 +96,13 @@ def test_the_reproducible_ladder_is_reproducible() -> None:
             return run_ladder(Faulty(3), made, openings=random_openings(1), max_plies=60)  # type: ignore[arg-type]
 
     with standard_anchors(1) as made:
-        assert made.engine.split()[0] == "Stockfish"
-        assert [player.name for player in made.make()] == [
+        assert [player.name for player in made()] == [
             "random", "greedy capture", "Stockfish, 1/2 random", "Stockfish, 1/4 random",
             "Stockfish, 1 node", "Stockfish, 10 nodes", "Stockfish, 100 nodes",
         ]  # fmt: skip
     first = once()
     assert first == once()
-    assert first.anchor == "random"
+    assert (first.anchor, first.settings["engine"].split()[0]) == ("random", "Stockfish")
 
 
 def rows_against(before: dict[str, Any], ladder: Ladder) -> list[Any]:
