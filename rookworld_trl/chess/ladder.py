@@ -258,7 +258,8 @@ def run_ladder(
             each = anchors()
             games += mirrored(each[one], each[two], openings)
     settings: dict[str, Any] = {"openings": len(openings), "max_plies": max_plies, "draws": DRAWS, "seed": seed}
-    settings |= {"engine": each.engine.name for each in met[0] if isinstance(each, EnginePlayer)}
+    if engines := [each.engine.name for each in met[0] if isinstance(each, EnginePlayer)]:
+        settings["engine"] = engines[0]
     return _played("ladder", settings, model, met[0][0].name, games, max_plies, progress, mode)
 
 
