@@ -219,7 +219,6 @@ def timed_training(
     steps: int,
     device: str,
     micro_batch: int | None = None,
-    profiler: Any = None,
     find_points: Any = None,
     clock: Callable[[], float] = time.perf_counter,
     **settings: Any,
@@ -232,7 +231,6 @@ def timed_training(
         tokens: of a completion, at most.
         steps: timed ones.
         micro_batch: rows of a forward and backward pass; None: all.
-        profiler: a context that training runs in.
         find_points: for the exact objective.
         clock: what counts the seconds.
         settings: more of the trainer's and of plug-ins.
@@ -273,8 +271,7 @@ def timed_training(
         phases.wrap(trainer.accelerator, "backward", lambda: "backward")
         watch = StepPhases(phases)
         trainer.add_callback(watch)
-        with profiler or contextlib.nullcontext():
-            trainer.train()
+        trainer.train()
         log = [row for row in trainer.state.log_history if "loss" in row]
         models = [each for each in (trainer.model, trainer.ref_model) if each is not None]
         trainer.close()

@@ -143,7 +143,7 @@ def test_what_a_second_card_is_asked_runs_without_one(tmp_path: Path) -> None:
     """The stage itself needs two; its models by name are trained here, each on the one device."""
     stage = Stage("second_card", "cpu", True, tmp_path)
     speed.by_name(stage)
-    assert len(stage.figures) == 5
+    assert len(stage.figures) == 4
     assert {each["devices"] == ["cpu", "cpu"] for each in stage.figures.values()} == {True}
     assert {what for what, check in stage.checks.items() if not check["held"]} == set()
 
