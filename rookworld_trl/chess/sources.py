@@ -290,15 +290,12 @@ def check_lengths(dataset: Dataset, tokenizer: Any, context: int, max_completion
         ValueError: naming the longest prompt, if it doesn't.
     """
     prompts = list(dict.fromkeys(dataset["prompt"]))
-    lengths = {
-        text: len(tokenizer(text)["input_ids"]) for text in with_bar(prompts, "measure prompts", len(prompts), "prompt")
-    }
-    longest = max(lengths, key=lengths.__getitem__)
-    if lengths[longest] + max_completion_length > context:
+    counted = with_bar(prompts, "measure prompts", len(prompts), "prompt")
+    length, longest = max((len(tokenizer(text)["input_ids"]), text) for text in counted)
+    if length + max_completion_length > context:
         raise ValueError(
-            f"`max_completion_length` is {max_completion_length}: with the longest prompt ({lengths[longest]} tokens: "
-            f"{longest!r}) it exceeds the model's context of {context}. "
-            f"Write {context - lengths[longest]} or less, or drop such prompts"
+            f"`max_completion_length` is {max_completion_length}: with the longest prompt ({length} tokens: {longest!r}) "
+            f"it exceeds the model's context of {context}. Write {context - length} or less, or drop such prompts"
         )
 
 
