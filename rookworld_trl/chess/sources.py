@@ -294,8 +294,8 @@ def check_lengths(dataset: Dataset, tokenizer: Any, context: int, max_completion
     length, longest = max((len(tokenizer(text)["input_ids"]), text) for text in counted)
     if length + max_completion_length > context:
         raise ValueError(
-            f"`max_completion_length` is {max_completion_length}: with the longest prompt ({length} tokens: {longest!r}) "
-            f"it exceeds the model's context of {context}. Write {context - length} or less, or drop such prompts"
+            f"`max_completion_length` is {max_completion_length}: with the longest prompt ({length} tokens: "
+            f"{longest!r}) it exceeds the model's context of {context}. Write {context - length} or less"
         )
 
 
