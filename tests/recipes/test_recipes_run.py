@@ -14,8 +14,9 @@ import pytest
 from datasets import Dataset
 
 from recipes import grpo
+from recipes.making.shipping import COMPACT_SCHEMA
 from rookworld_trl.chess import prompts
-from rookworld_trl.chess.dataset import COMPACT_SCHEMA, load_shipped, positions_in
+from rookworld_trl.chess.dataset import load_shipped, positions_in
 from rookworld_trl.modeling.loading import load_model
 from rookworld_trl.plugins.mining import Mining
 from rookworld_trl.settings.parser import parse
