@@ -170,6 +170,3 @@ def test_the_context_bounds_the_completion(tiny_model: Any, tiny_tokenizer: Any,
     assert {each.settings["max_new_tokens"] for each in evaluation} == {3}
     with pytest.raises(ValueError, match="context"):
         evaluate(full, tiny_tokenizer, rows, modes=["greedy"], max_new_tokens=12)
-
-
-# The recipe ----------------------------------------------------------------------------------------------------------
