@@ -74,7 +74,7 @@ class Ladder(Result):
 
     def matches(self, rules: str) -> dict[str, dict[str, Any]]:
         """The model's games by opponent: `won`, `drawn`, `lost`, `repeated` (the share drawn by repetition), `score`
-        with its 95 % interval.
+        with its 95 % interval, `ends`.
 
         Below `MIN_CLUSTERS` games the interval is None.
         """
@@ -323,11 +323,14 @@ def ladder_table(ladder: Ladder) -> str:
 
 
 def _match(games: Sequence[tuple[float, str]]) -> dict[str, Any]:
-    scores = [score for score, _ in games]
-    low, high = wilson(sum(scores), len(games)) if len(games) >= MIN_CLUSTERS else (None, None)
-    found: dict[str, Any] = {name: scores.count(score) for name, score in (("won", 1), ("drawn", 0.5), ("lost", 0))}
+    names = {1.0: "won", 0.5: "drawn", 0.0: "lost"}
+    counts = Counter(names[score] for score, _ in games)
+    points = sum(score for score, _ in games)
+    low, high = wilson(points, len(games)) if len(games) >= MIN_CLUSTERS else (None, None)
+    ends = Counter(f"{names[score]} by {reason}" for score, reason in games)
+    found: dict[str, Any] = {name: counts[name] for name in names.values()}
     found["repeated"] = sum(reason == REPETITION for _, reason in games) / len(games)
-    return {**found, "score": sum(scores) / len(games), "ci_low": low, "ci_high": high}
+    return {**found, "score": points / len(games), "ci_low": low, "ci_high": high, "ends": dict(ends.most_common())}
 
 
 def _rated(rating: Rating) -> str:

@@ -71,12 +71,10 @@ def test_strict_games_are_the_lenient_ones_cut_and_each_is_rated_with_the_anchor
     for opponent in strict:
         games = [game for game in ladder.games if {game.white, game.black} == {"faulty", opponent}]
         early = [game for game in games if game.first_illegal is None]  # over before the tenth move
-        won = sum((game.result == "1-0") == (game.white == "faulty") and game.result != "1/2-1/2" for game in early)
-        drawn = sum(game.result == "1/2-1/2" for game in early)
-        assert (strict[opponent]["won"], strict[opponent]["drawn"]) == (won, drawn), "all others are lost"
+        assert strict[opponent]["ends"]["lost by illegal move"] == 6 - len(early)
         assert strict[opponent]["won"] + strict[opponent]["drawn"] + strict[opponent]["lost"] == 6
         drawn = sum(game.result == "1/2-1/2" for game in games)
-        assert lenient[opponent]["drawn"] == drawn
+        assert (lenient[opponent]["drawn"], "lost by illegal move" in lenient[opponent]["ends"]) == (drawn, False)
     for rules in ("strict", "lenient"):
         games = [game.strict if rules == "strict" else game for game in ladder.games]
         rated = ladder.ratings(rules)
