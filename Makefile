@@ -105,8 +105,9 @@ data: $(STAMP) ## positions by engine self-play, and the data set for GRPO and e
 	$(BIN)/python recipes/generate_data.py positions --output data/held-out --shards 60 --seed 2 --nodes 50 --held_out $(BOOK) $(ARGS)
 	$(BIN)/python recipes/generate_data.py dataset --positions data/positions --held_out data/held-out --output data/shipped $(BOOK)
 
-sft: $(STAMP) ## rookworld-nano learns on from the positions of `make data`, an hour on one core (runs/nano-sft)
+sft: $(STAMP) ## rookworld-nano from scratch, on the positions of `make data`: six and a half hours on one core (runs/nano-sft-lists)
 	$(LAUNCH) recipes/sft.py --config recipes/nano/sft/config_cpu.yaml $(ARGS)
+	$(LAUNCH) recipes/sft.py --config recipes/nano/sft/config_cpu_lists.yaml $(ARGS)
 
 docs: $(STAMP) ## write the tables of docs/ from classes and benchmarks/results, and build the site (site/index.html)
 	$(BIN)/python -m tests.support.documents

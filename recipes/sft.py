@@ -56,10 +56,9 @@ class SFTRecipe(TerminalOptions):
     positions: str = option("data/positions", "Folder of the shards that `generate_data.py positions` wrote.")
     init_from: str | None = option(None, "Checkpoint to start from; default: a new model of the size below.")
     mirror: bool = option(False, "Show each position with the colours exchanged, too.")
-    tokenizer: Literal["nano", "nano_side_first", "gpt2"] = option(
-        "nano",
-        "Tokenizer of a new model; `nano_side_first`: with the side to move before the squares; `gpt2`: GPT-2's "
-        "50,257 tokens, as RookWorld-LM has them.",
+    legal_lists: float = option(0.0, "Share of `P:` rows whose place `L:` rows take, lists of legal moves.")
+    tokenizer: Literal["nano", "gpt2"] = option(
+        "nano", "Tokenizer of a new model; `gpt2`: GPT-2's 50,257 tokens, as RookWorld-LM has them."
     )
     n_layer: int = option(4, "Layers of a new model.")
     n_embd: int = option(128, "Width of a new model.")
@@ -82,7 +81,7 @@ def load_trees(
     positions, digest = read_positions(shards)
     if recipe.mirror:
         positions = with_twins(positions)
-    trees = position_trees(positions, Words(tokenizer), batch_size, seed)
+    trees = position_trees(positions, Words(tokenizer), batch_size, seed, recipe.legal_lists)
     if not len(trees):
         raise RecipeError(f"positions: {directory} holds {len(positions)} positions, too few for a step; make more")
     settings = f"{VERSION} {tokenizer.backend_tokenizer.to_str()} {digest}"
@@ -118,8 +117,7 @@ def build(recipe: SFTRecipe, args: SupervisedConfig, *extras: Plugin) -> Supervi
     if recipe.init_from:
         tokenizer, model = load_tokenizer(recipe.init_from), load_model(recipe.init_from)
     else:
-        nano = partial(build_nano_tokenizer, side_first=recipe.tokenizer == "nano_side_first")
-        tokenizer = build_gpt2_tokenizer() if recipe.tokenizer == "gpt2" else nano()
+        tokenizer = build_gpt2_tokenizer() if recipe.tokenizer == "gpt2" else build_nano_tokenizer()
         model = new_model(recipe, tokenizer)
     trees, data_hash = load_trees(recipe, tokenizer, args.per_device_train_batch_size, args.seed)
     facts = {name: value for name, value in vars(recipe).items() if name not in PLACES}

@@ -62,6 +62,7 @@ OTHER_SIDE = str.maketrans("12345678", "87654321")
 
 # The tasks of the batches of a step, in turn.
 TASKS = ("policy", "policy", "environment")
+MOST_LISTED = 24  # moves of an `L:` row
 MOVES_OF_POSITION = 2  # `A:` rows of one position
 
 
@@ -118,6 +119,19 @@ def policy_tree(record: dict[str, Any], words: Words, rng: random.Random) -> Tok
     node = tree.write(words[" B:"], node)
     node = tree.choose({words[f" {m}"]: s for m, s in shares.items()}, words[f" {ranked[0][0]}"], node, BEST_WEIGHT)
     tree.want(node, words.eos)
+    return tree
+
+
+def legal_tree(record: dict[str, Any], words: Words, rng: random.Random) -> TokenTree:
+    """An `L:` row: legal moves in a random order, each as likely as every other one that is not listed yet."""
+    legal = {move.uci(): words[f" {move.uci()}"] for move in chess.Board(record["fen"]).legal_moves}
+    tree = TokenTree()
+    tree.rows = 1
+    node = tree.read(words.prompt("L: " + policy.prompt(record["fen"]).removeprefix(policy.PREFIX)))
+    for _ in range(min(MOST_LISTED, len(legal))):
+        move = rng.choice([*legal])
+        options = {tokens: 1 / len(legal) for tokens in legal.values()}
+        node = tree.choose(options, legal.pop(move), node)
     return tree
 
 
@@ -226,11 +240,11 @@ def with_twins(positions: pa.Table) -> pa.Table:
     return pa.concat_tables(tables).combine_chunks()
 
 
-def position_trees(positions: pa.Table, words: Words, batch_size: int, seed: int) -> Dataset:
+def position_trees(positions: pa.Table, words: Words, batch_size: int, seed: int, legal_lists: float = 0.0) -> Dataset:
     """Trees in the order of training: batches of one task each, as TASKS says, until each position gave its `P:` row.
 
     They are made when they are asked for. What a tree shows follows from the seed and its place, so a resumed run sees
-    the same.
+    the same. Of the positions' `P:` rows the share `legal_lists` are `L:` rows instead.
     """
     rng = np.random.default_rng(seed)
     count = len(positions)
@@ -254,6 +268,8 @@ def position_trees(positions: pa.Table, words: Words, batch_size: int, seed: int
     def make(place: int, task: str, number: int) -> dict[str, Any]:
         rng = random.Random(f"{seed}:{place}")
         (record,) = [cornered_record(rng)] if number == CORNERED else positions.slice(number, 1).to_pylist()
+        if task == "policy" and legal_lists and rng.random() < legal_lists:
+            return legal_tree(record, words, rng).arrays()
         return (policy_tree if task == "policy" else environment_tree)(record, words, rng).arrays()
 
     def transform(rows: dict[str, list[Any]]) -> dict[str, list[Any]]:

@@ -5,9 +5,9 @@ tokens, whatever the position, and a model finds or copies a square by its name 
 decoder undoes both: text -> ids -> text is exact for every row. It does so only where it is the 64 squares of a FEN
 that are named, in their order: a wrong name stays in the text, so that no answer of wrong tokens reads as a right one.
 
-With `side_first` the side to move stands before the squares as well ("⟨w⟩⟨a8⟩r"), as a token of its own: a causal model
-reads a FEN from left to right, and without it sees the whole board before it knows whose move it is. The decoder takes
-that mark away too, where it is there and tells the truth.
+The side to move stands before the squares as well ("⟨w⟩⟨a8⟩r"), as a token of its own: a causal model reads a FEN from
+left to right, and without it sees the whole board before it knows whose move it is. The decoder takes that mark away
+too, where it is there and tells the truth.
 """
 
 import itertools
@@ -33,11 +33,10 @@ _LAST_RANK_END = rf"{_REST_OF_RANK} [wb] "
 # The 63 squares behind the first one's name.
 _OTHER_SQUARES = rf"[{MEN}](?:/?⟨[a-h][1-8]⟩[{MEN}]){{63}}"
 
-_MARK = r"⟨[wb]⟩|"
-
 # Pieces of text that are one token when they are in the vocabulary; in this order, anything else is single characters.
 _SPLIT = "|".join(
     (
+        r"⟨[wb]⟩",
         r"[PAL]: ",
         r" [MEB]:",
         r"\+(?:-1\.0|0\.001|0\.5|1\.0|0|1)(?=\+|$)",
@@ -51,12 +50,8 @@ _SPLIT = "|".join(
 )
 
 
-def build_nano_tokenizer(*, side_first: bool = False) -> PreTrainedTokenizerFast:
-    """Build the tokenizer. The vocabulary is written down, not trained, so ids never change between builds.
-
-    Args:
-        side_first: a mark of the side to move stands before the squares; the shipped rookworld-nano has none.
-    """
+def build_nano_tokenizer() -> PreTrainedTokenizerFast:
+    """Build the tokenizer. The vocabulary is written down, not trained, so ids never change between builds."""
     castling = ["".join(c for c, keep in zip("KQkq", bits, strict=True) if keep) for bits in _bits(4)]
     tenths = [f"{sign}{n / 10:.1f}" for n in range(100) for sign in ("", "-") if n or not sign]
     whole = [f"{sign}{n}.0" for n in (*range(10, 31), 1000) for sign in ("", "-")]
@@ -73,7 +68,7 @@ def build_nano_tokenizer(*, side_first: bool = False) -> PreTrainedTokenizerFast
     ]
     characters = ["\n", *map(chr, range(32, 127)), EMPTY, *"⟨⟩"]
     words.append("L: ")  # of supervised training only
-    words += SIDES.values() if side_first else ()
+    words += SIDES.values()
     vocabulary = [EOS_TOKEN, PAD_TOKEN, UNK_TOKEN, *dict.fromkeys(characters + words)]
     # A BPE without merges: a whole piece if the vocabulary has it, else its characters.
     tokenizer = Tokenizer(
@@ -93,16 +88,11 @@ def build_nano_tokenizer(*, side_first: bool = False) -> PreTrainedTokenizerFast
     true_names = [
         rf"⟨{square}⟩(?=[{MEN}](?:/?⟨[a-h][1-8]⟩[{MEN}]){{{63 - i}}} [wb] )" for i, square in enumerate(SQUARES)
     ]
-    name_side = []
-    if side_first:
-        # The mark and the first square's name go together: where one of them is missing or wrong, both stay visible.
-        true_names[:1] = [rf"{mark}⟨a8⟩(?={_OTHER_SQUARES} {side} )" for side, mark in SIDES.items()]
-        name_side = [
-            normalizers.Replace(Regex(rf"(?=⟨a8⟩{_OTHER_SQUARES} {side} )"), mark) for side, mark in SIDES.items()
-        ]
+    # The mark and the first square's name go together: where one of them is missing or wrong, both stay visible.
+    true_names[:1] = [rf"{mark}⟨a8⟩(?={_OTHER_SQUARES} {side} )" for side, mark in SIDES.items()]
+    name_side = [normalizers.Replace(Regex(rf"(?=⟨a8⟩{_OTHER_SQUARES} {side} )"), mark) for side, mark in SIDES.items()]
     tokenizer.normalizer = normalizers.Sequence(write_out + name_squares + name_side)
-    split = _MARK + _SPLIT if side_first else _SPLIT
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(split), behavior="isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(_SPLIT), behavior="isolated")
     tokenizer.decoder = decoders.Sequence(
         [
             decoders.Fuse(),
@@ -165,8 +155,7 @@ class NanoEncoder:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._ids = tokenizer.get_vocab()
-        self._marks = SIDES if SIDES["w"] in self._ids else dict.fromkeys(SIDES, "")
-        self._pieces = re.compile(_MARK + _SPLIT)
+        self._pieces = re.compile(_SPLIT)
 
     def __call__(self, text: str) -> list[int]:
         """Ids of a text of the vocabulary's characters, without an end token.
@@ -182,7 +171,7 @@ class NanoEncoder:
         men = "".join(EMPTY * int(man) if man in "12345678" else man for man in placement[0] if man != "/")
         if len(men) != len(SQUARES):
             return placement[0]
-        return self._marks[placement[1]] + "".join(map(square_token, SQUARES, men))
+        return SIDES[placement[1]] + "".join(map(square_token, SQUARES, men))
 
 
 _PLACEMENT = re.compile(rf"[1-8{MEN}]+(?:/[1-8{MEN}]+){{7}}(?= ([wb]) )")

@@ -2,7 +2,6 @@
 
 import math
 import random
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from recipes.making.generation import POSITION_SCHEMA
 from recipes.making.trees import (
     Words,
     environment_tree,
+    legal_tree,
     mirrored,
     policy_tree,
     position_trees,
@@ -27,7 +27,6 @@ from rookworld_trl.chess.dataset import split_of
 from rookworld_trl.chess.policy import win_chance
 from rookworld_trl.modeling.tokenizer import build_gpt2_tokenizer, build_nano_tokenizer
 
-build_side_first = partial(build_nano_tokenizer, side_first=True)
 KING = "7k/8/8/8/8/8/8/K7 w - - 0 1"  # a1a2, a1b1, a1b2
 RECORD: dict[str, Any] = {"fen": KING, "history": "", "moves": ["a1b2", "a1a2"], "cp": [60, 20], "played": "a1b2"}
 
@@ -94,7 +93,23 @@ def test_a_policy_tree_by_hand(tokenizer: PreTrainedTokenizerFast) -> None:
     assert first in ("a2", "b2")
 
 
-@pytest.mark.parametrize("build", [build_nano_tokenizer, build_side_first, build_gpt2_tokenizer])
+def test_a_list_of_legal_moves_by_hand(tokenizer: PreTrainedTokenizerFast) -> None:
+    """Three legal moves, each once, each as likely as the others that are left."""
+    asked = wanted(legal_tree(RECORD, Words(tokenizer), random.Random(0)).arrays(), tokenizer)
+    longest = max(asked, key=len)
+    assert [longest[i : i + 3] for i in range(0, len(longest), 5)] == [" a1"] * 3
+    (first, second), left = (longest[i : i + 2] for i in (3, 8)), {"a2", "b1", "b2"}
+    assert asked == {
+        "": {" a1": 1.0},
+        " a1": pytest.approx(dict.fromkeys(left, 1 / 3)),
+        f" a1{first}": {" a1": 1.0},
+        f" a1{first} a1": dict.fromkeys(left - {first}, 0.5),
+        f" a1{first} a1{second}": {" a1": 1.0},
+        longest: dict.fromkeys(left - {first, second}, 1.0),
+    }
+
+
+@pytest.mark.parametrize("build", [build_nano_tokenizer, build_gpt2_tokenizer])
 def test_what_is_read_is_right(build: Any) -> None:
     """Each way down to a leaf reads as a row: legal distinct moves with an eval each, or the truth of a move."""
     tokenizer = build()
@@ -187,3 +202,7 @@ def test_batches_take_turns_and_are_the_same_in_every_run(tmp_path: Path, tokeni
     assert all((trees[7][name] == again[7][name]).all() for name in ("input_ids", "ends", "tokens", "weights"))
     read = [tuple(trees[i]["input_ids"][:70]) for i in range(len(trees)) if i % 12 < 8]
     assert len(set(read)) == len(read), "each position gives one P: row"
+    listed = position_trees(positions, Words(tokenizer), batch_size=4, seed=3, legal_lists=0.5)
+    tasks = [tokenizer.decode(tree["input_ids"][:1]) for tree in listed]
+    assert 0.3 < tasks.count("L: ") / (len(listed) * 2 / 3) < 0.7
+    assert tasks[8:12] == ["A: "] * 4

@@ -16,27 +16,22 @@ KIWIPETE = "r3k2r/p1ppqpb1/bn2pnp1/3PN3/1p2P3/2N2Q1p/PPPBBPPP/R3K2R w KQkq - 0 1
 
 
 @pytest.fixture(scope="module")
-def plain() -> PreTrainedTokenizerFast:
+def tokenizer() -> PreTrainedTokenizerFast:
     return build_nano_tokenizer()
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["plain", "side first"])
-def tokenizer(request: pytest.FixtureRequest) -> PreTrainedTokenizerFast:
-    return build_nano_tokenizer(side_first=request.param)
-
-
-def test_tokens_of_a_policy_row(plain):
-    tokens = plain.tokenize(format_row(KIWIPETE, ["e2a6", "b7b8q"], ["0.3", "-12.0", "-0.34"], "e2a6"))
-    assert tokens[0] == "P: "
+def test_tokens_of_a_policy_row(tokenizer):
+    tokens = tokenizer.tokenize(format_row(KIWIPETE, ["e2a6", "b7b8q"], ["0.3", "-12.0", "-0.34"], "e2a6"))
+    assert tokens[:2] == ["P: ", "⟨w⟩"]
     board = chess.Board(KIWIPETE)
     by_hand = []
     for square in [chess.square(file, rank) for rank in range(7, -1, -1) for file in range(8)]:
         slash = "/" if square in chess.SquareSet(chess.BB_FILE_A) and square != chess.A8 else ""
         man = board.piece_at(square)
         by_hand.append(f"{slash}⟨{chess.square_name(square)}⟩{man.symbol() if man else '·'}")
-    assert tokens[1:65] == by_hand
-    assert tokens[65:70] == [" w", " KQkq", " -", " 0", " 1"]
-    assert tokens[70:] == [
+    assert tokens[2:66] == by_hand
+    assert tokens[66:71] == [" w", " KQkq", " -", " 0", " 1"]
+    assert tokens[71:] == [
         " M:",
         " e2",
         "a6",
@@ -55,24 +50,20 @@ def test_tokens_of_a_policy_row(plain):
 
 
 @pytest.mark.parametrize("side", ["w", "b"])
-def test_the_side_to_move_stands_before_the_squares(plain, side):
-    """Of the prompt and of the answer, whose side to move is the other one; nothing else is different."""
-    marked = build_nano_tokenizer(side_first=True)
+def test_the_side_to_move_stands_before_the_squares(tokenizer, side):
+    """Of the prompt and of the answer, whose side to move is the other one."""
     board = chess.Board(KIWIPETE)
     board.turn = side == "w"
     move = next(iter(board.legal_moves)).uci()
     row = environment.prompt(board.fen(), move, []) + environment.format_completion(
         environment.transition(board.fen(), move)
     )
-    tokens = marked.tokenize(row)
+    tokens = tokenizer.tokenize(row)
     first, second = [i for i, token in enumerate(tokens) if token in ("⟨w⟩", "⟨b⟩")]
     assert (first, tokens[first]) == (1, f"⟨{side}⟩")
     assert tokens[second] == ("⟨b⟩" if side == "w" else "⟨w⟩")
     assert tokens[first + 1].startswith("⟨a8⟩")
     assert tokens[second + 1].startswith("⟨a8⟩")
-    assert tokens[:first] + tokens[first + 1 : second] + tokens[second + 1 :] == plain.tokenize(row)
-    assert {token: number for token, number in marked.get_vocab().items() if number < len(plain)} == plain.get_vocab()
-    assert len(marked) == len(plain) + 2
 
 
 def random_rows(games: int):
@@ -150,8 +141,7 @@ def test_wrong_tokens_do_not_read_as_right_text(tokenizer, old, new):
 
 
 @pytest.mark.parametrize("put", ["nothing", "other", "twice", "later", "before the reward"])
-def test_a_wrong_mark_of_the_side_does_not_read_as_right_text(put):
-    tokenizer = build_nano_tokenizer(side_first=True)
+def test_a_wrong_mark_of_the_side_does_not_read_as_right_text(tokenizer, put):
     truth = environment.transition("4k3/8/8/8/8/8/4P3/4K3 w - - 0 1", "e2e4")
     tokens = tokenizer.tokenize(environment.format_completion(truth))
     assert tokens[:2] == ["⟨b⟩", "⟨a8⟩·"]
@@ -171,13 +161,13 @@ def split_up(token: str) -> list[str]:
     return list(token) if set(token) == {"·"} else [token]
 
 
-def test_the_shipped_tokenizer_is_the_one_of_the_code(plain):
+def test_the_shipped_tokenizer_is_the_one_of_the_code(tokenizer):
     shipped = AutoTokenizer.from_pretrained(NANO_FOLDER)
-    assert shipped.backend_tokenizer.to_str() == plain.backend_tokenizer.to_str()
+    assert shipped.backend_tokenizer.to_str() == tokenizer.backend_tokenizer.to_str()
 
 
 def test_vocabulary_is_the_same_in_every_build_and_after_saving(tokenizer, tmp_path):
-    again = build_nano_tokenizer(side_first="⟨w⟩" in tokenizer.get_vocab())
+    again = build_nano_tokenizer()
     assert again.backend_tokenizer.to_str() == tokenizer.backend_tokenizer.to_str()
     tokenizer.save_pretrained(tmp_path)
     loaded = AutoTokenizer.from_pretrained(tmp_path)

@@ -61,23 +61,21 @@ def test_mirrored_positions_are_shown_too(tmp_path: Path) -> None:
     }
 
 
-@pytest.mark.parametrize("name", ["nano", "nano_side_first"])
-def test_a_new_model_has_the_tokenizer_asked_for(name: str, tmp_path: Path) -> None:
+def test_a_new_model_has_the_tokenizer_asked_for(tmp_path: Path) -> None:
     """And its squares' names at the start, alike in all three tokens of a square."""
     record = {"history": "", "moves": ["b1a1"], "cp": [0], "played": "b1a1", "game": 0}
     rows = [record | {"fen": f"6k1/8/8/8/8/8/PPP{n}P{4 - n}/1K6 w - - 0 1"} for n in (1, 2, 3)]
     pq.write_table(pa.Table.from_pylist(rows, schema=POSITION_SCHEMA), tmp_path / "positions-00000.parquet")
-    words = ["--positions", str(tmp_path), "--tokenizer", name, "--n_layer", "1", "--n_embd", "16", "--n_head", "2"]
+    words = ["--positions", str(tmp_path), "--tokenizer", "nano", "--n_layer", "1", "--n_embd", "16", "--n_head", "2"]
     words += ["--per_device_train_batch_size", "1", "--gradient_accumulation_steps", "3", "--use_cpu", "true"]
     words += ["--bf16", "false", "--report_to", "none", "--output_dir", str(tmp_path / "run")]
     trainer = sft.build(*parse(sft.CLASSES, words))
     tokenizer, weights = trainer.processing_class, trainer.model.transformer.wte.weight
-    assert ("⟨w⟩" in tokenizer.get_vocab()) == (name == "nano_side_first")
     assert len(weights) == len(tokenizer)
     places = [tokenizer.convert_tokens_to_ids(token) for token in ("⟨e4⟩P", " e4", "e4")]
     assert (weights[places, :8] == weights[places[0], :8]).all()
     first = trainer.train_dataset[0]["input_ids"]
-    assert tokenizer.convert_ids_to_tokens(int(first[1])) == ("⟨w⟩" if name == "nano_side_first" else "⟨a8⟩·")
+    assert tokenizer.convert_ids_to_tokens(int(first[1])) == "⟨w⟩"
 
 
 def test_muon_takes_the_block_matrices_and_adamw_the_rest() -> None:

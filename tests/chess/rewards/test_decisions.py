@@ -37,12 +37,10 @@ ROW = {
 GOLD = " M: a7a8q a7a8n c1d1 c1c2 E: 1000.0 0.0 0.0 -1000.0 B: a7a8q"
 
 
-@pytest.fixture(scope="module", params=["nano", "nano_side_first", "gpt2"])
+@pytest.fixture(scope="module", params=["nano", "gpt2"])
 def tokenizer(request: pytest.FixtureRequest) -> Any:
     if request.param == "gpt2":
         return build_gpt2_tokenizer()
-    if request.param == "nano_side_first":
-        return build_nano_tokenizer(side_first=True)
     return AutoTokenizer.from_pretrained(NANO_FOLDER)
 
 
