@@ -273,7 +273,7 @@ def padded_score(model: nn.Module, ids: Tensor, mask: Tensor, keep: int) -> Tens
 
 
 def shared_score(model: nn.Module, ids: Tensor, mask: Tensor, keep: int) -> Tensor:
-    return scoring.score(1.0, model, ids, mask, keep, compute_entropy=torch.is_grad_enabled())[0]
+    return scoring.score(GPT2.sharing(model), 1.0, ids, mask, keep, compute_entropy=torch.is_grad_enabled())[0]
 
 
 def phase(

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from datasets import Dataset
 from transformers import PreTrainedModel, logging, set_seed
 
-from rookworld_trl import plugins
+from rookworld_trl import plugins, ranks
 from rookworld_trl.checkpointing import stopping
 from rookworld_trl.checkpointing.resume import choose_start, mark_finished
 from rookworld_trl.checkpointing.stopping import locked, reported
@@ -24,6 +24,7 @@ from rookworld_trl.chess import boards
 from rookworld_trl.chess.accuracy import Watch, evaluate
 from rookworld_trl.chess.prompts import PromptOptions, held_out_and_training_prompts, provenance, self_play
 from rookworld_trl.chess.rewards import COLUMNS, REWARDS, ChessPoints
+from rookworld_trl.files import needs_disk
 from rookworld_trl.measuring import Result, compare, compare_groups, comparison_table, write_results
 from rookworld_trl.modeling.hub import push_folder
 from rookworld_trl.modeling.loading import NANO, load
@@ -78,7 +79,7 @@ def measure(
 ) -> list[Result] | None:
     """Evaluate the policy as it is, on the main process while the others wait; None on these."""
     found = None
-    with timed(seconds, f"evaluate_{name}"), stopping.others_wait():
+    with timed(seconds, f"evaluate_{name}"), ranks.others_wait():
         if trainer.accelerator.is_main_process:
             print(f"\nheld-out evaluation {name} training: {len(held_out)} items of the {run.eval_split} split")
             args, model, tokenizer = trainer.args, trainer.merged_model(), trainer.processing_class
@@ -89,7 +90,7 @@ def measure(
             found = evaluate(model, tokenizer, held_out, **settings)
             file = Path(args.output_dir, f"evaluation_{name}.parquet")
             if name == "before":  # the other one is a last step: `report`
-                with stopping.needs_disk(file):
+                with needs_disk(file):
                     write_results(file, found)
     return found
 

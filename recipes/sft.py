@@ -29,9 +29,9 @@ from recipes.making.starting_weights import set_starting_weights
 from recipes.making.trees import VERSION, Words, position_trees, read_positions, with_twins
 from rookworld_trl import plugins
 from rookworld_trl.checkpointing.resume import choose_start, mark_finished, weights_digest
-from rookworld_trl.checkpointing.stopping import DONE, PREEMPTED, locked, needs_disk, reported, run_program
+from rookworld_trl.checkpointing.stopping import DONE, PREEMPTED, locked, reported, run_program
 from rookworld_trl.chess.dataset import HELD_OUT_ANSWERS
-from rookworld_trl.files import write_atomically
+from rookworld_trl.files import needs_disk, write_atomically
 from rookworld_trl.modeling.hub import hide_token
 from rookworld_trl.modeling.loading import load_model, load_tokenizer
 from rookworld_trl.modeling.tokenizer import build_gpt2_tokenizer, build_nano_tokenizer

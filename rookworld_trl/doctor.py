@@ -1,5 +1,12 @@
 """Is my GRPO scoring what it sampled? Runs the first batch of a TRL setup and says what is wrong with it.
 
+In a program of one's own, before the first update:
+
+    trainer.add_callback(GateCallback(trainer))
+    trainer.train()  # raises GateError if the loss does not score what was sampled
+
+By itself:
+
     rookworld-doctor --model MODEL --dataset DATA [any field of GRPOConfig] [--config recipe.yaml]
 
 Takes the setup that `GRPOTrainer` would train with (its fields, from the command line or a YAML file), samples and
@@ -16,11 +23,18 @@ from pathlib import Path
 from textwrap import fill
 from typing import Any
 
+import torch
+from torch import nn
+from transformers import TrainerCallback
+from transformers.utils import logging
 from trl import GRPOConfig
 
+from rookworld_trl.modeling.hooks import Drawn, install_position_hook, record_generate, replaced
 from rookworld_trl.settings.parser import bad_input, option, parse
-from rookworld_trl.training import gates
-from rookworld_trl.training.gates import GATES, GateResult
+from rookworld_trl.training.gates import GATES, FirstBatch, GateResult, enforce
+from rookworld_trl.training.sampler import Samples
+
+logger = logging.get_logger(__name__)
 
 LOADERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
 
@@ -62,22 +76,94 @@ def load_prompts(arguments: DoctorArguments) -> Any:
     return dataset
 
 
-def no_reward(completions: Sequence[Any], **_: Any) -> list[float]:
-    """The gates look at log-probs alone."""
-    return [0.0] * len(completions)
-
-
-def examine(arguments: DoctorArguments, config: GRPOConfig) -> list[Any]:
-    """Build TRL's trainer as the user would, and measure every gate on its first batch."""
+def trainer_of(arguments: DoctorArguments, config: GRPOConfig) -> Any:
+    """TRL's trainer as the user would build it, but for the rewards: the gates look at log-probs alone."""
     from trl import GRPOTrainer
 
-    from rookworld_trl.modeling.hooks import install_position_hook
+    def no_reward(completions: Sequence[Any], **_: Any) -> list[float]:
+        return [0.0] * len(completions)
 
     trainer = GRPOTrainer(arguments.model, no_reward, config, load_prompts(arguments))
     for model in (trainer.model, trainer.ref_model) if arguments.position_hook else ():
         if model is not None:
             install_position_hook(model)
-    return gates.examine(trainer)
+    return trainer
+
+
+class GateCallback(TrainerCallback):
+    """The gates for any `GRPOTrainer` of TRL's: `trainer.add_callback(GateCallback(trainer))`.
+
+    TRL has no event between scoring a batch and the loss, so the trainer is handed over; when training begins, its
+    `_generate_and_score_completions` is watched for one batch and then left as it was.
+
+    Args:
+        trainer: whose first batch is measured.
+        strict: raise when a gate fails; otherwise print what was measured and train on.
+
+    Attributes:
+        results: what was measured; empty before the first batch.
+
+    Raises:
+        GateError: in `train()`, before the first update.
+    """
+
+    def __init__(self, trainer: Any, strict: bool = True):
+        self.trainer, self.strict = trainer, strict
+        self.results: list[GateResult] = []
+
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        trainer = self.trainer
+        original = trainer._generate_and_score_completions
+
+        def watched(inputs: Any) -> Any:
+            if not trainer.model.training:  # an evaluation before the first step
+                return original(inputs)
+            trainer._generate_and_score_completions = original
+            batch, self.results = _measured(trainer, original, inputs)
+            for result in self.results:
+                trainer._metrics["train"][f"gates/{result.gate}"].append(result.measured)
+            if self.strict:
+                enforce(self.results)
+            elif trainer.accelerator.is_main_process:
+                print(*self.results, sep="\n", flush=True)
+            return batch
+
+        trainer._generate_and_score_completions = watched
+
+
+def examine(trainer: Any) -> list[GateResult]:
+    """Sample and score a first batch of any `GRPOTrainer`, without training, and measure every gate on it.
+
+    For one process that holds the whole model; where weights are sharded use `GateCallback`.
+    """
+    trainer.model.train()
+    rows = next(iter(trainer.get_train_dataloader()))
+    return _measured(trainer, trainer._generate_and_score_completions, rows)[1]
+
+
+def _measured(trainer: Any, generate_and_score: Any, inputs: Any) -> tuple[Any, list[GateResult]]:
+    def score(model: nn.Module, ids: torch.Tensor, mask: torch.Tensor, keep: int, *_: Any) -> torch.Tensor:
+        return trainer._get_per_token_logps_and_entropies(model, ids, mask, keep)[0]
+
+    single_turn, turns = trainer._generate_single_turn, list[Samples]()
+
+    def recorded(prompt_ids: list[list[int]], *args: Any, **kwargs: Any) -> Any:
+        policy = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
+        with record_generate(policy, rows=64) as drawn_of:
+            completion_ids, logps = single_turn(prompt_ids, *args, **kwargs)
+        drawn: Sequence[Drawn] = drawn_of(completion_ids) if logps is None else [Drawn(row) for row in logps]
+        turns.append(Samples(prompt_ids, completion_ids, [*drawn, *[None] * (len(completion_ids) - len(drawn))]))
+        return completion_ids, logps
+
+    first = FirstBatch(trainer.args, trainer.accelerator, trainer.model, score)
+    with replaced(trainer, _generate_single_turn=recorded):
+        batch = generate_and_score(inputs)
+    if "pixel_values" in batch:
+        logger.warning("the gates score text alone: a batch with images is not measured")
+        return batch, []
+    if len(turns) == 1 and any(turns[0].drawn):  # tools and rollout functions put completions together themselves
+        first.sampled = turns[0]
+    return batch, first.measure(batch, trainer.state.global_step)
 
 
 # Why a gate may have nothing to measure.
@@ -115,7 +201,7 @@ def main(words: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as folder, bad_input():
         words = ["--report_to", "none", *(sys.argv[1:] if words is None else words), "--output_dir", folder]
         arguments, config = parse((DoctorArguments, GRPOConfig), words, __doc__)
-        results = examine(arguments, config)
+        results = examine(trainer_of(arguments, config))
     print(table(results))
     if arguments.json:
         rows = [{"gate": each.gate, "measured": each.measured, "bound": each.bound} for each in results]

@@ -1,7 +1,11 @@
-"""Small files that a killed process or a full disk leaves whole."""
+"""Small files that a killed process or a full disk leaves whole, and what is said where a disk is full."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from safetensors import SafetensorError
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
@@ -43,3 +47,41 @@ def append_line(path: Path, line: str) -> None:
         except OSError:
             file.truncate(size)
             raise
+
+
+class DiskError(RuntimeError):
+    """Something that a run needs on a disk cannot be written; the message names place and remedy."""
+
+    exit_code = 4  # unrecoverable, as `rookworld_trl.checkpointing.stopping` has it
+
+
+@contextmanager
+def needs_disk(what: str | Path, remedy: str = "Make room there") -> Iterator[None]:
+    """Raises:
+    DiskError: the block met a full disk, or may not write.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise DiskError(f"{what} could not be written: {error}. {remedy}") from error
+
+
+def check_output_dir(output_dir: str | Path) -> None:
+    """Make the run's folder and write to it once, before anything that takes time.
+
+    Raises:
+        ValueError: it cannot be written.
+    """
+    folder = Path(output_dir)
+    probe = folder / f".writable-{os.getpid()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            probe.write_bytes(bytes(4096))
+        finally:
+            probe.unlink(missing_ok=True)
+    except OSError as error:
+        raise ValueError(
+            f"`output_dir` is {str(output_dir)!r}: nothing can be written there ({error}). Choose a folder on a disk "
+            "with room that you may write to"
+        ) from error

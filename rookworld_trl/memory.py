@@ -1,13 +1,11 @@
-"""Memory over a run: what is in use, what is reserved, and the peak of each phase of a step."""
+"""Memory over a run: what is in use, what is reserved, the peak of each phase of a step, and what glibc keeps of it."""
 
+import ctypes
 import resource
 import sys
 
 import psutil
 import torch
-
-SHARE = 0.85  # of a GPU that may be filled, where nothing else is said
-HEAD_ROWS = 4096  # tokens whose logits are there at once, about what TRL's head and the shared passes take
 
 
 def on_cuda() -> bool:
@@ -58,3 +56,16 @@ def most_resident_gb() -> float:
 def memory_gb() -> float:
     """Most memory used so far, GB: of the GPU by tensors, or of this process where none are on a GPU."""
     return torch.cuda.max_memory_allocated() / 1e9 if on_cuda() else most_resident_gb()
+
+
+def keep_freed_memory() -> bool:
+    """Let glibc keep what is freed instead of giving large blocks back to the system, on Linux; whether it does.
+
+    A pass takes and frees hundreds of megabytes again and again. Fresh pages cost a CPU a fifth of a step.
+    """
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):  # another system or another C library
+        return False
+    # M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD of malloc.h
+    return all(mallopt(name, value) for name, value in ((-4, 0), (-1, 2**31 - 1), (-2, 1 << 26)))

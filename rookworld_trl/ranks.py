@@ -1,11 +1,15 @@
-"""What the processes of one run agree on. Every process calls each of these, and all of them get the same answer."""
+"""What the processes of one run agree on, wait for and leave together: every process calls each of these."""
 
+import gc
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
 from accelerate.utils import DistributedType, broadcast_object_list, gather_object
+from torch import distributed
 
 T = TypeVar("T")
 
@@ -67,3 +71,33 @@ def fail_together(error: Exception | None, what: str) -> None:
     for rank, failure in enumerate(failures):
         if failure:
             raise RuntimeError(f"{what} failed on process {rank}; its traceback:\n{failure}")
+
+
+def close_process_group() -> None:
+    """Leave the process group for good, once no trainer is in use any more. Without a group: nothing happens.
+
+    A trainer is a cycle of references that holds the group, and gloo's threads live as long as it does. One that still
+    waits for the interpreter's lock while the interpreter ends aborts the process: -6, after everything went well. And
+    where a trainer's model is what holds the group last, collecting it waits for those threads with the lock in hand,
+    so that one that waits for the lock never ends (pytorch#56297): trainers go first.
+    """
+    if distributed.is_available() and distributed.is_initialized():
+        gc.collect()
+        distributed.destroy_process_group()
+        gc.collect()  # what Python itself has left of the group, which lets go of the lock
+
+
+@contextmanager
+def others_wait() -> Iterator[None]:
+    """For work of one process that the others wait for, such as an evaluation; every process goes through the block.
+
+    A barrier on NCCL fails when the work outlasts the group's time limit, and takes the waiting GPUs' time. This one
+    waits on the CPU, for days if need be; where the working process ends, the others fail at once.
+    """
+    if not (distributed.is_available() and distributed.is_initialized()):
+        yield
+        return
+    group = distributed.new_group(backend="gloo", timeout=timedelta(days=7))
+    yield
+    distributed.barrier(group)
+    distributed.destroy_process_group(group)

@@ -19,7 +19,7 @@ MAY_IMPORT = {
     "doctor": {"training", "modeling", "settings"},
     "measuring": {"files"},
     "chess": {"measuring", "modeling", "settings"},
-    "training": {"modeling", "checkpointing", "files", "ranks", "settings"},
+    "training": {"modeling", "checkpointing", "files", "memory", "ranks", "settings"},
     "plugins": {"training", "checkpointing", "modeling", "files", "memory", "ranks", "settings"},
     "reports": {"measuring", "files", "settings", "__init__"},  # the package's version
     "__init__": set(),

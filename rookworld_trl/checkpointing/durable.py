@@ -19,9 +19,8 @@ from transformers.utils import logging
 from rookworld_trl import ranks
 from rookworld_trl.checkpointing import resume, store
 from rookworld_trl.checkpointing.resume import ResumeError, RunIdentity
-from rookworld_trl.checkpointing.state import load_tree, save_tree
 from rookworld_trl.checkpointing.stopping import Preemption, locked
-from rookworld_trl.checkpointing.store import CheckpointError, Kind
+from rookworld_trl.checkpointing.store import CheckpointError, Kind, load_tree, save_tree
 
 logger = logging.get_logger(__name__)
 
@@ -280,7 +279,8 @@ class DurableTrainer(Trainer):
         self._metrics["train"].clear()
         self._metrics["train"].update(self._restored["metrics"])
         resume.scale_learning_rate(self.optimizer, self.lr_scheduler, self._learning_rate_factor)
-        if resume.trainer_state(Path(checkpoint))["max_steps"] != self.state.max_steps:
+        then = TrainerState.load_from_json(str(Path(checkpoint, TRAINER_STATE_NAME)))
+        if then.max_steps != self.state.max_steps:
             resume.lay_schedule_anew(self.optimizer, self.lr_scheduler)
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:

@@ -23,13 +23,12 @@ from typing import Any
 import torch
 from datasets import Dataset
 from torch.optim.lr_scheduler import LambdaLR
-from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils import logging
 
 from rookworld_trl import ranks
 from rookworld_trl.checkpointing import store
-from rookworld_trl.checkpointing.state import load_tree
 from rookworld_trl.checkpointing.stopping import BAD_INPUT
+from rookworld_trl.checkpointing.store import load_tree
 from rookworld_trl.files import write_atomically
 
 logger = logging.get_logger(__name__)
@@ -112,14 +111,6 @@ def dataset_digests(dataset: Any, ordered: bool) -> dict[str, str] | None:
     return digests
 
 
-def _same_start(then: Any, now: Any) -> bool:
-    """Whether two `dataset_digests` are of rows of which the one begins with (at least half of) the other."""
-    if not isinstance(then, dict) or not isinstance(now, dict):
-        return False
-    common = then.keys() & now.keys()
-    return bool(common) and then[(most := max(common, key=int))] == now[most]
-
-
 def weights_digest(weights: Mapping[str, torch.Tensor]) -> str:
     """SHA-256 of tensors, names included."""
     digest = hashlib.sha256()
@@ -146,8 +137,11 @@ def compare(before: Mapping[str, Any], now: Mapping[str, Any], facts: Iterable[s
     """Changed fields that may change within a run, and those that may not: `facts` that both sides know."""
     changes = {name: (before.get(name), now.get(name)) for name in sorted(before.keys() | now.keys())}
     changes = {name: (then, value) for name, (then, value) in changes.items() if then != value}
-    if _same_start(*changes.get("train_dataset", (None, None))):
-        del changes["train_dataset"]
+    then, fresh = changes.get("train_dataset", (None, None))
+    if isinstance(then, dict) and isinstance(fresh, dict) and (common := then.keys() & fresh.keys()):
+        most = max(common, key=int)  # the one begins with the other, or with half of it at least
+        if then[most] == fresh[most]:
+            del changes["train_dataset"]
     conflicts = {name: changes.pop(name) for name in list(changes) if name in facts and name in before and name in now}
     return changes, conflicts
 
@@ -273,11 +267,6 @@ def clear_the_way(output_dir: Path, checkpoint: Path | None) -> None:
             logger.warning(
                 f"{folder} is now {target.name}: a run started again from {origin}. Delete what you don't need"
             )
-
-
-def trainer_state(checkpoint: Path) -> dict[str, Any]:
-    """What transformers keeps beside weights and optimizer: steps done, steps planned, the log."""
-    return json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
 
 
 def scale_learning_rate(optimizer: Any, scheduler: Any, ratio: float) -> None:

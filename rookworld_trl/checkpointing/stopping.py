@@ -1,4 +1,4 @@
-"""How a run ends: signals, exit codes, what a full disk leaves; and that one run at a time is at work in a folder.
+"""How a run ends: signals and exit codes; and that one run at a time is at work in a folder.
 
 What the exit code of a training program says, so that a scheduler or a shell loop can decide what to do next:
 
@@ -14,7 +14,6 @@ An exception class with an attribute `exit_code` says so of itself. `accelerate 
 failure of their programs as 1; started by `python`, a program's own code is seen.
 """
 
-import gc
 import os
 import signal
 import sys
@@ -22,16 +21,14 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from datetime import timedelta
 from pathlib import Path
 from types import FrameType
 
 from filelock import FileLock, Timeout
-from safetensors import SafetensorError
-from torch import distributed
 from transformers.utils import logging
 
 from rookworld_trl import ranks
+from rookworld_trl.files import check_output_dir
 from rookworld_trl.settings.parser import EXIT_BAD_INPUT
 
 logger = logging.get_logger(__name__)
@@ -50,23 +47,6 @@ LOCK_FILE = ".lock"
 
 
 # Programs
-
-
-class DiskError(RuntimeError):
-    """Something that a run needs on a disk cannot be written; the message names place and remedy."""
-
-    exit_code = UNRECOVERABLE
-
-
-@contextmanager
-def needs_disk(what: str | Path, remedy: str = "Make room there") -> Iterator[None]:
-    """Raises:
-    DiskError: the block met a full disk, or may not write.
-    """
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        raise DiskError(f"{what} could not be written: {error}. {remedy}") from error
 
 
 @contextmanager
@@ -120,39 +100,9 @@ def run_program(program: Callable[[], int | None]) -> None:
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         code = INTERRUPTED
-    close_process_group()
+    ranks.close_process_group()
     if code:
         sys.exit(code)
-
-
-def close_process_group() -> None:
-    """Leave the process group for good, once no trainer is in use any more. Without a group: nothing happens.
-
-    A trainer is a cycle of references that holds the group, and gloo's threads live as long as it does. One that still
-    waits for the interpreter's lock while the interpreter ends aborts the process: -6, after everything went well. And
-    where a trainer's model is what holds the group last, collecting it waits for those threads with the lock in hand,
-    so that one that waits for the lock never ends (pytorch#56297): trainers go first.
-    """
-    if distributed.is_available() and distributed.is_initialized():
-        gc.collect()
-        distributed.destroy_process_group()
-        gc.collect()  # what Python itself has left of the group, which lets go of the lock
-
-
-@contextmanager
-def others_wait() -> Iterator[None]:
-    """For work of one process that the others wait for, such as an evaluation; every process goes through the block.
-
-    A barrier on NCCL fails when the work outlasts the group's time limit, and takes the waiting GPUs' time. This one
-    waits on the CPU, for days if need be; where the working process ends, the others fail at once.
-    """
-    if not (distributed.is_available() and distributed.is_initialized()):
-        yield
-        return
-    group = distributed.new_group(backend="gloo", timeout=timedelta(days=7))
-    yield
-    distributed.barrier(group)
-    distributed.destroy_process_group(group)
 
 
 # Signals
@@ -250,24 +200,3 @@ def _take(folder: Path) -> bool:
     except OSError as error:
         logger.warning(f"{folder}: its file system has no locks ({error}); start no second run there")
     return True
-
-
-def check_output_dir(output_dir: str | Path) -> None:
-    """Make the run's folder and write to it once, before anything that takes time.
-
-    Raises:
-        ValueError: it cannot be written.
-    """
-    folder = Path(output_dir)
-    probe = folder / f".writable-{os.getpid()}"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            probe.write_bytes(bytes(4096))
-        finally:
-            probe.unlink(missing_ok=True)
-    except OSError as error:
-        raise ValueError(
-            f"`output_dir` is {str(output_dir)!r}: nothing can be written there ({error}). Choose a folder on a disk "
-            "with room that you may write to"
-        ) from error

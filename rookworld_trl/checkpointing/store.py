@@ -4,23 +4,27 @@ A checkpoint is a folder `checkpoint-<step>` of the run's output folder with a m
 It is written under another name on the same filesystem; the manifest comes last, then one rename makes it visible.
 A process killed at any point leaves either the checkpoint or a `.staging-` folder that nobody reads. A `debug-<step>`
 is the same of a state that failed a check; none is ever resumed from. The hashes detect damage, not tampering.
+
+The trainer's own state inside it is JSON for values and safetensors for tensors: nothing is unpickled.
 """
 
+import copy
 import hashlib
 import json
 import os
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.utils import WEIGHTS_NAME
 
-from rookworld_trl.checkpointing.stopping import DiskError
+from rookworld_trl.files import DiskError
 
 Kind = Literal["checkpoint", "debug"]
 
@@ -40,6 +44,9 @@ STAGING, DELETING = ".staging-", ".deleting-"
 # What loading would pick up if it lay in the folder, whoever put it there.
 _LOADED_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
 
+_TENSOR = "__tensor__"
+REMEDY = "resume from a checkpoint that this trainer wrote with the same controls switched on"
+
 
 class CheckpointError(DiskError):
     """A checkpoint that could not be written."""
@@ -52,11 +59,6 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _files(folder: Path) -> list[Path]:
@@ -90,9 +92,12 @@ def remove(folder: Path) -> None:
 
 def described(folder: Path, files: Iterable[Path]) -> dict[str, dict[str, Any]]:
     """Size and SHA-256 of files below a folder, by name."""
-    return {
-        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in files
-    }
+    found = {}
+    for path in files:
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        found[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": digest}
+    return found
 
 
 def verify(folder: Path) -> list[str]:
@@ -121,12 +126,7 @@ def verify(folder: Path) -> list[str]:
     problems += [
         f"{name} is not in {MANIFEST_FILE}" for name in present if name not in files and name.endswith(_LOADED_SUFFIXES)
     ]
-    return problems or _not_finite(folder, files)
-
-
-def _not_finite(folder: Path, names: Iterable[str]) -> list[str]:
-    problems = []
-    for name in names:
+    for name in files if not problems else ():
         if not (Path(name).name.startswith(("model", "adapter_model")) and name.endswith(".safetensors")):
             continue
         try:
@@ -180,3 +180,84 @@ def prune(output_dir: Path, kind: Kind, limit: int | None, keep: Iterable[Path] 
     for folder in list_checkpoints(output_dir, kind)[limit:] if limit else ():
         if folder.resolve() not in kept:
             remove(folder)
+
+
+# The trainer's own state
+
+
+class Stateful(Protocol):
+    """A control that carries something from step to step, as nested dicts and lists of JSON values and tensors."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+class Remembers:
+    """A control whose state is some of its attributes: JSON values, lists and dicts of them, or tensors."""
+
+    REMEMBERED: ClassVar[tuple[str, ...]]  # their names
+
+    def state_dict(self) -> dict[str, Any]:
+        return copy.deepcopy({name: getattr(self, name) for name in self.REMEMBERED})
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for name in self.REMEMBERED:
+            setattr(self, name, copy.deepcopy(state[name]))
+
+
+def save_tree(folder: Path, name: str, tree: Any, other: Callable[[Any], Any] | None = None) -> None:
+    """Write nested dicts and lists of JSON values and tensors as `<name>.json` and `<name>.safetensors`.
+
+    Keys become strings and tuples lists. Floats come back bit by bit, NaN and Inf too.
+
+    Args:
+        other: turns any other value into one of these, `str` for instance.
+
+    Raises:
+        TypeError: another value, and no `other`.
+    """
+    tensors: dict[str, torch.Tensor] = {}
+
+    def replace(value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            key = str(len(tensors))
+            tensors[key] = value.detach().cpu().contiguous().clone()  # safetensors takes no views of one storage
+            return {_TENSOR: key}
+        if isinstance(value, Mapping):
+            return {str(key): replace(each) for key, each in value.items()}
+        if isinstance(value, list | tuple):
+            return [replace(each) for each in value]
+        if value is None or isinstance(value, str | bool | int | float):
+            return value
+        if other is not None:
+            return replace(other(value))
+        raise TypeError(f"{folder / name}: a {type(value).__name__} has no place in a checkpoint's state")
+
+    text = json.dumps(replace(tree), indent=1)
+    (folder / f"{name}.json").write_text(text + "\n", encoding="utf-8")
+    if tensors:
+        save_file(tensors, str(folder / f"{name}.safetensors"))
+
+
+def load_tree(folder: Path, name: str, device: torch.device | str = "cpu") -> Any:
+    """What `save_tree` wrote, tensors on `device`.
+
+    Raises:
+        ValueError: a file is missing or unreadable.
+    """
+    path = folder / f"{name}.safetensors"
+    try:
+        tree = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+        tensors = load_file(str(path)) if path.exists() else {}  # it knows no "cpu:0", as gloo's processes are called
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ValueError(f"{folder / name}: cannot be read ({error}); {REMEDY}") from error
+
+    def restore(value: Any) -> Any:
+        if isinstance(value, dict):
+            if value.keys() == {_TENSOR}:
+                return tensors[value[_TENSOR]].to(device)
+            return {key: restore(each) for key, each in value.items()}
+        return [restore(each) for each in value] if isinstance(value, list) else value
+
+    return restore(tree)

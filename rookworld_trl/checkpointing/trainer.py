@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_model, save_model
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.trainer_utils import IntervalStrategy
@@ -23,12 +24,20 @@ from trl.trainer.utils import RepeatSampler
 from rookworld_trl import ranks
 from rookworld_trl.checkpointing import resume, store
 from rookworld_trl.checkpointing.durable import DurableTrainer
-from rookworld_trl.checkpointing.state import Stateful, load_state, save_state
-from rookworld_trl.checkpointing.stopping import others_wait
-from rookworld_trl.checkpointing.store import MODEL_FOLDER, RESCUED_FOLDER, CheckpointError
+from rookworld_trl.checkpointing.store import (
+    MODEL_FOLDER,
+    RESCUED_FOLDER,
+    CheckpointError,
+    Stateful,
+    load_tree,
+    save_tree,
+)
 from rookworld_trl.modeling.hub import check_write, explained
 
 logger = logging.get_logger(__name__)
+
+STATE_FILE = "rookworld_state"  # .json, .safetensors: every control
+REFERENCE_FILE = "reference.safetensors"  # where it is no longer the one of the start
 
 # Takes the policy as a plain model and the held-out rows; a metric that is not defined on them is NaN.
 Evaluator = Callable[[PreTrainedModel, Any], Mapping[str, float]]
@@ -69,7 +78,10 @@ class DurableGRPOTrainer(DurableTrainer, GRPOTrainer):
         self._epoch_sampler: EpochSampler | None = None
 
     def facts(self) -> dict[str, Any]:
-        args, weights = self.args, self._starting_weights()
+        args, weights = self.args, self.model.state_dict()
+        if hasattr(self.model, "peft_config"):  # the adapters' base
+            weights = {name: each for name, each in self.model.named_parameters() if not each.requires_grad}
+        weights = {} if self.is_deepspeed_enabled else weights  # it may have cut them up already
         return {
             "rewards": list(self.reward_func_names),
             "train_dataset": resume.dataset_digests(self.train_dataset, ordered=not args.shuffle_dataset),
@@ -118,7 +130,7 @@ class DurableGRPOTrainer(DurableTrainer, GRPOTrainer):
             if self.evaluator is None:
                 return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
             main, found = self.accelerator.is_main_process, {}
-            with others_wait():
+            with ranks.others_wait():
                 if main:
                     rows = self.eval_dataset if eval_dataset is None else eval_dataset
                     found = dict(self.evaluator(self.merged_model(), rows))
@@ -163,49 +175,36 @@ class DurableGRPOTrainer(DurableTrainer, GRPOTrainer):
 
     def _write_parts(self, folder: Path) -> None:
         super()._write_parts(folder)
-        save_state(folder, self.controls, self._plain_reference() if self.args.sync_ref_model else None)
+        save_tree(folder, STATE_FILE, {name: control.state_dict() for name, control in self.controls.items()})
+        if self.args.sync_ref_model:
+            save_model(self._plain_reference(), str(folder / REFERENCE_FILE))
 
     def progress(self) -> dict[str, Any]:
         """Also where this process stands in TRL's generation cycle."""
-        cycle = self.args.steps_per_generation * self.num_iterations
-        logs = {
-            "rows": {name: list(self._logs[name]) for name in ("prompt", "completion", "advantages")},
-            **{part: {name: list(each) for name, each in self._logs[part].items()} for part in ("rewards", "extra")},
-        }
-        return {
-            "step": self._step,
-            "buffered_inputs": self._buffered_inputs if self._step % cycle else None,
-            "logs": logs if self.log_completions else None,
-            **super().progress(),
-        }
+        unused = self._buffered_inputs if self._step % (self.args.steps_per_generation * self.num_iterations) else None
+        return {"step": self._step, "buffered_inputs": unused, **super().progress()}
 
     # Resuming
 
-    def _starting_weights(self) -> dict[str, torch.Tensor]:
-        """The policy's or, with adapters, their base's; nothing where DeepSpeed may have cut them up already."""
-        if self.is_deepspeed_enabled:
-            return {}
-        if hasattr(self.model, "peft_config"):
-            return {name: each for name, each in self.model.named_parameters() if not each.requires_grad}
-        return self.model.state_dict()
-
     def _plain_reference(self) -> Any:
-        """The reference without wrappers, whose names are those of its weights; None where there is none."""
-        if self.ref_model is None:
-            return None
+        """The reference without wrappers, whose names are those of its weights."""
         return self.accelerator.unwrap_model(self.ref_model, keep_torch_compile=False)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is None:
             return
-        load_state(Path(checkpoint), self.controls, self._plain_reference(), self.accelerator.device)
+        states = load_tree(Path(checkpoint), STATE_FILE, self.accelerator.device)
+        for name, control in self.controls.items():
+            try:
+                control.load_state_dict(states[name])
+            except KeyError as missing:
+                where = f"{checkpoint}/{STATE_FILE}.json"
+                raise ValueError(f"{where}: field {missing} is missing; {store.REMEDY}") from missing
+        moved = Path(checkpoint, REFERENCE_FILE)
+        if moved.exists() and self.ref_model is not None:
+            load_model(self._plain_reference(), str(moved))
         self._step, self._buffered_inputs = self._restored["step"], self._restored["buffered_inputs"]
-        if self._restored["logs"] is not None and self.log_completions:
-            for part, kept in self._restored["logs"].items():
-                target = self._logs if part == "rows" else self._logs[part]
-                for name, values in kept.items():
-                    target[name].extend(values)
 
     def _get_train_sampler(self, dataset: Any = None) -> Any:
         sampler = super()._get_train_sampler(dataset)

@@ -5,7 +5,7 @@ Where a model's weights can be used past its own forward pass (`GPT2.sharing`), 
 whatever wraps it runs.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -93,8 +93,8 @@ class Forest:
         trees_of = [(tokens, ends, prompt) for (tokens, ends, _), prompt in zip(laid_out, prompts, strict=True)]
         hidden, starts = _states(model, trees_of, self.device)
         trees, nodes, tokens = (np.array(each, dtype=np.int64) for each in self._pairs)
-        first = np.cumsum([0, *(len(place) for _, _, place in laid_out)])[trees]
-        places = starts[trees] + np.concatenate([place for _, _, place in laid_out])[first + nodes]
+        begin = np.cumsum([0, *(len(place) for _, _, place in laid_out)])[trees]
+        places = starts[trees] + np.concatenate([place for _, _, place in laid_out])[begin + nodes]
         distinct, chosen, source = np.unique(places, return_index=True, return_inverse=True)
         order = np.argsort(source, kind="stable")
         divisors = torch.tensor([temperature for temperature, _ in self.trees], device=self.device)
@@ -111,7 +111,15 @@ class Forest:
             return chosen, of_states
 
         states = hidden.index_select(0, torch.from_numpy(distinct).to(self.device))
-        found, of_states = _in_pieces(score, states, divisors, source[order], tokens[order], len(head))
+        size, source, tokens = max(1, MAX_LOGITS // len(head)), source[order], tokens[order]
+        firsts = range(0, max(1, len(states)), size)  # of no states one empty piece, which is part of the graph
+        cuts, pieces = np.searchsorted(source, [*firsts, len(states)]), []
+        whole = len(firsts) == 1 or not torch.is_grad_enabled()
+        for start, first, last in zip(firsts, cuts[:-1], cuts[1:], strict=True):
+            pairs = (torch.from_numpy(each[first:last]).to(self.device) for each in (source - start, tokens))
+            piece = (states[start : start + size], divisors[start : start + size], *pairs)
+            pieces.append(score(*piece) if whole else checkpoint(score, *piece, use_reentrant=False))
+        found, of_states = (torch.cat(values) for values in zip(*pieces, strict=True))
         back = torch.from_numpy(np.argsort(order)).to(self.device)
         return found.index_select(0, back), of_states.index_select(0, back) if entropies else of_states
 
@@ -153,36 +161,6 @@ def _states(
             logits_to_keep=1,
         )
     return states[0].flatten(0, 1), np.arange(len(trees)) * size
-
-
-def _in_pieces(
-    score: Callable[..., tuple[Tensor, Tensor]],
-    states: Tensor,
-    divisors: Tensor,
-    source: np.ndarray,
-    target: np.ndarray,
-    vocabulary: int,
-) -> tuple[Tensor, Tensor]:
-    """Score pairs of a state and a token, so many states at a time that `MAX_LOGITS` logits are alive.
-
-    Args:
-        score: takes states (n, H), their divisors (n, 1), and pairs as indices of states and tokens; gives two (k,).
-        source: (K,), the state of each pair, ascending.
-        target: (K,), its token.
-        vocabulary: logits of a state.
-    """
-    size = max(1, MAX_LOGITS // vocabulary)
-    starts = range(0, max(1, len(states)), size)  # of no states one empty piece, which is part of the graph
-    cuts = np.searchsorted(source, [*starts, len(states)])
-    pieces = []
-    for start, first, last in zip(starts, cuts[:-1], cuts[1:], strict=True):
-        pairs = (source[first:last] - start, target[first:last])
-        arguments = [states[start : start + size], divisors[start : start + size]]
-        arguments += [torch.from_numpy(each).to(states.device) for each in pairs]
-        whole = len(starts) == 1 or not torch.is_grad_enabled()
-        pieces.append(score(*arguments) if whole else checkpoint(score, *arguments, use_reentrant=False))
-    one, two = (torch.cat(values) for values in zip(*pieces, strict=True))
-    return one, two
 
 
 def per_token_logps(

@@ -184,6 +184,13 @@ def compile_blocks(options: Mapping[str, Any]) -> Blocks:
     return Blocks(before, after, bucket if options.get("dynamic") is False else next_multiple)
 
 
+def compiled_graphs() -> int:
+    """Graphs that this process has compiled."""
+    from torch._dynamo.utils import counters  # imported where something is compiled
+
+    return counters["stats"]["unique_graphs"]
+
+
 def next_multiple(tokens: int) -> int:
     return -(-tokens // MULTIPLE) * MULTIPLE
 

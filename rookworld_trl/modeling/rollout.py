@@ -46,7 +46,7 @@ class Rollout:
 
 @torch.no_grad()
 def rollout(
-    model: nn.Module,
+    model: nn.Module | GPT2,
     prompt_ids: Sequence[Sequence[int]],
     *,
     num_samples: int = 1,
@@ -65,7 +65,7 @@ def rollout(
     matrix products run in its dtype, as they do in training.
 
     Args:
-        model: transformers `GPT2LMHeadModel`, whose parameters are used in place.
+        model: transformers `GPT2LMHeadModel`, whose parameters are used in place, or what `GPT2.sharing` made of it.
         prompt_ids: token ids of each prompt, without padding; lengths may differ.
         max_new_tokens: tokens at most in a completion.
         eos_token_id: the token that ends a completion; None: all run to `max_new_tokens`.
@@ -86,7 +86,7 @@ def rollout(
         raise ValueError(f"temperature is {temperature}: use 0 for greedy, or a positive number")
     if drafts is not None and len(drafts) != len(prompt_ids):
         raise ValueError(f"{len(drafts)} drafts for {len(prompt_ids)} prompts: give one for each, or None")
-    gpt2 = GPT2.sharing(model)
+    gpt2 = model if isinstance(model, GPT2) else GPT2.sharing(model)
     vocabulary, longest = gpt2.config.vocab_size, gpt2.config.n_positions - max_new_tokens
     for what, sequences in (("prompt", prompt_ids), ("draft", drafts or [])):
         for i, ids in enumerate(sequences):

@@ -264,15 +264,6 @@ def _bucket(shapes: np.ndarray, trees: np.ndarray) -> list[np.ndarray]:
     return [np.array(bucket) for bucket in buckets]
 
 
-def fused_pays(x: Tensor) -> bool:
-    """Whether torch's fused attention is faster, forward and backward.
-
-    On a CPU (`benchmarks/results/attention.json`) it is in float32; in bf16 its backward pass is slow there. On a GPU
-    it is taken since it keeps no probabilities.
-    """
-    return x.dtype == torch.float32 or x.device.type == "cuda"
-
-
 def attention(packed: Mapping[str, Any], heads: int) -> Attend:
     """Attention of packed tokens (N, heads, head_dim): each sees its ancestors and itself."""
     tiles = [_tile_attention(_Tile._make(tile), heads) for tile in packed["tiles"]]
@@ -306,7 +297,9 @@ def _tile_attention(tile: _Tile, heads: int) -> Callable[[Tensor, Tensor, Tensor
         return zero.masked_fill(in_trunk, -torch.inf), zero.masked_fill(behind, -torch.inf), later
 
     def attend_trunk(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-        if fused_pays(q):
+        # torch's fused attention is faster in float32 (`benchmarks/results/attention.json`); in bf16 its backward pass
+        # is slow on a CPU. On a GPU it is taken since it keeps no probabilities.
+        if q.dtype == torch.float32 or device.type == "cuda":
             mask = None if seen is None else seen[:, None]
             return F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None, scale=scale)
         flat_q, flat_k, flat_v = (x.flatten(0, 1) for x in (q, k, v))

@@ -19,7 +19,7 @@ from typing import Any, Literal
 import torch
 
 from rookworld_trl import ranks
-from rookworld_trl.checkpointing.state import Stateful
+from rookworld_trl.checkpointing.store import Stateful
 from rookworld_trl.settings.parser import option
 from rookworld_trl.training.plugin import Plugin, Row
 

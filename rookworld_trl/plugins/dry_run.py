@@ -20,7 +20,7 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from rookworld_trl.checkpointing import stopping
 from rookworld_trl.checkpointing.resume import choose_start
-from rookworld_trl.memory import HEAD_ROWS, SHARE, memory_gb, on_cuda
+from rookworld_trl.memory import memory_gb, on_cuda
 from rookworld_trl.settings.parser import blame, option
 from rookworld_trl.training.plugin import Plugin, settings_of
 
@@ -29,6 +29,8 @@ ITEMS = 256  # held-out ones that are measured
 NEVER = 10**9
 # GB of a card, and one that has them.
 CARDS = {8: "RTX 4060", 12: "RTX 4070", 16: "RTX 4060 Ti", 24: "RTX 4090", 40: "A100", 80: "H100"}
+SHARE = 0.85  # of a card that may be filled
+HEAD_ROWS = 4096  # tokens whose logits are there at once, about what TRL's head and the shared passes take
 CONTEXT = 1.0e9  # bytes that CUDA and its libraries take by themselves, about
 
 

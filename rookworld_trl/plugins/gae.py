@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from rookworld_trl.checkpointing.state import Stateful
+from rookworld_trl.checkpointing.store import Stateful
 from rookworld_trl.settings.parser import option
 from rookworld_trl.training.plugin import Plugin, Row
 

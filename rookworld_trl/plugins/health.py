@@ -109,19 +109,14 @@ class Health(Plugin):
             before, now = self.levels.get(name, GREEN), level_of(value, *band)
             times = self.health_patience if math.isnan(value) else 1
             self.recent[name] = [*self.recent.get(name, []), *[now] * times][-self.health_patience :]
-            now = self._lasting(name, before)
-            self.levels[name] = now
+            # The level nearest to the one before among the recent, if there are enough and all lie on one side of it.
+            recent, present = sorted(map(LEVELS.index, self.recent[name])), LEVELS.index(before)
+            if len(recent) == self.health_patience:
+                present = recent[0] if recent[0] > present else min(present, recent[-1])
+            now = self.levels[name] = LEVELS[present]
             if now != before:
                 events.append({"step": step, "metric": name, "value": value, "from": before, "to": now})
         return events
-
-    def _lasting(self, name: str, before: str) -> str:
-        """The level nearest to `before` among the recent ones, if there are enough and all lie on one side of it."""
-        recent = sorted(map(LEVELS.index, self.recent[name]))
-        present = LEVELS.index(before)
-        if len(recent) < self.health_patience:
-            return before
-        return LEVELS[recent[0] if recent[0] > present else min(present, recent[-1])]
 
     def line(self, step: int, events: Sequence[Mapping[str, Any]]) -> str:
         """What changed: `step 12 health red: entropy 0.004 (was green), kl 0.2 yellow (was green)`."""

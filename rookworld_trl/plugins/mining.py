@@ -21,12 +21,12 @@ import numpy as np
 import torch
 
 from rookworld_trl import ranks
-from rookworld_trl.checkpointing.state import Remembers
+from rookworld_trl.checkpointing.store import Remembers
 from rookworld_trl.modeling.completions import target_logps
 from rookworld_trl.settings.parser import option
 from rookworld_trl.training.plugin import Plugin, Row
-from rookworld_trl.training.rewards import informative_groups
 from rookworld_trl.training.sampler import Samples
+from rookworld_trl.training.trainer import informative_groups
 
 DECAY = 0.5  # share of the old average kept at a new observation
 PASS_REWARD = 1.0  # from which on a completion passes

@@ -12,9 +12,8 @@ import yaml
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from rookworld_trl.checkpointing.resume import HOW_STARTED
-from rookworld_trl.checkpointing.stopping import needs_disk
 from rookworld_trl.checkpointing.store import newest_valid
-from rookworld_trl.files import write_atomically
+from rookworld_trl.files import needs_disk, write_atomically
 from rookworld_trl.settings.parser import RecipeError, option
 from rookworld_trl.training.plugin import Plugin
 

@@ -2,7 +2,7 @@
 
 from typing import Any, Protocol
 
-from rookworld_trl.checkpointing.state import Stateful
+from rookworld_trl.checkpointing.store import Stateful
 from rookworld_trl.training.plugin import Plugin, Row
 
 

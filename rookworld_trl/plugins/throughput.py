@@ -7,8 +7,8 @@ from typing import Any
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from rookworld_trl.memory import Memory
+from rookworld_trl.modeling.gpt2 import compiled_graphs
 from rookworld_trl.settings.parser import option
-from rookworld_trl.training.placement import compiled_graphs
 from rookworld_trl.training.plugin import Plugin, Row
 
 

@@ -3,11 +3,11 @@
 import warnings
 
 from rookworld_trl.training.config import RookWorldGRPOConfig
-from rookworld_trl.training.gates import GateCallback, GateError
+from rookworld_trl.training.gates import GateError
 from rookworld_trl.training.plugin import Plugin
 from rookworld_trl.training.trainer import RookWorldGRPOTrainer
 
-__all__ = ["GateCallback", "GateError", "Plugin", "RookWorldGRPOConfig", "RookWorldGRPOTrainer"]
+__all__ = ["GateError", "Plugin", "RookWorldGRPOConfig", "RookWorldGRPOTrainer"]
 
 # TRL 1.16 asks models by the old name of a property, at every generation, of which transformers 5.23 warns.
 warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)

@@ -348,15 +348,14 @@ def check_task_sampling(config: GRPOConfig) -> None:
     if by_task and config.use_vllm:
         problem = "vLLM takes one setting for all rows"
         require(False, "task_sampling", by_task, problem, "unset `use_vllm`, or leave it out")
+    limit = config.max_completion_length or 0
     for task, own in dict(by_task).items():
         for name, value in own.items():
-            field = f"task_sampling[{task}].{name}"
+            right, problem, remedy = False, "no such setting", "use temperature or max_completion_length"
             if name == "temperature":
-                positive = isinstance(value, int | float) and value > 0
-                require(positive, field, value, "sampling needs a positive temperature", "set it to something like 1.0")
+                right = isinstance(value, int | float) and value > 0
+                problem, remedy = "sampling needs a positive temperature", "set it to something like 1.0"
             elif name == "max_completion_length":
-                limit = config.max_completion_length or 0
-                fits = isinstance(value, int) and 1 <= value <= limit
-                require(fits, field, value, "it lies outside 1 to `max_completion_length`", f"use at most {limit}")
-            else:
-                require(False, field, value, "no such setting", "use temperature or max_completion_length")
+                right = isinstance(value, int) and 1 <= value <= limit
+                problem, remedy = "it lies outside 1 to `max_completion_length`", f"use at most {limit}"
+            require(right, f"task_sampling[{task}].{name}", value, problem, remedy)

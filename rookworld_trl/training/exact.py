@@ -32,7 +32,7 @@ points know only about what they enumerate.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -211,34 +211,6 @@ def points_of_batch(
     return found
 
 
-def check_points(objective: str, find_points: FindPoints | None) -> None:
-    """Raises:
-    ValueError: the exact gradient without decision points, or the sampled one with them.
-    """
-    if (objective == "sampled") != (find_points is None):
-        raise ValueError(
-            f"`objective` is {objective!r}: exact and mixed need the argument `find_points`, sampled does not use it. "
-            "Give both or neither"
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class ScoredTree:
-    """Result of `score_tree`; all (B, C), float32, 0 where the completion is masked.
-
-    Attributes:
-        logps, entropies: those of the sampled completion tokens (nats).
-        objective: sum of the decisions' scaled J and of the determined tokens' log-probs, each in the cell of its
-            position: to be maximised, aggregated as the loss aggregates its own terms.
-        metrics: sum and count over the batch by name, for the log.
-    """
-
-    logps: Tensor
-    entropies: Tensor
-    objective: Tensor
-    metrics: dict[str, tuple[float, int]]
-
-
 def score_tree(
     model: nn.Module | GPT2,
     head: nn.Module,
@@ -247,8 +219,11 @@ def score_tree(
     temperature: float | Tensor = 1.0,
     scale: bool = True,
     entropy_gradient: bool = False,
-) -> ScoredTree:
+) -> Scored:
     """Score sampled completions and all actions of their decision points in one forward pass of the model.
+
+    The objective is the sum of the decisions' scaled J and of the determined tokens' log-probs, each in the cell of its
+    position.
 
     Args:
         model: called with token ids, a mask (T, 1, S, S) and position ids: wrapped or not, with adapters or not; or its
@@ -276,13 +251,15 @@ def score_tree(
     of_sequences = logps.new_zeros(len(sequences)).index_add(0, owner_of_token, logps[len(logps) - len(owners) :])
     of_actions, likelihoods = of_sequences.split([len(actions), len(determined)])
     sums = _Sums([each for _, each in decisions], of_actions.exp())
-    decided, row_advantages = _decided(sums, [points[row].rest for row, _ in decisions], scale)
+    against, deviation, surplus = _beside_rest(sums, [points[row].rest for row, _ in decisions])
+    of_decisions = sums.weights / (deviation + LEAST_DEVIATION) if scale else sums.weights
+    decided = of_decisions * (sums.value - against * sums.total)
     weights = torch.tensor([each.weight for _, each in determined], dtype=torch.float, device=device)
     both: list[tuple[int, Decision | Determined]] = [*decisions, *determined]
     shape = sampled_logps.shape
     places = [(row, row * shape[1] + each.position) for row, each in both]
     rows, cells = torch.tensor(places, dtype=torch.long, device=device).view(-1, 2).unbind(1)
-    advantages = logps.new_zeros(len(points)).index_add(0, rows[: len(decisions)], row_advantages)
+    advantages = logps.new_zeros(len(points)).index_add(0, rows[: len(decisions)], of_decisions * surplus)
     wanted = sums.over((sums.rewards > 0).float()) > 0  # elsewhere the actions are only what must not be
     seen = {
         "exact/value": (sums.value + sums.otherwise)[wanted],
@@ -291,11 +268,11 @@ def score_tree(
         "exact/determined_nll": -likelihoods,
     }
     terms = logps.new_zeros(shape.numel()).index_add(0, cells, torch.cat([decided, weights * likelihoods]))
-    return ScoredTree(
+    return Scored(
         sampled_logps,
         forest.of_completions(entropies),
         terms.view(shape) + advantages[:, None] * sampled_logps,
-        {name: (values.detach().sum().item(), len(values)) for name, values in seen.items()},
+        metrics={name: (values.detach().sum().item(), len(values)) for name, values in seen.items()},
     )
 
 
@@ -323,23 +300,13 @@ class _Sums:
         return values.new_zeros(len(self.otherwise)).index_add(0, self.owners, values)
 
 
-def _decided(sums: _Sums, rests: Sequence[Rest | None], scale: bool) -> tuple[Tensor, Tensor]:
-    """The term (D,) of each decision in the objective, and the advantage (D,) of its row's sample.
-
-    An outcome's gradient is that of its probability times its reward, counted from what stands against it: everything
-    else where the sum is complete, the baseline where the rest is sampled.
-    """
-    with torch.no_grad():
-        against, deviation, surplus = _beside_rest(sums, rests)
-        weights = sums.weights / (deviation + LEAST_DEVIATION) if scale else sums.weights
-    return weights * (sums.value - against * sums.total), weights * surplus
-
-
+@torch.no_grad()
 def _beside_rest(sums: _Sums, rests: Sequence[Rest | None]) -> tuple[Tensor, Tensor, Tensor]:
     """What stands against the rewards of each decision (D,) beside r_0, their deviation, the sample's above the mean.
 
-    Where the rest is sampled, its rewards take part in mean and deviation, and the mean is the baseline that stands
-    against all; elsewhere it is nothing, and so is the last.
+    An outcome's gradient is that of its probability times its reward, counted from what stands against it. Where the
+    rest is sampled, its rewards take part in mean and deviation, and the mean is the baseline that stands against all;
+    elsewhere the sum is complete: it is nothing, and so is the last.
     """
     given = [each or Rest(None, math.nan, math.nan) for each in rests]
     mean = sums.rewards.new_tensor([each.mean for each in given])
@@ -441,8 +408,13 @@ class ExactObjective:
             self.record(f"exact/decided/{task}", sum(decided) / len(decided))
             if not any(decided):
                 here = zip(self._tasks(rows), completions, points, strict=True)
-                mine = [self._example(ids, each) for name, ids, each in here if name == task and each["determined"]]
-                lost[task] = next(text for text in ranks.everyones(mine[:1] or [""]) if text)
+                mine = [(ids, each["determined"]) for name, ids, each in here if name == task and each["determined"]]
+                examples = []  # what a completion says, and what it should have said
+                for ids, determined in mine[:1]:
+                    right = max(determined, key=lambda each: each["position"])
+                    wanted, said = self.decode(right["tokens"]), self.decode(ids[right["position"] :][:20])
+                    examples.append(f"{said!r} was sampled where {wanted!r} belongs")
+                lost[task] = next(text for text in ranks.everyones(examples or [""]) if text)
         problem = "; ".join(f"task {task!r}: {example}" for task, example in lost.items())
         if lost and not self.begun:
             remedy = (
@@ -454,12 +426,6 @@ class ExactObjective:
         if lost and self.accelerator.is_main_process:
             logger.warning(f"no completion reaches a decision, so none of the task is trained on ({problem})")
         return set(lost)
-
-    def _example(self, completion: list[int], point: dict[str, Any]) -> str:
-        """What a completion says, and what it should have said."""
-        right = max(point["determined"], key=lambda each: each["position"])
-        wanted, said = self.decode(right["tokens"]), self.decode(completion[right["position"] :][:20])
-        return f"{said!r} was sampled where {wanted!r} belongs"
 
     def __call__(self, model: nn.Module, batch: dict[str, Any]) -> Scored:
         """Log-probs, entropies and objective of a micro-batch, from one forward pass."""
@@ -477,18 +443,11 @@ class ExactObjective:
                 self.args.scale_rewards == "group",
                 entropy_gradient=bool(self.args.entropy_coef),
             )
-        self._observe(scored.metrics)
-        return Scored(scored.logps, scored.entropies, scored.objective, batch["by_samples"])
-
-    def _observe(self, metrics: dict[str, tuple[float, int]]) -> None:
-        """Sums and counts of a micro-batch; at the end of the optimizer step, means over all of them and all processes.
-
-        A mean of the micro-batches' means would weigh one with few points like one with many.
-        """
-        self._seen.append(torch.tensor([metrics[name] for name in METRICS], device=self.accelerator.device))
-        if not self.accelerator.sync_gradients:
-            return
-        sums, self._seen = torch.stack(self._seen).sum(dim=0), []
-        for name, (total, count) in zip(METRICS, self.accelerator.reduce(sums, "sum").tolist(), strict=True):
-            if count:
-                self.record(name, total / count)
+        # A mean of the micro-batches' means would weigh one with few points like one with many.
+        self._seen.append(torch.tensor([scored.metrics[name] for name in METRICS], device=self.accelerator.device))
+        if self.accelerator.sync_gradients:
+            sums, self._seen = torch.stack(self._seen).sum(dim=0), []
+            for name, (total, count) in zip(METRICS, self.accelerator.reduce(sums, "sum").tolist(), strict=True):
+                if count:
+                    self.record(name, total / count)
+        return replace(scored, by_samples=batch["by_samples"])

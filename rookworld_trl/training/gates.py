@@ -10,9 +10,7 @@
 * `sampler`: log-probs in the loss equal those recorded while sampling, so the log-ratio starts at 0.
 
 Each gate measures one number against one bound. This package's trainer passes them; any `GRPOTrainer` of TRL's does by
-
-    trainer.add_callback(GateCallback(trainer))
-    trainer.train()  # raises GateError before the first update if the loss does not score what was sampled
+`rookworld_trl.doctor.GateCallback`.
 
 The gates are given the scoring function of the loss, `score(model, input_ids, attention_mask, logits_to_keep) ->
 (B, logits_to_keep)` log-probs. Where rows have temperatures of their own, the batch holds them as `temperatures` (B,),
@@ -30,14 +28,10 @@ import torch
 from accelerate.utils import DistributedType
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
-from transformers import TrainerCallback
-from transformers.utils import logging
 
 from rookworld_trl import ranks
-from rookworld_trl.modeling.hooks import replaced, without_adapters
-from rookworld_trl.training.sampler import Drawn, Samples, record_generate
-
-logger = logging.get_logger(__name__)
+from rookworld_trl.modeling.hooks import without_adapters
+from rookworld_trl.training.sampler import Samples
 
 GATES = ("dropout", "padding", "temperature", "truncation", "sampled_ids", "reference", "weights", "sampler")
 Score = Callable[..., torch.Tensor]
@@ -394,7 +388,13 @@ class FirstBatch:
             results.append(padding_gate(score, model, batch, args.temperature, bounds))
             logps = loss_logps(score, model, batch, args.per_device_train_batch_size)
             if self.sampled is not None:
-                results.append(temperature_gate(score, model, batch, _temperatures(self.sampled, batch, args), bounds))
+                # What the sampler divided each row's logits by: seen where it could be, else as the settings ask.
+                seen = [each.temperature if each else None for each in self.sampled.drawn]
+                asked = (args.generation_kwargs or {}).get("temperature", args.temperature)
+                rest = [next((each for each in seen if each is not None), asked)] * len(seen)
+                rest = batch["temperatures"].tolist() if "temperatures" in batch else rest
+                divisors = [own if each is None else each for each, own in zip(seen, rest, strict=True)]
+                results.append(temperature_gate(score, model, batch, divisors, bounds))
                 results.append(truncation_gate(self.sampled, args))
                 results.append(sampled_ids_gate(self.sampled, batch))
         mask = batch["completion_mask"]
@@ -406,95 +406,3 @@ class FirstBatch:
             results.append(sampler_gate(self.sampled, logps, mask, bounds))
         worst = ranks.largest([result.measured for result in results], self.accelerator)
         return [replace(result, measured=value) for result, value in zip(results, worst, strict=True)]
-
-
-def _temperatures(sampled: Samples, batch: Batch, args: Any) -> list[float]:
-    """What the sampler divided each row's logits by: seen where it could be, else as the settings ask."""
-    seen = [each.temperature if each else None for each in sampled.drawn]
-    asked = (args.generation_kwargs or {}).get("temperature", args.temperature)
-    alike = [next((each for each in seen if each is not None), asked)] * len(seen)
-    rest = batch["temperatures"].tolist() if "temperatures" in batch else alike
-    return [own if each is None else each for each, own in zip(seen, rest, strict=True)]
-
-
-class GateCallback(TrainerCallback):
-    """The gates for any `GRPOTrainer` of TRL's: `trainer.add_callback(GateCallback(trainer))`.
-
-    TRL has no event between scoring a batch and the loss, so the trainer is handed over; when training begins, its
-    `_generate_and_score_completions` is watched for one batch and then left as it was.
-
-    Args:
-        trainer: whose first batch is measured.
-        strict: raise when a gate fails; otherwise print what was measured and train on.
-
-    Attributes:
-        results: what was measured; empty before the first batch.
-
-    Raises:
-        GateError: in `train()`, before the first update.
-    """
-
-    def __init__(self, trainer: Any, strict: bool = True):
-        self.trainer, self.strict = trainer, strict
-        self.results: list[GateResult] = []
-
-    def on_train_begin(self, *_: Any, **__: Any) -> None:
-        trainer = self.trainer
-        original = trainer._generate_and_score_completions
-
-        def watched(inputs: Any) -> Any:
-            if not trainer.model.training:  # an evaluation before the first step
-                return original(inputs)
-            trainer._generate_and_score_completions = original
-            batch, self.results = _measured(trainer, original, inputs)
-            for result in self.results:
-                trainer._metrics["train"][f"gates/{result.gate}"].append(result.measured)
-            if self.strict:
-                enforce(self.results)
-            elif trainer.accelerator.is_main_process:
-                print(*self.results, sep="\n", flush=True)
-            return batch
-
-        trainer._generate_and_score_completions = watched
-
-
-def examine(trainer: Any) -> list[GateResult]:
-    """Sample and score a first batch of any `GRPOTrainer`, without training, and measure every gate on it.
-
-    For one process that holds the whole model; where weights are sharded use `GateCallback`.
-    """
-    trainer.model.train()
-    rows = next(iter(trainer.get_train_dataloader()))
-    return _measured(trainer, trainer._generate_and_score_completions, rows)[1]
-
-
-def _measured(trainer: Any, generate_and_score: Any, inputs: Any) -> tuple[Any, list[GateResult]]:
-    def score(model: nn.Module, ids: torch.Tensor, mask: torch.Tensor, keep: int, *_: Any) -> torch.Tensor:
-        return trainer._get_per_token_logps_and_entropies(model, ids, mask, keep)[0]
-
-    first = FirstBatch(trainer.args, trainer.accelerator, trainer.model, score)
-    with _turns(trainer) as turns:
-        batch = generate_and_score(inputs)
-    if "pixel_values" in batch:
-        logger.warning("the gates score text alone: a batch with images is not measured")
-        return batch, []
-    if len(turns) == 1 and any(turns[0].drawn):  # tools and rollout functions put completions together themselves
-        first.sampled = turns[0]
-    return batch, first.measure(batch, trainer.state.global_step)
-
-
-@contextmanager
-def _turns(trainer: Any) -> Iterator[list[Samples]]:
-    """Record each call of the trainer's `_generate_single_turn`."""
-    single_turn, turns = trainer._generate_single_turn, list[Samples]()
-
-    def recorded(prompt_ids: list[list[int]], *args: Any, **kwargs: Any) -> Any:
-        policy = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
-        with record_generate(policy, rows=64) as drawn_of:
-            completion_ids, logps = single_turn(prompt_ids, *args, **kwargs)
-        drawn: Sequence[Drawn] = drawn_of(completion_ids) if logps is None else [Drawn(row) for row in logps]
-        turns.append(Samples(prompt_ids, completion_ids, [*drawn, *[None] * (len(completion_ids) - len(drawn))]))
-        return completion_ids, logps
-
-    with replaced(trainer, _generate_single_turn=recorded):
-        yield turns

@@ -31,7 +31,7 @@ from typing import Any
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from rookworld_trl.checkpointing.state import Remembers
+from rookworld_trl.checkpointing.store import Remembers
 from rookworld_trl.training.config import RookWorldGRPOConfig
 from rookworld_trl.training.loss import Scale, Scored, aggregate
 from rookworld_trl.training.scoring import Scorer
@@ -51,27 +51,24 @@ def estimate_kl(
         kl_type, estimator: see the module; `exact` needs the whole vocabulary, see `exact_kl`.
         corrected: take the unbiased gradient instead of the estimator's own.
     """
-    value = _estimate((ref_logps - logps).clamp(max=_MAX_LOG_RATIO), kl_type, estimator)
+    d = (ref_logps - logps).clamp(max=_MAX_LOG_RATIO)
+    if estimator == "k2":
+        value = d.square() / 2
+    elif kl_type == "symmetric":
+        value = d.expm1() * d / 2  # `expm1` keeps w - 1 exact where the models nearly agree
+    elif kl_type == "policy_to_reference":
+        value = -d if estimator == "k1" else d.expm1() - d
+    else:
+        value = d.exp() * d if estimator == "k1" else d.exp() * d - d.expm1()
     if not corrected:
         return value
-    log_ratio = (ref_logps - logps).detach().clamp(max=_MAX_LOG_RATIO)
+    log_ratio = d.detach()
     slope = {
         "policy_to_reference": -log_ratio,
         "reference_to_policy": -log_ratio.expm1(),
         "symmetric": -(log_ratio + log_ratio.expm1()) / 2,
     }[kl_type]
     return value.detach() + slope * (logps - logps.detach())
-
-
-def _estimate(d: torch.Tensor, kl_type: str, estimator: str) -> torch.Tensor:
-    """The table of the module; `expm1` keeps w - 1 exact where the models nearly agree."""
-    if estimator == "k2":
-        return d.square() / 2
-    if kl_type == "symmetric":
-        return d.expm1() * d / 2
-    if kl_type == "policy_to_reference":
-        return -d if estimator == "k1" else d.expm1() - d
-    return d.exp() * d if estimator == "k1" else d.exp() * d - d.expm1()
 
 
 def exact_kl(

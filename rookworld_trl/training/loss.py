@@ -13,8 +13,8 @@ GSPO (arXiv 2507.18071); tokens of high entropy alone, arXiv 2506.01939; off-pol
 (arXiv 2512.02556); the four `loss_type`s differ in `aggregate` alone.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -37,6 +37,7 @@ class Scored:
         by_samples: (B,) rows whose sampled advantages count; None: all.
         auxiliary: the router's loss of a mixture of experts, else None.
         hidden: (B, C, H), last hidden states that predict the tokens, for the exact KL; else None.
+        metrics: sum and count over the batch by name, for the log of the exact objective.
     """
 
     logps: Tensor
@@ -45,6 +46,7 @@ class Scored:
     by_samples: Tensor | None = None
     auxiliary: Tensor | None = None
     hidden: Tensor | None = None
+    metrics: Mapping[str, tuple[float, int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,14 +101,6 @@ def aggregate(per_token: Tensor, mask: Tensor, scale: Scale) -> Tensor:
     return by_type[scale.loss_type]() / scale.accumulation
 
 
-def ratios(log_ratio: Tensor, mask: Tensor, level: str) -> Tensor:
-    """Ratios pi / pi_old of tokens (B, C), or their geometric mean over each completion (B, 1) where level is
-    `sequence`."""
-    if level == "sequence":
-        log_ratio = ((log_ratio * mask).sum(-1) / mask.sum(-1).clamp(min=1))[:, None]
-    return log_ratio.exp()
-
-
 def policy_terms(
     logps: Tensor, old_logps: Tensor, advantages: Tensor, mask: Tensor, args: Any
 ) -> tuple[Tensor, Measured]:
@@ -117,7 +111,10 @@ def policy_terms(
         advantages: (B, 1) or (B, C).
     """
     low, high = 1 - args.epsilon, 1 + (args.epsilon if args.epsilon_high is None else args.epsilon_high)
-    ratio = ratios(logps - old_logps, mask, args.importance_sampling_level)
+    log_ratio = logps - old_logps
+    if args.importance_sampling_level == "sequence":  # the geometric mean over each completion
+        log_ratio = ((log_ratio * mask).sum(-1) / mask.sum(-1).clamp(min=1))[:, None]
+    ratio = log_ratio.exp()
     clipped = ratio.clamp(low, high)
     if args.delta is not None:
         ratio = ratio.clamp(max=args.delta)

@@ -4,16 +4,14 @@ One process may see several GPUs. transformers would then wrap the policy in `nn
 forward pass; here the policy keeps one device and a second one takes the reference, so that neither pays for the other.
 """
 
-import ctypes
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from accelerate.utils import DynamoBackend, TorchDynamoPlugin, parse_flag_from_env
 from trl import GRPOConfig
 
+from rookworld_trl.memory import keep_freed_memory
 from rookworld_trl.settings.parser import require
 
 LAUNCHED_PRECISION = "ACCELERATE_MIXED_PRECISION"  # set by every kind of `accelerate launch`
@@ -33,19 +31,6 @@ def set_attention(model: Any, name: str) -> None:
         if isinstance(error, ValueError):
             remedy = f"Set it to {own}"
         raise ValueError(f"`attn_implementation` is {name!r}: {str(error).splitlines()[0]} {remedy}") from error
-
-
-def keep_freed_memory() -> bool:
-    """Let glibc keep what is freed instead of giving large blocks back to the system, on Linux; whether it does.
-
-    A pass takes and frees hundreds of megabytes again and again. Fresh pages cost a CPU a fifth of a step.
-    """
-    try:
-        mallopt = ctypes.CDLL("libc.so.6").mallopt
-    except (OSError, AttributeError):  # another system or another C library
-        return False
-    # M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD of malloc.h
-    return all(mallopt(name, value) for name, value in ((-4, 0), (-1, 2**31 - 1), (-2, 1 << 26)))
 
 
 def reference_device(wanted: str, home: torch.device, processes: int, gpus: int, fixed: bool) -> torch.device | None:
@@ -112,14 +97,6 @@ def arrange(config: GRPOConfig, accelerator: Any, policy: Any, reference: Any, s
     if device is not None:
         reference.to(device)
     return device
-
-
-@contextmanager
-def precision_of(home: torch.device, device: torch.device, mixed_precision: str) -> Iterator[None]:
-    """The run's autocast on another kind of device: what accelerate switched on holds for the policy's kind alone."""
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(mixed_precision)
-    with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None and device.type != home.type):
-        yield
 
 
 def follow_launcher(config: Any) -> None:
@@ -198,13 +175,6 @@ def keep_float32(config: Any, accelerator: Any) -> None:
     its three digits."""
     if config.torch_compile and accelerator.mixed_precision == "no" and not config.tf32:
         torch.set_float32_matmul_precision("highest")  # by both of torch's switches
-
-
-def compiled_graphs() -> int:
-    """Graphs that this process has compiled."""
-    from torch._dynamo.utils import counters  # imported where something is compiled
-
-    return counters["stats"]["unique_graphs"]
 
 
 def on_gpu(config: Any) -> bool:

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import torch
 from transformers import TrainerCallback
 
-from rookworld_trl.checkpointing.state import Remembers, Stateful
+from rookworld_trl.checkpointing.store import Remembers, Stateful
 from rookworld_trl.settings.parser import check_options
 
 Row = dict[str, Any]

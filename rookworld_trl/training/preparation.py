@@ -1,9 +1,8 @@
 """What must be true of model, reference and tokenizer before TRL builds a trainer around them."""
 
 import copy
-import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,12 +11,11 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 from transformers import PreTrainedModel, ProcessorMixin
-from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.pytorch_utils import Conv1D
 from trl.import_utils import is_vllm_available
 from trl.trainer import grpo_trainer
 
-from rookworld_trl.checkpointing.stopping import check_output_dir, needs_disk
+from rookworld_trl.files import check_output_dir, needs_disk
 from rookworld_trl.modeling.hooks import install_position_hook, replaced
 from rookworld_trl.modeling.hub import hide_token
 from rookworld_trl.training.config import RookWorldGRPOConfig
@@ -40,11 +38,21 @@ def prepare(args: Any, model: Any, tokenizer: Any, options: dict[str, Any]) -> R
         check_output_dir(args.output_dir)
     hide_token(args)
     check_tokenizer(tokenizer)
-    check_one_turn(tokenizer, options)
-    check_vllm_installed(args)
+    for name in ("tools", "rollout_func", "environment_factory"):  # sampling, gates and scoring know nothing of them
+        if options.get(name):
+            raise ValueError(f"`{name}` is given: completions here are sampled in one turn. Leave it out")
+    if isinstance(tokenizer, ProcessorMixin):
+        raise ValueError("`processing_class` is a processor: prompts here are text. Give a tokenizer")
+    if args.use_vllm and not is_vllm_available():
+        raise ValueError(
+            "`use_vllm` is True: vLLM is not installed. Install it with `pip install 'rookworld-trl[vllm]'`, or leave "
+            "`use_vllm` and `rollout_backend` out"
+        )
     if isinstance(model, nn.Module):
         check_device(model)
-        widen_to_float32(model)
+        for parameter in model.parameters():  # casting up is exact; quantised and frozen weights stay as they are
+            if parameter.requires_grad and parameter.dtype in (torch.float16, torch.bfloat16):
+                parameter.data = parameter.data.float()
     if args.use_peft and options.get("peft_config") is None:
         options["peft_config"] = lora_config(args, model)
     return args
@@ -167,24 +175,6 @@ def check_tokenizer(tokenizer: Any) -> None:
             )
 
 
-def check_one_turn(tokenizer: Any, options: Mapping[str, Any]) -> None:
-    """Raises:
-    ValueError: tools, images or a rollout of the user's own, which sampling, gates and scoring here know nothing of.
-    """
-    for name in ("tools", "rollout_func", "environment_factory"):
-        if options.get(name):
-            raise ValueError(f"`{name}` is given: completions here are sampled in one turn. Leave it out")
-    if isinstance(tokenizer, ProcessorMixin):
-        raise ValueError("`processing_class` is a processor: prompts here are text. Give a tokenizer")
-
-
-def widen_to_float32(model: nn.Module) -> None:
-    """Cast trainable 16-bit weights up, which is exact; quantised and frozen weights stay as they are."""
-    for parameter in model.parameters():
-        if parameter.requires_grad and parameter.dtype in (torch.float16, torch.bfloat16):
-            parameter.data = parameter.data.float()
-
-
 def check_weights(model: nn.Module) -> None:
     """Raises:
     ValueError: a dropout that is still on, or trainable weights that are not float32.
@@ -198,48 +188,3 @@ def check_weights(model: nn.Module) -> None:
                 f"'{name}' is {parameter.dtype}: small updates vanish in it. Load the model with dtype float32; "
                 "`bf16: true` autocasts the computation"
             )
-
-
-def check_vllm_installed(args: RookWorldGRPOConfig) -> None:
-    """Raises:
-    ValueError: vLLM is to sample and is not there.
-    """
-    if args.use_vllm and not is_vllm_available():
-        raise ValueError(
-            "`use_vllm` is True: vLLM is not installed. Install it with `pip install 'rookworld-trl[vllm]'`, or leave "
-            "`use_vllm` and `rollout_backend` out"
-        )
-
-
-def choose_rollout_backend(args: RookWorldGRPOConfig, model: Any, eos_token_ids: list[int]) -> str:
-    """Resolve `rollout_backend` auto to native, transformers or vllm.
-
-    Raises:
-        ValueError: native was asked for where it cannot work.
-    """
-    sharded = os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true" or is_deepspeed_zero3_enabled()
-    whole = model.config.model_type == "gpt2" and not hasattr(model, "peft_config") and not sharded
-    native = whole and len(eos_token_ids) == 1
-    if args.rollout_backend == "native" and not native:
-        raise ValueError(
-            "`rollout_backend` is 'native', which decodes GPT-2 without adapters, unsharded, with one eos token, not "
-            f"this {type(model).__name__} with {len(eos_token_ids)}. Set it to transformers"
-        )
-    if args.rollout_backend != "auto":
-        return args.rollout_backend
-    if args.use_vllm:
-        return "vllm"
-    return "native" if native else "transformers"
-
-
-def check_context(config: Any, longest_prompt: int, max_completion_length: int) -> None:
-    """Raises:
-    ValueError: prompt and completion, in tokens, may exceed the model's positions.
-    """
-    context = getattr(config, "max_position_embeddings", None)
-    if context is not None and longest_prompt + max_completion_length > context:
-        raise ValueError(
-            f"`max_completion_length` is {max_completion_length}: with the longest prompt of this batch "
-            f"({longest_prompt} tokens) it exceeds the model's context of {context}. Set it to "
-            f"{context - longest_prompt} or less, or drop the longest prompts"
-        )

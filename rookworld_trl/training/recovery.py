@@ -14,25 +14,27 @@ The idea is PaLM's (arXiv 2204.02311, section 5.1: go back to before the loss sp
 disk.
 """
 
+import copy
 import json
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.utils import get_total_norm
 from transformers import TrainerCallback
 from transformers.utils import logging
 
 from rookworld_trl import ranks
 from rookworld_trl.checkpointing.resume import scale_learning_rate
-from rookworld_trl.checkpointing.state import Remembers, Stateful, copy_tree, finite
 from rookworld_trl.checkpointing.stopping import UNRECOVERABLE
+from rookworld_trl.checkpointing.store import Remembers, Stateful
 from rookworld_trl.files import append_line
-from rookworld_trl.modeling.hooks import hooked
+from rookworld_trl.modeling.hooks import finite_logits
 from rookworld_trl.training.sampler import Samples
 
 logger = logging.get_logger(__name__)
@@ -70,27 +72,6 @@ class Diverged(RuntimeError):  # noqa: N818 - a verdict on the run, not a mistak
         self.step, self.debug = step, debug
         kept = f" The broken state and its batch are in {debug}." if debug else ""
         super().__init__(f"training diverged at step {step}: {what}.{kept} {remedy}")
-
-
-@contextmanager
-def finite_logits(model: nn.Module) -> Iterator[list[torch.Tensor]]:
-    """Let `generate` sample from equal chances where a row's logits are no distribution, and tell.
-
-    Sampling from NaN raises on a CPU, and on a GPU it ends the process's use of the device for good (pytorch#7647), so
-    that nothing could be saved or rolled back.
-
-    Yields:
-        A list of tensors, one a forward pass, each True if a row had to be repaired; reading them waits for the device.
-    """
-    repaired: list[torch.Tensor] = []
-
-    def repair(_: nn.Module, __: Any, logits: torch.Tensor) -> torch.Tensor:
-        usable = logits.amax(dim=-1, keepdim=True).isfinite()  # not with a NaN or +Inf, nor if all are -Inf
-        repaired.append(~usable.all())
-        return torch.where(usable, logits, 0.0)
-
-    with hooked(model.get_output_embeddings(), repair):  # type: ignore[operator]
-        yield repaired
 
 
 class Snapshots:
@@ -142,6 +123,7 @@ class Guard(Remembers, TrainerCallback):
 
     Attributes:
         attempts: faults in a row.
+        faults: what this process has found in the present step, of `FAULTS`.
         event: the present step's fault, once all processes know of it.
         scale: the share of the learning rate's schedule that faults have left, which checkpoints keep as they do the
             cut schedule. Each halves it, but at most so many times: faults that have nothing to do with the rate must
@@ -156,9 +138,8 @@ class Guard(Remembers, TrainerCallback):
         self.attempts, self.scale = 0, 1.0
         self.event: dict[str, Any] | None = None
         self._snapshots = Snapshots()
-        self._faults: set[str] = set()  # of this process, in the present step
+        self.faults: set[str] = set()
         self._healthy_steps = 0
-        self._loss_broken = torch.tensor(False)
         self._loss_before = torch.tensor(0.0)  # the running sum, without the present step
         self._batches: list[dict[str, Any]] = []  # what the present step has computed its loss on
 
@@ -170,7 +151,7 @@ class Guard(Remembers, TrainerCallback):
         Raises:
             Diverged: it is not.
         """
-        self._faults.clear()
+        self.faults.clear()
         self._snapshots, self.event, self._healthy_steps, self.attempts = Snapshots(), None, 0, 0
         self.check_weights()
         self._snapshots.take(self._present(), state.global_step)
@@ -184,41 +165,35 @@ class Guard(Remembers, TrainerCallback):
     def check_weights(self) -> None:
         """Look at the weights: before sampling, after the update, and before anything is saved or evaluated."""
         if not finite(self._trained().values()):
-            self._faults.add("weights")
+            self.faults.add("weights")
         self._settle()
 
     @contextmanager
     def sampling(self) -> Iterator[list[Samples]]:
         """Broken logits are noted, not sampled from. The samples are to be put into the list that this gives."""
         drawn: list[Samples] = []
-        with finite_logits(self.trainer.accelerator.unwrap_model(self.trainer.model)) as repaired:
+        watched: Any = nullcontext([])
+        if self.trainer.sampler.backend == "transformers":  # the native one draws from NaN without harm
+            watched = finite_logits(self.trainer.accelerator.unwrap_model(self.trainer.model))
+        with watched as repaired:
             yield drawn
         known = (logp for samples in drawn for row in samples.logps if row for logp in row if logp is not None)
         if (repaired and bool(torch.stack(repaired).any())) or not all(map(math.isfinite, known)):
-            self._faults.add("sampling")
-
-    def no_rewards(self) -> None:
-        """No completion of a batch, on any process, has a finite reward."""
-        self._faults.add("rewards")
+            self.faults.add("sampling")
 
     def saw_batch(self, inputs: dict[str, Any]) -> None:
         self._batches.append(inputs)
-
-    def saw_loss(self, loss: torch.Tensor) -> None:
-        """A micro-batch's; looked at when the step's gradient is, so that nothing waits for the device."""
-        self._loss_broken = self._loss_broken | ~loss.detach().isfinite().all()
 
     def check_gradient(self, model: nn.Module, norm: Any) -> None:
         """The last look before the update. If the step is skipped, no parameter has a gradient afterwards.
 
         Without gradients the optimizer's step changes nothing, neither weights nor moments nor its count of steps.
         """
-        if self._loss_broken or not self.trainer._tr_loss.isfinite():
-            self._faults.add("loss")
-        self._loss_broken = torch.tensor(False)
+        if not self.trainer._tr_loss.isfinite():  # of all its micro-batches
+            self.faults.add("loss")
         # With float16's loss scaling a gradient that overflows is routine, and the scaler leaves the step out.
         if self.trainer.accelerator.scaler is None and norm is not None and not math.isfinite(float(norm)):
-            self._faults.add("gradient")
+            self.faults.add("gradient")
         if self._settle():
             for parameter in model.parameters():
                 parameter.grad = None
@@ -248,7 +223,7 @@ class Guard(Remembers, TrainerCallback):
             # The first healthy state is taken in any case: progress since a fault must not wait for the interval.
             if self._healthy_steps == 1 or state.global_step % args.recovery_snapshot_steps == 0:
                 self._snapshots.take(self._present(), state.global_step)
-        self._faults.clear()
+        self.faults.clear()
         self._batches.clear()
         self.event = None
 
@@ -257,14 +232,14 @@ class Guard(Remembers, TrainerCallback):
         self.check_weights()
         if self.event is not None:
             self._report(self.event)
-        self._faults.clear()
+        self.faults.clear()
         self.event, self._snapshots = None, Snapshots()
 
     # Faults
 
     def _settle(self) -> bool:
         """Whether this step has met a fault, on any process. The first time that is so, go back to the good state."""
-        everywhere = ranks.largest([float(name in self._faults) for name in FAULTS], self.trainer.accelerator)
+        everywhere = ranks.largest([float(name in self.faults) for name in FAULTS], self.trainer.accelerator)
         faults = [name for name, found in zip(FAULTS, everywhere, strict=True) if found]
         if faults and self.event is None:
             self._recover(faults)
@@ -357,3 +332,29 @@ class Guard(Remembers, TrainerCallback):
         for name, control in self.controls.items():
             control.load_state_dict(copy_tree(good["controls"][name]))
         self._snapshots.drop()
+
+
+def finite(tensors: Iterable[torch.Tensor]) -> bool:
+    """Whether no element of any tensor is NaN or Inf; one synchronisation with the device."""
+    # The largest absolute value: unlike a sum, it cannot overflow by itself.
+    norm = get_total_norm([t.detach() for t in tensors if t.is_floating_point() and t.numel()], norm_type=math.inf)
+    return bool(norm.isfinite())
+
+
+def copy_tree(tree: Any, into: Any = None) -> Any:
+    """A copy of nested dicts, lists and tuples with their tensors on the CPU, in the tensors of `into` where they fit.
+
+    Args:
+        into: an earlier copy that is no longer needed.
+    """
+    if isinstance(tree, torch.Tensor):
+        fits = isinstance(into, torch.Tensor) and into.shape == tree.shape and into.dtype == tree.dtype
+        kept = into if fits else torch.empty_like(tree, device="cpu", requires_grad=False)
+        return kept.copy_(tree.detach())
+    if isinstance(tree, Mapping):
+        old = into if isinstance(into, Mapping) else {}
+        return {key: copy_tree(value, old.get(key)) for key, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        old_items = list(into) if isinstance(into, list | tuple) and len(into) == len(tree) else [None] * len(tree)
+        return type(tree)(copy_tree(value, old) for value, old in zip(tree, old_items, strict=True))
+    return copy.deepcopy(tree)

@@ -1,19 +1,20 @@
 """Who samples the completions, at which settings for each task, and from which distribution each was drawn."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+import os
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import LogitsProcessorList, TemperatureLogitsWarper
+from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.utils import logging
 
-from rookworld_trl.modeling.hooks import without_adapters
+from rookworld_trl.modeling.gpt2 import GPT2
+from rookworld_trl.modeling.hooks import Drawn, record_generate
 from rookworld_trl.modeling.rollout import rollout
-from rookworld_trl.training.preparation import check_context, choose_rollout_backend
 
 logger = logging.get_logger(__name__)
 
@@ -32,21 +33,6 @@ class Request:
     temperature: float
     max_completion_length: int
     draft: tuple[int, ...] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Drawn:
-    """How one completion was drawn.
-
-    Attributes:
-        logps: of each token, in the distribution that it was drawn from, after temperature, truncation and penalties.
-        whole: of each token at the same temperature over the whole vocabulary; None where logits are out of sight.
-        temperature: that the sampler divided by; None where that is out of sight.
-    """
-
-    logps: list[float]
-    whole: list[float] | None = None
-    temperature: float | None = None
 
 
 @dataclass(slots=True)
@@ -86,6 +72,27 @@ class Samples:
             logger.warning(f"{len(empty)} of {count} completions have no tokens: taken as their end token alone")
 
 
+def choose_rollout_backend(args: Any, model: Any, eos_token_ids: list[int]) -> str:
+    """Resolve `rollout_backend` auto to native, transformers or vllm.
+
+    Raises:
+        ValueError: native was asked for where it cannot work.
+    """
+    sharded = os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true" or is_deepspeed_zero3_enabled()
+    whole = model.config.model_type == "gpt2" and not hasattr(model, "peft_config") and not sharded
+    native = whole and len(eos_token_ids) == 1
+    if args.rollout_backend == "native" and not native:
+        raise ValueError(
+            "`rollout_backend` is 'native', which decodes GPT-2 without adapters, unsharded, with one eos token, not "
+            f"this {type(model).__name__} with {len(eos_token_ids)}. Set it to transformers"
+        )
+    if args.rollout_backend != "auto":
+        return args.rollout_backend
+    if args.use_vllm:
+        return "vllm"
+    return "native" if native else "transformers"
+
+
 class Sampler:
     """Draws completions by this package's GPT-2, by transformers or by vLLM.
 
@@ -115,8 +122,9 @@ class Sampler:
     ):
         self.args, self.accelerator, self.model, self.tokenizer = args, accelerator, model, tokenizer
         self.eos_token_ids, self.generation_config = eos_token_ids, generation_config
-        plain = accelerator.unwrap_model(model)
+        plain = accelerator.unwrap_model(model, keep_torch_compile=False)
         self.backend = choose_rollout_backend(args, plain, eos_token_ids)
+        self.gpt2 = GPT2.sharing(plain) if self.backend == "native" else None
         self._requests: list[Request] = []  # of the rows at hand; none: the defaults
 
     # What each row asks for
@@ -162,17 +170,29 @@ class Sampler:
         Args:
             stock: TRL's own sampling: prompts -> completions, and log-probs or None.
             record: keep what the gates compare with, where the backend has no log-probs.
+
+        Raises:
+            ValueError: prompt and completion, in tokens, may exceed the model's positions.
         """
         requests = self._requests
         if len(requests) != len(prompt_ids):
             requests = [Request(self.args.temperature, self.args.max_completion_length)] * len(prompt_ids)
-        sizes = [(len(ids) + each.max_completion_length, each) for ids, each in zip(prompt_ids, requests, strict=True)]
-        total, longest = max(sizes, key=lambda size: size[0])
-        check_context(self.model.config, total - longest.max_completion_length, longest.max_completion_length)
+        context = getattr(self.model.config, "max_position_embeddings", None) or math.inf
+        sizes = [(len(ids), each.max_completion_length) for ids, each in zip(prompt_ids, requests, strict=True)]
+        prompt, completion = max(sizes, key=sum)
+        if prompt + completion > context:
+            raise ValueError(
+                f"`max_completion_length` is {completion}: with the longest prompt of this batch ({prompt} tokens) it "
+                f"exceeds the model's context of {context}. Set it to {context - prompt} or less, or drop the longest "
+                "prompts"
+            )
         # The seed comes from torch's generator, which TRL seeds for each process and checkpoints keep.
         seed = int(torch.randint(2**31 - 1, ())) if self.backend == "native" else 0
         samples = Samples.blank(len(prompt_ids))
-        for rows in _alike(requests):
+        settings: dict[tuple[float, int], list[int]] = {}  # rows that can be sampled together
+        for row, request in enumerate(requests):
+            settings.setdefault((request.temperature, request.max_completion_length), []).append(row)
+        for rows in settings.values():
             prompts, mine = [prompt_ids[row] for row in rows], [requests[row] for row in rows]
             native = self.backend == "native"
             samples.put(
@@ -182,9 +202,10 @@ class Sampler:
 
     def _native(self, prompt_ids: list[list[int]], requests: list[Request], seed: int) -> Samples:
         """Decode with this package's GPT-2, which prefills equal prompts once and numbers their samples through."""
+        assert self.gpt2 is not None, "the backend is native"
         with self.accelerator.autocast():  # the precision that the loss scores in
             result = rollout(
-                self.accelerator.unwrap_model(self.model, keep_torch_compile=False),
+                self.gpt2,
                 prompt_ids,
                 max_new_tokens=requests[0].max_completion_length,
                 eos_token_id=self.eos_token_ids[0],
@@ -209,77 +230,3 @@ class Sampler:
             ids, logps = stock(prompt_ids)
         drawn = drawn_of(ids) if drawn_of else [Drawn(row) for row in logps or []]
         return Samples(prompt_ids, ids, [*drawn, *[None] * (len(ids) - len(drawn))], logps or [None] * len(ids))
-
-
-def _alike(requests: Sequence[Request]) -> list[list[int]]:
-    """Rows that can be sampled together: of one temperature and one maximal length."""
-    settings: dict[tuple[float, int], list[int]] = {}
-    for row, request in enumerate(requests):
-        settings.setdefault((request.temperature, request.max_completion_length), []).append(row)
-    return list(settings.values())
-
-
-class _Tap:
-    """A logits processor that changes nothing and keeps the log-prob of each token once it is known."""
-
-    supports_continuous_batching = False  # which has rows of several lengths in one call; there it is left out
-
-    def __init__(self, rows: int, temperature: float):
-        self.rows, self.temperature = rows, temperature
-        self._taken: list[torch.Tensor] = []
-        self._table: torch.Tensor | None = None  # (rows, V) of the token that is drawn next
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        self._take(input_ids[: self.rows, -1])
-        self._table = torch.log_softmax(scores[: self.rows].float() / self.temperature, dim=-1)
-        return scores
-
-    def _take(self, tokens: torch.Tensor) -> None:
-        if self._table is not None:
-            self._taken.append(self._table.gather(-1, tokens[:, None])[:, 0])
-
-    def logps(self, completion_ids: list[list[int]]) -> list[list[float]]:
-        """Log-probs of the recorded rows' tokens; called once, when the completions are known."""
-        if self._table is None:
-            return []
-        ids, step = completion_ids[: self.rows], len(self._taken)
-        last = [row[step] if step < len(row) else 0 for row in ids]
-        self._take(torch.tensor(last, device=self._table.device))
-        table = torch.stack(self._taken, dim=1).tolist()
-        return [logps[: len(row)] for logps, row in zip(table, ids, strict=True)]
-
-
-@contextmanager
-def record_generate(model: nn.Module, rows: int = 4) -> Iterator[Callable[[list[list[int]]], list[Drawn]]]:
-    """Record what `generate` of transformers draws from for its first `rows` rows, after its last logits processor.
-
-    Settings need not be known: what a model's own `generation_config` slips in is seen too. Yields a function to be
-    called after the block: `drawn(completion_ids)` gives one `Drawn` for each recorded row; none if `generate` was not
-    called.
-    """
-    plain = without_adapters(getattr(model, "_orig_mod", model))  # below `torch.compile`
-    build, outer = plain._get_logits_processor, vars(plain).get("_get_logits_processor")
-    taps: list[tuple[_Tap, _Tap]] = []
-
-    def tapped(*args: Any, **kwargs: Any) -> LogitsProcessorList:
-        processors = build(*args, **kwargs)
-        divisors = [each.temperature for each in processors if isinstance(each, TemperatureLogitsWarper)]
-        whole, drawn = _Tap(rows, divisors[0] if divisors else 1.0), _Tap(rows, 1.0)
-        taps.append((whole, drawn))
-        return LogitsProcessorList([whole, *processors, drawn])
-
-    def drawn(completion_ids: list[list[int]]) -> list[Drawn]:
-        if not taps:
-            return []
-        whole, last = taps[0]
-        rows_of = zip(last.logps(completion_ids), whole.logps(completion_ids), strict=True)
-        return [Drawn(logps, over_all, whole.temperature) for logps, over_all in rows_of]
-
-    plain._get_logits_processor = tapped
-    try:
-        yield drawn
-    finally:
-        if outer is None:
-            del plain._get_logits_processor  # the class's own shows again
-        else:
-            plain._get_logits_processor = outer

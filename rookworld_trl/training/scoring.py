@@ -17,8 +17,8 @@ from torch import nn
 from trl.trainer.utils import use_adapter
 
 from rookworld_trl.modeling.forest import per_token_logps
-from rookworld_trl.modeling.gpt2 import EAGER, GPT2, Blocks, compile_blocks
-from rookworld_trl.modeling.hooks import capture_hidden, hooked, without_adapters
+from rookworld_trl.modeling.gpt2 import EAGER, GPT2, compile_blocks
+from rookworld_trl.modeling.hooks import at_temperatures, capture_hidden
 from rookworld_trl.training import placement
 from rookworld_trl.training.config import RookWorldGRPOConfig
 from rookworld_trl.training.loss import Scored
@@ -62,6 +62,7 @@ class Scorer:
                 "it would reach the gates alone. Leave it out, or set `share_prefixes` to false"
             )
         self.blocks = compile_blocks(accelerator.state.dynamo_plugin.to_kwargs()) if args.torch_compile else EAGER
+        self._weights: dict[nn.Module, GPT2] = {}  # of policy and reference, once they have been asked for
 
     def __call__(
         self, model: nn.Module, *args: Any, temperatures: torch.Tensor | None = None, **kwargs: Any
@@ -71,9 +72,19 @@ class Scorer:
         Args:
             temperatures: (B,) of the rows; None: all at `args.temperature`.
         """
-        if model is self.reference and self.device is not None:
-            return self._elsewhere(self.device, model, temperatures, *args, **kwargs)
-        return self._score(model, temperatures, *args, **kwargs)
+        home, device = self.accelerator.device, self.device
+        if model is not self.reference or device is None:
+            return self._score(model, temperatures, *args, **kwargs)
+        across = device.type == "cuda"
+        temperatures, args, kwargs = send_to_device((temperatures, args, kwargs), device, non_blocking=across)
+        # What accelerate switched on holds for the policy's kind of device alone.
+        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.accelerator.mixed_precision)
+        other = dtype is not None and device.type != home.type
+        # Triton launches on the current device, whichever its arguments are on.
+        current: Any = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+        with torch.autocast(device.type, dtype=dtype, enabled=other), current:
+            found = self._score(model, temperatures, *args, **kwargs)
+            return send_to_device(found, home, non_blocking=home.type == "cuda")
 
     def logps(
         self,
@@ -107,28 +118,11 @@ class Scorer:
         assert entropies is not None, "asked for"
         return Scored(logps, entropies, auxiliary=loss, hidden=states[0][:, -keep - 1 : -1] if states else None)
 
-    def _elsewhere(
-        self, device: torch.device, model: nn.Module, temperatures: torch.Tensor | None, *args: Any, **kwargs: Any
-    ) -> Any:
-        """Inputs go to the model's device, results come back."""
-        home = self.accelerator.device
-        across = device.type == "cuda"
-        temperatures, args, kwargs = send_to_device((temperatures, args, kwargs), device, non_blocking=across)
-        precision = placement.precision_of(home, device, self.accelerator.mixed_precision)
-        # Triton launches on the current device, whichever its arguments are on.
-        current: Any = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
-        with precision, current:
-            return send_to_device(
-                self._score(model, temperatures, *args, **kwargs), home, non_blocking=home.type == "cuda"
-            )
-
     def _score(self, model: nn.Module, temperatures: torch.Tensor | None, *args: Any, **kwargs: Any) -> Any:
         common = self.args.temperature
         if self.shared:
-            temperature = common if temperatures is None else temperatures
-            plain = self.accelerator.unwrap_model(model, keep_torch_compile=False)
             with self.accelerator.autocast():
-                return score(temperature, plain, *args, **{**kwargs, "blocks": self.blocks})
+                return score(self.weights(model), common if temperatures is None else temperatures, *args, **kwargs)
         scaled: Any = nullcontext()
         if temperatures is not None:
             scaled = at_temperatures(self.accelerator.unwrap_model(model), temperatures, common)
@@ -137,7 +131,10 @@ class Scorer:
 
     def weights(self, model: nn.Module) -> GPT2:
         """The model's weights alone, with compiled blocks where the run compiles; only where prefixes are shared."""
-        return GPT2.sharing(self.accelerator.unwrap_model(model, keep_torch_compile=False), self.blocks)
+        if model not in self._weights:
+            plain = self.accelerator.unwrap_model(model, keep_torch_compile=False)
+            self._weights[model] = GPT2.sharing(plain, self.blocks)
+        return self._weights[model]
 
     def hidden_states(self, model: nn.Module, batch: Batch) -> torch.Tensor:
         """Last hidden states (B, C, H) that predict the completion's tokens."""
@@ -182,58 +179,24 @@ def can_share(model: nn.Module, args: RookWorldGRPOConfig, accelerator: Accelera
     return True
 
 
-@contextmanager
-def at_temperatures(model: nn.Module, temperatures: torch.Tensor, temperature: float) -> Iterator[None]:
-    """Let a model whose head divides logits by `temperature` score row r of a batch at `temperatures[r]` instead.
-
-    Logits are linear in the hidden states, so these are multiplied by `temperature / temperatures[r]`. Rows are counted
-    over successive forward passes: together they must be the rows that the temperatures (B,) stand for.
-
-    Raises:
-        ValueError: the head has a bias or caps its logits, so that they are not linear.
-    """
-    inner = without_adapters(model)
-    bias = getattr(inner.get_output_embeddings(), "bias", None)
-    if bias is not None or getattr(inner.config, "final_logit_softcapping", None):
-        raise ValueError(
-            "`task_sampling` sets temperatures that differ by task, and this model's logits are not linear in its "
-            "hidden states (its head has a bias or caps them). Use one temperature for all tasks"
-        )
-    done = 0
-
-    def scale(_: nn.Module, __: Any, output: Any) -> Any:
-        nonlocal done
-        states = output.last_hidden_state
-        rows = temperatures[done : done + len(states)]
-        done += len(states)
-        output.last_hidden_state = states * (temperature / rows)[:, None, None]
-        return output
-
-    with hooked(inner.base_model, scale):
-        yield
-
-
 def score(
+    gpt2: GPT2,
     temperature: float | torch.Tensor,
-    model: nn.Module,
     input_ids: torch.Tensor,
     attention_mask: torch.Tensor,
     logits_to_keep: int,
     batch_size: int | None = None,
     compute_entropy: bool = False,
-    blocks: Blocks = EAGER,
     **_: Any,
 ) -> tuple[torch.Tensor, torch.Tensor | None, None]:
     """What TRL's `_get_per_token_logps_and_entropies` returns for its arguments; those for images do not apply.
 
     Args:
         temperature: one for all rows, or (B,), one for each.
-        blocks: compute the model's.
 
     Returns:
         Log-probs and entropies (or None), both (B, logits_to_keep), 0 at padding; no auxiliary loss.
     """
-    gpt2 = GPT2.sharing(model, blocks)
     prompt = input_ids.shape[1] - logits_to_keep
     rows = batch_size or max(1, len(input_ids))
     parts = zip(input_ids.split(rows), attention_mask.split(rows), strict=True)

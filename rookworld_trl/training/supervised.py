@@ -168,7 +168,10 @@ class MuonFactory:
         others: list[nn.Parameter] = []
         for name, parameter in model.named_parameters():
             if parameter.ndim == 2 and ".h." in name:
-                matrices.setdefault(_shape_factor(parameter, id(parameter) in stored_in_out), []).append(parameter)
+                first, second = parameter.shape  # the package takes the first for the outputs; GPT-2 stores (in, out)
+                growth = second / first if id(parameter) in stored_in_out else first / second
+                factor = math.sqrt(max(1.0, growth) / max(1.0, first / second))
+                matrices.setdefault(factor, []).append(parameter)
             else:
                 others.append(parameter)
         # The decay is by the rate alone, without the factor. The first group's rate is the one in the log.
@@ -178,10 +181,3 @@ class MuonFactory:
         ]
         groups.append({"params": others, "use_muon": False, "lr": adamw_lr, "betas": betas, "weight_decay": 0.0})
         return Muon(groups)
-
-
-def _shape_factor(matrix: nn.Parameter, stored_in_out: bool) -> float:
-    """What corrects the package's factor, which takes the first dimension for the outputs; GPT-2 stores (in, out)."""
-    first, second = matrix.shape
-    outputs, inputs = (second, first) if stored_in_out else (first, second)
-    return math.sqrt(max(1.0, outputs / inputs) / max(1.0, first / second))

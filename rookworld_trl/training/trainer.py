@@ -16,12 +16,12 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from rookworld_trl import ranks
-from rookworld_trl.checkpointing.state import Stateful
+from rookworld_trl.checkpointing.store import Stateful
 from rookworld_trl.checkpointing.trainer import DurableGRPOTrainer
 from rookworld_trl.modeling.completions import completion_texts
 from rookworld_trl.training import gates, loss, placement, scoring
 from rookworld_trl.training.config import RookWorldGRPOConfig
-from rookworld_trl.training.exact import ExactObjective, FindPoints, check_points
+from rookworld_trl.training.exact import ExactObjective, FindPoints
 from rookworld_trl.training.kl import RECOVERY_BETA, KLPenalty
 from rookworld_trl.training.loss import Scale
 from rookworld_trl.training.plugin import Plugin, Row, check_plugins, settings_of
@@ -32,7 +32,6 @@ from rookworld_trl.training.preparation import (
     weights_on_disk,
 )
 from rookworld_trl.training.recovery import NO_REWARDS, Diverged, Guard
-from rookworld_trl.training.rewards import by_task, combine_rewards, screened
 from rookworld_trl.training.sampler import Sampler, Samples
 from rookworld_trl.training.scoring import Scorer
 
@@ -61,7 +60,8 @@ class RookWorldGRPOTrainer(DurableGRPOTrainer):
         kwargs: further arguments of TRL's trainer; tools, environments and rollout functions are refused.
 
     Raises:
-        TypeError, ValueError: see `rookworld_trl.training.preparation`; an impossible backend.
+        TypeError, ValueError: see `rookworld_trl.training.preparation`; an impossible backend; the exact gradient
+            without decision points, or the sampled one with them.
         GateError: during `train()`, when the first batch's numbers are wrong.
     """
 
@@ -86,7 +86,11 @@ class RookWorldGRPOTrainer(DurableGRPOTrainer):
         with weights_on_disk(model, args, kwargs.get("peft_config"), processing_class), trl_built_here():
             super().__init__(model, reward_funcs, args, train_dataset, eval_dataset, processing_class, **kwargs)
         check_built(self.model, self.ref_model, self.processing_class)
-        check_points(args.objective, find_points)
+        if (args.objective == "sampled") != (find_points is None):
+            raise ValueError(
+                f"`objective` is {args.objective!r}: exact and mixed need the argument `find_points`, sampled does not "
+                "use it. Give both or neither"
+            )
         self._recipe = settings_of(plugins)
         self._build(find_points)
 
@@ -240,12 +244,16 @@ class RookWorldGRPOTrainer(DurableGRPOTrainer):
         if training and bool(rewards.isnan().all()):
             if self.guard is None:
                 raise Diverged(self.state.global_step + 1, "rewards of all completions not finite", NO_REWARDS)
-            self.guard.no_rewards()
+            self.guard.faults.add("rewards")
         for plugin in self.plugins if training else ():
             plugin.rewarded(inputs, rewards)
         generations = self.num_generations if training else self.num_generations_eval
-        for name, value in by_task(rewards, ranks.everyones(tasks), generations).items():
-            metrics[name].append(value)
+        teaches, names = informative_groups(rewards.cpu().numpy(), generations), np.array(ranks.everyones(tasks))
+        metrics["groups/informative"].append(teaches.mean(dtype=np.float32).item())
+        for task in sorted(set(names.tolist()) - {""}):
+            own = names == task
+            metrics[f"reward/{task}"].append(rewards[torch.from_numpy(own).to(rewards.device)].nanmean().item())
+            metrics[f"groups/informative/{task}"].append(teaches[own[::generations]].mean(dtype=np.float32).item())
         self._log_completion_extra("task", tasks)
         return per_function
 
@@ -293,12 +301,6 @@ class RookWorldGRPOTrainer(DurableGRPOTrainer):
 
     # The loss and the update
 
-    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        value = super().training_step(*args, **kwargs)
-        if self.guard:
-            self.guard.saw_loss(value)
-        return value
-
     def _compute_loss(self, model: nn.Module, inputs: Row) -> torch.Tensor:
         """The loss of a micro-batch: what the samples and the decision points say, plus the KL penalty."""
         training, metrics = self.model.training, self._metrics[self._mode]
@@ -338,3 +340,37 @@ class RookWorldGRPOTrainer(DurableGRPOTrainer):
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None and self.args.recovery_mode:
             self.kl.controller.beta *= RECOVERY_BETA
+
+
+def combine_rewards(per_function: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Weighted sum (N,) of the rewards (N, F) that apply; NaN where none does."""
+    total = (per_function * weights.to(per_function.device)).nansum(dim=1)
+    return total.masked_fill(per_function.isnan().all(dim=1), torch.nan)
+
+
+def screened(rewards: torch.Tensor, limit: float) -> tuple[torch.Tensor, dict[str, int]]:
+    """Rewards (N, functions) within +-limit, NaN where a function gave no finite number.
+
+    One infinite reward would make its group's mean infinite and, with `scale_rewards="none"`, its advantages as large
+    as float32 goes.
+
+    Returns:
+        Also the counts of completions without any finite reward, and of rewards that were cut, where there are some.
+    """
+    large = rewards.isfinite() & (rewards.abs() > limit)
+    rewards = torch.where(rewards.isinf(), torch.nan, torch.where(large, limit * rewards.sign(), rewards))
+    counts = {"not_finite": int(rewards.isnan().all(dim=1).sum()), "clamped": int(large.sum())}
+    if any(counts.values()):
+        logger.warning(
+            f"rewards: {counts['not_finite']} of {len(rewards)} completions have no finite one and are left out, "
+            f"{counts['clamped']} are cut to +-{limit:g} (`reward_limit`). Fix the reward function"
+        )
+    return rewards, {name: count for name, count in counts.items() if count}
+
+
+def informative_groups(rewards: np.ndarray, samples: int) -> np.ndarray:
+    """Which groups (N / samples,) hold different rewards (N,), NaN left out; the others teach a group mean nothing."""
+    groups = rewards.reshape(-1, samples)
+    highest = np.where(np.isnan(groups), -np.inf, groups).max(axis=1)
+    lowest = np.where(np.isnan(groups), np.inf, groups).min(axis=1)
+    return highest - lowest > 1e-6

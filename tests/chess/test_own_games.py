@@ -11,7 +11,7 @@ import chess
 import pytest
 from datasets import Dataset
 
-from rookworld_trl.checkpointing.state import load_state, save_state
+from rookworld_trl.checkpointing.store import load_tree, save_tree
 from rookworld_trl.chess import dataset as splits
 from rookworld_trl.chess import environment
 from rookworld_trl.chess.own_games import Found, SelfPlay, read_options
@@ -184,9 +184,9 @@ def test_a_resumed_source_gives_the_same_prompts(make: Make, tmp_path: Path) -> 
     """From the middle of a generation and into the next, which avoids what both had."""
     whole = make()
     batches(whole, [0])
-    save_state(tmp_path, {"stages": whole}, None)
+    save_tree(tmp_path, "state", whole.state_dict())
     resumed = make()
-    load_state(tmp_path, {"stages": resumed}, None)
+    resumed.load_state_dict(load_tree(tmp_path, "state"))
     assert batches(resumed, [1, 2, 3]) == batches(whole, [1, 2, 3])
     assert resumed.state_dict() == whole.state_dict()
     fresh = make(temperatures=[0.1])

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from rookworld_trl.checkpointing.stopping import UNRECOVERABLE, DiskError
+from rookworld_trl.checkpointing.stopping import UNRECOVERABLE
 from rookworld_trl.checkpointing.store import newest_valid
-from rookworld_trl.files import append_line, write_atomically
+from rookworld_trl.files import DiskError, append_line, write_atomically
 from rookworld_trl.plugins.live import LiveReport, live_line
 from rookworld_trl.reports.run import read_run
 from tests.support.disk import files_end_at, full_disk

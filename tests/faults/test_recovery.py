@@ -11,10 +11,17 @@ import torch
 from torch import nn
 
 from rookworld_trl.checkpointing.resume import scale_learning_rate
-from rookworld_trl.checkpointing.state import copy_tree, finite
 from rookworld_trl.checkpointing.store import newest_valid
+from rookworld_trl.modeling.hooks import finite_logits
 from rookworld_trl.training import RookWorldGRPOTrainer
-from rookworld_trl.training.recovery import GOOD_STEPS, Diverged, Snapshots, finite_logits, load_optimizer
+from rookworld_trl.training.recovery import (
+    GOOD_STEPS,
+    Diverged,
+    Snapshots,
+    copy_tree,
+    finite,
+    load_optimizer,
+)
 from tests.support.injection import STATE, Injector, hash_of
 from tests.support.toy import make_trainer
 

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import torch
 
-from rookworld_trl.checkpointing.state import finite
 from rookworld_trl.chess.rewards import environment_reward, environment_reward_continuous, policy_reward
 from rookworld_trl.chess.rewards.moves import UNPARSABLE
 from rookworld_trl.modeling.completions import CUT_OFF
 from rookworld_trl.training.gates import FirstBatch
-from rookworld_trl.training.rewards import screened
+from rookworld_trl.training.recovery import finite
 from rookworld_trl.training.sampler import Sampler, Samples
+from rookworld_trl.training.trainer import screened
 from tests.support.toy import make_trainer
 
 KL_TYPES = ("policy_to_reference", "reference_to_policy", "symmetric")

@@ -13,7 +13,7 @@ import torch
 from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 
-from rookworld_trl.checkpointing.stopping import close_process_group, others_wait
+from rookworld_trl.ranks import close_process_group, others_wait
 from tests.support.processes import call
 
 LIMIT, WORK = 2, 5  # seconds

@@ -9,8 +9,7 @@ from torch import Tensor
 from transformers import GPT2LMHeadModel
 
 from rookworld_trl.modeling.forest import per_token_logps
-from rookworld_trl.modeling.gpt2 import EAGER, GPT2, Blocks, bucket, compile_blocks, next_multiple
-from rookworld_trl.training.placement import compiled_graphs
+from rookworld_trl.modeling.gpt2 import EAGER, GPT2, Blocks, bucket, compile_blocks, compiled_graphs, next_multiple
 from tests.modeling.test_trees import loss_of, pad, ragged
 
 GPT2Factory = Callable[..., GPT2LMHeadModel]

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from rookworld_trl.checkpointing.state import load_tree, save_tree
+from rookworld_trl.checkpointing.store import load_tree, save_tree
 from rookworld_trl.plugins.gae import GAE, ValueHead, at_last_token, gae
 from rookworld_trl.training import RookWorldGRPOTrainer
 from tests.support.plugged import plugin_of

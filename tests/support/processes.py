@@ -64,7 +64,7 @@ def another_run(folder: Path) -> Iterator[subprocess.Popen[str]]:
 
 def leave() -> None:
     """Close the group and see that no thread of it is left: one that outlives the interpreter aborts the process."""
-    from rookworld_trl.checkpointing.stopping import close_process_group
+    from rookworld_trl.ranks import close_process_group
 
     close_process_group()
     names = [task.read_text(encoding="utf-8").strip() for task in Path("/proc/self/task").glob("*/comm")]

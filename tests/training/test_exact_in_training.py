@@ -13,9 +13,9 @@ from datasets import Dataset
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from rookworld_trl.modeling import forest
+from rookworld_trl.modeling.gpt2 import compiled_graphs
 from rookworld_trl.training import GateError, RookWorldGRPOConfig, RookWorldGRPOTrainer
 from rookworld_trl.training.exact import LEAST_DEVIATION
-from rookworld_trl.training.placement import compiled_graphs
 from rookworld_trl.training.plugin import check_plugins
 from tests.support.plugged import plugged
 from tests.training.conftest import PROMPTS, share_of_letters

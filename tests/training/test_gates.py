@@ -22,9 +22,10 @@ from transformers import (
 from trl import GRPOConfig, GRPOTrainer
 
 from rookworld_trl import doctor
-from rookworld_trl.modeling.hooks import install_position_hook
-from rookworld_trl.training import GateCallback, GateError, RookWorldGRPOTrainer, gates
-from rookworld_trl.training.sampler import Drawn, Samples
+from rookworld_trl.doctor import GateCallback
+from rookworld_trl.modeling.hooks import Drawn, install_position_hook
+from rookworld_trl.training import GateError, RookWorldGRPOTrainer, gates
+from rookworld_trl.training.sampler import Samples
 from tests.training.conftest import PROMPTS, share_of_letters
 
 MakeOurs = Callable[..., Any]
@@ -36,7 +37,7 @@ FLOAT32 = gates.Bounds.for_precision(mixed=False)
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_ours_passes_all_of_them(make_trainer: MakeOurs, temperature: float) -> None:
-    results = {result.gate: result for result in gates.examine(make_trainer(temperature=temperature))}
+    results = {result.gate: result for result in doctor.examine(make_trainer(temperature=temperature))}
     assert all(result.passed for result in results.values())
     assert set(results) == set(gates.GATES)
     assert results["sampler"].measured < 1e-5
@@ -163,7 +164,7 @@ def make(folders: dict[str, Path], options: dict[str, Any], prompts: Dataset) ->
 
 
 def measured(trainer: GRPOTrainer) -> dict[str, gates.GateResult]:
-    return {result.gate: result for result in gates.examine(trainer)}
+    return {result.gate: result for result in doctor.examine(trainer)}
 
 
 def failed(trainer: GRPOTrainer) -> set[str]:
@@ -189,7 +190,7 @@ def test_gpt2_is_scored_at_shifted_positions_without_the_hook(make: Make) -> Non
 
 
 def test_without_a_reference_the_table_says_so(make: Make) -> None:
-    results = gates.examine(make("qwen2", beta=0.0))
+    results = doctor.examine(make("qwen2", beta=0.0))
     assert {result.gate for result in results} == set(gates.GATES) - {"reference"}
     assert re.search(r"\nreference +- +- +not measured: there is no reference", doctor.table(results))
 

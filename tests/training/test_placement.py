@@ -306,7 +306,7 @@ def test_hooks_act_in_a_compiled_run(make_trainer: Make, case: dict[str, Any]) -
 
 FREED = """
 import resource, torch
-from rookworld_trl.training.placement import keep_freed_memory
+from rookworld_trl.memory import keep_freed_memory
 kept = keep_freed_memory()
 torch.ones(1 << 24)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

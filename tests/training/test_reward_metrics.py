@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from rookworld_trl.training import Plugin, RookWorldGRPOTrainer
-from rookworld_trl.training.rewards import combine_rewards, informative_groups, informative_share
+from rookworld_trl.training.trainer import combine_rewards, informative_groups
 
 NAN = float("nan")
 
@@ -22,7 +22,6 @@ def test_useful_groups_by_hand() -> None:
     rewards = np.array([1.0, 1.0, 0.0, 1.0, NAN, NAN, NAN, 1.0])
     assert informative_groups(rewards, 2).tolist() == [False, True, False, False]
     assert informative_groups(rewards, 4).tolist() == [True, False]
-    assert informative_share(torch.tensor(rewards), 2) == 0.25
 
 
 class PerToken(Plugin):

@@ -134,7 +134,7 @@ def test_native_rollout_gets_the_trainers_settings(make_trainer: Make, monkeypat
     trainer._generate_single_turn(prompts, None, {}, 4)
     assert completions == [[row] for row in range(8)]
     assert logps == [[-float(row)] for row in range(8)]
-    assert calls[0]["model"] is trainer.model
+    assert calls[0]["model"].wte is trainer.model.transformer.wte.weight
     assert calls[0]["prompts"] == prompts
     assert (calls[0]["temperature"], calls[0]["max_new_tokens"]) == (0.7, 6)
     assert calls[0]["eos_token_id"] == trainer.processing_class.eos_token_id

@@ -16,7 +16,6 @@ SIGNATURES = {
     "_generate_and_score_completions": "inputs",
     "_calculate_rewards": "inputs prompts completions completion_ids_list",
     "_compute_loss": "model inputs",
-    "training_step": "model inputs num_items_in_batch",
     "_get_grad_norm": "model grad_norm",
     "create_scheduler": "num_training_steps optimizer",
     "_save_checkpoint": "model trial",
