@@ -96,6 +96,11 @@ def tiny_checkpoint(tiny_model: "GPT2LMHeadModel", tiny_tokenizer: "PreTrainedTo
 @pytest.fixture(scope="session")
 def padded_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a small model that writes RookWorld's padded spelling; `tests.support.padded` has rows it knows."""
+    from filelock import FileLock
+
     from tests.support.padded import train_padded_nano
 
-    return train_padded_nano(tmp_path_factory.mktemp("padded-nano"))
+    shared = "PYTEST_XDIST_WORKER" in os.environ  # then one process trains it for all
+    folder = tmp_path_factory.getbasetemp().joinpath(*[".."] * shared, "padded-nano").resolve()
+    with FileLock(f"{folder}.lock"):
+        return folder if folder.exists() else train_padded_nano(folder)

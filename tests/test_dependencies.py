@@ -12,12 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 OURS = {"benchmarks", "recipes", "rookworld_trl", "tests"}
 # Extras whose packages are imported only where somebody asks for what they do.
-OPTIONAL = {
-    "rookworld_trl": {"sft"},
-    "recipes": {"sft"},
-    "benchmarks": {"test", "vllm"},
-    "tests": {"test", "vllm"},
-}
+OPTIONAL = {"rookworld_trl": {"sft"}, "recipes": {"sft"}, "benchmarks": {"test", "vllm"}, "tests": {"test", "vllm"}}
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
 

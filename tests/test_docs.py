@@ -35,7 +35,7 @@ from tests.support.documents import (
     with_fields,
     with_tables,
 )
-from tests.support.tables import cells, start_or_rl
+from tests.support.tables import cells
 
 DOCS = sorted(ROOT.glob("docs/*.md"))
 DEMO = "recipes/nano/grpo/config_cpu_exact.yaml"
@@ -194,11 +194,7 @@ def test_options_in_the_text_exist(capsys):
     kinds = (*GRPO_TYPES, *SFT_TYPES, *DOCTOR_TYPES, evaluate.EvaluationOptions)
     known = {field.name for cls in kinds for field in fields(cls)} | {"config", "from", "help"}
     known |= {action.dest for action in launch_command_parser()._actions}
-    for main, words in (
-        (play.parse, []),
-        (generate_data.main, ["positions"]),
-        (generate_data.main, ["dataset"]),
-    ):
+    for main, words in ((play.parse, []), (generate_data.main, ["positions"]), (generate_data.main, ["dataset"])):
         with pytest.raises(SystemExit):
             main([*words, "--help"])
         known |= set(re.findall(r"--([\w-]+)", capsys.readouterr().out))
@@ -292,32 +288,6 @@ def test_the_exit_codes_are_those_of_the_programs():
     assert {int(code) for code in table} == codes
 
 
-# Tables with a decimal number, a percentage or seconds that are no measurements, by page and first cell of their head.
-NOT_MEASURED = {
-    ("doctor", "gate"): "settings and numbers of issues",
-    ("evaluation", "`--suite`"): "sizes of suites",
-    ("evaluation", "games"): "the rule of measuring/intervals.py",
-    ("mission", "promise"): "sentences, each names the file that has its numbers",
-    ("objective", "`advantage_baseline`"): "formulas and papers",
-    ("objective", "`kl_control`"): "formulas and papers",
-    ("rewards", "level"): "what is earned: constants of rewards/moves.py",
-    ("rewards", "cheat"): "what is earned, by tests/rewards",
-    ("trl", "TRL's test"): "a default",
-    ("trl", "in TRL 1.16"): "versions and papers",
-}
-
-
-def test_no_table_of_measurements_is_written_by_hand():
-    found = set()
-    for page in [README, *DOCS]:
-        text = re.sub(r"<!-- (?:table|fields of).*?<!-- end -->", "", prose(page.read_text()), flags=re.DOTALL)
-        for table in re.findall(r"(?:^ *\|.*\n)+", text, flags=re.MULTILINE):
-            head, _, *rows = table.splitlines()
-            if any(re.search(r"\d[.,]\d|\d ?%|\d s\b", row) for row in rows):
-                found.add((page.stem, head.split("|")[1].strip()))
-    assert found == set(NOT_MEASURED), "`<!-- table: NAME -->`, and a function in tests/support/tables"
-
-
 # Intervals in the text that no result file has, by page.
 OF_NO_FILE = {
     ("first-evening", "+0.6 [−0.6, +1.9]"): "how to read a line, no result",
@@ -356,29 +326,3 @@ def test_intervals_in_the_text_are_those_of_the_results():
             written.add((page.stem, " ".join(match[0].split())))
     assert len(written) > 8
     assert {each for each in written if each[1] not in known} == set(OF_NO_FILE)
-
-
-def test_the_page_of_uci_tells_what_was_measured():
-    measured = json.loads((ROOT / "benchmarks" / "results" / "uci_games.json").read_text())
-    played, match = measured["python-chess"], measured["xboard"]
-    assert (played["games"], played["illegal_moves"], played["crashes"], match["faults"]) == (100, 0, 0, [])
-    told = " ".join((ROOT / "docs" / "uci.md").read_text().split())
-    games = f"100 games of at most {played['max_plies']} plies in python-chess, {played['moves']} moves, 0 illegal"
-    assert games in told
-    assert f"{match['games']} games in XBoard, {match['moves']} moves, 0 faults" in told
-
-
-def test_numbers_of_tables_by_hand():
-    assert [cells.number(-0.0004), cells.number(-0.25, "+.1f"), cells.number(0.0004, "+.3f")] == [
-        "0.000",
-        "−0.2",
-        "0.000",
-    ]
-    row = {"difference": 0.1, "ci_low": 0.05, "ci_high": 0.15}
-    assert cells.change(row) == "**+0.100** [0.050, 0.150]"
-    assert cells.change({**row, "ci_low": -0.05}, "+.1f", "+.1f", 100) == "+10.0 [−5.0, +15.0]"
-    older = {"metric": "skill", "baselines": {"a": 0.0, "b": 0.5}}
-    assert cells.players(older, "ab") == "on all items a 0, b 0.500"
-    assert cells.players({**older, "baselines_after": {"a": 0.0, "b": 0.6}}, "ab") == "a 0, b 0.500 → 0.600"
-    assert start_or_rl.steps(2_930_359) == "2.9 million"
-    assert [start_or_rl.steps(each) for each in (9_921, 440_065, 5e14)] == ["9,900", "440,000", "no end"]

@@ -7,7 +7,7 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from tests.support.documents import README, ROOT
+from tests.support.documents import ROOT
 
 NOTEBOOK = ROOT / "notebooks" / "rookworld_grpo_cpu.ipynb"
 SMALL = {"MAX_STEPS": 1, "MAX_MINUTES": 2.0, "PROMPTS": 10, "HELD_OUT": 12, "OWN_STEPS": 1}
@@ -38,13 +38,3 @@ def test_it_runs_from_top_to_bottom(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert re.search(r"step 1/1  captures [+-]\d\.\d{3}", text)
     assert pages.count("<svg") == 7
     assert sum("application/vnd.bokehjs_exec.v0+json" in output.get("data", {}) for output in outputs) == 2
-
-
-def test_it_is_kept_without_outputs() -> None:
-    cells = [cell for cell in read().cells if cell.cell_type == "code"]
-    assert all(not cell.outputs and cell.execution_count is None for cell in cells)
-
-
-def test_the_readme_has_its_badge() -> None:
-    assert "colab-badge.svg" in README.read_text()
-    assert "notebooks/rookworld_grpo_cpu.ipynb" in README.read_text()

@@ -102,23 +102,6 @@ def test_only_good_results_of_this_code_and_device_stand(ends: dict[str, dict]) 
     assert "| good | ok (other code or device) |" in shown
 
 
-def test_a_damaged_result_is_none(tmp_path: Path) -> None:
-    (tmp_path / "card.json").write_text('{"stage": "ca')
-    assert program.read(tmp_path / "card.json") is None
-
-
-def test_the_code_decides_whether_results_stand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(program, "ROOT", tmp_path)
-    digests = []
-    for name, text in (("benchmarks/a.py", "1"), ("benchmarks/a.py", "2"), ("recipes/b.yaml", "x")):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text(text)
-        digests.append(program.code_digest())
-    (tmp_path / "benchmarks" / "results.json").write_text("{}")
-    assert len(set(digests)) == 3
-    assert program.code_digest() == digests[-1]
-
-
 def test_a_call_that_would_last_too_long_leaves_stages_to_the_next(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

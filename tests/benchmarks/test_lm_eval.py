@@ -34,10 +34,6 @@ def few(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     return list(shipped)
 
 
-def test_the_group_names_the_tasks() -> None:
-    assert read("rookworld")["task"] == [f"rookworld_{task}" for task in TASKS]
-
-
 @pytest.mark.parametrize("task", TASKS)
 def test_prompts_and_scores_are_those_of_evaluation(task: Any, few: list[dict[str, Any]]) -> None:
     config = read(f"rookworld_{task}")

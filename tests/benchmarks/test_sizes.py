@@ -4,12 +4,11 @@ import json
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from benchmarks.common import shipped
 from benchmarks.evidence import __main__ as evidence
@@ -19,11 +18,10 @@ from benchmarks.evidence.arms import ARMS
 from benchmarks.evidence.budget import Budget
 from benchmarks.evidence.sizes import NANO, SIZES, Size
 from benchmarks.fresh import write_fresh
-from benchmarks.gpu import program
-from benchmarks.gpu.stage import TINY, Stage
+from benchmarks.gpu.stage import TINY
 from rookworld_trl.chess import prompts
 from rookworld_trl.chess.dataset import draw_of_each
-from rookworld_trl.modeling.loading import NANO_FOLDER, load
+from rookworld_trl.modeling.loading import load
 from tests.benchmarks.test_evidence import asked
 
 BIG = SIZES["124m"]
@@ -108,86 +106,6 @@ def test_pieces_add_up_to_the_whole(loop: Any, folder: Path, few_rows: None, mon
         torch.testing.assert_close(one, four, rtol=1e-3, atol=1e-5)
 
 
-class Elsewhere(nn.Module):
-    """A model on a device that holds no values, and refuses what lies on another."""
-
-    device = torch.device("meta")
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(50257, 4, device="meta"))
-
-    def get_output_embeddings(self) -> nn.Module:
-        return self
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Any:
-        assert input_ids.device == attention_mask.device == self.device
-        return SimpleNamespace(logits=self.weight[input_ids] @ self.weight.T)
-
-
-@pytest.mark.parametrize("name", ["gold", "soft", "raft"])
-def test_loops_bring_their_batches_to_the_model(
-    name: str, folder: Path, few_rows: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def score_tree(model: Any, head: Any, batch: dict[str, Tensor], points: Any) -> Any:
-        assert {values.device for values in batch.values()} == {model.device}
-        return SimpleNamespace(objective=model.weight)
-
-    losses: list[Tensor] = []
-    monkeypatch.setattr(rivals, "score_tree", score_tree)
-    monkeypatch.setattr(rivals, "GPT2", SimpleNamespace(sharing=lambda model: model))
-    monkeypatch.setattr(rivals, "REWARDS", [lengths])
-    sampled = SimpleNamespace(completion_ids=[[10 + i] * i + [50256] for i in range(6 * 16)])
-    monkeypatch.setattr(rivals, "rollout", lambda *args, **options: sampled)
-    cross_entropy = rivals.cross_entropy
-
-    def watched(logits: Tensor, labels: Tensor) -> Tensor:
-        assert labels.device == logits.device
-        losses.append(cross_entropy(logits, labels))
-        return losses[-1]
-
-    monkeypatch.setattr(rivals, "cross_entropy", watched)
-    train: Any = ARMS[name].train
-    train.args[0](Elsewhere(), load(folder)[1], NANO, Budget(1.0, updates=1), 0)
-    assert len(losses) == (name != "soft")
-
-
-def test_a_loop_moves_its_model_to_the_device(folder: Path) -> None:
-    seen = []
-    arms.of_loop(
-        lambda model, *rest: seen.append(model.device), replace(BIG, folder=folder, device="meta"), folder, Any, 1
-    )
-    assert seen == [torch.device("meta")]
-
-
-def test_trainers_are_told_the_device(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No GPU is there to build them for, so what they are told is looked at."""
-
-    class ToldError(Exception):
-        pass
-
-    told: list[dict[str, Any]] = []
-
-    def parse(types: Any, argv: list[str]) -> Any:
-        told.append(dict(zip(argv[::2], argv[1::2], strict=True)))
-        numbers = dict.fromkeys(arms.TAKEN_OVER, 8)
-        return SimpleNamespace(), SimpleNamespace(**numbers | {"use_cpu": False, "bf16": True})
-
-    def config(**settings: Any) -> None:
-        told.append(settings)
-        raise ToldError
-
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: not including_emulation)
-    monkeypatch.setattr(arms, "parse", parse)
-    monkeypatch.setattr(arms, "GRPOConfig", config)
-    with pytest.raises(ToldError):
-        arms.stock_trainer(BIG, tmp_path, 1, 1)
-    first, second, stock = told
-    assert (first["--use_cpu"], first["--bf16"], first["--max_completion_length"]) == ("False", "True", "144")
-    assert (second["--per_device_train_batch_size"], second["--gradient_accumulation_steps"]) == ("2", "32")
-    assert (stock["use_cpu"], stock["bf16"], stock["learning_rate"]) == (False, True, 1e-5)
-
-
 def test_on_a_gpu_a_budget_counts_the_clock_when_the_device_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each step queues four seconds of work, of which the clock knows only after waiting."""
     now, queued = [50.0], [0.0]
@@ -207,21 +125,6 @@ def test_on_a_gpu_a_budget_counts_the_clock_when_the_device_is_done(monkeypatch:
         ends.append(budget.step(8))
     assert ends == [False, False, True]
     assert budget.curve == [(4.0, 8), (8.0, 16), (12.0, 24)]
-
-
-def test_sizes_starts_and_devices_have_names_of_their_own(folder: Path) -> None:
-    def name(**settings: Any) -> str | None:
-        return evidence.size_of(asked(**settings)).results
-
-    assert name() is name(start=str(NANO_FOLDER)) is name(device="cpu") is None
-    assert name(device="cuda") == "nano-cuda"
-    assert name(start=str(folder)) == "tiny"
-    assert name(size="124m") == name(size="124m", device="cuda") == "124m"
-    assert name(size="124m", device="cpu") == "124m-cpu"
-    assert name(size="124m", device="cpu", start=str(folder)) == "tiny-124m-cpu"
-    assert name(size="124m", start=str(NANO_FOLDER)) == "nano-124m"
-    assert name(size="124m", start=str(folder), start_name="mine") == "mine"
-    assert evidence.size_of(asked(size="124m", start=str(folder))) == replace(BIG, results="tiny-124m", folder=folder)
 
 
 def test_another_size_has_files_and_a_table_of_its_own(
@@ -253,30 +156,18 @@ def test_another_size_has_files_and_a_table_of_its_own(
             evidence.table(other)
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({}, "PyTorch sees no GPU, which this comparison is made for; --device cpu goes without, slowly"),
-        (
-            {"device": "cpu"},
-            "/big holds no checkpoint; run `make gpu` first, or give another folder by",
-        ),
-        ({"device": "cpu", "start": "/nowhere"}, "/nowhere holds no checkpoint; give another folder by --start"),
-    ],
-)
-def test_what_is_missing_is_one_line(
-    settings: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+MISSING: list[tuple[dict[str, str], str]] = [
+    ({}, "PyTorch sees no GPU, which this comparison is made for; --device cpu goes without, slowly"),
+    ({"device": "cpu"}, "/big holds no checkpoint; run `make gpu` first, or give another folder by"),
+    ({"device": "cpu", "start": "/nowhere"}, "/nowhere holds no checkpoint; give another folder by --start"),
+]
+
+
+def test_what_is_missing_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setitem(SIZES, "124m", replace(BIG, folder=tmp_path / "big"))
-    with pytest.raises(SystemExit) as end:
-        evidence.run(asked(size="124m", **settings))
-    assert message in str(end.value)
-    assert "\n" not in str(end.value)
-
-
-def test_the_size_starts_from_what_make_gpu_leaves() -> None:
-    """The folder that the last stage of supervised training writes to, where the program is given no other."""
-    assert "sft_2" in program.STAGES
-    output = program.parse([]).output
-    assert BIG.folder == evidence.ROOT / Stage("sft_2", "cpu", True, output / "work").folder
+    for settings, message in MISSING:
+        with pytest.raises(SystemExit) as end:
+            evidence.run(asked(size="124m", **settings))
+        assert message in str(end.value)
+        assert "\n" not in str(end.value)

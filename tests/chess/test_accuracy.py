@@ -145,11 +145,7 @@ BAD: dict[str, tuple[Any, dict[str, Any], str]] = {
     "a bad prompt": (lambda rows: rows[1].update(prompt="A: nonsense"), {}, "row 1.*prompt"),
     "another task": (lambda rows: rows[1].update(task="policy"), {}, "row 1.*'task'"),
     "a bad target": (lambda rows: rows[1].update(target="nonsense"), {}, "row 1"),
-    "a value for five moves": (
-        lambda rows: rows[4].update(legal_cp=[1]),
-        {},
-        "row 4",
-    ),  # of all rows
+    "a value for five moves": (lambda rows: rows[4].update(legal_cp=[1]), {}, "row 4"),  # of all rows
     "no values": (lambda rows: rows[2].pop("legal_cp"), {}, r"row 2.*legal_cp"),
 }
 

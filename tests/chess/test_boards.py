@@ -9,7 +9,7 @@ import pytest
 
 from rookworld_trl.chess import accuracy
 from rookworld_trl.chess.accuracy import score
-from rookworld_trl.chess.boards import ILLEGAL, VALUES, WRONG, Card, gallery, shared_definitions
+from rookworld_trl.chess.boards import ILLEGAL, VALUES, WRONG, Card, gallery
 from rookworld_trl.measuring import write_results
 from rookworld_trl.reports.run import read_run
 from tests.support.runs import AFTER, BEFORE, MATE, RIGHT, ROWS, SETTINGS, START, policy_row, write_evaluation
@@ -43,10 +43,7 @@ def test_evaluation_keeps_what_boards_need(tiny_model, tiny_tokenizer) -> None:
 def test_candidates_are_arrows_coloured_by_value(cards) -> None:
     card = cards[f"P: {START}"]
     before, after = card.boards
-    assert (before.caption, after.caption) == (
-        "before: d2d4, value 0.64; best e2e4",
-        "after: e2e4, value 1.00",
-    )
+    assert (before.caption, after.caption) == ("before: d2d4, value 0.64; best e2e4", "after: e2e4, value 1.00")
     assert pieces(before.elements) == 32
     best, bad = VALUES[0][1], VALUES[-1][1]
     assert before.elements.count(f"{bad}CC") == 2  # a line and its head
@@ -86,10 +83,3 @@ def test_black_sees_its_own_side(tmp_path: Path) -> None:
     assert card.boards[0].flipped
     assert card.kinds == ("best", "worst", "random")  # nothing to compare with
     assert card.boards[0].caption == "before: e7e5", "an older file holds no values"
-
-
-def test_pieces_and_squares_are_there_once() -> None:
-    definitions = shared_definitions()
-    assert definitions.count("<symbol") == 2
-    assert definitions.count('id="white-pawn"') == 1
-    assert definitions.count('class="square ') == 128

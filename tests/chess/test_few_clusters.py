@@ -7,15 +7,7 @@ import numpy as np
 import pytest
 
 from rookworld_trl.chess.accuracy import HEADLINES, METRICS, score
-from rookworld_trl.measuring import (
-    Comparison,
-    Item,
-    Result,
-    compare,
-    compare_groups,
-    comparison_table,
-    result_table,
-)
+from rookworld_trl.measuring import Comparison, Item, Result, compare, compare_groups, comparison_table, result_table
 from rookworld_trl.measuring.elo import rate
 
 SETTINGS = {"temperature": 1.0, "max_new_tokens": 99, "seed": 0}
@@ -41,7 +33,7 @@ def pick(rows: list[Comparison], metric: str) -> Comparison:
     return next(row for row in rows if row["metric"] == metric)
 
 
-@pytest.mark.parametrize("games", [1, 2, 5, 9, 10, 12, 20])
+@pytest.mark.parametrize("games", [1, 9, 10, 20])
 def test_two_models_without_a_difference_are_rarely_told_apart(both: tuple[Item, Item], games: int) -> None:
     """Sixty rows in so many games, 400 times: about one verdict in twenty, and none below ten games.
 

@@ -88,16 +88,6 @@ def test_bad_arguments() -> None:
     assert play_games([]) == []
 
 
-def test_random_games_are_legal_and_repeat_from_a_seed() -> None:
-    first = play_games([(RandomPlayer(3), RandomPlayer(4), START)] * 3, max_plies=60)
-    assert first == play_games([(RandomPlayer(3), RandomPlayer(4), START)] * 3, max_plies=60)
-    assert len({record.moves for record in first}) == 3
-    for record in first:
-        board = chess.Board()
-        for move in record.moves:
-            board.push_uci(move)  # raises on an illegal one
-
-
 def test_an_engine_without_an_answer_voids_the_game() -> None:
     class Dead:
         def play(self, board: chess.Board) -> None:
@@ -125,11 +115,7 @@ def test_an_untrained_model_loses_by_its_first_answer(tiny_model: Any, tiny_toke
 
 
 @pytest.mark.parametrize(
-    ("completion", "answer"),
-    [
-        (" M: e2e4 E: 0.3 B: a1a1", PolicyOutput(("e2e4",), (0.3,), "a1a1")),
-        ("so so", None),
-    ],
+    ("completion", "answer"), [(" M: e2e4 E: 0.3 B: a1a1", PolicyOutput(("e2e4",), (0.3,), "a1a1")), ("so so", None)]
 )
 def test_a_model_is_asked_by_p(
     completion: str, answer: Any, tiny_model: Any, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch

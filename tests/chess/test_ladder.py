@@ -189,13 +189,3 @@ def test_the_recipe_writes_table_json_and_pgn(
         assert not game.errors
         read.append(" ".join(move.uci() for move in game.mainline_moves()))
     assert read == [game["moves"] for game in suite["games"]]
-
-
-def test_without_stockfish_the_ladder_says_so(
-    tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("STOCKFISH_PATH", "/no/engine")
-    main(["--model", str(tiny_checkpoint), "--max_new_tokens", "2", "--suite", "ladder", "--games", "2"])
-    printed = capsys.readouterr().out
-    assert "no Stockfish here: the ladder's only anchors are the random mover and the greedy capturer" in printed
-    assert "ladder, 6 games" in printed

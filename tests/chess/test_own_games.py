@@ -4,14 +4,12 @@ import hashlib
 import random
 from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import chess
 import pytest
 from datasets import Dataset
 
-from rookworld_trl.checkpointing.store import load_tree, save_tree
 from rookworld_trl.chess import dataset as splits
 from rookworld_trl.chess import environment
 from rookworld_trl.chess.own_games import Found, SelfPlay, read_options
@@ -178,16 +176,3 @@ def test_prompts_of_a_game_have_its_moves_and_right_answers(make: Make, monkeypa
         (found,) = [each for each in met if row["prompt"] == environment.prompt(each.fen, each.move, each.history)][:1]
         assert row["prompt"][:-1].split("+")[2].split() == [*found.history, found.move][-10:]
     assert positions_shown(rows)
-
-
-def test_a_resumed_source_gives_the_same_prompts(make: Make, tmp_path: Path) -> None:
-    """From the middle of a generation and into the next, which avoids what both had."""
-    whole = make()
-    batches(whole, [0])
-    save_tree(tmp_path, "state", whole.state_dict())
-    resumed = make()
-    resumed.load_state_dict(load_tree(tmp_path, "state"))
-    assert batches(resumed, [1, 2, 3]) == batches(whole, [1, 2, 3])
-    assert resumed.state_dict() == whole.state_dict()
-    fresh = make(temperatures=[0.1])
-    assert batches(fresh, [2]) != batches(whole, [2])

@@ -102,47 +102,16 @@ def test_malformed_prompts(text: str) -> None:
         policy.parse_prompt(text)
 
 
-@pytest.mark.parametrize(
-    ("centipawns", "text"),
-    [
-        (0, "0.00"),
-        (33, "0.33"),
-        (-34, "-0.34"),
-        (-4, "-0.04"),
-        (994, "9.94"),
-        (999, "9.99"),
-        (1000, "10.0"),
-        (1249, "12.0"),
-        (-1560, "-16.0"),
-        (8000, "30.0"),
-        (-8000, "-30.0"),
-        (9997, "1000.0"),
-        (-9997, "-1000.0"),
-        (-10000, "-1000.0"),  # mated already
-    ],
-)
-def test_evals_by_hand(centipawns: int, text: str) -> None:
-    assert policy.format_eval(centipawns) == text
+# By our format, and as RookWorld's generator prints them: `str(score.relative.score(mate_score=100000) / 100)`.
+OURS = {0: "0.00", 33: "0.33", -34: "-0.34", -4: "-0.04", 994: "9.94", 999: "9.99", 1000: "10.0", 1249: "12.0"}
+OURS |= {-1560: "-16.0", 8000: "30.0", -8000: "-30.0", 9997: "1000.0", -9997: "-1000.0", -10000: "-1000.0"}  # mated
+THEIRS = {0: "0.0", 30: "0.3", -34: "-0.34", -200: "-2.0", 1207: "12.07", -4766: "-47.66", 9998: "999.98"}
+THEIRS |= {-9979: "-999.79", 9990: "999.9", -10000: "-1000.0"}
 
 
-@pytest.mark.parametrize(
-    ("centipawns", "text"),
-    [
-        (0, "0.0"),
-        (30, "0.3"),
-        (-34, "-0.34"),
-        (-200, "-2.0"),
-        (1207, "12.07"),
-        (-4766, "-47.66"),
-        (9998, "999.98"),
-        (-9979, "-999.79"),
-        (9990, "999.9"),
-        (-10000, "-1000.0"),
-    ],
-)
-def test_rookworlds_evals_by_hand(centipawns: int, text: str) -> None:
-    """What its generator prints: `str(score.relative.score(mate_score=100000) / 100)`."""
-    assert policy.format_eval(centipawns, None) == text
+def test_evals_by_hand() -> None:
+    assert {centipawns: policy.format_eval(centipawns) for centipawns in OURS} == OURS
+    assert {centipawns: policy.format_eval(centipawns, None) for centipawns in THEIRS} == THEIRS
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,6 @@ def padded(fen: str, moves: str, evals: str, best: str) -> str:
 
 
 WHITE_ROW = padded(WHITE, "a2a4 a2a3 a1b1", "0.05 0.0 -0.1", "a2a4")
-BLACK_ROW = padded(BLACK, "a7a5 a7a6 a8b8", "0.05 0.0 -0.1", "a8b8")  # its last, which is its worst
 LEGAL = f"{START}+e2e4+e2e4+{AFTER_E4}+0.001+0+0"
 ILLEGAL = f"{START}+e2e5+e2e5+{START}+-1.0+0+1"
 MISLABELLED = f"{START}+e2e5+e2e5+{AFTER_E5_PUSHED}+0.001+0+0"
@@ -126,14 +125,6 @@ def test_many_rows_are_read_in_chunks(texts: str, monkeypatch: pytest.MonkeyPatc
     chunked = load_prompts(texts)
     assert chunked.features == FEATURES
     assert chunked.to_list() == whole.to_list()
-
-
-@pytest.mark.parametrize(
-    ("options", "message"), [({"streaming": True}, "`streaming` is true"), ({"max_rows": 0}, "`max_rows` is 0")]
-)
-def test_impossible_options(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        DataOptions(**options)
 
 
 def test_splits_share_no_position() -> None:

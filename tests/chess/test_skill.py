@@ -9,15 +9,7 @@ import pytest
 from rookworld_trl.chess.accuracy import most_material, score
 from rookworld_trl.chess.rewards import score_policy
 from rookworld_trl.chess.rewards.policy_score import skill
-from rookworld_trl.measuring import (
-    Comparison,
-    Result,
-    compare,
-    compare_groups,
-    comparison_table,
-    of,
-    result_table,
-)
+from rookworld_trl.measuring import Comparison, Result, compare, compare_groups, comparison_table, of, result_table
 
 SETTINGS = {"temperature": 1.0, "max_new_tokens": 99, "seed": 0}
 WON, EVEN, LOST = 9_990, 0, -9_990  # win chances of exactly 1, 1/2 and 0

@@ -265,12 +265,6 @@ def test_prompts_that_leave_no_room_are_named(mixed, tiny_tokenizer):
         check_lengths(mixed, tiny_tokenizer, context=longest + 10, max_completion_length=11)
 
 
-def test_a_text_file_holds_whole_rows(tmp_path):
-    path = tmp_path / "rows.txt"
-    path.write_text(f"{FEN}+a2a3+a2a3+8/8/8/8/8/P1k5/8/K7 b - - 0 1+0.001+0+0\n")
-    assert load_prompts(str(path))[0]["prompt"] == ENVIRONMENT["prompt"]
-
-
 @pytest.mark.parametrize(("name", "value"), [("engine_nodes", 0), ("max_rows", 0)])
 def test_options_that_would_read_nothing(name, value):
     with pytest.raises(ValueError, match=rf"`{name}` is {value}: .*Set it to 1 or more"):
@@ -337,14 +331,6 @@ def test_stockfish_values_a_users_prompts_once(tmp_path: Path, capsys: pytest.Ca
     again = load_prompts(str(path), options=options)  # by the cache
     assert again["legal_cp"] == rows["legal_cp"]
     assert cache.stat().st_size == size
-
-
-def test_an_engine_that_is_not_there_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("STOCKFISH_PATH", str(tmp_path / "gone"))
-    path = tmp_path / "prompts.jsonl"
-    path.write_text(json.dumps({"prompt": f"P: {START}"}) + "\n")
-    with pytest.raises(FileNotFoundError, match=r"gone.*install Stockfish"):
-        load_prompts(str(path), options=DataOptions(best_move="engine", engine_cache=None))
 
 
 @requires_stockfish

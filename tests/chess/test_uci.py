@@ -47,15 +47,6 @@ def said(engine: UciEngine, lines: list[str], *commands: str) -> list[str]:
 GOOD = PolicyOutput(("e2e4", "d2d4", "g1f3"), (0.3, 0.5, -0.2), "e2e4")
 
 
-def test_the_handshake_names_every_option(engine: Any) -> None:
-    engine, lines, _ = engine
-    spoken = said(engine, lines, "uci", "isready")
-    assert spoken[0] == "id name rookworld-uci"
-    assert spoken[-2:] == ["uciok", "readyok"]
-    names = [line.split()[2] for line in spoken if line.startswith("option name")]
-    assert names == ["Temperature", "MultiPV", "Seed"]
-
-
 def test_the_models_own_move_and_its_eval(engine: Any) -> None:
     engine, lines, answers = engine
     answers.append(GOOD)
@@ -95,10 +86,7 @@ def test_multipv_lists_the_other_legal_candidates_by_eval(engine: Any) -> None:
 
 @pytest.mark.parametrize(
     ("answer", "move", "origin"),
-    [
-        (PolicyOutput(("d2d4", "e2e5", "g1f3"), (0.1, 3.0, 0.2), "e2e5"), "g1f3", "candidates"),
-        (None, None, "random"),
-    ],
+    [(PolicyOutput(("d2d4", "e2e5", "g1f3"), (0.1, 3.0, 0.2), "e2e5"), "g1f3", "candidates"), (None, None, "random")],
 )
 def test_an_illegal_move_is_never_played(
     engine: Any, answer: PolicyOutput | None, move: str | None, origin: str

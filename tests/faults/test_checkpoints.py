@@ -2,9 +2,7 @@
 
 import json
 import os
-import shutil
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -115,61 +113,3 @@ def test_retention_by_kind(tmp_path: Path) -> None:
     assert {n for n in names if n.startswith("checkpoint")} == {"checkpoint-1", "checkpoint-4", "checkpoint-5"}
     assert {n for n in names if n.startswith("debug")} == {"debug-3", "debug-4", "debug-5"}
     assert not [n for n in names if n.startswith(".")]
-
-
-class KilledError(BaseException):
-    """Stands for SIGKILL: no handler runs after it."""
-
-
-def killed_at(operation: int, monkeypatch: pytest.MonkeyPatch, work: Callable[[], object]) -> bool:
-    """Run `work`, dying before its n-th file operation; whether it came to its end instead."""
-    count = 0
-
-    def dying(function: Callable[..., object]) -> Callable[..., object]:
-        def wrapped(*args: object, **kwargs: object) -> object:
-            nonlocal count
-            count += 1
-            if count >= operation:  # from here on nothing happens any more, clean-up included
-                raise KilledError
-            return function(*args, **kwargs)
-
-        return wrapped
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", dying(os.fsync))
-        patch.setattr(os, "rename", dying(os.rename))
-        patch.setattr(shutil, "rmtree", dying(shutil.rmtree))
-        patch.setattr(json, "dump", dying(json.dump))
-        try:
-            work()
-        except KilledError:
-            return False
-    return True
-
-
-WORK: dict[str, tuple[Callable[[Path], object], set[str]]] = {
-    "commit": (lambda folder: write(folder, "checkpoint-2"), {"checkpoint-1", "checkpoint-2"}),
-    "prune": (lambda folder: store.prune(folder, "checkpoint", 1), {"checkpoint-1", "checkpoint-2"}),
-}
-
-
-@pytest.mark.parametrize("name", WORK)
-def test_a_kill_at_any_file_operation_leaves_a_whole_checkpoint(
-    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """After each kill and a sweep: the newest valid checkpoint is the old or the new one, and no litter is left."""
-    work, allowed = WORK[name]
-    operation, done = 0, False
-    while not done:
-        operation += 1
-        folder = tmp_path / str(operation)
-        write(folder, "checkpoint-1")
-        if name == "prune":
-            write(folder, "checkpoint-2")
-        done = killed_at(operation, monkeypatch, partial(work, folder))
-        store.sweep(folder)
-        assert store.newest_valid(folder) is not None, f"{name} killed at operation {operation}"
-        assert {each.name for each in folder.iterdir()} <= allowed
-        for each in store.list_checkpoints(folder):
-            assert store.verify(each) == [], f"{name} killed at operation {operation}: {each.name}"
-    assert operation > 2

@@ -74,13 +74,10 @@ def test_a_step_that_measured_nothing_still_prints() -> None:
 
 
 def test_an_output_folder_that_cannot_be_written_is_named_at_once(tmp_path: Path) -> None:
-    """Below a file: that stops the superuser too."""
+    """Below a file, which stops the superuser too; and on a disk that is full."""
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match=r"`output_dir` is '.*file/run': .*Choose"):
         make_trainer(tmp_path / "file" / "run")
-
-
-def test_a_full_disk_at_the_start_is_named_at_once(tmp_path: Path) -> None:
     with files_end_at(0), pytest.raises(ValueError, match=r"`output_dir` is .*Choose"):
         make_trainer(tmp_path / "run")
 

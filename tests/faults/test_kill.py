@@ -61,6 +61,7 @@ def save_and_die(trainer: Any, operation: int, output_dir: Path) -> bool:
 def test_sigkill_at_every_file_operation_of_a_save(tmp_path: Path) -> None:
     """Whatever the operation, the newest valid checkpoint is the one before or the new one, and resuming is exact."""
     options: dict[str, Any] = {"max_steps": 4, "num_iterations": 2, "gradient_accumulation_steps": 2}
+    options["save_total_limit"] = 1  # so that the one before is deleted in the end
     make_trainer(tmp_path / "whole", **options).train()
     trainer = make_trainer(tmp_path / "short", **{**options, "save_steps": 2})
     trainer.add_callback(StopAt(3))

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +39,6 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("phase", "number"),
     [
         ("_calculate_rewards", signal.SIGINT),
-        pytest.param("_prepare_inputs", signal.SIGTERM, marks=pytest.mark.slow),
         pytest.param("_get_grad_norm", signal.SIGUSR1, marks=pytest.mark.slow),
     ],
 )
@@ -86,16 +84,3 @@ def test_each_signal_is_noted_and_a_ctrl_c_after_it_stops_at_once(
         send(signal.SIGINT)
         with pytest.raises(KeyboardInterrupt):
             send(signal.SIGINT)
-
-
-def test_other_threads_handle_nothing() -> None:
-    seen = []
-
-    def work() -> None:
-        with Preemption().watching():
-            seen.append(signal.getsignal(signal.SIGTERM))
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    thread.join()
-    assert seen == [signal.getsignal(signal.SIGTERM)]

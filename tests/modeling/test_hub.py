@@ -6,7 +6,7 @@ from pathlib import Path
 import huggingface_hub.constants
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2LMHeadModel
+from transformers import GPT2LMHeadModel
 
 from rookworld_trl.modeling.hub import PushError, push_folder
 from rookworld_trl.modeling.loading import load
@@ -22,7 +22,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
         yield server
 
 
-def test_what_is_pushed_loads_with_plain_transformers_and_says_the_same(
+def test_what_is_pushed_is_the_model_and_no_more(
     hub: Hub, tiny_model: GPT2LMHeadModel, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
     (tiny_checkpoint / "README.md").write_text("---\nlibrary_name: transformers\n---\n# A card\n")
@@ -33,17 +33,6 @@ def test_what_is_pushed_loads_with_plain_transformers_and_says_the_same(
     assert "training_args.bin" not in files
     assert hub.repositories["me/trained"].commits == ["Trained checkpoint"]
     assert ("POST", "/me/trained.git/info/lfs/verify") in hub.requests
-
-    model = AutoModelForCausalLM.from_pretrained("me/trained", cache_dir=tmp_path / "cache")
-    tokenizer = AutoTokenizer.from_pretrained("me/trained", cache_dir=tmp_path / "cache")
-    prompt = tokenizer("P: 8/8/8/8/8/2k5/P7/K7 w - - 0 1", return_tensors="pt")
-    with torch.no_grad():
-        for options in ({"do_sample": False}, {"do_sample": True}):
-            said = []
-            for each in (model, tiny_model.eval()):
-                torch.manual_seed(3)
-                said.append(each.generate(**prompt, max_new_tokens=8, **options))
-            assert torch.equal(*said)
     strict, _ = load("me/trained", cache_dir=tmp_path / "again", token=TOKEN)
     assert torch.equal(strict.transformer.wte.weight, tiny_model.transformer.wte.weight)
 

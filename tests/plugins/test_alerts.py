@@ -32,10 +32,6 @@ def test_a_failure_is_a_warning(
     assert command not in caplog.text, "it may hold a secret"
 
 
-def test_without_a_target_it_is_off() -> None:
-    assert not Alerts().on
-
-
 @pytest.mark.parametrize("target", ["", "mail 'x"])
 def test_no_command(target: str) -> None:
     with pytest.raises(ValueError, match=r"`alert` is .*(empty|quotation)"):

@@ -62,17 +62,6 @@ def test_a_change_must_last() -> None:
     assert levels == [green] * 5 + [yellow] * 2 + [red] * 2 + [red] + [yellow] + [red]
 
 
-def test_the_line() -> None:
-    monitor = Health(health_patience=1)
-    logs = {"reward": 0.3123, "kl": 0.2, "environment/parsed": 0.4, "policy/parsed": 0.97}
-    assert monitor.line(12, monitor.observe(12, logs)) == (
-        "step 12 health red: kl 0.2 yellow (was green), environment/parsed 0.4 (was green)"
-    )
-    assert monitor.line(13, monitor.observe(13, logs | {"environment/parsed": 0.95})) == (
-        "step 13 health yellow: environment/parsed 0.95 green (was red)"
-    )
-
-
 def test_the_monitor_is_restored() -> None:
     first, second = (health({"kl": [0.1, 0.5]}, 2) for _ in range(2))
     for value in (0.2, 0.2, 0.9):
@@ -80,17 +69,6 @@ def test_the_monitor_is_restored() -> None:
     second.load_state_dict(json.loads(json.dumps(first.state_dict())))
     assert second.level == first.level == "yellow"
     assert [event["to"] for event in second.observe(2, {"kl": 0.9})] == ["red"]
-
-
-def test_default_bands() -> None:
-    """Structure validity is red below 0.8, the KL's 95th percentile at 45, the reward at -0.2."""
-    monitor = Health(health_patience=1)
-    bad = {"policy/parsed": 0.79, "kl/sequence_p95": 45.0, "reward": -0.2, "loss": 10.0, "policy/best_legal": 0.49}
-    warned = {"policy/parsed": 0.81, "kl/sequence_p95": 31.0, "reward": -0.1, "loss": 3.0, "policy/best_legal": 0.6}
-    good = {"policy/parsed": 0.95, "kl/sequence_p95": 29.0, "reward": 0.1, "loss": -0.4, "policy/best_legal": 0.9}
-    for logs, level in ((bad, "red"), (warned, "yellow"), (good, "green")):
-        monitor.observe(1, logs)
-        assert monitor.levels == dict.fromkeys(logs, level)
 
 
 class Told(Plugin):

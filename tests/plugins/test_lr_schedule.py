@@ -1,6 +1,5 @@
 """The advanced curve at its joints and in a run."""
 
-import itertools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -29,13 +28,6 @@ def test_joints_by_hand() -> None:
     assert factor[100] == 0.0
 
 
-def test_shape() -> None:
-    factor = curve(100, 9, 20, 0.1)
-    assert factor[:10] == sorted(factor[:10])
-    assert factor[9:] == sorted(factor[9:], reverse=True)
-    assert max(abs(a - b) for a, b in itertools.pairwise(factor[9:])) < 0.025  # no jump at a joint
-
-
 def test_without_warmup_and_without_decay() -> None:
     assert curve(10, 0, 0, 0.2)[0] == 1.0
     assert curve(10, 0, 0, 0.2)[10] == pytest.approx(0.2)
@@ -53,12 +45,6 @@ def test_a_run_follows_the_curve(make_trainer: Callable[..., Any]) -> None:
     trainer = make_trainer(lr_schedule="advanced", learning_rate=1e-3, **settings)
     trainer.train()
     assert rates(trainer) == pytest.approx(expected)
-
-
-def test_transformers_schedules_still_work(make_trainer: Callable[..., Any]) -> None:
-    trainer = make_trainer(lr_scheduler_type="constant", learning_rate=1e-3)
-    trainer.train()
-    assert rates(trainer) == pytest.approx([1e-3, 1e-3])
 
 
 def test_a_short_run_leaves_what_the_warm_up_does_not_take(make_trainer: Callable[..., Any]) -> None:

@@ -97,19 +97,6 @@ def test_half_of_the_candidates_are_new() -> None:
     assert known.draw("z", 3, set()) == []
 
 
-def test_a_prompt_that_occurs_twice_counts_once() -> None:
-    known = miner("aabb", "xxxx")
-    assert known.rows == {"x": [0, 2]}
-
-
-def test_picks_follow_the_weights() -> None:
-    """Of weights 8, 1, 1 the first is drawn 80 times in 100; binomial, five standard deviations."""
-    known = miner()
-    drawn = [known.pick([7, 8, 9], [8.0, 1.0, 1.0], 1)[0] for _ in range(2000)]
-    share = drawn.count(7) / len(drawn)
-    assert abs(share - 0.8) < 5 * (0.8 * 0.2 / 2000) ** 0.5
-
-
 def test_a_restored_miner_goes_on_alike() -> None:
     first, second = miner(seed=3), miner(seed=3)
     first.observe(["a", "e"], ["x", "y"], np.array([0.0, 1.0, 1.0, 1.0]))

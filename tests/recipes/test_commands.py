@@ -64,8 +64,9 @@ NOT_HERE = {
     "accelerate launch --config_file accelerate_configs/cpu.yaml recipes/grpo.py --config "
     "recipes/nano/grpo/config_cpu_selfplay.yaml": "20,000 nodes a move; tests/recipes/test_recipes_run.py plays few",
 }
-WRITES = "takes a model that writes decisions; tests/recipes/test_users_way.py runs it by its launch file"
+USERS_WAY = "tests/recipes/test_users_way.py runs it by its launch file, with a model that writes decisions"
 OWN = "takes the rows of the commands above it; tests/recipes/test_recipes_run.py trains on such a folder"
+MIXED = "recipes/rookworld-lm-124m/grpo/config_mixed.yaml"
 HUB = "the rows are on the Hub; tests/recipes/test_rookworld.py runs it on rows of their kind"
 
 
@@ -73,8 +74,8 @@ def reason(command: str) -> str | None:
     """Why it does not run here."""
     if "config_rookworld_7m" in command or "verify/epochs" in command:
         return HUB
-    if "rookworld-lm-124m/grpo/config_exact" in command:
-        return WRITES
+    if "124m/grpo/config_exact" in command or command.endswith("rtx4090.yaml recipes/grpo.py --config " + MIXED):
+        return USERS_WAY
     if command.endswith("config_cpu_own_data.yaml"):
         return OWN
     known = [name for name in NOT_HERE if command == name or command.startswith(f"{name} ")]
@@ -211,17 +212,15 @@ def test_every_launch_file_is_shown_in_use() -> None:
         assert [each for each, places in DOCUMENTED.items() if f"accelerate_configs/{file.name}" in places], file
 
 
-# What a run of all tests has no time for: `make test-long`. A word of the command names it.
-LONG = (
-    "multi_gpu",
-    "multi_node",
-    "fsdp2",
-    "rtx4090_x2",
-    "lm-124m-sft",
-    "config_environment",
-    "ladder",
-)
+# What a run of all tests has no time for: `make test-long`. A word of the command names it. The last ones are, with
+# their sizes reduced, what other commands or tests run: test_verify.py has the components.
+LONG = ("multi_gpu", "multi_node", "fsdp2", "rtx4090_x2", "lm-124m-sft", "config_environment", "ladder")
 LONG += ("config_lora", "config_mining", "random_weights", "overfit", "--max_train_minutes", "--alert", "runs/mine")
+LONG += ("--shards 1300", "--shards 160", "config_cpu_long.yaml --auto_resume", "verify/components")
+LONG += (
+    "accelerate_configs/cpu.yaml recipes/grpo.py --config recipes/nano/grpo/config_cpu.yaml",
+    "checkpoint nano --games",
+)
 
 
 def marked(commands: list[str]) -> list[Any]:

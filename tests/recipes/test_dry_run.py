@@ -76,25 +76,6 @@ def test_a_dry_run_goes_on_where_the_run_would(arguments, capsys):
     assert files_of(folder) == before
 
 
-def test_a_dry_run_refuses_what_the_run_would(arguments, tmp_path, capsys):
-    (tmp_path / "file").write_text("")
-    for change, message in (
-        ({"mix_env_ratio": 0.3}, "1.5 of 5 prompts"),
-        ({"output_dir": tmp_path / "file" / "run"}, "`output_dir` is"),
-    ):
-        run(arguments | change | {"dry_run": True}, code=2)
-        assert message in capsys.readouterr().err
-
-
-def test_a_dry_run_of_supervised_training(run_sft, tmp_path, capsys):  # noqa: F811
-    run_sft(dry_run="true")
-    shown = capsys.readouterr().out
-    assert re.search(
-        r"dry run: 4 steps were made, nothing was written to .*/run\n  a step .*\n  time .* 4 steps\n", shown
-    )
-    assert not (tmp_path / "run").exists()
-
-
 def test_what_fits_on_a_card_by_arithmetic():
     """RookWorld-LM in 640 rows of 234 tokens a step with bf16. 1e9 + 20 x 124,439,808 = 3.49e9 bytes are held. Sampling
     adds 640 x 234 x 2 x 12 x 768 x 2 = 5.52e9; learning 12 x 50,257 x 4,096 = 2.47e9, and a row 234 x 12 x 768 x 38 =

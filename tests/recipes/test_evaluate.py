@@ -72,27 +72,14 @@ def test_every_suite_is_reproducible_and_compared(
 
 
 def test_models_stand_side_by_side_and_the_others_are_compared_with_the_first(
-    everything: list[str],
-    tiny_checkpoint: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    everything: list[str], tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    asked = []
-    real = recipe.load
-
-    def load(name: str, **options: Any) -> Any:
-        asked.append((name, options.pop("revision")))
-        return real(name, **options)
-
-    monkeypatch.setattr(recipe, "load", load)
     other = tmp_path / "other"
     other.symlink_to(tiny_checkpoint)
     output = tmp_path / "both.json"
-    models = ["--model", str(tiny_checkpoint), str(other), "--model_revision", "v2"]
+    models = ["--model", str(tiny_checkpoint), str(other)]
     wanted = ["--suite", "mate_in_one", "ladder", "--mode", "greedy", "--output", str(output)]
     recipe.main([*everything[2:], *models, *wanted])
-    assert asked == [(str(tiny_checkpoint), "v2"), (str(other), "v2")]
     assert [of(output, n)["name"] for n in (0, 1)] == ["tiny-checkpoint", "other"]
     head = "| suite | metric | decoding | tiny-checkpoint | other | trivial players |"
     assert output.with_suffix(".md").read_text().startswith(head)
@@ -191,10 +178,3 @@ def test_what_is_unknown_of_the_training_is_said_and_kept(
     assert said in output.with_suffix(".md").read_text()
     recipe.main([*common, "--suite", "ladder", "--games", "2"])
     assert "Whether these items" not in capsys.readouterr().out
-
-
-def test_make_evaluate_is_what_the_recipe_takes() -> None:
-    makefile = (Path(recipe.__file__).parents[1] / "Makefile").read_text()
-    (line,) = [line for line in makefile.splitlines() if "recipes/evaluate.py --suite" in line]
-    args = options(line.split("recipes/evaluate.py ")[1].removesuffix(" $(ARGS)").split())
-    assert args.suite == ["held_out", "tactics", "mate_in_one", "ladder"]

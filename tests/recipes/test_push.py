@@ -5,8 +5,6 @@ from pathlib import Path
 
 import huggingface_hub.constants
 import pytest
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rookworld_trl.checkpointing.resume import FINISHED_FILE
 from rookworld_trl.reports import summary as results
@@ -39,35 +37,6 @@ def test_the_commit_of_a_model_of_the_hub_is_kept(hub: Hub, pushing: dict, tiny_
     resume = {"resume_from_checkpoint": folder / "checkpoint-1", "max_steps": 2}
     run(pushing | saving | resume | {"model": tiny_checkpoint})  # the same weights, from a folder
     assert summary_of(pushing)["steps"] == 2
-
-
-@pytest.mark.slow
-def test_the_run_ends_on_the_hub(hub: Hub, pushing: dict, tmp_path: Path) -> None:
-    run(pushing | {"save_strategy": "steps", "save_steps": 1})
-    repository = hub.repositories["me/trained"]
-    files = repository.branches["main"]
-    assert repository.commits[-1] == "Trained checkpoint"
-    assert not any("Training in progress" in message for message in repository.commits)
-    assert not [name for name in files if "/" in name]
-    assert "metrics.jsonl" not in files
-    assert not [name for name, data in files.items() if TOKEN.encode() in data]
-    card = files["README.md"].decode()
-    assert "| policy | best_legal | greedy |" in card
-    assert "config fingerprint: `" in card
-    assert "--hub_token ***" in card
-    written = [path for path in pushing["output_dir"].rglob("*") if path.is_file()]
-    assert not [path for path in written if TOKEN.encode() in path.read_bytes()]
-
-    here = AutoModelForCausalLM.from_pretrained(pushing["output_dir"] / "checkpoint")
-    there = AutoModelForCausalLM.from_pretrained("me/trained", cache_dir=tmp_path / "cache", token=TOKEN)
-    tokenizer = AutoTokenizer.from_pretrained("me/trained", cache_dir=tmp_path / "cache", token=TOKEN)
-    prompt = tokenizer("P: 8/8/8/8/8/2k5/P7/K7 w - - 0 1", return_tensors="pt")
-    texts = [
-        tokenizer.decode(model.generate(**prompt, max_new_tokens=12, do_sample=False)[0]) for model in (here, there)
-    ]
-    assert texts[0] == texts[1]
-    start = AutoModelForCausalLM.from_pretrained(pushing["model"])
-    assert not torch.equal(there.transformer.wte.weight, start.transformer.wte.weight)
 
 
 @pytest.mark.parametrize(

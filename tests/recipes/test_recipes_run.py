@@ -18,11 +18,9 @@ from recipes.making.shipping import COMPACT_SCHEMA
 from rookworld_trl.chess import prompts
 from rookworld_trl.chess.dataset import load_shipped, positions_in
 from rookworld_trl.modeling.loading import load_model
-from rookworld_trl.plugins.mining import Mining
 from rookworld_trl.settings.parser import parse
 from rookworld_trl.training import RookWorldGRPOTrainer
 from tests.recipes.conftest import positions
-from tests.support.plugged import plugin_of
 from tests.support.stockfish import requires_stockfish
 
 ROOT = Path(__file__).parents[2]
@@ -76,12 +74,6 @@ def test_lora_trains_adapters_and_saves_them_merged(run: Run, tmp_path: Path, ti
     assert trained.config.to_dict().keys() == start.config.to_dict().keys()
     assert not trained.transformer.h[0].attn.c_attn.weight.equal(start.transformer.h[0].attn.c_attn.weight)
     assert trained.transformer.wte.weight.equal(start.transformer.wte.weight)
-
-
-def test_mining_samples_again(run: Run) -> None:
-    trainer, rows = run(LARGE / "config_mining.yaml", per_device_train_batch_size=8)
-    assert plugin_of(trainer, Mining).miner.ordinary == 0.2
-    assert all("mining/resampled" in row for row in rows)
 
 
 def test_a_curriculum_goes_through_its_stages(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

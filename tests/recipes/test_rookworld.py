@@ -46,9 +46,10 @@ def texts(tmp_path: Path) -> Path:
 
 
 @requires_stockfish
-def test_rookworlds_rows_and_checkpoint_train(
+def test_the_recipe_for_rookworlds_rows_and_checkpoint(
     llmc_checkpoint, texts, arguments, trainers, tmp_path, monkeypatch, capsys
 ):
+    """The shipped recipe on a small file and a small model; what it watches, keeps and controls is as shipped."""
     sampled, rollout = [], sampler.rollout
 
     def spy(model, prompt_ids, **options):
@@ -56,42 +57,14 @@ def test_rookworlds_rows_and_checkpoint_train(
         return rollout(model, prompt_ids, **options)
 
     monkeypatch.setattr(sampler, "rollout", spy)
-    small = {"dataset": texts, "mix_env_ratio": 0.25, "max_steps": 1, "per_device_train_batch_size": 8}
-    small |= {"best_move": "engine", "engine_cache": "", "engine_nodes": 500}
-    run(arguments | small | {"model": llmc_checkpoint, "leading_eos": True})
+    small = {"eval_steps": 1, "save_steps": 1, "eval_policy_items": 2, "eval_environment_items": 2, "max_rows": 13}
+    small |= {"per_device_train_batch_size": 10, "gradient_accumulation_steps": 1, "expected_parameters": "null"}
+    small |= {"engine_cache": tmp_path / "values.sqlite", "engine_nodes": 500, "leading_eos": True}
+    del arguments["save_strategy"], arguments["mix_env_ratio"]
+    run(arguments | small | {"config": RECIPE, "model": llmc_checkpoint, "dataset": texts})
     shown = capsys.readouterr().out
     for line in ("13 rows read", "6 P: rows kept", "6 A: rows kept", "1 malformed", "6 P: rows valued"):
         assert line in shown
-
-    # The reference has the words that the policy has, not those of the folder that the config names.
-    (trainer,) = trainers
-    size = len(trainer.processing_class)
-    assert trainer.ref_model.config.vocab_size == trainer.model.config.vocab_size == size < 128
-    assert len(trainer.ref_model.get_input_embeddings().weight) == size
-    step = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])
-    assert abs(step["kl"]) < 1e-6
-    assert max(step["gates/padding"], step["gates/sampler"]) < 1e-4
-
-    assert len(sampled) == 8
-    assert all(ids[0] == trainer.processing_class.eos_token_id for ids in sampled)
-
-    # What is saved is plain, and leads with the end token as it was trained.
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "run" / "checkpoint")
-    assert tokenizer("P: a").input_ids[0] == tokenizer.eos_token_id
-    assert AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "checkpoint").config.vocab_size == size
-
-
-@requires_stockfish
-def test_the_recipe_for_rookworlds_rows_values_every_move_and_follows_padded_answers(
-    llmc_checkpoint, texts, arguments, trainers, tmp_path, capsys
-):
-    """The shipped recipe on a small file and a small model; what it watches, keeps and controls is as shipped."""
-    small = {"eval_steps": 1, "save_steps": 1, "eval_policy_items": 2, "eval_environment_items": 2, "max_rows": 13}
-    small |= {"per_device_train_batch_size": 10, "gradient_accumulation_steps": 1, "expected_parameters": "null"}
-    small |= {"engine_cache": tmp_path / "values.sqlite", "engine_nodes": 500}
-    del arguments["save_strategy"], arguments["mix_env_ratio"]
-    run(arguments | small | {"config": RECIPE, "model": llmc_checkpoint, "dataset": texts})
-    assert "6 P: rows valued" in capsys.readouterr().out
     rows = [row for row in trainers[0].train_dataset if row["task"] == "policy"]
     for row in rows:
         board = chess.Board(row["prompt"][3:])
@@ -102,6 +75,21 @@ def test_the_recipe_for_rookworlds_rows_values_every_move_and_follows_padded_ans
     tokenizer = trainers[0].processing_class
     followed = [tokenizer.decode(ids[:-1]) for _, ids in plugin_of(trainers[0], TargetProbe).pairs]
     assert set(followed) >= {row["target"] for row in rows[:4]}
+
+    # The reference has the words that the policy has, not those of the folder that the config names.
+    size = len(tokenizer)
+    assert trainers[0].ref_model.config.vocab_size == trainers[0].model.config.vocab_size == size < 128
+    assert len(trainers[0].ref_model.get_input_embeddings().weight) == size
+    step = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])
+    assert abs(step["kl"]) < 1e-6
+    assert max(step["gates/padding"], step["gates/sampler"]) < 1e-4
+    assert sampled
+    assert all(ids[0] == tokenizer.eos_token_id for ids in sampled)
+
+    # What is saved is plain, and leads with the end token as it was trained.
+    saved = AutoTokenizer.from_pretrained(tmp_path / "run" / "checkpoint")
+    assert saved("P: a").input_ids[0] == saved.eos_token_id
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "checkpoint").config.vocab_size == size
 
 
 @pytest.mark.parametrize("spelling", ["null", "padded"])

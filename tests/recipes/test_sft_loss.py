@@ -49,81 +49,37 @@ def tree(row: dict[str, list[int]]) -> dict[str, Any]:
 
 def step(checkpoint: str, rows: list[dict[str, list[int]]], output: str, options: dict[str, Any]) -> None:
     """One supervised step, alone or under torchrun; what came out goes to a file."""
-    args = SupervisedConfig(
-        output_dir=f"{output}-run",
-        use_cpu=True,
-        bf16=False,
-        max_steps=1,
-        learning_rate=1.0,
-        optim="sgd",  # the step is the gradient
-        max_grad_norm=0.0,
-        lr_scheduler_type="constant",
-        train_sampling_strategy="sequential",
-        activation_checkpointing=False,
-        save_steps=1,
-        report_to="none",
-        disable_tqdm=True,
-        logging_steps=1,
-        **options,
-    )
-    trainer = SupervisedTrainer(
-        model=GPT2LMHeadModel.from_pretrained(checkpoint),
-        args=args,
-        train_dataset=Dataset.from_list([tree(row) for row in rows]),
-        processing_class=AutoTokenizer.from_pretrained(checkpoint),
-    )
+    plain = {"use_cpu": True, "bf16": False, "activation_checkpointing": False, "report_to": "none"}
+    plain |= {"disable_tqdm": True, "logging_steps": 1, "save_steps": 1, "train_sampling_strategy": "sequential"}
+    the_step_is_the_gradient = {"optim": "sgd", "learning_rate": 1.0, "max_grad_norm": 0.0}
+    the_step_is_the_gradient |= {"lr_scheduler_type": "constant", "max_steps": 1}
+    args = SupervisedConfig(output_dir=f"{output}-run", **plain, **the_step_is_the_gradient, **options)
+    model, tokenizer = GPT2LMHeadModel.from_pretrained(checkpoint), AutoTokenizer.from_pretrained(checkpoint)
+    data = Dataset.from_list([tree(row) for row in rows])
+    trainer = SupervisedTrainer(model=model, args=args, train_dataset=data, processing_class=tokenizer)
     trainer.train()
     if trainer.accelerator.is_main_process:
         weights = trainer.accelerator.unwrap_model(trainer.model).state_dict()
         torch.save({"weights": weights, "loss": trainer.state.log_history[0]["loss"]}, Path(output))
 
 
+TWO = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
+CASES = {
+    "one batch": (1, {"per_device_train_batch_size": 8}),
+    "two batches": (1, TWO),
+    "compiled": (1, TWO | {"torch_compile_backend": "eager"}),
+    "two batches each": (2, {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}),
+    "two processes alone": (2, {"per_device_train_batch_size": 4, "average_tokens_across_devices": False}),
+}
+
+
 @pytest.mark.parametrize(
-    ("processes", "settings"),
-    [
-        (1, {"per_device_train_batch_size": 8}),
-        (1, {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}),
-        (
-            1,
-            {
-                "per_device_train_batch_size": 4,
-                "gradient_accumulation_steps": 2,
-                "average_tokens_across_devices": False,
-            },
-        ),
-        pytest.param(
-            1,
-            {
-                "per_device_train_batch_size": 4,
-                "gradient_accumulation_steps": 2,
-                "torch_compile_backend": "eager",
-            },
-            marks=pytest.mark.slow,
-        ),
-        pytest.param(2, {"per_device_train_batch_size": 4}, marks=pytest.mark.slow),
-        pytest.param(2, {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}, marks=pytest.mark.slow),
-        pytest.param(
-            2, {"per_device_train_batch_size": 4, "average_tokens_across_devices": False}, marks=pytest.mark.slow
-        ),
-    ],
-    ids=[
-        "one batch",
-        "two batches",
-        "two batches alone",
-        "compiled",
-        "two processes",
-        "two batches each",
-        "two processes alone",
-    ],
+    "case", [*list(CASES)[:2], *(pytest.param(each, marks=pytest.mark.slow) for each in list(CASES)[2:])]
 )
 def test_the_loss_is_that_of_one_large_batch(
-    tiny_model: GPT2LMHeadModel,
-    tiny_checkpoint: Path,
-    rows: list[dict[str, list[int]]],
-    processes: int,
-    settings: dict[str, Any],
-    tmp_path: Path,
+    tiny_model: GPT2LMHeadModel, tiny_checkpoint: Path, rows: list[dict[str, list[int]]], case: str, tmp_path: Path
 ) -> None:
+    processes, settings = CASES[case]
     tiny_model.config.update({"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0})
     tiny_model.save_pretrained(tiny_checkpoint)
     loss, gradients = by_hand(tiny_checkpoint, rows)

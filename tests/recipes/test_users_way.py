@@ -109,6 +109,12 @@ def test_the_users_way(hub: Hub, tmp_path: Path) -> None:
     assert all(
         {"model.safetensors", "tokenizer.json", "config.json", "README.md"} <= set(files) for files in pushed.values()
     )
+    commits = [commit for recipe in RECIPES for commit in hub.repositories[f"me/{recipe}"].commits]
+    assert not any("Training in progress" in commit for commit in commits)
+    written = [path.read_bytes() for each in RECIPES for path in (tmp_path / each).rglob("*") if path.is_file()]
+    written += [data for files in pushed.values() for data in files.values()]
+    assert not [data for data in written if TOKEN.encode() in data]
+    assert "--hub_token=***" in pushed["exact"]["README.md"].decode()
     here, there, start = machine.evaluate(
         "after.json", str(tmp_path / "exact" / "checkpoint"), "me/exact", MODEL, baseline=str(tmp_path / "before.json")
     )

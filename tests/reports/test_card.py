@@ -5,10 +5,10 @@ import re
 from pathlib import Path
 from typing import Any
 
-import pytest
 import yaml
 
 from rookworld_trl.reports.card import fingerprint, write_card
+from tests.support.runs import comparison
 
 SUMMARY: dict[str, Any] = {
     "command": "recipes/grpo.py --config recipes/nano/grpo/config_cpu.yaml --seed 7",
@@ -28,37 +28,12 @@ SUMMARY: dict[str, Any] = {
         "rewards": ["policy_reward"],
     },
 }
-GAIN: dict[str, Any] = {
-    "task": "policy",
-    "metric": "best_legal",
-    "mode": "greedy",
-    "format": "percent",
-    "before": 0.7243,
-    "after": 0.7454,
-    "difference": 0.0211,
-    "ci_low": 0.001,
-    "ci_high": 0.0323,
-    "label": "B legal",
-    "items": 1000,
-    "clusters": 1000,
-    "significant": True,
-    "baselines_after": {},
-    "better": 1,
-    "loss": False,
-    "baselines": {"random legal": 1.0, "first legal": 1.0},
-}
-LOSS = {
-    **GAIN,
-    "metric": "skill",
-    "format": ".3f",
-    "before": 0.21,
-    "after": 0.16,
-    "difference": -0.05,
-    "ci_low": -0.081,
-    "ci_high": -0.012,
-    "loss": True,
-    "baselines": {"random legal": 0.0, "first legal": 0.125},
-}
+GAIN = comparison(
+    metric="best_legal", label="B legal", before=0.7243, after=0.7454, difference=0.0211, ci_low=0.001, ci_high=0.0323,
+    items=1000, clusters=1000, baselines={"random legal": 1.0, "first legal": 1.0},
+)  # fmt: skip
+OF_SKILL = {"metric": "skill", "format": ".3f", "baselines": {"random legal": 0.0, "first legal": 0.125}, "loss": True}
+LOSS = GAIN | OF_SKILL | {"before": 0.21, "after": 0.16, "difference": -0.05, "ci_low": -0.081, "ci_high": -0.012}
 TEXT = {**GAIN, "metric": "tokens", "format": ".1f", "better": 0}
 SUMMARY |= {"headline": [GAIN, LOSS], "metrics": [GAIN, LOSS, TEXT]}
 
@@ -98,47 +73,29 @@ DECISIONS = "what every legal move adds to `continuous`, and 1 for the right ans
 CONTINUOUS = "from -0.3 (unparsable) to 1.0, by what move, candidates and evals gain"
 
 
-@pytest.mark.parametrize(
-    ("settings", "said", "unsaid"),
-    [
-        ({}, ["- rewards: `graduated`, six levels", "of sampled completions"], ["adds to", "continuous"]),
-        ({"objective": "sampled", "reward": "continuous"}, [f"`continuous`, {CONTINUOUS}"], ["adds to", "graduated"]),
-        (
-            {"objective": "exact", "reward": "continuous"},
-            [f"- rewards: {DECISIONS}"],
-            [CONTINUOUS, "only measured"],
-        ),
-        (
-            {"objective": "exact", "reward": "graduated"},
-            [f"- rewards: {DECISIONS}", "`graduated` was only measured"],
-            [CONTINUOUS],
-        ),
-        (
-            {"objective": "mixed", "reward": "continuous"},
-            [f"- rewards: {DECISIONS}; and `continuous`, {CONTINUOUS}", "sampled completions that they leave out"],
-            ["only measured"],
-        ),
-        ({"reward": "mine.py"}, ["- rewards: own functions (`policy_reward`), of sampled completions"], ["mine"]),
-    ],
-)
-def test_it_names_the_reward_that_was_trained_on(
-    tmp_path: Path, settings: dict[str, str], said: list[str], unsaid: list[str]
-) -> None:
-    text = card(tmp_path, **settings)
-    line = next(line for line in text.splitlines() if line.startswith("- rewards: "))
-    assert all(words in line for words in said), line
-    assert not any(words in line for words in unsaid), line
+REWARDS: list[tuple[dict[str, str], list[str], list[str]]] = [  # settings, what is said, and what is not
+    ({}, ["- rewards: `graduated`, six levels", "of sampled completions"], ["adds to", "continuous"]),
+    ({"objective": "sampled", "reward": "continuous"}, [f"`continuous`, {CONTINUOUS}"], ["adds to", "graduated"]),
+    ({"objective": "exact", "reward": "continuous"}, [f"- rewards: {DECISIONS}"], [CONTINUOUS, "only measured"]),
+    (
+        {"objective": "exact", "reward": "graduated"},
+        [f"- rewards: {DECISIONS}", "`graduated` was only measured"],
+        [CONTINUOUS],
+    ),
+    (
+        {"objective": "mixed", "reward": "continuous"},
+        [f"- rewards: {DECISIONS}; and `continuous`, {CONTINUOUS}", "sampled completions that they leave out"],
+        ["only measured"],
+    ),
+    ({"reward": "mine.py"}, ["- rewards: own functions (`policy_reward`), of sampled completions"], ["mine"]),
+]
 
 
-@pytest.mark.parametrize(
-    ("settings", "said"),
-    [
-        ({"best_move": "evals"}, "those that the rows bring"),
-        ({"best_move": "engine", "engine_nodes": 8_000}, "Stockfish (8,000 nodes a position) where a row brings none"),
-    ],
-)
-def test_it_says_when_an_engine_was_asked(tmp_path: Path, settings: dict[str, Any], said: str) -> None:
-    assert f"- values of moves: {said}\n" in card(tmp_path, **settings)
+def test_it_names_the_reward_that_was_trained_on(tmp_path: Path) -> None:
+    for settings, said, unsaid in REWARDS:
+        line = next(line for line in card(tmp_path, **settings).splitlines() if line.startswith("- rewards: "))
+        assert all(words in line for words in said), line
+        assert not any(words in line for words in unsaid), line
 
 
 def test_its_head_is_what_the_hub_reads(tmp_path: Path) -> None:
@@ -159,18 +116,30 @@ def test_a_stop_and_a_missing_fingerprint_are_said_or_left_out(tmp_path: Path) -
     assert "`shipped` (comes with rookworld-trl)" in text
 
 
-def test_it_says_what_is_unknown_of_the_start(tmp_path: Path) -> None:
-    lost = "the training data 'games.pgn' of runs/a/checkpoint (it is not there any more)"
-    said = f"this run trained on; whether its start was trained on some is unknown, for this is: {lost}), shares"
-    assert said in card(tmp_path, unknown_training=[lost])
-    assert "unknown" not in card(tmp_path, unknown_training=[])
+LOST = "the training data 'games.pgn' of runs/a/checkpoint (it is not there any more)"
+LINES: list[tuple[dict[str, Any], str]] = [
+    ({"best_move": "evals"}, "- values of moves: those that the rows bring\n"),
+    (
+        {"best_move": "engine", "engine_nodes": 8_000},
+        "- values of moves: Stockfish (8,000 nodes a position) where a row brings none\n",
+    ),
+    (
+        {"unknown_training": [LOST]},
+        f"this run trained on; whether its start was trained on some is unknown, for this is: {LOST}), shares",
+    ),
+    (
+        {"dataset": "games.pgn", "data_report": "9 games: 0 P: and 80 A: rows\nskipped 2 games: no moves"},
+        "(9 games: 0 P: and 80 A: rows; skipped 2 games: no moves); 20% of the prompts",
+    ),
+]
 
 
-def test_it_says_what_was_left_out_of_the_data(tmp_path: Path) -> None:
-    text = card(tmp_path, dataset="games.pgn", data_report="9 games: 0 P: and 80 A: rows\nskipped 2 games: no moves")
-    line = next(line for line in text.splitlines() if line.startswith("- data: "))
-    assert "(9 games: 0 P: and 80 A: rows; skipped 2 games: no moves); 20% of the prompts" in line
-    assert "()" not in card(tmp_path, data_report="")
+def test_it_says_what_is_known_of_data_and_start(tmp_path: Path) -> None:
+    for changes, said in LINES:
+        assert said in card(tmp_path, **changes)
+    plain = card(tmp_path, unknown_training=[], data_report="")
+    assert "unknown" not in plain
+    assert "()" not in plain
 
 
 def test_a_fingerprint_follows_every_field() -> None:

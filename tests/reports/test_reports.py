@@ -6,13 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from recipes import report as recipe
 from rookworld_trl.chess import boards
 from rookworld_trl.measuring import Item, Result, share, write_results
 from rookworld_trl.reports.charts import smooth, thinned
 from rookworld_trl.reports.document import write_report
 from rookworld_trl.reports.run import RunError, read_run
-from tests.support.pages import Page, read_page
+from tests.support.pages import read_page
 from tests.support.runs import write_run
 
 
@@ -42,11 +41,6 @@ def test_smoothing_and_thinning_by_hand() -> None:
     np.testing.assert_allclose(thinned(np.array([1.0, 3.0]), 3), [1.0, 3.0])
 
 
-def rows_of(page: Page, section: str) -> list[list[str]]:
-    """The cells of a section's table, head first."""
-    return page.tables[section]
-
-
 def test_the_page_holds_the_numbers_and_stands_alone(run: Path) -> None:
     path = write_report(run, boards=boards)
     assert path == run / "report.html"
@@ -60,18 +54,11 @@ def test_the_page_holds_the_numbers_and_stands_alone(run: Path) -> None:
     assert "Significant losses: 1 of 4 metrics; 1 of 2 headline metrics by group" in page.text
     assert "P: B is best, greedy: 8.6 % → 7.3 %, -1.3 [-2.4, -0.1]" in page.text
     assert "P: win-chance value of B, greedy stratum=check" in page.text
-    head, *rows = rows_of(page, "metrics")
+    head, *rows = page.tables["metrics"]
     assert head == ["metric", "decoding", "before", "after", "change", "trivial players", "items"]
     assert ["P: candidates", "greedy", "4.00", "4.50", "+0.05 [+0.02, +0.08]", "", "500"] in rows
     assert ["P: B is best", "greedy", "8.6 %", "7.3 %", "-1.3 [-2.4, -0.1]", "random legal 9.0", "500"] in rows
-    assert rows_of(page, "strata")[1][:3] == ["color=white", "P: win-chance value of B", "greedy"]
-
-
-def test_no_loss_is_said_too(run: Path) -> None:
-    summary = json.loads((run / "summary.json").read_text())
-    summary["metrics"] = [row for row in summary["metrics"] if row["metric"] != "top1"]
-    (run / "summary.json").write_text(json.dumps(summary))
-    assert "Significant losses: none among 3 metrics" in read_page(write_report(run, boards=boards)).text
+    assert page.tables["strata"][1][:3] == ["color=white", "P: win-chance value of B", "greedy"]
 
 
 def test_a_run_that_is_going_on_is_reported_too(run: Path) -> None:
@@ -92,11 +79,11 @@ def test_a_run_that_is_going_on_is_reported_too(run: Path) -> None:
     result = Result("policy", [share("best_legal", "best_legal")], items, "sampled")
     write_results(run / "evaluation_before.parquet", [result])
     page = read_page(write_report(run, boards=boards))
-    assert rows_of(page, "metrics") == [
+    assert page.tables["metrics"] == [
         ["metric", "decoding", "before", "trivial players", "items"],
         ["P: best_legal", "sampled", "0.500", "", "2"],
     ]
-    assert rows_of(page, "strata")[1][:4] == ["color=white", "P: best_legal", "sampled", "0.500"]
+    assert page.tables["strata"][1][:4] == ["color=white", "P: best_legal", "sampled", "0.500"]
 
 
 def test_a_run_that_has_just_begun_is_a_page(tmp_path: Path) -> None:
@@ -150,12 +137,3 @@ def test_missing_runs_are_named(tmp_path: Path) -> None:
         read_run(tmp_path / "nowhere")
     with pytest.raises(RunError, match="neither"):
         read_run(tmp_path)
-
-
-def test_recipe(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    recipe.main([str(run), "--output", str(tmp_path / "out" / "page.html")])
-    assert capsys.readouterr().out.split() == [str(tmp_path / "out" / "page.html")]
-    with pytest.raises(SystemExit) as exit_:
-        recipe.main([str(tmp_path / "nowhere")])
-    assert exit_.value.code == 2
-    assert "no folder" in capsys.readouterr().err

@@ -83,7 +83,8 @@ def test_null_collections_and_bare_flags(recipe):
     assert (run.pace, run.stages, run.shares) == (None, [{"until": 0.5}, {"until": 1}], {"check": 0.25})
     assert (run.report, run.native) == (["x", "y"], False)
     words = ["--stages", "null", "--shares", "{check: 1}", "--report", "[z]", "--native", "--names", "a", "b"]
-    (run,) = parse((Run,), ["--model", "m", *words])
+    (run,) = parse((Run,), ["--model", "0123", "--steps", "-1", *words])
+    assert (run.model, run.steps) == ("0123", -1), "text stays text, and a negative number is a value"
     assert (run.stages, run.shares, run.report, run.native, run.names) == (None, {"check": 1}, ["z"], True, ["a", "b"])
     assert recipe("model: a\nnames: []\n")[0].names == []
 
@@ -92,14 +93,6 @@ def test_a_choice_called_no_is_no_boolean(recipe):
     for text in ("no", "'no'"):
         assert recipe(f"model: a\nswitch: {text}\n")[0].switch == "no"
     assert recipe("model: a\n", "--switch", "no")[0].switch == "no"
-
-
-def test_text_on_the_command_line_stays_text():
-    assert parse((Run,), ["--model", "0123", "--names", "[a, b]"]) == (Run("0123", names=["a", "b"]),)
-
-
-def test_negative_numbers_are_values():
-    assert parse((Run,), ["--model", "m", "--steps", "-1"])[0].steps == -1
 
 
 def test_a_file_starts_from_others(tmp_path):

@@ -103,8 +103,6 @@ class Injector(TrainerCallback):
             if "exception" in self.armed:
                 raise ZeroDivisionError("this reward function is broken on purpose")
             values = original(**kwargs)
-            if "count" in self.armed:
-                return values[:-1]
             return [NAN] * len(values) if "rewards" in self.armed else values
 
         reward.__name__ = original.__name__

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoTokenizer, GPT2LMHeadModel
 
 from rookworld_trl.modeling.rollout import rollout
-from rookworld_trl.training import GateError, RookWorldGRPOTrainer
+from rookworld_trl.training import RookWorldGRPOTrainer
 
 Make = Callable[..., RookWorldGRPOTrainer]
 LORA: dict[str, Any] = {"use_peft": True, "lora_r": 2, "lora_alpha": 4, "rollout_backend": "auto"}
@@ -17,11 +17,7 @@ LORA: dict[str, Any] = {"use_peft": True, "lora_r": 2, "lora_alpha": 4, "rollout
 
 @pytest.mark.parametrize(
     "settings",
-    [
-        {},
-        {"lora_target_modules": ["c_attn"], "kl_estimator": "exact"},
-        {"task_sampling": {"": {"temperature": 0.6}}},
-    ],
+    [{}, {"lora_target_modules": ["c_attn"], "kl_estimator": "exact"}, {"task_sampling": {"": {"temperature": 0.6}}}],
     ids=str,
 )
 def test_only_adapters_train(make_trainer: Make, policy: GPT2LMHeadModel, settings: dict[str, Any]) -> None:
@@ -61,20 +57,6 @@ def test_the_merged_export_is_the_policy(make_trainer: Make, tmp_path: Path) -> 
         merged.transformer.wte.weight.zero_()  # a copy: the policy is left alone
         assert torch.equal(trainer.model(ids).logits, policy)
     assert len(rollout(loaded, [[5, 6]], max_new_tokens=2, eos_token_id=None).completion_ids[0]) == 2
-
-
-def test_without_adapters_the_merged_model_is_the_model(make_trainer: Make, tmp_path: Path) -> None:
-    trainer = make_trainer()
-    assert trainer.merged_model() is trainer.model
-    trainer.save_merged(tmp_path / "plain")
-    assert GPT2LMHeadModel.from_pretrained(tmp_path / "plain").config.n_layer == 2
-
-
-def test_the_gates_watch_adapters_too(make_trainer: Make) -> None:
-    trainer = make_trainer(**LORA)
-    trainer.model.get_base_model().transformer._forward_pre_hooks.clear()
-    with pytest.raises(GateError, match="gate 'padding' FAILS"):
-        trainer.train()
 
 
 def test_adapters_sample_in_the_precision_that_the_loss_scores_in(make_trainer: Make, monkeypatch: Any) -> None:

@@ -13,20 +13,6 @@ from tests.support.documents import shown
 from tests.support.plugged import plugged
 
 
-def test_defaults(tmp_path: Any) -> None:
-    config = RookWorldGRPOConfig(output_dir=str(tmp_path), use_cpu=True)
-    assert config.disable_dropout
-    assert not config.gradient_checkpointing
-    assert not config.bf16
-    assert 0 < config.beta <= 0.05
-    assert (config.epsilon, config.epsilon_high) == (0.2, 0.28)
-    assert (config.temperature, config.top_p, config.top_k, config.min_p) == (1.0, 1.0, 0, None)
-    assert config.report_to == []
-    assert config.scale_rewards == "batch"
-    assert config.loss_type == "dapo"
-    assert config.logging_nan_inf_filter is False
-
-
 def test_nothing_warns_of_what_the_user_did_not_set(tmp_path: Any) -> None:
     """transformers warns of the old name `gradient_checkpointing` wherever it has a value, TRL's default included."""
     with warnings.catch_warnings():
@@ -41,6 +27,10 @@ def test_nothing_warns_of_what_the_user_did_not_set(tmp_path: Any) -> None:
 
 
 STOCK, EMA = {"rollout_backend": "transformers"}, {"advantage_baseline": "ema"}
+EXACT = {"objective": "exact", "scale_rewards": "none"}
+NO_ROOM = [("mining", True), ("use_gae", True), ("advantage_baseline", "leave_one_out"), ("num_iterations", 2)]
+NO_ROOM += [("steps_per_generation", 2), ("scale_rewards", "batch"), ("kl_estimator", "exact")]
+NO_ROOM += [("top_entropy_quantile", 0.5)]
 SERVED = {"rollout_backend": "vllm", "vllm_mode": "server"}
 
 
@@ -52,10 +42,7 @@ SERVED = {"rollout_backend": "vllm", "vllm_mode": "server"}
         ({"rollout_backend": "native", "use_vllm": True}, r"`rollout_backend` is 'native': `use_vllm` .* leave "),
         (STOCK | {"use_vllm": True}, r"`rollout_backend` is 'transformers': `use_vllm` .* leave"),
         ({"use_adaptive_entropy": True}, r"`use_adaptive_entropy` is True: .* Set `entropy_coef`"),
-        (
-            {"use_transformers_continuous_batching": True},
-            "batching` is True: .* Leave it",
-        ),
+        ({"use_transformers_continuous_batching": True}, "batching` is True: .* Leave it"),
         (
             SERVED | {"vllm_mode": "colocate", "bf16": False},
             r"`vllm_mode` is 'colocate': .* Set `bf16` to true, or use",
@@ -86,6 +73,10 @@ SERVED = {"rollout_backend": "vllm", "vllm_mode": "server"}
         ({"mining": True, "use_gae": True}, r"`use_gae` is True: with `mining` .* Set one of them to False"),
         ({"mining": True, "advantage_baseline": "ema"}, r"`advantage_baseline` is 'ema': with `mining` .* Leave"),
         ({"use_peft": True, "rollout_backend": "native"}, r"`rollout_backend` is 'native': .* Set it to auto"),
+        *((EXACT | {field: value}, rf"`{field}` is .*`objective` is exact") for field, value in NO_ROOM),
+        ({"ref_device": "gpu"}, "`ref_device` is 'gpu': no such device. Write auto, cpu, or cuda:"),
+        ({"ref_device": "cpu", "beta": 0.0}, "with `beta` 0.0 there is no reference"),
+        ({"ref_device": "cpu", "beta": 0.1, "kl_estimator": "exact"}, "with `kl_estimator` exact"),
     ],
 )
 def test_contradictions_are_refused(tmp_path: Any, changes: dict[str, Any], message: str) -> None:
@@ -115,18 +106,6 @@ BAD_VALUES: list[tuple[str, Any]] = [
 def test_a_bad_value_is_refused_by_name(tmp_path: Any, name: str, value: Any) -> None:
     with pytest.raises(ValueError, match=rf"^`{name}` is .*: .+\. [A-Z].+\.$"):
         RookWorldGRPOConfig(**{"output_dir": str(tmp_path), "use_cpu": True, name: value})
-
-
-def test_what_trl_and_transformers_refuse_is_left_to_them(tmp_path: Any) -> None:
-    """Each by a message of its own that names the field."""
-    cases = (
-        ("num_generations", 1, "at least 2 gen"),
-        ("num_generations", 3, "divisible by num_gen"),
-        ("logging_steps", 0, "--logging_s"),
-    )
-    for name, value, message in cases:
-        with pytest.raises(ValueError, match=message):
-            RookWorldGRPOConfig(**{"output_dir": str(tmp_path), "use_cpu": True, name: value})
 
 
 def test_accelerates_choice_of_the_cpu_is_followed(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:

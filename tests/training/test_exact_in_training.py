@@ -16,7 +16,6 @@ from rookworld_trl.modeling import forest
 from rookworld_trl.modeling.gpt2 import compiled_graphs
 from rookworld_trl.training import GateError, RookWorldGRPOConfig, RookWorldGRPOTrainer
 from rookworld_trl.training.exact import LEAST_DEVIATION
-from rookworld_trl.training.plugin import check_plugins
 from tests.support.plugged import plugged
 from tests.training.conftest import PROMPTS, share_of_letters
 from tests.training.test_placement import LAUNCHED
@@ -172,22 +171,6 @@ def test_it_learns_what_earns_and_reports_what_was_sampled(
     assert "kl" in log[-1]
 
 
-def test_rows_without_points_train_on_their_samples(train: Callable[..., RookWorldGRPOTrainer]) -> None:
-    def find(row: dict[str, Any], completion: Sequence[int]) -> dict[str, Any]:
-        return first_token(row, completion) if row["prompt"].startswith("P") else {}
-
-    trainer = train(find, per_device_train_batch_size=16)
-    batches: list[dict[str, Any]] = []
-    inner = trainer._generate_and_score_completions
-    trainer._generate_and_score_completions = lambda rows: batches.append(inner(rows)) or batches[-1]  # type: ignore[method-assign]
-    trainer.train()
-    known = torch.tensor([bool(each["decisions"]) for each in batches[0]["points"]])
-    assert known.any()
-    assert not known.all()
-    assert torch.equal(batches[0]["by_samples"], ~known)
-    assert batches[0]["advantages"][~known].any()
-
-
 def test_micro_batches_whose_completions_are_all_masked(
     train: Callable[..., RookWorldGRPOTrainer], tiny_tokenizer: PreTrainedTokenizerFast
 ) -> None:
@@ -208,11 +191,8 @@ def test_micro_batches_whose_completions_are_all_masked(
     assert {row["exact/decided/"] for row in log if "exact/decided/" in row} == {1.0}
 
 
-@pytest.mark.parametrize("backend", ["native", "transformers"])
-def test_it_works_with_adapters_temperatures_and_control(
-    train: Callable[..., RookWorldGRPOTrainer], backend: str
-) -> None:
-    adapters = {"use_peft": True, "rollout_backend": "transformers"} if backend == "transformers" else {}
+def test_it_works_with_adapters_and_control(train: Callable[..., RookWorldGRPOTrainer]) -> None:
+    adapters = {"use_peft": True, "rollout_backend": "transformers"}
     trainer = train(kl_control="multiplicative", kl_interval=1, max_steps=3, learning_rate=1e-3, **adapters)
     trainer.train()
     assert trainer.state.global_step == 3
@@ -228,28 +208,6 @@ def test_a_resumed_run_equals_one_that_was_not_interrupted(
     again.train(resume_from_checkpoint=str(Path(options["output_dir"], "checkpoint-2")))
     for name, value in again.model.state_dict().items():
         assert torch.equal(value, whole.model.state_dict()[name]), name
-
-
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("mining", True),
-        ("use_gae", True),
-        ("advantage_baseline", "leave_one_out"),
-        ("num_iterations", 2),
-        ("steps_per_generation", 2),
-        ("scale_rewards", "batch"),
-        ("kl_estimator", "exact"),
-        ("top_entropy_quantile", 0.5),
-    ],
-)
-def test_what_it_has_no_room_for_is_refused_by_name(options: dict[str, Any], field: str, value: Any) -> None:
-    settings = {**options, "objective": "exact", "scale_rewards": "none", field: value}
-    if field == "use_gae":
-        settings["loss_type"] = "dapo"
-    left, plugins = plugged(settings)
-    with pytest.raises(ValueError, match=rf"`{field}` is .*`objective` is exact"):
-        check_plugins(RookWorldGRPOConfig(**left), plugins)
 
 
 def test_points_and_objective_belong_together(train: Callable[..., RookWorldGRPOTrainer]) -> None:
@@ -301,12 +259,6 @@ def test_a_later_batch_without_a_decision_is_not_trained_on_and_red(
     assert trainer.plugins[0].levels["exact/decided/"] == "red"
 
 
-def test_impossible_points_end_the_run_by_the_prompt(train: Callable[..., RookWorldGRPOTrainer]) -> None:
-    trainer = train(lambda row, completion: {"decisions": [{"position": 99, "actions": [[1]], "rewards": [1.0]}]})
-    with pytest.raises(ValueError, match=r"points of row 0, prompt .*position 99 lies behind"):
-        trainer.train()
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -321,13 +273,6 @@ def test_models_whose_forward_pass_takes_no_tree_are_refused(
     change(trainer.model)
     parts = trainer.exact
     assert parts is not None
+    names = ("args", "accelerator", "policy", "scorer", "find", "decode", "record")
     with pytest.raises(ValueError, match=message):
-        type(parts)(
-            parts.args,
-            parts.accelerator,
-            parts.policy,
-            parts.scorer,
-            parts.find,
-            parts.decode,
-            parts.record,
-        )
+        type(parts)(*(getattr(parts, name) for name in names))

@@ -117,11 +117,6 @@ def test_mixed_precision_measures_the_mean() -> None:
     assert math.isnan(FLOAT32.measure(torch.tensor([0.0, math.nan])))
 
 
-def test_ours_passes_under_bf16(make_trainer: MakeOurs) -> None:
-    make_trainer(bf16=True).train()
-    make_trainer(bf16=True, rollout_backend="native").train()
-
-
 # TRL's own
 
 ROPE = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -342,19 +337,12 @@ def command(folders: dict[str, Path], tmp_path: Path) -> Callable[..., int]:
     return run
 
 
-def test_the_command_finds_padding_and_says_what_to_do(
-    command: Callable[..., int], capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
+def test_the_command_writes_what_it_has_found(command: Callable[..., int], tmp_path: Path) -> None:
+    """What it prints is in test_doctor.py."""
     assert command("gpt2", "--json", str(tmp_path / "found.json")) == 1
-    output = capsys.readouterr().out
-    verdicts = dict(line.split()[:: len(line.split()) - 1] for line in output.splitlines()[2:10])
-    wrong = {"padding", "sampler"}
-    assert verdicts == {gate: "FAILS" if gate in wrong else "holds" for gate in gates.GATES}
-    assert "\npadding: Padded rows are scored at other positions" in output
     written = json.loads((tmp_path / "found.json").read_text())
-    assert {row["gate"] for row in written if row["measured"] > row["bound"]} == wrong
-    assert command("gpt2", "--position_hook", "true") == 0
-    assert capsys.readouterr().out.endswith("Nothing is wrong with what was measured.\n")
+    assert [row["gate"] for row in written] == list(gates.GATES)
+    assert {row["gate"] for row in written if row["measured"] > row["bound"]} == {"padding", "sampler"}
 
 
 def test_the_command_names_what_it_cannot_use(

@@ -10,8 +10,8 @@ from tests.support.golden_run import VARIANTS, main
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("variant", ["controls", "gae"])
-def test_a_resumed_run_is_the_run(variant: str, tmp_path: Path) -> None:
+def test_a_resumed_run_is_the_run(tmp_path: Path) -> None:
+    variant = "controls"
     first, last = (f"checkpoint-{VARIANTS[variant][name]}" for name in ("save_steps", "max_steps"))
     main(variant, str(tmp_path / "whole"))
     main(variant, str(tmp_path / "resumed"), str(tmp_path / "whole" / first))

@@ -43,12 +43,7 @@ def test_policy_to_reference_k3_is_trls_own_penalty(
 ) -> None:
     """Value and gradient, with an accumulation of 2, so that every normalisation is TRL's own."""
     trainer, inputs = ready(
-        make_trainer(
-            beta=0.7,
-            use_bias_correction_kl=corrected,
-            loss_type=loss_type,
-            gradient_accumulation_steps=2,
-        )
+        make_trainer(beta=0.7, use_bias_correction_kl=corrected, loss_type=loss_type, gradient_accumulation_steps=2)
     )
     if off_policy:  # as if the samples came from the reference
         inputs["old_per_token_logps"] = inputs["ref_per_token_logps"]

@@ -26,32 +26,24 @@ def launched(monkeypatch: pytest.MonkeyPatch, precision: str, cpu: bool = False)
     monkeypatch.setenv("ACCELERATE_USE_CPU", str(cpu))
 
 
+PRECISIONS: list[tuple[str, dict[str, bool], tuple[bool, str]]] = [
+    ("bf16", {}, (True, "bf16")),
+    ("bf16", {"bf16": True}, (True, "bf16")),
+    ("bf16", {"bf16": False}, (False, "no")),
+    ("bf16", {"fp16": True}, (False, "fp16")),
+    ("no", {"bf16": True}, (True, "bf16")),
+    ("no", {"bf16": False}, (False, "no")),
+    ("fp16", {"bf16": True}, (True, "bf16")),
+    ("fp16", {"fp16": True}, (False, "fp16")),
+]
+
+
 @KINDS
-@pytest.mark.parametrize(
-    ("launcher", "given", "bf16", "computed"),
-    [
-        ("bf16", {}, True, "bf16"),
-        ("bf16", {"bf16": True}, True, "bf16"),
-        ("bf16", {"bf16": False}, False, "no"),
-        ("bf16", {"fp16": True}, False, "fp16"),
-        ("no", {"bf16": True}, True, "bf16"),
-        ("no", {"bf16": False}, False, "no"),
-        ("fp16", {"bf16": True}, True, "bf16"),
-        ("fp16", {"fp16": True}, False, "fp16"),
-    ],
-)
-def test_the_precision_that_is_recorded_is_the_one_that_is_computed_in(
-    tmp_path: Any,
-    monkeypatch: pytest.MonkeyPatch,
-    kind: Any,
-    launcher: str,
-    given: dict[str, bool],
-    bf16: bool,
-    computed: str,
-) -> None:
-    launched(monkeypatch, launcher)
-    args = kind(output_dir=str(tmp_path), use_cpu=True, report_to="none", **given)
-    assert (args.bf16, args.mixed_precision) == (bf16, computed)
+def test_the_precision_that_is_recorded_is_the_one_that_is_computed_in(tmp_path, monkeypatch, kind) -> None:
+    for launcher, given, expected in PRECISIONS:
+        launched(monkeypatch, launcher)
+        args = kind(output_dir=str(tmp_path), use_cpu=True, report_to="none", **given)
+        assert (args.bf16, args.mixed_precision) == expected, (launcher, given)
 
 
 @KINDS
@@ -90,10 +82,3 @@ def test_both_of_torchs_switches_say_the_same(tf32: bool | None, expected: bool)
     assert torch.get_float32_matmul_precision() == ("high" if expected else "highest")
     assert torch.backends.cuda.matmul.allow_tf32 == expected
     assert (torch.backends.cuda.matmul.fp32_precision == "tf32") == expected
-
-
-def test_float32_that_is_compiled_has_them_alike_too() -> None:
-    torch.backends.cuda.matmul.allow_tf32 = True  # as accelerate does
-    placement.keep_float32(SimpleNamespace(torch_compile=True, tf32=None), SimpleNamespace(mixed_precision="no"))
-    assert torch.get_float32_matmul_precision() == "highest"
-    assert torch.backends.cuda.matmul.allow_tf32 is False

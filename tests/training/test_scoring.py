@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import Any
 
-import peft
 import pytest
 import torch
 from transformers import GPT2LMHeadModel
@@ -125,20 +124,11 @@ def test_stock_deals_groups_over_micro_batches(make_stock: Callable[..., GRPOTra
     assert max(prompts) > 1, "TRL seam _prepare_inputs: rows are not shuffled any more"
 
 
-@pytest.mark.parametrize(
-    "option",
-    [{"activation_checkpointing": True}, {"kl_estimator": "exact"}],
-    ids=str,
-)
+@pytest.mark.parametrize("option", [{"activation_checkpointing": True}, {"kl_estimator": "exact"}], ids=str)
 def test_what_needs_the_models_own_forward_gets_it(make_trainer: Make, option: dict[str, Any]) -> None:
     trainer = make_trainer(**option)
     assert not trainer.scorer.shared
     trainer.train()
-
-
-def test_adapters_go_through_the_models_own_forward(make_trainer: Make, policy: GPT2LMHeadModel) -> None:
-    adapted = peft.get_peft_model(policy, peft.LoraConfig(target_modules=["c_attn"], task_type="CAUSAL_LM"))
-    assert not scoring.can_share(adapted, make_trainer().args, make_trainer().accelerator)
 
 
 def test_gates_watch_the_shared_path(make_trainer: Make, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -151,16 +151,6 @@ def test_the_gates_see_a_row_scored_at_anothers_temperature(make: Make, monkeypa
     assert {each.gate for each in caught.value.results if not each.passed} == {"padding", "temperature", "sampler"}
 
 
-def test_a_cold_task_is_sampled_greedily_and_the_other_is_not(make: Make) -> None:
-    trainer = make(rollout_backend="native", task_sampling={"A": {"temperature": 1e-4}})
-    inputs, batch = batch_of(trainer)
-    distinct: dict[str, set[tuple[int, ...]]] = {}
-    for row, ids in zip(inputs, batch["completion_ids"].tolist(), strict=True):
-        distinct.setdefault(row["prompt"], set()).add(tuple(ids))
-    assert all(len(samples) == 1 for prompt, samples in distinct.items() if prompt.startswith("A"))
-    assert all(len(samples) > 1 for prompt, samples in distinct.items() if prompt.startswith("P"))
-
-
 def test_drafts_change_no_sample(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """`A` rows draft their truth with its end token, others nothing; samples are those drawn without drafts."""
     seen: list[Any] = []

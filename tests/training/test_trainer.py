@@ -1,20 +1,16 @@
 """The trainer's own promises: weights, reference, tokenizer, rollout backend."""
 
 import copy
-import math
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig
 from transformers import GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from trl import GRPOConfig
 
-from rookworld_trl.training import RookWorldGRPOConfig, RookWorldGRPOTrainer
-from tests.training.conftest import share_of_letters
+from rookworld_trl.training import RookWorldGRPOTrainer
 
 Make = Callable[..., RookWorldGRPOTrainer]
 
@@ -117,52 +113,3 @@ def test_backend_choice(make_trainer: Make, tiny_tokenizer: PreTrainedTokenizerF
     trainer.train()
     with pytest.raises(ValueError, match=r"'native', which decodes GPT-2 .* LlamaForCausalLM"):
         make_trainer(_model=llama, rollout_backend="native")
-
-
-def test_native_rollout_gets_the_trainers_settings(make_trainer: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[dict[str, Any]] = []
-
-    def rollout(model: Any, prompt_ids: list[list[int]], **options: Any) -> SimpleNamespace:
-        calls.append({"model": model, "prompts": prompt_ids, **options})
-        rows = range(len(prompt_ids))
-        return SimpleNamespace(completion_ids=[[row] for row in rows], logps=[[-float(row)] for row in rows])
-
-    monkeypatch.setattr("rookworld_trl.training.sampler.rollout", rollout)
-    trainer = make_trainer(rollout_backend="native", temperature=0.7)
-    prompts = [[3, 4]] * 4 + [[5]] * 4
-    completions, logps = trainer._generate_single_turn(prompts, None, {}, 4)
-    trainer._generate_single_turn(prompts, None, {}, 4)
-    assert completions == [[row] for row in range(8)]
-    assert logps == [[-float(row)] for row in range(8)]
-    assert calls[0]["model"].wte is trainer.model.transformer.wte.weight
-    assert calls[0]["prompts"] == prompts
-    assert (calls[0]["temperature"], calls[0]["max_new_tokens"]) == (0.7, 6)
-    assert calls[0]["eos_token_id"] == trainer.processing_class.eos_token_id
-    assert calls[0]["seed"] != calls[1]["seed"]
-
-
-@pytest.mark.parametrize("backend", ["native", "transformers"])
-def test_training_passes_the_gates_then_updates(make_trainer: Make, backend: str) -> None:
-    trainer = make_trainer(rollout_backend=backend, learning_rate=1e-2)
-    trainer.train()
-    assert not trainer.gates.pending
-    log = trainer.state.log_history
-    assert log[0]["kl"] == pytest.approx(0, abs=1e-9)
-    assert log[1]["kl"] > 0
-    assert log[0]["rollout/seconds_per_sample"] > 0
-    assert math.isfinite(log[0]["loss"])
-
-
-def test_adapters_train_against_their_base(
-    policy: GPT2LMHeadModel, prompts: Any, tiny_tokenizer: PreTrainedTokenizerFast, options: dict[str, Any]
-) -> None:
-    """A configuration of peft's own, in place of `use_peft`; the rest is in `test_adapters.py`."""
-    adapters = LoraConfig(r=2, target_modules=["c_attn"], fan_in_fan_out=True)
-    args = RookWorldGRPOConfig(**options, learning_rate=1e-1)
-    trainer = RookWorldGRPOTrainer(policy, share_of_letters, args, prompts, None, tiny_tokenizer, peft_config=adapters)
-    assert trainer.sampler.backend == "transformers"
-    base = policy.transformer.wte.weight.detach().clone()
-    trainer.train()
-    assert torch.equal(base, policy.transformer.wte.weight)
-    assert trainer.state.log_history[0]["kl"] == pytest.approx(0, abs=1e-6)
-    assert trainer.state.log_history[1]["kl"] > 1e-6

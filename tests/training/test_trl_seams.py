@@ -7,8 +7,6 @@ from collections.abc import Callable
 from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import RepeatSampler
 
-from tests.support.documents import ROOT
-
 Make = Callable[..., GRPOTrainer]
 
 SIGNATURES = {
@@ -86,17 +84,3 @@ def test_trl_names_the_fields_that_it_will_remove() -> None:
         "TRL deprecates more: take it out of recipes and code, then add it here"
     )
     assert found & REMOVED_IN_2, "the deprecation notices read otherwise now: look for them again"
-
-
-def test_nothing_uses_a_field_that_trl_2_removes() -> None:
-    places = ("rookworld_trl", "recipes", "accelerate_configs", "benchmarks", "notebooks")
-    files = [
-        file for place in places for file in (ROOT / place).rglob("*") if file.suffix in (".py", ".yaml", ".ipynb")
-    ]
-    assert len(files) > 100
-    uses = re.compile(r"(?:\.|--|\b)({0})\b[\"']?\s*[:=]|\.({0})\b".format("|".join(REMOVED_IN_2)))
-    assert uses.search("  use_liger_kernel: true")
-    assert uses.search("args.use_transformers_paged)")
-    assert not uses.search('("use_transformers_paged", "vllm_importance_sampling_cap"),')
-    using = {f"{file.name}: {found[0]}" for file in files if (found := uses.search(file.read_text(encoding="utf-8")))}
-    assert not using

@@ -65,32 +65,16 @@ def train(checkpoint: str, output: str, options: dict[str, Any]) -> None:
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     tasks = ["p", "p", "a", "p", "a", "p", "a", "p"]
     options, plugins = plugged(options)
-    args = RookWorldGRPOConfig(
-        output_dir=f"{output}-run",
-        use_cpu=True,
-        ddp_backend="gloo" if processes > 1 else None,
-        per_device_train_batch_size=8 // processes,
-        num_generations=4,
-        max_completion_length=6,
-        max_steps=3,
-        learning_rate=0.5,
-        optim="sgd",  # Adam would turn rounding of a zero gradient into a whole step
-        max_grad_norm=0.0,
-        lr_scheduler_type="constant",
-        save_strategy="no",
-        disable_tqdm=True,
-        seed=1,
-        **options,
-    )
+    small = {"per_device_train_batch_size": 8 // processes, "num_generations": 4, "max_completion_length": 6}
+    small |= {"max_steps": 3, "learning_rate": 0.5, "lr_scheduler_type": "constant", "max_grad_norm": 0.0}
+    small |= {"optim": "sgd"}  # Adam would turn rounding of a zero gradient into a whole step
+    small |= {"use_cpu": True, "ddp_backend": "gloo" if processes > 1 else None, "save_strategy": "no", "seed": 1}
+    args = RookWorldGRPOConfig(output_dir=f"{output}-run", disable_tqdm=True, **small, **options)
+    data = Dataset.from_dict({"prompt": PROMPTS, "task": tasks})
+    find = None if args.objective == "sampled" else find_points
+    policy = GPT2LMHeadModel.from_pretrained(checkpoint)
     trainer = RookWorldGRPOTrainer(
-        GPT2LMHeadModel.from_pretrained(checkpoint),
-        share_of_letters,
-        args,
-        Dataset.from_dict({"prompt": PROMPTS, "task": tasks}),
-        None,
-        tokenizer,
-        find_points=None if args.objective == "sampled" else find_points,
-        plugins=plugins,
+        policy, share_of_letters, args, data, None, tokenizer, find_points=find, plugins=plugins
     )
     trainer.sampler.sample = fixed  # type: ignore[method-assign]
     trainer.gates.pending = False  # they compare with a real sampler

@@ -113,10 +113,6 @@ def test_a_server_in_float32_is_held_to_float32(make_trainer: Make, engine: type
         make_trainer(_model=policy, **settings).train()
 
 
-def test_without_an_engine_there_is_nothing_to_close(make_trainer: Make) -> None:
-    make_trainer().close()
-
-
 def test_vllm_that_is_not_there_is_named(make_trainer: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rookworld_trl.training.preparation.is_vllm_available", lambda: False)
     with pytest.raises(ValueError, match=r"`use_vllm` is True: vLLM is not installed. Install it with `pip install"):

@@ -131,11 +131,6 @@ def test_shards_are_not_watched_and_a_line_says_so(
     assert "its weights are in shards" in said[0]
 
 
-def test_a_metric_that_is_not_measured_is_named(tmp_path: Path) -> None:
-    with pytest.raises(KeyError, match=r"set to 'eval_none', which is not found .* \['eval_score', 'eval_other'\]"):
-        watched(tmp_path, metric_for_best_model="none").train()
-
-
 def test_the_best_of_nothing_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"^`load_best_model_at_end` is True: .* Set `metric_for_best_model`"):
         watched(tmp_path, metric_for_best_model=None, load_best_model_at_end=True)

@@ -398,18 +398,6 @@ def test_a_padded_answer_has_the_decisions_of_the_single_spaced_one(tokenizer: A
     assert lengths >= {9, 24, 29}, "two moves, five, and five promotions"
 
 
-@pytest.mark.parametrize("spelled", ["single", "padded"])
-def test_a_gold_answer_of_five_moves_has_eleven_decisions(spelled: str) -> None:
-    """In GPT-2's tokens: five candidates, five ends of an eval, and the best move."""
-    row = next(row for row in load_shipped("dev") if row["task"] == "policy" and len(row["legal_moves"]) > 20)
-    moves, fen = row["legal_moves"][:5], row["prompt"][3:]
-    text = f" M: {' '.join(moves)} E: 0.31 0.33 -1.2 2.05 12.07 B: {moves[0]}"
-    if spelled == "padded":
-        text = rookworld_answer(fen, moves, ["0.31", "0.33", "-1.2", "2.05", "12.07"], moves[0])
-    found, _ = find(build_gpt2_tokenizer(), text, row)
-    assert (len(found["decisions"]), len(taken(found))) == (11, 6)
-
-
 LEAD = " " * (90 - len(ROW["prompt"][3:]))
 PADDED_GOLD = rookworld_answer(
     ROW["prompt"][3:], ["a7a8q", "a7a8n", "c1d1", "c1c2"], ["999.9", "0.0", "0.0", "-999.9"], "a7a8q"

@@ -89,12 +89,3 @@ def test_means_reach_the_log() -> None:
     rewards.policy_reward(**batch() | {"completions": ["junk"] * 4}, log_metric=nowhere_legal.__setitem__)
     assert "policy/parsed" in nowhere_legal
     assert "policy/skill" not in nowhere_legal
-
-
-def test_functions_carry_the_names_that_trl_logs() -> None:
-    assert [function.__name__ for function in POLICY + ENVIRONMENT] == [
-        "policy_reward",
-        "policy_reward_continuous",
-        "environment_reward",
-        "environment_reward_continuous",
-    ]

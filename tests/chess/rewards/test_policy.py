@@ -183,10 +183,7 @@ def test_the_position_by_hand() -> None:
         # evals in the right order that say nothing else: half
         (" M: e2e4 d2d4 g1f3 c2c4 b1c3 E: 9.0 8.0 7.0 6.0 5.0 B: e2e4", expected(0, [0, 1, 2, 3, 4], 0.5)),
         # the best with the four worst, all evals right: the best alone gains, the blunders pay for nothing else
-        (
-            " M: e2e4 g2g4 h2h4 a2a4 f2f3 E: 0.5 -9.0 -3.0 -2.5 -2.0 B: e2e4",
-            expected(0, [0], 1.0),
-        ),
+        (" M: e2e4 g2g4 h2h4 a2a4 f2f3 E: 0.5 -9.0 -3.0 -2.5 -2.0 B: e2e4", expected(0, [0], 1.0)),
         # fines: of an unlisted, an illegal best move, of candidates that are missing, repeated, illegal or too many
         (GOLD.replace("B: e2e4", "B: g2g3"), expected(5, [0, 1, 2, 3, 4], 1.0, 0.25)),
         (GOLD.replace("B: e2e4", "B: a1a1"), squeezed(expected(None, [0, 1, 2, 3, 4], 1.0, 0.5))),

@@ -135,12 +135,7 @@ def updates() -> str:
     return table(heads, "rrlll", rows)
 
 
-TABLES = {
-    "arms": lambda: arms("3min"),
-    "ours": lambda: pairs("3min"),
-    "other-positions": other_positions,
-    "play": play,
-}
+TABLES = {"arms": lambda: arms("3min"), "ours": lambda: pairs("3min"), "other-positions": other_positions, "play": play}
 APPENDIX = {
     "changes": lambda: changes("3min"),
     "six-minutes": lambda: arms("6min"),
