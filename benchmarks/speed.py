@@ -8,8 +8,6 @@ Sides run in turn in one process; medians. On a CPU, where one thread does the w
 * `scoring`: completions a second on one core. The true completion, a damaged one and an unparsable one of shipped rows
   in turn, through the TRL reward functions, every row once a pass (no prompt is met twice within the scorer's cache).
 * `rollouts`: native sampling beside `transformers.generate`. `environment`: `A:` prompts, the draft is the truth.
-  `bandwidth_share` is the time in which memory, at the speed of a copy, gives the weights and the keys and values once
-  a step, over that taken.
 * `learning`: reference without gradients, then policy with its backward pass, on shared prefixes and by TRL's padded
   pass with its fused head and the position hook. Random tokens in two shapes: `policy`, completions that agree nowhere,
   and `environment`, 60 % of whose completions are the same and the others leave it somewhere.
@@ -168,28 +166,10 @@ class Work:
         return result.completion_ids
 
 
-def least_bytes(work: Work, drawn: list[list[int]], bf16: bool) -> int:
-    """What plain native decoding must read: the weights once a pass, and in each the keys and values of live rows.
-
-    A prompt's are read once for all of its samples, a sample's own once each. The prefill is one pass more.
-    """
-    config, size = work.model.config, 2 if bf16 else 4
-    weights = (work.model.num_parameters() - work.model.transformer.wpe.weight.numel()) * size
-    token = 2 * config.n_layer * config.n_embd * size  # a key and a value in each layer
-    samples = len(drawn) // len(work.prompts)
-    total = weights
-    for step in range(1, max(map(len, drawn))):  # the prefill predicts the first token
-        live = [sum(len(ids) > step for ids in drawn[i : i + samples]) for i in range(0, len(drawn), samples)]
-        prefixes = sum(len(ids) for ids, rows in zip(work.prompts, live, strict=True) if rows)
-        total += weights + token * (prefixes + step * sum(live))
-    return total
-
-
 def sampled(
     work: Work,
     kind: str,
     samples: int,
-    bandwidth: float,
     *,
     repeats: int = 5,
     bf16: bool = False,
@@ -198,7 +178,6 @@ def sampled(
     """Median seconds of each side, and what they say, for `samples` completions of each of the work's prompts.
 
     Args:
-        bandwidth: see `copy_bandwidth`.
         bf16: all under autocast.
         static: a side more, `generate` with its static cache.
     """
@@ -221,21 +200,19 @@ def sampled(
         row["share_exact"] = round(statistics.mean(exact), 3)
     row["seconds"] = {name: round(value, 4) for name, value in seconds.items()}
     row["speedup"] = {name: round(seconds["generate"] / seconds[name], 2) for name in sides if name != "generate"}
-    floor = least_bytes(work, drawn, bf16) / bandwidth
-    row["bandwidth_share"] = {"native": round(floor / seconds["native"], 3)}
     return row
 
 
 def measure_rollouts(arguments: argparse.Namespace) -> dict[str, Any]:
     device, model = best_device(), str(arguments.model)
-    bandwidth, results, parameters = copy_bandwidth(device), [], 0
+    results, parameters = [], 0
     for kind in KINDS:
         work = Work(model, kind, [], arguments.prompts or 8, device)
         parameters = work.model.num_parameters()
         for samples in arguments.samples or (8, 32):
-            results.append(sampled(work, kind, samples, bandwidth, repeats=arguments.repeats, bf16=arguments.bf16))
+            results.append(sampled(work, kind, samples, repeats=arguments.repeats, bf16=arguments.bf16))
             print(json.dumps(results[-1]), flush=True)
-    speed = {"bf16_autocast": arguments.bf16, "copy_gb_per_second": round(bandwidth / 1e9, 1)}
+    speed = {"bf16_autocast": arguments.bf16, "copy_gb_per_second": round(copy_bandwidth(device) / 1e9, 1)}
     return {"parameters": parameters, **speed, **machine(device), "results": results}
 
 
