@@ -36,7 +36,7 @@ def left_out() -> str:
 
 def demos() -> str:
     """The headlines, every significant loss of either run, and two suites; what got significantly worse is bold."""
-    runs = [read(name)["metrics"] for name in ("demo_before", "demo_long")]
+    runs = [read(name)["metrics"] for name in ("demo", "demo_long")]
     lost = {(row["task"], row["metric"], row["mode"]) for run in runs for row in run if row["loss"]}
     rows = []
     for (task, metric), label in METRICS.items():
@@ -87,5 +87,32 @@ def tactics() -> str:
     return table(heads, "lrrrlr", rows)
 
 
-TABLES = {"left-out": left_out, "demos": demos}
+def settings() -> str:
+    """Trials of the demo's settings on dev from the present start: what each changes, greedy, and its losses."""
+    trials = {name: each for name, each in read("demo_trials")["trials"].items() if name.startswith("n3_")}
+    shown = ("learning_rate", "beta", "mix_env_ratio", "num_generations", "policy_strata", "steps")
+    heads = (
+        "rate",
+        "β",
+        "`A:`",
+        "samples",
+        "in check",
+        "steps",
+        "legality",
+        "skill",
+        "exactness",
+        "five",
+        "`P:` reward",
+    )
+    rows = []
+    for trial in sorted(trials.values(), key=lambda each: (each["steps"], -each["beta"])):
+        values = {name: trial[name] for name in shown} | {"policy_strata": trial["policy_strata"]["check"]}
+        of = {place: trial["metrics"][f"{place}, greedy"] for place in ("policy", "environment")}
+        cells = [of["policy"][name] for name in ("best_legal", "skill")] + [of["environment"]["exact"]]
+        cells += [of["policy"][name] for name in ("candidates_legal_distinct", "continuous")]
+        rows.append([*(f"{value:g}" for value in values.values()), *(change(each) for each in cells)])
+    return table(heads, "r" * 6 + "l" * 5, rows)
+
+
+TABLES = {"left-out": left_out, "demos": demos, "settings": settings}
 APPENDIX = {"tactics": tactics}
