@@ -81,6 +81,7 @@ def test_soft_labels_are_the_distribution_of_rewards() -> None:
     assert np.allclose(weights, last["weight"] * expected / expected.sum())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "loop", [partial(rivals.gold, rows=16), partial(rivals.soft, rows=16, temperature=0.1)], ids=["gold", "soft"]
 )
@@ -141,6 +142,7 @@ def test_best_eval_takes_the_place_of_b() -> None:
     assert [item.completion for item in changed[0].items] == [f" M: {a} {b} E: 0.1 0.3 B: {b}", " M: junk"]
 
 
+@pytest.mark.slow
 def test_results_come_back_and_make_a_table(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

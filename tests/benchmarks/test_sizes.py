@@ -58,6 +58,7 @@ def lengths(completions: list[str], **columns: Any) -> list[float | None]:
     return [float(len(text)) for text in completions]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ARMS)
 def test_an_arm_trains_with_gpt2s_tokens(
     name: str, folder: Path, few_rows: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -127,6 +128,7 @@ def test_on_a_gpu_a_budget_counts_the_clock_when_the_device_is_done(monkeypatch:
     assert budget.curve == [(4.0, 8), (8.0, 16), (12.0, 24)]
 
 
+@pytest.mark.slow
 def test_another_size_has_files_and_a_table_of_its_own(
     folder: Path, few_rows: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

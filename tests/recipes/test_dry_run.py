@@ -20,6 +20,7 @@ def files_of(folder: Path) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
 
 
+@pytest.mark.slow
 def test_a_dry_run_leaves_nothing_behind(arguments, tmp_path, capsys):
     """Its figures are in the line of `--json`; no alert goes out."""
     before = files_of(tmp_path)
@@ -46,6 +47,7 @@ def left(folder: Path) -> set[str]:
     return {re.sub(r"-\d+$", "-<step>", path.name) + "/" * path.is_dir() for path in folder.iterdir()}
 
 
+@pytest.mark.slow
 def test_what_a_run_leaves_is_what_its_dry_run_said(arguments, run_sft, tmp_path, capsys):  # noqa: F811
     """At most so many bytes: of the checkpoints that were made, and of one that is being written."""
     sft = tmp_path / "sft"

@@ -44,6 +44,7 @@ def of(path: Path, number: int = 0) -> dict[str, Any]:
     return json.loads(path.read_text())["models"][number]
 
 
+@pytest.mark.slow
 def test_every_suite_is_reproducible_and_compared(
     everything: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -94,6 +95,7 @@ def items_of(written: dict[str, Any]) -> list[Any]:
     return [item for result in written["models"][0]["results"] for item in result["items"]]
 
 
+@pytest.mark.slow
 def test_rows_that_were_trained_on_are_left_out(
     everything: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

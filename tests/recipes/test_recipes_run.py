@@ -63,6 +63,7 @@ def run(
     return start
 
 
+@pytest.mark.slow
 def test_lora_trains_adapters_and_saves_them_merged(run: Run, tmp_path: Path, tiny_checkpoint: Path) -> None:
     trainer, _ = run(LARGE / "config_lora.yaml")
     names = {name for name, weight in trainer.model.named_parameters() if weight.requires_grad}
@@ -76,6 +77,7 @@ def test_lora_trains_adapters_and_saves_them_merged(run: Run, tmp_path: Path, ti
     assert trained.transformer.wte.weight.equal(start.transformer.wte.weight)
 
 
+@pytest.mark.slow
 def test_a_curriculum_goes_through_its_stages(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """The shipped stages, at other steps: shares of `A:` and temperatures of what was sampled, step by step."""
     seen: list[tuple[float, set[float]]] = []
@@ -105,6 +107,7 @@ def test_a_curriculum_goes_through_its_stages(run: Run, monkeypatch: pytest.Monk
     assert trainer.controls["stages"].state_dict()["number"] == 2
 
 
+@pytest.mark.slow
 def test_data_of_ones_own_making(run: Run, tmp_path: Path) -> None:
     """A folder as `generate_data.py dataset` writes it."""
     rows = []
@@ -124,6 +127,7 @@ def test_data_of_ones_own_making(run: Run, tmp_path: Path) -> None:
 GAMES = '{"games": 8, "plies": 8, "batches": 2, "per_opening": 4, "temperatures": [1.2, 0.7]}'
 
 
+@pytest.mark.slow
 @requires_stockfish
 def test_positions_of_its_own_games(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every legal move of theirs is valued by the engine, and the shares of the batch hold."""
