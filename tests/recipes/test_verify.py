@@ -80,26 +80,26 @@ def test_every_component_is_in_the_log(run: Run, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_many_epochs_on_trained_weights_stay_in_bounds(run: Run, rows_file: Path, tmp_path: Path) -> None:
-    """rookworld-nano on two positions of each task, all of them in every step; the recipe's are fifty."""
+def test_fifty_epochs_on_trained_weights_stay_in_bounds(run: Run, rows_file: Path, tmp_path: Path) -> None:
+    """rookworld-nano on two positions of each task, all of them in every step."""
     rows_file.write_text("\n".join(rows_file.read_text().splitlines()[:4]) + "\n")
     steps = run(
         "epochs.yaml",
         model="nano",
         max_rows=4,
-        max_steps=24,
+        max_steps=50,
         save_strategy="no",
         num_generations=4,
         per_device_train_batch_size=16,
         max_completion_length=80,
         learning_rate=2e-5,
     )
-    assert len(steps) == 24
+    assert len(steps) == 50
     assert not summary(tmp_path)["stop_reason"]
     assert all(math.isfinite(row["loss"]) for row in steps)
     assert max(row["kl"] for row in steps) < 0.5
     assert max(row["grad_norm"] for row in steps) < 10
-    first, last = (fmean(row["reward"] for row in part) for part in (steps[:8], steps[-8:]))
+    first, last = (fmean(row["reward"] for row in part) for part in (steps[:10], steps[-10:]))
     assert last > first - 0.02
     assert max(row["kl"] for row in steps) > 1e-5, "nothing was learned, so nothing was tested"
 
