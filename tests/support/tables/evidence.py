@@ -79,7 +79,7 @@ def play() -> str:
     """Games won, drawn and lost against the ladder's weaker and stronger anchors, and how many were repetitions."""
     rows = []
     for rules in ("strict", "lenient"):
-        for model, when in zip(read("before_after")["models"], ("before", "after"), strict=True):
+        for model, when in zip(read("former_play")["models"], ("before", "after"), strict=True):
             matches = only(model["results"], name="ladder")["matches"][rules]
             weak = [match for name, match in matches.items() if not name.startswith("Stockfish")]
             for label, own in (("random, greedy capture", weak), ("all seven", list(matches.values()))):
