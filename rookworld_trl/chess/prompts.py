@@ -195,8 +195,11 @@ def held_out_and_training_prompts(
     limits = {"policy": run.eval_policy_items, "environment": run.eval_environment_items}
     held_out, watched = draw_of_each(load_shipped(run.eval_split), limits), None
     if args.eval_strategy != "no":
-        shipped = run.eval_dataset == "shipped"
-        watched = load_shipped("dev") if shipped else load_prompts(run.eval_dataset, run.dataset_split, run)
+        try:
+            shipped = run.eval_dataset == "shipped"
+            watched = load_shipped("dev") if shipped else load_prompts(run.eval_dataset, run.dataset_split, run)
+        except ValueError as error:
+            raise ValueError(str(error).replace("`dataset` is", "`eval_dataset` is")) from error
     prompts = training_prompts(run, args, watched)
     if watched is not None:
         watched = draw_of_each(watched, dict.fromkeys(("policy", "environment"), run.eval_items))

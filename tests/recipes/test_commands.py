@@ -125,7 +125,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny = folder / "tiny"
     random_gpt2(n_positions=320).save_pretrained(tiny)
     character_tokenizer().save_pretrained(tiny)
-    models = {"runs/demo/checkpoint": NANO_FOLDER, "runs/mine/checkpoint": NANO_FOLDER}
+    models = dict.fromkeys(("runs/demo/checkpoint", "runs/mine/checkpoint", "runs/nano-sft"), NANO_FOLDER)
     for name in ("jrahn/RookWorld-LM-124M", "runs/rookworld-lm-124m-sft", "runs/random-124m"):
         models[name] = tiny
     for name, target in models.items():

@@ -158,12 +158,18 @@ WATCHING = {"eval_strategy": "steps", "eval_steps": 1, "save_steps": 1, "save_st
 BAD = {
     "unknown key": ({"learning_rat": 1}, "unknown key 'learning_rat'; the nearest valid key is 'learning_rate'"),
     "no checkpoint": ({"model": "./nowhere"}, "`model` is './nowhere': ./nowhere is no folder, and the Hub's"),
-    "no data": ({"dataset": "nowhere.parquet"}, "nowhere.parquet: no such file"),
+    "no data": (
+        {"dataset": "nowhere.parquet"},
+        "`dataset` is 'nowhere.parquet': there is no such file, or it is empty",
+    ),
     "impossible ratio": ({"mix_env_ratio": 0.3}, "`mix_env_ratio` is 0.3: 1.5 of 5 prompts"),
     "too long": ({"max_completion_length": 300}, "`max_completion_length` is 300: with the longest prompt"),
     "nothing measured": ({"eval_batch_size": 0}, "`eval_batch_size` is 0: nothing would be measured"),
     "no time": ({"max_train_minutes": -1}, "`max_train_minutes` is -1.0: it must be above 0"),
-    "another game": ({"task_sampling": "{go: {temperature: 0.5}}"}, "`task_sampling` is {'go': {'temperature': 0.5}}"),
+    "another game": (
+        {"task_sampling": "{go: {temperature: 0.5}}"},
+        "`task_sampling`: there is no task go. Choose from policy",
+    ),
     "no kernel": ({"attn_implementation": "flash_attention_2"}, "`attn_implementation` is 'flash_attention_2': "),
     "no nodes": ({"engine_nodes": 0, "best_move": "engine"}, "`engine_nodes` is 0: nothing would be read"),
     "no such config": ({"config": "nowhere.yaml"}, "nowhere.yaml: cannot be read"),
@@ -171,7 +177,10 @@ BAD = {
         WATCHING | {"metric_for_best_model": "policy/skil"},
         "no such metric is measured. Choose one of reward, policy/best_legal",
     ),
-    "nothing to watch": (WATCHING | {"eval_dataset": "nowhere.jsonl"}, "nowhere.jsonl: no such file"),
+    "nothing to watch": (
+        WATCHING | {"eval_dataset": "nowhere.jsonl"},
+        "`eval_dataset` is 'nowhere.jsonl': there is no such file",
+    ),
     "no items": (WATCHING | {"eval_items": 0}, "`eval_items` is 0"),
 }
 

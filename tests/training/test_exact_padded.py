@@ -43,8 +43,8 @@ def test_it_gains_on_padded_rows_and_keeps_their_spelling(padded_checkpoint: Pat
     after = sampled(trainer.model, tokenizer)
     assert after[0] > before[0] + 0.04, (before, after)
     assert after[1] > before[1] + 0.1, (before, after)
-    assert after[2] > before[2] - 0.03 > 0.8, (before, after)  # some are a space too long or too short
+    assert after[2] > before[2] - 0.03 > 0.75, (before, after)  # some are a space too long or too short
     log = [row for row in trainer.state.log_history if "loss" in row]
-    assert min(row["exact/decided/policy"] for row in log) > 0.8
+    assert min(row["exact/decided/policy"] for row in log) > 0.7
     assert probe.pairs  # what it follows is in the model's spelling
     assert all(tokenizer.decode(ids[:-1]).startswith("  ") for _, ids in probe.pairs)
