@@ -89,7 +89,11 @@ def tactics() -> str:
 
 def settings() -> str:
     """Trials of the demo's settings on dev from the present start: what each changes, greedy, and its losses."""
-    trials = {name: each for name, each in read("demo_trials")["trials"].items() if name.startswith("n3_")}
+    trials = {
+        name: each
+        for name, each in read("demo_trials")["trials"].items()
+        if name.startswith("n3_") and name != "n3_mates"
+    }
     shown = ("learning_rate", "beta", "mix_env_ratio", "num_generations", "policy_strata", "steps")
     heads = (
         "rate",
