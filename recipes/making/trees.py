@@ -27,7 +27,7 @@ from rookworld_trl.chess import policy, position_key
 from rookworld_trl.chess.dataset import split_of
 from rookworld_trl.chess.policy import MATE_CP, format_eval, win_chance
 from rookworld_trl.chess.strata import stratum
-from rookworld_trl.modeling.tokenizer import NanoEncoder, square_token
+from rookworld_trl.modeling.tokenizer import SIDES, NanoEncoder
 from rookworld_trl.modeling.trees import Tokens, TokenTree
 
 MATE_IN_ONE = 9999  # its value in centipawns
@@ -71,8 +71,8 @@ class Words:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.eos = int(tokenizer.eos_token_id)
-        # Of the chess-aware tokenizer there is a faster form; all texts here are ours, without anything unknown.
-        named = square_token("e4", "P") in tokenizer.get_vocab()
+        # Of today's chess-aware tokenizer there is a faster form; all texts here are ours, without anything unknown.
+        named = SIDES["w"] in tokenizer.get_vocab()
         self.text: Callable[[str], list[int]] = NanoEncoder(tokenizer) if named else partial(_plain_ids, tokenizer)
         self._lead: list[int] = tokenizer("").input_ids  # an end token, where each text begins with one
         self._known: dict[str, Tokens] = {}

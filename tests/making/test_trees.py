@@ -1,5 +1,6 @@
 """The trees that supervised training reads: what a `P:` row asks for by hand, `A:` rows, and the order of both."""
 
+import json
 import math
 import random
 from pathlib import Path
@@ -9,6 +10,7 @@ import chess
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from recipes.making.generation import POSITION_SCHEMA
@@ -91,6 +93,19 @@ def test_a_policy_tree_by_hand(tokenizer: PreTrainedTokenizerFast) -> None:
     assert asked[best] == pytest.approx({"b2": 2 * better, "a2": 2 * (1 - better)}, rel=1e-5)
     assert asked[best + "b2"] == {"<|endoftext|>": 1.0}
     assert first in ("a2", "b2")
+
+
+def test_a_tokenizer_without_the_side_in_front_is_followed(tokenizer: PreTrainedTokenizerFast) -> None:
+    """rookworld-nano's earlier generations have one; training that goes on from such a checkpoint reads its tokens."""
+    parts = json.loads(tokenizer.backend_tokenizer.to_str())
+    for mark in ("⟨w⟩", "⟨b⟩"):
+        del parts["model"]["vocab"][mark]
+    parts["normalizer"]["normalizers"] = parts["normalizer"]["normalizers"][:-2]
+    earlier = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(parts)), eos_token="<|endoftext|>")
+    prompt = policy.prompt(KING)
+    assert earlier.tokenize(prompt)[:2] == ["P: ", "⟨a8⟩·"]
+    assert Words(earlier).prompt(prompt) == earlier(prompt).input_ids
+    assert Words(tokenizer).prompt(prompt) == tokenizer(prompt).input_ids
 
 
 def test_a_list_of_legal_moves_by_hand(tokenizer: PreTrainedTokenizerFast) -> None:

@@ -95,27 +95,17 @@ def settings() -> str:
         if name.startswith("n3_") and name != "n3_mates"
     }
     shown = ("learning_rate", "beta", "mix_env_ratio", "num_generations", "policy_strata", "steps")
-    heads = (
-        "rate",
-        "β",
-        "`A:`",
-        "samples",
-        "in check",
-        "steps",
-        "legality",
-        "skill",
-        "exactness",
-        "five",
-        "`P:` reward",
-    )
+    heads = ("rate", "β", "`A:`", "samples", "in check", "steps")
+    heads += ("legality", "skill", "exactness", "five", "`P:` reward", "losses")
     rows = []
     for trial in sorted(trials.values(), key=lambda each: (each["steps"], -each["beta"])):
         values = {name: trial[name] for name in shown} | {"policy_strata": trial["policy_strata"]["check"]}
         of = {place: trial["metrics"][f"{place}, greedy"] for place in ("policy", "environment")}
         cells = [of["policy"][name] for name in ("best_legal", "skill")] + [of["environment"]["exact"]]
         cells += [of["policy"][name] for name in ("candidates_legal_distinct", "continuous")]
-        rows.append([*(f"{value:g}" for value in values.values()), *(change(each) for each in cells)])
-    return table(heads, "r" * 6 + "l" * 5, rows)
+        lost = sum(each["loss"] for metrics in trial["metrics"].values() for each in metrics.values())
+        rows.append([*(f"{value:g}" for value in values.values()), *(change(each) for each in cells), lost])
+    return table(heads, "r" * 6 + "l" * 5 + "r", rows)
 
 
 TABLES = {"left-out": left_out, "demos": demos, "settings": settings}
