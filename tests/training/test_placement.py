@@ -282,7 +282,8 @@ FREED = """
 import resource, torch
 from rookworld_trl.memory import keep_freed_memory
 kept = keep_freed_memory()
-torch.ones(1 << 24)
+for _ in range(40):
+    torch.ones(1 << 24)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(5):
     torch.ones(1 << 24)
@@ -293,11 +294,15 @@ print(kept, (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) * reso
 @pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
 def test_memory_once_freed_is_used_again() -> None:
-    """Five tensors of 64 MiB after one of that size: without it, each is of fresh pages, 320 MiB in all."""
+    """Five tensors of 64 MiB after many of that size: without it, each is of fresh pages, 320 MiB in all.
+
+    Many, since glibc before 2.38 asks for a few bytes more than an aligned block has that it freed (its bug 14581);
+    only when its caches of small pieces are full does the block meet its neighbour again.
+    """
     done = subprocess.run([sys.executable, "-c", FREED], capture_output=True, text=True, check=True)
     kept, fresh = done.stdout.split()
     assert kept == "True"
-    assert int(fresh) < 128
+    assert int(fresh) < 64
 
 
 def test_flash_attention_that_would_do_nothing_is_refused(make_trainer: Make, monkeypatch: pytest.MonkeyPatch) -> None:
