@@ -128,12 +128,11 @@ def draws(stage: Stage) -> str:
 
 
 def gates(stage: Stage) -> str:
-    """The gates of a run's first batch, in every precision, sampler and estimator; trained weights."""
+    """The gates of a run's first batch, in every precision and sampler; trained weights."""
     variants = {
         "float32": {"bf16": False},
         "bf16": {"bf16": True},
         "bf16, generate": {"bf16": True, "rollout_backend": "transformers"},
-        "bf16, exact KL": {"bf16": True, "kl_estimator": "exact"},
         "bf16, padded rows": {"bf16": True, "share_prefixes": False},
     }
     for name, settings in variants.items():

@@ -31,7 +31,7 @@ Attend = Callable[[int, Tensor, Tensor, Tensor, float], Tensor]
 
 
 class Layer(NamedTuple):
-    """The tensors of one block, in the order of `LAYER_SHAPES`."""
+    """The tensors of one block."""
 
     ln_1_weight: Tensor
     ln_1_bias: Tensor
@@ -45,6 +45,13 @@ class Layer(NamedTuple):
     fc_bias: Tensor
     fc_proj_weight: Tensor
     fc_proj_bias: Tensor
+
+
+# Their names in a checkpoint, in the same order.
+BLOCK = (
+    *("ln_1.weight", "ln_1.bias", "attn.c_attn.weight", "attn.c_attn.bias", "attn.c_proj.weight", "attn.c_proj.bias"),
+    *("ln_2.weight", "ln_2.bias", "mlp.c_fc.weight", "mlp.c_fc.bias", "mlp.c_proj.weight", "mlp.c_proj.bias"),
+)
 
 
 def check_config(config: Any) -> None:
@@ -67,64 +74,6 @@ def check_config(config: Any) -> None:
     ):
         if getattr(config, field) != wanted:
             raise ValueError(f"{field} is {getattr(config, field)}: only {wanted} is supported")
-
-
-def weight_shapes(config: Any) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every weight of a GPT-2, in the checkpoints' order, without the `transformer.` prefix."""
-    width, inner = config.n_embd, config.n_inner or 4 * config.n_embd
-    layer: dict[str, tuple[int, ...]] = {
-        "ln_1.weight": (width,),
-        "ln_1.bias": (width,),
-        "attn.c_attn.weight": (width, 3 * width),
-        "attn.c_attn.bias": (3 * width,),
-        "attn.c_proj.weight": (width, width),
-        "attn.c_proj.bias": (width,),
-        "ln_2.weight": (width,),
-        "ln_2.bias": (width,),
-        "mlp.c_fc.weight": (width, inner),
-        "mlp.c_fc.bias": (inner,),
-        "mlp.c_proj.weight": (inner, width),
-        "mlp.c_proj.bias": (width,),
-    }
-    return {
-        "wte.weight": (config.vocab_size, width),
-        "wpe.weight": (config.n_positions, width),
-        **{f"h.{i}.{name}": shape for i in range(config.n_layer) for name, shape in layer.items()},
-        "ln_f.weight": (width,),
-        "ln_f.bias": (width,),
-    }
-
-
-def canonical_weights(config: Any, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights under their canonical names, in canonical order; strict about names and shapes.
-
-    Takes checkpoints with and without the `transformer.` prefix, the tied `lm_head.weight`, and the causal-mask
-    buffers (`attn.bias`, `attn.masked_bias`) that old exports carry.
-
-    Raises:
-        ValueError: a weight is missing, unknown or of another shape, or the head is not the token embedding.
-    """
-    found = {name.removeprefix("transformer."): tensor for name, tensor in weights.items()}
-    found = {name: tensor for name, tensor in found.items() if not name.endswith((".attn.bias", ".attn.masked_bias"))}
-    head = found.pop("lm_head.weight", None)
-    expected = weight_shapes(config)
-    missing, unknown = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
-    if missing or unknown:
-        raise ValueError(
-            f"the weights are not those of the config: missing {_first(missing)}; unknown {_first(unknown)}. "
-            "Load the checkpoint that belongs to this config.json, unsharded and without adapters"
-        )
-    for name, shape in expected.items():
-        if tuple(found[name].shape) != shape:
-            raise ValueError(f"{name} has shape {tuple(found[name].shape)}, the config says {shape}")
-    if head is not None and head is not found["wte.weight"] and not torch.equal(head, found["wte.weight"]):
-        raise ValueError("lm_head.weight differs from wte.weight: untied heads are not supported")
-    return {name: found[name] for name in expected}
-
-
-def _first(names: list[str], count: int = 4) -> str:
-    more = f" and {len(names) - count} more" if len(names) > count else ""
-    return ", ".join(names[:count]) + more if names else "none"
 
 
 def _affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -164,9 +113,7 @@ class Blocks(NamedTuple):
 
 EAGER = Blocks()
 
-# To how many tokens compiled passes are padded, so that few numbers occur and few graphs are made.
-MULTIPLE = 64  # tokens: what tensor cores like, where one graph does for all lengths
-SMALLEST = 512  # tokens, where each length has a graph of its own: rows scored alone all fall into this one
+MULTIPLE = 64  # tokens that compiled passes are padded to a multiple of: tensor cores like it, and few graphs are made
 
 
 def compile_blocks(options: Mapping[str, Any]) -> Blocks:
@@ -178,10 +125,10 @@ def compile_blocks(options: Mapping[str, Any]) -> Blocks:
     after.
 
     Args:
-        options: its arguments; the graphs are for one number of tokens each where `dynamic` is False.
+        options: its arguments.
     """
     before, after = torch.compile(before_attention, **options), torch.compile(after_attention, **options)
-    return Blocks(before, after, bucket if options.get("dynamic") is False else next_multiple)
+    return Blocks(before, after, next_multiple)
 
 
 def compiled_graphs() -> int:
@@ -195,32 +142,27 @@ def next_multiple(tokens: int) -> int:
     return -(-tokens // MULTIPLE) * MULTIPLE
 
 
-def bucket(tokens: int) -> int:
-    """The next of four sizes an octave, 512 at least: 512, 640, 768, 896, 1024, 1280, ...; at most a quarter more."""
-    tokens = max(tokens, SMALLEST)
-    step = 1 << (tokens - 1).bit_length() >> 3
-    return -(-tokens // step) * step
-
-
 class GPT2:
     """GPT-2's forward pass over a mapping of weights, which are used in place and never copied.
 
     Args:
         config: a transformers `GPT2Config` or anything with its fields.
-        weights: state dict or named parameters; see `canonical_weights` for what is accepted.
+        weights: a `GPT2LMHeadModel`'s parameters by name.
         blocks: what computes them.
 
     Raises:
-        ValueError: the config is of an unsupported variant, or the weights do not fit it.
+        ValueError: the config is of an unsupported variant, or a weight is missing or unknown.
     """
 
     def __init__(self, config: Any, weights: Mapping[str, Tensor], blocks: Blocks = EAGER) -> None:
         check_config(config)
         self.config, self.blocks = config, blocks
-        tensors = list(canonical_weights(config, weights).values())
-        self.wte, self.wpe, self.ln_f_weight, self.ln_f_bias = tensors[0], tensors[1], tensors[-2], tensors[-1]
-        size = len(Layer._fields)
-        self.layers = [Layer(*tensors[2 + i * size : 2 + (i + 1) * size]) for i in range(config.n_layer)]
+        ends, blocks_of = ("wte.weight", "wpe.weight", "ln_f.weight", "ln_f.bias"), range(config.n_layer)
+        names = {f"transformer.{name}" for name in (*ends, *(f"h.{i}.{name}" for i in blocks_of for name in BLOCK))}
+        if unlike := sorted(names ^ weights.keys()):
+            raise ValueError(f"the weights are not those of a plain GPT-2: {', '.join(unlike[:4])} missing or unknown")
+        self.wte, self.wpe, self.ln_f_weight, self.ln_f_bias = (weights[f"transformer.{name}"] for name in ends)
+        self.layers = [Layer(*(weights[f"transformer.h.{i}.{name}"] for name in BLOCK)) for i in blocks_of]
         self.head_dim = config.n_embd // config.n_head
         scale = self.head_dim**-0.5 if config.scale_attn_weights else 1.0
         by_layer = config.scale_attn_by_inverse_layer_idx

@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, GenerationConfig, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from rookworld_trl.modeling.gpt2 import canonical_weights, check_config
+from rookworld_trl.modeling.gpt2 import check_config
 
 logger = logging.get_logger(__name__)
 
@@ -127,7 +127,8 @@ def load_model(
     weights disagree by hundreds of nats a sequence. fp32 is the default because AdamW's small steps vanish in bf16.
 
     Exports of llm.c pad the embedding to a multiple of 128 rows (50257 to 50304). No token has those rows and llm.c
-    leaves them out of its softmax: kept, their untrained logits would draw samples. They are cut.
+    leaves them out of its softmax: kept, their untrained logits would draw samples. They are cut. Names may lack the
+    prefix `transformer.`, and the causal masks that old exports carry are left out.
 
     Args:
         vocab_size: the tokenizer's number of tokens, where the config gives the padded one; None: the config's.
@@ -139,20 +140,26 @@ def load_model(
     config = _read_config(folder)
     if vocab_size is not None and config.vocab_size == _padded(vocab_size):
         config.vocab_size = vocab_size
-    weights = _read_weights(folder)
-    for name, tensor in weights.items():
+    state: dict[str, Tensor] = {}
+    for name, tensor in _read_weights(folder).items():
         if name.endswith(("wte.weight", "lm_head.weight")) and tensor.shape[0] == _padded(config.vocab_size):
-            weights[name] = tensor[: config.vocab_size]
-    try:
-        weights = canonical_weights(config, weights)
-    except ValueError as error:
-        raise LoadingError(f"{folder}: {error}") from error
+            tensor = tensor[: config.vocab_size]
+        if not name.endswith((".attn.bias", ".attn.masked_bias")):
+            state[name if name.startswith(("transformer.", "lm_head.")) else f"transformer.{name}"] = tensor
+    words = state.get("transformer.wte.weight")
+    if words is not None and not torch.equal(state.setdefault("lm_head.weight", words), words):
+        raise LoadingError(f"{folder}: lm_head.weight differs from wte.weight: untied heads are not supported")
     with torch.device("meta"):  # no time for a random start that is overwritten
         model = GPT2LMHeadModel(config)
     model = model.to_empty(device="cpu").to(dtype)
     model.tie_weights()
-    state = {f"transformer.{name}": tensor for name, tensor in weights.items()}
-    model.load_state_dict({**state, "lm_head.weight": weights["wte.weight"]})
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise LoadingError(
+            f"{folder}: the weights are not those of config.json ({' '.join(str(error).split())}): take both from one "
+            "checkpoint, without adapters"
+        ) from error
     if (folder / "generation_config.json").exists():
         model.generation_config = GenerationConfig.from_pretrained(folder)
     return model.eval()

@@ -90,7 +90,7 @@ class RookWorldGRPOConfig(GRPOConfig):
     share_prefixes: bool = option(
         True,
         "Score each distinct prefix of a micro-batch once, forward and backward, where that is possible: GPT-2 "
-        "without adapters, in one process, without gradient checkpointing or the exact KL estimator.",
+        "without adapters, in one process, without gradient checkpointing.",
     )
 
     objective: Literal["sampled", "exact", "mixed"] = option(
@@ -146,14 +146,12 @@ class RookWorldGRPOConfig(GRPOConfig):
         "policy_to_reference",
         "policy_to_reference KL(pi||ref), reference_to_policy KL(ref||pi), or symmetric, half of each.",
     )
-    kl_estimator: Literal["k1", "k2", "k3", "exact"] = option("k3", "k1, k2, k3, or exact (over the whole vocabulary).")
+    kl_estimator: Literal["k1", "k2", "k3"] = option("k3", "How the KL is estimated from a sampled token: k1, k2, k3.")
     # transformers' False would contradict accelerate's own setting, which acts without being asked.
     torch_compile: bool | None = option(
         None, "Compile the model; default: as `accelerate launch` says (`dynamo_config`)."
     )
-    kl_control: Literal["fixed", "multiplicative", "proportional"] = option(
-        "fixed", "What moves beta: fixed, multiplicative, or proportional (Ziegler et al.)."
-    )
+    kl_control: Literal["fixed", "multiplicative"] = option("fixed", "What moves beta: fixed or multiplicative.")
     kl_target: float = option(0.03, "KL that the control aims at, nats a token.", above=0)
     kl_factor: float = option(1.5, "Step and dead band of the multiplicative control.", above=1)
     kl_interval: int = option(10, "Optimizer steps between multiplicative judgements.", least=1)
@@ -303,7 +301,6 @@ def _objective(c: RookWorldGRPOConfig) -> Iterator[str]:
             c.top_entropy_quantile < 1,
             "a decision is summed over whole actions, not token by token. Set it to 1.0; `entropy_coef` works",
         ),
-        "kl_estimator": (c.kl_estimator == "exact", "it needs a forward pass without branches. Use k3, say"),
         "num_generations": (
             c.objective == "mixed" and rows % c.num_generations,
             f"a process's {rows} completions a step are no whole number of groups. Choose a divisor of {rows}",
@@ -324,7 +321,7 @@ def _devices(c: RookWorldGRPOConfig) -> Iterator[str]:
     elsewhere = c.ref_device != "auto"
     if elsewhere and not _DEVICE.fullmatch(c.ref_device):
         yield "ref_device: no such device. Write auto, cpu, or cuda: and a number, such as cuda:1"
-    beside = {"beta": c.beta == 0, "kl_estimator": c.kl_estimator == "exact", "sync_ref_model": c.sync_ref_model}
+    beside = {"beta": c.beta == 0, "sync_ref_model": c.sync_ref_model}
     for name, found in beside.items():
         if elsewhere and found:
             yield (

@@ -1,4 +1,4 @@
-"""KL between policy and reference: three directions, four estimators, and its coefficient over a run.
+"""KL between policy and reference: three directions, three estimators, and its coefficient over a run.
 
 Directions, at one prefix, over the next token y (the prefix is held fixed, as token-level penalties do):
 
@@ -14,27 +14,23 @@ Estimators from one y ~ pi, with d = log ref(y) - log pi(y) and w = exp(d) (Schu
     k1       -d               w d                (w - 1) d / 2       unbiased, may be negative
     k2       d^2 / 2          d^2 / 2            d^2 / 2             biased, right to second order
     k3       w - 1 - d        w d - w + 1        (w - 1) d / 2       unbiased, never negative
-    exact    the sum over the vocabulary                             exact
 
 Gradients. Differentiating an estimator as it stands forgets that y was drawn from pi, and is right only for the k2 of
-KL(pi || ref) and for `exact`: k1 of KL(pi || ref) gives 0 in expectation, and its k3 the gradient of KL(ref || pi)
+KL(pi || ref): k1 of KL(pi || ref) gives 0 in expectation, and its k3 the gradient of KL(ref || pi)
 (arXiv 2510.01555). With the correction on (TRL's `use_bias_correction_kl`, its default), every estimator keeps its
 value and takes the gradient -d grad log pi for KL(pi || ref), (1 - w) grad log pi for KL(ref || pi), half of each for
 `symmetric`, whose expectations are the true gradients. For k3 of KL(pi || ref) that is what TRL computes.
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch.utils.checkpoint import checkpoint
 
 from rookworld_trl.checkpointing.store import Remembers
 from rookworld_trl.training.config import RookWorldGRPOConfig
-from rookworld_trl.training.loss import Scale, Scored, aggregate
-from rookworld_trl.training.scoring import Scorer
+from rookworld_trl.training.loss import Scale, aggregate
 
 # exp(20) is 5e8: no sampled token is that much likelier under the reference unless something broke, and without a
 # limit float32 overflows at 88 and turns the loss into NaN.
@@ -48,7 +44,7 @@ def estimate_kl(
 
     Args:
         logps, ref_logps: log-probs of the sampled tokens, of one shape, at the sampling temperature.
-        kl_type, estimator: see the module; `exact` needs the whole vocabulary, see `exact_kl`.
+        kl_type, estimator: see the module.
         corrected: take the unbiased gradient instead of the estimator's own.
     """
     d = (ref_logps - logps).clamp(max=_MAX_LOG_RATIO)
@@ -71,51 +67,6 @@ def estimate_kl(
     return value.detach() + slope * (logps - logps.detach())
 
 
-def exact_kl(
-    hidden: torch.Tensor,
-    head: Callable[[torch.Tensor], torch.Tensor],
-    ref_hidden: torch.Tensor,
-    ref_head: Callable[[torch.Tensor], torch.Tensor],
-    mask: torch.Tensor,
-    kl_type: str,
-    temperature: float = 1.0,
-    chunk_size: int = 1024,
-) -> torch.Tensor:
-    """KL over the whole vocabulary at each position, differentiable in `hidden` and `head`; heads run in float32.
-
-    Logits of only `chunk_size` positions exist at a time; the backward pass computes them again.
-
-    Args:
-        hidden, ref_hidden: (B, C, H), hidden states that predict the C completion tokens.
-        head, ref_head: map (N, H) to logits (N, V).
-        mask: (B, C), 1 where a token counts; other positions get 0.
-
-    Returns:
-        (B, C), nats, float32.
-    """
-
-    def log_probs(head: Callable[[torch.Tensor], torch.Tensor], h: torch.Tensor) -> torch.Tensor:
-        with torch.autocast(h.device.type, enabled=False):
-            logits = head(h.float() if h.element_size() < 4 else h)
-        return torch.log_softmax(logits.float() / temperature, dim=-1)
-
-    def of_chunk(h: torch.Tensor, ref_h: torch.Tensor) -> torch.Tensor:
-        logps, ref_logps = log_probs(head, h), log_probs(ref_head, ref_h).detach()
-        log_ratio = logps - ref_logps
-        weight = {
-            "policy_to_reference": logps.exp(),
-            "reference_to_policy": -ref_logps.exp(),
-            "symmetric": (logps.exp() - ref_logps.exp()) / 2,
-        }[kl_type]
-        return (weight * log_ratio).sum(dim=-1)
-
-    chosen = mask.bool()
-    pairs = zip(hidden[chosen].split(chunk_size), ref_hidden[chosen].split(chunk_size), strict=True)
-    pieces = [checkpoint(of_chunk, h, ref_h, use_reentrant=False) for h, ref_h in pairs]
-    values = torch.cat(pieces) if pieces else hidden.new_zeros(0).float()
-    return torch.zeros(mask.shape, device=values.device).masked_scatter(chosen, values)
-
-
 @dataclass
 class KLController(Remembers):
     """The KL coefficient beta over a run.
@@ -124,9 +75,7 @@ class KLController(Remembers):
     factor * target, beta /= factor below target / factor, judged by the mean KL of `interval` optimizer steps: the KL
     answers a new beta only after several updates, so moving at every step would overshoot and swing for good. Between
     the two bounds it is content: for a KL within 20 % of the target take a factor of 1.2.
-    `proportional` (Ziegler et al., arXiv 1909.08593): beta *= 1 + clip(kl / target - 1, -0.2, 0.2) * n / horizon at
-    every step, where n is the number of completions in the update.
-    Both stay within [minimum, maximum]. Warm-up ramps the coefficient in force linearly from 0; while it lasts, beta
+    It stays within [minimum, maximum]. Warm-up ramps the coefficient in force linearly from 0; while it lasts, beta
     itself does not adapt, for the KL then says nothing about beta.
 
     Attributes:
@@ -142,7 +91,6 @@ class KLController(Remembers):
     control: str = "fixed"
     target: float = 0.03
     factor: float = 1.5
-    horizon: float = 10_000
     interval: int = 10
     minimum: float = 1e-4
     maximum: float = 10.0
@@ -155,23 +103,19 @@ class KLController(Remembers):
         """Beta in force for the coming update."""
         return self.beta * min(1.0, self.steps / self.warmup_steps) if self.warmup_steps else self.beta
 
-    def update(self, kl: float, completions: int) -> None:
-        """Adapt to the mean KL (nats a token) of one optimizer step over `completions` samples; ignores NaN and Inf."""
+    def update(self, kl: float) -> None:
+        """Adapt to the mean KL (nats a token) of one optimizer step; ignores NaN and Inf."""
         self.steps += 1
         if self.control == "fixed" or self.steps <= self.warmup_steps or not math.isfinite(kl):
             return
-        if self.control == "proportional":
-            error = min(0.2, max(-0.2, kl / self.target - 1))
-            self.beta *= 1 + error * completions / self.horizon
-        else:
-            self.recent.append(kl)
-            if len(self.recent) < self.interval:
-                return
-            mean, self.recent = sum(self.recent) / len(self.recent), []
-            if mean > self.target * self.factor:
-                self.beta *= self.factor
-            elif mean < self.target / self.factor:
-                self.beta /= self.factor
+        self.recent.append(kl)
+        if len(self.recent) < self.interval:
+            return
+        mean, self.recent = sum(self.recent) / len(self.recent), []
+        if mean > self.target * self.factor:
+            self.beta *= self.factor
+        elif mean < self.target / self.factor:
+            self.beta /= self.factor
         self.beta = min(self.maximum, max(self.minimum, self.beta))
 
 
@@ -184,16 +128,14 @@ class KLPenalty:
     Args:
         args: the configuration.
         accelerator: for its sums over processes.
-        scorer: gives hidden states, for the exact estimator.
 
     Attributes:
         controller: holds and moves the coefficient.
         last: of the last optimizer step, see `finish_step`; None before the first one.
     """
 
-    def __init__(self, args: RookWorldGRPOConfig, accelerator: Any, scorer: Scorer):
-        self.args, self.accelerator, self.scorer = args, accelerator, scorer
-        self.exact = args.kl_estimator == "exact"
+    def __init__(self, args: RookWorldGRPOConfig, accelerator: Any):
+        self.args, self.accelerator = args, accelerator
         self.controller = KLController(
             beta=args.beta,
             control=args.kl_control,
@@ -208,41 +150,23 @@ class KLPenalty:
         self._sums: list[torch.Tensor] = []  # (KL, tokens) of the present step's micro-batches
         self._sequences: list[torch.Tensor] = []  # |log-ratio| of their completions
 
-    def __call__(self, scored: Scored, batch: dict[str, Any], scale: Scale) -> torch.Tensor:
+    def __call__(self, logps: torch.Tensor, batch: dict[str, Any], scale: Scale) -> torch.Tensor:
         """The term of one micro-batch, with the weights that the loss gives its other terms.
 
         Args:
-            scored: the policy's log-probs and, for the exact estimator, hidden states, with their graph.
+            logps: the policy's (B, C), with their graph.
             batch: the micro-batch, `ref_per_token_logps` among it.
         """
-        args, mask, logps = self.args, batch["completion_mask"], scored.logps
-        if self.exact:
-            per_token = self._exact(scored.hidden, batch, mask)
-        else:
-            options = (args.kl_type, args.kl_estimator, args.use_bias_correction_kl)
-            per_token = estimate_kl(logps, batch["ref_per_token_logps"], *options)
-        # For estimates from the sampled token alone; the sum over the vocabulary does not depend on who sampled.
-        if args.use_bias_correction_kl and "old_per_token_logps" in batch and not self.exact:
+        args, mask, reference = self.args, batch["completion_mask"], batch["ref_per_token_logps"]
+        per_token = estimate_kl(logps, reference, args.kl_type, args.kl_estimator, args.use_bias_correction_kl)
+        if args.use_bias_correction_kl and "old_per_token_logps" in batch:
             per_token = per_token * (logps.detach() - batch["old_per_token_logps"]).exp()
         ignored = ~mask.bool()
-        log_ratio = (logps - batch["ref_per_token_logps"]).detach().float().masked_fill(ignored, 0)
+        log_ratio = (logps - reference).detach().float().masked_fill(ignored, 0)
         total = per_token.detach().float().masked_fill(ignored, 0).sum()
         self._sums.append(torch.stack([total, mask.bool().sum().float()]))
         self._sequences.append(log_ratio.sum(dim=-1).abs())
         return self.controller.coefficient * aggregate(per_token, mask, scale)
-
-    def _exact(self, hidden: torch.Tensor | None, batch: dict[str, Any], mask: torch.Tensor) -> torch.Tensor:
-        """KL (B, C) over the whole vocabulary, from the loss's hidden states and one more pass of the reference."""
-        assert hidden is not None, "asked for"
-        scorer, temperature = self.scorer, self.args.temperature
-        with scorer.reference_model() as reference:
-            reference_hidden = scorer.hidden_states(reference, batch)
-        if (temperatures := batch.get("temperatures")) is not None:  # both are captured before they are scaled
-            factors = (temperature / temperatures)[:, None, None]
-            hidden, reference_hidden = hidden * factors, reference_hidden * factors
-        unwrap = self.accelerator.unwrap_model
-        heads = [unwrap(model).get_output_embeddings() for model in (scorer.policy, reference)]
-        return exact_kl(hidden, heads[0], reference_hidden, heads[1], mask, self.args.kl_type, temperature)
 
     def finish_step(self, metrics: dict[str, list[float]], training: bool) -> None:
         """After the last micro-batch: reduce over processes, log, and adapt the coefficient."""
@@ -256,4 +180,4 @@ class KLPenalty:
         self.last = mean, sequences
         metrics["kl/coefficient"].append(self.controller.coefficient)
         metrics["kl/sequence_p95"].append(torch.quantile(sequences.float(), 0.95).item())
-        self.controller.update(mean, len(sequences))
+        self.controller.update(mean)

@@ -36,7 +36,6 @@ class Scored:
         objective: what the exact objective adds up to in each cell, to be maximised; None: all is sampled.
         by_samples: (B,) rows whose sampled advantages count; None: all.
         auxiliary: the router's loss of a mixture of experts, else None.
-        hidden: (B, C, H), last hidden states that predict the tokens, for the exact KL; else None.
         metrics: sum and count over the batch by name, for the log of the exact objective.
     """
 
@@ -45,7 +44,6 @@ class Scored:
     objective: Tensor | None = None
     by_samples: Tensor | None = None
     auxiliary: Tensor | None = None
-    hidden: Tensor | None = None
     metrics: Mapping[str, tuple[float, int]] = field(default_factory=dict)
 
 

@@ -41,7 +41,7 @@ def reference_device(wanted: str, home: torch.device, processes: int, gpus: int,
         home: the policy's device.
         processes: how many train.
         gpus: how many this process sees.
-        fixed: the reference must stay beside the policy (exact KL, a synchronised reference).
+        fixed: the reference must stay beside the policy, which it is synchronised with.
 
     Raises:
         ValueError: there is no such GPU.
@@ -92,8 +92,8 @@ def arrange(config: GRPOConfig, accelerator: Any, policy: Any, reference: Any, s
             "leave it at auto",
         )
         return None
-    fixed = config.kl_estimator == "exact" or config.sync_ref_model
-    device = reference_device(config.ref_device, home, accelerator.num_processes, torch.cuda.device_count(), fixed)
+    gpus, processes = torch.cuda.device_count(), accelerator.num_processes
+    device = reference_device(config.ref_device, home, processes, gpus, config.sync_ref_model)
     if device is not None:
         reference.to(device)
     return device

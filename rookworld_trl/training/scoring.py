@@ -5,8 +5,8 @@ instead of `num_generations` times, if its rows are in one micro-batch. TRL shuf
 it; here each optimizer step still consumes the rows that TRL gave it, with those of a group next to each other.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from itertools import chain
 from typing import Any
 
@@ -14,7 +14,6 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, send_to_device
 from torch import nn
-from trl.trainer.utils import use_adapter
 
 from rookworld_trl.modeling.forest import per_token_logps
 from rookworld_trl.modeling.gpt2 import EAGER, GPT2, compile_blocks
@@ -33,7 +32,7 @@ class Scorer:
         args: the configuration.
         accelerator: for the precision.
         policy: the model that is trained.
-        reference: None with adapters, which are switched off in its place, or without KL.
+        reference: None with adapters or without KL.
         device: where a reference stays that does not sit beside the policy.
         stock: TRL's own scoring, `_get_per_token_logps_and_entropies` of `GRPOTrainer`.
 
@@ -53,7 +52,7 @@ class Scorer:
         device: torch.device | None,
         stock: Callable[..., Any],
     ):
-        self.args, self.accelerator, self.policy, self.stock = args, accelerator, policy, stock
+        self.args, self.accelerator, self.stock = args, accelerator, stock
         self.reference, self.device = reference, device
         self.shared = can_share(policy, args, accelerator)
         if self.shared and args.attn_implementation.startswith("flash"):
@@ -97,26 +96,16 @@ class Scorer:
         """Log-probs (B, keep) of the last tokens alone, at these temperatures (B,)."""
         return self(model, ids, mask, keep, temperatures=temperatures)[0]
 
-    def of_batch(
-        self,
-        model: nn.Module,
-        batch: Batch,
-        auxiliary: bool = False,
-        hidden: bool = False,
-    ) -> Scored:
+    def of_batch(self, model: nn.Module, batch: Batch, auxiliary: bool = False) -> Scored:
         """What the loss asks of the policy about a micro-batch.
 
         Args:
             auxiliary: the router's loss of a mixture of experts, too.
-            hidden: the last hidden states, too.
         """
         options: dict[str, Any] = {"compute_entropy": True, "compute_aux_loss": auxiliary}
-        capture: Any = capture_hidden(self.policy) if hidden else nullcontext([])
-        ids, mask, keep = sides(batch)
-        with capture as states:
-            logps, entropies, loss = self(model, ids, mask, keep, temperatures=batch.get("temperatures"), **options)
+        logps, entropies, loss = self(model, *sides(batch), temperatures=batch.get("temperatures"), **options)
         assert entropies is not None, "asked for"
-        return Scored(logps, entropies, auxiliary=loss, hidden=states[0][:, -keep - 1 : -1] if states else None)
+        return Scored(logps, entropies, auxiliary=loss)
 
     def _score(self, model: nn.Module, temperatures: torch.Tensor | None, *args: Any, **kwargs: Any) -> Any:
         common = self.args.temperature
@@ -143,17 +132,6 @@ class Scorer:
             self.stock(model, ids, mask, keep, batch_size=self.args.per_device_train_batch_size)
         return torch.cat(states)[:, -keep - 1 : -1]
 
-    @contextmanager
-    def reference_model(self) -> Iterator[nn.Module]:
-        """The reference; with adapters, the policy while they are switched off."""
-        if self.reference is not None:
-            yield self.reference
-        else:
-            policy = self.accelerator.unwrap_model(self.policy)
-            # As TRL does: an adapter that came with the model has a frozen copy of its start beside it.
-            with use_adapter(policy, "ref" if "ref" in policy.peft_config else None):
-                yield self.policy
-
 
 def sides(batch: Batch) -> tuple[torch.Tensor, torch.Tensor, int]:
     """Token ids and mask (B, P + C) of prompts with their completions, and C."""
@@ -166,11 +144,11 @@ def can_share(model: nn.Module, args: RookWorldGRPOConfig, accelerator: Accelera
 
     Not if that forward pass does more than compute them: gather shards or synchronise gradients between processes,
     recompute activations, run with adapters or as CUDA graphs (those of single blocks would overwrite each other's
-    results), hand its hidden states to the exact KL.
+    results).
     """
     alone = accelerator.distributed_type == DistributedType.NO and args.n_gpu <= 1
     special = args.gradient_checkpointing or placement.cuda_graphs(args) or args.cast_lm_head_to_fp32
-    if not (args.share_prefixes and alone) or special or args.kl_estimator == "exact":
+    if not (args.share_prefixes and alone) or special:
         return False
     try:
         GPT2.sharing(accelerator.unwrap_model(model, keep_torch_compile=False))

@@ -106,7 +106,7 @@ class RookWorldGRPOTrainer(DurableGRPOTrainer):
         if find_points is not None:
             seams = (find_points, tokenizer.decode, self.record)
             self.exact = ExactObjective(args, accelerator, policy, self.scorer, *seams)
-        self.kl = KLPenalty(args, accelerator, self.scorer)
+        self.kl = KLPenalty(args, accelerator)
         self.gates = gates.FirstBatch(args, accelerator, policy, self.scorer.logps)
         # What learns from a step's numbers: if the step is undone, it goes back with the weights.
         learning: dict[str, Stateful] = {"kl_controller": self.kl.controller}
@@ -310,15 +310,15 @@ class RookWorldGRPOTrainer(DurableGRPOTrainer):
         if self.exact is not None:
             scored = self.exact(model, inputs)
         else:
-            scored = self.scorer.of_batch(model, inputs, self.aux_loss_enabled, self.kl.exact and bool(self.beta))
+            scored = self.scorer.of_batch(model, inputs, self.aux_loss_enabled)
         scale = Scale.of_batch(self.args, inputs, self.accelerator.num_processes, training, accumulation)
         total, measured = loss.compute(scored, inputs, self.args, scale, self.accelerator)
         for name, value in measured.items():
             metrics[name].append(value)
         if self.beta:
-            total = total + self.kl(scored, inputs, scale)
-        if self.beta and self.accelerator.sync_gradients:
-            self.kl.finish_step(metrics, training)
+            total = total + self.kl(scored.logps, inputs, scale)
+            if self.accelerator.sync_gradients:
+                self.kl.finish_step(metrics, training)
         return total
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:

@@ -19,7 +19,7 @@ from rookworld_trl.training.trainer import screened
 from tests.support.toy import make_trainer
 
 KL_TYPES = ("policy_to_reference", "reference_to_policy", "symmetric")
-KL_ESTIMATORS = ("k1", "k2", "k3", "exact")
+KL_ESTIMATORS = ("k1", "k2", "k3")
 NAN, INF = math.nan, math.inf
 FEN = "4k3/8/8/8/8/8/8/4K2R w K - 0 1"
 
@@ -113,7 +113,7 @@ def test_a_far_reference_gives_finite_loss_and_gradient(kl_type: str, tmp_path: 
     reference = inputs["ref_per_token_logps"].clone()
     inputs["completion_mask"] = inputs["completion_mask"].clone()
     inputs["completion_mask"][:, -1] = 0
-    for estimator in KL_ESTIMATORS[:3]:
+    for estimator in KL_ESTIMATORS:
         trainer.args.kl_estimator = estimator
         for corrected in (True, False):
             trainer.args.use_bias_correction_kl = corrected

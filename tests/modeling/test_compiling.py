@@ -1,6 +1,5 @@
 """Compiled blocks on shared prefixes: the numbers and gradients of eager ones, in few graphs."""
 
-import itertools
 from collections.abc import Callable
 
 import pytest
@@ -9,7 +8,7 @@ from torch import Tensor
 from transformers import GPT2LMHeadModel
 
 from rookworld_trl.modeling.forest import per_token_logps
-from rookworld_trl.modeling.gpt2 import EAGER, GPT2, Blocks, bucket, compile_blocks, compiled_graphs, next_multiple
+from rookworld_trl.modeling.gpt2 import EAGER, GPT2, Blocks, compile_blocks, compiled_graphs, next_multiple
 from tests.modeling.test_trees import loss_of, pad, ragged
 
 GPT2Factory = Callable[..., GPT2LMHeadModel]
@@ -47,9 +46,9 @@ def test_graphs_are_few_however_many_shapes_come(
     """Two functions, with and without gradients; static graphs stop at dynamo's limit of eight for each."""
     torch._dynamo.reset()
     monkeypatch.setattr("rookworld_trl.modeling.gpt2.MULTIPLE", 4)
-    monkeypatch.setattr("rookworld_trl.modeling.gpt2.SMALLEST", 4)
     model, before = make_gpt2(), compiled_graphs()
     blocks = compile_blocks({"backend": "eager", "dynamic": dynamic})
+    assert [next_multiple(n) for n in (1, 4, 5)] == [4, 4, 8]
     lengths = set()
     for seed in range(12):
         batch = pad(ragged(seed)[: 2 + seed])
@@ -60,13 +59,3 @@ def test_graphs_are_few_however_many_shapes_come(
         lengths.add(batch[1].sum().item() + batch[3].sum().item())
     assert len(lengths) > 8
     assert 0 < compiled_graphs() - before <= bound
-
-
-def test_buckets_by_hand() -> None:
-    assert [bucket(n) for n in (1, 512, 513, 640, 641, 1024, 1025, 3000, 100_000)] == [
-        *(512, 512, 640, 640, 768, 1024, 1280, 3072, 114_688)
-    ]
-    assert len({bucket(n) for n in range(1024, 4097)}) == 9  # four an octave, and the first
-    assert all(n <= bucket(n) <= max(512, 1.25 * n) for n in range(1, 10_000))
-    assert [next_multiple(n) for n in (1, 64, 65)] == [64, 64, 128]
-    assert all(small <= large for small, large in itertools.pairwise(map(bucket, range(1, 5000))))

@@ -46,8 +46,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "use_gae": True,
         "num_iterations": 2,
         "kl_type": "reference_to_policy",
-        "kl_estimator": "exact",
-        "kl_control": "proportional",
+        "kl_estimator": "k1",
         "rollout_backend": "transformers",
         "log_completions": True,
         "faults": {2: "loss"},  # before the save: each start makes a good state of its own

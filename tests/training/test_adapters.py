@@ -17,7 +17,7 @@ LORA: dict[str, Any] = {"use_peft": True, "lora_r": 2, "lora_alpha": 4, "rollout
 
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"lora_target_modules": ["c_attn"], "kl_estimator": "exact"}, {"task_sampling": {"": {"temperature": 0.6}}}],
+    [{}, {"lora_target_modules": ["c_attn"]}, {"task_sampling": {"": {"temperature": 0.6}}}],
     ids=str,
 )
 def test_only_adapters_train(make_trainer: Make, policy: GPT2LMHeadModel, settings: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rookworld_trl.training.kl import KLController, estimate_kl, exact_kl
+from rookworld_trl.training.kl import KLController, estimate_kl
 
 KL_TYPES = ("policy_to_reference", "reference_to_policy", "symmetric")
 POLICY = torch.tensor([0.3, -1.2, 0.8, 0.0, -0.4], dtype=torch.float64)
@@ -84,63 +84,18 @@ def test_k3_is_never_negative_and_nothing_overflows() -> None:
         assert values.isfinite().all()
 
 
-@pytest.mark.parametrize("kl_type", KL_TYPES)
-@pytest.mark.parametrize("chunk_size", [1, 3, 100])
-def test_exact_kl_values_and_gradients(kl_type: str, chunk_size: int) -> None:
-    """Against probabilities written out, at temperature 0.7, with a masked position, in pieces of any size."""
-    torch.manual_seed(0)
-    hidden, ref_hidden = torch.randn(2, 4, 3, dtype=torch.float64), torch.randn(2, 4, 3, dtype=torch.float64)
-    weight, ref_weight = torch.randn(6, 3, dtype=torch.float64), torch.randn(6, 3, dtype=torch.float64)
-    mask = torch.tensor([[1, 1, 1, 0], [1, 1, 1, 1]])
-    hidden.requires_grad_()
-    weight.requires_grad_()
-    value = exact_kl(
-        hidden, lambda h: h @ weight.T, ref_hidden, lambda h: h @ ref_weight.T, mask, kl_type, 0.7, chunk_size
-    )
-    p = ((hidden @ weight.T) / 0.7).softmax(-1)
-    q = ((ref_hidden @ ref_weight.T) / 0.7).softmax(-1)
-    there, back = (p * (p / q).log()).sum(-1), (q * (q / p).log()).sum(-1)
-    both = {"policy_to_reference": there, "reference_to_policy": back, "symmetric": (there + back) / 2}
-    truth = both[kl_type] * mask
-    assert torch.allclose(value.double(), truth, atol=1e-5)
-    ours = torch.autograd.grad(value.sum(), [hidden, weight])
-    right = torch.autograd.grad(truth.sum(), [hidden, weight])
-    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(ours, right, strict=True))
-
-
-def test_exact_kl_is_float32s_under_autocast() -> None:
-    """Logits of up to 100, which bf16 moves by 1/4 and more; hidden states that come in bf16 are taken as they are."""
-    torch.manual_seed(0)
-    hidden, ref_hidden = (torch.randn(2, 4, 16).bfloat16() for _ in range(2))
-    head = torch.nn.Linear(16, 50, bias=False)
-    with torch.no_grad():
-        head.weight.mul_(60)
-        truth = exact_kl(hidden.float(), head, ref_hidden.float(), head, torch.ones(2, 4), "policy_to_reference")
-        with torch.autocast("cpu", torch.bfloat16):
-            found = exact_kl(hidden, head, ref_hidden, head, torch.ones(2, 4), "policy_to_reference")
-        outside = exact_kl(hidden, head, ref_hidden, head, torch.ones(2, 4), "policy_to_reference")
-    assert torch.equal(found, truth)
-    assert torch.equal(outside, truth)
-
-
 def test_multiplicative_control_by_hand() -> None:
     control = KLController(0.1, "multiplicative", target=0.04, minimum=0.05, maximum=0.3, interval=1)
     betas = []
     for kl in (0.061, 0.059, 0.0266, 0.0267, 0.0, 1.0, 1.0, 1.0, 1.0, math.nan):
-        control.update(kl, 8)
+        control.update(kl)
         betas.append(control.beta)
     expectation = [0.15, 0.15, 0.1, 0.1, 0.1 / 1.5, 0.1, 0.15, 0.225, 0.3, 0.3]
     assert betas == pytest.approx(expectation)
-
-
-def test_proportional_control_by_hand() -> None:
-    control = KLController(0.1, "proportional", target=0.05, horizon=100)
-    control.update(0.055, 50)  # error +0.1
-    assert control.beta == pytest.approx(0.1 * 1.05)
-    control.update(5.0, 50)  # clipped to +0.2
-    assert control.beta == pytest.approx(0.1 * 1.05 * 1.1)
-    control.update(0.0, 100)  # clipped to -0.2
-    assert control.beta == pytest.approx(0.1 * 1.05 * 1.1 * 0.8)
+    of_three = KLController(0.1, "multiplicative", target=0.04, interval=3)
+    for kl in (1.0, 0.0, 0.0, 0.04, 0.04):  # mean 0.33, then two of three steps
+        of_three.update(kl)
+    assert of_three.beta == pytest.approx(0.15)
 
 
 def test_warmup_ramps_and_holds_the_controller() -> None:
@@ -148,16 +103,9 @@ def test_warmup_ramps_and_holds_the_controller() -> None:
     seen = []
     for _ in range(5):
         seen.append(control.coefficient)
-        control.update(1.0, 8)
+        control.update(1.0)
     assert seen == pytest.approx([0, 0.05, 0.1, 0.15, 0.2])
     assert control.beta == pytest.approx(0.3)
-
-
-def test_multiplicative_control_judges_the_mean_of_an_interval() -> None:
-    control = KLController(0.1, "multiplicative", target=0.04, interval=3)
-    for kl in (1.0, 0.0, 0.0, 0.04, 0.04):  # mean 0.33, then two of three steps
-        control.update(kl, 8)
-    assert control.beta == pytest.approx(0.15)
 
 
 def driven(beta: KLController) -> list[float]:
@@ -174,18 +122,14 @@ def driven(beta: KLController) -> list[float]:
         kl = (p * (logits.log_softmax(0) - REFERENCE.log_softmax(0))).sum()
         (slope,) = torch.autograd.grad(beta.coefficient * kl - drive, logits)
         logits = (logits - 0.3 * slope).detach()
-        beta.update(kl.item(), 64)
+        beta.update(kl.item())
         history.append(kl.item())
     return history
 
 
-@pytest.mark.parametrize("control", ["multiplicative", "proportional"])
-def test_adaptive_beta_holds_a_driven_kl_for_100_steps(control: str) -> None:
-    last = driven(KLController(0.5, control, target=0.1, factor=1.2, horizon=300, minimum=1e-3, maximum=100))[-100:]
+def test_adaptive_beta_holds_a_driven_kl_for_100_steps() -> None:
+    """Under the controller's start value, fixed, the same drive leaves the band."""
+    last = driven(KLController(0.5, "multiplicative", target=0.1, factor=1.2, minimum=1e-3, maximum=100))[-100:]
     assert all(abs(kl - 0.1) <= 0.03 for kl in last)
     assert len({round(kl, 6) for kl in last}) > 1
-
-
-def test_a_fixed_beta_does_not_hold_it() -> None:
-    """The same drive under the controller's start value leaves the band, so the test above can fail."""
     assert any(abs(kl - 0.1) > 0.03 for kl in driven(KLController(0.5))[-100:])

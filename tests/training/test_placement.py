@@ -264,10 +264,10 @@ def test_a_compiled_reference_that_follows_is_kept(make_trainer: Make) -> None:
 @pytest.mark.parametrize(
     "case",
     [
-        {"kl_estimator": "exact", "task_sampling": {"": {"temperature": 0.6}}},
+        {"task_sampling": {"": {"temperature": 0.6}}},
         {"use_gae": True, "scale_rewards": "none", "share_prefixes": True},
     ],
-    ids=["exact KL and temperatures", "states of GAE beside compiled blocks"],
+    ids=["temperatures", "states of GAE beside compiled blocks"],
 )
 def test_hooks_act_in_a_compiled_run(make_trainer: Make, case: dict[str, Any]) -> None:
     case = {"rollout_backend": "native", "share_prefixes": False, "num_iterations": 2, "pad_to_multiple_of": 8, **case}

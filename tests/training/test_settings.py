@@ -120,7 +120,7 @@ def test_a_controlled_beta_moves_by_its_factor_within_its_bounds(make_trainer: M
     trainer = make_trainer(kl_control="multiplicative", kl_interval=1, kl_factor=2.0, **bounds)
     found = []
     for kl in (1.0, 1.0, 0.0, 0.0):
-        trainer.kl.controller.update(kl, 8)
+        trainer.kl.controller.update(kl)
         found.append(trainer.kl.controller.beta)
     assert found == pytest.approx([0.2, 0.35, 0.175, 0.09])
 

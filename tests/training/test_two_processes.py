@@ -23,7 +23,7 @@ from tests.training.conftest import PROMPTS, share_of_letters
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "control": {"advantage_baseline": "ema", "kl_control": "multiplicative", "kl_target": 1e-4, "kl_interval": 1},
-    "gae": {"use_gae": True, "kl_estimator": "exact", "gradient_accumulation_steps": 1},
+    "gae": {"use_gae": True, "gradient_accumulation_steps": 1},
     "mining": {"mining": True, "mining_rounds": 2, "task_sampling": {"a": {"temperature": 0.7}}},
     "mixed": {"objective": "mixed", "scale_rewards": "group", "beta": 0.05, "gradient_accumulation_steps": 1},
 }
