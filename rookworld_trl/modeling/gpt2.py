@@ -15,15 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "gelu": F.gelu,
-    # The tanh approximation under its three names in the wild; RookWorld-LM and OpenAI's GPT-2 say `gelu_new`.
-    "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
-    "gelu_fast": lambda x: F.gelu(x, approximate="tanh"),
-    "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh"),
-    "relu": F.relu,
-    "silu": F.silu,
-}
+# The tanh approximation of GELU under its three names; RookWorld-LM and OpenAI's GPT-2 say `gelu_new`.
+ACTIVATIONS = ("gelu_new", "gelu_fast", "gelu_pytorch_tanh")
 
 # How queries meet keys is the one thing that differs between prefill, decoding and scoring:
 # (layer, q, k, v, scale) -> output, with q, k, v and the output of shape (batch, length, heads, head_dim).
@@ -60,20 +53,15 @@ def check_config(config: Any) -> None:
     Raises:
         ValueError: naming the field of the config, its value and what is supported.
     """
-    if config.model_type != "gpt2":
-        raise ValueError(f"model_type is {config.model_type!r}: only 'gpt2' is supported")
-    if config.activation_function not in ACTIVATIONS:
-        known = ", ".join(ACTIVATIONS)
-        raise ValueError(f"activation_function is {config.activation_function!r}: use one of {known}")
+    no, yes = (False,), (True,)
+    supported = {"model_type": ("gpt2",), "activation_function": ACTIVATIONS, "tie_word_embeddings": yes}
+    supported |= {"add_cross_attention": no, "reorder_and_upcast_attn": no}
+    supported |= {"scale_attn_weights": yes, "scale_attn_by_inverse_layer_idx": no}
+    for field, values in supported.items():
+        if (value := getattr(config, field)) not in values:
+            raise ValueError(f"{field} is {value!r}: only {' or '.join(map(str, values))} is supported")
     if config.n_embd % config.n_head:
         raise ValueError(f"n_embd {config.n_embd} is not a multiple of n_head {config.n_head}")
-    for field, wanted in (
-        ("add_cross_attention", False),
-        ("reorder_and_upcast_attn", False),
-        ("tie_word_embeddings", True),
-    ):
-        if getattr(config, field) != wanted:
-            raise ValueError(f"{field} is {getattr(config, field)}: only {wanted} is supported")
 
 
 def _affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -88,15 +76,12 @@ def before_attention(x: Tensor, layer: Layer, heads: int, eps: float) -> tuple[T
     return q, k, v
 
 
-def after_attention(
-    x: Tensor, mixed: Tensor, layer: Layer, activation: Callable[[Tensor], Tensor], eps: float
-) -> Tensor:
+def after_attention(x: Tensor, mixed: Tensor, layer: Layer, eps: float) -> Tensor:
     """A block's output (..., n_embd) from its input and what attention made of it, (..., heads, head_dim)."""
     x = x + _affine(mixed.flatten(-2), layer.attn_proj_weight, layer.attn_proj_bias)
     normed = F.layer_norm(x, x.shape[-1:], layer.ln_2_weight, layer.ln_2_bias, eps)
-    return x + _affine(
-        activation(_affine(normed, layer.fc_weight, layer.fc_bias)), layer.fc_proj_weight, layer.fc_proj_bias
-    )
+    inner = F.gelu(_affine(normed, layer.fc_weight, layer.fc_bias), approximate="tanh")
+    return x + _affine(inner, layer.fc_proj_weight, layer.fc_proj_bias)
 
 
 class Blocks(NamedTuple):
@@ -164,10 +149,7 @@ class GPT2:
         self.wte, self.wpe, self.ln_f_weight, self.ln_f_bias = (weights[f"transformer.{name}"] for name in ends)
         self.layers = [Layer(*(weights[f"transformer.h.{i}.{name}"] for name in BLOCK)) for i in blocks_of]
         self.head_dim = config.n_embd // config.n_head
-        scale = self.head_dim**-0.5 if config.scale_attn_weights else 1.0
-        by_layer = config.scale_attn_by_inverse_layer_idx
-        self.scales = [scale / (i + 1) if by_layer else scale for i in range(config.n_layer)]
-        self._activation = ACTIVATIONS[config.activation_function]
+        self.scale = self.head_dim**-0.5
 
     @classmethod
     def sharing(cls, model: nn.Module, blocks: Blocks = EAGER) -> "GPT2":
@@ -188,7 +170,7 @@ class GPT2:
         x = F.embedding(input_ids, self.wte) + F.embedding(position_ids, self.wpe)
         for i, layer in enumerate(self.layers):
             q, k, v = before(x, layer, heads, eps)
-            x = after(x, attend(i, q, k, v, self.scales[i]), layer, self._activation, eps)
+            x = after(x, attend(i, q, k, v, self.scale), layer, eps)
         return F.layer_norm(x, x.shape[-1:], self.ln_f_weight, self.ln_f_bias, eps)
 
     def logits(self, hidden_states: Tensor) -> Tensor:

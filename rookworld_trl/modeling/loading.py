@@ -27,13 +27,12 @@ logger = logging.get_logger(__name__)
 NANO = "nano"  # the model that comes with the package
 NANO_FOLDER = Path(str(files("rookworld_trl"))) / "assets" / NANO
 
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+WEIGHTS = "model.safetensors"
 
 # Named from the top of the repository: a pattern such as `*.safetensors` would fetch training checkpoints too.
 _CONFIG_FILES = ["config.json", "generation_config.json"]
 _TOKENIZER_FILES = ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"]
 _TOKENIZER_FILES += ["vocab.json", "merges.txt", "chat_template.jinja"]
-_WEIGHT_FILES = [WEIGHTS, INDEX, "model-*-of-*.safetensors"]
 
 
 class LoadingError(ValueError):
@@ -44,7 +43,6 @@ def load(
     name: str | Path,
     leading_eos: bool = False,
     *,
-    dtype: torch.dtype = torch.float32,
     expected_parameters: int | None = None,
     **hub: Any,
 ) -> tuple[GPT2LMHeadModel, PreTrainedTokenizerBase]:
@@ -65,7 +63,7 @@ def load(
     """
     folder = checkpoint_folder(name, **hub)
     tokenizer = load_tokenizer(folder, leading_eos=leading_eos)
-    model = load_model(folder, dtype=dtype, vocab_size=len(tokenizer))
+    model = load_model(folder, vocab_size=len(tokenizer))
     if len(tokenizer) > model.config.vocab_size:
         raise LoadingError(
             f"{folder}: the tokenizer has {len(tokenizer)} tokens, the model {model.config.vocab_size}: "
@@ -100,9 +98,7 @@ def checkpoint_folder(name: str | Path, **hub: Any) -> Path:
     if Path(name).is_dir():
         return Path(name)
     try:
-        return Path(
-            snapshot_download(str(name), allow_patterns=_CONFIG_FILES + _TOKENIZER_FILES + _WEIGHT_FILES, **hub)
-        )
+        return Path(snapshot_download(str(name), allow_patterns=[*_CONFIG_FILES, *_TOKENIZER_FILES, WEIGHTS], **hub))
     except (HFValidationError, HTTPError, OSError) as error:
         raise LoadingError(
             f"{name} is no folder, and the Hub's repository of that name is not to be had ({error}): check name, "
@@ -115,16 +111,11 @@ def commit_of(folder: Path) -> str | None:
     return folder.name if folder.parent.name == "snapshots" and re.fullmatch("[0-9a-f]{40}", folder.name) else None
 
 
-def load_model(
-    path: str | Path,
-    *,
-    dtype: torch.dtype = torch.float32,
-    vocab_size: int | None = None,
-) -> GPT2LMHeadModel:
-    """Load a GPT-2 for training from a folder: every weight accounted for, dropout 0, in eval mode.
+def load_model(path: str | Path, *, vocab_size: int | None = None) -> GPT2LMHeadModel:
+    """Load a GPT-2 for training from a folder: every weight accounted for, float32, dropout 0, in eval mode.
 
     Dropout is 0 because policy and reference must score alike: with the config's usual 0.1, two passes over the same
-    weights disagree by hundreds of nats a sequence. fp32 is the default because AdamW's small steps vanish in bf16.
+    weights disagree by hundreds of nats a sequence. AdamW's small steps vanish in bf16.
 
     Exports of llm.c pad the embedding to a multiple of 128 rows (50257 to 50304). No token has those rows and llm.c
     leaves them out of its softmax: kept, their untrained logits would draw samples. They are cut. Names may lack the
@@ -141,7 +132,7 @@ def load_model(
     if vocab_size is not None and config.vocab_size == _padded(vocab_size):
         config.vocab_size = vocab_size
     state: dict[str, Tensor] = {}
-    for name, tensor in _read_weights(folder).items():
+    for name, tensor in _read_weights(folder / WEIGHTS).items():
         if name.endswith(("wte.weight", "lm_head.weight")) and tensor.shape[0] == _padded(config.vocab_size):
             tensor = tensor[: config.vocab_size]
         if not name.endswith((".attn.bias", ".attn.masked_bias")):
@@ -151,7 +142,7 @@ def load_model(
         raise LoadingError(f"{folder}: lm_head.weight differs from wte.weight: untied heads are not supported")
     with torch.device("meta"):  # no time for a random start that is overwritten
         model = GPT2LMHeadModel(config)
-    model = model.to_empty(device="cpu").to(dtype)
+    model = model.to_empty(device="cpu").float()
     model.tie_weights()
     try:
         model.load_state_dict(state)
@@ -242,19 +233,11 @@ def _read_json(file: Path) -> dict:
         raise LoadingError(f"{file} is not valid JSON ({error}): download it again") from error
 
 
-def _read_weights(folder: Path) -> dict[str, Tensor]:
-    """The tensors of the one file, or of the shards in the index. No pickles: that format can carry code."""
-    files = [folder / WEIGHTS]
-    if not files[0].exists():
-        if not (folder / INDEX).exists():
-            raise LoadingError(f"{folder} has no {WEIGHTS}: save the model with save_pretrained()")
-        files = [folder / shard for shard in sorted(set(_read_json(folder / INDEX).get("weight_map", {}).values()))]
-    weights: dict[str, Tensor] = {}
-    for file in files:
-        try:
-            weights |= load_file(file)
-        except FileNotFoundError:
-            raise LoadingError(f"{file} is missing, but the index lists it: download it again") from None
-        except (SafetensorError, OSError) as error:
-            raise LoadingError(f"{file} is damaged or truncated ({error}): download it again") from error
-    return weights
+def _read_weights(file: Path) -> dict[str, Tensor]:
+    """No pickles: that format can carry code."""
+    try:
+        return load_file(file)
+    except FileNotFoundError:
+        raise LoadingError(f"{file.parent} has no {WEIGHTS}: save the model with save_pretrained()") from None
+    except (SafetensorError, OSError) as error:
+        raise LoadingError(f"{file} is damaged or truncated ({error}): download it again") from error

@@ -61,6 +61,7 @@ class Baselines(Plugin):
 
     NAME = "advantage_baseline"
     STATE = "baseline"
+    SAMPLED = True
     REMEMBERED = ("means",)
 
     advantage_baseline: Literal["group_mean", "leave_one_out", "ema"] = option(
@@ -81,11 +82,6 @@ class Baselines(Plugin):
             yield (
                 "advantage_baseline: with `mining` groups whose rewards agree are dropped, and against a running mean "
                 "they teach too: a bias. Leave it at group_mean or leave_one_out, or set `mining` to False"
-            )
-        if args.objective != "sampled":
-            yield (
-                f"advantage_baseline: `objective` is {args.objective}, and the points of a completion say what each "
-                "alternative earns, so nothing is compared. Leave it at group_mean"
             )
         if args.multi_objective_aggregation != "sum_then_normalize":
             yield (

@@ -133,6 +133,7 @@ class GAE(Plugin):
 
     NAME = "use_gae"
     STATE = "value_head"
+    SAMPLED = True
 
     use_gae: bool = option(False, "Per-token advantages by GAE, from a small value head of its own.")
     gae_gamma: float = option(1.0, "Discount of GAE, per token.", least=0, most=1)
@@ -147,11 +148,6 @@ class GAE(Plugin):
             yield (
                 "use_gae: with `mining` groups are dropped whose rewards agree, and with a value head as the baseline "
                 "these still teach. Set one of them to False"
-            )
-        if args.objective != "sampled":
-            yield (
-                f"use_gae: `objective` is {args.objective}, and the points of a completion say what each alternative "
-                "earns, so nothing is compared. Set it to False"
             )
         if args.multi_objective_aggregation != "sum_then_normalize":
             yield (

@@ -12,7 +12,7 @@ forgotten, and its informative share says what the run would have had without mi
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -190,6 +190,7 @@ class Mining(Plugin):
     NAME = "mining"
     STATE = "miner"
     SOURCE = True
+    SAMPLED = True
 
     mining: bool = option(False, "Sample other prompts of the same task where all rewards of a group agree.")
     mining_ordinary: float = option(
@@ -202,13 +203,6 @@ class Mining(Plugin):
     @property
     def on(self) -> bool:
         return self.mining
-
-    def refusals(self, args: Any, others: Sequence[str]) -> Iterator[str]:
-        if args.objective != "sampled":
-            yield (
-                f"mining: `objective` is {args.objective}, and no group can teach nothing, so none has to give way. "
-                "Set it to False"
-            )
 
     def attach(self, trainer: Any) -> None:
         self.trainer, self.args, self.accelerator = trainer, trainer.args, trainer.accelerator

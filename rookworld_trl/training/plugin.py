@@ -28,6 +28,7 @@ class Plugin(Remembers, TrainerCallback):
     STATE: ClassVar[str] = ""  # its name in a checkpoint, where that is another
     REMEMBERED: ClassVar[tuple[str, ...]] = ()  # attributes that a checkpoint keeps
     SOURCE: ClassVar[bool] = False  # its `rows` chooses the prompts; a run has one such plug-in
+    SAMPLED: ClassVar[bool] = False  # it compares what samples earn, of which an exact objective has no need
     ANY_TRAINER: ClassVar[bool] = False  # it needs no more than callbacks and `told`: supervised training has it too
 
     trainer: Any
@@ -96,7 +97,11 @@ def check_plugins(args: Any, plugins: Sequence[Plugin]) -> None:
             "it out"
         )
     for plugin in on:
-        for line in plugin.refusals(args, [other.NAME for other in on if other is not plugin]):
+        lines = list(plugin.refusals(args, [other.NAME for other in on if other is not plugin]))
+        if plugin.SAMPLED and args.objective != "sampled":
+            known = "the points of a completion say what each alternative earns, so no samples are compared"
+            lines.append(f"{plugin.NAME}: `objective` is {args.objective}, and {known}. Leave it out")
+        for line in lines:
             name, _, problem = line.partition(": ")
             value = getattr(plugin, name) if hasattr(plugin, name) else getattr(args, name)
             raise ValueError(f"`{name}` is {value!r}: {problem}.")

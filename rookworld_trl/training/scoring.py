@@ -176,15 +176,12 @@ def score(
         Log-probs and entropies (or None), both (B, logits_to_keep), 0 at padding; no auxiliary loss.
     """
     prompt = input_ids.shape[1] - logits_to_keep
-    rows = batch_size or max(1, len(input_ids))
-    parts = zip(input_ids.split(rows), attention_mask.split(rows), strict=True)
-    results = []
-    for number, (ids, mask) in enumerate(parts):
-        mine = temperature
-        if isinstance(temperature, torch.Tensor):
-            mine = temperature[number * rows : (number + 1) * rows]
-        halves = (ids[:, :prompt], mask[:, :prompt], ids[:, prompt:], mask[:, prompt:])
-        results.append(per_token_logps(gpt2, *halves, mine, compute_entropy))
+    halves = (input_ids[:, :prompt], attention_mask[:, :prompt], input_ids[:, prompt:], attention_mask[:, prompt:])
+    rows, results = batch_size or max(1, len(input_ids)), []
+    for start in range(0, max(1, len(input_ids)), rows):
+        mine = slice(start, start + rows)
+        own = temperature[mine] if isinstance(temperature, torch.Tensor) else temperature
+        results.append(per_token_logps(gpt2, *(each[mine] for each in halves), own, compute_entropy))
     of_parts, entropies_of_parts = zip(*results, strict=True)
     return torch.cat(of_parts), torch.cat(entropies_of_parts) if compute_entropy else None, None
 

@@ -18,7 +18,6 @@ from rookworld_trl.modeling.gpt2 import GPT2
 from rookworld_trl.modeling.shared_prefix import SharedPrefixDecoder, prefill
 
 GPT2Factory = Callable[..., GPT2LMHeadModel]
-ACTIVATIONS = ["gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "relu", "silu"]
 
 
 @pytest.fixture
@@ -36,7 +35,7 @@ def logits(gpt2: GPT2, ids: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("activation", ["gelu_new", "gelu_fast", "gelu_pytorch_tanh"])
 def test_logits_agree(make_gpt2: GPT2Factory, activation: str, attention: str) -> None:
     model = make_gpt2(activation_function=activation, attn_implementation=attention)
     assert model.config._attn_implementation == attention
@@ -45,16 +44,7 @@ def test_logits_agree(make_gpt2: GPT2Factory, activation: str, attention: str) -
         torch.testing.assert_close(logits(GPT2.sharing(model), ids), model(ids).logits, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {"scale_attn_weights": False},
-        {"scale_attn_by_inverse_layer_idx": True},
-        {"n_inner": 48},
-        {"layer_norm_epsilon": 1e-2},
-        {"n_head": 1},
-    ],
-)
+@pytest.mark.parametrize("fields", [{"n_inner": 48}, {"layer_norm_epsilon": 1e-2}, {"n_head": 1}])
 def test_logits_agree_for_every_field_that_matters(make_gpt2: GPT2Factory, fields: dict[str, object]) -> None:
     model, plain = make_gpt2(**fields), make_gpt2()
     ids = token_ids(2, 16)
@@ -114,7 +104,9 @@ def test_wrong_weights_are_refused(model: GPT2LMHeadModel) -> None:
     ("field", "value"),
     [
         ("model_type", "gpt_neo"),
-        ("activation_function", "mish"),
+        ("activation_function", "gelu"),
+        ("scale_attn_weights", False),
+        ("scale_attn_by_inverse_layer_idx", True),
         ("add_cross_attention", True),
         ("reorder_and_upcast_attn", True),
         ("tie_word_embeddings", False),
@@ -146,7 +138,7 @@ def test_the_shipped_model_is_as_exact_as_in_transformers(tmp_path: Path, monkey
 
     def scaled(self: GPT2, *args: object) -> None:
         construct(self, *args)
-        self.scales = [scale * 1.0001 for scale in self.scales]
+        self.scale *= 1.0001
 
     monkeypatch.setattr(GPT2, "__init__", scaled)
     assert parity["main"]() == 1

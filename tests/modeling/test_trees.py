@@ -106,7 +106,7 @@ def test_variants_of_gpt2_and_of_tiling(
     if waste is not None:
         monkeypatch.setattr(trees, "TILE_WASTE", 0)
         monkeypatch.setattr(trees, "SMALL_WASTE", waste)
-    model = make_gpt2(scale_attn_by_inverse_layer_idx=True, activation_function="gelu", n_inner=48)
+    model = make_gpt2(n_inner=48)
     batch = pad(ragged())
     with torch.no_grad():
         logps, none = per_token_logps(GPT2.sharing(model), *batch)
