@@ -176,12 +176,13 @@ def score(
         Log-probs and entropies (or None), both (B, logits_to_keep), 0 at padding; no auxiliary loss.
     """
     prompt = input_ids.shape[1] - logits_to_keep
-    halves = (input_ids[:, :prompt], attention_mask[:, :prompt], input_ids[:, prompt:], attention_mask[:, prompt:])
     rows, results = batch_size or max(1, len(input_ids)), []
     for start in range(0, max(1, len(input_ids)), rows):
         mine = slice(start, start + rows)
+        ids, mask = input_ids[mine], attention_mask[mine]
+        halves = (ids[:, :prompt], mask[:, :prompt], ids[:, prompt:], mask[:, prompt:])
         own = temperature[mine] if isinstance(temperature, torch.Tensor) else temperature
-        results.append(per_token_logps(gpt2, *(each[mine] for each in halves), own, compute_entropy))
+        results.append(per_token_logps(gpt2, *halves, own, compute_entropy))
     of_parts, entropies_of_parts = zip(*results, strict=True)
     return torch.cat(of_parts), torch.cat(entropies_of_parts) if compute_entropy else None, None
 
