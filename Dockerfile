@@ -14,7 +14,6 @@ ENV DEBIAN_FRONTEND=noninteractive PIP_NO_CACHE_DIR=1 PYTHONUNBUFFERED=1
 
 # gcc, g++ (for a CPU's kernels) and Python's headers are for torch.compile; Stockfish for making data and playing. Not pinned: Ubuntu serves the
 # latest fix of a release only, and what decides the numbers is in constraints.txt.
-# hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install -y --no-install-recommends g++ gcc git make python3 python3-dev python3-venv stockfish \
     && rm -rf /var/lib/apt/lists/*

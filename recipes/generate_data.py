@@ -84,21 +84,17 @@ DATASET: dict[str, dict[str, Any]] = {
     "nodes": NODES | {"default": 100_000},
     "train_nodes": {"type": int, "default": 20_000, "help": "Engine nodes of a train position."},
 }
-COMMANDS: dict[str, tuple[Any, str, dict[str, dict[str, Any]]]] = {
-    "positions": (
-        positions,
-        "Make positions with the values of their best five moves, by self-play.",
-        COMMON | POSITIONS,
-    ),
-    "dataset": (dataset, "Make the data set for GRPO and evaluation, every legal move valued.", COMMON | DATASET),
+COMMANDS: dict[Any, tuple[str, dict[str, dict[str, Any]]]] = {
+    positions: ("Make positions with the values of their best five moves, by self-play.", COMMON | POSITIONS),
+    dataset: ("Make the data set for GRPO and evaluation, every legal move valued.", COMMON | DATASET),
 }
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True)
-    for name, (program, about, options) in COMMANDS.items():
-        command = commands.add_parser(name, help=about)
+    for program, (about, options) in COMMANDS.items():
+        command = commands.add_parser(program.__name__, help=about)
         command.set_defaults(run=program)
         for key, option in options.items():
             command.add_argument(f"--{key}", **option)
@@ -107,6 +103,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name in ("shards", "games_per_shard", "nodes", "train_nodes", "workers"):
         if (value := getattr(args, name, None)) is not None and value < 1:
             parser.error(f"--{name} must be 1 or more; got {value}")
+    return args
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    args = parse(arguments)
     with bad_input(), shown(args) as result:
         result |= args.run(args)
 

@@ -15,12 +15,16 @@ from rookworld_trl.settings.parser import bad_input
 from rookworld_trl.settings.terminal import add_options, shown
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="Folder of a run.")
     parser.add_argument("--output", type=Path, help="File to write; default: report.html in the run's folder.")
     add_options(parser)
-    args = parser.parse_args(arguments)
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    args = parse(arguments)
     with bad_input(), shown(args) as result:
         result["report"] = str(write_report(args.run, args.output, boards))
         print(result["report"])

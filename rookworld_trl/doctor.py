@@ -167,13 +167,10 @@ def _measured(trainer: Any, generate_and_score: Any, inputs: Any) -> tuple[Any, 
 
 
 # Why a gate may have nothing to measure.
-_UNMEASURED = {
-    "temperature": "the batch is sampled out of sight",
-    "truncation": "the batch is sampled out of sight",
-    "sampled_ids": "the batch is sampled out of sight",
-    "reference": "there is no reference (`beta` is 0), or updates have been made",
-    "sampler": "the batch is sampled out of sight",
-}
+_UNMEASURED = dict.fromkeys(
+    ("temperature", "truncation", "sampled_ids", "sampler"), "the batch is sampled out of sight"
+)
+_UNMEASURED["reference"] = "there is no reference (`beta` is 0), or updates have been made"
 
 
 def table(results: Sequence[GateResult]) -> str:

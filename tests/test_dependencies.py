@@ -1,6 +1,5 @@
 """What the code imports is declared in pyproject.toml, and is not merely there because another package brought it."""
 
-import ast
 import re
 import sys
 import tomllib
@@ -8,6 +7,8 @@ from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
+
+from tests.support.house import all_imports
 
 ROOT = Path(__file__).parents[1]
 OURS = {"benchmarks", "recipes", "rookworld_trl", "tests"}
@@ -27,22 +28,9 @@ def declared(folder: str) -> set[str]:
     return {same(re.match(r"[\w.-]+", line)[0]) for line in lines}  # type: ignore[index]
 
 
-def imported(folder: str) -> set[str]:
-    """First names of the modules that a folder's files import, wherever in the file."""
-    found = set()
-    for file in (ROOT / folder).rglob("*.py"):
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Import):
-                found |= {alias.name.split(".")[0] for alias in node.names}
-            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-                found.add(node.module.split(".")[0])
-    return found - OURS - set(sys.stdlib_module_names)
-
-
 @pytest.mark.parametrize("folder", sorted(OURS))
 def test_what_is_imported_is_declared(folder: str) -> None:
     places, known = packages_distributions(), declared(folder)
-    missing = {
-        module for module in imported(folder) if not {same(name) for name in places.get(module, [module])} & known
-    }
-    assert not missing
+    found = {module for file in (ROOT / folder).rglob("*.py") for module in all_imports(file)}
+    foreign = found - OURS - set(sys.stdlib_module_names)
+    assert not {name for name in foreign if not {same(each) for each in places.get(name, [name])} & known}

@@ -98,48 +98,31 @@ def on_this_machine(words: list[str]) -> list[str]:
     return [*words, "--use_cpu", "true"]  # what a GPU alone has is refused where there is none
 
 
-def recipe(script: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def recipe(script: str, words: list[str]) -> None:
     """The program's own parser takes the arguments."""
-    if "--help" in words:
-        words = [word for word in words if word != "--help"]
-    name = Path(script).stem
-    if not (ROOT / script).is_file():
-        raise AssertionError(f"there is no {script}")
+    words = [word for word in words if word != "--help"]
     if "--from" in words:  # a run; tests/plugins/test_origin.py has one
         words = [word for number, word in enumerate(words) if "--from" not in (word, words[number - 1])]
-    if script == "recipes/grpo.py":
-        parse(GRPO_TYPES, on_this_machine(words))
-    elif script == "recipes/sft.py":
-        parse(SFT_TYPES, on_this_machine(words))
-    elif script == "recipes/evaluate.py":
-        parse((evaluate.EvaluationOptions,), words)
-    elif script == "recipes/play.py":
-        play.parse(words)
-    elif name in ("generate_data", "report"):
-        called: list[bool] = []
-
-        def stand_in(*_: Any) -> Any:
-            called.append(True)
-            return {} if name == "generate_data" else "report.html"
-
-        known = {key: (stand_in, *rest) for key, (_, *rest) in generate_data.COMMANDS.items()}
-        monkeypatch.setattr(generate_data, "COMMANDS", known)
-        monkeypatch.setattr(report, "write_report", stand_in)
-        {"generate_data": generate_data, "report": report}[name].main(words)
-        assert called
-    else:
-        raise AssertionError(f"{script} is started as a module")
+    parsers: dict[str, Callable[[list[str]], Any]] = {
+        "recipes/grpo.py": lambda words: parse(GRPO_TYPES, on_this_machine(words)),
+        "recipes/sft.py": lambda words: parse(SFT_TYPES, on_this_machine(words)),
+        "recipes/evaluate.py": lambda words: parse((evaluate.EvaluationOptions,), words),
+        "recipes/play.py": play.parse,
+        "recipes/generate_data.py": generate_data.parse,
+        "recipes/report.py": report.parse,
+    }
+    parsers[script](words)
 
 
-def accelerate(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def accelerate(words: list[str]) -> None:
     assert words[0] == "launch"
     known = launch_command_parser().parse_args(words[1:])
     if known.config_file:
         load_config_from_file(known.config_file)
-    recipe(known.training_script, known.training_script_args, monkeypatch)
+    recipe(known.training_script, known.training_script_args)
 
 
-def python(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def python(words: list[str]) -> None:
     if words[0] == "-m":
         module = importlib.util.find_spec(words[1])
         assert module
@@ -149,7 +132,7 @@ def python(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
         text = "".join(each.read_text() for each in files)
         assert all(f'"{word}"' in text for word in words[2:] if word.startswith("--"))
     else:
-        recipe(words[0], words[1:], monkeypatch)
+        recipe(words[0], words[1:])
 
 
 def rookworld_uci(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,8 +148,8 @@ def run_or_parse(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     checks: dict[str, Callable[[], None]] = {
         "make": lambda: make(rest),
         "pip": lambda: pip(rest),
-        "accelerate": lambda: accelerate(rest, monkeypatch),
-        "python": lambda: python(rest, monkeypatch),
+        "accelerate": lambda: accelerate(rest),
+        "python": lambda: python(rest),
         "rookworld-uci": lambda: rookworld_uci(rest, monkeypatch),
         "rookworld-doctor": lambda: parse(DOCTOR_TYPES, ["--output_dir", "x", *on_this_machine(rest)]),
     }
@@ -194,9 +177,9 @@ def test_options_in_the_text_exist(capsys):
     kinds = (*GRPO_TYPES, *SFT_TYPES, *DOCTOR_TYPES, evaluate.EvaluationOptions)
     known = {field.name for cls in kinds for field in fields(cls)} | {"config", "from", "help"}
     known |= {action.dest for action in launch_command_parser()._actions}
-    for main, words in ((play.parse, []), (generate_data.main, ["positions"]), (generate_data.main, ["dataset"])):
+    for program, words in ((play, []), (generate_data, ["positions"]), (generate_data, ["dataset"])):
         with pytest.raises(SystemExit):
-            main([*words, "--help"])
+            program.parse([*words, "--help"])
         known |= set(re.findall(r"--([\w-]+)", capsys.readouterr().out))
     assert {option.replace("-", "_") for option in options} <= {option.replace("-", "_") for option in known}
 

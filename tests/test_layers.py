@@ -6,7 +6,7 @@ from trl import GRPOTrainer
 
 from rookworld_trl.checkpointing.trainer import DurableGRPOTrainer
 from rookworld_trl.training import RookWorldGRPOTrainer
-from tests.support.house import FILES, ROOT, all_imports, imports, name_of, part_of, parts
+from tests.support.house import FILES, ROOT, all_imports, imports, name_of, parts
 
 # Which parts of the package a part may import, beside itself. What stands in no folder is its own part.
 MAY_IMPORT = {
@@ -26,26 +26,14 @@ MAY_IMPORT = {
 }
 
 
-def test_imports_point_down() -> None:
-    wrong = []
-    for file in FILES:
-        mine = part_of(name_of(file))
-        foreign = {part_of(name) for name in imports(file)} - {mine}
-        wrong += [f"{name_of(file)} imports {other}" for other in sorted(foreign - MAY_IMPORT[mine])]
-    assert not wrong
-
-
-def test_no_two_parts_stand_on_each_other() -> None:
-    left = {part: others - {"__init__"} for part, others in MAY_IMPORT.items()}
-    while ground := {part for part, others in left.items() if not others & left.keys()}:
-        left = {part: others for part, others in left.items() if part not in ground}
-    assert not left
-
-
-def test_no_part_may_import_what_it_does_not() -> None:
+def test_imports_point_down_and_no_part_may_import_what_it_does_not() -> None:
     """What a layer may see is what it needs: a line that was drawn wider is an invitation."""
     assert {part: others for part, others in parts().items() if others != MAY_IMPORT[part]} == {}
     assert parts().keys() == MAY_IMPORT.keys()
+    left = {part: others - {"__init__"} for part, others in MAY_IMPORT.items()}
+    while ground := {part for part, others in left.items() if not others & left.keys()}:
+        left = {part: others for part, others in left.items() if part not in ground}
+    assert not left, "they stand on each other"
 
 
 def test_the_package_imports_nothing_that_stands_around_it() -> None:

@@ -6,7 +6,6 @@ import re
 import subprocess
 import sys
 from html.parser import HTMLParser
-from pathlib import Path
 
 import pytest
 
@@ -33,21 +32,17 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 class Page(HTMLParser):
-    """What a page fetches, and its text."""
+    """What a page fetches."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
         self.fetched: list[str] = []
-        self.text = ""
         self.feed(html)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         given = dict(attrs)
         if tag in FETCHED and given.get("rel") not in ("canonical", "next", "prev"):
             self.fetched.append(given.get(FETCHED[tag]) or "")
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
 
 
 @pytest.mark.slow
@@ -65,11 +60,11 @@ def test_every_page_is_there_needs_no_network_and_draws_its_formulas(site: dict[
     assert not [name for name in named if f'id="{name}"' not in site["api"]]
 
 
-@pytest.mark.parametrize("package", [chess, rewards, measuring, training], ids=lambda each: each.__name__)
-def test_the_api_page_has_every_public_name(package) -> None:
+def test_the_api_page_has_every_public_name() -> None:
     page = (DOCS / "api.md").read_text(encoding="utf-8")
+    names = {name for package in (chess, rewards, measuring, training) for name in package.__all__}
     modules = {"policy", "environment", "PREFIXES", "TaskName"}  # of `chess`: the two formats have names of their own
-    assert not [name for name in set(package.__all__) - modules if not re.search(rf"\b{name}\b", page)]
+    assert not [name for name in names - modules if not re.search(rf"\b{name}\b", page)]
 
 
 def literals() -> list[str]:
@@ -84,29 +79,17 @@ def literals() -> list[str]:
     return [text for text in found if " " in text]
 
 
-def messages(page: Path) -> list[str]:
-    """What the first column of the page's tables quotes, of those that say `it says`."""
-    found, says = [], False
-    for line in page.read_text(encoding="utf-8").splitlines():
-        cells = line.split("|")
-        if line.startswith("| "):
-            says = says or cells[1].strip() == "it says"
-            found += re.findall("`([^`]+)`", cells[1]) if says else []
-        elif not line.startswith("|"):
-            says = False
-    return found
-
-
-def test_every_message_of_the_troubleshooting_page_is_one_that_the_code_has() -> None:
-    quoted, texts = messages(DOCS / "troubleshooting.md"), literals()
+def test_messages_and_metrics_of_the_troubleshooting_page_are_those_of_the_code() -> None:
+    """What the first column quotes of the tables that say `it says`, and the metrics that have bands."""
+    quoted, says, texts = [], False, literals()
+    page = (DOCS / "troubleshooting.md").read_text(encoding="utf-8")
+    for line in page.splitlines():
+        first = line.split("|")[1] if line.startswith("| ") else ""
+        says = line.startswith("|") and (says or first.strip() == "it says")
+        quoted += re.findall("`([^`]+)`", first) if says else []
     assert len(quoted) > 30
     for message in quoted:
         pattern = re.compile(".*".join(map(re.escape, message.split("…"))))
         assert any(pattern.search(text) for text in texts), message
-
-
-def test_metrics_of_the_troubleshooting_page_have_bands() -> None:
-    page = (DOCS / "troubleshooting.md").read_text(encoding="utf-8")
     _, table = page.split("| metric | because | do |")
-    named = re.findall(r"^\| `([^`]+)`", table.split("\n\n")[0], flags=re.MULTILINE)
-    assert set(named) == set(DEFAULT_BANDS)
+    assert {*re.findall(r"^\| `([^`]+)`", table.split("\n\n")[0], flags=re.MULTILINE)} == set(DEFAULT_BANDS)

@@ -143,11 +143,8 @@ def _further(run: Run) -> Iterator[Panel]:
 
 def smooth(values: NDArray[np.float64], width: int) -> NDArray[np.float64]:
     """Centred running mean; the window shrinks at both ends, so that no value is invented there."""
-    half = width // 2
-    sums = np.concatenate([[0.0], np.cumsum(values)])
-    low = np.maximum(np.arange(len(values)) - half, 0)
-    high = np.minimum(np.arange(len(values)) + half + 1, len(values))
-    return (sums[high] - sums[low]) / (high - low)
+    window = np.ones(2 * (width // 2) + 1)
+    return np.convolve(values, window, "same") / np.convolve(np.ones(len(values)), window, "same")
 
 
 def thinned(values: NDArray[np.float64], points: int = POINTS) -> NDArray[np.float64]:

@@ -62,13 +62,14 @@ def render(run: Run, boards: Boards | None = None) -> str:
         loader=PackageLoader("rookworld_trl.reports"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     cards = list(boards.gallery(run.name, run.evaluations)) if boards else []
+    metrics, groups = (run.summary.get(name, []) for name in ("metrics", "groups"))
     return environment.get_template("report.html.jinja").render(
         title=run.name,
         run=_about(run),
-        headlines=[_headline(row) for row in run.comparisons if row["headline"]],
-        losses=_losses(run),
-        metrics=_table(run.comparisons),
-        groups=_table(run.groups),
+        headlines=[_headline(row) for row in metrics if row["headline"]],
+        losses=_losses(metrics, groups),
+        metrics=_table(metrics),
+        groups=_table(groups),
         charts=charts,
         cards=cards,
         kinds=list(dict.fromkeys(kind for card in cards for kind in card.kinds)),
@@ -126,10 +127,10 @@ def _kind(row: Mapping[str, Any]) -> str:
     return "loss" if row["loss"] else "gain"
 
 
-def _losses(run: Run) -> dict[str, Any]:
+def _losses(metrics: Sequence[Mapping[str, Any]], groups: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The significant losses, and the sentences that say how many there are among how many."""
     lines, found = [], []
-    for of_what, rows in (("metrics", run.comparisons), (GROUPED, run.groups)):
+    for of_what, rows in (("metrics", metrics), (GROUPED, groups)):
         lost, words = losses(rows, of_what)
         lines += [words] if words else []
         heads = [(_headline(row), row.get("group", "")) for row in lost]
@@ -138,22 +139,22 @@ def _losses(run: Run) -> dict[str, Any]:
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Rows as the page shows them: before, after and change with its interval; of an unfinished run, before alone."""
-    trained = any(row["after"] is not None for row in rows)
+    """Rows as the page shows them: before, after and change with its interval."""
     lines = []
     for row in rows:
         head = _headline(row)
-        texts = (head["before"], head["after"] if row["after"] is not None else "", head["change"])
-        values = (row["before"], row["after"], row["difference"])
         cells: list[Cell] = [
-            {"text": text, "value": "" if value is None else value, "kind": kind}
-            for text, value, kind in zip(texts, values, ("", "", head["kind"]), strict=True)
+            {"text": head[name], "value": "" if value is None else value, "kind": kind}
+            for name, value, kind in (
+                ("before", row["before"], ""),
+                ("after", row["after"], ""),
+                ("change", row["difference"], head["kind"]),
+            )
         ]
         line = {name: row[name] for name in ("task", "mode", "headline", "items")} | {"group": row.get("group", "")}
         label = f"{PREFIX.get(row['task'], '')} {row['label']}".strip()
-        lines.append({**line, "label": label, "cells": cells[: 3 if trained else 1], "trivial": head["trivial"]})
-    columns = ("before", "after", "change") if trained else ("before",)
-    return {"rows": lines, "columns": columns, "grouped": any(line["group"] for line in lines)}
+        lines.append({**line, "label": label, "cells": cells, "trivial": head["trivial"]})
+    return {"rows": lines, "grouped": any(line["group"] for line in lines)}
 
 
 def _plain(value: Any) -> str:

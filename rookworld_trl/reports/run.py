@@ -5,7 +5,7 @@ Every file may be missing, and the last line of a log may be torn: the run may b
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,6 @@ from rookworld_trl.measuring import read_results
 
 HTML, SUMMARY = "report.html", "summary.json"
 GROUPED = "headline metrics by group"
-EVALUATIONS = ("before", "after")
 
 
 class RunError(ValueError):
@@ -48,27 +47,6 @@ class Run:
         steps, values = zip(*points, strict=True) if points else ((), ())
         return np.array(steps, dtype=np.float64), np.array(values, dtype=np.float64)
 
-    @property
-    def comparisons(self) -> list[dict[str, Any]]:
-        """Before/after rows of all metrics; of a run without a summary, the values before it and no others."""
-        return list(self.summary["metrics"]) if "metrics" in self.summary else list(self._values_before(grouped=False))
-
-    @property
-    def groups(self) -> list[dict[str, Any]]:
-        """Rows like `comparisons` of the headlines by `group`, a colour, stake or stratum."""
-        return list(self.summary["groups"]) if "groups" in self.summary else list(self._values_before(grouped=True))
-
-    def _values_before(self, grouped: bool) -> Iterator[dict[str, Any]]:
-        unknown = {"format": ".3f", "better": 0, "baselines_after": {}, "headline": False, "significant": False}
-        unknown |= dict.fromkeys(("after", "difference", "ci_low", "ci_high"))
-        for part in self.evaluations.get("before", []):
-            for group, of_group in part["groups"].items() if grouped else [("", part)]:
-                for name, found in of_group["metrics"].items():
-                    row = {"task": part["name"], "mode": part["mode"], "metric": name, "before": found["value"]}
-                    count = of_group["items"] if grouped else len(of_group["items"])
-                    row |= {"label": name, "items": count, "baselines": of_group["baselines"].get(name, {}), **unknown}
-                    yield row | ({"group": group} if grouped else {})
-
 
 def read_run(folder: Path | str) -> Run:
     """Read a run's folder. A torn last line of a log, as an interrupted run leaves it, is passed over.
@@ -79,7 +57,7 @@ def read_run(folder: Path | str) -> Run:
     folder = Path(folder)
     if not folder.is_dir():
         raise RunError(f"{folder} is no folder; give a run's output folder")
-    evaluations = {name: folder / f"evaluation_{name}.parquet" for name in EVALUATIONS}
+    evaluations = {name: folder / f"evaluation_{name}.parquet" for name in ("before", "after")}
     metrics, summary = folder / "metrics.jsonl", folder / SUMMARY
     if not any(path.exists() for path in (metrics, summary, *evaluations.values())):
         raise RunError(f"{folder} holds neither metrics.jsonl nor summary.json; give a run's output folder")
@@ -115,18 +93,6 @@ def _read_steps(path: Path) -> list[dict[str, Any]]:
     return [rows[step] for step in sorted(rows)]
 
 
-def _read_object(path: Path, name: str) -> dict[str, Any]:
-    """An object whose `name`, where it has that, is a list."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        whole = isinstance(found, dict) and isinstance(found.get(name, []), list)
-    except ValueError:
-        whole = False
-    if not whole:
-        raise RunError(f"{path} is no JSON object with a list `{name}`; make or remove it")
-    return found
-
-
 def _read_evaluation(path: Path) -> list[Mapping[str, Any]]:
     try:
         return list(read_results(path).values())
@@ -138,9 +104,16 @@ def read_summary(folder: Path) -> dict[str, Any]:
     """The run's `summary.json`.
 
     Raises:
-        RunError: it is malformed.
+        RunError: it is no object, or its `metrics` are no list.
     """
-    return _read_object(folder / SUMMARY, "metrics")
+    try:
+        found = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
+        whole = isinstance(found, dict) and isinstance(found.get("metrics", []), list)
+    except ValueError:
+        whole = False
+    if not whole:
+        raise RunError(f"{folder / SUMMARY} is no JSON object with a list `metrics`; make or remove it")
+    return found
 
 
 def _is_number(value: object) -> bool:

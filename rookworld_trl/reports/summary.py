@@ -6,7 +6,7 @@ import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -32,45 +32,7 @@ def timed(seconds: dict[str, float], phase: str) -> Iterator[None]:
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that the numbers depend on."""
     own = {"python": platform.python_version(), "rookworld-trl": rookworld_trl.__version__}
-    return own | {name: _version(name) for name in PACKAGES}
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:  # on the path, but not installed
-        return "unknown"
-
-
-def write_summary(
-    folder: Path,
-    *,
-    comparison: Sequence[Mapping[str, Any]],
-    seconds: Mapping[str, float],
-    **facts: Any,
-) -> Path:
-    """Write `summary.json` and return its path.
-
-    Args:
-        folder: the run's output folder.
-        comparison: one row per task, mode and metric, with before, after, difference, interval and items; those
-            marked `headline` stand first, under that name, and those marked `loss` behind them, as `losses`.
-        seconds: wall time of each phase.
-        facts: whatever else describes the run, JSON-ready (model, seed, steps, ...).
-    """
-    rows = [dict(row) for row in comparison]
-    summary = {
-        "command": command(),
-        **facts,
-        "versions": versions(),
-        "seconds": {phase: round(value, 2) for phase, value in seconds.items()},
-        "headline": [row for row in rows if row["headline"]],
-        "losses": [row for row in rows if row["loss"]],
-        "metrics": rows,
-    }
-    path = folder / SUMMARY
-    write_atomically(path, json.dumps(summary, indent=1) + "\n")
-    return path
+    return own | {name: version(name) for name in PACKAGES}
 
 
 def write_report(folder: Path, boards: Any) -> Path:
@@ -87,21 +49,35 @@ def write_for_people(
     boards: Any = None,
     *,
     metrics: Sequence[Mapping[str, Any]],
+    seconds: Mapping[str, float],
     **facts: Any,
 ) -> None:
-    """Write `summary.json`, the card of `checkpoint/` and `report.html`; see `write_summary` for the arguments.
+    """Write `summary.json`, the card of `checkpoint/` and `report.html`.
 
     Args:
-        args: the trainer's, of which `SHOWN` goes into the summary, and with it `trained_on`, the reward that was.
-        boards: draws the report's items, as `document.Boards`.
-        metrics: its `comparison`.
+        folder: the run's output folder.
         step: what each of them is written under, by its name, such as `LastSteps.step`: one that fails is then
             reported by itself, and the others are still written.
+        args: the trainer's, of which `SHOWN` goes into the summary, and with it `trained_on`, the reward that was.
+        boards: draws the report's items, as `document.Boards`.
+        metrics: one row per task, mode and metric, with before, after, difference, interval and items; those marked
+            `headline` stand first in the summary, under that name, and those marked `loss` behind them, as `losses`.
+        seconds: wall time of each phase.
+        facts: whatever else describes the run, JSON-ready (model, seed, steps, ...).
     """
     facts |= {name: getattr(args, name) for name in SHOWN}
     facts |= {"model_commit": facts.get("identity", {}).get("model_commit"), "trained_on": trained_on(facts)}
+    summary = {
+        "command": command(),
+        **facts,
+        "versions": versions(),
+        "seconds": {phase: round(value, 2) for phase, value in seconds.items()},
+        "headline": [row for row in metrics if row["headline"]],
+        "losses": [row for row in metrics if row["loss"]],
+        "metrics": list(metrics),
+    }
     with step(SUMMARY):
-        write_summary(folder, comparison=metrics, **facts)
+        write_atomically(folder / SUMMARY, json.dumps(summary, indent=1) + "\n")
     with step("model card"):
         write_card(folder, folder / "checkpoint")
     with step(HTML):

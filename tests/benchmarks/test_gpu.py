@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -50,18 +51,36 @@ def test_every_stage_runs_on_a_cpu(tmp_path: Path) -> None:
     assert (again.returncode, run) == (0, NEEDS_A_GPU)
 
 
-@pytest.fixture(scope="module")
-def ends(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
-    """Results of stages that end well and badly, each in a process of its own."""
-    folder = tmp_path_factory.mktemp("ends")
-    program.CONTEXT.set_forkserver_preload(["benchmarks.gpu.stage"])
-    options = program.Options("cpu", True, folder, 1.0, FACTS)
-    names = ("good", "broken", "raises", "impossible", "dies", "hangs")
-    with pytest.MonkeyPatch.context() as patch:
-        for name in names:
-            patch.setitem(program.STAGES, name, ("tests.benchmarks.stand_ins", 60))
-        found = {name: program.run(name, options, 20 if name == "hangs" else 120) for name in names}
-    return {**found, "folder": folder}
+# Stages that end well and badly, for the test of what runs them
+
+
+def good(stage: Stage) -> str:
+    stage.figures["answer"] = 42
+    stage.check("small", 1.0, 2.0)
+    return "found it"
+
+
+def broken(stage: Stage) -> str:
+    stage.check("small", 3.0, 2.0)
+    return "three"
+
+
+def raises(stage: Stage) -> str:
+    raise ValueError("no such thing")
+
+
+def dies(stage: Stage) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def hangs(stage: Stage) -> None:
+    child = os.fork()
+    if child:
+        Path(stage.root, "child").write_text(str(child))
+    time.sleep(3600)
+
+
+ENDS = {"good": "ok", "broken": "failed", "raises": "failed", "dies": "crashed", "hangs": "timed out"}
 
 
 def alive(process: int) -> bool:
@@ -71,35 +90,28 @@ def alive(process: int) -> bool:
 
 
 @pytest.mark.slow
-def test_a_stage_that_ends_badly_costs_no_other(ends: dict[str, dict]) -> None:
-    assert {name: end["status"] for name, end in ends.items() if name != "folder"} == {
-        "good": "ok",
-        "broken": "failed",
-        "raises": "failed",
-        "impossible": "not possible on this device",
-        "dies": "crashed",
-        "hangs": "timed out",
-    }
+def test_a_stage_that_ends_badly_costs_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each in a process of its own. Only good results of this code and device stand."""
+    program.CONTEXT.set_forkserver_preload(["benchmarks.gpu.stage"])
+    options = program.Options("cpu", True, tmp_path, 1.0, FACTS)
+    for name in ENDS:
+        monkeypatch.setitem(program.STAGES, name, (__name__, 60))
+    ends = {name: program.run(name, options, 20 if name == "hangs" else 120) for name in ENDS}
+    assert {name: end["status"] for name, end in ends.items()} == ENDS
     assert ends["good"]["figures"] == {"answer": 42}
     assert ends["broken"]["found"] == "does not hold: small (three)"
     assert ends["raises"]["found"] == "ValueError: no such thing"
-    assert "Traceback" in (ends["folder"] / "raises.log").read_text()
-    assert ends["impossible"]["found"] == "nothing to do it with"
-    child = int((ends["folder"] / "work" / "child").read_text())
+    assert "Traceback" in (tmp_path / "raises.log").read_text()
+    child = int((tmp_path / "work" / "child").read_text())
     deadline = time.monotonic() + 30
     while alive(child) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not alive(child), "what a hanging stage has started goes with it"
-
-
-@pytest.mark.slow
-def test_only_good_results_of_this_code_and_device_stand(ends: dict[str, dict]) -> None:
-    assert {name for name, end in ends.items() if name != "folder" and program.is_done(end, FACTS)} == {"good"}
+    assert {name for name, end in ends.items() if program.is_done(end, FACTS)} == {"good"}
     for other in ({"code": "def"}, {"driver": "1.3"}, {"name": "another card"}, {"tiny": False}):
         assert not program.is_done(ends["good"], FACTS | other)
     assert not program.is_done(None, FACTS)
-    shown = program.table({name: end for name, end in ends.items() if name != "folder"}, FACTS | {"code": "def"})
-    assert "| good | ok (other code or device) |" in shown
+    assert "| good | ok (other code or device) |" in program.table(ends, FACTS | {"code": "def"})
 
 
 def test_a_call_that_would_last_too_long_leaves_stages_to_the_next(
@@ -126,9 +138,8 @@ def test_what_a_second_card_is_asked_runs_without_one(tmp_path: Path) -> None:
     """The stage itself needs two; its models by name are trained here, each on the one device."""
     stage = Stage("second_card", "cpu", True, tmp_path)
     speed.by_name(stage)
-    assert len(stage.figures) == 4
-    assert {each["devices"] == ["cpu", "cpu"] for each in stage.figures.values()} == {True}
-    assert {what for what, check in stage.checks.items() if not check["held"]} == set()
+    assert {tuple(each["devices"]) for each in stage.figures.values()} == {("cpu", "cpu")}
+    assert held(stage) == set(stage.checks)
 
 
 # The checks can fail

@@ -17,13 +17,10 @@ def summary(folder: Path, split: str) -> Path:
     return folder
 
 
-def test_settings_start_and_metrics_are_kept(tmp_path: Path) -> None:
+def test_settings_start_and_metrics_are_kept_and_no_setting_is_chosen_on_test(tmp_path: Path) -> None:
     found = trial(summary(tmp_path, "dev"))
     assert (found["beta"], found["steps"], found["learning_rate"], found["start"]) == (0.1, 7, None, "a" * 16)
     kept = {"before": 0.12346, "difference": None, "ci_low": None, "ci_high": None, "items": 3, "loss": False}
     assert found["metrics"] == {"policy, greedy": {"skill": kept}}
-
-
-def test_no_setting_is_chosen_on_test(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="measured on test; settings are chosen on dev"):
         trial(summary(tmp_path, "test"))

@@ -1,6 +1,5 @@
 """Positions by self-play and rows made from them."""
 
-import itertools
 import json
 import random
 from collections import Counter
@@ -26,7 +25,7 @@ def run(directory, shards, settings=SETTINGS, workers=1):
 
 
 @requires_stockfish
-def test_same_seed_same_rows_whatever_the_workers_and_interruptions(tmp_path):
+def test_rows_are_true_and_the_same_whatever_the_workers_and_interruptions(tmp_path):
     run(tmp_path / "one", range(2))
     run(tmp_path / "two", range(1, 2), workers=2)  # as if the first shard had been lost
     run(tmp_path / "two", range(2), workers=2)
@@ -34,6 +33,11 @@ def test_same_seed_same_rows_whatever_the_workers_and_interruptions(tmp_path):
         first = pq.read_table(generation.shard_path(tmp_path / "one", shard))
         assert first.num_rows > 0
         assert first.equals(pq.read_table(generation.shard_path(tmp_path / "two", shard)))
+        for record in first.to_pylist():
+            legal = {move.uci() for move in chess.Board(record["fen"]).legal_moves}
+            assert {*record["moves"], record["played"]} <= legal
+            assert len(record["moves"]) == len(record["cp"]) == min(5, len(legal))
+            assert record["cp"] == sorted(record["cp"], reverse=True)
 
 
 @requires_stockfish
@@ -47,18 +51,6 @@ def test_resuming_leaves_finished_shards_alone_and_refuses_other_settings(tmp_pa
     stamp = tmp_path / "settings.json"  # as one that was written before a setting existed
     stamp.write_text(json.dumps({k: v for k, v in json.loads(stamp.read_text()).items() if k != "check_share"}))
     assert run(tmp_path, range(1)) == {}
-
-
-@requires_stockfish
-def test_records_are_true(tmp_path):
-    run(tmp_path, range(1))
-    for record in pq.read_table(generation.shard_path(tmp_path, 0)).to_pylist():
-        board = chess.Board(record["fen"])
-        legal = {move.uci() for move in board.legal_moves}
-        assert set(record["moves"]) <= legal
-        assert len(record["moves"]) == len(record["cp"]) == min(5, len(legal))
-        assert record["cp"] == sorted(record["cp"], reverse=True)
-        assert record["played"] in legal
 
 
 def test_candidates_stand_in_random_order_and_the_best_is_the_one_of_the_highest_eval():
@@ -100,15 +92,13 @@ ILLEGAL = {
 }
 
 
-@pytest.mark.parametrize("kind", ILLEGAL)
-def test_every_kind_of_illegal_move_by_hand(kind):
-    fen, some = ILLEGAL[kind]
-    found = moves.ILLEGAL_KINDS[kind](chess.Board(fen))
-    assert some <= set(found)
-    if kind in ("pinned", "into_check", "leaves_check", "castling", "missing_promotion", "wrong_colour", "own_man"):
-        assert some == set(found)
-    rng = random.Random(0)
-    assert any(moves.illegal_move(chess.Board(fen), rng) in found for _ in range(100)), "it is drawn"
+def test_every_kind_of_illegal_move_by_hand():
+    whole = ("pinned", "into_check", "leaves_check", "castling", "missing_promotion", "wrong_colour", "own_man")
+    for kind, (fen, some) in ILLEGAL.items():
+        found = set(moves.ILLEGAL_KINDS[kind](chess.Board(fen)))
+        assert some == found if kind in whole else some <= found, kind
+        rng = random.Random(0)
+        assert any(moves.illegal_move(chess.Board(fen), rng) in found for _ in range(100)), f"{kind} is drawn"
 
 
 def test_illegal_moves_are_illegal_and_well_formed_whatever_the_position():
@@ -129,36 +119,24 @@ def test_illegal_moves_are_illegal_and_well_formed_whatever_the_position():
 GAME = ["e2e4", "e7e5", "g1f3", "b8c6", "f1b5", "a7a6", "b5a4", "g8f6", "e1g1", "f8e7", "f1e1", "b7b5", "a4b3"]
 
 
-@pytest.fixture(scope="module")
-def game_rows():
-    """Rows of each position of a short game, many times."""
-    board, rows = chess.Board(), []
+def test_rows_of_a_position_are_true_and_of_different_moves():
+    """Of each position of a short game, many times. The seventy-five-move rule ends games, the fifty-move rule not."""
+    board, rows, ended, claimable = chess.Board(), [], 0, 0
     for ply, move in enumerate(GAME):
         record = {"fen": board.fen(), "history": " ".join(GAME[max(0, ply - 9) : ply]), "played": move}
         rows += [environment_rows(record, 6, seed % 2 == 0, random.Random(seed)) for seed in range(30)]
         board.push_uci(move)
-    return rows
-
-
-def test_rows_of_a_position_are_true_and_of_different_moves(game_rows):
-    for rows in game_rows:
-        given = [environment.parse_prompt(row["prompt"]) for row in rows]
-        assert 1 < len(rows) == len({each.move for each in given}) <= 7
-        for row, each in zip(rows, given, strict=True):
+    for of_position in rows:
+        given = [environment.parse_prompt(row["prompt"]) for row in of_position]
+        assert 1 < len(given) == len({each.move for each in given}) <= 7
+        for row, each in zip(of_position, given, strict=True):
             answer = environment.parse(row["completion"])
             assert answer == environment.transition(each.fen, each.move)
             assert row["after"] == answer.fen
-
-
-def test_the_seventyfive_move_rule_ends_games_and_the_fifty_move_rule_does_not(game_rows):
-    ended, claimable = 0, 0
-    for row in itertools.chain(*game_rows):
-        fen = environment.parse_prompt(row["prompt"]).fen
-        assert board_from_fen(fen)
-        after = environment.parse(row["completion"])
-        clock = int(after.fen.split()[4])
-        ended += clock == 150 and (after.reward, after.terminated) == (0.5, True)
-        claimable += 100 <= clock < 150 and (after.reward, after.terminated) == (0.001, False)
+            assert board_from_fen(each.fen)
+            clock = int(answer.fen.split()[4])
+            ended += clock == 150 and (answer.reward, answer.terminated) == (0.5, True)
+            claimable += 100 <= clock < 150 and (answer.reward, answer.terminated) == (0.001, False)
     assert ended >= 3
     assert claimable >= 3
 

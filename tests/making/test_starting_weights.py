@@ -18,27 +18,17 @@ def new_model(vocab_size: int, *, squares_named: bool) -> GPT2LMHeadModel:
     return model
 
 
-@pytest.fixture(scope="module")
-def attention() -> tuple[list[str], torch.Tensor]:
-    """The prompt's tokens and the attention (heads, T, T) of the first block."""
+def test_the_squares_of_a_move_look_at_themselves_on_the_board() -> None:
     tokenizer = build_nano_tokenizer()
     ids = tokenizer(PROMPT, return_tensors="pt").input_ids
-    model = new_model(len(tokenizer), squares_named=True)
     with torch.no_grad():
-        first = model(ids, output_attentions=True).attentions[0][0]
-    return tokenizer.convert_ids_to_tokens(ids[0].tolist()), first
-
-
-@pytest.mark.parametrize("head", [0, 1])
-def test_the_squares_of_a_move_look_at_themselves_on_the_board(
-    attention: tuple[list[str], torch.Tensor], head: int
-) -> None:
-    tokens, weights = attention
-    origin = tokens.index("g1")  # of "+g1f3+"
-    board = tokens.index("⟨g1⟩N")
-    seen = weights[head, origin, :origin]
-    assert seen.argmax() == board
-    assert seen[board] > 10 * seen.median()
+        heads = new_model(len(tokenizer), squares_named=True)(ids, output_attentions=True).attentions[0][0]
+    tokens = tokenizer.convert_ids_to_tokens(ids[0].tolist())
+    origin, board = tokens.index("g1"), tokens.index("⟨g1⟩N")  # of "+g1f3+", and where the knight stands
+    for head in (0, 1):
+        seen = heads[head, origin, :origin]
+        assert seen.argmax() == board
+        assert seen[board] > 10 * seen.median()
 
 
 def test_another_tokenizer_gets_no_squares() -> None:

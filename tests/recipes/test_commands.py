@@ -65,7 +65,7 @@ NOT_HERE = {
     "recipes/nano/grpo/config_cpu_selfplay.yaml": "20,000 nodes a move; tests/recipes/test_recipes_run.py plays few",
 }
 USERS_WAY = "tests/recipes/test_users_way.py runs it by its launch file, with a model that writes decisions"
-OWN = "takes the rows of the commands above it; tests/recipes/test_recipes_run.py trains on such a folder"
+OWN = "takes the rows of the commands above it; tests/training/test_settings.py reads such a folder"
 MIXED = "recipes/rookworld-lm-124m/grpo/config_mixed.yaml"
 HUB = "the rows are on the Hub; tests/recipes/test_rookworld.py runs it on rows of their kind"
 

@@ -155,49 +155,32 @@ def test_preempted_resumed_finished_and_damaged(arguments, rewarded, capsys):
 
 
 WATCHING = {"eval_strategy": "steps", "eval_steps": 1, "save_steps": 1, "save_strategy": "steps"}
-BAD = {
-    "unknown key": ({"learning_rat": 1}, "unknown key 'learning_rat'; the nearest valid key is 'learning_rate'"),
-    "no checkpoint": ({"model": "./nowhere"}, "`model` is './nowhere': ./nowhere is no folder, and the Hub's"),
-    "no data": (
-        {"dataset": "nowhere.parquet"},
-        "`dataset` is 'nowhere.parquet': there is no such file, or it is empty",
-    ),
-    "impossible ratio": ({"mix_env_ratio": 0.3}, "`mix_env_ratio` is 0.3: 1.5 of 5 prompts"),
-    "too long": ({"max_completion_length": 300}, "`max_completion_length` is 300: with the longest prompt"),
-    "nothing measured": ({"eval_batch_size": 0}, "`eval_batch_size` is 0: nothing would be measured"),
-    "no time": ({"max_train_minutes": -1}, "`max_train_minutes` is -1.0: it must be above 0"),
-    "another game": (
-        {"task_sampling": "{go: {temperature: 0.5}}"},
-        "`task_sampling`: there is no task go. Choose from policy",
-    ),
-    "no kernel": ({"attn_implementation": "flash_attention_2"}, "`attn_implementation` is 'flash_attention_2': "),
-    "no nodes": ({"engine_nodes": 0, "best_move": "engine"}, "`engine_nodes` is 0: nothing would be read"),
-    "no such config": ({"config": "nowhere.yaml"}, "nowhere.yaml: cannot be read"),
-    "no such metric": (
-        WATCHING | {"metric_for_best_model": "policy/skil"},
-        "no such metric is measured. Choose one of reward, policy/best_legal",
-    ),
-    "nothing to watch": (
-        WATCHING | {"eval_dataset": "nowhere.jsonl"},
-        "`eval_dataset` is 'nowhere.jsonl': there is no such file",
-    ),
-    "no items": (WATCHING | {"eval_items": 0}, "`eval_items` is 0"),
-}
-
-
-def refused(arguments: dict, capsys, message: str) -> None:
-    run(arguments, code=2)
-    error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert error.startswith("error: ")
-    assert message in error
-    assert not arguments["output_dir"].exists() or not list(arguments["output_dir"].iterdir())
+BAD = [
+    ({"learning_rat": 1}, "unknown key 'learning_rat'; the nearest valid key is 'learning_rate'"),
+    ({"model": "./nowhere"}, "`model` is './nowhere': ./nowhere is no folder, and the Hub's"),
+    ({"dataset": "nowhere.parquet"}, "`dataset` is 'nowhere.parquet': there is no such file, or it is empty"),
+    ({"mix_env_ratio": 0.3}, "`mix_env_ratio` is 0.3: 1.5 of 5 prompts"),
+    ({"max_completion_length": 300}, "`max_completion_length` is 300: with the longest prompt"),
+    ({"eval_batch_size": 0}, "`eval_batch_size` is 0: nothing would be measured"),
+    ({"max_train_minutes": -1}, "`max_train_minutes` is -1.0: it must be above 0"),
+    ({"task_sampling": "{go: {temperature: 0.5}}"}, "`task_sampling`: there is no task go. Choose from policy"),
+    ({"attn_implementation": "flash_attention_2"}, "`attn_implementation` is 'flash_attention_2': "),
+    ({"engine_nodes": 0, "best_move": "engine"}, "`engine_nodes` is 0: nothing would be read"),
+    ({"config": "nowhere.yaml"}, "nowhere.yaml: cannot be read"),
+    (WATCHING | {"metric_for_best_model": "policy/skil"}, "no such metric is measured. Choose one of reward, policy/"),
+    (WATCHING | {"eval_dataset": "nowhere.jsonl"}, "`eval_dataset` is 'nowhere.jsonl': there is no such file"),
+    (WATCHING | {"eval_items": 0}, "`eval_items` is 0"),
+]
 
 
 def test_bad_settings(arguments, tmp_path, capsys):
-    for change, message in BAD.values():
-        refused(arguments | change, capsys, message)
     (tmp_path / "file").write_text("")
-    refused(arguments | {"output_dir": tmp_path / "file" / "run"}, capsys, "file")
+    for change, message in [*BAD, ({"output_dir": tmp_path / "file" / "run"}, "file")]:
+        run(arguments | change, code=2)
+        error = capsys.readouterr().err.strip().splitlines()[-1]
+        assert error.startswith("error: ")
+        assert message in error
+        assert not arguments["output_dir"].exists() or not list(arguments["output_dir"].iterdir())
 
 
 def test_held_out_rows_are_watched_on_the_way_and_the_best_step_is_the_result(arguments, rows_file, tmp_path, capsys):

@@ -44,7 +44,7 @@ def test_the_commit_of_a_model_of_the_hub_is_kept(hub: Hub, pushing: dict, tiny_
     [
         ("write_report", ValueError("no such template"), 1, {"report.html"}),
         # The next `auto_resume` makes up for it.
-        ("write_summary", OSError(28, "No space left on device"), 4, {"summary.json", FINISHED_FILE}),
+        ("write_atomically", OSError(28, "No space left on device"), 4, {"summary.json", FINISHED_FILE}),
     ],
 )
 def test_a_last_step_that_fails_costs_nothing_but_itself(

@@ -8,19 +8,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import chess
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset
 
 from recipes import grpo
-from recipes.making.shipping import COMPACT_SCHEMA
 from rookworld_trl.chess import prompts
 from rookworld_trl.chess.dataset import load_shipped, positions_in
 from rookworld_trl.modeling.loading import load_model
 from rookworld_trl.settings.parser import parse
 from rookworld_trl.training import RookWorldGRPOTrainer
-from tests.recipes.conftest import positions
 from tests.support.stockfish import requires_stockfish
 
 ROOT = Path(__file__).parents[2]
@@ -105,23 +101,6 @@ def test_a_curriculum_goes_through_its_stages(run: Run, monkeypatch: pytest.Monk
     assert seen == [(0.5, {1.0}), (0.2, {0.85}), (0.2, {0.7})]
     assert [row["curriculum/stage"] for row in rows] == [1, 2, 3]
     assert trainer.controls["stages"].state_dict()["number"] == 2
-
-
-@pytest.mark.slow
-def test_data_of_ones_own_making(run: Run, tmp_path: Path) -> None:
-    """A folder as `generate_data.py dataset` writes it."""
-    rows = []
-    for board in positions(0, 8):
-        common = {"fen": board.fen(), "history": "", "stratum": "opening", "game": ""}
-        moves = sorted(move.uci() for move in board.legal_moves)
-        rows.append({**common, "task": "policy", "move": "", "cp": list(range(len(moves)))})
-        rows.append({**common, "task": "environment", "move": moves[0], "cp": []})
-    assert all(isinstance(board, chess.Board) for board in positions(0, 1))
-    (tmp_path / "own").mkdir()
-    pq.write_table(pa.Table.from_pylist(rows, schema=COMPACT_SCHEMA), tmp_path / "own" / "train.parquet")
-    trainer, _ = run(NANO / "config_cpu_own_data.yaml", dataset=tmp_path / "own", max_steps=1)
-    assert {row["prompt"].split("+")[0][3:] for row in trainer.train_dataset} <= {row["fen"] for row in rows}
-    assert trainer.train_dataset[0]["legal_cp"] or trainer.train_dataset[0]["task"] == "environment"
 
 
 GAMES = '{"games": 8, "plies": 8, "batches": 2, "per_opening": 4, "temperatures": [1.2, 0.7]}'

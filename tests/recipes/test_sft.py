@@ -19,6 +19,14 @@ from rookworld_trl.settings.parser import RecipeError, parse
 from rookworld_trl.training.supervised import MuonFactory
 
 
+def shard(folder: Path, *fens: str) -> SFTRecipe:
+    """A recipe of these positions."""
+    record = {"history": "", "moves": ["b1a1"], "cp": [0], "played": "b1a1", "game": 0}
+    table = pa.Table.from_pylist([record | {"fen": fen} for fen in fens], schema=POSITION_SCHEMA)
+    pq.write_table(table, folder / "positions-00000.parquet")
+    return SFTRecipe(positions=str(folder))
+
+
 def test_a_token_is_hidden_before_anything_could_save_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "")
     words = ["--output_dir", str(tmp_path), "--positions", str(tmp_path), "--hub_token", "hf_abcdefgh12345678"]
@@ -33,22 +41,15 @@ def test_there_must_be_positions_for_a_step(tmp_path: Path) -> None:
     recipe, tokenizer = SFTRecipe(positions=str(tmp_path)), build_nano_tokenizer()
     with pytest.raises(RecipeError, match=r"positions: .* holds no positions-\*\.parquet; make some with"):
         load_trees(recipe, tokenizer, 2, seed=0)
-    record = {"history": "", "moves": ["b1a1"], "cp": [0], "played": "a1a2", "game": 0}
-    rows = [
-        record | {"fen": fen} for fen in ("6k1/8/8/8/8/8/PPP5/1K6 w - - 0 1", "6k1/5ppp/8/8/8/8/5PPP/R5K1 w - - 0 1")
-    ]
-    pq.write_table(pa.Table.from_pylist(rows, schema=POSITION_SCHEMA), tmp_path / "positions-00000.parquet")
+    shard(tmp_path, "6k1/8/8/8/8/8/PPP5/1K6 w - - 0 1", "6k1/5ppp/8/8/8/8/5PPP/R5K1 w - - 0 1")
     with pytest.raises(RecipeError, match="holds 2 positions, too few for a step; make more"):
         load_trees(recipe, tokenizer, 2, seed=0)
     assert len(load_trees(recipe, tokenizer, 1, seed=0)[0]) == 3
 
 
 def test_mirrored_positions_are_shown_too(tmp_path: Path) -> None:
-    record = {"history": "", "moves": ["b1a1"], "cp": [0], "played": "b1a1", "game": 0}
-    fens = ("6k1/8/8/8/8/8/PPP5/1K6 w - - 0 1", "6k1/8/8/8/8/8/PPP2P2/1K6 w - - 0 1")
-    rows = [record | {"fen": fen} for fen in fens]
-    pq.write_table(pa.Table.from_pylist(rows, schema=POSITION_SCHEMA), tmp_path / "positions-00000.parquet")
-    recipe, tokenizer = SFTRecipe(positions=str(tmp_path)), build_nano_tokenizer()
+    recipe = shard(tmp_path, "6k1/8/8/8/8/8/PPP5/1K6 w - - 0 1", "6k1/8/8/8/8/8/PPP2P2/1K6 w - - 0 1")
+    tokenizer = build_nano_tokenizer()
     plain = load_trees(recipe, tokenizer, 1, seed=0)[0]
     both = load_trees(replace(recipe, mirror=True), tokenizer, 1, seed=0)[0]
     assert len(both) == 2 * len(plain) == 6
@@ -63,9 +64,7 @@ def test_mirrored_positions_are_shown_too(tmp_path: Path) -> None:
 
 def test_a_new_model_has_the_tokenizer_asked_for(tmp_path: Path) -> None:
     """And its squares' names at the start, alike in all three tokens of a square."""
-    record = {"history": "", "moves": ["b1a1"], "cp": [0], "played": "b1a1", "game": 0}
-    rows = [record | {"fen": f"6k1/8/8/8/8/8/PPP{n}P{4 - n}/1K6 w - - 0 1"} for n in (1, 2, 3)]
-    pq.write_table(pa.Table.from_pylist(rows, schema=POSITION_SCHEMA), tmp_path / "positions-00000.parquet")
+    shard(tmp_path, *(f"6k1/8/8/8/8/8/PPP{n}P{4 - n}/1K6 w - - 0 1" for n in (1, 2, 3)))
     words = ["--positions", str(tmp_path), "--tokenizer", "nano", "--n_layer", "1", "--n_embd", "16", "--n_head", "2"]
     words += ["--per_device_train_batch_size", "1", "--gradient_accumulation_steps", "3", "--use_cpu", "true"]
     words += ["--bf16", "false", "--report_to", "none", "--output_dir", str(tmp_path / "run")]
@@ -88,10 +87,6 @@ def test_muon_takes_the_block_matrices_and_adamw_the_rest() -> None:
     h = "transformer.h.0"
     matrices = {f"{h}.{part}.weight" for part in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")}
     assert found == {True: matrices, False: set(names.values()) - matrices}
-    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
-    model(input_ids=torch.tensor([[1, 2, 3]]), labels=torch.tensor([[1, 2, 3]])).loss.backward()
-    optimizer.step()
-    assert all(not torch.equal(before[name], model.get_parameter(name)) for name in matrices)
 
 
 def orthogonal(matrix: torch.Tensor) -> torch.Tensor:

@@ -11,8 +11,6 @@ import pytest
 from recipes import grpo, sft
 from rookworld_trl.checkpointing.resume import ResumeError
 from rookworld_trl.settings.parser import SYNONYMS, RecipeError, bad_input, command, parse
-from rookworld_trl.training import RookWorldGRPOConfig
-from rookworld_trl.training.supervised import SupervisedConfig
 
 
 class Color(Enum):
@@ -178,22 +176,22 @@ BAD = {
 }  # fmt: skip
 
 
-def test_bad_recipes(recipe):
+def test_bad_recipes(recipe, tmp_path):
     for text, overrides, message in BAD.values():
         with pytest.raises(RecipeError, match=message):
             recipe(text, *overrides)
     with pytest.raises(RecipeError, match=r"nowhere.yaml: cannot be read .* give --config an existing YAML file"):
         parse((Run,), ["--config", "nowhere.yaml"])
+    (tmp_path / "recipe.yaml").write_bytes(bytes(range(256)))
+    with pytest.raises(RecipeError, match=r"recipe\.yaml: is no text.*$"):  # in one line
+        parse((Run, Other), ["--config", str(tmp_path / "recipe.yaml")])
 
 
 def test_a_word_of_other_trainers_is_refused_with_the_key_that_means_it(monkeypatch):
     """By spelling alone `lr` is nearest to `alert`."""
     types = grpo.CLASSES
-    for word, key in (
-        ("lr", "learning_rate"),
-        ("clip_range", "epsilon"),
-        ("batch-size", "per_device_train_batch_size"),
-    ):
+    keys = {"lr": "learning_rate", "clip_range": "epsilon", "batch-size": "per_device_train_batch_size"}
+    for word, key in keys.items():
         name = word.replace("-", "_")
         with pytest.raises(RecipeError, match=f"command line: unknown key '{name}'; .*'{key}'$"):
             parse(types, [f"--{word}", "1", "--use_cpu", "true"])
@@ -203,14 +201,9 @@ def test_a_word_of_other_trainers_is_refused_with_the_key_that_means_it(monkeypa
                 parse(types, ["--use_cpu", "true"])
 
 
-@pytest.mark.parametrize("cls", [RookWorldGRPOConfig, SupervisedConfig])
-def test_no_word_of_other_trainers_is_a_key(cls):
-    """Else its hint would never be shown."""
-    assert not SYNONYMS.keys() & {field.name for field in fields(cls)}
-    assert set(SYNONYMS.values()) <= {field.name for each in grpo.CLASSES for field in fields(each)}
-
-
-def test_bad_input_is_one_line_and_exit_code_2(capsys):
+def test_bad_input_is_one_line_and_exit_code_2_and_bugs_keep_their_traceback(capsys):
+    with pytest.raises(AttributeError), bad_input():
+        raise AttributeError("a bug")
     with pytest.raises(SystemExit) as exit_, bad_input():
         raise RecipeError("file: key: remedy")
     assert exit_.value.code == 2
@@ -239,11 +232,6 @@ def test_the_command_line_that_is_published_has_no_secrets(monkeypatch):
     assert command() == expected
 
 
-def test_bugs_keep_their_traceback():
-    with pytest.raises(AttributeError), bad_input():
-        raise AttributeError("a bug")
-
-
 def test_help_has_choices_default_and_sentence_of_every_key(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
     for words, classes in ((["-h"], (Run, Other)), (["--help"], grpo.CLASSES)):
@@ -256,14 +244,11 @@ def test_help_has_choices_default_and_sentence_of_every_key(capsys, monkeypatch)
     assert re.search(r"--reward \{graduated,continuous\}\s+Six levels from .*\(default:\s+graduated\)", out)
 
 
-@pytest.mark.parametrize("cls", [*grpo.CLASSES, *sft.CLASSES[:2]])
-def test_every_key_has_a_sentence(cls):
-    assert not [field.name for field in fields(cls) if field.init and not field.metadata.get("help", "").strip()]
-
-
-def test_a_recipe_that_is_no_text_is_named(tmp_path):
-    path = tmp_path / "recipe.yaml"
-    path.write_bytes(bytes(range(256)))
-    with pytest.raises(RecipeError, match=r"recipe\.yaml: is no text") as error:
-        parse((Run, Other), ["--config", str(path)])
-    assert "\n" not in str(error.value)
+def test_every_key_has_a_sentence_and_no_word_of_other_trainers_is_one():
+    """Else its hint would never be shown."""
+    for keys in (
+        [each for cls in classes for each in fields(cls) if each.init] for classes in (grpo.CLASSES, sft.CLASSES)
+    ):
+        assert not [key.name for key in keys if not key.metadata.get("help", "").strip()]
+        assert not SYNONYMS.keys() & {key.name for key in keys}
+    assert set(SYNONYMS.values()) <= {key.name for cls in grpo.CLASSES for key in fields(cls)}

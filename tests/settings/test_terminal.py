@@ -10,10 +10,11 @@ from recipes import generate_data, report
 from rookworld_trl.settings import terminal
 from rookworld_trl.settings.terminal import TerminalOptions, progress_bar, shown, with_bar
 
-# What is printed
 
-
-def test_json_alone_is_on_stdout(capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_alone_is_on_stdout_and_a_result_that_never_came_is_not(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit), shown(TerminalOptions(json=True)):
+        raise SystemExit(2)
+    assert capsys.readouterr().out == ""
     with shown(TerminalOptions(json=True), "runs/x") as result:
         print("a table")
         result["steps"] = 3
@@ -21,12 +22,6 @@ def test_json_alone_is_on_stdout(capsys: pytest.CaptureFixture[str]) -> None:
     assert json.loads(out) == {"output_dir": "runs/x", "steps": 3}
     assert out.count("\n") == 1
     assert err == "a table\n"
-
-
-def test_a_result_that_never_came_is_not_printed(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit), shown(TerminalOptions(json=True)):
-        raise SystemExit(2)
-    assert capsys.readouterr().out == ""
 
 
 def test_quiet_is_quiet_but_for_warnings(capsys: pytest.CaptureFixture[str]) -> None:

@@ -30,7 +30,7 @@ from rookworld_trl.training import RookWorldGRPOConfig
 from rookworld_trl.training.supervised import SupervisedConfig
 from tests.support.house import map_of_the_house, plugins, verbs
 from tests.support.schema import FILES, schema
-from tests.support.tables import evidence, exact_gradient, readme, results, rewards, start_or_rl
+from tests.support.tables import evidence, exact_gradient, results, start_or_rl
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
@@ -193,14 +193,14 @@ def with_tables(text: str, tables: Mapping[str, Callable[[], str]]) -> str:
 
 
 MEASURED = {
-    README: readme.TABLES,
+    README: results.README,
     CONTRIBUTING: {"map": map_of_the_house},
     ROOT / "docs" / "plugins.md": {"verbs": verbs, "plugins": plugins},
     ROOT / "docs" / "evidence.md": evidence.TABLES,
     ROOT / "docs" / "evidence-tables.md": evidence.APPENDIX | start_or_rl.APPENDIX | exact_gradient.APPENDIX,
     ROOT / "docs" / "exact-gradient.md": exact_gradient.TABLES,
     ROOT / "docs" / "results.md": results.TABLES,
-    ROOT / "docs" / "rewards.md": rewards.TABLES,
+    ROOT / "docs" / "rewards.md": results.REWARDS,
     ROOT / "docs" / "start-or-rl.md": start_or_rl.TABLES,
 }
 GENERATED: dict[Path, Callable[[str], str]] = {FIELDS_PAGE: with_fields}

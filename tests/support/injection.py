@@ -132,28 +132,24 @@ def hash_of(tensors: Sequence[torch.Tensor]) -> str:
     return digest.hexdigest()
 
 
-def train(folder: str, plan: list[tuple[int, int, str]], options: dict[str, Any]) -> None:
-    """Train the toy task in this process and others, with faults by (process, step); write what each process saw."""
-    trainer = make_trainer(Path(folder), per_device_train_batch_size=2, ddp_backend="gloo", **options)
-    injector = Injector(trainer, [(rank, step, kind) for rank, step, kind in plan])
-    error, started = "", time.monotonic()
-    try:
-        trainer.train()
-    except Exception as raised:
-        error = f"{type(raised).__name__}: {raised}"
-    result = {
-        "error": error,
-        "seconds": time.monotonic() - started,
-        "hashes": list(injector.hashes.values()),
-        "finite": all(injector.finite.values()),
-        "attempts": trainer.guard.attempts,
-        "limit": _get_default_group()._get_backend(torch.device("cpu")).options._timeout.total_seconds(),
-    }
-    Path(folder, f"rank-{trainer.args.process_index}.json").write_text(json.dumps(result), encoding="utf-8")
-    trainer.accelerator.wait_for_everyone()
-
-
 def train_each(runs: list[tuple[str, list[tuple[int, int, str]], dict[str, Any]]]) -> None:
-    """`train` once for each folder, plan and options, in the same processes."""
+    """Train the toy task in this process and others, once for each folder, plan of faults and options; write what each
+    process saw."""
     for folder, plan, options in runs:
-        train(folder, plan, options)
+        trainer = make_trainer(Path(folder), per_device_train_batch_size=2, ddp_backend="gloo", **options)
+        injector = Injector(trainer, [(rank, step, kind) for rank, step, kind in plan])
+        error, started = "", time.monotonic()
+        try:
+            trainer.train()
+        except Exception as raised:
+            error = f"{type(raised).__name__}: {raised}"
+        result = {
+            "error": error,
+            "seconds": time.monotonic() - started,
+            "hashes": list(injector.hashes.values()),
+            "finite": all(injector.finite.values()),
+            "attempts": trainer.guard.attempts,
+            "limit": _get_default_group()._get_backend(torch.device("cpu")).options._timeout.total_seconds(),
+        }
+        Path(folder, f"rank-{trainer.args.process_index}.json").write_text(json.dumps(result), encoding="utf-8")
+        trainer.accelerator.wait_for_everyone()

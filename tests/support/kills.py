@@ -4,17 +4,17 @@
 
 SIGKILL cannot be caught, so nothing gets the chance to tidy up. Half of the kills come at any time, half while a
 checkpoint is being written. A run counts as lost if it cannot be started again, starts from the beginning although it
-had saved, or ends with a last checkpoint that differs in a single bit (times aside). One process imports the libraries
-and never computes (a fork of one that has waits forever for threads it no longer has); each run is a fork of it.
+had saved, or ends with a last checkpoint that differs in a single bit (times aside). Each run is a fork of a server
+that has imported the libraries and never computes.
 """
 
 import json
+import multiprocessing
 import os
 import random
 import signal
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,64 +36,49 @@ OPTIONS: dict[str, Any] = {
 }
 
 
-def fork(work: Callable[[], None], log: Path) -> int:
-    """Run `work` in a child process whose output goes to `log`; its process id."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    child = os.fork()
-    if child:
-        return child
-    code = 1
-    try:
-        with log.open("a", encoding="utf-8") as file:
-            os.dup2(file.fileno(), 1)
-            os.dup2(file.fileno(), 2)
-        work()
-        code = 0
-    except BaseException:
-        import traceback
-
-        traceback.print_exc()
-    finally:
-        os._exit(code)
+CONTEXT = multiprocessing.get_context("forkserver")
 
 
 def train(output_dir: Path, options: dict[str, Any]) -> None:
-    """What a user's program does: build, find where to start, train."""
+    """What a user's program does: build, find where to start, train. Its output goes to a file beside the folder."""
+    log = os.open(output_dir.with_suffix(".log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for stream in (1, 2):
+        os.dup2(log, stream)
     trainer = make_trainer(output_dir, auto_resume=True, **options)
     start = choose_start(trainer.args)
     print(f"starting from {start.checkpoint}", flush=True)
     trainer.train(resume_from_checkpoint=start.checkpoint)
 
 
-def wait_or_kill(child: int, output_dir: Path, seconds: float, while_saving: bool) -> int | None:
-    """Kill the child after `seconds`, or in a save after that; its exit status, None if it was killed."""
+def run(output_dir: Path, options: dict[str, Any], seconds: float = 1e9, while_saving: bool = False) -> int | None:
+    """Train in a process that is killed after `seconds`, or in a save after that; its exit code, None if it was."""
+    process = CONTEXT.Process(target=train, args=(output_dir, options))
+    process.start()
     deadline = time.monotonic() + seconds
-    while True:
-        done, status = os.waitpid(child, os.WNOHANG)
-        if done:
-            return status
+    while process.is_alive():
         saving = while_saving and any(output_dir.glob(f"{store.STAGING}*"))
         if time.monotonic() >= deadline and (saving or not while_saving):
             time.sleep(random.uniform(0, 0.03) if saving else 0)
-            os.kill(child, signal.SIGKILL)
-            _, status = os.waitpid(child, 0)
-            return None if os.WIFSIGNALED(status) else status
+            process.kill()
+            process.join()
         time.sleep(0.001)
+    return None if process.exitcode == -signal.SIGKILL else process.exitcode
 
 
 def campaign(kills: int, folder: Path, options: dict[str, Any], seed: int = 0) -> dict[str, Any]:
     """Runs killed again and again until `kills` is reached and the last of them has come to its end."""
     random.seed(seed)
     last = f"checkpoint-{options['max_steps']}"
+    imports = CONTEXT.Process(target=time.time)  # whose time is not counted
+    imports.start()
+    imports.join()
     started = time.monotonic()
-    if os.waitpid(fork(lambda: train(folder / "undisturbed", options), folder / "undisturbed.log"), 0)[1]:
+    if run(folder / "undisturbed", options):
         raise RuntimeError(f"the undisturbed run failed; see {folder / 'undisturbed.log'}")
     duration = time.monotonic() - started
     result: dict[str, Any] = {"kills": 0, "kills_while_saving": 0, "runs": 0, "lost": []}
     while result["kills"] < kills:
         output_dir = folder / f"run-{result['runs']}"
-        log = output_dir.with_suffix(".log")
         result["runs"] += 1
         while True:
             had = store.newest_valid(output_dir)
@@ -101,16 +86,15 @@ def campaign(kills: int, folder: Path, options: dict[str, Any], seed: int = 0) -
                 result["lost"].append(f"{output_dir.name}: no checkpoint verifies")
                 break
             while_saving = random.random() < 0.5
-            child = fork(lambda where=output_dir: train(where, options), log)  # type: ignore[misc]
             # Once there have been enough, the last run may finish.
             patience = random.uniform(0, duration) if result["kills"] < kills else 1e9
-            status = wait_or_kill(child, output_dir, patience, while_saving)
+            status = run(output_dir, options, patience, while_saving)
             if status is None:
                 result["kills"] += 1
                 result["kills_while_saving"] += while_saving
                 continue
             if status:
-                result["lost"].append(f"{output_dir.name}: exit status {status}; see {log}")
+                result["lost"].append(f"{output_dir.name}: exit status {status}; see its log")
             elif found := differences(folder / "undisturbed" / last, output_dir / last, (*IGNORED, "run_id")):
                 result["lost"].append(f"{output_dir.name}: {found[0]} and {len(found) - 1} other differences")
             break
@@ -119,4 +103,5 @@ def campaign(kills: int, folder: Path, options: dict[str, Any], seed: int = 0) -
 
 
 if __name__ == "__main__":
+    CONTEXT.set_forkserver_preload(["tests.support.toy", "rookworld_trl.checkpointing.resume"])
     print(json.dumps(campaign(int(sys.argv[2]), Path(sys.argv[1]), OPTIONS | {"max_steps": int(sys.argv[3])})))
