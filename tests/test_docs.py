@@ -29,7 +29,6 @@ from tests.support.documents import (
     README,
     ROOT,
     blocks,
-    commands,
     languages,
     prose,
     with_fields,
@@ -157,18 +156,6 @@ def run_or_parse(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
         assert all((ROOT / word).exists() for word in rest if word.startswith(("recipes/", "accelerate_configs/")))
     else:
         checks[program]()
-
-
-def test_shell_commands_are_what_the_programs_take(monkeypatch):
-    """Those of the other pages beside what `test_commands.py` runs or parses, which are README's and those of docs/."""
-    monkeypatch.chdir(ROOT)
-    for page in set(PAGES) - {README, *DOCS}:
-        inline = re.findall(r"`((?:make|pip|python|rookworld-uci) [^`]+)`", prose(page.read_text()))
-        for words in (words for code in [*blocks(page.read_text(), "bash"), *inline] for words in commands(code)):
-            try:
-                run_or_parse(words, monkeypatch)
-            except (SystemExit, KeyError, ValueError, AssertionError) as error:
-                raise AssertionError(f"{page.name}: {' '.join(words)}: {error!r}") from error
 
 
 def test_options_in_the_text_exist(capsys):

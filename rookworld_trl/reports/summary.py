@@ -35,13 +35,6 @@ def versions() -> dict[str, str]:
     return own | {name: version(name) for name in PACKAGES}
 
 
-def write_report(folder: Path, boards: Any) -> Path:
-    """The report; Bokeh, which takes seconds to import, is imported when there is one to write."""
-    from rookworld_trl.reports import document
-
-    return document.write_report(folder, boards=boards)
-
-
 def write_for_people(
     folder: Path,
     step: Callable[[str], AbstractContextManager[None]],
@@ -81,4 +74,6 @@ def write_for_people(
     with step("model card"):
         write_card(folder, folder / "checkpoint")
     with step(HTML):
-        write_report(folder, boards)
+        from rookworld_trl.reports import document  # Bokeh takes seconds to import
+
+        document.write_report(folder, boards=boards)

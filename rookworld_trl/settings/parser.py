@@ -118,10 +118,8 @@ def parse(
     given, words = config.parse_known_args(sys.argv[1:] if argv is None else argv)
     if len(given.config) > 1:
         raise RecipeError(f"command line: --config stands twice; write a file that begins with '{EXTENDS}: [A, B]'")
-    variables = parser.variables()
-    named, _ = variables.pop("config", (None, ""))
-    file = given.config[0] if given.config else named
-    settings = (_read(Path(file)) if file else {}) | variables
+    file = given.config[0] if given.config else None
+    settings = (_read(Path(file)) if file else {}) | parser.variables()
     typed = {word[2:].partition("=")[0].replace("-", "_") for word in words if word.startswith("--")}
     return parser.build({key: value for key, value in settings.items() if key not in typed}, words, file)
 
@@ -162,7 +160,7 @@ class _Parser(HfArgumentParser):
             action.nargs, action.const = "?", True
 
     def variables(self) -> dict[str, tuple[Any, str]]:
-        """The variables `ROOKWORLD_<KEY>`, `ROOKWORLD_CONFIG` among them, as value and source.
+        """The variables `ROOKWORLD_<KEY>`, as value and source.
 
         Raises:
             RecipeError: one that is called after no key: it would be a setting that does nothing.
@@ -170,7 +168,7 @@ class _Parser(HfArgumentParser):
         found: dict[str, tuple[Any, str]] = {}
         for name in sorted(name for name in os.environ if name.startswith(ENVIRONMENT)):
             key, text = name.removeprefix(ENVIRONMENT).lower(), os.environ[name]
-            if key not in self.keys and key != "config":
+            if key not in self.keys:
                 hint = _hint(key, self.keys, lambda key: f"{ENVIRONMENT}{key.upper()}")
                 raise RecipeError(f"environment: {name} is called after no key; {hint}. Or unset it")
             found[key] = (yaml.safe_load(text) if text[:1] in ("[", "{") else text, f"environment {name}")

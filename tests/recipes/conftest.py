@@ -107,16 +107,19 @@ def trainers(monkeypatch) -> list[RookWorldGRPOTrainer]:
 
 @pytest.fixture
 def rewarded(monkeypatch):
-    """How many completions each call of the reward got. It is their length: the random model's chess earns -0.3
-    whatever it writes, and nothing would be learned. A test may add what happens at a call.
+    """How many completions each call of the reward got, and its columns. It is their length: the random model's chess
+    earns -0.3 whatever it writes, and nothing would be learned. A test may add what happens at a call.
     """
     calls: list[int] = []
+    seen: list[dict] = []
     happens: dict[int, Callable[[], None]] = {}
 
     def by_length(prompts, completions, **columns):
         calls.append(len(prompts))
+        seen.append(columns | {"prompts": prompts})
         happens.get(len(calls), lambda: None)()
         return [float(len(completion)) for completion in completions]
 
-    monkeypatch.setitem(grpo.REWARDS, "graduated", [by_length])
-    return SimpleNamespace(calls=calls, happens=happens)
+    for name in grpo.REWARDS:
+        monkeypatch.setitem(grpo.REWARDS, name, [by_length])
+    return SimpleNamespace(calls=calls, seen=seen, happens=happens)

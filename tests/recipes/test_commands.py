@@ -216,7 +216,7 @@ def test_every_launch_file_is_shown_in_use() -> None:
 # their sizes reduced, what other commands or tests run: test_verify.py has the components.
 LONG = ("multi_gpu", "multi_node", "fsdp2", "rtx4090_x2", "lm-124m-sft", "config_environment", "ladder")
 LONG += ("config_lora", "config_mining", "random_weights", "overfit", "--max_train_minutes", "--alert", "runs/mine")
-LONG += ("--shards 1300", "--shards 160", "config_cpu_long.yaml --auto_resume", "verify/components")
+LONG += ("--shards 1300", "--shards 160", "--shards 460", "config_cpu_long.yaml --auto_resume", "verify/components")
 LONG += (
     "accelerate_configs/cpu.yaml recipes/grpo.py --config recipes/nano/grpo/config_cpu.yaml",
     "checkpoint nano --games",

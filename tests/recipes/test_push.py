@@ -7,7 +7,6 @@ import huggingface_hub.constants
 import pytest
 
 from rookworld_trl.checkpointing.resume import FINISHED_FILE
-from rookworld_trl.reports import summary as results
 from tests.recipes.conftest import run, summary_of
 from tests.support.hub import TOKEN, Hub, serve
 
@@ -42,9 +41,9 @@ def test_the_commit_of_a_model_of_the_hub_is_kept(hub: Hub, pushing: dict, tiny_
 @pytest.mark.parametrize(
     ("broken", "error", "code", "lost"),
     [
-        ("write_report", ValueError("no such template"), 1, {"report.html"}),
+        ("document.write_report", ValueError("no such template"), 1, {"report.html"}),
         # The next `auto_resume` makes up for it.
-        ("write_atomically", OSError(28, "No space left on device"), 4, {"summary.json", FINISHED_FILE}),
+        ("summary.write_atomically", OSError(28, "No space left on device"), 4, {"summary.json", FINISHED_FILE}),
     ],
 )
 def test_a_last_step_that_fails_costs_nothing_but_itself(
@@ -53,7 +52,7 @@ def test_a_last_step_that_fails_costs_nothing_but_itself(
     def fails(*args: object, **kwargs: object) -> None:
         raise error
 
-    monkeypatch.setattr(results, broken, fails)
+    monkeypatch.setattr(f"rookworld_trl.reports.{broken}", fails)
     run(pushing, code=code)
     shown = capsys.readouterr()
     assert f"error: {max(lost)}: {error}" in shown.err

@@ -1,7 +1,6 @@
 """The recipes that take a GPU, or long, as they stand but small: a tiny model, a step or two, and what each is for."""
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,14 +8,13 @@ from typing import Any
 
 import chess
 import pytest
-from datasets import Dataset
 
 from recipes import grpo
 from rookworld_trl.chess import prompts
-from rookworld_trl.chess.dataset import load_shipped, positions_in
 from rookworld_trl.modeling.loading import load_model
 from rookworld_trl.settings.parser import parse
 from rookworld_trl.training import RookWorldGRPOTrainer
+from tests.recipes.conftest import run as run_grpo
 from tests.support.stockfish import requires_stockfish
 
 ROOT = Path(__file__).parents[2]
@@ -25,36 +23,17 @@ NANO = ROOT / "recipes/nano/grpo"
 Run = Callable[..., tuple[RookWorldGRPOTrainer, list[dict[str, Any]]]]
 
 
-def by_length(prompts: list[str], completions: list[str], **_: Any) -> list[float]:
-    """The random model earns -0.3 whatever it writes."""
-    return [len(completion) / 20 for completion in completions]
-
-
 @pytest.fixture
-def run(
-    tiny_checkpoint: Path,
-    rows_file: Path,
-    held_out: Dataset,
-    trainers: list[RookWorldGRPOTrainer],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> Run:
+def run(arguments: dict[str, Any], trainers: list[RookWorldGRPOTrainer], rewarded: Any) -> Run:
     """Run a recipe with as few prompts as its shares allow; return its trainer and the rows of metrics.jsonl."""
-    small = {"model": tiny_checkpoint, "expected_parameters": "null", "output_dir": tmp_path / "run", "max_steps": 2}
-    small |= {"dataset": rows_file, "num_generations": 2, "gradient_accumulation_steps": 1, "save_strategy": "no"}
-    small |= {"per_device_train_batch_size": 10, "max_completion_length": 12, "use_cpu": True, "bf16": False}
-    small |= {"eval_policy_items": 1, "eval_environment_items": 1, "policy_strata": "null", "eval_split": "dev"}
-    small |= {"eval_strategy": "no", "load_best_model_at_end": False, "metric_for_best_model": "null"}
+    small = {"expected_parameters": "null", "gradient_accumulation_steps": 1, "policy_strata": "null"}
+    small |= {"eval_policy_items": 1, "eval_environment_items": 1, "eval_split": "dev", "eval_strategy": "no"}
+    small |= {"load_best_model_at_end": False, "metric_for_best_model": "null"}
 
-    def start(path: Path, **changes: Any) -> tuple[RookWorldGRPOTrainer, list[dict[str, Any]]]:
-        monkeypatch.setattr(prompts, "load_shipped", lambda split, *own: load_shipped(split, *own) if own else held_out)
-        monkeypatch.setattr(prompts, "held_out_positions", lambda: positions_in(held_out))
-        for name in grpo.REWARDS:
-            monkeypatch.setitem(grpo.REWARDS, name, [by_length])
-        words = [word for key, value in (small | changes).items() for word in (f"--{key}", str(value))]
-        grpo.main(["--config", str(path), *words])
-        lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
-        return trainers[-1], [json.loads(line) for line in lines]
+    def start(path: Path, code: int = 0, **changes: Any) -> tuple[RookWorldGRPOTrainer, list[dict[str, Any]]]:
+        run_grpo(arguments | small | {"config": path} | changes, code)
+        lines = [] if code else (arguments["output_dir"] / "metrics.jsonl").read_text().splitlines()
+        return trainers[-1] if trainers else None, [json.loads(line) for line in lines]
 
     return start
 
@@ -108,25 +87,19 @@ GAMES = '{"games": 8, "plies": 8, "batches": 2, "per_opening": 4, "temperatures"
 
 @pytest.mark.slow
 @requires_stockfish
-def test_positions_of_its_own_games(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_positions_of_its_own_games(run: Run, rewarded: Any) -> None:
     """Every legal move of theirs is valued by the engine, and the shares of the batch hold."""
-    seen: list[dict[str, Any]] = []
-    score = by_length
-
-    def spied(prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
-        for number, prompt in enumerate(prompts):
-            seen.append({name: columns[name][number] for name in ("game", "legal_moves", "legal_cp")} | {"of": prompt})
-        return score(prompts, completions)
-
-    monkeypatch.setattr(sys.modules[__name__], "by_length", spied)
     small = {"self_play": GAMES, "engine_nodes": 4000, "engine_cache": "", "max_steps": 3}
     _, rows = run(NANO / "config_cpu_selfplay.yaml", **small)
     assert [row["self_play/temperature"] for row in rows] == [1.2, 1.2, 0.7]
     assert sum(row["self_play/share"] for row in rows) > 1.5, "of three"
-    assert [sum(row["of"].startswith("A:") for row in seen[n : n + 10]) for n in (0, 10, 20)] == [2, 2, 2]
-    games = [row for row in seen if row["game"].startswith("self-play") and row["of"].startswith("P:")]
+    names = ("prompts", "game", "legal_moves", "legal_cp")
+    columns = {name: [value for batch in rewarded.seen for value in batch[name]] for name in names}
+    seen = [dict(zip(names, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    assert [sum(row["prompts"].startswith("A:") for row in seen[n : n + 10]) for n in (0, 10, 20)] == [2, 2, 2]
+    games = [row for row in seen if row["game"].startswith("self-play") and row["prompts"].startswith("P:")]
     for row in games:
-        assert row["legal_moves"] == sorted(move.uci() for move in chess.Board(row["of"][3:]).legal_moves)
+        assert row["legal_moves"] == sorted(move.uci() for move in chess.Board(row["prompts"][3:]).legal_moves)
         assert len(row["legal_cp"]) == len(row["legal_moves"])
     assert games
 
@@ -138,10 +111,8 @@ def test_no_engine_no_games(run: Run, monkeypatch: pytest.MonkeyPatch, capsys: p
         ({"stages": "[{}]"}, "`self_play` and `stages` both choose the prompts"),
         ({"self_play": "{games: 3}"}, "self_play: missing 4 required positional arguments: 'plies', 'batches'"),
     ):
-        with pytest.raises(SystemExit) as exit_:
-            run(NANO / "config_cpu_selfplay.yaml", **changes)
-        shown = capsys.readouterr().err.strip().splitlines()
-        assert (exit_.value.code, message in shown[-1]) == (2, True), shown
+        run(NANO / "config_cpu_selfplay.yaml", code=2, **changes)
+        assert message in capsys.readouterr().err.strip().splitlines()[-1]
     words = ["--config", str(NANO / "config_cpu_selfplay.yaml"), "--use_cpu", "true"]
     run_, args, *_ = parse(grpo.CLASSES, words)
     with pytest.raises(ValueError, match=r"`best_move` is 'engine': engine '/no/engine' was not found.*Change `best_"):
@@ -167,7 +138,5 @@ BAD: dict[str, str] = {
 
 def test_bad_stages(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     for stages, message in BAD.items():
-        with pytest.raises(SystemExit) as exit_:
-            run(NANO / "config_cpu.yaml", stages=stages)
-        assert exit_.value.code == 2
+        run(NANO / "config_cpu.yaml", code=2, stages=stages)
         assert message in capsys.readouterr().err

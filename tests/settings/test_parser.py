@@ -122,17 +122,13 @@ def test_what_a_file_starts_from_is_named_in_errors(tmp_path):
     assert "unknown key 'extends'" in message("model: a\n", "--extends", "base.yaml")
 
 
-def test_the_environment_stands_between_the_file_and_the_command_line(recipe, monkeypatch, tmp_path):
+def test_the_environment_stands_between_the_file_and_the_command_line(recipe, monkeypatch):
     variables = {"STEPS": "5", "RATE": "1e-3", "NAMES": "[x]", "MODEL": "007", "SWITCH": "no", "BATCH_SIZE": "4"}
     for name, value in variables.items():
         monkeypatch.setenv(f"ROOKWORLD_{name}", value)
     run, other = recipe("model: a\nsteps: 1\nrate: 1\nlimit: 2\n", "--rate", "3")
     assert run == Run("007", 3.0, steps=5, limit=2, names=["x"], switch="no")
     assert other.batch_size == 4
-    (tmp_path / "other.yaml").write_text("quiet: true\n")
-    monkeypatch.setenv("ROOKWORLD_CONFIG", str(tmp_path / "other.yaml"))
-    assert parse((Run, Other), [])[0].quiet
-    assert not recipe("model: a\n")[0].quiet, "the command line's own recipe wins"
 
 
 def test_bad_variables(monkeypatch):
@@ -140,7 +136,6 @@ def test_bad_variables(monkeypatch):
         ("STEP", "3", "ROOKWORLD_STEP is called after no key; the nearest valid key is ROOKWORLD_STEPS"),
         ("STEPS", "ten", "environment ROOKWORLD_STEPS: key 'steps' is 'ten'; write a whole number"),
         ("GROUPS", "3", r"divisible .* groups \(environment ROOKWORLD_GROUPS\)"),
-        ("CONFIG", "none.yaml", "none.yaml: cannot be read"),
     ):
         with monkeypatch.context() as patch:
             patch.setenv(f"ROOKWORLD_{name}", value)

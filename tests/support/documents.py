@@ -30,7 +30,7 @@ from rookworld_trl.training import RookWorldGRPOConfig
 from rookworld_trl.training.supervised import SupervisedConfig
 from tests.support.house import map_of_the_house, plugins, verbs
 from tests.support.schema import FILES, schema
-from tests.support.tables import evidence, exact_gradient, results, start_or_rl
+from tests.support.tables import cells, evidence, exact_gradient, results, start_or_rl
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
@@ -88,11 +88,11 @@ def head(text: str) -> str:
 
 
 def documented() -> dict[str, list[str]]:
-    """Every command that the README, the pages and the heads of recipes and of `accelerate_configs` show, with the
-    places where it stands. What a target of make starts of the programs is among them."""
+    """Every command that the pages and the heads of recipes and of `accelerate_configs` show, with the places where
+    it stands. What a target of make starts of the programs is among them."""
     found: dict[str, list[str]] = {}
     texts: list[tuple[Path, list[str]]] = []
-    for page in [README, *sorted(ROOT.glob("docs/*.md"))]:
+    for page in PAGES:
         text = page.read_text(encoding="utf-8")
         texts.append((page, [*blocks(text, "bash"), *inline_commands(text)]))
     for file in [*sorted(ROOT.glob("accelerate_configs/*.yaml")), *sorted(ROOT.glob("recipes/**/*.yaml"))]:
@@ -137,13 +137,13 @@ def own_fields(cls: type) -> list[Field[Any]]:
     return [field for field in fields(cls) if field.init and field.name in cls.__annotations__]
 
 
-def row(cls: type, field: Field[Any]) -> str:
+def row(cls: type, field: Field[Any]) -> tuple[str, str, str]:
     """A field as a row of a table."""
     default = field.default_factory() if field.default_factory is not MISSING else field.default
     above = inherited(cls)
     was = f" (TRL: `{shown(above[field.name])}`)" if above.get(field.name, default) != default else ""
     help = field.metadata.get("help", "").replace("|", "\\|").replace("%%", "%")
-    return f"| `{field.name}` | `{shown(default)}`{was} | {help} |"
+    return f"`{field.name}`", f"`{shown(default)}`{was}", help
 
 
 def inherited(cls: type) -> dict[str, Any]:
@@ -171,7 +171,7 @@ def with_fields(text: str) -> str:
 
         rows = [row(CLASSES[name], field) for field in left[name] if named(field)]
         left[name] = [field for field in left[name] if not named(field)]
-        return "\n".join([head, "| key | default | meaning |", "|---|---|---|", *rows, "", end])
+        return "\n".join([head, cells.table(("key", "default", "meaning"), "lll", rows), "", end])
 
     text = _TABLE.sub(table, text)
     missing = [f"{name}.{field.name}" for name, fields_left in left.items() for field in fields_left]

@@ -9,6 +9,7 @@ from pathlib import Path
 import rookworld_trl
 from rookworld_trl.plugins import offered
 from rookworld_trl.training import Plugin
+from tests.support.tables.cells import table
 
 ROOT = Path(rookworld_trl.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
@@ -75,8 +76,8 @@ def verbs() -> str:
     for name, verb in vars(Plugin).items():
         if inspect.isfunction(verb) and not name.startswith("_"):
             given = ", ".join(list(inspect.signature(verb).parameters)[1:])
-            rows.append(f"| `{name}({given})` | {_first_line(verb.__doc__)} |")
-    return "\n".join(["| verb | when, and what for |", "|---|---|", *rows])
+            rows.append((f"`{name}({given})`", _first_line(verb.__doc__)))
+    return table(("verb", "when, and what for"), "ll", rows)
 
 
 def plugins() -> str:
@@ -98,8 +99,7 @@ def map_of_the_house() -> str:
             continue
         folder = ROOT / part
         file = folder / "__init__.py" if folder.is_dir() else folder.with_suffix(".py")
-        about = (ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or "").split("\n\n")[0]
-        name = f"`{part}/`" if folder.is_dir() else f"`{part}.py`"
+        about = _first_line(ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))))
         stands_on = ", ".join(f"`{other}`" for other in sorted(others - {"__init__"}))
-        rows.append(f"| {name} | {' '.join(about.split()).replace('|', chr(92) + '|')} | {stands_on or '–'} |")
-    return "\n".join(["| part | holds | imports |", "|---|---|---|", *rows])
+        rows.append((f"`{part}/`" if folder.is_dir() else f"`{part}.py`", about, stands_on or "–"))
+    return table(("part", "holds", "imports"), "lll", rows)
