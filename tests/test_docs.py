@@ -17,7 +17,7 @@ from accelerate.commands.launch import launch_command_parser
 from transformers import LlamaConfig, LlamaForCausalLM
 from trl import GRPOConfig
 
-from recipes import evaluate, generate_data, grpo, play, report, sft
+from recipes import evaluate, generate_data, grpo, report, sft
 from rookworld_trl import doctor
 from rookworld_trl.checkpointing import stopping
 from rookworld_trl.chess import uci
@@ -106,7 +106,6 @@ def recipe(script: str, words: list[str]) -> None:
         "recipes/grpo.py": lambda words: parse(GRPO_TYPES, on_this_machine(words)),
         "recipes/sft.py": lambda words: parse(SFT_TYPES, on_this_machine(words)),
         "recipes/evaluate.py": lambda words: parse((evaluate.EvaluationOptions,), words),
-        "recipes/play.py": play.parse,
         "recipes/generate_data.py": generate_data.parse,
         "recipes/report.py": report.parse,
     }
@@ -164,7 +163,7 @@ def test_options_in_the_text_exist(capsys):
     kinds = (*GRPO_TYPES, *SFT_TYPES, *DOCTOR_TYPES, evaluate.EvaluationOptions)
     known = {field.name for cls in kinds for field in fields(cls)} | {"config", "from", "help"}
     known |= {action.dest for action in launch_command_parser()._actions}
-    for program, words in ((play, []), (generate_data, ["positions"]), (generate_data, ["dataset"])):
+    for program, words in ((generate_data, ["positions"]), (generate_data, ["dataset"])):
         with pytest.raises(SystemExit):
             program.parse([*words, "--help"])
         known |= set(re.findall(r"--([\w-]+)", capsys.readouterr().out))

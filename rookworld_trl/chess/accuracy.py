@@ -23,7 +23,6 @@ from rookworld_trl.settings.terminal import progress_bar
 
 MODES = ("greedy", "sampled")
 COLUMNS = ("prompt", "task", "target", "legal_moves", "legal_cp", "stratum")
-MAX_REFERENCES = 10_000  # of a task; about 300 bytes each
 
 
 def _detection(flag: str) -> list[Metric]:
@@ -176,7 +175,7 @@ def score(
     """Score given completions of the rows, with the scorers that training rewards: a result for each task that occurs.
 
     Each item is filed under `color` (who is to move), `stratum` and, for `P:`, `stake`: whether the choice of a move
-    makes a difference of more than one point of win chance. What a report draws is kept of the first `MAX_REFERENCES`
+    makes a difference of more than one point of win chance. What a report draws is kept of
     items by greedy decoding: of `A:` the right answer, of `P:` the value of each legal move, 1 minus the win chance it
     gives away. `tokens` and `finished`, not known from the text, are 0 and 1; `evaluate` fills them in.
 
@@ -192,7 +191,7 @@ def score(
         groups = {"color": "white" if turn == "w" else "black", "stratum": row["stratum"]}
         if task == "policy":
             groups["stake"] = "something" if scores["at_stake"] else "nothing"
-        drawn = _reference(row) if mode == "greedy" and len(items[task]) < MAX_REFERENCES else None
+        drawn = _reference(row) if mode == "greedy" else None
         about = (row["prompt"], completion, dict(sorted(groups.items())), row.get("game") or "", drawn)
         items[task].append(Item(item_key(row), scores, *about))
     return [

@@ -17,7 +17,7 @@ import chess.svg
 # Value of a move, 1 minus the win chance it gives away: at least this much has this colour. Okabe and Ito's hues,
 # from blue over yellow to red, so that good and bad differ in every kind of colour vision.
 VALUES = ((0.99, "#0072B2", "best"), (0.95, "#56B4E9", "good"), (0.85, "#E69F00", "weak"), (0.0, "#D55E00", "bad"))
-ILLEGAL, UNKNOWN, WRONG, CHOSEN = "#8A1C1C", "#555555", "#E0384B", "#F7E26B"
+ILLEGAL, PLAYED, WRONG, CHOSEN = "#8A1C1C", "#555555", "#E0384B", "#F7E26B"
 SIZE = 390  # side of a board's coordinate system, as chess.svg draws it with coordinates
 legend: Mapping[str, Any] = {"size": SIZE, "values": VALUES, "illegal": ILLEGAL, "wrong": WRONG, "chosen": CHOSEN}
 
@@ -44,7 +44,7 @@ class Card:
     """One held-out item.
 
     Attributes:
-        kinds: why it is shown: `improved`, `worse`, `random`, or of an unfinished run `best` and `worst`.
+        kinds: why it is shown: `improved`, `worse` or `random`.
         score: its continuous reward, as text.
         texts: the prompt's and each completion's.
     """
@@ -71,14 +71,16 @@ def shared_definitions() -> str:
 def gallery(name: str, evaluations: Mapping[str, list[Mapping[str, Any]]], seed: int = 0) -> list[Card]:
     """Cards of a run's held-out items by greedy decoding: the most improved, the worst, and some drawn at random.
 
+    None before the run has ended.
+
     Args:
         name: the run's.
         evaluations: as its files hold them, by `before` and `after`.
     """
     answers = {when: _greedy(results) for when, results in evaluations.items()}
-    if not answers:
+    if len(answers) < 2:
         return []
-    first, last = next(iter(answers.values())), list(answers.values())[-1]
+    first, last = answers.values()
     shared = [key for key in first if key in last]
     cards = []
     for task in dict.fromkeys(first[key]["task"] for key in shared):
@@ -97,22 +99,15 @@ def _picked(
     keys: Sequence[str], first: Mapping[str, Any], last: Mapping[str, Any], draw: random.Random
 ) -> dict[str, tuple[str, ...]]:
     """Which items are shown, and as what."""
-
-    def score(items: Mapping[str, Any], key: str) -> float:
-        return float(items[key]["scores"]["continuous"])
-
-    compared = first is not last
-    gain = {key: score(last, key) - (score(first, key) if compared else 0.0) for key in keys}
+    gain = {key: last[key]["scores"]["continuous"] - first[key]["scores"]["continuous"] for key in keys}
     shuffled = draw.sample(keys, len(keys))
     ordered = {
-        "improved" if compared else "best": sorted(shuffled, key=lambda key: -gain[key]),
-        "worse" if compared else "worst": sorted(shuffled, key=lambda key: gain[key]),
+        "improved": sorted((key for key in shuffled if gain[key] > 0), key=lambda key: -gain[key]),
+        "worse": sorted((key for key in shuffled if gain[key] < 0), key=lambda key: gain[key]),
         "random": shuffled,
     }
     kinds: dict[str, list[str]] = {}
     for kind, ranked in ordered.items():
-        if compared and kind != "random":
-            ranked = [key for key in ranked if (gain[key] > 0) == (kind == "improved") and gain[key]]
         for key in ranked[:PER_KIND]:
             kinds.setdefault(key, []).append(kind)
     return {key: tuple(found) for key, found in kinds.items()}
@@ -125,9 +120,8 @@ def _card(run: str, kinds: tuple[str, ...], answers: Mapping[str, Mapping[str, A
     score = " → ".join(f"{answer['scores']['continuous']:.2f}" for answer in answers.values())
     texts: list[Text] = [("prompt", ((item["prompt"], False),))]
     if item["task"] == "environment":
-        right = reference if isinstance(reference, str) else ""
-        texts += [(name, tuple(_marked(answer["completion"], right))) for name, answer in answers.items()]
-        texts += [("right", ((right, False),))] if right else []
+        texts += [(name, tuple(_marked(answer["completion"], reference))) for name, answer in answers.items()]
+        texts.append(("right", ((reference, False),)))
     else:
         texts += [(name, ((answer["completion"], False),)) for name, answer in answers.items()]
     completions = {name: answer["completion"] for name, answer in answers.items()}
@@ -135,79 +129,53 @@ def _card(run: str, kinds: tuple[str, ...], answers: Mapping[str, Mapping[str, A
     return Card(run, item["task"], item["groups"]["stratum"], kinds, score, boards, tuple(texts))
 
 
-def _policy(prompt: str, completions: Mapping[str, str], values: Any) -> Iterator[Board]:
-    try:
-        board = chess.Board(prompt.removeprefix("P: ").strip())
-    except ValueError:
-        return
-    known = values if isinstance(values, dict) else {}
-    best = max(known, key=lambda move: known[move], default="")
+def _policy(prompt: str, completions: Mapping[str, str], values: Mapping[str, float]) -> Iterator[Board]:
+    board = chess.Board(prompt.removeprefix("P: ").strip())
+    best = max(values, key=lambda move: values[move])
     for name, completion in completions.items():
         found = _PARTS.search(completion)
         moves = _MOVE.findall(found["moves"]) if found else []
         chosen = (found["best"] or "").strip() if found else ""
-        arrows = [_arrow(board, move, known) for move in dict.fromkeys(moves) if move != chosen]
-        caption, fill = f"{name}: {_judged(board, chosen, known)}", {}
+        arrows = [_arrow(move, values) for move in dict.fromkeys(moves) if move != chosen]
+        caption, fill = f"{name}: {chosen[:12]}, illegal" if chosen else f"{name}: no move", {}
+        if chosen in values:
+            caption = f"{name}: {chosen}, value {values[chosen]:.2f}"
         if _MOVE.fullmatch(chosen):
-            arrows.append(_arrow(board, chosen, known))
+            arrows.append(_arrow(chosen, values))
             fill = {chess.parse_square(chosen[:2]): CHOSEN, chess.parse_square(chosen[2:4]): CHOSEN}
-        if best and known.get(chosen, -1.0) < known[best]:
+        if values.get(chosen, -1.0) < values[best]:
             caption += f"; best {best}"
         yield Board(caption, _elements(board, board.turn, arrows, fill), board.turn == chess.BLACK)
 
 
-def _judged(board: chess.Board, move: str, values: Mapping[str, float]) -> str:
-    """A chosen move in words: `e2e4, value 0.97`."""
-    if not move:
-        return "no move"
-    if move in values:
-        return f"{move}, value {values[move]:.2f}"
-    return move if move in {legal.uci() for legal in board.legal_moves} else f"{move[:12]}, illegal"
-
-
-def _arrow(board: chess.Board, move: str, values: Mapping[str, float]) -> chess.svg.Arrow:
-    if move in values:
-        color = next(color for least, color, _ in VALUES if values[move] >= least)
-    else:
-        color = UNKNOWN if move in {legal.uci() for legal in board.legal_moves} else ILLEGAL
+def _arrow(move: str, values: Mapping[str, float]) -> chess.svg.Arrow:
+    color = next(color for least, color, _ in VALUES if values[move] >= least) if move in values else ILLEGAL
     return chess.svg.Arrow(chess.parse_square(move[:2]), chess.parse_square(move[2:4]), color=f"{color}CC")
 
 
-def _environment(prompt: str, completions: Mapping[str, str], target: Any) -> Iterator[Board]:
-    fen, _, rest = prompt.removeprefix("A: ").partition("+")
-    move = rest.partition("+")[0]
+def _environment(prompt: str, completions: Mapping[str, str], right: str) -> Iterator[Board]:
+    fen, move, *_ = prompt.removeprefix("A: ").split("+")
     turn = " b " not in fen
-    right = target if isinstance(target, str) else None
-    true = _placed(right) if right else None
-    if true is not None:
-        arrow = [chess.svg.Arrow(*map(chess.parse_square, (move[:2], move[2:4])), color=f"{UNKNOWN}AA")]
-        drawn = _elements(true, turn, arrow if _MOVE.fullmatch(move) else [])
-        yield Board(f"right, after {move}", drawn, not turn)
+    true = chess.BaseBoard(right.split(" ")[0])
+    arrow = chess.svg.Arrow(chess.parse_square(move[:2]), chess.parse_square(move[2:4]), color=f"{PLAYED}AA")
+    yield Board(f"right, after {move}", _elements(true, turn, [arrow]), not turn)
     for name, completion in completions.items():
-        board = _placed(completion)
-        if board is None:
+        try:
+            board = chess.BaseBoard(completion.strip().split(" ")[0])
+        except ValueError:
             yield Board(f"{name}: no position", _elements(None, turn), not turn)
             continue
-        wrong = [square for square in chess.SQUARES if true and board.piece_at(square) != true.piece_at(square)]
+        wrong = [square for square in chess.SQUARES if board.piece_at(square) != true.piece_at(square)]
         squares = f"{len(wrong)} wrong square{'s' if len(wrong) != 1 else ''}" if wrong else "all squares right"
-        verdict = "exact" if completion == right else squares if right else "predicted"
         drawn = _elements(board, turn, (), dict.fromkeys(wrong, WRONG))
-        yield Board(f"{name}: {verdict}", drawn, not turn)
-
-
-def _placed(text: str) -> chess.BaseBoard | None:
-    """The pieces of a text that begins like a FEN; None if it does not."""
-    try:
-        return chess.BaseBoard(text.strip().split(" ")[0])
-    except ValueError:
-        return None
+        yield Board(f"{name}: {'exact' if completion == right else squares}", drawn, not turn)
 
 
 def _marked(text: str, right: str) -> Iterator[tuple[str, bool]]:
     """The text's FEN fields, reward and flags, each with whether it differs from the right one's."""
     words, expected = re.findall(r"[^ +]+[ +]?", text), re.findall(r"[^ +]+[ +]?", right)
     for place, word in enumerate(words):
-        yield word, bool(right) and (place >= len(expected) or word != expected[place])
+        yield word, place >= len(expected) or word != expected[place]
 
 
 def _elements(

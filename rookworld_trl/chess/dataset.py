@@ -181,19 +181,6 @@ def positions_in(dataset: Dataset) -> set[str]:
     return {position for prompt, target in rows for position in positions_of(prompt, target)}
 
 
-def split_dataset(dataset: Dataset) -> dict[SplitName, Dataset]:
-    """Rows with `prompt` and `target` in three splits of which no two show the same position, clocks aside.
-
-    A row goes where its positions go; an `A:` row whose two positions belong to different splits goes nowhere.
-    """
-    rows: dict[SplitName, list[int]] = {split: [] for split in SPLITS}
-    for number, (prompt, target) in enumerate(zip(dataset["prompt"], dataset["target"], strict=True)):
-        splits = {split_of(position) for position in positions_of(prompt, target)}
-        if len(splits) == 1:
-            rows[splits.pop()].append(number)
-    return {split: dataset.select(numbers) for split, numbers in rows.items()}
-
-
 def draw_of_each(dataset: Dataset, limits: Mapping[str, int | None]) -> Dataset:
     """Rows of each task drawn at random, as many as `limits` says (None: all), in the data set's order.
 

@@ -1,4 +1,4 @@
-"""Matches from mirrored openings, rated on one scale: between any players, or a model against the ladder's anchors.
+"""The ladder: a model's matches against its anchors from mirrored openings, all players rated on one scale.
 
 A model plays each game once, to its end, with another move in place of each illegal one:
 the *lenient* rules. Cut at the first illegal move, and lost there, the same games are those of the *strict* rules, so
@@ -24,7 +24,6 @@ import numpy as np
 from rookworld_trl.chess.engine import Engine, find_engine
 from rookworld_trl.chess.play import (
     EnginePlayer,
-    Game,
     GameRecord,
     GreedyCapturePlayer,
     ModelPlayer,
@@ -139,9 +138,7 @@ class Ladder(Result):
         return [_change(before, self, rules) for rules in RULES] if isinstance(before, Ladder) else []
 
 
-def ladder_of(
-    name: str, settings: dict[str, Any], model: str, anchor: str, games: list[GameRecord], mode: str = ""
-) -> Ladder:
+def ladder_of(settings: dict[str, Any], model: str, anchor: str, games: list[GameRecord], mode: str = "") -> Ladder:
     """A ladder with the model's wins and points game by game, filed under its opponents; wins are the headlines."""
     items: list[Item] = []
     met = Counter[str]()
@@ -160,7 +157,7 @@ def ladder_of(
     metrics = [*wins, *(ratio(rules, f"points, {rules} rules", "played") for rules in RULES)]
     metrics += [ratio(f"repeated_{rules}", f"repetitions, {rules} rules", "played", better=0) for rules in RULES]
     whose: Any = {"model": model, "anchor": anchor, "headlines": tuple(metric.name for metric in wins)}
-    return Ladder(name, metrics, items, mode, settings, **whose, games=games)
+    return Ladder("ladder", metrics, items, mode, settings, **whose, games=games)
 
 
 def _seen_by(model: str, game: GameRecord) -> tuple[str, float]:
@@ -251,6 +248,8 @@ def run_ladder(
     Raises:
         ValueError: no openings, or as in `rate`.
     """
+    if not openings:
+        raise ValueError("openings must be above 0: there are no games to play")
     met = [anchors() for _ in anchors()]
     games = [game for number, each in enumerate(met) for game in mirrored(model, each[number], openings)]
     for one, two in itertools.combinations(range(len(met)), 2):
@@ -260,40 +259,9 @@ def run_ladder(
     settings: dict[str, Any] = {"openings": len(openings), "max_plies": max_plies, "draws": DRAWS, "seed": seed}
     if engines := [each.engine.name for each in met[0] if isinstance(each, EnginePlayer)]:
         settings["engine"] = engines[0]
-    return _played("ladder", settings, model, met[0][0].name, games, max_plies, progress, mode)
-
-
-def run_match(
-    players: Sequence[Player], *, openings: Sequence[str], max_plies: int = 200, progress: bool = False
-) -> Ladder:
-    """Play every player against every other, each opening with both colours; the second one's rating is 0.
-
-    Raises:
-        ValueError: no openings, fewer than two players, or two of one name.
-    """
-    names = [player.name for player in players]
-    if len(set(names)) < max(2, len(names)):
-        raise ValueError(f"a match needs two or more players of different names; got {', '.join(names) or 'none'}")
-    games = [game for one, two in itertools.combinations(players, 2) for game in mirrored(one, two, openings)]
-    settings = {"openings": len(openings), "max_plies": max_plies, "draws": DRAWS}
-    return _played("match", settings, players[0], names[1], games, max_plies, progress)
-
-
-def _played(
-    name: str,
-    settings: dict[str, Any],
-    player: Player,
-    anchor: str,
-    games: list[Game],
-    plies: int,
-    progress: bool,
-    mode: str = "",
-) -> Ladder:
-    if not games:
-        raise ValueError("openings must be above 0: there are no games to play")
-    with progress_bar(name if progress else "", len(games), "game") as bar:
-        records = play_games(games, plies, bar.update)
-    return ladder_of(name, settings, player.name, anchor, records, mode)
+    with progress_bar("ladder" if progress else "", len(games), "game") as bar:
+        records = play_games(games, max_plies, bar.update)
+    return ladder_of(settings, model.name, met[0][0].name, records, mode)
 
 
 def ladder_table(ladder: Ladder) -> str:

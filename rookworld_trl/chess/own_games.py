@@ -22,7 +22,7 @@ from datasets import Dataset
 from transformers import PreTrainedModel
 
 from rookworld_trl.chess import environment, policy, position_key, task_of
-from rookworld_trl.chess.dataset import position_number, split_of
+from rookworld_trl.chess.dataset import position_number, row_of, split_of
 from rookworld_trl.chess.format import board_from_fen
 from rookworld_trl.chess.play import ModelPlayer, play_games
 from rookworld_trl.chess.strata import phase, stratum
@@ -144,7 +144,7 @@ class SelfPlay:
         dealt = {row[PLACE_COLUMN]: row for row in self.dataset.select(range(len(self.dataset))[first:][: self._size])}
         places: defaultdict[Kind, list[int]] = defaultdict(list)
         for place, row in dealt.items():
-            places[_kind_of_prompt(row["prompt"])].append(place)
+            places[_kind(row["prompt"])].append(place)
         for free in places.values():
             rng.shuffle(free)
         found = self.play(generation, rng)
@@ -186,21 +186,20 @@ class SelfPlay:
         number = position_number(found.fen)
         if number in self.seen or self._is_held_out(found.fen):
             return None
-        board = chess.Board(found.fen)
-        rows: list[tuple[Kind, str, str, list[str], list[int]]] = []
+        rows: list[tuple[str, str, list[str], list[int]]] = []  # prompt, target, legal moves and their values
         after = environment.transition(found.fen, found.move)
         if not self._is_held_out(after.fen):
-            kind = _environment_kind(board, found.move)
-            target = environment.format_completion(after)
-            rows.append((kind, environment.prompt(found.fen, found.move, found.history), target, [], []))
+            prompt = environment.prompt(found.fen, found.move, found.history)
+            rows.append((prompt, environment.format_completion(after), [], []))
         if number in self._stored or self._values is not None:
             stored: Row = self.dataset[self._stored[number]] if number in self._stored else {}
             known = stored.get("target", ""), stored.get("legal_moves", []), stored.get("legal_cp", [])
-            rows.append((_policy_kind(board), policy.prompt(found.fen), *known))
-        for kind, prompt, target, moves, values in rows:
+            rows.append((policy.prompt(found.fen), *known))
+        for prompt, target, moves, values in rows:
+            kind = _kind(prompt)
             if places.get(kind) and self._fits(prompt):
-                row = {"prompt": prompt, "task": kind[0], "target": target, "legal_moves": moves, "legal_cp": values}
-                return row | {"stratum": kind[1], "game": found.game, PLACE_COLUMN: places[kind].pop()}
+                row = row_of(kind[0], prompt, target, kind[1], moves, values, found.game)
+                return row | {PLACE_COLUMN: places[kind].pop()}
         return None
 
     def _is_held_out(self, fen: str) -> bool:
@@ -225,16 +224,9 @@ def _start(prompt: str) -> tuple[str, tuple[str, ...]]:
     return given.fen, given.history[:-1]
 
 
-def _kind_of_prompt(prompt: str) -> Kind:
+def _kind(prompt: str) -> Kind:
     if task_of(prompt) == "policy":
-        return _policy_kind(board_from_fen(policy.parse_prompt(prompt)))
+        board = board_from_fen(policy.parse_prompt(prompt))
+        return "policy", phase(board), board.is_check()
     given = environment.parse_prompt(prompt)
-    return _environment_kind(board_from_fen(given.fen), given.move)
-
-
-def _policy_kind(board: chess.Board) -> Kind:
-    return "policy", phase(board), board.is_check()
-
-
-def _environment_kind(board: chess.Board, move: str) -> Kind:
-    return "environment", stratum(board, move), False
+    return "environment", stratum(board_from_fen(given.fen), given.move), False

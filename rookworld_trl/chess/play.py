@@ -127,7 +127,8 @@ class ModelPlayer:
         legal = {move.uci() for move in board.legal_moves}
         if answer is not None and answer.best in legal:
             return Choice(answer.best, "own", answer)
-        for move, _ in by_eval(answer):
+        evals = zip(answer.moves, answer.evals, strict=False) if answer is not None else ()
+        for move, _ in sorted(evals, key=lambda pair: -pair[1]):  # equal ones as they were listed
             if move in legal:
                 return Choice(move, "candidates", answer)
         return Choice(random.Random(f"{self._seed} {board.fen()}").choice(sorted(legal)), "random", answer)
@@ -146,13 +147,6 @@ class ModelPlayer:
             batch_size=self._batch_size,
         )
         return [policy.read(text) for text in completion_texts(self._tokenizer, sampled.completion_ids)]
-
-
-def by_eval(answer: policy.PolicyOutput | None) -> list[tuple[str, float]]:
-    """Candidates with an eval each, the highest first, equal ones as they were listed."""
-    if answer is None:
-        return []
-    return sorted(zip(answer.moves, answer.evals, strict=False), key=lambda pair: -pair[1])
 
 
 # Openings

@@ -18,21 +18,13 @@ from typing import TYPE_CHECKING, Any
 
 import chess
 
-from rookworld_trl.chess import policy
-
 if TYPE_CHECKING:  # importing torch takes seconds, and chess programs wait few of them for `uciok`
     from rookworld_trl.chess.play import ModelPlayer
 
 NAME = "rookworld-uci"
 
 
-# Options that are whole numbers: default, least, most. UCI has no fractions: temperature in hundredths, 0 is
-# greedy.
-OPTIONS = {
-    "Temperature": (0, 0, 200),
-    "MultiPV": (1, 1, policy.MAX_CANDIDATES),
-    "Seed": (0, 0, 2**31 - 1),
-}
+HOTTEST = 200  # UCI has no fractions: temperature in hundredths, 0 is greedy
 
 
 class UciEngine:
@@ -45,7 +37,7 @@ class UciEngine:
 
     def __init__(self, load: Callable[[], tuple[Any, Any]], write: Callable[[str], None]) -> None:
         self._load, self._write = load, write
-        self._values = {name: default for name, (default, *_) in OPTIONS.items()}
+        self._temperature = 0  # in hundredths
         self._loaded: tuple[Any, Any] | None = None
         self._board = chess.Board()
         self._held: str | None = None  # the move that `stop` or `ponderhit` lets go
@@ -95,44 +87,36 @@ class UciEngine:
     def _introduce(self) -> None:
         self._write(f"id name {NAME}")
         self._write("id author the rookworld-trl authors")
-        for name, (default, low, high) in OPTIONS.items():
-            self._write(f"option name {name} type spin default {default} min {low} max {high}")
+        self._write(f"option name Temperature type spin default 0 min 0 max {HOTTEST}")
         self._write("uciok")
 
     def _set(self, words: Sequence[str]) -> None:
-        text = " ".join(words)
-        name, _, value = text.removeprefix("name ").partition(" value ")
-        key = next((each for each in self._values if each.lower() == name.strip().lower()), None)
-        if key is None:
-            raise ValueError(f"no option '{name}'; there are {', '.join(self._values)}")
-        _, low, high = OPTIONS[key]
-        if not (value.strip().isdecimal() and low <= int(value) <= high):
-            raise ValueError(f"option {key}: {value} is not between {low} and {high}; it stays {self._values[key]}")
-        self._values[key] = int(value)
-        if key == "Seed":
-            self._rng.seed(self._values[key])
+        name, _, value = " ".join(words).removeprefix("name ").partition(" value ")
+        if name.strip().lower() != "temperature":
+            raise ValueError(f"no option '{name}'; there is Temperature")
+        if not (value.strip().isdecimal() and int(value) <= HOTTEST):
+            raise ValueError(f"Temperature: {value} is not between 0 and {HOTTEST}; it stays {self._temperature}")
+        self._temperature = int(value)
 
     def _player(self) -> "ModelPlayer":
         from rookworld_trl.chess.play import ModelPlayer
 
         self._loaded = self._loaded or self._load()
-        temperature = self._values["Temperature"] / 100
         seed = self._rng.getrandbits(31)  # a new one each time: a position met again is sampled again
-        return ModelPlayer(*self._loaded, temperature=temperature, seed=seed)
+        return ModelPlayer(*self._loaded, temperature=self._temperature / 100, seed=seed)
 
     def _go(self, words: Sequence[str]) -> None:
         board = self._board
-        legal = {move.uci() for move in board.legal_moves}
-        if not legal:
+        if not any(board.legal_moves):
             self._write(f"info depth 0 score {'mate 0' if board.is_check() else 'cp 0'}")
             self._write("bestmove (none)")
             return
         move, origin, output = self._player().choose([board])[0]
         assert move is not None
-        for number, (candidate, pawns) in enumerate(self._lines(output, move, legal), start=1):
-            # The model knows mates as about +-1000 pawns, not their length.
-            score = "" if pawns is None else f" score cp {round(100 * pawns)}"
-            self._write(f"info depth 1 seldepth 1 multipv {number}{score} nodes 1 pv {candidate}")
+        evals = dict(zip(output.moves, output.evals, strict=False)) if output is not None else {}
+        # The model knows mates as about +-1000 pawns, not their length.
+        score = f" score cp {round(100 * evals[move])}" if move in evals else ""
+        self._write(f"info depth 1 seldepth 1{score} nodes 1 pv {move}")
         if origin != "own":
             written = f"B: {output.best}" if output is not None else "no answer of the format"
             self._write(f"info string fallback {origin}: the model wrote {written}")
@@ -140,16 +124,6 @@ class UciEngine:
             self._held = f"bestmove {move}"
         else:
             self._write(f"bestmove {move}")
-
-    def _lines(self, output: policy.PolicyOutput | None, move: str, legal: set[str]) -> list[tuple[str, float | None]]:
-        """The move that is played, then the model's other legal candidates, as many as `MultiPV` asks for, with their
-        evals; None where the model gave the move none."""
-        from rookworld_trl.chess.play import by_eval
-
-        evals = dict(by_eval(output))
-        lines: list[tuple[str, float | None]] = [(move, evals.pop(move, None))]
-        lines += ((other, value) for other, value in evals.items() if other in legal)
-        return lines[: self._values["MultiPV"]]
 
 
 def read_position(words: Sequence[str]) -> chess.Board:

@@ -7,7 +7,7 @@ from typing import Any
 from rookworld_trl.measuring.comparison import Comparison, losses
 from rookworld_trl.measuring.intervals import MIN_CLUSTERS
 from rookworld_trl.measuring.metrics import Estimate, shared
-from rookworld_trl.measuring.result import Headline, Result
+from rookworld_trl.measuring.result import Result
 
 _LABEL = 38
 _TOO_FEW = f"too few (n): fewer than {MIN_CLUSTERS} games, openings, or items of no shared game bear on it: no interval"
@@ -26,10 +26,10 @@ def result_table(results: Sequence[Result]) -> str:
         for metric in first.metrics:
             label = f"  {metric.label}{' *' if metric in first.heads else ''}"
             lines.append(_row(label, [_cell(found[metric.name], metric.format) for found in estimates]))
-        trivial = {each.mode: each.baselines() for each in modes}
-        by_mode = [(m, {mode: of.get(m.name, {}) for mode, of in trivial.items()}) for m in first.metrics]
-        lines += _player_lines([line for m, of in by_mode for line in _by_items(m.label, m.format, of)])
-        lines += [*_group_lines(modes), ""]
+        trivial = [each.baselines() for each in modes]
+        shown = [(m.label, _players([of.get(m.name, {}) for of in trivial], m.format, " / ")) for m in first.metrics]
+        players = _player_lines(shown)
+        lines += [*([""] if players else []), *players, *_group_lines(modes), ""]
         games = [item.game for item in first.items]
         intervals = "Wilson for shares, bootstrap for the rest"
         if shared(games):
@@ -53,22 +53,14 @@ def comparison_table(
     shown = [row for row in rows if row["headline"] or not headlines_only]
     for task in dict.fromkeys(row["task"] for row in shown):
         of_task = [row for row in shown if row["task"] == task]
-        modes = list(dict.fromkeys(row["mode"] for row in of_task))
-        for mode in modes:
+        for mode in dict.fromkeys(row["mode"] for row in of_task):
             of_mode = [row for row in of_task if row["mode"] == mode]
             head = ", ".join(filter(None, [f"{of_mode[0]['prefix']} {task}".strip(), mode]))
             head += f", {of_mode[0]['items']} items"
             lines += [f"{head:{_LABEL}}{'before':>9}{'after':>9}{'change':>9}   95 % interval", "-" * 86]
             lines += [*map(_comparison_line, of_mode), ""]
-        trivial = []
-        for metric in dict.fromkeys(row["metric"] for row in of_task):
-            rows_of = [row for row in of_task if row["metric"] == metric]
-            by_items: dict[str, Mapping[str, float]] = {}
-            for row in rows_of:
-                mode = f"{row['mode']} " if len(modes) > 1 else ""
-                by_items |= {f"{mode}before": row["baselines"], f"{mode}after": row["baselines_after"]}
-            trivial += _by_items(rows_of[0]["label"], rows_of[0]["format"], by_items)
-        lines += [*_player_lines(trivial)[1:], ""] if any(of for *_, of in trivial) else []
+        found = _player_lines((f"{row['label']}, {row['mode']}", players_of(row)) for row in of_task)
+        lines += [*found, ""] if found else []
     lines += _loss_lines(rows, "metrics")
     if groups:
         named = [{**row, "label": f"{row['group']}: {row['label']}"} for row in groups]
@@ -85,9 +77,9 @@ def overview(models: Mapping[str, Sequence[Result]]) -> str:
     ]
     for results in zip(*models.values(), strict=True):
         for row in zip(*(each.main_numbers() for each in results), strict=True):
-            cells = " | ".join(_value(each) for each in row)
+            cells = " | ".join(_bounded(each.estimate, "value", each.format) for each in row)
             place = f"{results[0].title} | {row[0].label} | {results[0].mode}"
-            lines.append(f"| {place} | {cells} | {_side_by_side(row)} |")
+            lines.append(f"| {place} | {cells} | {_players([each.players for each in row], row[0].format, ' / ')} |")
     return "\n".join(lines)
 
 
@@ -100,12 +92,7 @@ def as_text(value: float | None, format: str, sign: str = "", unit: str = "") ->
 
 def changed(row: Mapping[str, Any]) -> str:
     """A row's difference and interval: `-4.0 [-5.9, -2.1]`, or `-4.0, too few (3)` where three games bear on it."""
-    difference, low, high = (as_text(row[name], row["format"], "+") for name in ("difference", "ci_low", "ci_high"))
-    if row["difference"] is None:
-        return difference
-    if row["ci_low"] is None:
-        return f"{difference}, {too_few(row['clusters'])}"
-    return f"{difference} [{low}, {high}]"
+    return _bounded(row, "difference", row["format"], "+")
 
 
 def players_of(row: Mapping[str, Any]) -> str:
@@ -113,12 +100,7 @@ def players_of(row: Mapping[str, Any]) -> str:
 
     Two numbers, `0.514 → 0.521`, where the items that are counted are others before and after, as those of skill are.
     """
-    sides = [row[name] for name in ("baselines", "baselines_after")]
-    found = []
-    for player in dict.fromkeys(player for side in sides for player in side):
-        values = [as_text(side[player], row["format"]) for side in sides if player in side]
-        found.append(f"{player} {' → '.join(dict.fromkeys(values))}")
-    return ", ".join(found)
+    return _players([row["baselines"], row["baselines_after"]], row["format"], " → ")
 
 
 def too_few(clusters: int) -> str:
@@ -156,29 +138,21 @@ def _loss_lines(rows: Sequence[Mapping[str, Any]], of_what: str) -> list[str]:
     return lines
 
 
-def _by_items(
-    label: str, format: str, players: Mapping[str, Mapping[str, float]]
-) -> list[tuple[str, str, Mapping[str, float]]]:
-    """A metric's lines of trivial players: one, or where they are counted over other items for each side, a line each,
-    which names the side."""
-    if all(found == next(iter(players.values())) for found in players.values()):
-        players = {"": next(iter(players.values()))}
-    return [(f"{label}, {side}" if side else label, format, found) for side, found in players.items()]
+def _players(sides: Sequence[Mapping[str, float]], format: str, between: str) -> str:
+    """What trivial players get: a number each, or where the sides (models, modes, before and after) count other items,
+    as those of skill are, one for each side."""
+    found = []
+    for player in dict.fromkeys(player for side in sides for player in side):
+        values = [as_text(side.get(player), format) for side in sides]
+        found.append(f"{player} {between.join(values if len({*values}) > 1 else values[:1])}")
+    return ", ".join(found)
 
 
-def _player_lines(metrics: Iterable[tuple[str, str, Mapping[str, float]]]) -> list[str]:
-    """What trivial players get: a metric (label, format, value by player) a line, a player a column."""
-    metrics = [each for each in metrics if each[2]]
-    players = list(dict.fromkeys(player for *_, values in metrics for player in values))
-    if not players:
-        return []
-    widths = {player: max(16, len(player) + 2) for player in players}
-    first = max([_LABEL, *(5 + len(label) for label, *_ in metrics)])
-    lines = ["", "".join([f"{'  trivial players, same items':{first}}", *(f"{p:>{widths[p]}}" for p in players)])]
-    for label, format, values in metrics:
-        cells = [f"{as_text(values.get(player), format):>{widths[player]}}" for player in players]
-        lines.append("".join([f"    {label:{first - 4}}", *cells]))
-    return lines
+def _player_lines(metrics: Iterable[tuple[str, str]]) -> list[str]:
+    """A line for each metric's label and players, where there are any."""
+    lines = [f"    {label:{_LABEL - 5}} {players}" for label, players in metrics if players]
+    head = ["  trivial players, same items"] if lines else []
+    return [part for line in head + lines for part in textwrap.wrap(line, 100, subsequent_indent=" " * _LABEL)]
 
 
 def _group_lines(modes: Sequence[Result]) -> list[str]:
@@ -208,22 +182,11 @@ def _cell(result: Estimate, format: str) -> str:
     return f"{as_text(result['value'], format):>8}{interval:>17}"
 
 
-def _side_by_side(row: Sequence[Headline]) -> str:
-    """What trivial players get: one number each, or where it differs, since skill is over the items that a model moves
-    legally, one for each model."""
-    shown = []
-    for name in dict.fromkeys(name for each in row for name in each.players):
-        values = [as_text(each.players.get(name), each.format) for each in row]
-        shown.append(f"{name} {' / '.join(values if len(set(values)) > 1 else values[:1])}")
-    return ", ".join(shown)
-
-
-def _value(headline: Headline) -> str:
+def _bounded(found: Mapping[str, Any], of: str, format: str, sign: str = "") -> str:
     """A value with its interval; where one side is open, the other one alone."""
-    found = headline.estimate
-    value, low, high = (as_text(found[name], headline.format) for name in ("value", "ci_low", "ci_high"))
-    if found["value"] is None or (found["ci_low"] is None and found["ci_high"] is None):
-        return value if found["value"] is None else f"{value}, {too_few(found['clusters'])}"
+    value, low, high = (as_text(found[name], format, sign) for name in (of, "ci_low", "ci_high"))
+    if found[of] is None or (found["ci_low"] is None and found["ci_high"] is None):
+        return value if found[of] is None else f"{value}, {too_few(found['clusters'])}"
     if found["ci_low"] is None or found["ci_high"] is None:
         return f"< {high}" if found["ci_low"] is None else f"> {low}"
     return f"{value} [{low}, {high}]"

@@ -29,7 +29,7 @@ def games_of(one: str, two: str, points: list[float], moves: str = "") -> list[G
 
 
 def ladder(*games: list[GameRecord], model: str = "m") -> Ladder:
-    return ladder_of("ladder", {}, model, "random", list(itertools.chain(*games)))
+    return ladder_of({}, model, "random", list(itertools.chain(*games)))
 
 
 def changes(before: Ladder, after: Ladder) -> list[Comparison]:

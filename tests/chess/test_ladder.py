@@ -12,7 +12,7 @@ import chess.pgn
 import pytest
 
 from recipes.evaluate import main
-from rookworld_trl.chess.ladder import Ladder, ladder_table, run_ladder, run_match, standard_anchors
+from rookworld_trl.chess.ladder import Ladder, ladder_table, run_ladder, standard_anchors
 from rookworld_trl.chess.ladder import ladder_of as recorded
 from rookworld_trl.chess.play import Choice, GameRecord, RandomPlayer, random_openings
 from rookworld_trl.measuring import against
@@ -143,7 +143,7 @@ def test_draws_by_repetition_are_points_and_no_wins() -> None:
         GameRecord(chess.STARTING_FEN, ("f2f3", "e7e5", "g2g4", "d8h4"), "0-1", "checkmate", "x", "m"),
         GameRecord(chess.STARTING_FEN, ("e2e4",), "1/2-1/2", "ply limit", "x", "m"),
     ]
-    found = recorded("ladder", {"max_plies": 8}, "m", "x", games)
+    found = recorded({"max_plies": 8}, "m", "x", games)
     (lenient,), (strict,) = (found.matches(rules).values() for rules in ("lenient", "strict"))
     assert {key: lenient[key] for key in ("won", "drawn", "lost", "repeated")} == {
         "won": 1, "drawn": 3, "lost": 0, "repeated": 0.5
@@ -157,17 +157,6 @@ def test_draws_by_repetition_are_points_and_no_wins() -> None:
     table = ladder_table(found)
     assert "Draws are repetition and 50 moves" in table
     assert "1/3/0   62.5   too few (4)   50" in table
-
-
-def test_a_match_between_any_players() -> None:
-    players = [Named("x"), Named("yy"), Faulty()]
-    match = run_match(players, openings=random_openings(2), max_plies=30)
-    pairings = Counter(frozenset((game.white, game.black)) for game in match.games)
-    assert pairings == {frozenset(pair): 4 for pair in (("x", "yy"), ("x", "faulty"), ("yy", "faulty"))}
-    assert (match.model, match.anchor, match.ratings("lenient")["yy"].elo) == ("x", "yy", 0)
-    assert "x against" in ladder_table(match)
-    with pytest.raises(ValueError, match="different names"):
-        run_match([Named("x"), Named("x")], openings=random_openings(1))
 
 
 @requires_stockfish

@@ -6,9 +6,8 @@ from typing import Any
 
 import chess
 import pytest
-from datasets import Dataset
 
-from rookworld_trl.chess.dataset import SPLITS, Report, positions_of, split_dataset, split_of
+from rookworld_trl.chess.dataset import Report
 from rookworld_trl.chess.rookworld import convert_rows
 from rookworld_trl.chess.sources import FEATURES, DataOptions, load_prompts
 
@@ -125,30 +124,3 @@ def test_many_rows_are_read_in_chunks(texts: str, monkeypatch: pytest.MonkeyPatc
     chunked = load_prompts(texts)
     assert chunked.features == FEATURES
     assert chunked.to_list() == whole.to_list()
-
-
-def test_splits_share_no_position() -> None:
-    board, rows = chess.Board(), []
-    for ply in range(120):  # knights out and back again and a pawn on its way: positions repeat with other clocks
-        move = list(board.legal_moves)[(ply * 7) % board.legal_moves.count()]
-        after = board.copy()
-        after.push(move)
-        rows += [f"{board.fen()}+{move.uci()}+{move.uci()}+{after.fen()}+0.001+0+0"]
-        rows += [padded(board.fen(), move.uci(), "0.0", move.uci())]
-        board = after
-        if board.is_game_over():
-            break
-    converted = Dataset.from_list(convert(*rows)[0])
-    split = split_dataset(converted)
-    shown = {
-        name: {
-            p
-            for prompt, target in zip(part["prompt"], part["target"], strict=True)
-            for p in positions_of(prompt, target)
-        }
-        for name, part in split.items()
-    }
-    assert all(shown[name] for name in SPLITS), "the sample is too small to tell"
-    assert all(shown[a].isdisjoint(shown[b]) for a in SPLITS for b in SPLITS if a != b)
-    assert all(split_of(position) == name for name in SPLITS for position in shown[name])
-    assert sum(len(part) for part in split.values()) < len(converted), "rows across splits stay out"

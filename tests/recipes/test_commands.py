@@ -89,7 +89,6 @@ GRPO = {"max_steps": 2, "gradient_accumulation_steps": 1, "eval_policy_items": 4
 LARGE = {"expected_parameters": "null", "max_completion_length": 12, "eval_steps": 1, "save_steps": 1}
 SMALL: dict[str, list[str]] = {
     "recipes/evaluate.py": ["--limit", "2", "--games", "2", "--max_new_tokens", "40"],
-    "recipes/play.py": ["--games", "2", "--max_plies", "6"],
     "recipes/generate_data.py": ["--shards", "1", "--games_per_shard", "1", "--nodes", "20", "--workers", "1"],
     "recipes/report.py": [],
 }

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from recipes import evaluate, generate_data, play, report
+from recipes import evaluate, generate_data, report
 
 EVALUATE = "--limit 1 --mode greedy"
 POSITIONS = "positions --output out"
@@ -47,13 +47,6 @@ BAD: dict[Callable[[list[str]], None], dict[str, str]] = {  # what is typed, and
         f"--output . {EVALUATE}": "--output",
         f"{EPD} nothing.jsonl": "nothing.jsonl': there is no such file",
         f"{EPD} train.jsonl": "mates.epd: 1 of 1 items show .* of the training data train.jsonl .*: nothing is left",
-    },
-    play.main: {
-        "random": "give two or more players",
-        "random random": "two or more players of different names",
-        "random stockfish --nodes 0": "--nodes must be 1 or more; got 0",
-        "random greedy --games 3": "--games must be even",
-        "random nowhere --games 2": "nowhere",
     },
 }
 
