@@ -1,5 +1,9 @@
-"""The shipped data: no position in two splits, values for every legal move, rare events there, small on disk."""
+"""The shipped data: no position in two splits, rare events there, small on disk; what the mates and tactics promise.
 
+That train shows none of those is in test_sources.py.
+"""
+
+import gzip
 from collections import Counter
 
 import chess
@@ -8,7 +12,18 @@ import pytest
 from recipes.making.shipping import POLICY_ROWS
 from recipes.making.transitions import STRATA
 from rookworld_trl.chess import environment, policy, position_key
-from rookworld_trl.chess.dataset import SHIPPED_DIRECTORY, SPLITS, load_shipped, split_by_hash, split_of
+from rookworld_trl.chess.dataset import (
+    MATES_FILE,
+    SHIPPED_DIRECTORY,
+    SPLITS,
+    TACTICS_FILES,
+    load_shipped,
+    shipped_positions,
+    split_by_hash,
+    split_of,
+)
+from rookworld_trl.chess.policy import win_chance
+from rookworld_trl.chess.problems import read_problems
 
 
 @pytest.fixture(scope="module")
@@ -55,27 +70,6 @@ def test_no_held_out_answer_may_be_trained_on(shipped):
         assert any(split_by_hash(f"{key} 0 1") == "train" for key in keys)
 
 
-def test_every_legal_move_has_a_value_and_the_target_lists_the_five_best(shipped):
-    for row in shipped["test"]:
-        if row["task"] == "environment":
-            assert row["legal_moves"] == row["legal_cp"] == []
-            continue
-        board = chess.Board(policy.parse_prompt(row["prompt"]))
-        assert row["legal_moves"] == sorted(move.uci() for move in board.legal_moves)
-        values = dict(zip(row["legal_moves"], row["legal_cp"], strict=True))
-        target = policy.parse(row["target"])
-        assert len(target.moves) == min(5, len(values)) == len(set(target.moves))
-        assert values[target.best] == max(values.values())
-        assert (
-            sorted((values[move] for move in target.moves), reverse=True)
-            == (sorted(values.values(), reverse=True)[: len(target.moves)])
-        )
-        assert target.best in target.moves
-        assert list(target.evals) == [
-            policy.parse(f" M: a1a2 E: {policy.format_eval(values[move])} B: a1a2").evals[0] for move in target.moves
-        ]
-
-
 def test_no_game_stands_in_two_splits(shipped):
     games = {
         split: {game for game in rows["game"] if not game.startswith("opening:")} for split, rows in shipped.items()
@@ -98,3 +92,46 @@ def test_every_stratum_and_both_colours_are_there(shipped):
     for task in ("policy", "environment"):
         sides = Counter(row["prompt"].split("+")[0].split()[2] for row in shipped["test"] if row["task"] == task)
         assert min(sides.values()) >= 0.35 * sum(sides.values())
+
+
+def test_the_mates_are_mates_of_both_colours() -> None:
+    problems = read_problems(MATES_FILE)
+    boards = [problem.boards[0] for problem in problems]
+    keys = {position_key(board.fen()) for board in boards}
+    assert len(keys) == len(boards)
+    assert Counter(problem.group for problem in problems) == {"white": 600, "black": 600}
+    for problem, board in list(zip(problems, boards, strict=True))[::7]:
+        mating = set()
+        for move in board.legal_moves:
+            after = board.copy()
+            after.push(move)
+            if after.is_checkmate():
+                mating.add(move.uci())
+        assert mating == set(problem.worths[0]) != set()
+    assert {split_of(board.fen()) for board in boards} <= {"dev", "test"}, "no source of training may show one"
+
+
+def test_the_tactics_are_of_two_splits() -> None:
+    keys: dict[str, set[str]] = {}
+    games: dict[str, set[str]] = {}
+    for split, path in TACTICS_FILES.items():
+        problems = read_problems(path)
+        boards = [problem.boards[0] for problem in problems]
+        keys[split] = {position_key(board.fen()) for board in boards}
+        assert len(keys[split]) == len(boards) == 1000
+        kinds = Counter(problem.group for problem in problems)
+        assert set(kinds) == {"material", "capture", "check", "quiet"}
+        assert kinds["material"] == 667
+        assert {split_of(board.fen()) for board in boards} == {split}
+        with gzip.open(path, "rt") as lines:
+            operations = [chess.Board.from_epd(line)[1] for line in lines]
+        for each in operations:  # the best move wins, and every other one is a blunder
+            second, game = str(each["c0"]).removeprefix("second best ").split(", game ")
+            games.setdefault(split, set()).add(game)
+            best = win_chance(int(str(each["ce"])))
+            assert best >= 0.6
+            assert best - win_chance(int(second)) >= 0.15
+    assert not keys["dev"] & keys["test"]
+    assert not games["dev"] & games["test"]
+    mates = {position_key(problem.boards[0].fen()) for problem in read_problems(MATES_FILE)}
+    assert not (keys["dev"] | keys["test"]) & mates.union(*map(shipped_positions, ("dev", "test")))

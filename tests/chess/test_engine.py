@@ -7,6 +7,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import chess
@@ -77,17 +78,6 @@ def test_values_of_unequal_depth_are_not_ranked_together(tmp_path: Path) -> None
         assert engine.analyse(chess.Board(), multipv=2) == [MoveValue("d2d4", 30), MoveValue("e2e4", 20)]
 
 
-@requires_stockfish
-def test_values_of_every_move_best_first() -> None:
-    board = chess.Board("8/4P1k1/8/8/8/8/8/4K3 w - - 0 1")
-    with Engine(nodes=20_000) as engine:
-        values = engine.analyse(board, multipv=500)
-    assert values is not None
-    assert {value.move for value in values} == {move.uci() for move in board.legal_moves}
-    assert [value.centipawns for value in values] == sorted((value.centipawns for value in values), reverse=True)
-    assert values[0].move in ("e7e8q", "e7e8r")
-
-
 def test_an_engine_that_plays_is_told_the_game(tmp_path: Path) -> None:
     """Its answer hangs on what it was sent: on the second time that the knights come home it plays another move."""
     twice = "moves g1f3 g8f6 f3g1 f6g8 g1f3 g8f6 f3g1 f6g8"
@@ -103,13 +93,10 @@ def test_an_engine_that_plays_is_told_the_game(tmp_path: Path) -> None:
 @requires_stockfish
 def test_mates_by_hand() -> None:
     with Engine(nodes=20_000) as engine:
-        mating = engine.analyse(chess.Board("7k/8/5KQ1/8/8/8/8/8 w - - 0 1"), multipv=1)
         mirrored = engine.analyse(chess.Board("7k/8/5KQ1/8/8/8/8/8 w - - 0 1").mirror(), multipv=1)
         losing = engine.analyse(chess.Board("7k/8/6K1/8/8/8/8/R7 b - - 0 1"), multipv=1)
-    assert mating is not None
-    assert mating[0].centipawns == 9999
     assert mirrored is not None
-    assert mirrored[0].centipawns == 9999  # Black mates: the mover's view again
+    assert mirrored[0].centipawns == 9999  # Black mates: the mover's view
     assert losing == [MoveValue("h8g8", -9999)]
 
 
@@ -118,11 +105,7 @@ def test_mates_by_hand() -> None:
     "fen",
     [
         "8/8/8/8/8/8/8/4K3 w - - 0 1",  # no black king: Stockfish crashes on it
-        "4k3/8/8/8/8/8/8/K3K3 w - - 0 1",
-        "P3k3/8/8/8/8/8/8/4K3 w - - 0 1",
         "4k3/4R3/8/8/8/8/8/4K3 w - - 0 1",  # the side that isn't to move is in check
-        "4k3/8/8/8/8/QQQQQQQQ/QQQQQQQQ/QQQQKQQQ b - - 0 1",
-        "8/8/8/8/8/8/8/8 w - - 0 1",
     ],
 )
 def test_illegal_positions_never_reach_the_engine(fen: str) -> None:
@@ -134,30 +117,19 @@ def test_illegal_positions_never_reach_the_engine(fen: str) -> None:
 
 
 @requires_stockfish
-def test_a_hung_engine_is_replaced() -> None:
+@pytest.mark.parametrize("fault", [signal.SIGSTOP, signal.SIGKILL])
+def test_a_hung_or_killed_engine_is_replaced(fault: signal.Signals) -> None:
     with Engine(nodes=500, timeout=0.5) as engine:
-        hung = pid_of(engine)
-        os.kill(hung, signal.SIGSTOP)
-        started = time.monotonic()
-        values = engine.analyse(chess.Board(), multipv=3)
-        assert time.monotonic() - started < 15
-        assert values is not None
-        assert len(values) == 3
-        assert pid_of(engine) != hung
-        assert wait_until_gone(hung)
-
-
-@requires_stockfish
-def test_a_killed_engine_is_replaced() -> None:
-    with Engine(nodes=500) as engine:
-        for number in (1, 2):
-            killed = pid_of(engine)
-            os.kill(killed, signal.SIGKILL)
-            assert wait_until_gone(killed)
-            board = chess.Board()
-            board.push(list(board.legal_moves)[number])
-            assert engine.analyse(board, multipv=1)
-            assert pid_of(engine) != killed
+        for _ in (1, 2):
+            hurt = pid_of(engine)
+            os.kill(hurt, fault)
+            started = time.monotonic()
+            values = engine.analyse(chess.Board(), multipv=3)
+            assert time.monotonic() - started < 15
+            assert values is not None
+            assert len(values) == 3
+            assert pid_of(engine) != hurt
+            assert wait_until_gone(hurt)
 
 
 @pytest.mark.parametrize(
@@ -190,6 +162,11 @@ def test_a_missing_engine_is_named_with_a_remedy(tmp_path: Path, monkeypatch: py
 
 
 def test_what_cannot_work_is_refused(tmp_path: Path) -> None:
+    script = tmp_path / "script"
+    script.write_text("#!/bin/sh\necho hello\n")
+    script.chmod(0o755)
+    with pytest.raises(ValueError, match=r"'.*script' did not start as a UCI engine .*STOCKFISH_PATH"):
+        Engine(str(script), nodes=10).__enter__()
     with pytest.raises(ValueError, match="at least one engine"):
         EnginePool(0, nodes=100)
     engine = Engine(fake_engine(tmp_path / "fake", "pass"), nodes=10)
@@ -197,14 +174,6 @@ def test_what_cannot_work_is_refused(tmp_path: Path) -> None:
         engine.analyse(chess.Board())
     with engine:
         assert pid_of(engine)  # it is still there
-
-
-def test_something_else_than_an_engine_is_named(tmp_path: Path) -> None:
-    script = tmp_path / "script"
-    script.write_text("#!/bin/sh\necho hello\n")
-    script.chmod(0o755)
-    with pytest.raises(ValueError, match=r"'.*script' did not start as a UCI engine .*STOCKFISH_PATH"):
-        Engine(str(script), nodes=10).__enter__()
 
 
 @requires_stockfish
@@ -265,11 +234,8 @@ def test_the_cache_survives_and_is_shared_by_threads(tmp_path: Path) -> None:
         for i in range(start, start + 25):
             cache.put(str(i), VALUES)
 
-    threads = [threading.Thread(target=fill, args=(start,)) for start in (0, 25)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(2) as threads:
+        list(threads.map(fill, (0, 25)))
     cache.close()
     again = ValueCache(path)
     assert kept(path) == 50

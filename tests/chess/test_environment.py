@@ -30,33 +30,17 @@ def outcome(output: EnvironmentOutput) -> tuple[float, bool, bool]:
         ),
         # the capturing pawn would uncover its king on the rank: no square either
         ("8/8/8/8/k2p3R/8/4P3/4K3 w - - 0 1", "e2e4", "8/8/8/8/k2pP2R/8/8/4K3 b - - 0 1", LEGAL),
-        # en passant, both colours
-        (
-            "rnbqkbnr/ppp1p1pp/8/3pPp2/8/8/PPPP1PPP/RNBQKBNR w KQkq f6 0 3",
-            "e5f6",
-            "rnbqkbnr/ppp1p1pp/5P2/3p4/8/8/PPPP1PPP/RNBQKBNR b KQkq - 0 3",
-            LEGAL,
-        ),
+        # en passant
         ("4k3/8/8/8/3pP3/8/8/4K3 b - e3 0 7", "d4e3", "4k3/8/8/8/8/4p3/8/4K3 w - - 0 8", LEGAL),
-        # castling both ways, both colours
+        # castling
         ("r3k2r/8/8/8/8/8/8/R3K2R w KQkq - 4 9", "e1g1", "r3k2r/8/8/8/8/8/8/R4RK1 b kq - 5 9", LEGAL),
-        ("r3k2r/8/8/8/8/8/8/R3K2R w KQkq - 4 9", "e1c1", "r3k2r/8/8/8/8/8/8/2KR3R b kq - 5 9", LEGAL),
-        ("r3k2r/8/8/8/8/8/8/R3K2R b KQkq - 4 9", "e8g8", "r4rk1/8/8/8/8/8/8/R3K2R w KQ - 5 10", LEGAL),
         ("r3k2r/8/8/8/8/8/8/R3K2R b KQkq - 4 9", "e8c8", "2kr3r/8/8/8/8/8/8/R3K2R w KQ - 5 10", LEGAL),
         # rights go with a rook that moves and with one that is captured
         ("r3k2r/8/8/8/8/8/8/R3K2R w KQkq - 4 9", "a1a8", "R3k2r/8/8/8/8/8/8/4K2R b Kk - 0 9", LEGAL),
-        # promotion to each man
-        ("8/4P1k1/8/8/8/8/8/4K3 w - - 5 1", "e7e8q", "4Q3/6k1/8/8/8/8/8/4K3 b - - 0 1", LEGAL),
+        # promotion
         ("8/4P1k1/8/8/8/8/8/4K3 w - - 5 1", "e7e8r", "4R3/6k1/8/8/8/8/8/4K3 b - - 0 1", LEGAL),
         ("8/4P1k1/8/8/8/8/8/4K3 w - - 5 1", "e7e8b", "4B3/6k1/8/8/8/8/8/4K3 b - - 0 1", DRAW),  # a lone bishop
-        ("8/4P1k1/8/8/8/8/8/4K3 w - - 5 1", "e7e8n", "4N3/6k1/8/8/8/8/8/4K3 b - - 0 1", DRAW),
         # mates, stalemate, dead material
-        (
-            "rnbqkbnr/pppp1ppp/8/4p3/6P1/5P2/PPPPP2P/RNBQKBNR b KQkq - 0 2",
-            "d8h4",
-            "rnb1kbnr/pppp1ppp/8/4p3/6Pq/5P2/PPPPP2P/RNBQKBNR w KQkq - 1 3",
-            MATE,
-        ),
         ("7k/8/5KQ1/8/8/8/8/8 w - - 0 1", "g6g7", "7k/6Q1/5K2/8/8/8/8/8 b - - 1 1", MATE),
         ("7k/8/5KQ1/8/8/8/8/8 w - - 0 1", "g6f7", "7k/5Q2/5K2/8/8/8/8/8 b - - 1 1", DRAW),
         ("8/8/8/3k4/8/8/3p4/3K4 w - - 0 1", "d1d2", "8/8/8/3k4/8/8/3K4/8 b - - 0 1", DRAW),
@@ -80,26 +64,12 @@ def test_transitions_by_hand(fen: str, move: str, after: str, expected: tuple[fl
     ("fen", "move"),
     [
         ("4k3/4r3/8/8/8/8/4N3/4K3 w - - 3 20", "e2c3"),  # pinned
-        ("4k3/8/8/8/8/8/3r4/5K2 w - - 0 1", "f1e2"),  # into check
-        ("4k3/8/8/8/8/8/8/r3K3 w - - 0 1", "e1d1"),  # stays in check
-        (START, "e7e5"),  # the other side's man
-        (START, "e4e5"),  # nobody there
-        (START, "a1a5"),  # through a man
-        (START, "g1e2"),  # onto an own man
-        (START, "e2d3"),  # a capture of nothing
         ("8/4P1k1/8/8/8/8/8/4K3 w - - 5 1", "e7e8"),  # promotion to what?
-        ("8/4P1k1/8/8/8/8/8/4K3 w - - 5 1", "e7e8k"),
         ("r3k2r/8/8/8/8/8/8/R3K2R w KQkq - 0 1", "e1h1"),  # castling spelled as king takes rook
-        ("r3k2r/8/8/8/8/8/8/R3K2R w - - 0 1", "e1g1"),  # without the right
-        ("r3k1r1/8/8/8/8/8/8/R3K2R w KQq - 0 1", "e1g1"),  # onto an attacked square
-        ("4kr2/8/8/8/8/8/8/R3K2R w KQ - 0 1", "e1g1"),  # through one
-        ("4k3/4r3/8/8/8/8/8/R3K2R w KQ - 0 1", "e1c1"),  # out of check
-        ("rnbqkbnr/ppp1p1pp/8/3pPp2/8/8/PPPP1PPP/RNBQKBNR w KQkq f6 0 3", "e5d6"),  # en passant too late
         (START, "0000"),
         (START, ""),
         (START, "e2e4 "),
         (START, "Nf3"),
-        (START, "e2e2"),
         (START, "e2e4\n"),
         ("7k/5Q2/5K2/8/8/8/8/8 b - - 1 1", "h8g8"),  # the game is over: nothing is legal
         # as it is written, also what python-chess would write otherwise: a square that no pawn can take on, old zeros
@@ -135,12 +105,8 @@ def test_prompt_by_hand() -> None:
     [
         f"A: {START}+e2e4+e2e4",
         f"A: {START}+e2e4+e2e4+x",
-        f"A: {START}+e2e4",
-        f"A:{START}+e2e4+e2e4+",
         f"A: {START}+e2e4+e2e4,e7e5+",
-        f"A: {START}+e2e4+e2e4  e7e5+",
         f"A: {START}+e9e4+e9e4+",
-        f"P: {START}",
         "",
     ],
 )
@@ -157,14 +123,11 @@ def test_malformed_prompts(text: str) -> None:
         (f"{START}+0.001+0", "fields"),
         (f"{START}+0.001+0+0+0", "fields"),
         (f" {START}+0.001+0+0", "fen"),
-        (f"{START} +0.001+0+0", "fen"),
-        (f"{START[:-1]}+0.001+0+0", "fen"),
         ("+0.001+0+0", "fen"),
         (f"{START}++0+0", "reward"),
         (f"{START}+nan+0+0", "reward"),
         (f"{START}+1e3+0+0", "reward"),
         (f"{START}+٣+0+0", "reward"),
-        (f"{START}+.5+0+0", "reward"),
         (f"{START}+0.001 +0+0", "reward"),
         (f"{START}+0.001++0", "terminated"),
         (f"{START}+0.001+2+0", "terminated"),
@@ -185,7 +148,6 @@ def test_refused(completion: str, field: str) -> None:
     [
         (EnvironmentOutput(START, 0.001, False, False), f"{START}+0.001+0+0"),
         (EnvironmentOutput(START, 1.0, True, False), f"{START}+1.0+1+0"),
-        (EnvironmentOutput(START, 0.5, True, False), f"{START}+0.5+1+0"),
         (EnvironmentOutput(START, -1.0, False, True), f"{START}+-1.0+0+1"),
     ],
 )

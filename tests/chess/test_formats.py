@@ -56,21 +56,10 @@ def test_fen_spelling_refused(fen: str) -> None:
     ("fen", "problem"),
     [
         ("8/8/8/8/8/8/8/4K3 w - - 0 1", "no_black_king"),
-        ("8/8/8/8/8/8/8/8 w - - 0 1", "empty"),
-        ("4k3/8/8/8/8/8/8/K3K3 w - - 0 1", "too_many_kings"),
-        ("P3k3/8/8/8/8/8/8/4K3 w - - 0 1", "pawns_on_backrank"),
-        ("4k3/8/8/8/8/8/8/4KR2 w - - 0 1", None),  # nothing wrong with this one
         ("4k3/4R3/8/8/8/8/8/4K3 w - - 0 1", "opposite_check"),
-        ("4k3/8/8/8/8/8/8/4K3 w KQkq - 0 1", "bad_castling_rights"),
-        ("4k3/8/8/8/8/8/8/4K3 w - e6 0 1", "invalid_ep_square"),
-        ("k7/8/8/8/8/8/QQQQQQQQ/QQQQQQQK b - - 0 1", None),
-        ("4k3/8/8/8/8/QQQQQQQQ/QQQQQQQQ/QQQQKQQQ b - - 0 1", "too_many_white_pieces"),
     ],
 )
-def test_illegal_positions_are_named(fen: str, problem: str | None) -> None:
-    if problem is None:
-        board_from_fen(fen)
-        return
+def test_illegal_positions_are_named(fen: str, problem: str) -> None:
     with pytest.raises(ParseError, match=problem) as caught:
         board_from_fen(fen)
     assert caught.value.field == "fen"
@@ -118,11 +107,7 @@ def test_completion_start(text: str, completion: str) -> None:
     [
         ("P: M: e2e4 E: 0.3 B: e2e4", "fen"),
         ("P:  " + START, "fen"),
-        (f"A: {START}", "prompt"),
-        (f"A: {START}+e2e4+e2e4", "prompt"),
         (f"A: {START}+Nf3+Nf3+", "prompt"),
-        (f"A: {START}+e2e4 +e2e4+", "prompt"),
-        (f"A: {START}+e2e4+e2e4 +", "prompt"),
         (f"Q: {START}", "prefix"),
     ],
 )

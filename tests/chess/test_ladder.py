@@ -1,7 +1,10 @@
-"""The ladder with players whose every result is known; the recipe that runs them."""
+"""The ladder with players whose every result is known, two in one fit, and the recipe that runs them."""
 
 import io
+import itertools
 import json
+import math
+import random
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +12,7 @@ from typing import Any
 
 import chess
 import chess.pgn
+import numpy as np
 import pytest
 
 from recipes.evaluate import main
@@ -16,7 +20,9 @@ from rookworld_trl.chess.ladder import Ladder, ladder_table, run_ladder, standar
 from rookworld_trl.chess.ladder import ladder_of as recorded
 from rookworld_trl.chess.play import Choice, GameRecord, RandomPlayer, random_openings
 from rookworld_trl.measuring import against
+from rookworld_trl.measuring.comparison import Comparison
 from rookworld_trl.measuring.elo import rate
+from rookworld_trl.measuring.tables import comparison_table
 from tests.support.stockfish import requires_stockfish
 
 
@@ -157,6 +163,105 @@ def test_draws_by_repetition_are_points_and_no_wins() -> None:
     table = ladder_table(found)
     assert "Draws are repetition and 50 moves" in table
     assert "1/3/0   62.5   too few (4)   50" in table
+
+
+# Two ladders in one fit ----------------------------------------------------------------------------------------------
+
+RESULTS: dict[float, Any] = {1.0: "1-0", 0.5: "1/2-1/2", 0.0: "0-1"}
+
+
+def games_of(one: str, two: str, points: list[float], moves: str = "") -> list[GameRecord]:
+    """Games of these points of the first, each from an opening of its own: kings, and the opening's number."""
+    return [
+        GameRecord(f"8/8/8/8/8/8/K6k/8 w - - {i} 1", tuple(moves.split()), RESULTS[p], "checkmate", one, two)
+        for i, p in enumerate(points)
+    ]
+
+
+def ladder(*games: list[GameRecord], model: str = "m") -> Ladder:
+    return recorded({}, model, "random", list(itertools.chain(*games)))
+
+
+def changes(before: Ladder, after: Ladder) -> list[Comparison]:
+    return after.further(after.earlier(json.loads(json.dumps(before.to_dict()))))
+
+
+def test_a_difference_by_hand() -> None:
+    """7.5 and 2.5 of 10 points against the random mover, the models of one name.
+
+    Each has half a virtual draw of its own and a quarter of the random mover's: 7.875 of 10.75, and 2.875.
+    """
+    better, worse = [1.0] * 7 + [0.5] + [0.0] * 2, [0.0] * 7 + [0.5] + [1.0] * 2
+    rows = changes(ladder(games_of("m", "random", worse)), ladder(games_of("random", "m", worse)))
+    assert [row["metric"] for row in rows] == ["elo_strict", "elo_lenient"]
+    odds = 400 * math.log10(7.875 / 2.875)
+    for row in rows:
+        assert (row["before"], row["after"]) == (pytest.approx(-odds), pytest.approx(odds))
+        assert (row["difference"], row["items"], row["clusters"]) == (pytest.approx(2 * odds), 10, 10)
+    fallen = changes(ladder(games_of("m", "random", better)), ladder(games_of("n", "random", worse), model="n"))
+    assert fallen[0]["difference"] == pytest.approx(-2 * odds)
+
+
+def test_an_anchor_has_one_rating_for_both() -> None:
+    """A strong anchor draws with the model; only who else it met differs. By fits of their own the model rose by 400.
+
+    On both ladders the model has half of the points against x, who met the random mover in other games each time: won
+    all 30 in one, 15 in the other. Strength against x is all that is known of the model, and it is the same.
+    """
+    half = [0.5] * 30
+    before = ladder(games_of("m", "x", half), games_of("x", "random", half))
+    after = ladder(games_of("m", "x", half), games_of("x", "random", [1.0] * 30, "e2e4"))
+    alone = [each.ratings("lenient")["m"].elo for each in (before, after)]
+    assert alone[1] - alone[0] > 400
+    (row, _) = changes(before, after)
+    assert row["difference"] == pytest.approx(0)
+    assert row["before"] == pytest.approx(row["after"])
+    # x against the random mover: 45 of 60, and a quarter of the pairing's draws: 60 of x's 120 games, all of random's.
+    assert row["before"] == pytest.approx(400 * math.log10((45 + 0.375) / (15 + 0.375)), abs=0.5)
+
+
+def test_the_anchors_games_count_once_where_they_are_the_same() -> None:
+    """One seed plays the same anchors' games on both ladders: they are no news."""
+    rng = random.Random(0)
+    points = [[rng.choice([0.0, 0.5, 1.0]) for _ in range(20)] for _ in range(3)]
+    anchors = games_of("x", "random", points[2])
+    before, after = (ladder(games_of("m", "x", own), games_of("random", "m", own), anchors) for own in points[:2])
+    once = [(f"m{n}", "x", p) for n in (0, 1) for p in points[n]] + [
+        ("random", f"m{n}", p) for n in (0, 1) for p in points[n]
+    ]
+    expected = rate([*once, *(("x", "random", p) for p in points[2])], "random")
+    (row, _) = changes(before, after)
+    assert (row["before"], row["after"]) == (pytest.approx(expected["m0"].elo), pytest.approx(expected["m1"].elo))
+
+
+def test_the_interval_against_a_bootstrap_in_closed_form() -> None:
+    """Against one anchor a rating is the odds of the points; both models' games of an opening are drawn together."""
+    rng = random.Random(1)
+    old, new = ([rng.choice([0.0, 0.5, 1.0, 1.0]) for _ in range(40)] for _ in range(2))
+    new = [max(a, b) for a, b in zip(old, new, strict=True)]
+    (row, _) = changes(ladder(games_of("m", "random", old)), ladder(games_of("m", "random", new)))
+
+    def elo(points: list[float], drawn: list[int]) -> float:
+        won = sum(points[i] for i in drawn) + 0.375
+        return 400 * math.log10(won / (40.75 - won))
+
+    differences = []
+    for _ in range(20_000):
+        drawn = rng.choices(range(40), k=40)
+        differences.append(elo(new, drawn) - elo(old, drawn))
+    assert row["ci_low"] is not None
+    assert (row["ci_low"], row["ci_high"]) == pytest.approx(tuple(np.quantile(differences, [0.025, 0.975])), abs=6)
+    assert row["significant"] == (row["ci_low"] > 0)
+
+
+def test_few_openings_and_lost_games_have_no_verdict() -> None:
+    mixed = [0.0, 1.0] * 5
+    (few, _) = changes(ladder(games_of("m", "random", mixed[:9])), ladder(games_of("m", "random", [1.0] * 8 + [0.0])))
+    assert (few["clusters"], few["ci_low"], few["significant"]) == (9, None, False)
+    assert "too few (9)" in comparison_table([few])
+    (lost, _) = changes(ladder(games_of("m", "random", [0.0] * 20)), ladder(games_of("m", "random", mixed * 2)))
+    assert (lost["clusters"], lost["ci_low"], lost["significant"]) == (20, None, False), "there is a bound alone"
+    assert "too few" not in comparison_table([lost])
 
 
 @requires_stockfish

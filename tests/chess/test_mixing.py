@@ -53,17 +53,6 @@ def test_every_batch_holds_exactly_the_ratio_through_the_sampler_of_trl():
         assert Counter(tasks[i] for i in order[start : start + 40]) == {"policy": 32, "environment": 8}
 
 
-def test_every_row_of_a_task_comes_once_before_any_comes_again():
-    mixed = mix(rows(12, 6), mix_env_ratio=0.25, prompts_per_batch=4, batches=12, seed=1)
-    policy = [i for i in mixed["id"] if i < 12]
-    environment = [i for i in mixed["id"] if i >= 12]
-    for order, size in ((policy, 12), (environment, 6)):  # 3 and 1 a batch: passes end where batches end
-        passes = [order[i : i + size] for i in range(0, len(order), size)]
-        assert len(passes) >= 2
-        assert all(len(set(each)) == size for each in passes)
-        assert passes[0] != passes[1]  # and each pass has its own order
-
-
 def test_over_uneven_passes_rows_are_used_equally_and_never_twice_in_a_batch():
     mixed = mix(rows(7, 5), mix_env_ratio=0.4, prompts_per_batch=5, batches=70, seed=3)
     assert all(len(set(batch)) == 5 for batch in batches_of(mixed, 5, "id"))

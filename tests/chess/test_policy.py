@@ -64,9 +64,7 @@ def test_accepted(completion: str, moves: tuple[str, ...], evals: tuple[float, .
     [
         ("", "sections"),
         ("M: e2e4 E: 0.3", "sections"),
-        ("E: 0.3 M: e2e4 B: e2e4", "sections"),
         ("M: e2e4 E: 0.3 B: e2e4 B: e2e4", "sections"),
-        ("so M: e2e4 E: 0.3 B: e2e4", "sections"),
         ("M: E: 0.3 B: e2e4", "moves"),
         ("M:e2e4 E: 0.3 B: e2e4", "moves"),
         ("M: e2e4  d2d4 E: 0.3 B: e2e4", "moves"),  # two spaces between moves
@@ -76,10 +74,7 @@ def test_accepted(completion: str, moves: tuple[str, ...], evals: tuple[float, .
         ("M: e2e4\n E: 0.3 B: e2e4", "moves"),
         ("M: e2e4 E: B: e2e4", "evals"),
         ("M: e2e4 E: nan B: e2e4", "evals"),
-        ("M: e2e4 E: 1e3 B: e2e4", "evals"),
         ("M: e2e4 E: ٣ B: e2e4", "evals"),
-        ("M: e2e4 E: 12345.0 B: e2e4", "evals"),
-        ("M: e2e4 E: 0.3 B: ", "best"),
         ("M: e2e4 E: 0.3 B:e2e4", "best"),
         ("M: e2e4 E: 0.3 B: e2e4 d2d4", "best"),
         ("M: e2e4 E: 0.3 B: e2e4 ", "best"),
@@ -87,7 +82,6 @@ def test_accepted(completion: str, moves: tuple[str, ...], evals: tuple[float, .
         (f"M: {'e2e4':31}E: 0.3 B: e2e4", "moves"),
         (f"M: {'e2e4 ' * 7} E: 0.3 B: e2e4", "moves"),
         (f"M: e2e4 E: {'0.3':41}B: e2e4", "evals"),
-        (f"{PADDED[PADDED.index('M:') :]}   ", "best"),
     ],
 )
 def test_refused(completion: str, field: str) -> None:

@@ -3,7 +3,6 @@
 from typing import Any
 
 import chess
-import numpy as np
 import pytest
 
 from rookworld_trl.chess.accuracy import most_material, score
@@ -120,30 +119,6 @@ def test_most_material_by_hand(fen: str, best: str) -> None:
 
 def pick(rows: list[Comparison], metric: str) -> Comparison:
     return next(found for found in rows if found["metric"] == metric)
-
-
-def test_the_interval_of_skill_against_an_independent_bootstrap() -> None:
-    """Legal before and after on different items; the resampling written out as a loop over drawn items."""
-    rng = np.random.default_rng(1)
-    rows = [row(FIVE_MOVES, FIRST) if i % 2 else row(SIX_MOVES, SECOND) for i in range(80)]
-    choices = [[str(rng.choice([*one["legal_moves"], "h8h1"])) for one in rows] for _ in range(2)]
-    before, after = (played(rows, *moves) for moves in choices)
-    got = pick(compare(before, after), "skill")
-
-    worth = {"a2a1": 1.0, "a2a3": 0.5, "a2b1": 0.5, "a2b2": 0.0, "a2b3": 0.0}
-    worth |= {"a5a4": 1.0, "a5a6": 1.0, "a5b4": 1.0, "a5b5": 1.0, "a5b6": 0.5, "h3h2": 0.5}
-
-    def skill_of(moves: list[str], drawn: Any) -> float:
-        legal = [i for i in drawn if moves[i] in worth]
-        chance = np.mean([0.4 if i % 2 else 5 / 6 for i in legal])
-        return float((np.mean([worth[moves[i]] for i in legal]) - chance) / (1 - chance))
-
-    assert (got["before"], got["after"]) == pytest.approx([skill_of(moves, range(80)) for moves in choices])
-    changes = []
-    for _ in range(4_000):
-        drawn = rng.integers(0, 80, 80)
-        changes.append(skill_of(choices[1], drawn) - skill_of(choices[0], drawn))
-    assert (got["ci_low"], got["ci_high"]) == pytest.approx(tuple(np.quantile(changes, [0.025, 0.975])), abs=0.02)
 
 
 def test_intervals_go_by_game_where_items_share_one() -> None:

@@ -188,12 +188,6 @@ def test_an_unknown_name():
         load_prompts("nobody/nothing")
 
 
-@pytest.fixture
-def mixed(jsonl):
-    other = {"prompt": f"A: {FEN}+a2a4+a2a4+"}
-    return load_prompts(write(jsonl, ENVIRONMENT, POLICY, other, POLICY))
-
-
 def test_a_draw_is_random_over_games_and_the_same_every_time():
     """Nine games of ten rows and ten rows of none: nineteen draws see all of them, in the data set's order."""
     games = [str(i // 10) if i < 90 else "" for i in range(100)]
@@ -213,24 +207,22 @@ def test_a_draw_is_random_over_games_and_the_same_every_time():
     assert 5 < sum(number < 50 for number in without_games["number"]) < 45
 
 
-def test_held_out_positions_are_dropped_whatever_their_clocks_and_task(jsonl, tmp_path, mixed):
-    late = POLICY | {"prompt": POLICY["prompt"].replace("0 1", "7 40")}
-    elsewhere = {"prompt": "A: 8/8/8/8/8/2k5/P7/1K6 w - - 0 1+a2a3+a2a3+"}
-    train = load_prompts(write(tmp_path / "train.jsonl", ENVIRONMENT, late, elsewhere))
-    kept, dropped = without(train, positions_in(mixed))
-    assert dropped == 2
-    assert list(kept["prompt"]) == [elsewhere["prompt"]]
-
-
 # By hand: a2a3 leads to the first one's position, and so does b1a1 of the second one; clocks differ.
 BEHIND = {"prompt": "A: 8/8/8/8/8/P1k5/8/K7 b - - 3 9+c3b3+c3b3+"}
 THERE_TOO = {"prompt": "A: 8/8/8/8/8/P1k5/8/1K6 w - - 0 1+b1a1+b1a1+"}
+LATE = POLICY | {"prompt": POLICY["prompt"].replace("0 1", "7 40")}
 
 
 @pytest.mark.parametrize(
     ("held_out", "trained"),
-    [(BEHIND, ENVIRONMENT), (ENVIRONMENT, BEHIND), (ENVIRONMENT, THERE_TOO), (THERE_TOO, BEHIND)],
-    ids=["a prompt, in an answer", "an answer, in a prompt", "an answer, in an answer", "an answer of other moves"],
+    [(BEHIND, ENVIRONMENT), (ENVIRONMENT, BEHIND), (ENVIRONMENT, THERE_TOO), (THERE_TOO, BEHIND), (LATE, ENVIRONMENT)],
+    ids=[
+        "prompt, in answer",
+        "answer, in prompt",
+        "answer, in answer",
+        "answer of other moves",
+        "other task and clocks",
+    ],
 )
 def test_positions_behind_the_moves_are_held_out_too(jsonl, tmp_path, held_out, trained):
     kept, dropped = without(
@@ -258,7 +250,8 @@ def test_no_position_that_is_measured_on_is_trained_on():
     assert not shipped_positions("train") & held_out_positions()
 
 
-def test_prompts_that_leave_no_room_are_named(mixed, tiny_tokenizer):
+def test_prompts_that_leave_no_room_are_named(jsonl, tiny_tokenizer):
+    mixed = load_prompts(write(jsonl, ENVIRONMENT, POLICY))
     longest = len(ENVIRONMENT["prompt"])  # one token a character
     check_lengths(mixed, tiny_tokenizer, context=longest + 10, max_completion_length=10)
     with pytest.raises(ValueError, match=rf"`max_completion_length` is 11: .*{longest} tokens.* Write 10 or less"):

@@ -40,30 +40,6 @@ def test_who_lost_or_won_every_game_has_a_bound(lost: bool) -> None:
     assert bound == pytest.approx(rated.elo - sign * half, abs=1e-3)
 
 
-def test_three_players_as_by_minorisation() -> None:
-    """Hunter's (2004) algorithm, strength = points / sum of games / (strength + opponent's), on the same virtual draws.
-
-    a meets b 10 times and c 4 times, b and c meet 6 times: virtual draws (10/14 + 10/16) / 2, (4/14 + 4/10) / 2, and
-    (6/16 + 6/10) / 2.
-    """
-    games = results("a", "b", 6, 2, 2) + results("a", "c", 4, 0, 0) + results("b", "c", 3, 1, 2)
-    virtual = {"ab": (10 / 14 + 10 / 16) / 2, "ac": (4 / 14 + 4 / 10) / 2, "bc": (6 / 16 + 6 / 10) / 2}
-    met = {"ab": 10 + virtual["ab"], "ac": 4 + virtual["ac"], "bc": 6 + virtual["bc"]}
-    points = {
-        "a": 11 + (virtual["ab"] + virtual["ac"]) / 2,
-        "b": 6.5 + (virtual["ab"] + virtual["bc"]) / 2,
-        "c": 2.5 + (virtual["ac"] + virtual["bc"]) / 2,
-    }
-    strength = dict.fromkeys("abc", 1.0)
-    for _ in range(5000):
-        for one in "abc":
-            pairs = [(count, pair.replace(one, "")) for pair, count in met.items() if one in pair]
-            strength[one] = points[one] / sum(count / (strength[one] + strength[other]) for count, other in pairs)
-    rated = rate(games, "a")
-    for other in "bc":
-        assert rated[other].elo == pytest.approx(400 * math.log10(strength[other] / strength["a"]), abs=1e-4)
-
-
 @pytest.mark.parametrize(
     ("games", "virtual"),
     [

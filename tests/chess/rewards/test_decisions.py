@@ -176,22 +176,6 @@ def test_what_is_determined_is_near_what_the_shipped_model_writes() -> None:
     assert total / count < 6.0
 
 
-def test_a_move_outside_of_the_list_earns_less_at_b(tokenizer: Any) -> None:
-    """Values 0.5, 1, 0, 0.5, 0.5, 1, mean 7/12: two gain 5/12, a random one 5/36, the best five 1/6 in the mean; their
-    median is 0.5, from which they deviate by 0.2."""
-    row = {**ROW, "legal_moves": [*ROW["legal_moves"], "c1b1", "c1d2"], "legal_cp": [*ROW["legal_cp"], 0, 9990]}
-    found, _ = find(tokenizer, " M: a7a8q a7a8n c1d1 c1c2 c1b1 E: 1000.0 0.0 0.0 -1000.0 0.0 B: c1d2", row)
-    of_best, of_list, of_evals = known(0.5, 5 / 12 - 5 / 36), known(0.3, 1 / 6 - 5 / 36), known(0.18, 0.2)
-    whole = of_best + of_list + of_evals + 0.02
-    gained = of_best / whole * (5 / 12) / (5 / 12 - 5 / 36)
-    assert added(tokenizer, found["decisions"][-1]) == pytest.approx(
-        {"a7a8q": 0.5 + gained, "a7a8n": 0.5, "c1d1": 0.5, "c1c2": 0.5, "c1b1": 0.5, "c1d2": 0.25 + gained}
-    )
-    listed = of_list / whole * (5 / 12) / (1 / 6 - 5 / 36) / 5
-    first = dict.fromkeys(row["legal_moves"], 0.06) | {"a7a8q": 0.06 + listed, "c1d2": 0.06 + listed}
-    assert added(tokenizer, found["decisions"][0]) == pytest.approx(first)
-
-
 def test_what_an_eval_adds_is_what_the_scorer_says() -> None:
     """In lists of the best five moves: one true eval after the other is replaced by each that is as near as the best
     list's spread, and what changes in the reward is what changes in what the eval earns."""
