@@ -191,8 +191,9 @@ def score(
         groups = {"color": "white" if turn == "w" else "black", "stratum": row["stratum"]}
         if task == "policy":
             groups["stake"] = "something" if scores["at_stake"] else "nothing"
-        drawn = _reference(row) if mode == "greedy" else None
-        about = (row["prompt"], completion, dict(sorted(groups.items())), row.get("game") or "", drawn)
+        values = zip(row["legal_moves"], move_values(row["legal_cp"]), strict=True) if task == "policy" else ()
+        right = ({move: round(value, 3) for move, value in values} or row["target"]) if mode == "greedy" else None
+        about = (row["prompt"], completion, dict(sorted(groups.items())), row.get("game") or "", right)
         items[task].append(Item(item_key(row), scores, *about))
     return [
         Result(task, METRICS[task], of_task, mode, dict(settings or {}), HEADLINES[task], PLAYERS[task], prefix)
@@ -228,14 +229,6 @@ def item_key(row: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(reference).encode()).hexdigest()[:16]
 
 
-def _reference(row: Mapping[str, Any]) -> str | dict[str, float]:
-    """What a report draws beside the completion; see `score`."""
-    if row["task"] == "environment":
-        return row["target"]
-    values = zip(row["legal_moves"], move_values(row["legal_cp"]), strict=True)
-    return {move: round(value, 3) for move, value in values}
-
-
 # Trivial players on the same items: what a number is worth shows beside theirs.
 
 # Names as in an item's scores, and as in tables.
@@ -248,8 +241,6 @@ _FIELDS: dict[TaskName, tuple[str, ...]] = {
     "policy": ("best_value", "best_in_top5", "top1"),
     "environment": ("exact", "fen_exact", "first_four", "placement_exact", "reward_exact"),
 }
-# What most moves lead to: the game goes on.
-_NOTHING_HAPPENED = "+0.001+0+0"
 
 
 def baseline_scores(row: Mapping[str, Any]) -> dict[str, float]:
@@ -260,7 +251,7 @@ def baseline_scores(row: Mapping[str, Any]) -> dict[str, float]:
     happened.
     """
     if row["task"] == "environment":
-        copied = environment.parse_prompt(row["prompt"]).fen + _NOTHING_HAPPENED
+        copied = environment.parse_prompt(row["prompt"]).fen + "+0.001+0+0"  # what most moves lead to
         score = score_environment(row["prompt"], copied, row["target"])
         return {f"copy.{name}": float(getattr(score, name)) for name in _FIELDS["environment"]}
     moves, cp = row["legal_moves"], row["legal_cp"]

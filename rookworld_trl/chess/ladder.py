@@ -37,7 +37,7 @@ from rookworld_trl.measuring.elo import Rating, rate, resampled
 from rookworld_trl.measuring.intervals import MIN_CLUSTERS, percentile_interval, wilson
 from rookworld_trl.measuring.metrics import ratio
 from rookworld_trl.measuring.result import Headline, Item, Result
-from rookworld_trl.measuring.tables import few, too_few
+from rookworld_trl.measuring.tables import bounded, few
 from rookworld_trl.settings.terminal import progress_bar
 
 RULES = ("strict", "lenient")
@@ -271,11 +271,11 @@ def ladder_table(ladder: Ladder) -> str:
     lines = [f"{ladder.name}, {len(ladder.games)} games{f', {void} void' if void else ''}", f"  {settings}", ""]
     lines += [f"{'':{_LABEL}}" + "".join(f"{f'{rules} rules':>{_CELL}}" for rules in RULES)]
     strict, lenient = (ladder.ratings(rules) for rules in RULES)
-    lines += [f"{'  player':{_LABEL}}" + f"{'Elo':>12}{'95 % interval':>18}{'points':>8}" * 2]
+    lines += [f"{'  player':{_LABEL}}" + f"{'Elo, 95 % interval':>30}{'points':>8}" * 2]
     lines += [f"{f'  {name[:23]}':{_LABEL}}{_rated(strict[name])}{_rated(lenient[name])}" for name in strict]
     lines += [""]
     matches = {rules: ladder.matches(rules) for rules in RULES}
-    lines += [f"{f'  {ladder.model[:15]} against':{_LABEL}}" + f"{'w/d/l':>12}{'points':>7}{'95 %':>14}{'rep.':>5}" * 2]
+    lines += [f"{f'  {ladder.model[:15]} against':{_LABEL}}" + f"{'w/d/l':>12}{'points, 95 %':>21}{'rep.':>5}" * 2]
     for opponent in matches["strict"]:
         cells = "".join(_score(matches[rules][opponent]) for rules in RULES)
         lines.append(f"{f'  {opponent[:23]}':{_LABEL}}{cells}")
@@ -302,20 +302,13 @@ def _match(games: Sequence[tuple[float, str]]) -> dict[str, Any]:
 
 
 def _rated(rating: Rating) -> str:
-    """38 characters: the rating, its interval (where there is a bound only, that alone), and points in percent."""
-    elo, low, high = f"{rating.elo:.0f}", rating.ci_low, rating.ci_high
-    interval = f"[{low:.0f}, {high:.0f}]" if low is not None and high is not None else ""
-    if low is None and high is None:
-        interval = too_few(rating.games)
-    elif not interval:
-        elo, interval = "", f"< {high:.0f}" if high is not None else f"> {low:.0f}"
-    return f"{elo:>12}{interval:>18}{100 * rating.points / rating.games:>8.1f}"
+    """38 characters: the rating with its interval, and points in percent."""
+    elo = bounded(asdict(rating) | {"clusters": rating.games}, "elo", ".0f")
+    return f"{elo:>30}{100 * rating.points / rating.games:>8.1f}"
 
 
 def _score(match: dict[str, Any]) -> str:
-    """38 characters: games won, drawn and lost, points in percent, their interval, and draws by repetition."""
-    counts = f"{match['won']}/{match['drawn']}/{match['lost']}"
-    interval = too_few(match["won"] + match["drawn"] + match["lost"])
-    if match["ci_low"] is not None:
-        interval = f"[{100 * match['ci_low']:.1f}, {100 * match['ci_high']:.1f}]"
-    return f"{counts:>12}{100 * match['score']:>7.1f}{interval:>14}{100 * match['repeated']:>5.0f}"
+    """38 characters: games won, drawn and lost, points in percent with their interval, and draws by repetition."""
+    counts = [match[name] for name in ("won", "drawn", "lost")]
+    points = bounded(match | {"clusters": sum(counts)}, "score", "percent")
+    return f"{'/'.join(map(str, counts)):>12}{points:>21}{100 * match['repeated']:>5.0f}"

@@ -197,16 +197,14 @@ class SelfPlay:
             rows.append((policy.prompt(found.fen), *known))
         for prompt, target, moves, values in rows:
             kind = _kind(prompt)
-            if places.get(kind) and self._fits(prompt):
+            room = self._model.config.n_positions - self._max_new_tokens
+            if places.get(kind) and len(self._tokenizer(prompt)["input_ids"]) <= room:
                 row = row_of(kind[0], prompt, target, kind[1], moves, values, found.game)
                 return row | {PLACE_COLUMN: places[kind].pop()}
         return None
 
     def _is_held_out(self, fen: str) -> bool:
         return split_of(fen) != "train" or position_key(fen) in self._held_out
-
-    def _fits(self, prompt: str) -> bool:
-        return len(self._tokenizer(prompt)["input_ids"]) <= self._model.config.n_positions - self._max_new_tokens
 
     def state_dict(self) -> dict[str, Any]:
         return {"generation": self.generation, "rows": list(self.rows.values()), "seen": sorted(self.seen)}

@@ -17,11 +17,11 @@ import csv
 import io
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import chess
 import pyarrow as pa
@@ -125,14 +125,11 @@ _SUITE_PREFIX, _NUMBER = re.compile(r"STS\(v[\d.]+\) "), re.compile(r"[\s.,#:_-]
 
 def is_problem_file(path: Path) -> bool:
     """Whether a file is one of problems rather than one of prompts. A file that cannot be read is none."""
-    kind = _kind(path)
     try:
-        if kind in (".csv", ".jsonl", ".parquet"):
-            first = {name.lower() for name in next(_rows(path), {})}
-            return "fen" in first and "prompt" not in first
-    except (OSError, ValueError, TypeError):
+        first = next(_entries(path))[1] if _kind(path) in (".csv", ".jsonl", ".parquet") else {}
+        return _kind(path) == ".epd" or ("fen" in first and "prompt" not in first)
+    except (OSError, ValueError, TypeError, AttributeError, StopIteration):
         return False
-    return kind == ".epd"
 
 
 def read_problems(path: Path | str, max_rows: int | None = None) -> list[Problem]:
@@ -166,13 +163,18 @@ def read_problems(path: Path | str, max_rows: int | None = None) -> list[Problem
 
 def _entries(path: Path) -> Iterator[tuple[str, str | dict[str, Any]]]:
     """Each entry with its place in the file: a line of EPD, or a row, its columns in small letters."""
-    if _kind(path) == ".epd":
-        for number, line in enumerate(_text(path), start=1):
-            if line.strip() and not line.startswith("#"):
-                yield f"line {number}", line.strip()
+    rows: Iterable[Mapping[str, Any]]
+    if _kind(path) == ".parquet":
+        rows = (row for batch in pq.ParquetFile(path).iter_batches() for row in batch.to_pylist())
     else:
-        for number, row in enumerate(_rows(path), start=1):
-            yield f"row {number}", {name.lower(): value for name, value in row.items()}
+        lines = io.TextIOWrapper(pa.input_stream(str(path)), encoding="utf-8", newline="")  # which sees .gz and .zst
+        if _kind(path) == ".epd":
+            filled = ((number, line.strip()) for number, line in enumerate(lines, start=1) if line.strip())
+            yield from ((f"line {number}", line) for number, line in filled if not line.startswith("#"))
+            return
+        rows = csv.DictReader(lines) if _kind(path) == ".csv" else map(json.loads, filter(str.strip, lines))
+    for number, row in enumerate(rows, start=1):
+        yield f"row {number}", {name.lower(): value for name, value in row.items()}
 
 
 def _of_epd(line: str, name: str) -> Problem:
@@ -250,17 +252,3 @@ def _words(text: str) -> list[str]:
 def _kind(path: Path) -> str:
     name = path.name.lower().removesuffix(".gz").removesuffix(".zst")
     return Path(name).suffix
-
-
-def _text(path: Path) -> TextIO:
-    return io.TextIOWrapper(pa.input_stream(str(path)), encoding="utf-8", newline="")  # which sees .gz and .zst
-
-
-def _rows(path: Path) -> Iterator[dict[str, Any]]:
-    kind = _kind(path)
-    if kind == ".parquet":
-        for batch in pq.ParquetFile(path).iter_batches():
-            yield from batch.to_pylist()
-        return
-    with _text(path) as lines:
-        yield from csv.DictReader(lines) if kind == ".csv" else (json.loads(line) for line in lines if line.strip())

@@ -97,7 +97,11 @@ def training_prompts(run: PromptOptions, args: GRPOConfig, watched: Dataset | No
 
     Sets `args.max_steps` where the epochs decide it, and `args.shuffle_dataset`, for the order is made here.
     """
-    dataset = _read(run)
+    folder, split = Path(run.dataset), run.dataset_split
+    if run.dataset == "shipped":
+        dataset = load_shipped("train")
+    else:  # a folder that `generate_data.py dataset` wrote, a file or the Hub
+        dataset = load_shipped(split, folder) if folder.is_dir() else load_prompts(run.dataset, split, run)
     # All that is shipped to measure on, whatever of it this run is measured on.
     own = positions_in(watched) if watched is not None else set()
     dataset, dropped = without(dataset, held_out_positions() | own)
@@ -156,18 +160,6 @@ def self_play(
         seed=args.seed,
         values=values if valued else None,
         held_out=positions_in(watched) if watched is not None else (),
-    )
-
-
-def _read(run: PromptOptions) -> Dataset:
-    """The rows that are shipped, or those of a folder that `generate_data.py dataset` wrote, a file or the Hub."""
-    if run.dataset == "shipped":
-        return load_shipped("train")
-    folder = Path(run.dataset)
-    return (
-        load_shipped(run.dataset_split, folder)
-        if folder.is_dir()
-        else load_prompts(run.dataset, run.dataset_split, run)
     )
 
 

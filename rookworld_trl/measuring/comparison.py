@@ -145,7 +145,7 @@ def _pairs(before: Sequence[Result], after: Sequence[Result]) -> Iterator[tuple[
                 raise ValueError(
                     f"the two results of '{now.name}' differ in {name} ({old} and {new}); measure with equal settings"
                 )
-        orders = [_by_name(each) for each in (then, now)]
+        orders = [sorted(range(len(e.items)), key=lambda i, e=e: e.items[i].name) for e in (then, now)]
         sides = [[e.items[i] for i in order] for e, order in zip((then, now), orders, strict=True)]
         names = [[item.name for item in side] for side in sides]
         if names[0] != names[1]:
@@ -156,10 +156,6 @@ def _pairs(before: Sequence[Result], after: Sequence[Result]) -> Iterator[tuple[
             )
         place = dict(zip(orders[0], sides[1], strict=True))
         yield then, replace(now, items=[place[number] for number in range(len(place))])
-
-
-def _by_name(result: Result) -> list[int]:
-    return sorted(range(len(result.items)), key=lambda number: result.items[number].name)
 
 
 def _paired_rows(

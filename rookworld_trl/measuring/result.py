@@ -8,6 +8,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -216,21 +217,18 @@ def read_results(path: Path) -> dict[tuple[str, str], Mapping[str, Any]]:
 def _from_parquet(path: Path) -> list[dict[str, Any]]:
     table = pq.read_table(path)
     results: list[dict[str, Any]] = json.loads(table.schema.metadata[b"results"])
-    rows = iter(table.to_pylist())
+    items = []
+    for row in table.to_pylist():
+        item: dict[str, Any] = {"groups": {}, "scores": {}, "reference": json.loads(row["reference"])}
+        for column, value in row.items():
+            part, _, name = column.partition(".")
+            if part in ("group", "score") and value is not None:
+                item[f"{part}s"][name] = value
+        items.append({name: row[name] for name in ITEM_TEXTS} | item)
+    left = iter(items)
     for each in results:
-        each["items"] = [_item(next(rows)) for _ in range(each["items"])]
+        each["items"] = list(islice(left, each["items"]))
     return results
-
-
-def _item(row: Mapping[str, Any]) -> dict[str, Any]:
-    """An item as `to_dict` tells of it."""
-    there = {name: value for name, value in row.items() if value is not None}
-    parts = {
-        part: {name.removeprefix(f"{part}."): value for name, value in there.items() if name.startswith(f"{part}.")}
-        for part in ("group", "score")
-    }
-    texts = {name: row[name] for name in ITEM_TEXTS}
-    return texts | {"groups": parts["group"], "scores": parts["score"], "reference": json.loads(row["reference"])}
 
 
 def _as_player(player: str, metric: Metric, scores: Mapping[str, float]) -> dict[str, float]:

@@ -77,7 +77,7 @@ def overview(models: Mapping[str, Sequence[Result]]) -> str:
     ]
     for results in zip(*models.values(), strict=True):
         for row in zip(*(each.main_numbers() for each in results), strict=True):
-            cells = " | ".join(_bounded(each.estimate, "value", each.format) for each in row)
+            cells = " | ".join(bounded(each.estimate, "value", each.format) for each in row)
             place = f"{results[0].title} | {row[0].label} | {results[0].mode}"
             lines.append(f"| {place} | {cells} | {_players([each.players for each in row], row[0].format, ' / ')} |")
     return "\n".join(lines)
@@ -92,7 +92,7 @@ def as_text(value: float | None, format: str, sign: str = "", unit: str = "") ->
 
 def changed(row: Mapping[str, Any]) -> str:
     """A row's difference and interval: `-4.0 [-5.9, -2.1]`, or `-4.0, too few (3)` where three games bear on it."""
-    return _bounded(row, "difference", row["format"], "+")
+    return bounded(row, "difference", row["format"], "+")
 
 
 def players_of(row: Mapping[str, Any]) -> str:
@@ -182,8 +182,9 @@ def _cell(result: Estimate, format: str) -> str:
     return f"{as_text(result['value'], format):>8}{interval:>17}"
 
 
-def _bounded(found: Mapping[str, Any], of: str, format: str, sign: str = "") -> str:
-    """A value with its interval; where one side is open, the other one alone."""
+def bounded(found: Mapping[str, Any], of: str, format: str, sign: str = "") -> str:
+    """A value with its interval, `-4.0 [-5.9, -2.1]`, or `-4.0, too few (3)` where three games bear on it; where one
+    side is open, the bound alone."""
     value, low, high = (as_text(found[name], format, sign) for name in (of, "ci_low", "ci_high"))
     if found[of] is None or (found["ci_low"] is None and found["ci_high"] is None):
         return value if found[of] is None else f"{value}, {too_few(found['clusters'])}"

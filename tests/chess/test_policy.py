@@ -16,21 +16,13 @@ PADDED = (
 
 
 def test_padded_row_by_hand() -> None:
+    moves, evals = ("e2e4", "d2d4", "g1f3", "c2c4", "e2e3"), ("0.33", "0.3", "0.28", "0.24", "0.2")
     start = policy.completion_start(PADDED)
     assert start == 3 + 56
-    assert policy.parse(PADDED[start:]) == policy.PolicyOutput(
-        ("e2e4", "d2d4", "g1f3", "c2c4", "e2e3"), (0.33, 0.3, 0.28, 0.24, 0.2), "e2e4"
-    )
+    assert policy.parse(PADDED[start:]) == policy.PolicyOutput(moves, tuple(map(float, evals)), "e2e4")
     assert policy.parse_prompt(PADDED[:start]) == START
     assert policy.parse_prompt(PADDED[:93]) == START  # the prompt with its padding
-
-
-def test_writing_padded_rows_by_hand() -> None:
-    moves, evals = ["e2e4", "d2d4", "g1f3", "c2c4", "e2e3"], ["0.33", "0.3", "0.28", "0.24", "0.2"]
-    row = format_row(START, moves, evals, "e2e4", policy.PADDED)
-    assert row == f"P: {START:90}M: {' '.join(moves):30}E: {' '.join(evals):40}B: e2e4"
-    assert row[93:96] == "M: "
-    assert policy.parse(row[policy.completion_start(row) :]).evals[0] == 0.33
+    assert format_row(START, moves, evals, "e2e4", policy.PADDED) == PADDED
 
 
 @pytest.mark.parametrize(
