@@ -145,17 +145,16 @@ def _pairs(before: Sequence[Result], after: Sequence[Result]) -> Iterator[tuple[
                 raise ValueError(
                     f"the two results of '{now.name}' differ in {name} ({old} and {new}); measure with equal settings"
                 )
-        orders = [sorted(range(len(e.items)), key=lambda i, e=e: e.items[i].name) for e in (then, now)]
-        sides = [[e.items[i] for i in order] for e, order in zip((then, now), orders, strict=True)]
-        names = [[item.name for item in side] for side in sides]
-        if names[0] != names[1]:
+        names = [[item.name for item in each.items] for each in (then, now)]
+        if sorted(names[0]) != sorted(names[1]):
             missing, extra = len({*names[0]} - {*names[1]}), len({*names[1]} - {*names[0]})
             raise ValueError(
                 f"the two results of '{now.name}' are not of the same items ({missing} only before, {extra} only "
                 "after, or some more than once), so nothing can be paired; measure both on the same ones"
             )
-        place = dict(zip(orders[0], sides[1], strict=True))
-        yield then, replace(now, items=[place[number] for number in range(len(place))])
+        old, new = (sorted(range(len(each)), key=each.__getitem__) for each in names)
+        place = dict(zip(old, new, strict=True))
+        yield then, replace(now, items=[now.items[place[number]] for number in range(len(place))])
 
 
 def _paired_rows(
