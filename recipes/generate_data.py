@@ -16,100 +16,93 @@ if __name__ == "__main__":  # run as a file, it does not find `recipes` by itsel
 
     sys.path.insert(0, str(Path(__file__).parents[1]))
 
-import argparse
 import os
+import sys
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from recipes.making.generation import GameSettings, generate_positions
 from recipes.making.shipping import Sources, build_shipped, candidates, counts
 from rookworld_trl.chess.dataset import SPLITS, SplitName
-from rookworld_trl.settings.parser import bad_input
-from rookworld_trl.settings.terminal import add_options, progress_bar, shown
+from rookworld_trl.settings import parser
+from rookworld_trl.settings.parser import RecipeError, bad_input, check_options, option
+from rookworld_trl.settings.terminal import TerminalOptions, progress_bar, shown
 
 
-def positions(args: argparse.Namespace) -> dict[str, Any]:
-    """Write the missing shards; return how many positions they hold."""
-    settings = GameSettings(
-        seed=args.seed,
-        nodes=args.nodes,
-        games_per_shard=args.games_per_shard,
-        openings=args.openings,
-        check_share=args.check_share,
-        held_out=args.held_out,
-    )
-    shards = range(args.first_shard, args.first_shard + args.shards)
+@dataclass
+class Output:
+    """Where the files go, and how many processes make them."""
+
+    output: Path = field(metadata={"help": "Folder for the files."})
+    workers: int = option(os.cpu_count() or 1, "Processes.", least=1)
+
+    def __post_init__(self) -> None:
+        check_options(self)
+
+
+@dataclass
+class Shards(Output):
+    """Which files of positions are made."""
+
+    shards: int = option(160, "How many files.", least=1)
+    first_shard: int = option(0, "Number of the first one.", least=0)
+
+
+@dataclass
+class DataSet(Output):
+    """How the data set for GRPO and evaluation is made."""
+
+    seed: int = option(0, "Of what is drawn.")
+    nodes: int = option(100_000, "Engine nodes a position of dev and test, of all its moves together.", least=1)
+    train_nodes: int = option(20_000, "Engine nodes of a train position.", least=1)
+
+
+def positions(where: Shards, settings: GameSettings) -> dict[str, Any]:
+    """Make positions with the values of their best five moves, by self-play: write the missing shards."""
+    shards = range(where.first_shard, where.first_shard + where.shards)
     total = 0
-    with progress_bar("positions", args.shards, "shard") as bar:
-        for _, rows in generate_positions(args.output, shards, settings, args.workers):
+    with progress_bar("positions", where.shards, "shard") as bar:
+        for _, rows in generate_positions(where.output, shards, settings, where.workers):
             total += rows
             bar.update()
             bar.set_postfix(positions=total)
-    return {"output": str(args.output), "positions": total}
+    return {"output": str(where.output), "positions": total}
 
 
-def dataset(args: argparse.Namespace) -> dict[str, Any]:
-    """Write the three splits; return how many rows of each stratum they hold."""
-    nodes: dict[SplitName, int] = {"train": args.train_nodes, "dev": args.nodes, "test": args.nodes}
-    sources = Sources(args.positions, args.held_out, args.openings)
+def dataset(where: DataSet, sources: Sources) -> dict[str, Any]:
+    """Make the data set, every legal move valued: write the three splits; the rows of each stratum are told."""
+    nodes: dict[SplitName, int] = {"train": where.train_nodes, "dev": where.nodes, "test": where.nodes}
     with progress_bar("values", sum(sum(candidates(split).values()) for split in SPLITS), "position") as bar:
-        for valued in build_shipped(sources, args.output, args.seed, nodes, args.workers):
+        for valued in build_shipped(sources, where.output, where.seed, nodes, where.workers):
             bar.update(valued)
-    rows = {split: dict(sorted(strata.items())) for split, strata in counts(args.output).items()}
+    rows = {split: dict(sorted(strata.items())) for split, strata in counts(where.output).items()}
     for split, strata in rows.items():
         print(split, strata)
-    return {"output": str(args.output), "rows": rows}
+    return {"output": str(where.output), "rows": rows}
 
 
-# What each command takes, as argparse has it; what several take stands once.
-COMMON: dict[str, dict[str, Any]] = {
-    "output": {"type": Path, "required": True, "help": "Folder for the files."},
-    "seed": {"type": int, "default": 0},
-    "openings": {"help": "TSV of opening lines (lichess-org/chess-openings); default: random ones, or no such rows."},
-    "workers": {"type": int, "default": os.cpu_count()},
-}
-NODES = {"type": int, "help": "Engine nodes a position; of all its legal moves together."}
-POSITIONS: dict[str, dict[str, Any]] = {
-    "shards": {"type": int, "default": 160},
-    "first_shard": {"type": int, "default": 0},
-    "games_per_shard": {"type": int, "default": 20},
-    "nodes": NODES | {"default": 1000},
-    "check_share": {"type": float, "default": 0.0, "help": "Share of the moves that could give check which do."},
-    "held_out": {"action": "store_true", "help": "Games of which dev and test rows are made."},
-}
-DATASET: dict[str, dict[str, Any]] = {
-    "positions": {"type": Path, "required": True, "help": "Folder that `positions` wrote."},
-    "held_out": {"type": Path, "required": True, "help": "Folder that `positions --held_out` wrote."},
-    "nodes": NODES | {"default": 100_000},
-    "train_nodes": {"type": int, "default": 20_000, "help": "Engine nodes of a train position."},
-}
-COMMANDS: dict[Any, tuple[str, dict[str, dict[str, Any]]]] = {
-    positions: ("Make positions with the values of their best five moves, by self-play.", COMMON | POSITIONS),
-    dataset: ("Make the data set for GRPO and evaluation, every legal move valued.", COMMON | DATASET),
+COMMANDS: dict[str, tuple[Any, tuple[type, ...]]] = {
+    "positions": (positions, (Shards, GameSettings)),
+    "dataset": (dataset, (DataSet, Sources)),
 }
 
 
-def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(required=True)
-    for program, (about, options) in COMMANDS.items():
-        command = commands.add_parser(program.__name__, help=about)
-        command.set_defaults(run=program)
-        for key, option in options.items():
-            command.add_argument(f"--{key}", **option)
-        add_options(command)
-    args = parser.parse_args(arguments)
-    for name in ("shards", "games_per_shard", "nodes", "train_nodes", "workers"):
-        if (value := getattr(args, name, None)) is not None and value < 1:
-            parser.error(f"--{name} must be 1 or more; got {value}")
-    return args
+def parse(arguments: Sequence[str] | None = None) -> tuple[Any, ...]:
+    """The command's function, its two dataclasses, and what the terminal shows."""
+    name, *words = (sys.argv[1:] if arguments is None else arguments) or [""]
+    if name not in COMMANDS:
+        raise RecipeError(f"command line: '{name}' is no command; write `positions` or `dataset`, and --help behind it")
+    command, classes = COMMANDS[name]
+    return command, *parser.parse((*classes, TerminalOptions), words, __doc__)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    args = parse(arguments)
-    with bad_input(), shown(args) as result:
-        result |= args.run(args)
+    with bad_input():
+        command, where, of_what, options = parse(arguments)
+        with shown(options) as result:
+            result |= command(where, of_what)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from rookworld_trl.chess.dataset import SplitName, split_by_hash
 from rookworld_trl.chess.engine import Engine, MoveValue
 from rookworld_trl.chess.format import HISTORY_LENGTH
 from rookworld_trl.chess.policy import win_chance
+from rookworld_trl.settings.parser import check_options, option
 
 # Noise of a player: softmax temperature over win chances, and the share of moves played at random. Drawn for each side
 # of a game, so that the corpus holds sound games, sloppy ones, wild ones (promotions, lone kings, mates, stalemates),
@@ -46,14 +47,17 @@ POSITION_SCHEMA = pa.schema(
 class GameSettings:
     """What decides a game besides its number. Written beside the shards; a resumed run must match it."""
 
-    seed: int = 0
-    nodes: int = 1000
-    multipv: int = 5
-    max_plies: int = 180
-    games_per_shard: int = 20
-    openings: str | None = None
-    check_share: float = 0.0  # of the moves played where check can be given: one that gives it
-    held_out: bool = False  # games of dev and test alone: only their positions are written, without values
+    seed: int = option(0, "Of the games, one by one.")
+    nodes: int = option(1000, "Engine nodes a position, of all its moves together.", least=1)
+    multipv: int = option(5, "Moves of a position that are valued.", least=1)
+    max_plies: int = option(180, "Half-moves of a game, at most.", least=1)
+    games_per_shard: int = option(20, "Games of each file.", least=1)
+    openings: str | None = option(None, "TSV of opening lines (lichess-org/chess-openings); default: random ones.")
+    check_share: float = option(0.0, "Share of the moves that could give check which do.", least=0, most=1)
+    held_out: bool = option(False, "Games of dev and test alone: only their positions are written, without values.")
+
+    def __post_init__(self) -> None:
+        check_options(self)
 
 
 def read_lines(path: str | Path) -> list[tuple[str, ...]]:

@@ -5,7 +5,7 @@ import random
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from operator import itemgetter
 from pathlib import Path
@@ -32,6 +32,7 @@ from rookworld_trl.chess.dataset import (
 from rookworld_trl.chess.engine import Engine
 from rookworld_trl.chess.policy import win_chance
 from rookworld_trl.chess.strata import phase
+from rookworld_trl.settings.parser import option
 
 # What is on disk. Prompts, answers and legal moves follow from it by python-chess.
 COMPACT_SCHEMA = pa.schema(
@@ -70,9 +71,9 @@ def candidates(split: SplitName) -> dict[str, int]:
 class Sources:
     """What a data set is built from: folders that `positions` wrote, and a TSV of opening lines, if any."""
 
-    positions: Path
-    held_out: Path
-    openings: str | None = None
+    positions: Path = field(metadata={"help": "Folder that `positions` wrote."})
+    held_out: Path = field(metadata={"help": "Folder that `positions --held_out` wrote."})
+    openings: str | None = option(None, "TSV of opening lines (lichess-org/chess-openings); default: no such rows.")
 
 
 def game_names(folder: Path, held_out: bool) -> str:

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from bokeh.embed import components
 from bokeh.resources import Resources
@@ -18,41 +18,20 @@ from rookworld_trl.reports.run import GROUPED, HTML, Run, read_run
 
 _NOT_FACTS = ("metrics", "headline", "losses", "groups", "seconds")
 
-Cell = dict[str, Any]  # text, value to sort by, whether it is a loss or a gain
 
-
-class Boards(Protocol):
-    """What draws a run's held-out items, such as the module `rookworld_trl.chess.boards`."""
-
-    @property
-    def legend(self) -> Mapping[str, Any]:
-        """Size and colours, by the names that the template knows."""
-
-    def gallery(self, name: str, evaluations: Mapping[str, list[Mapping[str, Any]]]) -> Sequence[Any]:
-        """Cards of a run's items, from its evaluations by name."""
-
-    def shared_definitions(self) -> str:
-        """SVG that the cards refer to, once a page."""
-
-
-def write_report(folder: Path | str, output: Path | str | None = None, boards: Boards | None = None) -> Path:
+def write_report(folder: Path | str, output: Path | str | None = None, boards: Any = None) -> Path:
     """Write a run's report and return its path.
 
     Args:
         folder: the run's output folder.
         output: the file; None: `report.html` in the folder.
-        boards: draws the run's held-out items; None leaves them out.
+        boards: draws the run's held-out items, as the module `rookworld_trl.chess.boards` does by its `gallery`,
+            `legend` and `shared_definitions`; None leaves them out.
 
     Raises:
         RunError: the folder holds no readable run.
     """
-    path = Path(folder, HTML) if output is None else Path(output)
-    write_atomically(path, render(read_run(folder), boards))
-    return path
-
-
-def render(run: Run, boards: Boards | None = None) -> str:
-    """The page."""
+    run, path = read_run(folder), Path(folder, HTML) if output is None else Path(output)
     figures = training_figures(run)
     flat = [plot for plots in figures.values() for plot in plots]
     script, divs = components(flat) if flat else ("", ())
@@ -63,7 +42,7 @@ def render(run: Run, boards: Boards | None = None) -> str:
     )
     cards = list(boards.gallery(run.name, run.evaluations)) if boards else []
     metrics, groups = (run.summary.get(name, []) for name in ("metrics", "groups"))
-    return environment.get_template("report.html.jinja").render(
+    page = environment.get_template("report.html.jinja").render(
         title=run.name,
         run=_about(run),
         headlines=[_headline(row) for row in metrics if row["headline"]],
@@ -80,6 +59,8 @@ def render(run: Run, boards: Boards | None = None) -> str:
         script=Markup(script),
         markup=Markup,
     )
+    write_atomically(path, page)
+    return path
 
 
 def _about(run: Run) -> dict[str, Any]:
@@ -102,7 +83,10 @@ def _about(run: Run) -> dict[str, Any]:
         "name": run.name,
         "parts": parts,
         "seconds": {phase: f"{value / 60:.1f} min" for phase, value in seconds.items()},
-        "last": {name: _plain(value) for name, value in (run.steps[-1] if run.steps else {}).items()},
+        "last": {
+            name: f"{value:.5g}" if isinstance(value, float) else str(value)
+            for name, value in (run.steps[-1] if run.steps else {}).items()
+        },
         "facts": json.dumps(facts, indent=1, default=str) if facts else "",
     }
 
@@ -143,7 +127,7 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     lines = []
     for row in rows:
         head = _headline(row)
-        cells: list[Cell] = [
+        cells = [
             {"text": head[name], "value": "" if value is None else value, "kind": kind}
             for name, value, kind in (
                 ("before", row["before"], ""),
@@ -155,7 +139,3 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         label = f"{PREFIX.get(row['task'], '')} {row['label']}".strip()
         lines.append({**line, "label": label, "cells": cells, "trivial": head["trivial"]})
     return {"rows": lines, "grouped": any(line["group"] for line in lines)}
-
-
-def _plain(value: Any) -> str:
-    return f"{value:.5g}" if isinstance(value, float) else str(value)

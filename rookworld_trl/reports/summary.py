@@ -52,7 +52,7 @@ def write_for_people(
         step: what each of them is written under, by its name, such as `LastSteps.step`: one that fails is then
             reported by itself, and the others are still written.
         args: the trainer's, of which `SHOWN` goes into the summary, and with it `trained_on`, the reward that was.
-        boards: draws the report's items, as `document.Boards`.
+        boards: draws the report's items; see `document.write_report`.
         metrics: one row per task, mode and metric, with before, after, difference, interval and items; those marked
             `headline` stand first in the summary, under that name, and those marked `loss` behind them, as `losses`.
         seconds: wall time of each phase.

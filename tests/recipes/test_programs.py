@@ -19,8 +19,8 @@ BAD: dict[Callable[[list[str]], None], dict[str, str]] = {  # what is typed, and
     generate_data.main: {
         "dataset --positions nowhere --held_out there --output x": "nowhere holds no positions-",
         f"{POSITIONS} --shards 1 --workers 1": "engine '/no/engine' was not found",
-        **{f"{POSITIONS} --{name} 0": f"--{name} must be 1 or more; got 0" for name in ("shards", "workers", "nodes")},
-        f"{POSITIONS} --games_per_shard -1": "--games_per_shard must be 1 or more; got -1",
+        "mates --output out": "'mates' is no command; write `positions` or `dataset`",
+        **{f"{POSITIONS} --{n} 0": f"`{n}` is 0: it must be a.* of at least 1" for n in ("shards", "workers", "nodes")},
     },
     evaluate.main: {
         f"--model nowhere {EVALUATE}": "nowhere",
