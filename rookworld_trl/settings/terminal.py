@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, redirect_stdout
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,12 +27,6 @@ class TerminalOptions:
 
     quiet: bool = option(False, "Show no bars, lines or tables; warnings and errors still come.")
     json: bool = option(False, "Print the result as one line of JSON on stdout, and what is for people on stderr.")
-
-
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """The options of a program without a recipe: `--quiet` and `--json`, as `shown` takes them."""
-    for field in fields(TerminalOptions):
-        parser.add_argument(f"--{field.name}", action="store_true", help=field.metadata["help"])
 
 
 def progress_bar(title: str, total: int | None, unit: str, initial: int = 0, delay: float = 0.0) -> tqdm:
