@@ -1,9 +1,12 @@
 """Small files that a killed process or a full disk leaves whole, and what is said where a disk is full."""
 
+import json
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 
@@ -47,6 +50,26 @@ def append_line(path: Path, line: str) -> None:
         except OSError:
             file.truncate(size)
             raise
+
+
+def read_rows(path: Path) -> tuple[list[dict[str, Any]], list[int]]:
+    """The rows of a log, objects with a number `step`, and which of its lines (from 1) are none; none without a file.
+
+    The last line may be torn, of a run that was killed or goes on: it is passed over.
+    """
+    lines = path.read_bytes().splitlines() if path.exists() else []
+    rows, damaged = [], []
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+            whole = type(row["step"]) in (int, float) and math.isfinite(row["step"])
+        except (ValueError, TypeError, KeyError):
+            whole = False
+        if whole:
+            rows.append(row)
+        elif line.strip() and number < len(lines):
+            damaged.append(number)
+    return rows, damaged
 
 
 class DiskError(RuntimeError):

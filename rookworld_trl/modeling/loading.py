@@ -131,8 +131,14 @@ def load_model(path: str | Path, *, vocab_size: int | None = None) -> GPT2LMHead
     config = _read_config(folder)
     if vocab_size is not None and config.vocab_size == _padded(vocab_size):
         config.vocab_size = vocab_size
+    try:
+        stored = load_file(folder / WEIGHTS)  # no pickles: that format can carry code
+    except FileNotFoundError:
+        raise LoadingError(f"{folder} has no {WEIGHTS}: save the model with save_pretrained()") from None
+    except (SafetensorError, OSError) as error:
+        raise LoadingError(f"{folder / WEIGHTS} is damaged or truncated ({error}): download it again") from error
     state: dict[str, Tensor] = {}
-    for name, tensor in _read_weights(folder / WEIGHTS).items():
+    for name, tensor in stored.items():
         if name.endswith(("wte.weight", "lm_head.weight")) and tensor.shape[0] == _padded(config.vocab_size):
             tensor = tensor[: config.vocab_size]
         if not name.endswith((".attn.bias", ".attn.masked_bias")):
@@ -211,7 +217,12 @@ def _padded(vocab_size: int) -> int:
 
 def _read_config(folder: Path) -> GPT2Config:
     file = folder / "config.json"
-    fields = _read_json(file)
+    try:
+        fields = json.loads(file.read_text())
+    except FileNotFoundError:
+        raise LoadingError(f"{file} does not exist: give the folder of a saved model") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise LoadingError(f"{file} is not valid JSON ({error}): download it again") from error
     if fields.get("model_type") != "gpt2":
         raise LoadingError(f"{file}: model_type is {fields.get('model_type')!r}, only 'gpt2' can be loaded")
     fields |= {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
@@ -222,22 +233,3 @@ def _read_config(folder: Path) -> GPT2Config:
         raise LoadingError(f"{file}: {error}") from error
     config.name_or_path = str(folder)  # TRL reads the reference model from here
     return config
-
-
-def _read_json(file: Path) -> dict:
-    try:
-        return json.loads(file.read_text())
-    except FileNotFoundError:
-        raise LoadingError(f"{file} does not exist: give the folder of a saved model") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise LoadingError(f"{file} is not valid JSON ({error}): download it again") from error
-
-
-def _read_weights(file: Path) -> dict[str, Tensor]:
-    """No pickles: that format can carry code."""
-    try:
-        return load_file(file)
-    except FileNotFoundError:
-        raise LoadingError(f"{file.parent} has no {WEIGHTS}: save the model with save_pretrained()") from None
-    except (SafetensorError, OSError) as error:
-        raise LoadingError(f"{file} is damaged or truncated ({error}): download it again") from error

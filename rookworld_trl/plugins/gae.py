@@ -43,15 +43,6 @@ def gae(
     return advantages, (advantages + values) * mask
 
 
-def at_last_token(rewards: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Place one reward per completion (B,) at its last token (B, C); a completion without tokens gets none."""
-    last = mask.sum(dim=1).long() - 1
-    placed = torch.zeros(mask.shape, dtype=rewards.dtype, device=rewards.device)
-    rows = torch.nonzero(last >= 0)[:, 0]
-    placed[rows, last[rows]] = rewards[rows]
-    return placed
-
-
 class ValueHead:
     """V(s): LayerNorm, one hidden tanh layer, and an output that starts at 0.
 
@@ -182,8 +173,11 @@ class GAE(Plugin):
         states = trainer.scorer.hidden_states(trainer.model, batch)  # (B, C, width), before each completion token
         # A row without a reward gets advantage 0 and teaches the head nothing.
         mask = batch["completion_mask"] * (~self.rewards.isnan())[:, None]
-        placed, values = at_last_token(self.rewards.nan_to_num(), mask), self.head.values(states)
-        advantages, returns = gae(placed, values, mask, self.gae_gamma, self.gae_lambda)
+        last = mask.sum(dim=1).long() - 1
+        counted = torch.nonzero(last >= 0)[:, 0]
+        placed = torch.zeros_like(mask, dtype=self.rewards.dtype)
+        placed[counted, last[counted]] = self.rewards[counted]
+        advantages, returns = gae(placed, self.head.values(states), mask, self.gae_gamma, self.gae_lambda)
         trainer.record("value/error", self.head.fit(states, returns, mask, trainer.accelerator))
         if trainer.args.scale_rewards == "batch":
             # By the root mean square over all processes' tokens; nothing is subtracted, so a positive one stays that.

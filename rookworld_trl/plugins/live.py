@@ -1,7 +1,6 @@
 """While a run goes on: a progress bar, one readable line per logged step, and every number in `metrics.jsonl`."""
 
 import json
-import math
 import os
 import shutil
 import time
@@ -14,7 +13,7 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.utils import logging
 
-from rookworld_trl.files import append_line, write_atomically
+from rookworld_trl.files import append_line, read_rows, write_atomically
 from rookworld_trl.settings.terminal import progress_bar
 
 logger = logging.get_logger(__name__)
@@ -61,28 +60,6 @@ def live_line(step: int, steps: int, logs: Mapping[str, Any], columns: Columns =
     return "  ".join([f"step {step:>{len(str(steps))}}/{steps}", *cells])
 
 
-def rows_until(file: Path, step: int) -> list[dict[str, Any]]:
-    """The rows of a `metrics.jsonl` up to `step`; a run killed later has written more, the last one perhaps in part.
-
-    Other damaged lines are left out too, and counted in a warning: no line of a log decides whether a run can go on.
-    """
-    rows, damaged = [], 0
-    lines = file.read_bytes().splitlines() if file.exists() else []
-    for number, line in enumerate(lines, start=1):
-        try:
-            row = json.loads(line)
-            whole = type(row["step"]) in (int, float) and math.isfinite(row["step"])
-        except (ValueError, TypeError, KeyError):
-            whole = False
-        if not whole:
-            damaged += number < len(lines)
-        elif row["step"] <= step:
-            rows.append(row)
-    if damaged:
-        logger.warning(f"{file}: {damaged} damaged line{'s are' if damaged > 1 else ' is'} left out")
-    return rows
-
-
 class LiveReport(TrainerCallback):
     """Bar, lines and `metrics.jsonl` (one JSON object per logged step, with `step` and `seconds` since the start).
 
@@ -100,7 +77,10 @@ class LiveReport(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.started = time.perf_counter()
         if state.is_world_process_zero:  # whose clock decides
-            rows = rows_until(self.file, state.global_step)
+            known, damaged = read_rows(self.file)  # no line of a log decides whether a run can go on
+            if damaged:
+                logger.warning(f"{self.file}: lines {damaged} are damaged and left out")
+            rows = [row for row in known if row["step"] <= state.global_step]  # a run killed later has written more
             self.started -= max(
                 (row["seconds"] for row in rows if type(row.get("seconds")) in (int, float)), default=0.0
             )

@@ -25,7 +25,7 @@ from rookworld_trl.checkpointing.store import Remembers
 from rookworld_trl.modeling.completions import target_logps
 from rookworld_trl.settings.parser import option
 from rookworld_trl.training.plugin import Plugin, Row
-from rookworld_trl.training.sampler import Samples
+from rookworld_trl.training.sampler import TASK_COLUMN, Samples, task_of
 from rookworld_trl.training.trainer import informative_groups
 
 DECAY = 0.5  # share of the old average kept at a new observation
@@ -40,9 +40,9 @@ def prompt_key(prompt: str) -> str:
     return hashlib.blake2b(prompt.encode(), digest_size=8).hexdigest()
 
 
-def part_of(row: Mapping[str, Any], task_column: str) -> str:
+def part_of(row: Mapping[str, Any]) -> str:
     """What a row may give way to another of: its task and, where a data set names one in `PART_COLUMN`, its part."""
-    return "/".join(str(row[column]) for column in (task_column, PART_COLUMN) if column in row)
+    return "/".join(str(row[column]) for column in (TASK_COLUMN, PART_COLUMN) if column in row)
 
 
 def informative_chance(pass_rate: float, samples: int) -> float:
@@ -119,18 +119,14 @@ class PromptMiner(Remembers):
         """Replace the pass rate of a row's prompt by its exact one."""
         self.pass_rates[self.keys[row]] = pass_rate
 
-    def _chance(self, key: str, task: str) -> float:
-        """Probability that a group of this prompt will be informative."""
-        if key not in self.pass_rates:
-            return self.priors.get(task, 1.0)
-        hits, trials = self.graded.get(task, (1.0, 1.0))
-        mixed = informative_chance(self.pass_rates[key], self.samples)
-        return mixed + (1 - mixed) * self.shares.get(key, hits / trials)
-
     def weight(self, row: int, task: str) -> float:
-        """How much a row is worth trying: its chance to be informative."""
-        # Never nothing: the policy changes, and what is known of a prompt gets old.
-        return max(self._chance(self.keys[row], task), 1e-6)
+        """How much a row is worth trying: the chance that its group is informative."""
+        key, chance = self.keys[row], self.priors.get(task, 1.0)
+        if key in self.pass_rates:
+            hits, trials = self.graded.get(task, (1.0, 1.0))
+            mixed = informative_chance(self.pass_rates[key], self.samples)
+            chance = mixed + (1 - mixed) * self.shares.get(key, hits / trials)
+        return max(chance, 1e-6)  # never nothing: the policy changes, and what is known of a prompt gets old
 
     def split(self, tasks: Sequence[str]) -> list[int]:
         """Which of the groups with these tasks may be mined: all but each task's ordinary share (rounded)."""
@@ -215,16 +211,11 @@ class Mining(Plugin):
                 "`mining` is True: it samples different numbers of rows on each process, which sharded weights cannot. "
                 "Set `mining` to False"
             )
-        prompts, column = list(self.dataset["prompt"]), self.args.task_column
-        named = [name for name in (column, PART_COLUMN) if name in self.dataset.column_names]
-        parts = [part_of(row, column) for row in self.dataset.select_columns(named)] or [""] * len(prompts)
-        self.miner = PromptMiner(
-            prompts,
-            parts,
-            samples=self.samples,
-            ordinary=self.mining_ordinary,
-            seed=self.args.seed,
-        )
+        prompts = list(self.dataset["prompt"])
+        named = [name for name in (TASK_COLUMN, PART_COLUMN) if name in self.dataset.column_names]
+        parts = [part_of(row) for row in self.dataset.select_columns(named)] or [""] * len(prompts)
+        options = {"samples": self.samples, "seed": self.args.seed}
+        self.miner = PromptMiner(prompts, parts, ordinary=self.mining_ordinary, **options)
 
     def state_dict(self) -> dict[str, Any]:
         return self.miner.state_dict()
@@ -271,7 +262,7 @@ class Mining(Plugin):
 
     def _groups(self, rows: Sequence[Row]) -> tuple[list[str], list[str]]:
         """Prompt and task (with its part) of every group of the global batch."""
-        everyones = ranks.everyones([(row["prompt"], part_of(row, self.args.task_column)) for row in rows])
+        everyones = ranks.everyones([(row["prompt"], part_of(row)) for row in rows])
         prompts, tasks = zip(*everyones[:: self.samples], strict=True)
         return list(prompts), list(tasks)
 
@@ -305,7 +296,7 @@ class Mining(Plugin):
             wanted = CANDIDATES * len(mine) - len(own)
             candidates = [*own, *miner.draw(task, wanted, present)]
             contents = [self.dataset[row] for row in candidates]
-            if contents and contents[0].get(self.args.task_column) == self.args.target_task:
+            if contents and task_of(contents[0]) == self.args.target_task:
                 self.measure_pass_rates(candidates, contents)
             picked = miner.pick(candidates, [miner.weight(row, task) for row in candidates], len(mine))
             present |= {miner.keys[row] for row in picked}

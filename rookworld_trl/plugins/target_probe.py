@@ -8,13 +8,14 @@ from torch import nn
 from rookworld_trl.modeling.completions import target_logps
 from rookworld_trl.settings.parser import option
 from rookworld_trl.training.plugin import Plugin
+from rookworld_trl.training.sampler import TARGET_COLUMN
 
 
 @dataclass
 class TargetProbe(Plugin):
     """Follows the truth's log-prob on rows spread evenly over the data: its gain over the run's start, in nats.
 
-    Rows longer than the model's context are left out; there are none without the column `target_column`, or from a
+    Rows longer than the model's context are left out; there are none without the column `target`, or from a
     stream. Prompt and completion are tokenised apart, as sampling meets them.
 
     Attributes:
@@ -35,17 +36,17 @@ class TargetProbe(Plugin):
 
     def attach(self, trainer: Any) -> None:
         self.trainer = trainer
-        dataset, column, tokenizer = trainer.train_dataset, trainer.args.target_column, trainer.processing_class
-        known = column in (getattr(dataset, "column_names", None) or []) and hasattr(dataset, "__len__")
+        dataset, tokenizer = trainer.train_dataset, trainer.processing_class
+        known = TARGET_COLUMN in (getattr(dataset, "column_names", None) or []) and hasattr(dataset, "__len__")
         count = min(self.target_rows, len(dataset)) if known else 0
         picked = [dataset[i * len(dataset) // count] for i in range(count)]
         pairs = [
             (
                 tokenizer(text=row["prompt"])["input_ids"],
-                [*tokenizer(text=row[column], add_special_tokens=False)["input_ids"], tokenizer.eos_token_id],
+                [*tokenizer(text=row[TARGET_COLUMN], add_special_tokens=False)["input_ids"], tokenizer.eos_token_id],
             )
             for row in picked
-            if isinstance(row["prompt"], str) and row[column]
+            if isinstance(row["prompt"], str) and row[TARGET_COLUMN]
         ]
         context = getattr(trainer.model.config, "max_position_embeddings", None) or float("inf")
         self.pairs = [pair for pair in pairs if sum(map(len, pair)) <= context]

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rookworld_trl.files import read_rows
 from rookworld_trl.measuring import read_results
 
 HTML, SUMMARY = "report.html", "summary.json"
@@ -72,16 +73,9 @@ def read_run(folder: Path | str) -> Run:
 
 
 def _read_lines(path: Path) -> list[dict[str, Any]]:
-    """The rows of a log; none where there is no file. Of a run that was killed, the last line may be torn."""
-    lines = path.read_bytes().splitlines() if path.exists() else []
-    rows = []
-    for number, line in enumerate(filter(bytes.strip, lines), start=1):
-        try:
-            row = json.loads(line)
-            rows.append({**row, "step": +row["step"]})
-        except (ValueError, TypeError, KeyError) as error:
-            if number < len(lines):
-                raise RunError(f"{path}, line {number} is no object with a number `step`; fix or remove it") from error
+    rows, damaged = read_rows(path)
+    if damaged:
+        raise RunError(f"{path}, line {damaged[0]} is no object with a number `step`; fix or remove it")
     return rows
 
 

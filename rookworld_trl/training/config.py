@@ -99,17 +99,16 @@ class RookWorldGRPOConfig(GRPOConfig):
         "trainer's `find_points` knows (docs/exact-gradient.md). `mixed`: and the rest is sampled.",
     )
 
-    # Sampling by task. Rows name their task in `task_column`.
+    # Sampling by task, which rows name in the column `task`; averages are kept for each.
     task_sampling: dict[str, Any] | str | None = option(
         None,
         "Settings of single tasks in place of `temperature` and `max_completion_length`, for example {environment: "
         "{temperature: 0.7, max_completion_length: 80}}. The loss scores each row at its temperature.",
     )
     target_task: str = option(
-        "environment", "Task whose prompts have one right completion, the text in `target_column`."
-    )
-    draft_rollouts: bool = option(
-        True, "Native rollouts of `target_task` draft the right completion: the same samples in fewer passes."
+        "environment",
+        "Task whose prompts have one right completion, the text in the column `target`. Native rollouts draft it: the "
+        "same samples in fewer passes.",
     )
 
     # Adapters (LoRA, arXiv 2106.09685, by peft): the base stays frozen and is the reference.
@@ -120,7 +119,6 @@ class RookWorldGRPOConfig(GRPOConfig):
         None, "Names of the layers that get adapters; default: every linear layer."
     )
 
-    task_column: str = option("task", "Column that names a row's task; averages are kept for each of its values.")
     # Recovery from NaN and Inf, and rewards that are none; see `rookworld_trl.training.recovery`.
     recovery: bool = option(True, "Skip steps with NaN or Inf, go back to the last good state and go on.")
     recovery_max_attempts: int = option(3, "Faults in a row that are recovered from; the next ends the run.", least=0)
@@ -128,8 +126,6 @@ class RookWorldGRPOConfig(GRPOConfig):
         5, "Optimizer steps between copies of the state (two are held in memory).", least=1
     )
     reward_limit: float = option(1e4, "Rewards beyond +-reward_limit are cut to it; NaN and Inf are left out.", above=0)
-
-    target_column: str = option("target", "Column that holds the right completion's text.")
 
     # Checkpoints and restarts; see `rookworld_trl.checkpointing.store` and `resume`.
     auto_resume: bool = option(
@@ -161,11 +157,6 @@ class RookWorldGRPOConfig(GRPOConfig):
     # Devices; see `rookworld_trl.training.placement`.
     ref_device: str = option(
         "auto", "The reference's device: auto (a second GPU of this process, if any), cpu, cuda:1, ..."
-    )
-    attn_implementation: Literal["sdpa", "eager", "flash_attention_2", "flash_attention_3"] = option(
-        "sdpa",
-        "Attention of transformers' forward pass, by which models train that do not share prefixes: sdpa, eager, "
-        "flash_attention_2. Shared prefixes have attention of their own, which is fused where that pays.",
     )
 
     def __post_init__(self) -> None:

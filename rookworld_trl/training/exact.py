@@ -48,6 +48,7 @@ from rookworld_trl.modeling.gpt2 import GPT2
 from rookworld_trl.training.config import RookWorldGRPOConfig
 from rookworld_trl.training.gates import GateResult, enforce
 from rookworld_trl.training.loss import Scored
+from rookworld_trl.training.sampler import task_of
 from rookworld_trl.training.scoring import Scorer
 
 logger = logging.get_logger(__name__)
@@ -383,14 +384,11 @@ class ExactObjective:
         batch["points"] = points_of_batch(self.find, rows, completions, rewards, samples, sample_rest)
         lost = self._lost(rows, completions, batch["points"])
         by_samples = []
-        for task, point in zip(self._tasks(rows), batch["points"], strict=True):
+        for task, point in zip(map(task_of, rows), batch["points"], strict=True):
             if task in lost:
                 point["determined"] = []
             by_samples.append(task not in lost and not point["decisions"])
         batch["by_samples"] = torch.tensor(by_samples, device=ids.device)
-
-    def _tasks(self, rows: Sequence[dict[str, Any]]) -> list[str]:
-        return [str(row.get(self.args.task_column, "")) for row in rows]
 
     def _lost(
         self, rows: Sequence[dict[str, Any]], completions: Sequence[list[int]], points: Sequence[dict[str, Any]]
@@ -400,14 +398,15 @@ class ExactObjective:
         A completion that is masked has no part, here neither.
         """
         flags = [(bool(each["decisions"]), bool(each["determined"])) for each in points]
-        known = zip(self._tasks(rows), flags, completions, strict=True)
+        tasks = [task_of(row) for row in rows]
+        known = zip(tasks, flags, completions, strict=True)
         everyone = ranks.everyones([(task, flag) for task, flag, completion in known if completion])
         lost = {}
         for task in sorted({task for task, known in everyone if any(known)}):
             decided = [decision for each, (decision, _) in everyone if each == task]
             self.record(f"exact/decided/{task}", sum(decided) / len(decided))
             if not any(decided):
-                here = zip(self._tasks(rows), completions, points, strict=True)
+                here = zip(tasks, completions, points, strict=True)
                 mine = [(ids, each["determined"]) for name, ids, each in here if name == task and each["determined"]]
                 examples = []  # what a completion says, and what it should have said
                 for ids, determined in mine[:1]:

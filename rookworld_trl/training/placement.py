@@ -1,4 +1,4 @@
-"""What the launcher and the fields ask of devices, where the frozen reference sits, by which kernels models attend.
+"""What the launcher and the fields ask of devices, and where the frozen reference sits.
 
 One process may see several GPUs. transformers would then wrap the policy in `nn.DataParallel`, which copies it at every
 forward pass; here the policy keeps one device and a second one takes the reference, so that neither pays for the other.
@@ -15,22 +15,6 @@ from rookworld_trl.memory import keep_freed_memory
 from rookworld_trl.settings.parser import require
 
 LAUNCHED_PRECISION = "ACCELERATE_MIXED_PRECISION"  # set by every kind of `accelerate launch`
-
-
-def set_attention(model: Any, name: str) -> None:
-    """Give a model another attention.
-
-    Raises:
-        ValueError: its kernels are not installed, or the model has no such attention (Gemma 2 has no `sdpa`).
-    """
-    own = model.config._attn_implementation
-    try:
-        model.set_attn_implementation(name)
-    except (ImportError, ValueError) as error:
-        remedy = "Install it (flash_attention_2: `pip install flash-attn`) or leave `attn_implementation` out"
-        if isinstance(error, ValueError):
-            remedy = f"Set it to {own}"
-        raise ValueError(f"`attn_implementation` is {name!r}: {str(error).splitlines()[0]} {remedy}") from error
 
 
 def reference_device(wanted: str, home: torch.device, processes: int, gpus: int, fixed: bool) -> torch.device | None:
@@ -60,12 +44,12 @@ def reference_device(wanted: str, home: torch.device, processes: int, gpus: int,
     return device
 
 
-def arrange(config: GRPOConfig, accelerator: Any, policy: Any, reference: Any, sharded: bool) -> torch.device | None:
-    """Set the attention kernel of both models, and move the reference to where `ref_device` says.
+def arrange(config: GRPOConfig, accelerator: Any, reference: Any, sharded: bool) -> torch.device | None:
+    """Move the reference to where `ref_device` says.
 
     Args:
         reference: None with adapters or without KL.
-        sharded: both are in shards, by DeepSpeed or FSDP.
+        sharded: both models are in shards, by DeepSpeed or FSDP.
 
     Returns:
         The reference's device; None: beside the policy.
@@ -78,11 +62,6 @@ def arrange(config: GRPOConfig, accelerator: Any, policy: Any, reference: Any, s
         # Numbers in the code become constants: with `dynamic` they are inputs, which dynamo (PyTorch 2.13) cannot hand
         # into a second checkpointed block; it stops at GELU's `math.pi` with an AssertionError.
         torch._dynamo.config.specialize_float = True
-    for model in (policy, reference):
-        # Unwrapped: the `config` of DeepSpeed's engine is its own.
-        plain = None if model is None else accelerator.unwrap_model(model)
-        if plain is not None and config.attn_implementation != plain.config._attn_implementation:
-            set_attention(plain, config.attn_implementation)
     if sharded or reference is None:
         require(
             config.ref_device == "auto",

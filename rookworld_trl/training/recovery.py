@@ -106,14 +106,6 @@ class Snapshots:
         self._candidate = None
 
 
-def load_optimizer(optimizer: Any, state: Mapping[str, Any]) -> None:
-    """`optimizer.load_state_dict` that leaves `state` alone and the learning rates in force."""
-    rates = [group["lr"] for group in optimizer.param_groups]
-    optimizer.load_state_dict(copy_tree(state))  # it keeps tensors that are on the right device, so it gets its own
-    for group, rate in zip(optimizer.param_groups, rates, strict=True):
-        group["lr"] = rate
-
-
 class Guard(Remembers, TrainerCallback):
     """Gets over faults that pass, and ends training with `Diverged` when they do not.
 
@@ -328,7 +320,11 @@ class Guard(Remembers, TrainerCallback):
         good = self._snapshots.good
         for name, tensor in self._trained().items():
             tensor.copy_(good["weights"][name])
-        load_optimizer(self.trainer.optimizer, good["optimizer"])
+        optimizer = self.trainer.optimizer
+        rates = [group["lr"] for group in optimizer.param_groups]  # those in force stay
+        optimizer.load_state_dict(copy_tree(good["optimizer"]))  # it keeps tensors, so it gets its own
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
         for name, control in self.controls.items():
             control.load_state_dict(copy_tree(good["controls"][name]))
         self._snapshots.drop()

@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,7 +18,13 @@ from rookworld_trl.modeling.rollout import rollout
 
 logger = logging.get_logger(__name__)
 
-TEMPERATURE_COLUMN = "temperature"  # of a row's samples, in place of the configuration's; may be missing
+# Columns of a row, each of which may be missing: its task, its one right completion, and the temperature of its samples
+# in place of the configuration's.
+TASK_COLUMN, TARGET_COLUMN, TEMPERATURE_COLUMN = "task", "target", "temperature"
+
+
+def task_of(row: Mapping[str, Any]) -> str:
+    return str(row.get(TASK_COLUMN, ""))
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,17 +138,17 @@ class Sampler:
     def request(self, row: dict[str, Any]) -> Request:
         """Settings of a row's task laid over the defaults, and its draft where its completion is known."""
         args = self.args
-        task = str(row.get(args.task_column, ""))
+        task = task_of(row)
         own = dict(args.task_sampling or {}).get(task, {})
         draft = None
-        if self.backend == "native" and args.draft_rollouts and task == args.target_task:
+        if self.backend == "native" and task == args.target_task:
             draft = self.target_ids(row)
         temperature = float(own.get("temperature", row.get(TEMPERATURE_COLUMN, args.temperature)))
         return Request(temperature, own.get("max_completion_length", args.max_completion_length), draft)
 
     def target_ids(self, row: dict[str, Any]) -> tuple[int, ...] | None:
         """Token ids of the row's one right completion, its end token included; None where the data has none."""
-        target = row.get(self.args.target_column)
+        target = row.get(TARGET_COLUMN)
         if not target:
             return None
         return (*self.tokenizer(text=target, add_special_tokens=False)["input_ids"], self.eos_token_ids[0])

@@ -38,9 +38,6 @@ class Scorer:
 
     Attributes:
         shared: each distinct prefix of a batch is computed once.
-
-    Raises:
-        ValueError: flash attention, where prefixes are shared and it would do nothing.
     """
 
     def __init__(
@@ -55,11 +52,6 @@ class Scorer:
         self.args, self.accelerator, self.stock = args, accelerator, stock
         self.reference, self.device = reference, device
         self.shared = can_share(policy, args, accelerator)
-        if self.shared and args.attn_implementation.startswith("flash"):
-            raise ValueError(
-                f"`attn_implementation` is {args.attn_implementation}: shared prefixes have attention of their own, so "
-                "it would reach the gates alone. Leave it out, or set `share_prefixes` to false"
-            )
         self.blocks = compile_blocks(accelerator.state.dynamo_plugin.to_kwargs()) if args.torch_compile else EAGER
         self._weights: dict[nn.Module, GPT2] = {}  # of policy and reference, once they have been asked for
 
@@ -188,7 +180,8 @@ def score(
 
 
 def regroup(batches: list[Batch], args: RookWorldGRPOConfig) -> list[Batch]:
-    """Micro-batches of one generation batch, with the rows of each optimizer step ordered by prompt.
+    """Micro-batches of one generation batch (dicts of per-row tensors or lists, scalars and None), with the rows of
+    each optimizer step ordered by prompt.
 
     Groups keep the order in which they first appear. The loss of an optimizer step is the same sum over the same rows;
     where it is not a sum over rows (a mean over the tokens of each micro-batch, a quantile), nothing is moved.
@@ -198,13 +191,9 @@ def regroup(batches: list[Batch], args: RookWorldGRPOConfig) -> list[Batch]:
     count, accumulated = len(batches), args.gradient_accumulation_steps
     if accumulated % count and count % accumulated:
         return batches  # optimizer steps begin anywhere in a generation batch
-    window = min(count, accumulated)
-    parts = [batches[start : start + window] for start in range(0, count, window)]
-    return list(chain.from_iterable(map(_by_prompt, parts)))
-
-
-def _by_prompt(batches: list[Batch]) -> list[Batch]:
-    """The rows of micro-batches (dicts of per-row tensors or lists, scalars and None) ordered by prompt."""
+    if accumulated < count:
+        steps = [batches[start : start + accumulated] for start in range(0, count, accumulated)]
+        return [batch for step in steps for batch in regroup(step, args)]
     prompts = [
         tuple(row)
         for batch in batches

@@ -32,7 +32,7 @@ from rookworld_trl.training.preparation import (
     weights_on_disk,
 )
 from rookworld_trl.training.recovery import NO_REWARDS, Diverged, Guard
-from rookworld_trl.training.sampler import Sampler, Samples
+from rookworld_trl.training.sampler import Sampler, Samples, task_of
 from rookworld_trl.training.scoring import Scorer
 
 logger = logging.get_logger(__name__)
@@ -99,7 +99,7 @@ class RookWorldGRPOTrainer(DurableGRPOTrainer):
         args, accelerator, policy, tokenizer = self.args, self.accelerator, self.model, self.processing_class
         generation_config = getattr(self, "generation_config", None)  # vLLM has its own
         self.sampler = Sampler(args, accelerator, policy, tokenizer, self.eos_token_ids, generation_config)
-        ref_device = placement.arrange(args, accelerator, policy, self.ref_model, self.sharded)
+        ref_device = placement.arrange(args, accelerator, self.ref_model, self.sharded)
         stock = super()._get_per_token_logps_and_entropies
         self.scorer = Scorer(args, accelerator, policy, self.ref_model, ref_device, stock)
         self.exact: ExactObjective | None = None
@@ -155,7 +155,7 @@ class RookWorldGRPOTrainer(DurableGRPOTrainer):
         return slice(start, start + len(rows))
 
     def tasks(self, rows: list[Row]) -> list[str]:
-        return [str(row.get(self.args.task_column, "")) for row in rows]
+        return [task_of(row) for row in rows]
 
     def record(self, name: str, value: float) -> None:
         """Log a number of the training step."""

@@ -104,6 +104,6 @@ def test_a_damaged_line_costs_that_line_and_not_the_run(tmp_path, state, line, c
     report = LiveReport(tmp_path)
     report.on_train_begin(None, state, None)
     assert [json.loads(row)["step"] for row in file.read_text().splitlines()] == [1, 2]
-    assert f"{file}: 1 damaged line is left out" in caplog.text
+    assert f"{file}: lines [2] are damaged and left out" in caplog.text
     report.on_log(None, state, None, logs=LOGS)
     assert json.loads(file.read_text().splitlines()[-1])["seconds"] >= 50, "the last time that can be read counts"

@@ -164,7 +164,6 @@ BAD = [
     ({"eval_batch_size": 0}, "`eval_batch_size` is 0: nothing would be measured"),
     ({"max_train_minutes": -1}, "`max_train_minutes` is -1.0: it must be above 0"),
     ({"task_sampling": "{go: {temperature: 0.5}}"}, "`task_sampling`: there is no task go. Choose from policy"),
-    ({"attn_implementation": "flash_attention_2"}, "`attn_implementation` is 'flash_attention_2': "),
     ({"engine_nodes": 0, "best_move": "engine"}, "`engine_nodes` is 0: nothing would be read"),
     ({"config": "nowhere.yaml"}, "nowhere.yaml: cannot be read"),
     (WATCHING | {"metric_for_best_model": "policy/skil"}, "no such metric is measured. Choose one of reward, policy/"),

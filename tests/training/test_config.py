@@ -94,7 +94,7 @@ BAD_VALUES: list[tuple[str, Any]] = [
         (name, 0)
         for name in ("temperature", "lora_r", "kl_interval", "recovery_snapshot_steps", "beta_min", "beta_max")
     ],
-    *[(name, "nonsense") for name in ("objective", "kl_estimator", "rollout_backend", "attn_implementation")],
+    *[(name, "nonsense") for name in ("objective", "kl_estimator", "rollout_backend")],
     *[("top_p", 0.9), ("top_k", 5), ("min_p", 0.1), ("repetition_penalty", 1.1), ("kl_factor", 1.0)],
     *[("save_only_model", True), ("save_strategy", "best"), ("max_steps", 0)],
     *[("hub_strategy", "every_save"), ("importance_sampling_level", "sentence"), ("scale_rewards", "task")],

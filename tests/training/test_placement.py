@@ -13,7 +13,6 @@ import torch
 from accelerate.utils import DynamoBackend, TorchDynamoPlugin
 from torch import nn
 from torch.overrides import TorchFunctionMode
-from transformers import Gemma2Config, Gemma2ForCausalLM
 
 from rookworld_trl.modeling.gpt2 import EAGER, next_multiple
 from rookworld_trl.training import RookWorldGRPOConfig, RookWorldGRPOTrainer, placement
@@ -303,18 +302,3 @@ def test_memory_once_freed_is_used_again() -> None:
     kept, fresh = done.stdout.split()
     assert kept == "True"
     assert int(fresh) < 64
-
-
-def test_flash_attention_that_would_do_nothing_is_refused(make_trainer: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With shared prefixes it would reach the gates alone; the kernels are not installed here."""
-    monkeypatch.setattr(placement, "set_attention", lambda *_: None)
-    with pytest.raises(ValueError, match=r"`attn_implementation` is flash_attention_2: shared .* Leave it out, or set"):
-        make_trainer(attn_implementation="flash_attention_2")
-    assert not make_trainer(attn_implementation="flash_attention_2", share_prefixes=False).scorer.shared
-
-
-def test_a_model_without_the_attention_is_told_its_own() -> None:
-    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "head_dim": 8}
-    model = Gemma2ForCausalLM(Gemma2Config(vocab_size=8, num_key_value_heads=1, pad_token_id=0, **sizes))
-    with pytest.raises(ValueError, match=r"^`attn_implementation` is 'sdpa': Gemma2ForCausalLM .* Set it to eager$"):
-        placement.set_attention(model, "sdpa")

@@ -92,7 +92,7 @@ def test_as_many_items_of_the_split_are_measured_as_are_asked_for(tmp_path: Path
 def on_rows(policy: GPT2LMHeadModel, tiny_tokenizer: PreTrainedTokenizerFast, options: dict[str, Any]) -> Make:
     """A trainer on the toy prompts with right answers and kinds, by native rollouts."""
     kinds = [prompt[0] for prompt in PROMPTS]
-    data = Dataset.from_dict({"prompt": PROMPTS, "kind": kinds, "right": ["ab"] * len(kinds)})
+    data = Dataset.from_dict({"prompt": PROMPTS, "task": kinds, "target": ["ab"] * len(kinds)})
 
     def make(**changes: Any) -> RookWorldGRPOTrainer:
         args = RookWorldGRPOConfig(**{**options, "per_device_train_batch_size": 32, **changes})
@@ -101,16 +101,9 @@ def on_rows(policy: GPT2LMHeadModel, tiny_tokenizer: PreTrainedTokenizerFast, op
     return make
 
 
-def test_the_task_column_has_the_name_that_it_is_given(on_rows: Make) -> None:
-    named = on_rows(max_steps=1, task_column="kind")
-    named.train()
-    assert {"reward/A", "reward/P"} <= named.state.log_history[0].keys()
-
-
 def test_drafts_are_for_the_task_that_is_named(on_rows: Make) -> None:
-    columns = {"task_column": "kind", "target_column": "right"}
     for task in ("A", "P"):
-        trainer = on_rows(**columns, target_task=task)
+        trainer = on_rows(target_task=task)
         drafts = [trainer.sampler.request(row).draft for row in trainer.train_dataset]
         assert [draft is not None for draft in drafts] == [prompt[0] == task for prompt in PROMPTS]
 

@@ -159,7 +159,8 @@ def test_drafts_change_no_sample(make: Make, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(sampler, "rollout", watched)
     batches = []
     for drafted in (False, True):
-        trainer = make(rollout_backend="native", draft_rollouts=drafted, task_sampling=None)
+        target = {} if drafted else {"target_task": "none of them"}
+        trainer = make(rollout_backend="native", task_sampling=None, **target)
         batches.append(batch_of(trainer)[1])
     assert torch.equal(batches[0]["completion_ids"], batches[1]["completion_ids"])
     assert torch.allclose(batches[0]["sampling_per_token_logps"], batches[1]["sampling_per_token_logps"], atol=1e-5)
