@@ -20,11 +20,9 @@ from rookworld_trl import ranks
 from rookworld_trl.checkpointing import resume, store
 from rookworld_trl.checkpointing.resume import ResumeError, RunIdentity
 from rookworld_trl.checkpointing.stopping import Preemption, locked
-from rookworld_trl.checkpointing.store import CheckpointError, Kind, load_tree, save_tree
+from rookworld_trl.checkpointing.store import CheckpointError, load_tree, save_tree
 
 logger = logging.get_logger(__name__)
-
-EXTRA_FILE = "extra"  # .json, .safetensors: what a checkpoint was given beside the trainer's state
 
 
 class DurableTrainer(Trainer):
@@ -77,29 +75,13 @@ class DurableTrainer(Trainer):
     # Writing
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """A regular checkpoint, after which older ones go, but for the best.
+        """Write the present state as `checkpoint-<step>`, after which older ones go, but for the best.
 
         Raises:
             CheckpointError: it could not be written.
         """
-        folder, best = self.write_checkpoint("checkpoint", trial), self.state.best_model_checkpoint
-        if self.args.should_save:
-            kept = [Path(best)] if best else []
-            store.prune(folder.parent, "checkpoint", self.args.save_total_limit, kept)
-
-    def write_checkpoint(self, kind: Kind, trial: Any = None, extra: Mapping[str, Any] | None = None) -> Path:
-        """Write the present state as `<kind>-<step>` in the output folder; every process must call this.
-
-        Args:
-            extra: nested dicts and lists of values and tensors, kept beside the state in extra.json and
-                extra.safetensors; of all processes, the first one's.
-
-        Raises:
-            CheckpointError: it could not be written.
-        """
-        final = Path(super()._get_output_dir(trial)) / f"{kind}-{self.state.global_step}"
-        inner = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"  # transformers appends this name
-        with self._staged(final, inner) as folder:
+        final = Path(super()._get_output_dir(trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        with self._staged(final, final.name) as folder:  # transformers appends the name
             self._staging = folder.parent
             try:
                 super()._save_checkpoint(self.model, trial)
@@ -107,14 +89,13 @@ class DurableTrainer(Trainer):
                 self._staging = None
             best = self.state.best_model_checkpoint
             if best is not None and Path(best) == folder:
-                self.state.best_model_checkpoint = str(final.with_name(inner))
+                self.state.best_model_checkpoint = str(final)
             save_tree(folder, f"progress_{self.args.process_index}", self.progress())
             if self.args.should_save:
                 self._write_parts(folder)
-                if extra is not None:
-                    save_tree(folder, EXTRA_FILE, dict(extra), other=str)
                 self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
-        return final
+        if self.args.should_save:
+            store.prune(final.parent, self.args.save_total_limit, self.state.best_model_checkpoint)
 
     @contextmanager
     def _staged(self, final: Path, inner: str = "") -> Iterator[Path]:

@@ -2,8 +2,8 @@
 
 A checkpoint is a folder `checkpoint-<step>` of the run's output folder with a manifest of its files' sizes and SHA-256.
 It is written under another name on the same filesystem; the manifest comes last, then one rename makes it visible.
-A process killed at any point leaves either the checkpoint or a `.staging-` folder that nobody reads. A `debug-<step>`
-is the same of a state that failed a check; none is ever resumed from. The hashes detect damage, not tampering.
+A process killed at any point leaves either the checkpoint or a `.staging-` folder that nobody reads.
+The hashes detect damage, not tampering.
 
 The trainer's own state inside it is JSON for values and safetensors for tensors: nothing is unpickled.
 """
@@ -14,9 +14,9 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -25,8 +25,6 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_N
 from transformers.utils import WEIGHTS_NAME
 
 from rookworld_trl.files import DiskError
-
-Kind = Literal["checkpoint", "debug"]
 
 MANIFEST_FILE = "manifest.json"
 # What must be there, by the beginning of a name: of one process or replicas; FSDP's; DeepSpeed's.
@@ -38,7 +36,6 @@ REQUIRED = {
 }
 MODEL_FOLDER = "checkpoint"  # in the output folder: the trained model
 RESCUED_FOLDER = "checkpoint.rescued"  # the same, where that could not be written
-DEBUG_LIMIT = 3
 STAGING, DELETING = ".staging-", ".deleting-"
 
 # What loading would pick up if it lay in the folder, whoever put it there.
@@ -152,10 +149,10 @@ def step_of(folder: Path) -> int:
     return int(match.group(1))
 
 
-def list_checkpoints(output_dir: Path, kind: Kind = "checkpoint") -> list[Path]:
-    """Folders of this kind, whole or not, newest step first: steps decide, not the files' times, for clocks jump."""
-    folders = output_dir.glob(f"{kind}-*") if output_dir.is_dir() else ()
-    found = [folder for folder in folders if re.fullmatch(rf"{kind}-\d+", folder.name) and folder.is_dir()]
+def list_checkpoints(output_dir: Path) -> list[Path]:
+    """Folders of checkpoints, whole or not, newest step first: steps decide, not the files' times, for clocks jump."""
+    folders = output_dir.glob("checkpoint-*") if output_dir.is_dir() else ()
+    found = [folder for folder in folders if re.fullmatch(r"checkpoint-\d+", folder.name) and folder.is_dir()]
     return sorted(found, key=step_of, reverse=True)
 
 
@@ -174,11 +171,10 @@ def sweep(output_dir: Path) -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def prune(output_dir: Path, kind: Kind, limit: int | None, keep: Iterable[Path] = ()) -> None:
-    """Delete the oldest checkpoints of a kind beyond `limit` (None or 0: no limit), but none of `keep`."""
-    kept = {path.resolve() for path in keep}
-    for folder in list_checkpoints(output_dir, kind)[limit:] if limit else ():
-        if folder.resolve() not in kept:
+def prune(output_dir: Path, limit: int | None, best: str | None) -> None:
+    """Delete the oldest checkpoints beyond `limit` (None or 0: no limit), but not the best."""
+    for folder in list_checkpoints(output_dir)[limit:] if limit else ():
+        if best is None or folder.resolve() != Path(best).resolve():
             remove(folder)
 
 
@@ -206,16 +202,13 @@ class Remembers:
             setattr(self, name, copy.deepcopy(state[name]))
 
 
-def save_tree(folder: Path, name: str, tree: Any, other: Callable[[Any], Any] | None = None) -> None:
+def save_tree(folder: Path, name: str, tree: Any) -> None:
     """Write nested dicts and lists of JSON values and tensors as `<name>.json` and `<name>.safetensors`.
 
     Keys become strings and tuples lists. Floats come back bit by bit, NaN and Inf too.
 
-    Args:
-        other: turns any other value into one of these, `str` for instance.
-
     Raises:
-        TypeError: another value, and no `other`.
+        TypeError: another value.
     """
     tensors: dict[str, torch.Tensor] = {}
 
@@ -230,8 +223,6 @@ def save_tree(folder: Path, name: str, tree: Any, other: Callable[[Any], Any] | 
             return [replace(each) for each in value]
         if value is None or isinstance(value, str | bool | int | float):
             return value
-        if other is not None:
-            return replace(other(value))
         raise TypeError(f"{folder / name}: a {type(value).__name__} has no place in a checkpoint's state")
 
     text = json.dumps(replace(tree), indent=1)

@@ -163,13 +163,6 @@ class DurableGRPOTrainer(DurableTrainer, GRPOTrainer):
 
     # Writing
 
-    def save_debug(self, extra: Mapping[str, Any] | None = None) -> Path:
-        """Write the present state as `debug-<step>`, outside of the rotation; see `write_checkpoint`."""
-        folder = self.write_checkpoint("debug", extra=extra)
-        if self.args.should_save:
-            store.prune(folder.parent, "debug", store.DEBUG_LIMIT, [folder])  # later steps' may be there
-        return folder
-
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """Nothing is pushed on the way: transformers' would upload the output folder, logs and arguments with it."""
 

@@ -116,7 +116,7 @@ class SharedPrefixDecoder:
         """
         live = (alive & self.filled).nonzero().squeeze(-1)
         layout = _Layout(self._prefix_of_slot[live].cpu().numpy())
-        if layout.cost > COMPACT_BELOW * _cost(self._tiles, self._width):
+        if layout.cost > COMPACT_BELOW * self._cost:
             return None
         width = self._width
         self._arrange(layout, live)
@@ -133,7 +133,7 @@ class SharedPrefixDecoder:
         return live
 
     def _arrange(self, layout: "_Layout", like: Tensor) -> None:
-        self._tiles, self._width = layout.tiles, layout.width
+        self._tiles, self._width, self._cost = layout.tiles, layout.width, layout.cost
         self.source = torch.from_numpy(layout.source).to(like.device)
         self.filled = torch.from_numpy(layout.filled).to(like.device)
 
@@ -151,10 +151,6 @@ class SharedPrefixDecoder:
         self._bias = bias.masked_fill(hidden, -torch.inf).repeat_interleave(self.gpt2.config.n_head, 0)
 
 
-def _cost(tiles: int, width: int) -> int:
-    return tiles * (width + TILE_COST)
-
-
 class _Layout:
     """The cheapest arrangement of items in tiles of one width; items of one prefix stand together.
 
@@ -170,7 +166,8 @@ class _Layout:
         counts = np.unique(prefix_of_item, return_counts=True)[1]
         largest = int(counts.max())
         widths = {-(-largest // parts) for parts in range(1, min(largest, 64) + 1)}
-        self.cost, self.width = min((_cost(int(np.sum(-(-counts // width))), width), width) for width in widths)
+        tiles = {width: int(np.sum(-(-counts // width))) for width in widths}
+        self.cost, self.width = min((tiles[width] * (width + TILE_COST), width) for width in widths)
         tiles_of_prefix = -(-counts // self.width)
         self.tiles = int(tiles_of_prefix.sum())
         first_item, first_tile = np.cumsum(counts) - counts, np.cumsum(tiles_of_prefix) - tiles_of_prefix

@@ -63,15 +63,13 @@ class Diverged(RuntimeError):  # noqa: N818 - a verdict on the run, not a mistak
 
     Attributes:
         step: the optimizer step that was skipped.
-        debug: folder with the broken state and its batch; None if none could be written.
     """
 
     exit_code = UNRECOVERABLE
 
-    def __init__(self, step: int, what: str, remedy: str, debug: Path | None = None):
-        self.step, self.debug = step, debug
-        kept = f" The broken state and its batch are in {debug}." if debug else ""
-        super().__init__(f"training diverged at step {step}: {what}.{kept} {remedy}")
+    def __init__(self, step: int, what: str, remedy: str):
+        self.step = step
+        super().__init__(f"training diverged at step {step}: {what}. {remedy}")
 
 
 class Snapshots:
@@ -133,7 +131,6 @@ class Guard(Remembers, TrainerCallback):
         self.faults: set[str] = set()
         self._healthy_steps = 0
         self._loss_before = torch.tensor(0.0)  # the running sum, without the present step
-        self._batches: list[dict[str, Any]] = []  # what the present step has computed its loss on
 
     # What a step goes through, in this order
 
@@ -172,9 +169,6 @@ class Guard(Remembers, TrainerCallback):
         known = (logp for samples in drawn for row in samples.logps if row for logp in row if logp is not None)
         if (repaired and bool(torch.stack(repaired).any())) or not all(map(math.isfinite, known)):
             self.faults.add("sampling")
-
-    def saw_batch(self, inputs: dict[str, Any]) -> None:
-        self._batches.append(inputs)
 
     def check_gradient(self, model: nn.Module, norm: Any) -> None:
         """The last look before the update. If the step is skipped, no parameter has a gradient afterwards.
@@ -216,7 +210,6 @@ class Guard(Remembers, TrainerCallback):
             if self._healthy_steps == 1 or state.global_step % args.recovery_snapshot_steps == 0:
                 self._snapshots.take(self._present(), state.global_step)
         self.faults.clear()
-        self._batches.clear()
         self.event = None
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -238,7 +231,7 @@ class Guard(Remembers, TrainerCallback):
         return bool(faults)
 
     def _recover(self, faults: list[str]) -> None:
-        """Keep what is broken for inspection, go back to the good state and go on more carefully."""
+        """Go back to the good state and go on more carefully."""
         trainer, step = self.trainer, self.trainer.state.global_step + 1
         what = f"{' and '.join(FAULTS[name] for name in faults)} not finite"
         if self._snapshots.good is None:
@@ -246,7 +239,7 @@ class Guard(Remembers, TrainerCallback):
         self.attempts += 1
         time = datetime.now(UTC).isoformat(timespec="seconds")
         self.event = {"time": time, "step": step, "what": what, "faults": faults, "attempt": self.attempts}
-        self.event |= {"back_to_step": None, "debug": self._debug()}
+        self.event["back_to_step"] = None
         trainer._buffered_inputs = None  # computed from the state before: new samples are drawn
         if faults != ["rewards"]:  # in which neither the weights nor the learning rate have a part
             lowered = max(RATE_AFTER_FAULT**self.allowed, self.scale * RATE_AFTER_FAULT)
@@ -255,16 +248,6 @@ class Guard(Remembers, TrainerCallback):
             self._restore()
             self.event["back_to_step"] = self._snapshots.step
         self.event["learning_rate_scale"] = self.scale
-
-    def _debug(self) -> str | None:
-        """The folder that keeps the broken state with its batch, where the disk allows it."""
-        decode = self.trainer.processing_class.batch_decode
-        texts = {side: [decode(batch[f"{side}_ids"]) for batch in self._batches] for side in ("prompt", "completion")}
-        try:
-            return str(self.trainer.save_debug({"event": self.event, "batches": self._batches, "texts": texts}))
-        except (OSError, RuntimeError) as error:
-            logger.warning(f"no debug checkpoint: {error}")
-            return None
 
     def _report(self, event: dict[str, Any]) -> None:
         """The event's log line, and its row in the file.
@@ -282,10 +265,8 @@ class Guard(Remembers, TrainerCallback):
             if event["back_to_step"] is not None:
                 scale = event["learning_rate_scale"]
                 back = f"Back to the state after step {event['back_to_step']}, learning rate x{scale:g} of its schedule"
-            kept = f"; the broken state is in {event['debug']}" if event["debug"] else ""
             logger.warning(
-                f"step {event['step']} skipped: {event['what']}. {back}, attempt {event['attempt']} of "
-                f"{self.allowed}{kept}"
+                f"step {event['step']} skipped: {event['what']}. {back}, attempt {event['attempt']} of {self.allowed}"
             )
         if event["attempt"] > self.allowed:
             remedy = (
@@ -296,7 +277,7 @@ class Guard(Remembers, TrainerCallback):
             advice = (
                 f"That was fault {event['attempt']} in a row and `recovery_max_attempts` is {self.allowed}. {remedy}"
             )
-            raise Diverged(event["step"], event["what"], advice, event["debug"] and Path(event["debug"]))
+            raise Diverged(event["step"], event["what"], advice)
 
     # States
 

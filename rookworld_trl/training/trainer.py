@@ -305,8 +305,6 @@ class RookWorldGRPOTrainer(DurableGRPOTrainer):
         """The loss of a micro-batch: what the samples and the decision points say, plus the KL penalty."""
         training, metrics = self.model.training, self._metrics[self._mode]
         accumulation = self.current_gradient_accumulation_steps if training else 1
-        if self.guard and training:
-            self.guard.saw_batch(inputs)
         if self.exact is not None:
             scored = self.exact(model, inputs)
         else:

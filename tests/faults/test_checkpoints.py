@@ -1,4 +1,4 @@
-"""What lies on the disk: damage of every file found, the newest whole checkpoint chosen, retention by kind."""
+"""What lies on the disk: damage of every file found, the newest whole checkpoint chosen, retention."""
 
 import json
 import os
@@ -91,7 +91,7 @@ def test_a_checkpoint_without_optimizer_is_not_one(tmp_path: Path) -> None:
 
 
 def test_newest_by_step_not_by_time_or_text(tmp_path: Path) -> None:
-    for name in ("checkpoint-10", "checkpoint-9", "debug-99"):
+    for name in ("checkpoint-10", "checkpoint-9", "superseded-checkpoint-99"):
         write(tmp_path, name)
     (tmp_path / "checkpoint-final").mkdir()
     os.utime(tmp_path / "checkpoint-9", (4e9, 4e9))  # a clock that jumped
@@ -102,14 +102,9 @@ def test_newest_by_step_not_by_time_or_text(tmp_path: Path) -> None:
     assert store.newest_valid(tmp_path / "nowhere") is None
 
 
-def test_retention_by_kind(tmp_path: Path) -> None:
+def test_retention(tmp_path: Path) -> None:
     for step in range(1, 6):
-        for kind in ("checkpoint", "debug"):
-            write(tmp_path, f"{kind}-{step}")
-    store.prune(tmp_path, "checkpoint", 2, keep=[tmp_path / "checkpoint-1"])
-    store.prune(tmp_path, "debug", 3)
-    store.prune(tmp_path, "checkpoint", None)
-    names = {folder.name for folder in tmp_path.iterdir()}
-    assert {n for n in names if n.startswith("checkpoint")} == {"checkpoint-1", "checkpoint-4", "checkpoint-5"}
-    assert {n for n in names if n.startswith("debug")} == {"debug-3", "debug-4", "debug-5"}
-    assert not [n for n in names if n.startswith(".")]
+        write(tmp_path, f"checkpoint-{step}")
+    store.prune(tmp_path, 2, best=str(tmp_path / "checkpoint-1"))
+    store.prune(tmp_path, None, best=None)
+    assert {folder.name for folder in tmp_path.iterdir()} == {"checkpoint-1", "checkpoint-4", "checkpoint-5"}

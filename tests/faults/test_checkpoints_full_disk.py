@@ -22,15 +22,13 @@ from tests.support.toy import make_trainer
 def test_a_full_disk_ends_the_run_and_costs_no_earlier_checkpoint(tmp_path: Path, room: int) -> None:
     """Python's own files (config.json), safetensors' and torch's (optimizer.pt), each with an exception of its own."""
     trainer = make_trainer(tmp_path, max_steps=2)
-    write = trainer.write_checkpoint
+    write = trainer._save_checkpoint
 
-    def wrapped(*args: Any, **kwargs: Any) -> Path:
-        if trainer.state.global_step == 1:
-            return write(*args, **kwargs)
-        with files_end_at(room):
-            return write(*args, **kwargs)
+    def wrapped(*args: Any) -> None:
+        with nullcontext() if trainer.state.global_step == 1 else files_end_at(room):
+            write(*args)
 
-    trainer.write_checkpoint = wrapped
+    trainer._save_checkpoint = wrapped
     with pytest.raises(CheckpointError, match=r"checkpoint-2 could not be written.*checkpoints are untouched") as error:
         trainer.train()
     assert error.value.exit_code == UNRECOVERABLE

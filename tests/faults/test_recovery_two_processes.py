@@ -50,10 +50,8 @@ def test_faults_on_one_process(folders: dict[str, Path]) -> None:
 
 
 def test_the_fourth_fault_ends_both(folders: dict[str, Path]) -> None:
-    folder = folders["lasting"]
-    both = results(folder)
+    both = results(folders["lasting"])
     assert all(result["error"].startswith("Diverged: training diverged at step 5") for result in both)
-    assert all(str(folder / "debug-4") in result["error"] for result in both)
     assert both[0]["hashes"] == both[1]["hashes"]
     assert all(result["attempts"] == 4 for result in both)
 

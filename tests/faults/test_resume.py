@@ -111,12 +111,12 @@ def on_one_process_only(folder: Path, **options: Any) -> dict[str, list[Any]]:
     if second:
         trainer.progress = full_disk  # type: ignore[method-assign]
     try:
-        trainer.save_debug()
+        trainer._save_checkpoint(trainer.model, None)
         outcome = "saved"
     except CheckpointError:
         outcome = "failed"
     outcomes = gather_object([outcome])
-    left = [path.name for path in (folder / "signalled").iterdir() if path.name.startswith((".", "debug"))]
+    left = [path.name for path in (folder / "signalled").iterdir() if path.name.startswith(".")]
     return {"signal": [*steps, saved], "full disk": [*outcomes, *left]}
 
 

@@ -51,22 +51,6 @@ def damage(folder: Path, file: str = "optimizer.pt") -> None:
         opened.truncate(10)
 
 
-def test_debug_checkpoints(run: Path) -> None:
-    """Written whole under names of their own, with what they were given, not more than allowed, never resumed from."""
-    trainer = trainer_for(run)
-    trainer.train(resume_from_checkpoint=str(run / "checkpoint-2"))
-    extra = {"batch": [{"ids": torch.arange(3)}], "texts": ["a"], "where": Path("x"), "loss": float("nan")}
-    for step in (6, 7, 8, 9):
-        trainer.state.global_step = step
-        assert trainer.save_debug(extra) == run / f"debug-{step}"
-    assert sorted(path.name for path in run.glob("debug-*")) == ["debug-7", "debug-8", "debug-9"]
-    assert store.verify(run / "debug-9") == []
-    kept = json.loads((run / "debug-9" / "extra.json").read_text())
-    assert (kept["texts"], kept["where"]) == (["a"], "x")
-    assert load_file(run / "debug-9" / "extra.safetensors")["0"].tolist() == [0, 1, 2]
-    assert start(run, auto_resume=True).checkpoint == run / "checkpoint-3"
-
-
 # Where to start
 
 

@@ -12,7 +12,7 @@ from transformers.utils import logging as transformers_logging
 
 from rookworld_trl.chess import policy, split_row
 from rookworld_trl.chess.dataset import load_shipped
-from rookworld_trl.modeling.loading import LoadingError, load_tokenizer
+from rookworld_trl.modeling.loading import load_tokenizer
 from tests.support.positions import format_row
 
 EOS = 50256
@@ -112,11 +112,3 @@ def test_padding_with_the_end_token_is_said(folder: Path, caplog: pytest.LogCapt
     assert "has no pad token: padding is written with its end token '<|endoftext|>' (id 50256)" in caplog.text
     batch = tokenizer(["e2e4", "e2e4 e7e5"], padding=True, return_tensors="pt")
     assert batch["attention_mask"].sum().item() == sum(len(tokenizer(text).input_ids) for text in ("e2e4", "e2e4 e7e5"))
-
-
-def test_without_an_end_token_it_is_refused(folder: Path, tmp_path: Path) -> None:
-    folder = Path(shutil.copytree(folder, tmp_path / "mute"))
-    config = {"tokenizer_class": "GPT2Tokenizer", "eos_token": None}
-    (folder / "tokenizer_config.json").write_text(json.dumps(config))
-    with pytest.raises(LoadingError, match=r"has no end token: set eos_token in tokenizer_config\.json"):
-        load_tokenizer(folder)

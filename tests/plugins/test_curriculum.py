@@ -1,6 +1,5 @@
 """The stages of a curriculum: when one ends, which rows come, and a resumed run that meets the same ones."""
 
-import copy
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -87,16 +86,14 @@ def test_what_stages_do_not_go_together_with(rows: Dataset, vllm: bool, others: 
         check_plugins(args, [Stages(rows, [(1, None), (2, None)])] * others)
 
 
-def build(rows: Dataset, policy: Any, tokenizer: Any, options: dict[str, Any]) -> RookWorldGRPOTrainer:
+def build(make_trainer: Callable[..., Any], rows: Dataset, **options: Any) -> Any:
     def letters(completions: list[str], **columns: Any) -> list[float]:
         seen.append({prompt[0] for prompt in columns["prompts"]})
         return [sum(map(str.islower, text)) / max(1, len(text)) for text in completions]
 
     seen: list[set[str]] = []
-    args = RookWorldGRPOConfig(**{**options, "shuffle_dataset": False})
-    made = RookWorldGRPOTrainer(
-        copy.deepcopy(policy), letters, args, rows, None, tokenizer, plugins=[Stages(rows, [(2, None), (4, None)])]
-    )
+    stages = [Stages(rows, [(2, None), (4, None)])]
+    made = make_trainer(_reward=letters, _data=rows, _plugins=stages, shuffle_dataset=False, **options)
     made.seen = seen
     made.add_callback(GatesAgain(made))
     return made
@@ -114,19 +111,18 @@ class GatesAgain(TrainerCallback):
 
 @pytest.mark.parametrize("backend", ["native", "transformers"])
 def test_a_resumed_run_meets_the_rows_that_it_would_have_met(
-    backend: str, rows: Dataset, policy: Any, tiny_tokenizer: Any, options: dict[str, Any]
+    backend: str, rows: Dataset, make_trainer: Callable[..., Any], options: dict[str, Any]
 ) -> None:
     """Across the end of a stage, each row scored at the temperature that it was sampled at: the gates hold."""
-    options |= {"rollout_backend": backend, "max_steps": 5, "save_strategy": "steps", "save_steps": 1}
-    make: Callable[[], Any] = lambda: build(rows, policy, tiny_tokenizer, options)  # noqa: E731
-    whole, folder = make(), Path(options["output_dir"])
+    settings = {"rollout_backend": backend, "max_steps": 5, "save_strategy": "steps", "save_steps": 1}
+    whole, folder = build(make_trainer, rows, **settings), Path(options["output_dir"])
     whole.train()
     assert whole.seen == [{"P"}, {"P"}, {"A"}, {"A"}, {"B"}]
     log = [row for row in whole.state.log_history if "loss" in row]
     assert [row["curriculum/stage"] for row in log] == [1, 1, 2, 2, 3]
     assert all(row["gates/sampler"] < 1e-4 for row in log)
     (folder / "checkpoint-5").rename(folder / "whole")
-    resumed = make()
+    resumed = build(make_trainer, rows, **settings)
     resumed.train(resume_from_checkpoint=str(folder / "checkpoint-1"))
     assert resumed.seen == whole.seen[1:]
     assert not differences(folder / "whole", folder / "checkpoint-5", ignore=IGNORED)

@@ -1,6 +1,5 @@
 """Prompt mining: chances by hand, exact task shares, pass rates that survive a resume, and more informative groups."""
 
-import copy
 import itertools
 import json
 from collections.abc import Callable
@@ -10,12 +9,11 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from rookworld_trl.plugins import mining
 from rookworld_trl.plugins.mining import Mining, PromptMiner, informative_chance, prompt_key
-from rookworld_trl.training import RookWorldGRPOConfig, RookWorldGRPOTrainer, sampler
-from tests.support.plugged import plugged, plugin_of
+from rookworld_trl.training import RookWorldGRPOTrainer, sampler
+from tests.support.plugged import plugin_of
 
 NAN = float("nan")
 
@@ -122,23 +120,15 @@ def right(completions: list[str], target: list[str], **_: Any) -> list[float]:
     return [float(wanted in "abcd" and text[:1].islower()) for text, wanted in zip(completions, target, strict=True)]
 
 
-@pytest.fixture
-def trainer_of(
-    policy: GPT2LMHeadModel, tiny_tokenizer: PreTrainedTokenizerFast, options: dict[str, Any]
-) -> Callable[..., RookWorldGRPOTrainer]:
-    """A trainer on 64 prompts of each task, four of each a batch."""
-
-    def make(rows: list[dict[str, Any]] = ROWS, **changes: Any) -> RookWorldGRPOTrainer:
-        settings: dict[str, Any] = {**options, "rollout_backend": "native", "shuffle_dataset": False}
-        settings |= {"per_device_train_batch_size": 32, "target_task": "A", "mining": True, "max_completion_length": 3}
-        settings, mined = plugged(settings | changes)
-        args, data = RookWorldGRPOConfig(**settings), Dataset.from_list(rows)
-        return RookWorldGRPOTrainer(copy.deepcopy(policy), right, args, data, None, tiny_tokenizer, plugins=mined)
-
-    return make
-
-
 Trainers = Callable[..., RookWorldGRPOTrainer]
+
+
+@pytest.fixture
+def trainer_of(make_trainer: Trainers) -> Trainers:
+    """A trainer on 64 prompts of each task, four of each a batch."""
+    settings: dict[str, Any] = {"_reward": right, "rollout_backend": "native", "shuffle_dataset": False}
+    settings |= {"per_device_train_batch_size": 32, "target_task": "A", "mining": True, "max_completion_length": 3}
+    return lambda rows=ROWS, **changes: make_trainer(_data=Dataset.from_list(rows), **settings | changes)
 
 
 def test_exact_pass_rates_are_the_models_own(trainer_of: Trainers) -> None:

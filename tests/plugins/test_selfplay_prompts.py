@@ -10,7 +10,6 @@ from datasets import Dataset
 from rookworld_trl.chess import own_games as selfplay
 from rookworld_trl.chess.own_games import SelfPlay, SelfPlayOptions
 from rookworld_trl.plugins.selfplay_prompts import SelfPlayPrompts
-from rookworld_trl.training import RookWorldGRPOConfig, RookWorldGRPOTrainer
 from tests.support.builders import random_gpt2
 from tests.support.checkpoint_diff import IGNORED, differences
 
@@ -37,7 +36,7 @@ def players(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return used
 
 
-def build(options: dict[str, Any], tokenizer: Any) -> RookWorldGRPOTrainer:
+def build(make_trainer: Any, tokenizer: Any) -> Any:
     columns = {"task": "", "target": "", "legal_moves": ["a2a3"], "legal_cp": [0], "stratum": "", "game": ""}
     rows = [{"prompt": prompt, **columns, "place": place} for place, prompt in enumerate(PROMPTS)]
     model, dataset = random_gpt2(n_positions=320, initializer_range=0.3), Dataset.from_list(rows)
@@ -48,19 +47,19 @@ def build(options: dict[str, Any], tokenizer: Any) -> RookWorldGRPOTrainer:
         seen.append(columns["prompts"])
         return [sum(map(str.islower, text)) / max(1, len(text)) for text in completions]
 
-    changes = {"learning_rate": 1e-2, "max_completion_length": 12, "shuffle_dataset": False, "max_steps": 5}
-    changes |= {"save_strategy": "steps", "save_steps": 1}
-    args = RookWorldGRPOConfig(**{**options, **changes})
-    trainer = RookWorldGRPOTrainer(model, letters, args, dataset, None, tokenizer, plugins=[SelfPlayPrompts(source)])
+    changes: dict[str, Any] = {"learning_rate": 1e-2, "max_completion_length": 12, "shuffle_dataset": False}
+    changes |= {"max_steps": 5, "save_strategy": "steps", "save_steps": 1, "rollout_backend": "auto"}
+    changes |= {"_model": model, "_reward": letters, "_data": dataset, "_plugins": [SelfPlayPrompts(source)]}
+    trainer = make_trainer(**changes)
     trainer.seen = seen
     return trainer
 
 
 def test_each_generation_is_played_by_the_policy_as_it_is(
-    options: dict[str, Any], tiny_tokenizer: Any, players: list[str], tmp_path: Path
+    make_trainer: Any, options: dict[str, Any], tiny_tokenizer: Any, players: list[str], tmp_path: Path
 ) -> None:
     """And a run that goes on from the middle of the first one meets the prompts that it would have met."""
-    whole, folder = build(options, tiny_tokenizer), Path(options["output_dir"])
+    whole, folder = build(make_trainer, tiny_tokenizer), Path(options["output_dir"])
     start = weights(whole.model)
     whole.train()
     assert len(set(players)) == len(players) == 3
@@ -72,7 +71,7 @@ def test_each_generation_is_played_by_the_policy_as_it_is(
     assert {prompt for batch in whole.seen for prompt in batch} - set(PROMPTS)
 
     (folder / "checkpoint-5").rename(tmp_path / "whole")
-    resumed = build(options, tiny_tokenizer)
+    resumed = build(make_trainer, tiny_tokenizer)
     resumed.train(resume_from_checkpoint=str(folder / "checkpoint-1"))
     assert resumed.seen == whole.seen[1:]
     assert players[3:] == saved, "the first generation is not played again"

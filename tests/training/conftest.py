@@ -54,13 +54,15 @@ def make_trainer(
     policy: GPT2LMHeadModel, prompts: Dataset, tiny_tokenizer: PreTrainedTokenizerFast, options: dict[str, Any]
 ) -> Callable[..., RookWorldGRPOTrainer]:
     """Build our trainer on the toy task, around a copy of `policy`; keyword arguments go to its config and plug-ins,
-    `_class`, `_model`, `_reward` and `_data` replace parts."""
+    `_class`, `_model`, `_reward` and `_data` replace parts, `_find` and `_plugins` add some."""
 
     def make(
         _class: type[RookWorldGRPOTrainer] = RookWorldGRPOTrainer,
         _model: Any = None,
         _reward: Any = share_of_letters,
         _data: Any = None,
+        _find: Any = None,
+        _plugins: Any = (),
         **changes: Any,
     ) -> RookWorldGRPOTrainer:
         settings, plugins = plugged({**options, "rollout_backend": "transformers", **changes})
@@ -70,7 +72,8 @@ def make_trainer(
             args=RookWorldGRPOConfig(**settings),
             train_dataset=prompts if _data is None else _data,
             processing_class=tiny_tokenizer,
-            plugins=plugins,
+            find_points=_find,
+            plugins=[*plugins, *_plugins],
         )
 
     return make

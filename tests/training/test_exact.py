@@ -200,22 +200,6 @@ def test_rows_of_one_prompt_share_a_tree_and_keep_their_values(model: GPT2LMHead
     # Row 4 has the prompt of rows 0 and 2, and another temperature; rows 1, 3 and 5 share theirs.
 
 
-def test_log_probs_and_entropies_of_the_sample_are_those_of_a_plain_pass(model: GPT2LMHeadModel) -> None:
-    completions = [(2, 1, 0, 0), (0, 1), (3, 1, 2)]
-    rows = [(PROMPTS[row % 2], completion) for row, completion in enumerate(completions)]
-    temperatures = torch.tensor([1.0, 0.5, 2.0])
-    points = [points_of(completion) for completion in completions]
-    scored = score_tree(model, model.get_output_embeddings(), batch_of(rows, 1), points, temperatures)
-    for row, (prompt, completion) in enumerate(rows):
-        logits = model(input_ids=torch.tensor([[*prompt, *completion]])).logits[0, len(prompt) - 1 : -1]
-        logps = torch.log_softmax(logits / temperatures[row], -1)
-        expected = logps[range(len(completion)), list(completion)]
-        torch.testing.assert_close(scored.logps[row, : len(completion)], expected.float(), rtol=1e-5, atol=1e-6)
-        entropies = -(logps.exp() * logps).sum(-1)
-        torch.testing.assert_close(scored.entropies[row, : len(completion)], entropies.float(), rtol=1e-5, atol=1e-6)
-        assert not scored.logps[row, len(completion) :].any()
-
-
 def test_scaling_divides_by_the_deviation_under_the_policy(model: GPT2LMHeadModel) -> None:
     """One right answer of probability p that earns 1: J / (sqrt(p (1 - p)) + least), in the cell of its position."""
     prompt, completion, answer = PROMPTS[0], (0, 2, 1), (2, 4)
@@ -275,20 +259,6 @@ def test_determined_tokens_add_their_log_likelihood(model: GPT2LMHeadModel) -> N
     known = Points(determined=(Determined(1, right, weight=0.5),))
     scored = score_tree(model, model.get_output_embeddings(), batch_of([(prompt, completion)]), [known])
     assert scored.objective[0].tolist() == pytest.approx([0.0, expected, 0.0], rel=1e-5)
-
-
-def test_a_shared_token_is_computed_once(model: GPT2LMHeadModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nodes: prompt 3, of the completions what predicts something, 2 1 and 2 0, and of the actions' first tokens only
-    those that nothing else has: (2,4) and (2,3) share their 2 with the completions, (3,1,2) adds 3 and 1."""
-    sizes: list[torch.Size] = []
-    handle = model.transformer.register_forward_pre_hook(
-        lambda _, args, kwargs: sizes.append((kwargs.get("input_ids") if not args else args[0]).shape), with_kwargs=True
-    )
-    known = Points((Decision(0, ((2, 4), (2, 3), (3, 1, 2)), (1.0, 0.5, 0.2)),))
-    rows = [(PROMPTS[0], (2, 1, 0)), (PROMPTS[0], (2, 0, 1))]
-    score_tree(model, model.get_output_embeddings(), batch_of(rows), [known, known])
-    handle.remove()
-    assert sizes == [torch.Size([1, 3 + 3 + 2])]
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """The trainer with the exact objective: the update it makes, what it refuses, and runs that resume bit for bit."""
 
-import copy
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -9,15 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from datasets import Dataset
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from rookworld_trl.modeling import forest
 from rookworld_trl.modeling.gpt2 import compiled_graphs
-from rookworld_trl.training import GateError, RookWorldGRPOConfig, RookWorldGRPOTrainer
+from rookworld_trl.training import GateError, RookWorldGRPOTrainer
 from rookworld_trl.training.exact import LEAST_DEVIATION
-from tests.support.plugged import plugged
-from tests.training.conftest import PROMPTS, share_of_letters
+from tests.training.conftest import PROMPTS
 from tests.training.test_placement import LAUNCHED
 
 GOOD, BAD = 7, 11  # two tokens, of which the first should come
@@ -28,18 +25,9 @@ def first_token(row: dict[str, Any], completion: Sequence[int]) -> dict[str, Any
 
 
 @pytest.fixture
-def train(
-    policy: GPT2LMHeadModel, prompts: Dataset, tiny_tokenizer: PreTrainedTokenizerFast, options: dict[str, Any]
-) -> Callable[..., RookWorldGRPOTrainer]:
-    def make(find: Any = first_token, **changes: Any) -> RookWorldGRPOTrainer:
-        settings = {**options, "objective": "exact", "scale_rewards": "group", "num_generations": 2, **changes}
-        settings, plugins = plugged(settings)
-        return RookWorldGRPOTrainer(
-            copy.deepcopy(policy), share_of_letters, RookWorldGRPOConfig(**settings), prompts,
-            processing_class=tiny_tokenizer, find_points=find, plugins=plugins,
-        )  # fmt: skip
-
-    return make
+def train(make_trainer: Callable[..., RookWorldGRPOTrainer]) -> Callable[..., RookWorldGRPOTrainer]:
+    settings = {"objective": "exact", "scale_rewards": "group", "num_generations": 2, "rollout_backend": "auto"}
+    return lambda find=first_token, **changes: make_trainer(_find=find, **settings | changes)
 
 
 def first_probs(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast) -> torch.Tensor:

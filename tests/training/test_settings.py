@@ -11,7 +11,6 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from datasets import Dataset
-from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 from trl import GRPOConfig
 
 from recipes import grpo, sft
@@ -24,7 +23,7 @@ from rookworld_trl.settings.parser import parse
 from rookworld_trl.training import RookWorldGRPOConfig, RookWorldGRPOTrainer
 from tests.recipes.test_evaluate import few_rows
 from tests.support.documents import blocks
-from tests.training.conftest import PROMPTS, share_of_letters
+from tests.training.conftest import PROMPTS
 
 TESTS = Path(__file__).parents[1]
 ROOT = TESTS.parent
@@ -88,22 +87,11 @@ def test_as_many_items_of_the_split_are_measured_as_are_asked_for(tmp_path: Path
         assert run.decoding(args)["batch_size"] == 5
 
 
-@pytest.fixture
-def on_rows(policy: GPT2LMHeadModel, tiny_tokenizer: PreTrainedTokenizerFast, options: dict[str, Any]) -> Make:
-    """A trainer on the toy prompts with right answers and kinds, by native rollouts."""
+def test_drafts_are_for_the_task_that_is_named(make_trainer: Make) -> None:
     kinds = [prompt[0] for prompt in PROMPTS]
     data = Dataset.from_dict({"prompt": PROMPTS, "task": kinds, "target": ["ab"] * len(kinds)})
-
-    def make(**changes: Any) -> RookWorldGRPOTrainer:
-        args = RookWorldGRPOConfig(**{**options, "per_device_train_batch_size": 32, **changes})
-        return RookWorldGRPOTrainer(policy, share_of_letters, args, data, None, tiny_tokenizer)
-
-    return make
-
-
-def test_drafts_are_for_the_task_that_is_named(on_rows: Make) -> None:
     for task in ("A", "P"):
-        trainer = on_rows(target_task=task)
+        trainer = make_trainer(_data=data, rollout_backend="native", target_task=task)
         drafts = [trainer.sampler.request(row).draft for row in trainer.train_dataset]
         assert [draft is not None for draft in drafts] == [prompt[0] == task for prompt in PROMPTS]
 

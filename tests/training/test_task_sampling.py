@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
-from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
+from transformers import GPT2LMHeadModel
 
 from rookworld_trl.modeling.forest import per_token_logps
 from rookworld_trl.modeling.gpt2 import GPT2
-from rookworld_trl.training import GateError, RookWorldGRPOConfig, RookWorldGRPOTrainer, gates, sampler
+from rookworld_trl.training import GateError, RookWorldGRPOTrainer, gates, sampler
 
 Make = Callable[..., RookWorldGRPOTrainer]
 
@@ -23,26 +23,12 @@ ROWS = [
 ]
 
 
-def letters(completions: list[str], **_: Any) -> list[float]:
-    return [sum(map(str.islower, text)) / max(1, len(text)) for text in completions]
-
-
 @pytest.fixture
-def make(policy: GPT2LMHeadModel, tiny_tokenizer: PreTrainedTokenizerFast, options: dict[str, Any]) -> Make:
+def make(make_trainer: Make) -> Make:
     """A trainer on two prompts of each task, all in every batch."""
-
-    def build(**changes: Any) -> RookWorldGRPOTrainer:
-        settings = {
-            **options,
-            "per_device_train_batch_size": 16,
-            "target_task": "A",
-            "task_sampling": COOL,
-            "beta": 0.1,
-        }
-        args = RookWorldGRPOConfig(**settings | changes)
-        return RookWorldGRPOTrainer(policy, letters, args, Dataset.from_list(ROWS), None, tiny_tokenizer)
-
-    return build
+    settings = {"per_device_train_batch_size": 16, "target_task": "A", "task_sampling": COOL, "beta": 0.1}
+    settings |= {"_data": Dataset.from_list(ROWS), "rollout_backend": "auto"}
+    return lambda **changes: make_trainer(**settings | changes)
 
 
 def batch_of(trainer: RookWorldGRPOTrainer) -> tuple[list[dict[str, Any]], dict[str, Any]]:

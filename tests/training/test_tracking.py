@@ -27,20 +27,10 @@ def by_prompt(prompts: list[str], completions: list[str], log_metric: Any, **_: 
 
 
 @pytest.fixture
-def with_tasks(prompts: Dataset) -> Dataset:
-    return prompts.add_column("task", [prompt[0] for prompt in prompts["prompt"]])
-
-
-@pytest.fixture
-def make(make_trainer: Make, prompts: Dataset, with_tasks: Dataset, monkeypatch: pytest.MonkeyPatch) -> Make:
-    def build(**settings: Any) -> RookWorldGRPOTrainer:
-        trainer = make_trainer(
-            _reward=by_prompt, rollout_backend="native", per_device_train_batch_size=32, max_steps=1, **settings
-        )
-        trainer.train_dataset = with_tasks
-        return trainer
-
-    return build
+def make(make_trainer: Make, prompts: Dataset) -> Make:
+    settings: dict[str, Any] = {"_reward": by_prompt, "rollout_backend": "native", "per_device_train_batch_size": 32}
+    data = prompts.add_column("task", [prompt[0] for prompt in prompts["prompt"]])
+    return lambda **changes: make_trainer(_data=data, max_steps=1, **settings | changes)
 
 
 def test_metrics_by_task(make: Make) -> None:
