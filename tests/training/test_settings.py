@@ -67,10 +67,14 @@ def recipe_of(**changes: Any) -> tuple[Any, ...]:
     return parse(grpo.CLASSES, [f"--{key}={value}" for key, value in settings.items()])
 
 
-def test_a_folders_split_is_the_one_that_is_named(tmp_path: Path) -> None:
-    few_rows(few_rows(tmp_path, "dev", 3), "test", 5)
-    runs = [recipe_of(dataset=tmp_path, dataset_split=split)[0] for split in ("dev", "test")]
-    assert [len(prompts_module._read(each)) for each in runs] == [3, 5]
+def test_a_folders_split_is_the_one_that_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def asked(split: str, folder: Path) -> None:
+        raise LookupError(split, folder)
+
+    monkeypatch.setattr(prompts_module, "load_shipped", asked)
+    with pytest.raises(LookupError) as caught:
+        prompts_module.training_prompts(*recipe_of(dataset=tmp_path, dataset_split="dev")[:2])
+    assert caught.value.args == ("dev", tmp_path)
 
 
 def test_as_many_items_of_the_split_are_measured_as_are_asked_for(tmp_path: Path, monkeypatch: Any) -> None:
