@@ -74,6 +74,10 @@ class DurableTrainer(Trainer):
 
     # Writing
 
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        with as_it_generates(self.model):
+            super()._save(output_dir, state_dict)
+
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Write the present state as `checkpoint-<step>`, after which older ones go, but for the best.
 
@@ -289,6 +293,24 @@ class DurableTrainer(Trainer):
             self.state.compute_steps(self.args, self.state.max_steps)  # the intervals asked for now, not then
             self._restored = {}
         super()._run_epoch(**kwargs)
+
+
+@contextmanager
+def as_it_generates(model: Any) -> Iterator[None]:
+    """Run the block, which saves the model, with its cache on.
+
+    transformers' trainers turn it off in its configuration, and of a model that is saved so `generate` begins at the
+    first token for each.
+    """
+    config: Any = getattr(model, "config", None)
+    trained = getattr(config, "use_cache", None)
+    try:
+        if trained is not None:
+            config.use_cache = True
+        yield
+    finally:
+        if trained is not None:
+            config.use_cache = trained
 
 
 class _StepEnd(TrainerCallback):

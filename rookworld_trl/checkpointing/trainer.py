@@ -23,7 +23,7 @@ from trl.trainer.utils import RepeatSampler
 
 from rookworld_trl import ranks
 from rookworld_trl.checkpointing import resume, store
-from rookworld_trl.checkpointing.durable import DurableTrainer
+from rookworld_trl.checkpointing.durable import DurableTrainer, as_it_generates
 from rookworld_trl.checkpointing.store import (
     MODEL_FOLDER,
     RESCUED_FOLDER,
@@ -228,7 +228,8 @@ class DurableGRPOTrainer(DurableTrainer, GRPOTrainer):
         if not hasattr(self.accelerator.unwrap_model(self.model), "merge_and_unload"):
             self.save_model(str(folder), _internal_call=True)
         elif self.args.should_save:
-            self.merged_model().save_pretrained(folder)
+            with as_it_generates(merged := self.merged_model()):
+                merged.save_pretrained(folder)
             self.processing_class.save_pretrained(folder)
 
     def write_model(self) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoConfig, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from trl import GRPOConfig
 
 from rookworld_trl.training import RookWorldGRPOTrainer
@@ -113,3 +113,18 @@ def test_backend_choice(make_trainer: Make, tiny_tokenizer: PreTrainedTokenizerF
     trainer.train()
     with pytest.raises(ValueError, match=r"'native', which decodes GPT-2 .* LlamaForCausalLM"):
         make_trainer(_model=llama, rollout_backend="native")
+
+
+@pytest.mark.parametrize("adapters", [{}, {"use_peft": True, "lora_r": 2, "rollout_backend": "auto"}], ids=["", "lora"])
+def test_what_is_saved_generates_with_a_cache(make_trainer: Make, tmp_path: Path, adapters: dict[str, Any]) -> None:
+    """transformers' trainers turn the cache off, and what they save so computes every token from the first one on."""
+    trainer = make_trainer(max_steps=1, save_strategy="steps", save_steps=1, **adapters)
+    assert not trainer.model.config.use_cache
+    trainer.train()
+    trainer.write_model()
+    saved = {Path(trainer.args.output_dir, "checkpoint")}
+    saved |= set() if adapters else {Path(trainer.args.output_dir, "checkpoint-1")}
+    for folder in saved:
+        assert AutoConfig.from_pretrained(folder).use_cache, folder
+        assert GPT2LMHeadModel.from_pretrained(folder).generation_config.use_cache is not False
+    assert not trainer.model.config.use_cache
