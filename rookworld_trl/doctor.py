@@ -193,13 +193,21 @@ def table(results: Sequence[GateResult]) -> str:
     return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:], "", *advice])
 
 
+# What no gate measures, since it is right and slow. transformers' trainers turn the cache off in what they save.
+_WITHOUT_CACHE = """
+Sampling is slow: the model's generation config has `use_cache: false`, so every token is computed anew from the first
+one on. Set `use_cache` to true in its config.json and generation_config.json."""
+
+
 def main(words: Sequence[str] | None = None) -> int:
     """Entry point of `rookworld-doctor`."""
     with tempfile.TemporaryDirectory() as folder, bad_input():
         words = ["--report_to", "none", *(sys.argv[1:] if words is None else words), "--output_dir", folder]
         arguments, config = parse((DoctorArguments, GRPOConfig), words, __doc__)
-        results = examine(trainer_of(arguments, config))
+        results = examine(trainer := trainer_of(arguments, config))
     print(table(results))
+    if trainer.model.generation_config.use_cache is False:
+        print(_WITHOUT_CACHE)
     if arguments.json:
         rows = [{"gate": each.gate, "measured": each.measured, "bound": each.bound} for each in results]
         Path(arguments.json).write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -42,3 +43,21 @@ def test_the_pages_tables_are_what_the_command_prints(
     assert masked(printed) == masked(committed)
     found = [float(text.split()[1]) for text in (printed, committed) for text in re.findall(r"^padding .*", text, re.M)]
     assert min(found) > 1 if code else max(found) < 1e-4
+
+
+@pytest.mark.slow
+def test_a_model_without_a_cache_is_named(
+    workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(workplace)
+    model = shutil.copytree(NANO_FOLDER, tmp_path / "model")
+    settings = ["--model", str(model), "--dataset", "prompts.jsonl", "--max_completion_length", "4"]
+    settings += ["--num_generations", "2", "--per_device_train_batch_size", "2", "--use_cpu", "true", "--bf16", "false"]
+    said = []
+    for cached in ("true", "false"):
+        for file in ("config.json", "generation_config.json"):
+            text = (model / file).read_text()
+            (model / file).write_text(re.sub('"use_cache": [a-z]+', f'"use_cache": {cached}', text))
+        doctor.main(settings)
+        said.append("`use_cache: false`" in capsys.readouterr().out)
+    assert said == [False, True]
