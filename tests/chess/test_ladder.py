@@ -34,14 +34,11 @@ class Faulty(RandomPlayer):
 
 
 class Named(RandomPlayer):
-    """A random mover by another name; records the positions it begins from."""
+    """A random mover by another name."""
 
-    def __init__(self, name: str, dead: bool = False):
+    def __init__(self, name: str):
         super().__init__(len(name))
-        self.name, self.dead = name, dead
-
-    def choose(self, boards: Sequence[chess.Board]) -> list[Choice]:
-        return [Choice(None)] * len(boards) if self.dead else super().choose(boards)
+        self.name = name
 
 
 def anchors() -> list[Any]:

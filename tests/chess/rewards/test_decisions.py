@@ -1,7 +1,6 @@
 """Decision points of chess rows: the gold answer passes through all of them, and what each move earns, by hand."""
 
 import itertools
-import math
 import random
 from typing import Any
 
@@ -344,10 +343,7 @@ def padded_rows() -> list[tuple[dict[str, Any], list[str], list[str]]]:
     answers = []
     for row in rows:
         ranked = sorted(zip(row["legal_moves"], row["legal_cp"], strict=True), key=lambda pair: -pair[1])[:5]
-        printed = [
-            str((math.copysign(100_000 - (10_000 - abs(cp)), cp) if abs(cp) > 9000 else cp) / 100) for _, cp in ranked
-        ]
-        answers.append((row, [move for move, _ in ranked], printed))
+        answers.append((row, [move for move, _ in ranked], [format_eval(cp, None) for _, cp in ranked]))
     return answers
 
 

@@ -52,8 +52,12 @@ def test_any_of_several_best_moves_counts() -> None:
         assert (score.reward, score.continuous) == (1.0, 1.0)
 
 
-def cheats(moves: list[str], values: list[int]) -> dict[str, str]:
-    """What earlier rewards paid for, and more of the kind, for a position with different values."""
+def cheats(moves: list[str], values: list[int]) -> tuple[dict[str, str], dict[str, str]]:
+    """What earlier rewards paid for, and more of the kind, for a position with different values.
+
+    The second ones know the best move and write it at `B:`, in a list or with evals that are worth little: not at the
+    bottom, since the move is what gets played, but below every honest list of good moves.
+    """
     ranked = best_first(moves, values)
     top = [move for move, _ in ranked[:5]]
     evals = [written(cp) for _, cp in ranked[:5]]
@@ -77,14 +81,12 @@ def cheats(moves: list[str], values: list[int]) -> dict[str, str]:
         "castling by name": gold.replace(best, "O-O"),
         "upper case": gold.upper(),
         "echo": f"P: 8/8/8/8/8/8/8/8 w - - 0 1{gold}",
-        "one eval too many": format_completion(top, [*evals, "0.0"], best),
-        "best is no candidate": format_completion(top, evals, ranked[5][0] if len(ranked) > 5 else "a1a1"),
-        "illegal best": format_completion(top, evals, "a1a1"),
         "illegal best and candidate": format_completion(["a1a1", *top[1:]], evals, "a1a1"),
         "all illegal": format_completion(["a1a1"] * n, evals, "a1a1"),
     }
+    knowing = {"one eval too many": format_completion(top, [*evals, "0.0"], best)}
     if n > 1:
-        found |= {
+        knowing |= {
             "one move": format_completion([best], evals[:1], best),
             "one move, n times": format_completion([best] * n, [evals[0]] * n, best),
             "one move, n times, right evals": format_completion([best] * n, evals, best),
@@ -100,44 +102,26 @@ def cheats(moves: list[str], values: list[int]) -> dict[str, str]:
         }
     if len(ranked) >= 10:
         ten = ranked[:10]
-        found["ten moves"] = format_completion([move for move, _ in ten], [written(cp) for _, cp in ten], best)
-        found["six moves"] = format_completion([move for move, _ in ten[:6]], [written(cp) for _, cp in ten[:6]], best)
-    return found
-
-
-# Cheats that know the best move and write it at `B:`, in a list or with evals that are worth little: not at the bottom,
-# since the move is what gets played, but below every honest list of good moves.
-PLAYS_THE_BEST = {
-    "one move",
-    "one move, n times",
-    "one move, n times, right evals",
-    "one twice",
-    "one eval",
-    "one eval too many",
-    "ten moves",
-    "six moves",
-    "constant evals",
-    "zero evals",
-    "constant evals, spelled differently",
-    "constant evals, a digit changed",
-    "the best's eval, a digit changed",
-}
+        knowing["ten moves"] = format_completion([move for move, _ in ten], [written(cp) for _, cp in ten], best)
+        knowing["six moves"] = format_completion(
+            [move for move, _ in ten[:6]], [written(cp) for _, cp in ten[:6]], best
+        )
+    return found, knowing
 
 
 @pytest.mark.parametrize("fen", POLICY_FENS.values(), ids=POLICY_FENS.keys())
 def test_cheats(fen: str) -> None:
     moves, values = spread_values(fen)
     right = score_policy(gold_row(moves, values), moves, values)
-    for name, completion in cheats(moves, values).items():
+    bottom, knowing = cheats(moves, values)
+    for name, completion in bottom.items():
         score = score_policy(completion, moves, values)
-        if name in PLAYS_THE_BEST:
-            assert score.continuous < right.continuous - 0.05, name
-            assert score.evals_score == 0.0 or "list" not in name
-        elif name in ("best is no candidate", "illegal best"):
-            assert score.continuous <= 0.8, name
-        else:
-            assert score.reward <= 0.2, name
-            assert score.continuous <= 0.2, name
+        assert max(score.reward, score.continuous) <= 0.2, name
+    for name, completion in knowing.items():
+        assert score_policy(completion, moves, values).continuous < right.continuous - 0.05, name
+    top = best_first(moves, values)
+    for best in ("a1a1", top[5][0] if len(top) > 5 else "a1a1"):  # illegal, and no candidate
+        assert score_policy(gold_row(moves, values).rpartition(" ")[0] + f" {best}", moves, values).continuous <= 0.8
 
 
 # The position of `MOVES` by hand, from win chances 1 / (1 + e^(-0.00368208 cp)): their mean is .39772. The best five
