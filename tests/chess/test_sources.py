@@ -334,10 +334,8 @@ def test_a_run_that_is_killed_while_it_values_asks_only_for_the_rest(tmp_path: P
         board = boards[-1].copy()
         board.push(sorted(board.legal_moves, key=lambda move: (len(boards) * 7 + move.to_square * 5) % 23)[0])
         boards.append(board)
-    path, cache = (
-        write(tmp_path / "rows.jsonl", *({"prompt": f"P: {each.fen()}"} for each in boards)),
-        tmp_path / "cache",
-    )
+    path = write(tmp_path / "rows.jsonl", *({"prompt": f"P: {each.fen()}"} for each in boards))
+    cache = tmp_path / "values.sqlite"
     options = DataOptions(best_move="engine", engine_nodes=200_000, engine_cache=str(cache))
     code = f"from rookworld_trl.chess.sources import *; load_prompts({path!r}, options={options!r})"
 

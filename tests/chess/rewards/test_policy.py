@@ -101,11 +101,9 @@ def cheats(moves: list[str], values: list[int]) -> tuple[dict[str, str], dict[st
             "the best's eval, a digit changed": format_completion(top, [f"{evals[0]}01", *[evals[0]] * (n - 1)], best),
         }
     if len(ranked) >= 10:
-        ten = ranked[:10]
-        knowing["ten moves"] = format_completion([move for move, _ in ten], [written(cp) for _, cp in ten], best)
-        knowing["six moves"] = format_completion(
-            [move for move, _ in ten[:6]], [written(cp) for _, cp in ten[:6]], best
-        )
+        for count in (6, 10):
+            listed, true = zip(*ranked[:count], strict=True)
+            knowing[f"{count} moves"] = format_completion(listed, [written(cp) for cp in true], best)
     return found, knowing
 
 
