@@ -140,13 +140,15 @@ def position_number(fen: str) -> int:
 
 def split_by_hash(fen: str) -> SplitName:
     """The split of a position by its hash alone: 4 % test, 4 % dev, the rest train."""
-    return _split_of_number(position_number(fen))
+    permille = position_number(fen) % 1000
+    if permille < HELD_OUT_PERMILLE:
+        return "test"
+    return "dev" if permille < 2 * HELD_OUT_PERMILLE else "train"
 
 
 def split_of(fen: str) -> SplitName:
     """The split of a position (clocks don't count): dev or test if it is listed as a held-out answer, else by hash."""
-    number = position_number(fen)
-    return held_out_answers().get(number) or _split_of_number(number)
+    return held_out_answers().get(position_number(fen)) or split_by_hash(fen)
 
 
 @functools.cache
@@ -154,13 +156,6 @@ def held_out_answers() -> dict[int, SplitName]:
     """By `position_number`: positions of held-out answers and of problems whose hash says another split."""
     table = pq.read_table(HELD_OUT_ANSWERS)
     return dict(zip(table["position"].to_pylist(), table["split"].to_pylist(), strict=True))
-
-
-def _split_of_number(number: int) -> SplitName:
-    permille = number % 1000
-    if permille < HELD_OUT_PERMILLE:
-        return "test"
-    return "dev" if permille < 2 * HELD_OUT_PERMILLE else "train"
 
 
 def positions_of(prompt: str, target: str | None = None) -> list[str]:

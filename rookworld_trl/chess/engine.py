@@ -276,8 +276,6 @@ class EnginePool:
     """
 
     def __init__(self, workers: int, *, nodes: int, cache: ValueCache | None = None):
-        if workers < 1:
-            raise ValueError(f"`workers` is {workers}: a pool needs at least one engine")
         self._engines = [Engine(nodes=nodes) for _ in range(workers)]
         self._limit = f"nodes {nodes}"
         self._cache = cache

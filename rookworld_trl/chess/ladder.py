@@ -116,16 +116,13 @@ class Ladder(Result):
 
     def earlier(self, data: Mapping[str, Any]) -> "Ladder":
         """Raises:
-        ValueError: the other ladder is on another scale, or malformed.
+        ValueError: the other ladder is on another scale.
         """
         before = Result.earlier(self, data)
         if data.get("scale") != {self.anchor: 0}:
             raise ValueError(f"the baseline's ratings are on another scale ({data.get('scale')}, here {self.anchor})")
-        try:
-            games = [GameRecord(**{**game, "moves": tuple(game["moves"].split())}) for game in data["games"]]
-            return replace(before, model=data["model"], games=games)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"the baseline's '{self.name}' is none that this version wrote: {error}") from error
+        games = [GameRecord(**{**game, "moves": tuple(game["moves"].split())}) for game in data["games"]]
+        return replace(before, model=data["model"], games=games)
 
     def further(self, before: Result) -> list[Comparison]:
         """The model's rating on an earlier ladder and on this one, both on one scale.
@@ -242,14 +239,9 @@ def run_ladder(
     Args:
         anchors: makes new players, from the weakest on. The first one's rating is 0. An engine among them is told in
             the settings, since the scale is the engine's.
-        openings: FENs; a pairing has twice as many games.
+        openings: FENs, one or more; a pairing has twice as many games.
         max_plies: a game that gets there is a draw.
-
-    Raises:
-        ValueError: no openings, or as in `rate`.
     """
-    if not openings:
-        raise ValueError("openings must be above 0: there are no games to play")
     met = [anchors() for _ in anchors()]
     games = [game for number, each in enumerate(met) for game in mirrored(model, each[number], openings)]
     for one, two in itertools.combinations(range(len(met)), 2):

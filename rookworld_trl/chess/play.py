@@ -244,10 +244,7 @@ def play_games(
 
     Raises:
         ParseError: a starting position is malformed or illegal.
-        ValueError: `max_plies` is below 1.
     """
-    if max_plies < 1:
-        raise ValueError(f"max_plies is {max_plies}; give at least 1")
     boards = [board_from_fen(fen) for _, _, fen in games]
     ends: list[tuple[Outcome, str] | None] = [_end(board) for board in boards]
     illegal: list[int | None] = [None] * len(games)

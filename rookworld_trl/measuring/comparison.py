@@ -14,7 +14,7 @@ from rookworld_trl.measuring.intervals import (
     sums_by_cluster,
     wilson,
 )
-from rookworld_trl.measuring.metrics import Metric, Scores, shared, terms
+from rookworld_trl.measuring.metrics import Metric, Scores, terms
 from rookworld_trl.measuring.result import Result
 
 
@@ -98,7 +98,10 @@ def against(
             raise ValueError(
                 f"the baseline has no '{now.name}', {now.mode}; measure it with the same suites and --mode"
             )
-        then = now.earlier(earlier[now.name, now.mode])
+        try:
+            then = now.earlier(earlier[now.name, now.mode])
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"the baseline's '{now.name}' is none that this version wrote: {error}") from error
         rows += [*now.further(then), *compare([then], [now])]
         groups += compare_groups([then], [now])
     return rows, groups
@@ -161,16 +164,15 @@ def _paired_rows(
     metrics: Sequence[Metric],
     before: Sequence[Scores],
     after: Sequence[Scores],
-    games: Sequence[str] = (),
-    seed: int = 0,
+    games: Sequence[str],
+    seed: int,
 ) -> list[dict[str, Any]]:
     """A row a metric, without its place."""
     k = len(metrics)
     tops, bottoms = zip(*(terms(scores, metrics) for scores in (before, after)), strict=True)
     top, bottom = np.hstack(tops), np.hstack(bottoms)
-    values, by_game = ratios(top, bottom), shared(games)
-    if by_game:
-        top, bottom = sums_by_cluster(top, games), sums_by_cluster(bottom, games)
+    values = ratios(top, bottom)
+    top, bottom = sums_by_cluster(top, games), sums_by_cluster(bottom, games)
     draws, clusters = bootstrap_ratios(top, bottom, seed=seed), clusters_behind(bottom)
     rows: list[dict[str, Any]] = []
     for i, metric in enumerate(metrics):

@@ -47,18 +47,16 @@ def rate(results: Sequence[tuple[str, str, float]], anchor: str) -> dict[str, Ra
     Args:
         results: of each game the two players and the points of the first: 1, 0.5 or 0.
 
+    All players are connected with the anchor by games.
+
     Raises:
-        ValueError: the anchor has no game, or players are not connected to it by games.
+        ValueError: the anchor has no game.
     """
     number, points = _points(results, [""] * len(results))
     if anchor not in number:
         raise ValueError(f"'{anchor}' has no game that counts, so that nothing fixes the scale")
     points = points[0]
     games = points + points.T
-    reached = _reached(games, number[anchor])
-    if not reached.all():
-        apart = ", ".join(name for name in number if not reached[number[name]])
-        raise ValueError(f"no games connect {apart} with {anchor}: their ratings cannot be compared")
     nats, variance = _fit(points, number[anchor])
     ratings = {}
     for name, i in number.items():

@@ -104,7 +104,7 @@ def terms(scores: Sequence[Scores], metrics: Sequence[Metric]) -> tuple[Array, A
 
 
 def estimate(
-    scores: Sequence[Scores], metrics: Sequence[Metric], games: Sequence[str] = (), seed: int = 0
+    scores: Sequence[Scores], metrics: Sequence[Metric], games: Sequence[str], seed: int = 0
 ) -> dict[str, Estimate]:
     """Value and 95 % interval of every metric: Wilson for proportions, percentile bootstrap for the others.
 
@@ -117,7 +117,7 @@ def estimate(
     top, bottom = terms(scores, metrics)
     values = ratios(top, bottom)
     whole = not shared(games)
-    top, bottom = (array if whole else sums_by_cluster(array, games) for array in (top, bottom))
+    top, bottom = (sums_by_cluster(array, games) for array in (top, bottom))
     clusters = clusters_behind(bottom)
     others = [i for i, metric in enumerate(metrics) if not (metric.proportion and whole)]
     draws = bootstrap_ratios(top[:, others], bottom[:, others], resamples=DESCRIPTIVE_RESAMPLES, seed=seed)

@@ -10,7 +10,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from rookworld_trl.chess import rewards
 from rookworld_trl.chess.accuracy import evaluate, score
-from rookworld_trl.measuring import of, read_results, result_table, write_results
+from rookworld_trl.measuring import against, of, read_results, result_table, write_results
 from rookworld_trl.modeling.completions import CUT_OFF
 
 SETTINGS = {"temperature": 1.0, "max_new_tokens": 99, "seed": 0}
@@ -97,7 +97,7 @@ def test_results_survive_their_file(rows: list[dict[str, Any]], gold: list[str],
     assert [each.earlier(written[each.name, each.mode]) for each in results] == results
     assert written["policy", "sampled"]["groups"]["color=black"]["items"] == 1
     with pytest.raises(ValueError, match="none that this version wrote"):
-        results[0].earlier({"items": []})
+        against(results[:1], {("policy", "sampled"): {"items": []}})
     (tmp_path / "older.json").write_text(json.dumps({"settings": {}, "items": [], "metrics": []}))
     with pytest.raises(ValueError, match=r"older\.json: no evaluation that this version wrote.*measure again"):
         read_results(tmp_path / "older.json")

@@ -167,8 +167,6 @@ def test_what_cannot_work_is_refused(tmp_path: Path) -> None:
     script.chmod(0o755)
     with pytest.raises(ValueError, match=r"'.*script' did not start as a UCI engine .*STOCKFISH_PATH"):
         Engine(str(script), nodes=10).__enter__()
-    with pytest.raises(ValueError, match="at least one engine"):
-        EnginePool(0, nodes=100)
     engine = Engine(fake_engine(tmp_path / "fake", "pass"), nodes=10)
     with pytest.raises(RuntimeError, match="with Engine"):
         engine.analyse(chess.Board())

@@ -91,5 +91,3 @@ def test_known_ratings_are_found_and_held_by_their_intervals() -> None:
 def test_impossible_requests() -> None:
     with pytest.raises(ValueError, match="'c' has no game"):
         rate(results("a", "b", 1, 0, 0), "c")
-    with pytest.raises(ValueError, match="no games connect c, d with a"):
-        rate(results("a", "b", 1, 0, 0) + results("c", "d", 1, 0, 0), "a")
