@@ -32,7 +32,7 @@ from rookworld_trl.chess.play import (
     mirrored,
     play_games,
 )
-from rookworld_trl.measuring.comparison import Comparison
+from rookworld_trl.measuring.comparison import Comparison, judged
 from rookworld_trl.measuring.elo import Rating, rate, resampled
 from rookworld_trl.measuring.intervals import MIN_CLUSTERS, percentile_interval, wilson
 from rookworld_trl.measuring.metrics import ratio
@@ -187,13 +187,10 @@ def _change(before: Ladder, after: Ladder, rules: str) -> Comparison:
         drawn = resampled(results, [game[3] for game in games], after.anchor, (BEFORE, AFTER))
         # Rounded, for the fit ends within 1e-9 nats, and that is no gain.
         low, high = percentile_interval(np.round(drawn[:, 1] - drawn[:, 0], 3), clusters)
-    up, down = low is not None and low > 0, high is not None and high < 0
     place: Any = {"task": after.name, "prefix": "", "mode": after.mode, "headline": False, "baselines": {}}
     place |= {"metric": f"elo_{rules}", "label": f"Elo, {rules} rules", "format": ".0f", "baselines_after": {}}
-    change = round(new.elo - old.elo, 3) + 0.0  # no -0
-    place |= {"before": old.elo, "after": new.elo, "difference": change, "ci_low": low, "ci_high": high}
-    verdict: Any = {"significant": up or down, "better": 1, "loss": down}
-    return cast(Comparison, {**place, **verdict, "items": min(old.games, new.games), "clusters": clusters})
+    row = judged((old.elo, new.elo, round(new.elo - old.elo, 3) + 0.0), (low, high), 1)  # no -0
+    return cast(Comparison, {**place, **row, "items": min(old.games, new.games), "clusters": clusters})
 
 
 @contextmanager

@@ -177,31 +177,26 @@ def _paired_rows(
     rows: list[dict[str, Any]] = []
     for i, metric in enumerate(metrics):
         old, new = float(values[i]), float(values[k + i])
-        defined = not (np.isnan(old) or np.isnan(new))
         n = int(min(clusters[i], clusters[k + i]))
         # Rounded, for equal sums of two columns may differ in their last digit, and 1e-17 is no gain.
-        changes = np.round(draws[:, k + i] - draws[:, i], 12)
-        low, high = percentile_interval(changes, n) if defined else (None, None)
+        low, high = percentile_interval(np.round(draws[:, k + i] - draws[:, i], 12), n)
         if low == high and low is not None and metric.at_most_1 and new - old in (-1, 0, 1):
             # Every cluster changed alike, and resampling has no width: by Wilson, so many of them may do otherwise.
             otherwise = wilson(0, n)[1]
             low, high = max(new - old - otherwise, -1.0), min(new - old + otherwise, 1.0)
-        up, down = low is not None and low > 0, high is not None and high < 0
-        rows.append(
-            {
-                "metric": metric.name,
-                "label": metric.label,
-                "format": metric.format,
-                "before": None if np.isnan(old) else old,
-                "after": None if np.isnan(new) else new,
-                "difference": new - old if defined else None,
-                "ci_low": low,
-                "ci_high": high,
-                "items": len(before),
-                "clusters": n,
-                "significant": up or down,
-                "better": metric.better,
-                "loss": (down and metric.better > 0) or (up and metric.better < 0),
-            }
-        )
+        about = {"metric": metric.name, "label": metric.label, "format": metric.format}
+        verdict = judged((old, new, new - old), (low, high), metric.better)
+        rows.append({**about, **verdict, "items": len(before), "clusters": n})
     return rows
+
+
+def judged(
+    values: tuple[float, float, float], bounds: tuple[float | None, float | None], better: int
+) -> dict[str, Any]:
+    """Before, after and the difference, NaN where undefined, with the verdict: significant where the difference's
+    interval leaves out 0, and a loss on the worse side of it."""
+    low, high = bounds
+    up, down = low is not None and low > 0, high is not None and high < 0
+    found = zip(("before", "after", "difference"), (None if np.isnan(each) else each for each in values), strict=True)
+    row = dict(found) | {"ci_low": low, "ci_high": high, "significant": up or down, "better": better}
+    return row | {"loss": down if better > 0 else up and better < 0}

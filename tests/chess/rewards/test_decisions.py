@@ -238,7 +238,7 @@ def test_what_decisions_add_is_the_reward(tokenizer: Any) -> None:
     ]
     answers += [
         (many, rng.choices([*many["legal_moves"][:12], "a1a1"], k=5), rng.choice(many["legal_moves"][:12]))
-        for _ in range(200)
+        for _ in range(60)
     ]
     constants: dict[str, set[float]] = {}
     for row, listed, best in answers:
