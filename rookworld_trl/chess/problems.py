@@ -183,9 +183,14 @@ def _of_epd(line: str, name: str) -> Problem:
     board = chess.Board()
     operations: dict[str, Any] = board.set_epd(line)
     clean(board)
-    points = _points(board, operations)
-    if points:
-        worths: Worths = {move: value / max(points.values()) for move, value in points.items()}
+    if operations.get("c8") and operations.get("c9"):
+        moves, values = _words(operations["c9"]), list(map(float, _words(operations["c8"])))
+        if len(moves) != len(values):
+            raise ValueError(f"operations 'c9' and 'c8' have {len(moves)} moves and {len(values)} points")
+        if max(values) <= 0 or min(values) < 0:
+            raise ValueError(f"points {values}: expected 0 or more, and one above 0")
+        points = dict(zip(moves, values, strict=True))
+        worths: Worths = {board.parse_san(move).uci(): value / max(values) for move, value in points.items()}
     elif operations.get("bm"):
         worths = _best(board, [move.uci() for move in operations["bm"]])
     elif operations.get("am"):
@@ -226,18 +231,6 @@ def _game(fields: Mapping[str, Any]) -> str:
         return str(own)
     found = _LICHESS_GAME.search(str(fields.get("gameurl"))) or _GAME_COMMENT.search(str(fields.get("c0")))
     return found[1] if found else ""
-
-
-def _points(board: chess.Board, operations: Mapping[str, Any]) -> dict[str, float]:
-    if not (operations.get("c8") and operations.get("c9")):
-        return {}
-    moves, values = _words(operations["c9"]), _words(operations["c8"])
-    if len(moves) != len(values):
-        raise ValueError(f"operations 'c9' and 'c8' have {len(moves)} moves and {len(values)} points")
-    points = dict(zip(moves, map(float, values), strict=True))
-    if max(points.values()) <= 0 or min(points.values()) < 0:
-        raise ValueError(f"points {list(points.values())}: expected 0 or more, and one above 0")
-    return {board.parse_san(move).uci(): value for move, value in points.items()}
 
 
 def _best(board: chess.Board, moves: list[str]) -> Worths:

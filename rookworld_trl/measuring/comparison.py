@@ -14,7 +14,7 @@ from rookworld_trl.measuring.intervals import (
     sums_by_cluster,
     wilson,
 )
-from rookworld_trl.measuring.metrics import Metric, Scores, terms
+from rookworld_trl.measuring.metrics import terms
 from rookworld_trl.measuring.result import Result
 
 
@@ -69,17 +69,30 @@ def compare(
     rows: list[Comparison] = []
     for then, now in _pairs(before, after):
         metrics = [metric for metric in now.metrics if only is None or metric.name in only]
-        old, new = ([item.scores for item in each.items] for each in (then, now))
+        k, games = len(metrics), [item.game for item in now.items]
         try:
-            found = _paired_rows(metrics, old, new, [item.game for item in now.items], seed)
+            sides = [terms([item.scores for item in each.items], metrics) for each in (then, now)]
         except KeyError as error:
             raise ValueError(f"the earlier '{now.name}' lacks {error}; measure it again") from error
+        top, bottom = (np.hstack(arrays) for arrays in zip(*sides, strict=True))
+        values = ratios(top, bottom)
+        top, bottom = sums_by_cluster(top, games), sums_by_cluster(bottom, games)
+        draws, clusters = bootstrap_ratios(top, bottom, seed=seed), clusters_behind(bottom)
         heads, trivial = {metric.name for metric in now.heads}, [each.baselines() for each in (then, now)]
-        for row in found:
-            name = row["metric"]
-            place = {"task": now.name, "prefix": now.prefix, "mode": now.mode, "headline": name in heads}
-            place |= {"baselines": trivial[0].get(name, {}), "baselines_after": trivial[1].get(name, {})}
-            rows.append(cast(Comparison, place | row))
+        for i, metric in enumerate(metrics):
+            name, old, new = metric.name, float(values[i]), float(values[k + i])
+            n = int(min(clusters[i], clusters[k + i]))
+            # Rounded, for equal sums of two columns may differ in their last digit, and 1e-17 is no gain.
+            low, high = percentile_interval(np.round(draws[:, k + i] - draws[:, i], 12), n)
+            if low == high and low is not None and metric.at_most_1 and new - old in (-1, 0, 1):
+                # Every cluster changed alike, and resampling has no width: by Wilson, so many of them may do otherwise.
+                otherwise = wilson(0, n)[1]
+                low, high = max(new - old - otherwise, -1.0), min(new - old + otherwise, 1.0)
+            row: Any = {"task": now.name, "prefix": now.prefix, "mode": now.mode, "metric": name, "label": metric.label}
+            row |= {"headline": name in heads, "format": metric.format, "items": len(games), "clusters": n}
+            row |= {"baselines": trivial[0].get(name, {}), "baselines_after": trivial[1].get(name, {})}
+            row |= judged((old, new, new - old), (low, high), metric.better)
+            rows.append(cast(Comparison, row))
     return rows
 
 
@@ -158,36 +171,6 @@ def _pairs(before: Sequence[Result], after: Sequence[Result]) -> Iterator[tuple[
         old, new = (sorted(range(len(each)), key=each.__getitem__) for each in names)
         place = dict(zip(old, new, strict=True))
         yield then, replace(now, items=[now.items[place[number]] for number in range(len(place))])
-
-
-def _paired_rows(
-    metrics: Sequence[Metric],
-    before: Sequence[Scores],
-    after: Sequence[Scores],
-    games: Sequence[str],
-    seed: int,
-) -> list[dict[str, Any]]:
-    """A row a metric, without its place."""
-    k = len(metrics)
-    tops, bottoms = zip(*(terms(scores, metrics) for scores in (before, after)), strict=True)
-    top, bottom = np.hstack(tops), np.hstack(bottoms)
-    values = ratios(top, bottom)
-    top, bottom = sums_by_cluster(top, games), sums_by_cluster(bottom, games)
-    draws, clusters = bootstrap_ratios(top, bottom, seed=seed), clusters_behind(bottom)
-    rows: list[dict[str, Any]] = []
-    for i, metric in enumerate(metrics):
-        old, new = float(values[i]), float(values[k + i])
-        n = int(min(clusters[i], clusters[k + i]))
-        # Rounded, for equal sums of two columns may differ in their last digit, and 1e-17 is no gain.
-        low, high = percentile_interval(np.round(draws[:, k + i] - draws[:, i], 12), n)
-        if low == high and low is not None and metric.at_most_1 and new - old in (-1, 0, 1):
-            # Every cluster changed alike, and resampling has no width: by Wilson, so many of them may do otherwise.
-            otherwise = wilson(0, n)[1]
-            low, high = max(new - old - otherwise, -1.0), min(new - old + otherwise, 1.0)
-        about = {"metric": metric.name, "label": metric.label, "format": metric.format}
-        verdict = judged((old, new, new - old), (low, high), metric.better)
-        rows.append({**about, **verdict, "items": len(before), "clusters": n})
-    return rows
 
 
 def judged(
