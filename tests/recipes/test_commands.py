@@ -59,7 +59,7 @@ NOT_HERE = {
     "python recipes/grpo.py --from": "tests/plugins/test_origin.py runs it, with a run to begin from",
     "python -m": "measures for minutes to hours; what it measures is tested in small",
     "rookworld-doctor": "tests/test_doctor.py runs it at full size, and compares what it prints",
-    "python recipes/generate_data.py dataset": "needs thousands of positions; test_dataset.py builds from few",
+    "python recipes/generate_data.py dataset": "needs thousands of positions; test_shipping.py builds from few",
     "python recipes/grpo.py --help": "prints what tests/test_docs.py compares",
     "accelerate launch --config_file accelerate_configs/cpu.yaml recipes/grpo.py --config "
     "recipes/nano/grpo/config_cpu_selfplay.yaml": "20,000 nodes a move; tests/recipes/test_recipes_run.py plays few",
