@@ -23,8 +23,6 @@ from pathlib import Path
 from textwrap import fill
 from typing import Any
 
-import torch
-from torch import nn
 from transformers import TrainerCallback
 from transformers.utils import logging
 from trl import GRPOConfig
@@ -142,9 +140,6 @@ def examine(trainer: Any) -> list[GateResult]:
 
 
 def _measured(trainer: Any, generate_and_score: Any, inputs: Any) -> tuple[Any, list[GateResult]]:
-    def score(model: nn.Module, ids: torch.Tensor, mask: torch.Tensor, keep: int, *_: Any) -> torch.Tensor:
-        return trainer._get_per_token_logps_and_entropies(model, ids, mask, keep)[0]
-
     single_turn, turns = trainer._generate_single_turn, list[Samples]()
 
     def recorded(prompt_ids: list[list[int]], *args: Any, **kwargs: Any) -> Any:
@@ -155,6 +150,7 @@ def _measured(trainer: Any, generate_and_score: Any, inputs: Any) -> tuple[Any, 
         turns.append(Samples(prompt_ids, completion_ids, [*drawn, *[None] * (len(completion_ids) - len(drawn))]))
         return completion_ids, logps
 
+    score = trainer._get_per_token_logps_and_entropies
     first = FirstBatch(trainer.args, trainer.accelerator, trainer.model, score)
     with replaced(trainer, _generate_single_turn=recorded):
         batch = generate_and_score(inputs)

@@ -47,7 +47,8 @@ def fitting_length(model: PreTrainedModel, tokenizer: Any, prompts: Sequence[str
         ValueError: a prompt fills the context.
     """
     context = model.config.n_positions
-    longest, prompt = max((len(ids), prompt) for ids, prompt in zip(_encode(tokenizer, prompts), prompts, strict=True))
+    ids_of = tokenizer(list(prompts))["input_ids"]
+    longest, prompt = max((len(ids), prompt) for ids, prompt in zip(ids_of, prompts, strict=True))
     if longest >= context:
         raise ValueError(
             f"the {longest} tokens of prompt {prompt!r} fill the model's context of {context}; "
@@ -82,7 +83,7 @@ def complete(
         raise ValueError("the tokenizer has no eos_token, so no completion would ever end; set one")
     if not prompts:
         return []
-    prompt_ids = _encode(tokenizer, prompts)
+    prompt_ids = tokenizer(list(prompts))["input_ids"]
     # Prompts of one task and similar length side by side: their completions end at about the same time.
     order = sorted(range(len(prompts)), key=lambda i: (prompts[i][:1], len(prompt_ids[i])))
     completion_ids: list[list[int]] = [[]] * len(prompts)
@@ -100,10 +101,6 @@ def complete(
     texts = completion_texts(tokenizer, completion_ids)
     ended = [bool(ids) and ids[-1] == tokenizer.eos_token_id for ids in completion_ids]
     return [Completion(text, len(ids), end) for text, ids, end in zip(texts, completion_ids, ended, strict=True)]
-
-
-def _encode(tokenizer: Any, prompts: Sequence[str]) -> list[list[int]]:
-    return tokenizer(list(prompts))["input_ids"]
 
 
 def _generated(

@@ -63,7 +63,6 @@ def push_folder(
     repo_id: str,
     token: str | None = None,
     revision: str | None = None,
-    message: str = "Trained checkpoint",
 ) -> str:
     """Upload a checkpoint's files (weights, config, tokenizer, card) in one commit; the repository is made if need be.
 
@@ -92,7 +91,7 @@ def push_folder(
             repo_id=repo_id,
             folder_path=folder,
             revision=revision,
-            commit_message=message,
+            commit_message="Trained checkpoint",
             ignore_patterns=list(NOT_PUSHED),
         )
     return str(commit.commit_url)

@@ -75,7 +75,9 @@ def load(
             f"{name} has {count:,} parameters, and `expected_parameters` is {expected_parameters}: check name and "
             "revision, or change it"
         )
-    model.config._commit_hash = commit_of(folder)
+    # A folder of the Hub's cache is called after the commit that it holds.
+    cached = folder.parent.name == "snapshots" and re.fullmatch("[0-9a-f]{40}", folder.name)
+    model.config._commit_hash = folder.name if cached else None
     for config in (model.config, model.generation_config):
         config.eos_token_id, config.pad_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id
     return model, tokenizer
@@ -104,11 +106,6 @@ def checkpoint_folder(name: str | Path, **hub: Any) -> Path:
             f"{name} is no folder, and the Hub's repository of that name is not to be had ({error}): check name, "
             "revision, network and HF_HUB_OFFLINE; if it is private or gated, run `hf auth login`"
         ) from error
-
-
-def commit_of(folder: Path) -> str | None:
-    """The commit that a folder of the Hub's cache holds, which it is called after; None for any other folder."""
-    return folder.name if folder.parent.name == "snapshots" and re.fullmatch("[0-9a-f]{40}", folder.name) else None
 
 
 def load_model(path: str | Path, *, vocab_size: int | None = None) -> GPT2LMHeadModel:
@@ -170,7 +167,8 @@ def load_tokenizer(path: str | Path, *, leading_eos: bool = False) -> PreTrained
 
     Args:
         leading_eos: put the end token in front of every text, as llm.c has it in front of every document that
-            RookWorld-LM was trained on. It stays with the tokenizer when that is saved.
+            RookWorld-LM was trained on. It stays with the tokenizer when that is saved. `add_special_tokens=False`
+            leaves it out, which is what a completion that is tokenised by itself needs.
 
     Raises:
         LoadingError: the folder holds no tokenizer, or one without an end token.
@@ -191,24 +189,14 @@ def load_tokenizer(path: str | Path, *, leading_eos: bool = False) -> PreTrained
             f"{tokenizer.eos_token!r} (id {tokenizer.eos_token_id}), and masked"
         )
     if leading_eos:
-        lead_with_eos(tokenizer)
+        eos, special = tokenizer.eos_token, [(tokenizer.eos_token, tokenizer.eos_token_id)]
+        tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"{eos}:0 $A:0", pair=f"{eos}:0 $A:0 $B:1", special_tokens=special
+        )
+        # The slow classes' way of saying the same, for those that rebuild their backend from what was saved.
+        tokenizer.bos_token = eos
+        tokenizer.init_kwargs["add_bos_token"] = True
     return tokenizer
-
-
-def lead_with_eos(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Make the tokenizer put its end token in front of every text; it is saved with it.
-
-    `add_special_tokens=False` leaves it out, which is what a completion that is tokenised by itself needs.
-    """
-    eos = tokenizer.eos_token
-    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{eos}:0 $A:0",
-        pair=f"{eos}:0 $A:0 $B:1",
-        special_tokens=[(eos, tokenizer.eos_token_id)],
-    )
-    # The slow classes' way of saying the same, for those that rebuild their backend from what was saved.
-    tokenizer.bos_token = eos
-    tokenizer.init_kwargs["add_bos_token"] = True
 
 
 def _padded(vocab_size: int) -> int:

@@ -52,7 +52,8 @@ _SPLIT = "|".join(
 
 def build_nano_tokenizer() -> PreTrainedTokenizerFast:
     """Build the tokenizer. The vocabulary is written down, not trained, so ids never change between builds."""
-    castling = ["".join(c for c, keep in zip("KQkq", bits, strict=True) if keep) for bits in _bits(4)]
+    bits = itertools.product((False, True), repeat=4)
+    castling = ["".join(c for c, keep in zip("KQkq", each, strict=True) if keep) for each in bits]
     tenths = [f"{sign}{n / 10:.1f}" for n in range(100) for sign in ("", "-") if n or not sign]
     whole = [f"{sign}{n}.0" for n in (*range(10, 31), 1000) for sign in ("", "-")]
     words = [
@@ -140,10 +141,6 @@ def square_token(square: str, man: str) -> str:
 def empty_squares(text: str) -> Regex:
     """Where `text` stands for empty squares: in the placement of a FEN."""
     return Regex(rf"{text}(?={_REST_OF_RANK}/|{_LAST_RANK_END})")
-
-
-def _bits(n: int) -> itertools.product:
-    return itertools.product((False, True), repeat=n)
 
 
 class NanoEncoder:

@@ -5,6 +5,7 @@ were to last for the whole run. A batch is dealt from the first stage's rows; th
 places are put in their stead. So a run that is resumed meets the rows that it would have met.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -57,7 +58,11 @@ class Stages(Plugin):
     def rows(self, rows: list[Row]) -> None:
         """Go on to the stage that is due, and put its rows in place of those dealt."""
         step = self.trainer.state.global_step
-        while self.number < len(self.ends) and self._over(*self.ends[self.number], step):
+        while self.number < len(self.ends):
+            last_step, pass_rate = (math.inf if each is None else each for each in self.ends[self.number])
+            passed = sum(self.recent) / WINDOW if len(self.recent) == WINDOW else -1.0
+            if step < last_step and passed < pass_rate:
+                break
             self.number, self.recent = self.number + 1, []
             logger.warning(f"step {step}: stage {self.number + 1} of {len(self.ends) + 1} begins")
         known: dict[int, Row] = {}
@@ -73,9 +78,3 @@ class Stages(Plugin):
         scored = rewards[~rewards.isnan()]
         if len(scored):
             self.recent = [*self.recent, (scored >= PASS_REWARD - 1e-6).double().mean().item()][-WINDOW:]
-
-    def _over(self, last_step: int | None, pass_rate: float | None, step: int) -> bool:
-        if last_step is not None and step >= last_step:
-            return True
-        passed = sum(self.recent) / WINDOW if len(self.recent) == WINDOW else -1.0
-        return pass_rate is not None and passed >= pass_rate

@@ -6,7 +6,7 @@ yellow > red, smaller is worse. A NaN is red. Names may hold shell wildcards: `*
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -118,21 +118,17 @@ class Health(Plugin):
                 events.append({"step": step, "metric": name, "value": value, "from": before, "to": now})
         return events
 
-    def line(self, step: int, events: Sequence[Mapping[str, Any]]) -> str:
-        """What changed: `step 12 health red: entropy 0.004 (was green), kl 0.2 yellow (was green)`."""
-        cells = (
-            f"{e['metric']} {e['value']:.3g}{'' if e['to'] == self.level else ' ' + e['to']} (was {e['from']})"
-            for e in events
-        )
-        return f"step {step} health {self.level}: {', '.join(cells)}"
-
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         if not logs or "loss" not in logs:  # evaluation, or the summary at the end
             return
         events = self.observe(state.global_step, logs)
         if not events or not state.is_world_process_zero:
             return
-        logger.warning(self.line(state.global_step, events))
+        cells = (
+            f"{e['metric']} {e['value']:.3g}{'' if e['to'] == self.level else ' ' + e['to']} (was {e['from']})"
+            for e in events
+        )
+        logger.warning(f"step {state.global_step} health {self.level}: {', '.join(cells)}")
         red = {event["metric"]: event["value"] for event in events if event["to"] == RED}
         if red:
             self.trainer.tell({"event": "red", "step": state.global_step, "metrics": red})

@@ -12,7 +12,7 @@ forgotten, and its informative share says what the run would have had without mi
 """
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -202,6 +202,7 @@ class Mining(Plugin):
 
     def attach(self, trainer: Any) -> None:
         self.trainer, self.args, self.accelerator = trainer, trainer.args, trainer.accelerator
+        self.main = trainer.accelerator.is_main_process
         self.dataset, self.samples = trainer.train_dataset, trainer.args.num_generations
         self._ordinary: list[int] = []  # groups of the present batch that are not mined
         if not hasattr(self.dataset, "column_names") or not hasattr(self.dataset, "__len__"):
@@ -226,7 +227,7 @@ class Mining(Plugin):
     def rows(self, rows: list[Row]) -> Samples:
         """Choose prompts, sample them, and choose and sample again where all rewards of a group agree."""
         prompts, tasks = self._groups(rows)
-        minable: list[int] = self._decided(partial(self.miner.split, tasks))
+        minable = ranks.decided(self.main, partial(self.miner.split, tasks))
         self._ordinary = sorted(set(range(len(tasks))) - set(minable))
         self._replace(rows, minable, prompts, tasks, planned=True)
         drawn = self.trainer.sample_rows(rows)
@@ -266,9 +267,6 @@ class Mining(Plugin):
         prompts, tasks = zip(*everyones[:: self.samples], strict=True)
         return list(prompts), list(tasks)
 
-    def _decided(self, decide: Callable[[], Any]) -> Any:
-        return ranks.decided(self.accelerator.is_main_process, decide)
-
     def _my_rows(self, groups: Sequence[int], count: int) -> list[tuple[int, int]]:
         """This process's rows (of `count`) that belong to some of the global groups: (row, place in `groups`)."""
         start = self.accelerator.process_index * count
@@ -278,7 +276,7 @@ class Mining(Plugin):
 
     def _replace(self, rows: list[Row], groups: list[int], prompts: list[str], tasks: list[str], planned: bool) -> None:
         """Give these groups other prompts of their tasks; if `planned`, theirs are among the candidates."""
-        chosen: list[int | None] = self._decided(lambda: self._choose(groups, prompts, tasks, planned))
+        chosen = ranks.decided(self.main, lambda: self._choose(groups, prompts, tasks, planned))
         others = [None if number is None else self.dataset[number] for number in chosen]
         for row, place in self._my_rows(groups, len(rows)):
             other = others[place]

@@ -12,9 +12,8 @@
 Each gate measures one number against one bound. This package's trainer passes them; any `GRPOTrainer` of TRL's does by
 `rookworld_trl.doctor.GateCallback`.
 
-The gates are given the scoring function of the loss, `score(model, input_ids, attention_mask, logits_to_keep) ->
-(B, logits_to_keep)` log-probs. Where rows have temperatures of their own, the batch holds them as `temperatures` (B,),
-and `score` gets them as a fifth argument.
+The gates are given the scoring function of the loss, TRL's `_get_per_token_logps_and_entropies` or one like it. Where
+rows have temperatures of their own, the batch holds them as `temperatures` (B,), and it gets them by that name.
 """
 
 import inspect
@@ -34,7 +33,7 @@ from rookworld_trl.modeling.hooks import without_adapters
 from rookworld_trl.training.sampler import Samples
 
 GATES = ("dropout", "padding", "temperature", "truncation", "sampled_ids", "reference", "weights", "sampler")
-Score = Callable[..., torch.Tensor]
+Score = Callable[..., tuple[torch.Tensor, Any, Any]]
 Batch = dict[str, torch.Tensor]
 
 
@@ -135,12 +134,15 @@ def loss_logps(score: Score, model: nn.Module, batch: Batch, rows_at_a_time: int
     """Log-probs (B, C) as the loss computes them, a micro-batch at a time."""
     ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
     mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)
-    keep = batch["completion_ids"].shape[1]
-    if not len(ids):  # every completion is masked out
-        return torch.zeros(0, keep, device=ids.device)
-    own = (batch["temperatures"].split(rows_at_a_time),) if "temperatures" in batch else ()
-    chunks = zip(ids.split(rows_at_a_time), mask.split(rows_at_a_time), *own, strict=True)
-    return torch.cat([score(model, rows, row_mask, keep, *rest) for rows, row_mask, *rest in chunks])
+    found = [torch.zeros(0, batch["completion_ids"].shape[1], device=ids.device)]  # every completion is masked out
+    for start in range(0, len(ids), rows_at_a_time):
+        rows = slice(start, start + rows_at_a_time)
+        found.append(score(model, ids[rows], mask[rows], found[0].shape[1], **_temperatures(batch, rows))[0])
+    return torch.cat(found)
+
+
+def _temperatures(batch: Batch, rows: slice) -> dict[str, torch.Tensor]:
+    return {"temperatures": batch["temperatures"][rows]} if "temperatures" in batch else {}
 
 
 def _telling(batch: Batch, count: int) -> Batch:
@@ -165,7 +167,7 @@ def dropout_gate(score: Score, model: nn.Module, batch: Batch, bounds: Bounds) -
     """Score the most telling rows twice, as the loss does; what differs is chance inside the model."""
     part = _telling(batch, count=4)
     with torch.no_grad():
-        first, second = (loss_logps(score, model, part, len(part["prompt_ids"])) for _ in range(2))
+        first, second = (loss_logps(score, model, part, max(1, len(part["prompt_ids"]))) for _ in range(2))
     return GateResult(
         "dropout",
         bounds.measure((first - second).abs()[part["completion_mask"].bool()]),
@@ -209,8 +211,8 @@ def temperature_gate(
     with torch.no_grad():
         for row, prompt, completion, _ in _alone(part):
             ids = torch.cat([prompt, completion])[None]
-            own = (part["temperatures"][row : row + 1],) if "temperatures" in part else ()
-            loss = score(model, ids, torch.ones_like(ids), len(completion), *own)[0]
+            own = _temperatures(part, slice(row, row + 1))
+            loss = score(model, ids, torch.ones_like(ids), len(completion), **own)[0][0]
             by_hand = score_alone(model, prompt, completion, part["sampled_at"][row].item())
             deviations.append((loss - by_hand).abs().cpu())
     return GateResult(

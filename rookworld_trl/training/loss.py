@@ -144,11 +144,7 @@ def of_high_entropy(entropies: Tensor, mask: Tensor, share: float, accelerator: 
 
 
 def compute(
-    scored: Scored,
-    batch: Batch,
-    args: Any,
-    scale: Scale,
-    accelerator: Accelerator,
+    scored: Scored, batch: Batch, args: Any, scale: Scale, accelerator: Accelerator
 ) -> tuple[Tensor, dict[str, float]]:
     """The loss of a micro-batch without its KL penalty, and what TRL logs of it, over all processes.
 

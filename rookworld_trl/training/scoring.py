@@ -77,17 +77,6 @@ class Scorer:
             found = self._score(model, temperatures, *args, **kwargs)
             return send_to_device(found, home, non_blocking=home.type == "cuda")
 
-    def logps(
-        self,
-        model: nn.Module,
-        ids: torch.Tensor,
-        mask: torch.Tensor,
-        keep: int,
-        temperatures: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """Log-probs (B, keep) of the last tokens alone, at these temperatures (B,)."""
-        return self(model, ids, mask, keep, temperatures=temperatures)[0]
-
     def of_batch(self, model: nn.Module, batch: Batch, auxiliary: bool = False) -> Scored:
         """What the loss asks of the policy about a micro-batch.
 

@@ -13,12 +13,7 @@ from rookworld_trl.checkpointing.durable import DurableTrainer
 from rookworld_trl.modeling.gpt2 import GPT2
 from rookworld_trl.modeling.trees import collate, weighted_nats
 from rookworld_trl.settings.parser import option, require
-from rookworld_trl.training.placement import (
-    agree_on_tf32,
-    follow_launcher,
-    insist_on_no_compile,
-    on_gpu,
-)
+from rookworld_trl.training.placement import agree_on_tf32, follow_launcher, insist_on_no_compile, on_gpu
 from rookworld_trl.training.recovery import Diverged
 
 NATS_SCALE = 32  # the loss is nats a completion divided by this, about the tokens of rookworld-nano's `A:` completion

@@ -25,12 +25,7 @@ from rookworld_trl.training.exact import ExactObjective, FindPoints
 from rookworld_trl.training.kl import RECOVERY_BETA, KLPenalty
 from rookworld_trl.training.loss import Scale
 from rookworld_trl.training.plugin import Plugin, Row, check_plugins, settings_of
-from rookworld_trl.training.preparation import (
-    check_built,
-    prepare,
-    trl_built_here,
-    weights_on_disk,
-)
+from rookworld_trl.training.preparation import check_built, prepare, trl_built_here, weights_on_disk
 from rookworld_trl.training.recovery import NO_REWARDS, Diverged, Guard
 from rookworld_trl.training.sampler import Sampler, Samples, task_of
 from rookworld_trl.training.scoring import Scorer
@@ -107,7 +102,7 @@ class RookWorldGRPOTrainer(DurableGRPOTrainer):
             seams = (find_points, tokenizer.decode, self.record)
             self.exact = ExactObjective(args, accelerator, policy, self.scorer, *seams)
         self.kl = KLPenalty(args, accelerator)
-        self.gates = gates.FirstBatch(args, accelerator, policy, self.scorer.logps)
+        self.gates = gates.FirstBatch(args, accelerator, policy, self._get_per_token_logps_and_entropies)
         # What learns from a step's numbers: if the step is undone, it goes back with the weights.
         learning: dict[str, Stateful] = {"kl_controller": self.kl.controller}
         self.controls |= learning
@@ -232,7 +227,7 @@ class RookWorldGRPOTrainer(DurableGRPOTrainer):
         return seconds
 
     def _get_per_token_logps_and_entropies(self, model: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        return self.scorer(model, *args, temperatures=self._temperatures, **kwargs)
+        return self.scorer(model, *args, **{"temperatures": self._temperatures, **kwargs})
 
     def _calculate_rewards(
         self, inputs: list[Row], prompts: Any, completions: Any, completion_ids_list: list[list[int]]

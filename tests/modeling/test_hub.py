@@ -40,11 +40,11 @@ def test_what_is_pushed_is_the_model_and_no_more(
 def test_a_push_to_a_branch_leaves_the_main_one(hub: Hub, tiny_checkpoint: Path) -> None:
     push_folder(tiny_checkpoint, "me/trained", token=TOKEN)
     (tiny_checkpoint / "README.md").write_text("---\ntags: [chess]\n---\n")
-    push_folder(tiny_checkpoint, "me/trained", token=TOKEN, revision="next", message="Card")
+    push_folder(tiny_checkpoint, "me/trained", token=TOKEN, revision="next")
     repository = hub.repositories["me/trained"]
     assert "README.md" in repository.branches["next"]
     assert "README.md" not in repository.branches["main"]
-    assert repository.commits == ["Trained checkpoint", "Card"]
+    assert len(repository.commits) == 2
 
 
 REFUSALS = {

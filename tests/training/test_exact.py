@@ -203,15 +203,20 @@ def test_rows_of_one_prompt_share_a_tree_and_keep_their_values(model: GPT2LMHead
 def test_scaling_divides_by_the_deviation_under_the_policy(model: GPT2LMHeadModel) -> None:
     """One right answer of probability p that earns 1: J / (sqrt(p (1 - p)) + least), in the cell of its position."""
     prompt, completion, answer = PROMPTS[0], (0, 2, 1), (2, 4)
-    logits = model(input_ids=torch.tensor([[*prompt, 0, 2]])).logits[0, len(prompt) :]
+    logits = model(input_ids=torch.tensor([[*prompt, 0, 2], [*prompt, 0, 3]])).logits[:, len(prompt) :]
     logps = torch.log_softmax(logits, -1)
-    p = (logps[0, 2] + logps[1, 4]).exp().item()
+    p = (logps[0, 0, 2] + logps[0, 1, 4]).exp().item()
     known = Points((Decision(1, (answer,), (1.0,), weight=3.0),))
     scored = score_tree(model, model.get_output_embeddings(), batch_of([(prompt, completion)]), [known])
     expected = 3.0 * p / ((p * (1 - p)) ** 0.5 + LEAST_DEVIATION)
     assert scored.objective[0].tolist() == pytest.approx([0.0, expected, 0.0], rel=1e-5)
     assert scored.metrics["exact/value"] == (pytest.approx(p, rel=1e-5), 1)
     assert scored.metrics["exact/outside"] == (pytest.approx(1 - p, rel=1e-5), 1)
+    # Determined tokens add their log-likelihood.
+    beside = Points(known.decisions, (Determined(1, (3, 4), weight=0.5),))
+    scored = score_tree(model, model.get_output_embeddings(), batch_of([(prompt, completion)]), [beside])
+    expected += 0.5 * (logps[1, 0, 3] + logps[1, 1, 4]).item()
+    assert scored.objective[0].tolist() == pytest.approx([0.0, expected, 0.0], rel=1e-5)
 
 
 def test_rewards_count_from_what_everything_else_earns(model: GPT2LMHeadModel) -> None:
@@ -249,16 +254,6 @@ def test_actions_that_must_not_be_taken_lose_probability_and_are_in_no_mean(mode
         for weight in model.parameters():
             weight += 1e-3 * weight.grad if weight.grad is not None else 0.0
     assert logp() < before
-
-
-def test_determined_tokens_add_their_log_likelihood(model: GPT2LMHeadModel) -> None:
-    prompt, completion, right = PROMPTS[0], (0, 2, 1), (3, 4)
-    logits = model(input_ids=torch.tensor([[*prompt, 0, 3]])).logits[0, len(prompt) :]
-    logps = torch.log_softmax(logits, -1)
-    expected = 0.5 * (logps[0, 3] + logps[1, 4]).item()
-    known = Points(determined=(Determined(1, right, weight=0.5),))
-    scored = score_tree(model, model.get_output_embeddings(), batch_of([(prompt, completion)]), [known])
-    assert scored.objective[0].tolist() == pytest.approx([0.0, expected, 0.0], rel=1e-5)
 
 
 @pytest.mark.parametrize(
