@@ -273,16 +273,11 @@ def scale_learning_rate(optimizer: Any, scheduler: Any, ratio: float) -> None:
     """Multiply the rate in force and those that the schedule is going to set."""
     for group in optimizer.param_groups:
         group["lr"] = group["lr"] * ratio
-    _scale_schedule(getattr(scheduler, "scheduler", scheduler), ratio)
-
-
-def _scale_schedule(scheduler: Any, ratio: float) -> None:
-    """A group's own rate is overwritten at the next step; the schedule is computed from `base_lrs`."""
+    # A group's own rate is overwritten at the next step; the schedule is computed from `base_lrs`.
+    inner = getattr(scheduler, "scheduler", scheduler)
     for name in ("base_lrs", "_last_lr"):
-        if hasattr(scheduler, name):
-            setattr(scheduler, name, [rate * ratio for rate in getattr(scheduler, name)])
-    for part in getattr(scheduler, "_schedulers", ()):
-        _scale_schedule(part, ratio)
+        if hasattr(inner, name):
+            setattr(inner, name, [rate * ratio for rate in getattr(inner, name)])
 
 
 def lay_schedule_anew(optimizer: Any, scheduler: Any) -> None:

@@ -5,9 +5,7 @@ Within `TIMEOUT` seconds, for which the run waits: whatever goes wrong here is a
 
 import json
 import logging
-import os
 import shlex
-import signal
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -64,13 +62,6 @@ class Alerts(Plugin):
             logger.warning(f"an alert could not be sent: {type(error).__name__} ({known or 'no details'}). See `alert`")
 
     def _send(self, body: str) -> None:
-        # A group of its own: a Ctrl-C is not for it, and what it has started ends with it.
-        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "start_new_session": True}
-        with subprocess.Popen(self.command, stdin=subprocess.PIPE, text=True, **quiet) as process:  # type: ignore[call-overload]
-            try:
-                process.communicate(body, timeout=TIMEOUT)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-                raise
-        if process.returncode:
-            raise subprocess.CalledProcessError(process.returncode, self.command[0])
+        # A group of its own: a Ctrl-C is not for it.
+        quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "start_new_session": True}
+        subprocess.run(self.command, input=body, text=True, timeout=TIMEOUT, check=True, **quiet)

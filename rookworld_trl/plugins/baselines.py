@@ -19,7 +19,6 @@ from typing import Any, Literal
 import torch
 
 from rookworld_trl import ranks
-from rookworld_trl.checkpointing.store import Stateful
 from rookworld_trl.settings.parser import option
 from rookworld_trl.training.plugin import Plugin, Row
 
@@ -62,6 +61,7 @@ class Baselines(Plugin):
     NAME = "advantage_baseline"
     STATE = "baseline"
     SAMPLED = True
+    UNDONE = True
     REMEMBERED = ("means",)
 
     advantage_baseline: Literal["group_mean", "leave_one_out", "ema"] = option(
@@ -119,9 +119,6 @@ class Baselines(Plugin):
                 values[chosen] = known
                 self.means[task] = DECAY * known + (1 - DECAY) * fresh
         return values
-
-    def undone(self) -> Stateful:
-        return self
 
     def rewarded(self, rows: list[Row], rewards: torch.Tensor) -> None:
         self.rewards = rewards

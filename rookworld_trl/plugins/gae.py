@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from rookworld_trl.checkpointing.store import Stateful
 from rookworld_trl.settings.parser import option
 from rookworld_trl.training.plugin import Plugin, Row
 
@@ -125,6 +124,7 @@ class GAE(Plugin):
     NAME = "use_gae"
     STATE = "value_head"
     SAMPLED = True
+    UNDONE = True
 
     use_gae: bool = option(False, "Per-token advantages by GAE, from a small value head of its own.")
     gae_gamma: float = option(1.0, "Discount of GAE, per token.", least=0, most=1)
@@ -161,9 +161,6 @@ class GAE(Plugin):
         self.trainer = trainer
         width, device = trainer.model.config.hidden_size, trainer.accelerator.device
         self.head = ValueHead(width, seed=trainer.args.seed, device=device)
-
-    def undone(self) -> Stateful:
-        return self
 
     def rewarded(self, rows: list[Row], rewards: torch.Tensor) -> None:
         self.rewards = rewards[self.trainer.mine(rows)]

@@ -238,12 +238,6 @@ def _sampling(c: RookWorldGRPOConfig) -> Iterator[str]:
 
 def _whole_run(c: RookWorldGRPOConfig) -> Iterator[str]:
     """Runs that would learn nothing, or be of another length than was asked for, or could not go on."""
-    dtype = dict(c.model_init_kwargs or {}).get("dtype", torch.float32)
-    if dtype not in (torch.float32, "float32"):
-        yield (
-            "model_init_kwargs: updates at these learning rates are smaller than a 16-bit weight can hold, so nothing "
-            "would be learned. Leave `dtype` out or set it to float32, and choose `bf16` for speed"
-        )
     if c.use_adaptive_entropy:
         yield "use_adaptive_entropy: the loss here has a constant coefficient. Set `entropy_coef`"
     if c.max_steps == 0:

@@ -19,7 +19,6 @@ rows have temperatures of their own, the batch holds them as `temperatures` (B,)
 import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -348,18 +347,6 @@ def sampler_gate(sampled: Samples, logps: torch.Tensor, mask: torch.Tensor, boun
     )
 
 
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Dropout off for the length of the block, so that other faults can be told from it."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
-
-
 class FirstBatch:
     """Holds the gates until a batch has passed them; the processes of `accelerator` decide alike.
 
@@ -385,8 +372,9 @@ class FirstBatch:
         results = [dropout_gate(score, model, batch, bounds)]
         # Only where it matters: a model that `torch.compile` has compiled would be compiled once more.
         (chance,) = ranks.largest([results[0].measured], self.accelerator)
-        still: Any = nullcontext() if chance == 0 else evaluating(model)
-        with still, torch.no_grad():
+        if chance:
+            model.eval()
+        with torch.no_grad():
             results.append(padding_gate(score, model, batch, args.temperature, bounds))
             logps = loss_logps(score, model, batch, args.per_device_train_batch_size)
             if self.sampled is not None:
@@ -399,6 +387,8 @@ class FirstBatch:
                 results.append(temperature_gate(score, model, batch, divisors, bounds))
                 results.append(truncation_gate(self.sampled, args))
                 results.append(sampled_ids_gate(self.sampled, batch))
+        if chance:
+            model.train()
         mask = batch["completion_mask"]
         if "ref_per_token_logps" in batch and step == 0:
             results.append(reference_gate(logps, batch["ref_per_token_logps"], mask, bounds))

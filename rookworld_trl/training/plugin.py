@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import torch
 from transformers import TrainerCallback
 
-from rookworld_trl.checkpointing.store import Remembers, Stateful
+from rookworld_trl.checkpointing.store import Remembers
 from rookworld_trl.settings.parser import check_options
 
 Row = dict[str, Any]
@@ -27,6 +27,7 @@ class Plugin(Remembers, TrainerCallback):
     NAME: ClassVar[str]  # the key that turns it on, by which messages and the other plug-ins know it
     STATE: ClassVar[str] = ""  # its name in a checkpoint, where that is another
     REMEMBERED: ClassVar[tuple[str, ...]] = ()  # attributes that a checkpoint keeps
+    UNDONE: ClassVar[bool] = False  # its state goes back with the weights when a step is undone
     SOURCE: ClassVar[bool] = False  # its `rows` chooses the prompts; a run has one such plug-in
     SAMPLED: ClassVar[bool] = False  # it compares what samples earn, of which an exact objective has no need
     ANY_TRAINER: ClassVar[bool] = False  # it needs no more than callbacks and `told`: supervised training has it too
@@ -58,10 +59,6 @@ class Plugin(Remembers, TrainerCallback):
     def keeps_state(self) -> bool:
         """Whether a checkpoint holds something of it."""
         return bool(self.REMEMBERED) or type(self).state_dict is not Plugin.state_dict
-
-    def undone(self) -> Stateful | None:
-        """What goes back with the weights when a step is undone: itself, a part of it, or nothing."""
-        return None
 
     def rows(self, rows: list[Row]) -> Any:
         """A generation batch of training begins: put other rows in place of this process's, in the list itself.

@@ -59,13 +59,12 @@ def prepare(args: Any, model: Any, tokenizer: Any, options: dict[str, Any]) -> R
 
 
 def check_built(policy: nn.Module, reference: nn.Module | None, tokenizer: Any) -> None:
-    """What TRL has made of it: the position hook goes into both models, and their weights are looked at."""
+    """What TRL has made of it: the position hook goes into both models. Of dropout and precision the gates judge."""
     check_tokenizer(tokenizer)
     for model in (policy, reference):
         if model is not None:
             check_device(model)
             install_position_hook(model)
-            check_weights(model)
 
 
 @contextmanager
@@ -172,19 +171,4 @@ def check_tokenizer(tokenizer: Any) -> None:
             raise ValueError(
                 f"the tokenizer {inner.name_or_path!r} has no `{name}`: completions could not be ended or padded. "
                 f"Set `tokenizer.{name}` before building the trainer (GPT-2 uses its eos token for both)"
-            )
-
-
-def check_weights(model: nn.Module) -> None:
-    """Raises:
-    ValueError: a dropout that is still on, or trainable weights that are not float32.
-    """
-    for name, module in model.named_modules():
-        if isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0:
-            raise ValueError(f"dropout is still {module.p} in '{name}': set it to 0 in the model's config")
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad and parameter.dtype != torch.float32:
-            raise ValueError(
-                f"'{name}' is {parameter.dtype}: small updates vanish in it. Load the model with dtype float32; "
-                "`bf16: true` autocasts the computation"
             )

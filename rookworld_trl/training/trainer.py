@@ -108,9 +108,9 @@ class RookWorldGRPOTrainer(DurableGRPOTrainer):
         self.controls |= learning
         for plugin in self.plugins:
             plugin.attach(self)
-            name, part = plugin.STATE or plugin.NAME, plugin.undone()
-            learning |= {} if part is None else {name: part}
-            self.controls |= {name: plugin} if plugin.keeps_state else {}
+            state: dict[str, Stateful] = {plugin.STATE or plugin.NAME: plugin}
+            learning |= state if plugin.UNDONE else {}
+            self.controls |= state if plugin.keeps_state else {}
         self.guard: Guard | None = None
         if args.recovery and self.sharded:
             logger.warning("`recovery` is off: it keeps whole states in memory, and these weights are sharded")

@@ -230,14 +230,11 @@ def test_random_faults_are_recovered_from(seed: int, tmp_path: Path) -> None:
 # The parts
 
 
-@pytest.mark.parametrize("nested", [False, True])
-def test_a_cut_outlasts_the_schedule(nested: bool) -> None:
+def test_a_cut_outlasts_the_schedule() -> None:
     """Linear from 1 to 0 over 10 steps; halved after 2 of them and after 4."""
     weight = nn.Parameter(torch.ones(1))
     optimizer = torch.optim.SGD([weight], lr=1.0)
     schedule: Any = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / 10)
-    if nested:
-        schedule = torch.optim.lr_scheduler.SequentialLR(optimizer, [schedule], milestones=[])
     rates = []
     for step in range(1, 6):
         weight.grad = torch.zeros(1)

@@ -37,7 +37,6 @@ SERVED = {"rollout_backend": "vllm", "vllm_mode": "server"}
     ("changes", "message"),
     [
         ({"generation_kwargs": {"typical_p": 0.5}}, r"`generation_kwargs` is {'typical_p': 0.5}: .* Keep none but"),
-        ({"model_init_kwargs": {"dtype": "bfloat16"}}, r"`model_init_kwargs` is {'dtype': 'bfloat16'}: .* float32"),
         ({"rollout_backend": "native", "use_vllm": True}, r"`rollout_backend` is 'native': `use_vllm` .* leave "),
         (STOCK | {"use_vllm": True}, r"`rollout_backend` is 'transformers': `use_vllm` .* leave"),
         ({"use_adaptive_entropy": True}, r"`use_adaptive_entropy` is True: .* Set `entropy_coef`"),

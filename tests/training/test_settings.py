@@ -20,7 +20,7 @@ from rookworld_trl.chess.dataset import load_shipped
 from rookworld_trl.modeling.loading import NANO_FOLDER, load_model
 from rookworld_trl.plugins import offered
 from rookworld_trl.settings.parser import parse
-from rookworld_trl.training import RookWorldGRPOConfig, RookWorldGRPOTrainer
+from rookworld_trl.training import GateError, RookWorldGRPOConfig, RookWorldGRPOTrainer
 from tests.recipes.test_evaluate import few_rows
 from tests.support.documents import blocks
 from tests.training.conftest import PROMPTS
@@ -134,8 +134,8 @@ def test_as_many_completions_are_printed_as_are_asked_for(make_trainer: Make, mo
 
 
 def test_a_model_that_keeps_its_dropout_is_refused(make_trainer: Make) -> None:
-    with pytest.raises(ValueError, match=r"dropout is still 0.1 in 'transformer\.drop'"):
-        make_trainer(disable_dropout=False)
+    with pytest.raises(GateError, match=r"gate 'dropout' FAILS"):
+        make_trainer(disable_dropout=False, share_prefixes=False).train()
 
 
 @pytest.fixture
