@@ -1,8 +1,6 @@
 """While a run goes on: a progress bar, one readable line per logged step, and every number in `metrics.jsonl`."""
 
 import json
-import os
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,7 +17,6 @@ from rookworld_trl.settings.terminal import progress_bar
 logger = logging.get_logger(__name__)
 
 METRICS_FILE = "metrics.jsonl"
-TABLE_COLUMNS = 240
 
 # Label, key in TRL's log, format. A key that a run does not log is left out of the line.
 Columns = Sequence[tuple[str, str, str]]
@@ -40,17 +37,10 @@ def report_live(trainer: Trainer, folder: Path, columns: Columns = ()) -> None:
         folder: where `metrics.jsonl` goes, one JSON object a logged step.
         columns: label, key in the log, and format of what a line shows before KL, entropy and informative groups.
     """
-    if getattr(trainer.args, "log_completions", False):
-        widen_tables()
     folder.mkdir(parents=True, exist_ok=True)
     for callback in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(callback)
     trainer.add_callback(LiveReport(folder, columns))
-
-
-def widen_tables() -> None:
-    """Give the tables of `log_completions` room for whole FENs, which are cut at the terminal's width: 80, if none."""
-    os.environ.setdefault("COLUMNS", str(max(TABLE_COLUMNS, shutil.get_terminal_size().columns)))
 
 
 def live_line(step: int, steps: int, logs: Mapping[str, Any], columns: Columns = COLUMNS) -> str:

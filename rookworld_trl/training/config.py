@@ -229,11 +229,6 @@ def _sampling(c: RookWorldGRPOConfig) -> Iterator[str]:
             "vllm_mode: TRL starts that engine in the dtype of vLLM's choice, bfloat16, and the loss would be scored "
             "in float32. Set `bf16` to true, or use a server (`vllm_mode: server`) started with `--dtype float32`"
         )
-    if c.use_peft and c.rollout_backend == "native":
-        yield (
-            "rollout_backend: native rollouts decode the model's own weights, not adapters beside them. Set it to auto "
-            "or transformers, or `use_peft` to False"
-        )
 
 
 def _whole_run(c: RookWorldGRPOConfig) -> Iterator[str]:
@@ -306,13 +301,8 @@ def _devices(c: RookWorldGRPOConfig) -> Iterator[str]:
     elsewhere = c.ref_device != "auto"
     if elsewhere and not _DEVICE.fullmatch(c.ref_device):
         yield "ref_device: no such device. Write auto, cpu, or cuda: and a number, such as cuda:1"
-    beside = {"beta": c.beta == 0, "sync_ref_model": c.sync_ref_model}
-    for name, found in beside.items():
-        if elsewhere and found:
-            yield (
-                f"ref_device: with `{name}` {getattr(c, name)} there is no reference, or it must sit beside the "
-                f"policy. Leave `ref_device` at auto, or change `{name}`"
-            )
+    if elsewhere and c.sync_ref_model:
+        yield "ref_device: a reference that follows the policy (`sync_ref_model`) must sit beside it. Leave it at auto"
     if c.ref_device.startswith("cuda") and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         yield "ref_device: every process would put its reference there. Write auto or cpu where several processes train"
     if c.tf32 and not c.bf16 and not c.fp16:

@@ -67,7 +67,7 @@ def arrange(config: GRPOConfig, accelerator: Any, reference: Any, sharded: bool)
             config.ref_device == "auto",
             "ref_device",
             config.ref_device,
-            "with adapters, DeepSpeed or FSDP the reference is part of the policy or sharded like it",
+            "there is no reference (`beta` is 0), or it is part of the policy (adapters) or sharded (DeepSpeed, FSDP)",
             "leave it at auto",
         )
         return None

@@ -3,13 +3,13 @@
 import itertools
 import math
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
 
 from rookworld_trl.plugins.baselines import Baselines, scale_advantages
 from rookworld_trl.training import RookWorldGRPOTrainer
+from tests.plugins.conftest import batch_of
 from tests.support.plugged import plugin_of
 
 NAN = float("nan")
@@ -63,13 +63,6 @@ def test_dropping_groups_that_agree_is_right_for_group_baselines_alone(kind: str
         gradient[len(set(outcome)) > 1] += probability * float((advantages * (rewards - chance)).sum())
     assert sum(gradient.values()) > 0.3  # 4 p (1 - p) = 0.64, less a quarter of it with the group's own mean
     assert (abs(gradient[False]) < 1e-12) == unharmed
-
-
-def batch_of(trainer: RookWorldGRPOTrainer) -> tuple[dict[str, Any], torch.Tensor]:
-    """The first generation batch, with each completion's reward."""
-    trainer.model.train()
-    batch = trainer._generate_and_score_completions(next(iter(trainer.get_train_dataloader())))
-    return batch, trainer._rewards
 
 
 @pytest.mark.parametrize("scale", ["none", "group", "batch"])

@@ -11,6 +11,7 @@ import torch
 from rookworld_trl.checkpointing.store import load_tree, save_tree
 from rookworld_trl.plugins.gae import GAE, ValueHead, gae
 from rookworld_trl.training import RookWorldGRPOTrainer
+from tests.plugins.conftest import batch_of
 from tests.support.plugged import plugin_of
 
 ONE_PROCESS = SimpleNamespace(reduce=lambda tensor, reduction: tensor)
@@ -51,13 +52,6 @@ def test_value_head_learns_and_survives(tmp_path: Path) -> None:
     assert torch.equal(head.values(states), other.values(states))
     with pytest.raises(ValueError, match=r"(?s)the value head cannot be restored .* resume from"):
         ValueHead(8, 4, 1e-2, 1, seed=1).load_state_dict(head.state_dict())
-
-
-def batch_of(trainer: RookWorldGRPOTrainer) -> tuple[dict[str, Any], torch.Tensor]:
-    """The first generation batch, with each completion's reward."""
-    trainer.model.train()
-    batch = trainer._generate_and_score_completions(next(iter(trainer.get_train_dataloader())))
-    return batch, trainer._rewards
 
 
 def test_first_gae_advantages_by_hand(make_trainer: Make) -> None:

@@ -1,15 +1,12 @@
 """Live lines and metrics.jsonl, driven by a trainer's callback calls."""
 
 import json
-import os
 from types import SimpleNamespace
 
 import pytest
-from rich.console import Console
-from trl.trainer.utils import print_prompt_completions_sample
 
 from recipes import grpo
-from rookworld_trl.plugins.live import COLUMNS, LiveReport, live_line, widen_tables
+from rookworld_trl.plugins.live import COLUMNS, LiveReport, live_line
 
 LOGS = {
     "rewards/policy_reward/mean": 0.3124,
@@ -24,20 +21,6 @@ def test_a_line_shows_what_was_logged_and_nothing_else():
     own = [("reward P", "rewards/policy_reward/mean", "+.3f"), ("B legal", "policy/best_legal", ".0%"), ("y", "y", "")]
     line = live_line(7, 110, LOGS, [*own, *COLUMNS])
     assert line == "step   7/110  reward P +0.312  B legal 61%  KL 0.0021  informative groups 94%"
-
-
-def test_printed_completions_are_whole(monkeypatch, capsys):
-    monkeypatch.setenv("COLUMNS", "")  # so that it is as it was afterwards
-    monkeypatch.delenv("COLUMNS")
-    monkeypatch.setattr(Console, "_environ", os.environ)  # datasets puts a copy in its place after a parallel map
-    fen = "rnbqkb1r/pp1p1ppp/4pn2/2p5/2PP4/2N2N2/PP2PPPP/R1BQKB1R w KQkq - 0 5"
-    rewards = {"policy_reward_continuous": [0.5], "environment_reward_continuous": [0.5]}
-    answer = f"{fen}+0.001+0+0"
-    widen_tables()
-    print_prompt_completions_sample([f"P: {fen}"], [answer], rewards, [0.1], 3, None)
-    shown = capsys.readouterr().out
-    assert f"P: {fen}" in shown
-    assert answer in shown
 
 
 def test_the_recipes_line_shows_rewards_legality_skill_and_exactness():

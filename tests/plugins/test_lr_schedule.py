@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from rookworld_trl.plugins.lr_schedule import advanced_schedule
+from tests.plugins.conftest import rates
 
 
 def curve(total: int, warmup: int, decay: int, floor: float) -> list[float]:
@@ -33,10 +34,6 @@ def test_without_warmup_and_without_decay() -> None:
     assert curve(10, 0, 0, 0.2)[10] == pytest.approx(0.2)
     assert curve(10, 0, 10, 0.5)[0] == pytest.approx(0.5)
     assert curve(4, 4, 0, 0.0) == pytest.approx([0.2, 0.4, 0.6, 0.8, 0.0])
-
-
-def rates(trainer: Any) -> list[float]:
-    return [entry["learning_rate"] for entry in trainer.state.log_history if "learning_rate" in entry]
 
 
 def test_a_run_follows_the_curve(make_trainer: Callable[..., Any]) -> None:

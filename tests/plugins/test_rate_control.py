@@ -9,10 +9,7 @@ import torch
 from torch.optim.lr_scheduler import LambdaLR
 
 from rookworld_trl.plugins.rate_control import RateControl
-
-
-def rates(trainer: Any) -> list[float]:
-    return [entry["learning_rate"] for entry in trainer.state.log_history if "learning_rate" in entry]
+from tests.plugins.conftest import rates
 
 
 def test_the_rate_control_by_hand() -> None:

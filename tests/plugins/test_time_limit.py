@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from rookworld_trl.plugins import time_limit
+from tests.plugins.conftest import rates
 from tests.support.checkpoint_diff import IGNORED, differences
 
 PLAN = {"max_steps": 10, "warmup_steps": 2, "learning_rate": 1e-3, "lr_scheduler_type": "linear", "logging_steps": 1}
@@ -25,25 +26,21 @@ def steps_take(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
     return set_clock
 
 
-def rates(trainer: Any) -> list[float]:
-    """The rate of each step, as a share of the peak."""
-    return [row["learning_rate"] / 1e-3 for row in trainer.state.log_history if "learning_rate" in row]
-
-
 def test_the_rate_has_fallen_when_the_time_is_over(make_trainer: Any, steps_take: Any) -> None:
     """Steps of 8 of 60 seconds. The warm-up ends after 16; of the other 44 each step takes 8, so that the eighth step,
     after which 64 have passed, is the last, at 4/44 of the peak: when k steps are done, 1 - (8 k - 16) / 44."""
     steps_take(8.0)
     trainer = make_trainer(**PLAN, max_train_minutes=1.0)
     trainer.train()
-    assert rates(trainer) == pytest.approx([0.0, 0.5, 1.0, 36 / 44, 28 / 44, 20 / 44, 12 / 44, 4 / 44])
+    shares = [0.0, 0.5, 1.0, 36 / 44, 28 / 44, 20 / 44, 12 / 44, 4 / 44]
+    assert rates(trainer) == pytest.approx([1e-3 * share for share in shares])
 
 
 def test_a_machine_that_is_fast_enough_follows_the_schedule_bit_for_bit(make_trainer: Any, steps_take: Any) -> None:
     steps_take(5.0)
     trainer = make_trainer(**PLAN, max_train_minutes=1.0)
     trainer.train()
-    assert rates(trainer) == [1e-3 * f / 1e-3 for f in (0, 0.5, 1.0, 7 / 8, 6 / 8, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8)]
+    assert rates(trainer) == [1e-3 * f for f in (0, 0.5, 1.0, 7 / 8, 6 / 8, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8)]
 
 
 def test_a_resumed_run_is_the_same_to_the_bit(make_trainer: Any, steps_take: Any, tmp_path: Path) -> None:

@@ -103,6 +103,8 @@ def test_which_device(
 def test_a_gpu_that_is_not_there(make_trainer: Make) -> None:
     with pytest.raises(ValueError, match=r"`ref_device` is 'cuda:1': this process sees 0 GPU"):
         make_trainer(beta=0.1, ref_device="cuda:1")
+    with pytest.raises(ValueError, match=r"`ref_device` is 'cpu': there is no reference"):
+        make_trainer(beta=0.0, ref_device="cpu")
 
 
 def test_each_process_would_take_the_same_gpu(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
