@@ -86,7 +86,7 @@ def follow_launcher(config: Any) -> None:
     Its `dynamic`, `fullgraph` and regional compilation have no field here, and hold wherever something is compiled.
 
     Raises:
-        ValueError: a GPU was asked for and there is none; the launcher says fp16 and the fields do not.
+        ValueError: a GPU was asked for and there is none.
     """
     if parse_flag_from_env("ACCELERATE_USE_CPU"):  # which transformers asks too, for the device alone
         config.use_cpu = True
@@ -101,13 +101,8 @@ def follow_launcher(config: Any) -> None:
     )
     if config.bf16 is None and not config.fp16 and precision == "bf16":
         config.bf16 = True
-    require(
-        precision != "fp16" or config.fp16 or config.bf16 is True,
-        "fp16",
-        config.fp16,
-        "`accelerate launch` was told `mixed_precision` fp16",
-        "give `--fp16 true`, or `--mixed_precision no` to accelerate",
-    )
+    if not config.bf16 and precision == "fp16":
+        config.fp16 = True
     if precision and config.bf16 is False and not config.fp16:  # accelerate takes its word where no other is named
         os.environ[LAUNCHED_PRECISION] = "no"
     launched = TorchDynamoPlugin()

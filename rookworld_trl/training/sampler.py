@@ -1,7 +1,6 @@
 """Who samples the completions, at which settings for each task, and from which distribution each was drawn."""
 
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -9,9 +8,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.utils import logging
 
+from rookworld_trl import ranks
 from rookworld_trl.modeling.gpt2 import GPT2
 from rookworld_trl.modeling.hooks import Drawn, record_generate
 from rookworld_trl.modeling.rollout import rollout
@@ -78,27 +77,6 @@ class Samples:
             logger.warning(f"{len(empty)} of {count} completions have no tokens: taken as their end token alone")
 
 
-def choose_rollout_backend(args: Any, model: Any, eos_token_ids: list[int]) -> str:
-    """Resolve `rollout_backend` auto to native, transformers or vllm.
-
-    Raises:
-        ValueError: native was asked for where it cannot work.
-    """
-    sharded = os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true" or is_deepspeed_zero3_enabled()
-    whole = model.config.model_type == "gpt2" and not hasattr(model, "peft_config") and not sharded
-    native = whole and len(eos_token_ids) == 1
-    if args.rollout_backend == "native" and not native:
-        raise ValueError(
-            "`rollout_backend` is 'native', which decodes GPT-2 without adapters, unsharded, with one eos token, not "
-            f"this {type(model).__name__} with {len(eos_token_ids)}. Set it to transformers"
-        )
-    if args.rollout_backend != "auto":
-        return args.rollout_backend
-    if args.use_vllm:
-        return "vllm"
-    return "native" if native else "transformers"
-
-
 class Sampler:
     """Draws completions by this package's GPT-2, by transformers or by vLLM.
 
@@ -114,7 +92,7 @@ class Sampler:
         backend: native, transformers or vllm.
 
     Raises:
-        ValueError: a backend that cannot work here.
+        ValueError: native was asked for where it cannot work.
     """
 
     def __init__(
@@ -129,8 +107,18 @@ class Sampler:
         self.args, self.accelerator, self.model, self.tokenizer = args, accelerator, model, tokenizer
         self.eos_token_ids, self.generation_config = eos_token_ids, generation_config
         plain = accelerator.unwrap_model(model, keep_torch_compile=False)
-        self.backend = choose_rollout_backend(args, plain, eos_token_ids)
-        self.gpt2 = GPT2.sharing(plain) if self.backend == "native" else None
+        try:
+            gpt2 = None if ranks.sharded(accelerator) or len(eos_token_ids) > 1 else GPT2.sharing(plain)
+        except ValueError:  # no GPT-2, one with adapters, or another variant
+            gpt2 = None
+        if args.rollout_backend == "native" and gpt2 is None:
+            raise ValueError(
+                "`rollout_backend` is 'native', which decodes GPT-2 without adapters, unsharded, with one eos token, "
+                f"not this {type(plain).__name__} with {len(eos_token_ids)}. Set it to transformers"
+            )
+        auto = "vllm" if args.use_vllm else "transformers" if gpt2 is None else "native"
+        self.backend = auto if args.rollout_backend == "auto" else args.rollout_backend
+        self.gpt2 = gpt2 if self.backend == "native" else None
         self._requests: list[Request] = []  # of the rows at hand; none: the defaults
 
     # What each row asks for

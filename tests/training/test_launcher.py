@@ -33,6 +33,7 @@ PRECISIONS: list[tuple[str, dict[str, bool], tuple[bool, str]]] = [
     ("bf16", {"fp16": True}, (False, "fp16")),
     ("no", {"bf16": True}, (True, "bf16")),
     ("no", {"bf16": False}, (False, "no")),
+    ("fp16", {}, (False, "fp16")),
     ("fp16", {"bf16": True}, (True, "bf16")),
     ("fp16", {"fp16": True}, (False, "fp16")),
 ]
@@ -44,16 +45,6 @@ def test_the_precision_that_is_recorded_is_the_one_that_is_computed_in(tmp_path,
         launched(monkeypatch, launcher)
         args = kind(output_dir=str(tmp_path), use_cpu=True, report_to="none", **given)
         assert (args.bf16, args.mixed_precision) == expected, (launcher, given)
-
-
-@KINDS
-def test_half_precision_by_the_launcher_alone_is_refused(
-    tmp_path: Any, monkeypatch: pytest.MonkeyPatch, kind: Any
-) -> None:
-    launched(monkeypatch, "fp16")
-    for given in ({}, {"bf16": False}):
-        with pytest.raises(ValueError, match=r"`fp16` is False: .*mixed_precision` fp16\. Give `--fp16 true`"):
-            kind(output_dir=str(tmp_path), use_cpu=True, report_to="none", **given)
 
 
 @KINDS

@@ -11,6 +11,7 @@ from transformers import AutoConfig, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 from trl import GRPOConfig
 
 from rookworld_trl.training import RookWorldGRPOTrainer
+from tests.support.builders import random_gpt2
 
 Make = Callable[..., RookWorldGRPOTrainer]
 
@@ -98,6 +99,9 @@ def test_context_overrun_is_named(make_trainer: Make) -> None:
 
 def test_backend_choice(make_trainer: Make, tiny_tokenizer: PreTrainedTokenizerFast) -> None:
     assert make_trainer(rollout_backend="auto").sampler.backend == "native"
+    other = make_trainer(_model=random_gpt2(activation_function="relu"), rollout_backend="auto", max_steps=1)
+    assert (other.sampler.backend, other.scorer.shared) == ("transformers", False)
+    other.train()
     llama = LlamaForCausalLM(
         LlamaConfig(
             vocab_size=len(tiny_tokenizer),
