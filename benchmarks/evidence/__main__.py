@@ -1,16 +1,14 @@
 """GRPO in its forms against every cheaper way, from one checkpoint, at equal CPU time, with seeds.
 
     python -m benchmarks.evidence run --factors 0.5 1 2 --minutes 3 --seeds 1 --split dev   # trials, before test
-    python -m benchmarks.evidence run --minutes 3 6 15 --seeds 1 2 3 4 5 --split test
-    python -m benchmarks.evidence table --split test --minutes 3 --groups
-    python -m benchmarks.evidence figure --split test
+    python -m benchmarks.evidence run --minutes 3 --seeds 1 2 3 4 5 --split test
+    python -m benchmarks.evidence table --split test --minutes 3 --groups    # and the page's figure
     python -m benchmarks.evidence run --size 124m --arms exact sampled --minutes 5    # on a GPU, after `make gpu`
 
 `run` trains and measures what has no result yet, one after the other; stop it and run it again at will. The trained
-models lie under `runs/evidence/`. Each point of a curve is a run of its own, whose rate falls to 0 by its end. `table`
-compares arms on the same items; what counts as a win is written in `benchmarks/evidence/RULE.md`. Results of another
-size, start or device have names of their own, and tables of their own (`table --size 124m`). Those of the `P:` reward
-before the present one are named so: `--start-name former`.
+models lie under `runs/evidence/`. The rate falls to 0 by the end of a run, so that runs of two lengths are two runs.
+`table` compares arms on the same items; what counts as a win is written in `benchmarks/evidence/RULE.md`. Results of
+another size, start or device have names of their own, and tables of their own (`table --size 124m`).
 """
 
 import argparse
@@ -38,6 +36,7 @@ from rookworld_trl.measuring import Result
 from rookworld_trl.modeling.loading import load
 
 MODELS = ROOT / "runs" / "evidence"
+SHOWN = "test-3min"  # the table that the page shows
 FIGURE = ROOT / "docs" / "images" / "evidence.svg"
 TEMPERATURE = 0.7
 
@@ -182,16 +181,14 @@ def table(arguments: argparse.Namespace) -> None:
     made = report.make(arguments.split, runs, arguments.ours, arguments.groups)
     name = arguments.name or "-".join(filter(None, (start, arguments.split, f"{minutes:g}min")))
     write_report(store.FOLDER / f"{name}.json", made)
+    if name == SHOWN:
+        report.draw(made, FIGURE)
     print(report.as_markdown(made))
-
-
-def figure(arguments: argparse.Namespace) -> None:
-    report.draw(arguments.split, stored(arguments.split, size_of(arguments).results), FIGURE)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["run", "table", "figure"])
+    parser.add_argument("what", choices=["run", "table"])
     parser.add_argument("--arms", nargs="+", help="of a table, ARM or ARM@MINUTES; default: all of that length")
     parser.add_argument(
         "--minutes", nargs="+", type=float, default=[4.0], help="of training, CPU time; on a GPU the clock's"
@@ -211,7 +208,7 @@ def main() -> None:
     parser.add_argument("--environment-items", type=int)
     arguments = parser.parse_args()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    {"run": run, "table": table, "figure": figure}[arguments.what](arguments)
+    {"run": run, "table": table}[arguments.what](arguments)
 
 
 if __name__ == "__main__":

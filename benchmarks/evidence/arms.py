@@ -141,19 +141,19 @@ def of_loop(loop: Callable[..., None], size: Size, folder: Path, budget: Budget,
     return model
 
 
-def ours(about: str, recipe: str = SAMPLED, **changed: Any) -> Arm:
+def ours(about: str, recipe: str = SAMPLED, factor: float = 1.0, **changed: Any) -> Arm:
     keys = SHARES if recipe == EXACT else OF_SAMPLED
-    return Arm(partial(of_recipe, recipe, MappingProxyType({**keys, **changed})), about)
+    return Arm(partial(of_recipe, recipe, MappingProxyType({**keys, **changed})), about, factor)
 
 
 ARMS: dict[str, Arm] = {
     "exact": ours("ours, the exact gradient: the demo's recipe", EXACT),
-    "mixed": ours("the same; of `A:` what is no whole answer is sampled", EXACT, objective="mixed"),
+    "mixed": ours("the same; of `A:` what is no whole answer is sampled", EXACT, 2.0, objective="mixed"),
     "sampled": ours("ours, sampled GRPO, advantages divided by their group's deviation"),
-    "sampled_unscaled": ours("the same without the group's scale (Dr. GRPO)", scale_rewards="none"),
+    "sampled_unscaled": ours("the same without the group's scale (Dr. GRPO)", factor=2.0, scale_rewards="none"),
     "stock": Arm(partial(of_stock, False), "TRL's GRPOTrainer as it is, the same settings as `sampled`"),
     "stock_positions": Arm(partial(of_stock, True), "TRL's GRPOTrainer with position ids from the mask"),
-    "gold": Arm(partial(of_loop, partial(rivals.gold, rows=64)), "supervised training on the right answers (SFT)"),
+    "gold": Arm(partial(of_loop, partial(rivals.gold, rows=64)), "supervised training on the right answers (SFT)", 0.5),
     "soft": Arm(
         partial(of_loop, partial(rivals.soft, rows=48, temperature=0.1)),
         "supervised training on soft labels: a softmax of the rewards that `exact` sums",
@@ -161,5 +161,6 @@ ARMS: dict[str, Arm] = {
     "raft": Arm(
         partial(of_loop, partial(rivals.raft, rows=64, samples=16, temperature=0.7)),
         "best of 16 samples by the same reward, learned from (RAFT)",
+        2.0,
     ),
 }

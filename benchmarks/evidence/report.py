@@ -1,5 +1,6 @@
 """Stored runs as a report: every arm's values, the comparisons that count, gains beside losses; and as text."""
 
+import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -135,9 +136,9 @@ def shown(row: Mapping[str, Any], sign: str = "") -> str:
 
 
 def arms_table(report: dict[str, Any]) -> str:
-    """The three headlines of every arm, greedy, with wins (bold) and losses (italic) against the base by the rule, and
-    the skill of whoever takes most material on the items that the arm moves legally; and what trivial players reach on
-    the base's."""
+    """The three headlines of every arm, greedy, with wins (bold) and losses (italic) against the base by the rule, the
+    median of its updates, and the skill of whoever takes most material on the items that the arm moves legally; and
+    what trivial players reach on the base's."""
     greedy = [row for row in report["values"] if row["mode"] == "greedy" and row["metric"] in COMPARED]
     by_arm = {(row["arm"], row["metric"]): row for row in greedy}
     marks = {
@@ -147,8 +148,8 @@ def arms_table(report: dict[str, Any]) -> str:
     }
     names = [name for name in COMPARED if any(row["metric"] == name for row in greedy)]
     heads = [COMPARED[name] for name in names]
-    lines = [f"| arm | seeds | {' | '.join(heads)} | skill of {MATERIAL}, same items |"]
-    lines += ["|---|---:|" + "---|" * len(names) + "---:|"]
+    lines = [f"| arm | seeds | updates | {' | '.join(heads)} | skill of {MATERIAL}, same items |"]
+    lines += ["|---|---:|---:|" + "---|" * len(names) + "---:|"]
     for arm in dict.fromkeys(arm for arm, _ in by_arm):
         cells = []
         for name in names:
@@ -156,11 +157,12 @@ def arms_table(report: dict[str, Any]) -> str:
             cells.append(f"{mark}{row['mean']:.3f}{mark}{shown(row)}")
         material = by_arm[arm, "skill"][MATERIAL]
         cells.append("" if material is None else f"{material:.3f}")
-        lines.append(f"| {arm} | {len(by_arm[arm, names[0]]['by_seed'])} | " + " | ".join(cells) + " |")
+        made = statistics.median(report["updates"][arm])
+        lines.append(f"| {arm} | {len(report['updates'][arm])} | {made:g} | " + " | ".join(cells) + " |")
     for player in dict.fromkeys(player for of_metric in report["trivial players"].values() for player in of_metric):
         reached = [report["trivial players"].get(name, {}).get(player) for name in names]
         cells = ["" if value is None else f"{value:.3f}" for value in reached]
-        lines.append(" | ".join([f"| ({player})", "", *cells, "", ""]).replace("  ", " ").rstrip())
+        lines.append(" | ".join([f"| ({player})", "", "", *cells, "", ""]).replace("  ", " ").rstrip())
     return "\n".join(lines)
 
 
@@ -205,40 +207,30 @@ def as_markdown(report: dict[str, Any]) -> str:
     return "\n\n".join(tables)
 
 
-def draw(split: str, runs: Mapping[tuple[str, float], Sequence[store.Result]], path: Path) -> None:
-    """The figure: the headlines over CPU minutes of training; bars are intervals, where there are seeds enough."""
+def draw(report: Mapping[str, Any], path: Path) -> None:
+    """The figure: every arm's headlines with their intervals, beside the base's."""
     import matplotlib
 
     matplotlib.use("svg")
     matplotlib.rcParams["svg.hashsalt"] = "evidence"  # else every run of this writes another file
     from matplotlib import pyplot
 
-    labels = {
-        "exact": "exact gradient",
-        "sampled": "sampled GRPO",
-        "gold": "SFT",
-        "raft": "RAFT",
-        "soft": "soft labels",
-    }
-    colors = {"exact": "#1b7837", "sampled": "#c2185b", "gold": "#b8860b", "raft": "#5e6ad2", "soft": "#777777"}
-    figure, panels = pyplot.subplots(1, 3, figsize=(10, 3.2), layout="constrained")
-    by_point = {f"{arm} {minutes:g}": of_point for (arm, minutes), of_point in runs.items()}
-    rows = list(values(split, {BASE: runs[BASE, 0.0], **by_point}))
-    for panel, (metric, title) in zip(panels, COMPARED.items(), strict=True):
-        own = {row["arm"]: row for row in rows if (row["metric"], row["mode"]) == (metric, "greedy")}
-        panel.axhline(own[BASE]["mean"], color="#999999", linestyle=":", label="before training")
-        for arm, label in labels.items():
-            minutes = sorted(m for name, m in runs if name == arm)
-            points = [own[f"{arm} {m:g}"] for m in minutes]
-            if points:
-                errors = [p["mean"] - (p["mean"] if p["ci_low"] is None else p["ci_low"]) for p in points]
-                heights = [p["mean"] for p in points]
-                panel.errorbar(minutes, heights, errors, label=label, color=colors[arm], marker="o", ms=4, capsize=2)
-        panel.set(title=title, xlabel="CPU minutes, one core", xscale="log")
-        panel.set_xticks([1, 2, 4, 8, 16], ["1", "2", "4", "8", "16"])
-        panel.minorticks_off()
-        panel.grid(alpha=0.25)
-    panels[0].legend(frameon=False, fontsize="small")
+    rows = {(row["metric"], row["arm"]): row for row in report["values"] if row["mode"] == "greedy"}
+    arms = [arm for arm in report["minutes"] if arm != BASE]
+    shown = [metric for metric in COMPARED if (metric, BASE) in rows]
+    size = (10, 1.1 + 0.28 * len(arms))
+    figure, panels = pyplot.subplots(1, len(shown), figsize=size, layout="constrained", sharey=True)
+    for panel, metric in zip(panels, shown, strict=True):
+        panel.axvline(rows[metric, BASE]["mean"], color="#999999", linestyle=":", label="before training")
+        for place, arm in enumerate(reversed(arms)):
+            row = rows[metric, arm]
+            color = "#1b7837" if arm == report["ours"] else "#444444"
+            if row["ci_low"] is not None:
+                panel.plot([row["ci_low"], row["ci_high"]], [place, place], color=color, linewidth=1.5)
+            panel.plot(row["mean"], place, "o", color=color, markersize=5)
+        panel.set(title=COMPARED[metric], yticks=range(len(arms)), yticklabels=arms[::-1])
+        panel.grid(alpha=0.25, axis="x")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", frameon=False, fontsize="small")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, metadata={"Date": None})
     pyplot.close(figure)

@@ -22,6 +22,7 @@ from benchmarks.evidence.sizes import NANO, SIZES
 from rookworld_trl.chess.accuracy import baseline_scores, item_key, score
 from rookworld_trl.chess.dataset import load_shipped
 from rookworld_trl.modeling.loading import NANO_FOLDER, load
+from tests.support.tables.evidence import headlines
 
 
 def asked(**settings: Any) -> argparse.Namespace:
@@ -205,14 +206,18 @@ def test_a_table_shows_what_got_worse_and_what_counts_as_a_win(
 ) -> None:
     """Made-up results: an arm that plays more legally (+30 points of 200 items), with less skill, sampled alone."""
     monkeypatch.setattr(store, "FOLDER", tmp_path)
+    monkeypatch.setattr(evidence, "SHOWN", "dev-1min")
+    monkeypatch.setattr(evidence, "FIGURE", tmp_path / "figure.svg")
     made_up({"base": (0.5, 0.5), "gold": (0.8, 0.2), "exact": (0.6, 0.5)})
     evidence.table(asked(arms=None, groups=True))
+    assert "legality" in (drawn := (tmp_path / "figure.svg").read_text())
+    assert "skill" in drawn
     arms, ours, changes = capsys.readouterr().out.strip().split("\n\n")
     lines = arms.splitlines()
     assert [line.split(" | ")[0].strip("| ") for line in lines[2:5]] == ["base", "exact", "gold"]
-    assert lines[4].startswith("| gold | 2 | **0.800** [")
+    assert lines[4].startswith("| gold | 2 | 7 | **0.800** [")
     assert lines[4].count("*") == 4
-    assert lines[5] == "| (random legal) | | 1.000 | 0.000 | |"
+    assert lines[5] == "| (random legal) | | | 1.000 | 0.000 | |"
     _, _, exact, gold = changes.splitlines()
     # The paired differences are 60 ones and 140 zeros, of which the deviation is sqrt(0.3 x 0.7 x 200 / 199).
     assert "| best_legal +0.300 [+0.236, +0.364]; best_legal, sampled +0.300" in gold
@@ -230,11 +235,20 @@ def test_a_table_shows_what_got_worse_and_what_counts_as_a_win(
 
     ends = [line.rpartition("] | ")[2] for line in (lines[2], lines[4])]
     assert ends == [f"{material(100):.3f} |", f"{material(160):.3f} |"]
-    assert lines[7] == f"| (most material) | | 1.000 | {material(100):.3f} | |"
+    assert lines[7] == f"| (most material) | | | 1.000 | {material(100):.3f} | |"
     written = json.loads((tmp_path / "dev-1min.json").read_text())
     white = sum(" w " in row["prompt"] for row in rows)
     found = [row for row in written["groups"] if (row["group"], row["arm"]) == ("White to move", "gold")]
     assert {row["items"] for row in found} == {white}
+
+
+def test_rates_are_those_that_the_trials_chose() -> None:
+    """As RULE.md says: of three trials of each arm on dev the one whose three headlines sum to most."""
+    for name, arm in ARMS.items():
+        sums = {
+            factor: sum(headlines(store.read("dev", f"{name}_rate_{factor:g}-3min-seed1"))) for factor in (0.5, 1, 2)
+        }
+        assert arm.factor == max(sums, key=lambda factor: sums[factor]), name
 
 
 class BuiltError(Exception):

@@ -4,10 +4,12 @@ from functools import partial
 
 import numpy as np
 
+from benchmarks.evidence import store
 from benchmarks.evidence.report import COMPARED, arms_table, changes_table, pairs_table
+from rookworld_trl.measuring.intervals import ratios
 from tests.support.tables.cells import change, interval, minus, number, only, read, table
 
-FORMER = "evidence/former-test-"  # by the `P:` reward before the present one
+REPORT = "evidence/test-3min"
 GROUPS = {  # metric, group, label
     ("skill", "White to move"): "skill, White to move",
     ("skill", "Black to move"): "skill, Black to move",
@@ -21,28 +23,39 @@ GROUPS = {  # metric, group, label
     ("exact", "dead_material"): "exact, dead material",
     ("exact", "castling_right_taken"): "exact, castling right taken",
 }
-RIGHT = {
-    "best_legal": "`P:` the move is legal",
-    "best_in_top5": "`P:` it is in the top five",
-    "top1": "`P:` it is the best one",
-    "exact": "`A:` exact",
-}
 
 
-def arms(name: str) -> str:
-    return minus(arms_table(read(FORMER + name)))
+def trials() -> str:
+    """Each arm's trials on dev: the headlines at half the rate, the rate and twice the rate, the highest sum bold."""
+    found: dict[str, dict[float, list[float]]] = {}
+    for name in store.names("dev"):
+        run = store.read("dev", name)
+        arm, _, factor = run.facts["arm"].partition("_rate_")
+        if factor:
+            values = headlines(run)
+            found.setdefault(arm, {})[float(factor)] = values
+    rows = []
+    for arm in sorted(found):
+        best = max(found[arm], key=lambda factor: sum(found[arm][factor]))
+        cells = []
+        for factor, values in sorted(found[arm].items()):
+            mark = "**" if factor == best else ""
+            cells.append(f"{mark}{sum(values):.3f}{mark} ({', '.join(number(value) for value in values)})")
+        rows.append((arm, *cells))
+    return table(("sum (legality, skill, exactness)", "half the rate", "the rate", "twice the rate"), "llll", rows)
 
 
-def pairs(name: str) -> str:
-    return minus(pairs_table(read(FORMER + name)))
-
-
-def changes(name: str) -> str:
-    return minus(changes_table(read(FORMER + name)))
+def headlines(run: store.Result) -> list[float]:
+    """A run's legality, skill and exactness, greedy."""
+    found = {}
+    for task in store.SHOWN:
+        values = ratios(*run.terms[task, "greedy"])
+        found |= {metric.name: float(v) for metric, v in zip(store.metrics_of(task), values, strict=True)}
+    return [found[name] for name in COMPARED]
 
 
 def by_group() -> str:
-    found = read(FORMER + "3min")["groups"]
+    found = read(REPORT)["groups"]
     shown = ("exact", "sampled", "gold", "raft")
     rows = []
     for (metric, group), label in GROUPS.items():
@@ -90,21 +103,6 @@ def play() -> str:
     return table(("rules", "against", "", "won", "drawn", "of these repeated", "lost"), "lllrrrr", rows)
 
 
-def pass_at_k() -> str:
-    report, ks = read("evidence/pass_at_k"), (1, 4, 16)
-    rows = []
-    for metric, label in RIGHT.items():
-        if metric in ("best_in_top5", "top1"):
-            chance = dict(zip((1, 2, 4, 8, 16), report["random legal"][metric], strict=True))
-            rows.append((label, "*random legal*", *(number(chance[k]) for k in ks)))
-            label = ""
-        for model in ("base", "exact", "sampled"):
-            own = [only(report["rows"], metric=metric, model=model, k=k) for k in ks]
-            cells = [number(each["value"]) for each in own]  # of one run each: no interval
-            rows.append((label if model == "base" else "", model, *cells))
-    return table(("right", "", *(f"pass@{k}" for k in ks)), "lllll", rows)
-
-
 def padding() -> str:
     def nats(value: float) -> str:
         return np.format_float_positional(value, precision=2, fractional=False, trim="-")
@@ -120,33 +118,15 @@ def padding() -> str:
     return table((*heads, "ratio outside 1 ± 0.2", "worst with position ids"), "lrrrrrrr", rows)
 
 
-def updates() -> str:
-    rows = []
-    for name, minutes in (("former-test-3min", "three CPU minutes"), ("former-test-6min", "eight to ten CPU minutes")):
-        report = read(f"evidence/{name}")
-        value = {(v["arm"], v["metric"]): v["mean"] for v in report["values"] if v["mode"] == "greedy"}
-        if not rows:
-            rows.append(("0", "", *(number(value["base", metric]) for metric in COMPARED)))
-        made = sorted({*report["updates"]["stock"], *report["updates"]["stock_positions"]})
-        steps = f"{made[0]} to {made[-1]}" if len(made) > 1 else made[0]
-        both = [", ".join(number(value[arm, metric]) for arm in ("stock", "stock_positions")) for metric in COMPARED]
-        rows.append((f"{steps} ({minutes})", len(report["updates"]["stock"]), *both))
-    heads = ("updates", "seeds", "legality: as it is, right positions", "skill", "exactness")
-    return table(heads, "rrlll", rows)
-
-
-TABLES = {"arms": lambda: arms("3min"), "ours": lambda: pairs("3min"), "other-positions": other_positions, "play": play}
+TABLES = {
+    "arms": lambda: minus(arms_table(read(REPORT))),
+    "ours": lambda: minus(pairs_table(read(REPORT))),
+    "other-positions": other_positions,
+    "play": play,
+}
 APPENDIX = {
-    "changes": lambda: changes("3min"),
-    "six-minutes": lambda: arms("6min"),
-    "ours-six-minutes": lambda: pairs("6min"),
-    "changes-six-minutes": lambda: changes("6min"),
-    "equal-samples": lambda: arms("equal-samples"),
-    "changes-equal-samples": lambda: changes("equal-samples"),
-    "ablations": lambda: arms("ablations"),
-    "changes-ablations": lambda: changes("ablations"),
+    "changes": lambda: minus(changes_table(read(REPORT))),
+    "trials": trials,
     "groups": by_group,
-    "pass-at-k": pass_at_k,
     "padding": padding,
-    "updates": updates,
 }
