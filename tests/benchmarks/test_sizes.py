@@ -141,7 +141,7 @@ def test_another_size_has_files_and_a_table_of_its_own(
     assert store.names("dev", "124m-cpu") == own
     found = store.read("dev", own[-1])
     facts = found.facts
-    assert (facts["learning_rate"], facts["samples"]) == (1e-5, 6)
+    assert (facts["learning_rate"], facts["samples"]) == (1e-5 * ARMS["gold"].factor, 6)
     assert load(tmp_path / "models" / "124m-cpu-gold-1min-seed3")[0].config.n_embd == TINY["n_embd"]
     others = {task: keys[::-1] for task, keys in found.keys.items()}
     store.save("dev", "other/gold-1min-seed1", replace(found, keys=others))

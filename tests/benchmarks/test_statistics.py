@@ -133,7 +133,7 @@ def quantile_of(degrees: float) -> float:
 def test_six_random_seeds_give_the_same_verdicts() -> None:
     """Nothing is drawn, so a seed can only change an order: of the items, of the runs, or the global generator."""
     stored: dict[str, list[store.Result]] = {}
-    for name in store.names("test", "former"):
+    for name in store.names("test"):
         found = store.read("test", name)
         if (found.facts["arm"], found.facts["minutes"]) in {
             ("exact", 3.0),
