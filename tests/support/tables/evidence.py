@@ -34,15 +34,16 @@ def trials() -> str:
         if factor:
             values = headlines(run)
             found.setdefault(arm, {})[float(factor)] = values
-    rows = []
+    start = summed(headlines(store.read("dev", "base-0min-seed0")))
+    rows: list[tuple[str, ...]] = [("(no training)", "", start, "")]
     for arm in sorted(found):
         best = max(found[arm], key=lambda factor: sum(found[arm][factor]))
-        cells = []
-        for factor, values in sorted(found[arm].items()):
-            mark = "**" if factor == best else ""
-            cells.append(f"{mark}{sum(values):.3f}{mark} ({', '.join(number(value) for value in values)})")
-        rows.append((arm, *cells))
+        rows.append((arm, *(summed(values, "**" * (factor == best)) for factor, values in sorted(found[arm].items()))))
     return table(("sum (legality, skill, exactness)", "half the rate", "the rate", "twice the rate"), "llll", rows)
+
+
+def summed(values: list[float], mark: str = "") -> str:
+    return f"{mark}{sum(values):.3f}{mark} ({', '.join(number(value) for value in values)})"
 
 
 def headlines(run: store.Result) -> list[float]:
